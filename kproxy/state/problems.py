@@ -1,0 +1,34 @@
+"""One shape for everything that can be wrong with an object: every report names object, field and value."""
+
+import json
+
+import msgspec
+
+_SHOWN = 120
+
+
+class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
+    """A defect of one object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, the value, why."""
+
+    object: str
+    field: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.field}={self.value}: {self.reason}"
+
+
+def show(value: object) -> str:
+    """Print an untrusted value on one line, quoted and escaped, cut after 120 characters."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+class ObjectRejected(ValueError):
+    """An object that cannot be used at all. `key` is "namespace/name" as far as it could be read."""
+
+    def __init__(self, problem: Problem, key: str | None) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+        self.key = key
