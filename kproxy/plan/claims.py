@@ -1,0 +1,127 @@
+"""Who may have an address: two services that claim the same address, protocol and port cannot both be right.
+
+kube-proxy writes both and the order of its map decides. Here a cluster IP beats any other use of the same
+address (nobody's externalIPs can capture another service's cluster traffic, CVE-2020-8554), then the older
+service wins, then the one whose name sorts first; the other keeps everything else it has and is reported.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from kproxy.plan.model import PortPlan, ServicePlan
+from kproxy.state.problems import Problem, show
+
+Frontend = tuple[str, int, str]
+"""(address, or "" for a node port; port; protocol)."""
+
+_NEWEST = "~"
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
+    """One service port's claim to a frontend; the smallest claim wins."""
+
+    rank: int
+    created: str
+    port: str
+    service: str
+
+
+class Claims:
+    """All claims of one family. Answers which parts of a plan its service may have."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Frontend, Claim | tuple[Claim, ...]] = {}
+        self._of: dict[str, tuple[tuple[Frontend, Claim], ...]] = {}
+
+    def update(self, plan: ServicePlan) -> set[str]:
+        """Take a service's new claims; return the other services whose standing may have changed."""
+        before = self._of.get(plan.key, ())
+        after = tuple(_claims_of(plan))
+        if before == after:
+            return set()
+        affected: set[str] = set()
+        for frontend, claim in before:
+            affected |= self._remove(frontend, claim)
+        for frontend, claim in after:
+            affected |= self._add(frontend, claim)
+        if after:
+            self._of[plan.key] = after
+        else:
+            self._of.pop(plan.key, None)
+        affected.discard(plan.key)
+        return affected
+
+    def settle(self, plan: ServicePlan) -> ServicePlan:
+        """Return the plan without the frontends that belong to others, each of them named as a problem."""
+        problems: list[Problem] = []
+        ports = tuple(
+            settled for port in plan.ports if (settled := self._settle_port(plan, port, problems)) is not None
+        )
+        if not problems:
+            return plan
+        return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems))
+
+    def _settle_port(self, plan: ServicePlan, port: PortPlan, problems: list[Problem]) -> PortPlan | None:
+        def mine(address: str, number: int, field: str) -> bool:
+            winner = self._winner((address, number, port.protocol.value))
+            if winner is None or winner.port == _identity(port):
+                return True
+            reason = f"{port.protocol} port {number} already belongs to {winner.port.rpartition(' ')[0]}"
+            problems.append(Problem(f"Service {plan.key}", field, show(address or number), reason))
+            return False
+
+        if not mine(port.cluster_ip, port.port, "spec.clusterIP"):
+            return None
+        external = tuple(ip for ip in port.external_ips if mine(ip, port.port, "spec.externalIPs"))
+        balancer = tuple(
+            ip for ip in port.load_balancer_ips if mine(ip, port.port, "status.loadBalancer.ingress")
+        )
+        node_port = port.node_port if not port.node_port or mine("", port.node_port, "nodePort") else 0
+        if (external, balancer, node_port) == (port.external_ips, port.load_balancer_ips, port.node_port):
+            return port
+        return msgspec.structs.replace(
+            port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
+        )
+
+    def _winner(self, frontend: Frontend) -> Claim | None:
+        held = self._claims.get(frontend)
+        return min(held) if isinstance(held, tuple) else held
+
+    def _add(self, frontend: Frontend, claim: Claim) -> set[str]:
+        held = self._claims.get(frontend)
+        if held is None:
+            self._claims[frontend] = claim
+            return set()
+        others = held if isinstance(held, tuple) else (held,)
+        self._claims[frontend] = (*others, claim)
+        return {c.service for c in others}
+
+    def _remove(self, frontend: Frontend, claim: Claim) -> set[str]:
+        held = self._claims[frontend]
+        if not isinstance(held, tuple):
+            del self._claims[frontend]
+            return set()
+        rest = list(held)
+        rest.remove(claim)
+        self._claims[frontend] = rest[0] if len(rest) == 1 else tuple(rest)
+        return {c.service for c in rest}
+
+
+def _identity(port: PortPlan) -> str:
+    return f"{port.name} {port.protocol}"
+
+
+def _claims_of(plan: ServicePlan) -> Iterator[tuple[Frontend, Claim]]:
+    created = plan.created or _NEWEST
+    for port in plan.ports:
+        identity, protocol = _identity(port), port.protocol.value
+        yield (port.cluster_ip, port.port, protocol), Claim(0, created, identity, plan.key)
+        for ip in _once((*port.external_ips, *port.load_balancer_ips), but=port.cluster_ip):
+            yield (ip, port.port, protocol), Claim(1, created, identity, plan.key)
+        if port.node_port:
+            yield ("", port.node_port, protocol), Claim(1, created, identity, plan.key)
+
+
+def _once(addresses: Iterable[str], *, but: str) -> Iterable[str]:
+    return (ip for ip in dict.fromkeys(addresses) if ip != but)

@@ -1,0 +1,86 @@
+"""Collect a service's endpoints from its slices: one list per port, duplicates between slices resolved.
+
+While a pod moves between slices it may stand in two of them; the better entry wins (ready over serving over
+neither, running over terminating, on this node over not), so the outcome does not depend on the order of
+events.
+"""
+
+from collections.abc import Iterable
+
+from kproxy.addresses import Family, join_host_port, parse_ip
+from kproxy.plan.model import EndpointPlan, NodeView
+from kproxy.plan.topology import Candidate
+from kproxy.state.problems import Problem, show
+from kproxy.state.wire import PORT_MAX, Endpoint, EndpointConditions, EndpointSlice
+
+PortKey = tuple[str, str]
+"""(port name, protocol): what links an EndpointSlice port to a Service port."""
+
+_NO_CONDITIONS = EndpointConditions()
+_NOBODY: frozenset[str] = frozenset()
+
+
+def collect(
+    slices: Iterable[EndpointSlice], family: Family, node: NodeView, problems: list[Problem]
+) -> dict[PortKey, list[Candidate]]:
+    """Return the candidates of each port, ordered by address text; defects are appended to `problems`."""
+    found: dict[PortKey, dict[str, Candidate]] = {}
+    for piece in slices:
+        if piece.address_type != family.value or not piece.endpoints or not piece.ports:
+            continue
+        parsed = [p for i, e in enumerate(piece.endpoints) if (p := _parse(piece, i, e, family, problems))]
+        for index, port in enumerate(piece.ports):
+            number = port.port
+            if not number:
+                continue
+            if not 0 < number <= PORT_MAX:
+                problems.append(_problem(piece, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})"))
+                continue
+            _add(found.setdefault((port.name or "", port.protocol or "TCP"), {}), parsed, number, node.name)
+    return {key: [candidates[text] for text in sorted(candidates)] for key, candidates in found.items()}
+
+
+def _add(into: dict[str, Candidate], parsed: list[tuple[str, Endpoint]], port: int, node_name: str) -> None:
+    for ip, endpoint in parsed:
+        text = join_host_port(ip, port)
+        conditions = endpoint.conditions or _NO_CONDITIONS
+        hints = endpoint.hints
+        candidate = Candidate(
+            EndpointPlan(ip, port, text, endpoint.node_name == node_name),
+            conditions.ready is not False,
+            conditions.serving is not False,
+            conditions.terminating is True,
+            frozenset(z.name for z in hints.for_zones) if hints and hints.for_zones else _NOBODY,
+            frozenset(n.name for n in hints.for_nodes) if hints and hints.for_nodes else _NOBODY,
+        )
+        rival = into.get(text)
+        if rival is None or _rank(candidate) >= _rank(rival):
+            into[text] = candidate
+
+
+def _rank(candidate: Candidate) -> tuple[bool, bool, bool, bool]:
+    return candidate.ready, not candidate.terminating, candidate.serving, candidate.plan.local
+
+
+def _parse(
+    piece: EndpointSlice, index: int, endpoint: Endpoint, family: Family, problems: list[Problem]
+) -> tuple[str, Endpoint] | None:
+    if not endpoint.addresses:
+        problems.append(_problem(piece, f"endpoints[{index}].addresses", [], "no address"))
+        return None
+    # Only the first address counts: the API has said since 1.32 that consumers ignore the others.
+    text = endpoint.addresses[0]
+    try:
+        actual, ip = parse_ip(text)
+    except ValueError as error:
+        problems.append(_problem(piece, f"endpoints[{index}].addresses[0]", text, str(error)))
+        return None
+    if actual is not family:
+        reason = f"an {actual} address in a slice of addressType {family}"
+        problems.append(_problem(piece, f"endpoints[{index}].addresses[0]", text, reason))
+        return None
+    return ip, endpoint
+
+
+def _problem(piece: EndpointSlice, field: str, value: object, reason: str) -> Problem:
+    return Problem(f"EndpointSlice {piece.key}", field, show(value), reason)

@@ -1,0 +1,227 @@
+"""Turn a Service and its slices into a ServicePlan: addresses, policies, endpoints, and every defect found.
+
+A defect costs as little as it can: a bad external IP only itself, a bad port only that port. What cannot be
+read is never guessed in a way that admits more traffic than was asked for: source ranges of which none can be
+read admit nobody.
+"""
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
+from kproxy.plan.endpoints import PortKey, collect
+from kproxy.plan.model import AFFINITY_DEFAULT_SECONDS, NodeView, PortPlan, Protocol, ServicePlan
+from kproxy.plan.topology import Candidate, select
+from kproxy.state.problems import Problem, show
+from kproxy.state.tables import ServiceInput
+from kproxy.state.wire import PORT_MAX, Service, ServicePort, ServiceSpec
+
+AFFINITY_MAX_SECONDS = 86400
+"""Upper bound of sessionAffinityConfig.clientIP.timeoutSeconds (core/v1 validation)."""
+
+_PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_PROTOCOLS = {p.value: p for p in Protocol}
+
+
+class _Reader:
+    """Reads the fields of one Service for one family and collects what is wrong with them."""
+
+    def __init__(self, service: Service, family: Family) -> None:
+        self.service = service
+        self.spec = service.spec or ServiceSpec()
+        self.family = family
+        self.problems: list[Problem] = []
+
+    def problem(self, field: str, value: object, reason: str) -> None:
+        self.problems.append(Problem(f"Service {self.service.key}", field, show(value), reason))
+
+    def cluster_ip(self) -> str | None:
+        """The cluster IP of this family; None if headless, ExternalName, or only of the other family."""
+        spec = self.spec
+        if not spec.cluster_ip and spec.cluster_ips:
+            first: str | None = spec.cluster_ips[0]
+        else:
+            first = spec.cluster_ip
+        if not first or first == "None" or spec.type == "ExternalName":
+            return None
+        addresses = spec.cluster_ips or (first,)
+        for index, text in enumerate(addresses):
+            try:
+                family, ip = parse_ip(text)
+            except ValueError as error:
+                self.problem(
+                    f"spec.clusterIPs[{index}]" if spec.cluster_ips else "spec.clusterIP", text, str(error)
+                )
+                continue
+            if family is self.family:
+                return ip
+        return None
+
+    def addresses(self, field: str, texts: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+        """Canonical addresses of this family, in order, each once. `field` holds `{}` for the index."""
+        found: dict[str, None] = {}
+        for index, text in texts:
+            try:
+                family, ip = parse_ip(text)
+            except ValueError as error:
+                self.problem(field.format(index), text, str(error))
+                continue
+            if family is self.family:
+                found[ip] = None
+        return tuple(found)
+
+    def external_ips(self) -> tuple[str, ...]:
+        return self.addresses("spec.externalIPs[{}]", enumerate(self.spec.external_ips or ()))
+
+    def load_balancer_ips(self) -> tuple[str, ...]:
+        """Ingress addresses this node answers itself; those of ipMode Proxy are the provider's (KEP-1860)."""
+        status = self.service.status
+        ingress = (status.load_balancer.ingress if status and status.load_balancer else None) or ()
+        texts = [(i, e.ip) for i, e in enumerate(ingress) if e.ip and e.ip_mode in {None, "VIP"}]
+        return self.addresses("status.loadBalancer.ingress[{}].ip", texts)
+
+    def source_ranges(self) -> tuple[str, ...] | None:
+        """Allowed client CIDRs of this family, or None where anyone may connect."""
+        found: dict[str, None] = {}
+        unreadable = False
+        for index, text in enumerate(self.spec.load_balancer_source_ranges or ()):
+            try:
+                family, cidr = parse_cidr(text.strip())
+            except ValueError as error:
+                self.problem(f"spec.loadBalancerSourceRanges[{index}]", text, str(error))
+                unreadable = True
+                continue
+            if family is self.family:
+                found[cidr] = None
+        if any(cidr.endswith("/0") for cidr in found):
+            return None
+        return tuple(found) if found or unreadable else None
+
+    def affinity_seconds(self) -> int | None:
+        """Timeout of ClientIP affinity in seconds, or None without affinity."""
+        spec = self.spec
+        if spec.session_affinity in {None, "", "None"}:
+            return None
+        if spec.session_affinity != "ClientIP":
+            self.problem("spec.sessionAffinity", spec.session_affinity, "neither None nor ClientIP")
+            return None
+        config = spec.session_affinity_config
+        seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+        if seconds is None:
+            return AFFINITY_DEFAULT_SECONDS
+        if not 0 < seconds <= AFFINITY_MAX_SECONDS:
+            self.problem(
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                seconds,
+                f"not in 1-{AFFINITY_MAX_SECONDS}",
+            )
+            return AFFINITY_DEFAULT_SECONDS
+        return seconds
+
+    def is_local(self, field: str, value: str | None) -> bool:
+        """Whether a traffic policy is Local; anything unknown counts as Cluster."""
+        if value not in {None, "", "Cluster", "Local"}:
+            self.problem(field, value, "neither Cluster nor Local")
+        return value == "Local"
+
+    def optional_port(self, field: str, value: int | None) -> int:
+        if not value:
+            return 0
+        if not 0 < value <= PORT_MAX:
+            self.problem(field, value, f"not a port (1-{PORT_MAX})")
+            return 0
+        return value
+
+    def ports(self) -> list[tuple[int, ServicePort, Protocol]]:
+        """The usable ports with their index; each (name, protocol) and each (number, protocol) once."""
+        usable: list[tuple[int, ServicePort, Protocol]] = []
+        names: set[PortKey] = set()
+        numbers: set[tuple[int, str]] = set()
+        for index, port in enumerate(self.spec.ports or ()):
+            field = f"spec.ports[{index}]"
+            protocol = _PROTOCOLS.get(port.protocol)
+            name = port.name or ""
+            if protocol is None:
+                self.problem(f"{field}.protocol", port.protocol, "not TCP, UDP or SCTP")
+            elif not 0 < port.port <= PORT_MAX:
+                self.problem(f"{field}.port", port.port, f"not a port (1-{PORT_MAX})")
+            elif name and _PORT_NAME.fullmatch(name) is None:
+                self.problem(f"{field}.name", name, "not a DNS-1123 label")
+            elif (name, protocol) in names:
+                self.problem(f"{field}.name", name, f"a second {protocol} port of this name")
+            elif (port.port, protocol) in numbers:
+                self.problem(f"{field}.port", port.port, f"a second {protocol} port of this number")
+            else:
+                names.add((name, protocol))
+                numbers.add((port.port, protocol))
+                usable.append((index, port, protocol))
+        return usable
+
+
+def plan_service(given: ServiceInput, family: Family, node: NodeView) -> ServicePlan:
+    """Plan one service for one family on one node. Never raises for anything the objects hold."""
+    service = given.service
+    if service is None:
+        return ServicePlan(given.key, family)
+    reader = _Reader(service, family)
+    created = service.metadata.creation_timestamp or ""
+    cluster_ip = reader.cluster_ip()
+    if cluster_ip is None:
+        return ServicePlan(given.key, family, created, (), tuple(reader.problems))
+    candidates = collect(given.slices, family, node, reader.problems)
+    ports = _plan_ports(reader, cluster_ip, candidates, node)
+    return ServicePlan(given.key, family, created, ports, tuple(dict.fromkeys(reader.problems)))
+
+
+def _plan_ports(
+    reader: _Reader, cluster_ip: str, candidates: dict[PortKey, list[Candidate]], node: NodeView
+) -> tuple[PortPlan, ...]:
+    spec = reader.spec
+    external_ips = reader.external_ips()
+    load_balancer_ips = reader.load_balancer_ips()
+    source_ranges = reader.source_ranges()
+    affinity = reader.affinity_seconds()
+    internal_local = reader.is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy)
+    external_local = reader.is_local("spec.externalTrafficPolicy", spec.external_traffic_policy) and (
+        spec.type in {"LoadBalancer", "NodePort"} or bool(spec.external_ips)
+    )
+    health_check = 0
+    if spec.type == "LoadBalancer" and external_local:
+        health_check = reader.optional_port("spec.healthCheckNodePort", spec.health_check_node_port)
+    own_address = node.addresses.get(reader.family)
+    node_included = own_address is not None and any(
+        cidr_contains(cidr, own_address) for cidr in source_ranges or ()
+    )
+    plans = []
+    for index, port, protocol in reader.ports():
+        name = f"{reader.service.key}:{port.name}" if port.name else reader.service.key
+        known = candidates.get((port.name or "", protocol.value), [])
+        plan = PortPlan(
+            name=name,
+            protocol=protocol,
+            cluster_ip=cluster_ip,
+            port=port.port,
+            node_port=reader.optional_port(f"spec.ports[{index}].nodePort", port.node_port),
+            external_ips=external_ips,
+            load_balancer_ips=load_balancer_ips,
+            source_ranges=source_ranges,
+            node_in_source_ranges=node_included,
+            health_check_node_port=health_check,
+            internal_local=internal_local,
+            external_local=external_local,
+            affinity_seconds=affinity,
+            endpoints=len(known),
+        )
+        usable = select(known, node, uses_cluster=plan.uses_cluster, uses_local=plan.uses_local)
+        plans.append(
+            msgspec.structs.replace(
+                plan,
+                cluster=usable.cluster,
+                local=usable.local,
+                reachable=usable.reachable,
+                has_endpoints=usable.has_endpoints,
+            )
+        )
+    return tuple(plans)

@@ -1,0 +1,95 @@
+"""Which endpoints may serve which traffic: readiness, termination, locality and topology hints.
+
+The rules are kube-proxy's (pkg/proxy/topology.go; KEP-1669 terminating endpoints, KEP-2433 hints,
+KEP-3015 PreferSameZone and PreferSameNode).
+"""
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from kproxy.plan.model import EndpointPlan, NodeView
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint before any policy: its plan, its conditions and its hints."""
+
+    plan: EndpointPlan
+    ready: bool
+    serving: bool
+    terminating: bool
+    zones: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+
+    @property
+    def draining(self) -> bool:
+        """Serving while it terminates: used only where nothing is ready."""
+        return self.serving and self.terminating
+
+
+class Usable(msgspec.Struct, frozen=True, gc=False):
+    """The outcome; each tuple keeps the order of the candidates."""
+
+    cluster: tuple[EndpointPlan, ...] = ()
+    local: tuple[EndpointPlan, ...] = ()
+    reachable: tuple[EndpointPlan, ...] = ()
+    has_endpoints: bool = False
+
+
+class _Preference(enum.Enum):
+    ANY = enum.auto()
+    SAME_NODE = enum.auto()
+    SAME_ZONE = enum.auto()
+
+
+def select(
+    candidates: Sequence[Candidate], node: NodeView, *, uses_cluster: bool, uses_local: bool
+) -> Usable:
+    """Choose endpoints for the policies in use. `candidates` are ordered by address text."""
+    if not candidates:
+        return Usable()
+    cluster: tuple[EndpointPlan, ...] = ()
+    preference = _Preference.ANY
+    if uses_cluster:
+        preference = _preference(candidates, node)
+        cluster = tuple(c.plan for c in candidates if c.ready and _preferred(c, preference, node))
+        if not cluster:
+            cluster = tuple(c.plan for c in candidates if c.draining)
+    if not uses_local:
+        return Usable(cluster, (), cluster, bool(cluster))
+
+    has_endpoints = bool(cluster) or any(c.ready or c.draining for c in candidates)
+    local = tuple(c.plan for c in candidates if c.plan.local and c.ready)
+    local_is_draining = False
+    if not local:
+        local = tuple(c.plan for c in candidates if c.plan.local and c.draining and not c.ready)
+        local_is_draining = bool(local)
+    if not uses_cluster:
+        return Usable((), local, local, has_endpoints)
+    if preference is _Preference.ANY and not local_is_draining:
+        return Usable(cluster, local, cluster, has_endpoints)
+    union = {e.text: e for e in (*cluster, *local)}
+    reachable = tuple(union[text] for text in sorted(union))
+    return Usable(cluster, local, reachable, has_endpoints)
+
+
+def _preference(candidates: Sequence[Candidate], node: NodeView) -> _Preference:
+    """Hints count only if every ready endpoint has them and at least one names this node or its zone."""
+    ready = [c for c in candidates if c.ready]
+    if not ready:
+        return _Preference.ANY
+    if all(c.nodes for c in ready) and any(node.name in c.nodes for c in ready):
+        return _Preference.SAME_NODE
+    zone = node.zone or ""
+    if all(c.zones for c in ready) and any(zone in c.zones for c in ready):
+        return _Preference.SAME_ZONE
+    return _Preference.ANY
+
+
+def _preferred(candidate: Candidate, preference: _Preference, node: NodeView) -> bool:
+    if preference is _Preference.SAME_NODE:
+        return node.name in candidate.nodes
+    if preference is _Preference.SAME_ZONE:
+        return (node.zone or "") in candidate.zones
+    return True
