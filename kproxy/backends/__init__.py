@@ -1,0 +1,1 @@
+"""Interchangeable ways to make the kernel deliver what the plans say."""

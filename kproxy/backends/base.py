@@ -1,0 +1,67 @@
+"""The seam between plans and kernels: what every proxy mode offers to the agent.
+
+One backend serves one IP family. The agent hands it plans and asks it to sync; what failed stays pending
+inside the backend's report, so the agent never believes more than what the kernel has taken.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.plan.model import ServicePlan
+
+
+class LocalTraffic(msgspec.Struct, frozen=True):
+    """How traffic of this cluster's (or node's) pods is told from all other: by source CIDR or by interface.
+
+    Exactly one is set; `interface` is an iptables interface match (`cbr0`, or `veth+` for a prefix).
+    """
+
+    cidr: str | None = None
+    interface: str | None = None
+
+
+class SyncReport(msgspec.Struct, frozen=True):
+    """What one sync did.
+
+    All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
+    `error` is set if the sync as a whole could not be done: then nothing is known of any service.
+    `changes` counts what was written, by name of the object kind.
+    """
+
+    failed: Mapping[str, str] = {}
+    error: str | None = None
+    changes: Mapping[str, int] = {}
+
+
+class Drift(msgspec.Struct, frozen=True, order=True):
+    """One object of ours that somebody else changed: its kind and name, and what was found."""
+
+    object: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.object} {self.found}"
+
+
+class Backend(Protocol):
+    """A proxy mode for one family."""
+
+    family: Family
+
+    def update(self, plans: Iterable[ServicePlan]) -> None:
+        """Take new desired states; a plan without ports removes its service."""
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel to the desired state, writing only what differs from what it is known to hold."""
+
+    def retry(self) -> None:
+        """Let the next sync try again the services that failed although nothing about them changed."""
+
+    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+        """Compare the kernel with what was applied; what drifted is pending again and named here.
+
+        Costs next to nothing while the kernel's own change counter stands still, unless `thorough`.
+        """

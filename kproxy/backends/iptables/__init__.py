@@ -1,0 +1,1 @@
+"""kube-proxy's KUBE-* chains of probabilistic DNAT, written with iptables-restore, changed chains only."""

@@ -1,0 +1,201 @@
+"""Keep one family's rules as planned: render what changed, write what differs, believe only what was taken.
+
+The record of the kernel is built from an observation, moved forward by each restore that succeeded, and
+thrown away after any failure that leaves doubt; so a lost write cannot hide. A restore that the kernel
+refuses is narrowed down to the service at fault, which keeps the rules it had while all others get theirs.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.base import Drift, SyncReport
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
+from kproxy.backends.iptables.observed import Observed, read
+from kproxy.backends.iptables.render import ServiceRules, render_service
+from kproxy.backends.iptables.static import static_chains
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.iptables.writer import Part, Writer
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
+from kproxy.plan.model import ServicePlan
+
+log = structlog.stdlib.get_logger(__name__)
+
+NFT_PIECE = 250
+"""Services per restore beyond which iptables-nft is quicker in pieces (benchmarks/README: cold start)."""
+
+Changes = Mapping[str, ServiceRules]
+
+
+class IptablesBackend:
+    """One family's KUBE-* rules."""
+
+    def __init__(
+        self, config: IptablesConfig, xtables: Xtables, watch: ChangeWatch, *, piece: int | None = None
+    ) -> None:
+        self.family: Family = config.family
+        self._config = config
+        self._xtables = xtables
+        self._watch = watch
+        self._piece = piece or (NFT_PIECE if xtables.variant is Variant.NFT else None)
+        self._plans: dict[str, ServicePlan] = {}
+        self._desired: dict[str, ServiceRules] = {}
+        self._pending: set[str] = set()
+        self._quarantine: dict[str, str] = {}
+        self._endpoints = 0
+        self._comments = True
+        self._kernel: KernelState | None = None
+        self._settled = False
+        self._seen_foreign = 0
+
+    def update(self, plans: Iterable[ServicePlan]) -> None:
+        """Take new desired states; a plan without ports removes its service."""
+        for plan in plans:
+            self._endpoints += _endpoints(plan) - _endpoints(self._plans.get(plan.key))
+            if plan.ports:
+                self._plans[plan.key] = plan
+                self._desire(plan)
+            else:
+                self._plans.pop(plan.key, None)
+                self._quarantine.pop(plan.key, None)
+                if self._desired.pop(plan.key, None) is not None:
+                    self._pending.add(plan.key)
+        comments = self._endpoints <= self._config.large_cluster_endpoints
+        if comments != self._comments:
+            self._comments = comments
+            for plan in self._plans.values():
+                self._desire(plan)
+
+    def reconfigure(self, config: IptablesConfig) -> None:
+        """Take new settings of the same family; the next sync writes what they change."""
+        if config == self._config:
+            return
+        self._config = config
+        self._kernel = None
+        for plan in self._plans.values():
+            self._desire(plan)
+
+    def retry(self) -> None:
+        """Let the next sync try the services again that were refused."""
+        self._quarantine.clear()
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel to the desired state, writing only what differs."""
+        writer: Writer | None = None
+        try:
+            kernel = self._kernel or self._adopt(self._observe())
+            writer = Writer(self._xtables, self._watch, self._config, kernel)
+            self._write(writer)
+        except RestoreError as error:
+            # A lock that was not granted means that nothing happened; anything else leaves doubt.
+            if error.kind is not FailureKind.LOCKED:
+                self._kernel = None
+            changes = writer.written if writer else {}
+            return SyncReport(error=f"{error.kind}: {error.message}", changes=dict(changes))
+        return SyncReport(dict(self._quarantine), None, dict(writer.written))
+
+    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+        """Compare the kernel with the record; what differs is named, and written by the next sync.
+
+        Raises RestoreError if the rules cannot be read.
+        """
+        expected = self._kernel
+        if expected is None:
+            return ()
+        foreign = self._watch.foreign
+        if foreign == self._seen_foreign and not thorough:
+            return ()
+        observed = self._observe()
+        fixed = static_chains(self._config)
+        drifts = drift_between(expected, from_observation(observed, self._desired, fixed), observed, fixed)
+        if drifts:
+            self._adopt(observed)
+        return drifts
+
+    def _desire(self, plan: ServicePlan) -> None:
+        rules = render_service(plan, self._config, comments=self._comments)
+        if self._desired.get(plan.key) == rules:
+            return
+        self._desired[plan.key] = rules
+        self._pending.add(plan.key)
+        self._quarantine.pop(plan.key, None)
+
+    def _observe(self) -> Observed:
+        self._seen_foreign = self._watch.foreign
+        return read(self._xtables.save())
+
+    def _adopt(self, observed: Observed) -> KernelState:
+        kernel = from_observation(observed, self._desired, static_chains(self._config))
+        self._kernel = kernel
+        self._settled = False
+        self._pending = {key for key, rules in self._desired.items() if kernel.services[key] is not rules}
+        return kernel
+
+    def _write(self, writer: Writer) -> None:
+        writer.base()
+        keys = sorted(self._pending - self._quarantine.keys())
+        quarantined = len(self._quarantine)
+        if self._piece is None or len(keys) <= self._piece:
+            self._group(writer, keys, Part.ALL)
+        else:
+            for part in (Part.CHAINS, Part.SHARED, Part.DELETIONS):
+                size = len(keys) if part is Part.SHARED else self._piece
+                for start in range(0, len(keys), size or 1):
+                    self._group(writer, keys[start : start + size], part)
+                keys = [key for key in keys if key not in self._quarantine]
+        if not self._settled or len(self._quarantine) > quarantined:
+            writer.settle()
+            self._settled = True
+        self._sweep(writer)
+        self._pending = set(self._quarantine)
+
+    def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
+        """Write a group; where the kernel refuses it, halve it until the services at fault are found."""
+
+        def attempt(some: Sequence[str]) -> None:
+            writer.group({key: self._desired.get(key, NO_RULES) for key in some}, part)
+
+        def give_up(key: str, error: RestoreError) -> None:
+            self._quarantine[key] = error.message
+            log.error("service_refused", family=self.family.value, service=key, reason=error.message)
+
+        _bisect(keys, attempt, give_up)
+
+    def _sweep(self, writer: Writer) -> None:
+        """Delete chains of services that are gone; one that others refer to stays, and is reported."""
+
+        def give_up(chain: str, error: RestoreError) -> None:
+            writer.kernel.stale.discard(chain)
+            log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=error.message)
+
+        stale = sorted(writer.kernel.stale)
+        size = len(stale) if self._piece is None else self._piece * 4
+        for start in range(0, len(stale), size or 1):
+            _bisect(stale[start : start + size], writer.delete_stale, give_up)
+
+
+def _bisect(
+    items: Sequence[str],
+    attempt: Callable[[Sequence[str]], None],
+    give_up: Callable[[str, RestoreError], None],
+) -> None:
+    """Run `attempt` on all items, or on halves of them while the kernel refuses, down to the single one."""
+    if not items:
+        return
+    try:
+        attempt(items)
+    except RestoreError as error:
+        if error.kind is not FailureKind.RULE:
+            raise
+        if len(items) == 1:
+            give_up(items[0], error)
+            return
+        middle = len(items) // 2
+        _bisect(items[:middle], attempt, give_up)
+        _bisect(items[middle:], attempt, give_up)
+
+
+def _endpoints(plan: ServicePlan | None) -> int:
+    return sum(port.endpoints for port in plan.ports) if plan is not None else 0

@@ -1,0 +1,102 @@
+"""Take away everything of the iptables mode, and nothing else.
+
+What the kubelet uses too stays where a kubelet is: KUBE-FIREWALL with its jumps, and KUBE-MARK-MASQ. A chain
+of ours that somebody else's rule jumps to is emptied but kept, and reported: deleting it would break theirs.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.canonical import canonical_rule, parse_save
+from kproxy.backends.iptables.restore import restore_text
+from kproxy.backends.iptables.static import JUMPS, TABLES
+from kproxy.kernel.xtables.types import Xtables
+
+_OURS = {
+    "mangle": frozenset({names.CANARY}),
+    "nat": frozenset(
+        {
+            names.KUBE_SERVICES,
+            names.KUBE_NODEPORTS,
+            names.KUBE_POSTROUTING,
+            names.KUBE_MARK_MASQ,
+            names.CANARY,
+        }
+    ),
+    "filter": frozenset(
+        {
+            names.KUBE_SERVICES,
+            names.KUBE_EXTERNAL_SERVICES,
+            names.KUBE_FORWARD,
+            names.KUBE_NODEPORTS,
+            names.KUBE_PROXY_FIREWALL,
+            names.KUBE_FIREWALL,
+            names.CANARY,
+        }
+    ),
+}
+_KUBELETS_TOO = frozenset({names.KUBE_FIREWALL, names.KUBE_MARK_MASQ})
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """What is to be removed from one table: rules of built-in chains, and chains.
+
+    `kept` maps chains that must stay, because others refer to them, to one rule that does.
+    """
+
+    table: str
+    rules: tuple[str, ...]
+    chains: tuple[str, ...]
+    kept: dict[str, str]
+
+    def text(self) -> bytes:
+        """The restore input that does it."""
+        deletions = [f"-D {rule.removeprefix('-A ')}\n" for rule in self.rules]
+        doomed = [chain for chain in self.chains if chain not in self.kept]
+        return restore_text(self.table, declare=self.chains, rules=deletions, delete=doomed)
+
+
+def plan_removal(dump: bytes) -> Iterator[Removal]:
+    """Read an iptables-save dump and yield what to remove, table by table."""
+    tables = parse_save(dump)
+    kubelet = any(hint in tables.get("mangle", {}) for hint in names.KUBELET_HINTS)
+    for table in TABLES:
+        chains = tables.get(table, {})
+        ours = {c for c in chains if _is_ours(table, c) and not (kubelet and c in _KUBELETS_TOO)}
+        jumps = {canonical_rule(j.line) for j in JUMPS if j.table == table}
+        rules: list[str] = []
+        kept: dict[str, str] = {}
+        for chain, lines in chains.items():
+            if chain in ours:
+                continue
+            for line in lines:
+                target = _target(line)
+                if target not in ours:
+                    continue
+                if canonical_rule(line) in jumps:
+                    rules.append(line)
+                else:
+                    kept[target] = line
+        if ours or rules:
+            yield Removal(table, tuple(rules), tuple(sorted(ours)), kept)
+
+
+def cleanup(xtables: Xtables) -> list[Removal]:
+    """Remove the mode's rules from one family's tables; return what was removed. Raises RestoreError."""
+    removals = list(plan_removal(xtables.save()))
+    for removal in removals:
+        xtables.restore(removal.text())
+    return removals
+
+
+def _is_ours(table: str, chain: str) -> bool:
+    return chain in _OURS[table] or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
+
+
+def _target(line: str) -> str:
+    words = line.rsplit(maxsplit=2)
+    if len(words) == 3 and words[1] in {"-j", "-g"}:
+        return words[2]
+    return ""

@@ -1,0 +1,43 @@
+"""Chain names, exactly those of kube-proxy, so that habits, dashboards and debugging tools keep working.
+
+The hash is the first 16 characters of base32(sha256(service port name + protocol [+ endpoint])), without any
+separator (pkg/proxy/iptables/proxier.go).
+"""
+
+import base64
+import hashlib
+
+KUBE_SERVICES = "KUBE-SERVICES"
+KUBE_EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
+KUBE_NODEPORTS = "KUBE-NODEPORTS"
+KUBE_FORWARD = "KUBE-FORWARD"
+KUBE_PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
+KUBE_POSTROUTING = "KUBE-POSTROUTING"
+KUBE_MARK_MASQ = "KUBE-MARK-MASQ"
+KUBE_FIREWALL = "KUBE-FIREWALL"
+CANARY = "KUBE-PROXY-CANARY"
+
+CLUSTER_POLICY = "KUBE-SVC-"
+LOCAL_POLICY = "KUBE-SVL-"
+EXTERNAL = "KUBE-EXT-"
+FIREWALL = "KUBE-FW-"
+ENDPOINT = "KUBE-SEP-"
+
+SERVICE_CHAIN_PREFIXES = (CLUSTER_POLICY, LOCAL_POLICY, EXTERNAL, FIREWALL, ENDPOINT)
+
+KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+"""Chains of the kubelet in table mangle; where they are, it owns KUBE-FIREWALL and KUBE-MARK-MASQ too."""
+
+
+def port_hash(port_name: str, protocol: str) -> str:
+    """The hash of a service port; `protocol` in lower case."""
+    return _hash(port_name + protocol)
+
+
+def endpoint_chain(port_name: str, protocol: str, endpoint: str) -> str:
+    """The chain of one endpoint (`ip:port` or `[ip]:port`) of a service port."""
+    return ENDPOINT + _hash(port_name + protocol + endpoint)
+
+
+def _hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()

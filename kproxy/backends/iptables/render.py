@@ -1,0 +1,298 @@
+"""From a ServicePlan to its rules, each in exactly the form in which iptables-save prints it.
+
+That form is the trick that makes the rest simple: what is desired, what was applied and what the kernel
+shows are compared as text. Both variants of iptables 1.8 print the same bytes for every rule here. What the
+rules mean is kube-proxy's (pkg/proxy/iptables/proxier.go, 1.36).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+
+from kproxy.addresses import Family, host_cidr
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
+
+INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
+LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
+
+
+class SharedLines(msgspec.Struct, frozen=True, gc=False):
+    """The lines a service has in chains that all services share, in order; the field says table and chain."""
+
+    nat_services: tuple[str, ...] = ()
+    nat_node_ports: tuple[str, ...] = ()
+    filter_services: tuple[str, ...] = ()
+    filter_external: tuple[str, ...] = ()
+    filter_firewall: tuple[str, ...] = ()
+    filter_node_ports: tuple[str, ...] = ()
+
+
+class ServiceRules(msgspec.Struct, frozen=True, gc=False):
+    """All rules of one service: `chains` maps its own nat chains to their rules, a line each, in one text."""
+
+    chains: dict[str, str] = {}
+    shared: SharedLines = SharedLines()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the service has no rule at all."""
+        return not self.chains and self.shared == SharedLines()
+
+
+class _Lines:
+    """Collects a service's lines while its ports are rendered."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, str] = {}
+        self.nat_services: list[str] = []
+        self.nat_node_ports: list[str] = []
+        self.filter_services: list[str] = []
+        self.filter_external: list[str] = []
+        self.filter_firewall: list[str] = []
+        self.filter_node_ports: list[str] = []
+
+    def finish(self) -> ServiceRules:
+        return ServiceRules(
+            self.chains,
+            SharedLines(
+                tuple(self.nat_services),
+                tuple(self.nat_node_ports),
+                tuple(self.filter_services),
+                tuple(self.filter_external),
+                tuple(self.filter_firewall),
+                tuple(self.filter_node_ports),
+            ),
+        )
+
+
+def render_service(plan: ServicePlan, config: IptablesConfig, *, comments: bool = True) -> ServiceRules:
+    """Render one service. `comments` off leaves them out of endpoint rules, as in a large cluster."""
+    lines = _Lines()
+    for port in plan.ports:
+        _PortRenderer(port, config, lines, comments=comments).render()
+    return lines.finish()
+
+
+class _PortRenderer:
+    """Renders one service port; the attributes are the parts that its rules are made of."""
+
+    def __init__(self, port: PortPlan, config: IptablesConfig, lines: _Lines, *, comments: bool) -> None:
+        self.port = port
+        self.config = config
+        self.lines = lines
+        self.comments = comments
+        self.proto = port.protocol.value.lower()
+        digest = names.port_hash(port.name, self.proto)
+        self.svc = names.CLUSTER_POLICY + digest
+        self.svl = names.LOCAL_POLICY + digest
+        self.ext = names.EXTERNAL + digest
+        self.fw = names.FIREWALL + digest
+        self.uses_firewall = (
+            port.has_endpoints and bool(port.load_balancer_ips) and port.source_ranges is not None
+        )
+
+    def render(self) -> None:
+        port = self.port
+        self._cluster_ip()
+        for ip in port.external_ips:
+            self._external(ip, "external IP", self.ext)
+        for ip in port.load_balancer_ips:
+            self._external(ip, "loadbalancer IP", self.fw if self.uses_firewall else self.ext)
+            if self.uses_firewall:
+                comment = f"{port.name} traffic not accepted by {self.fw}"
+                self.lines.filter_firewall.append(
+                    f"-A {names.KUBE_PROXY_FIREWALL} {self._to(ip, comment)} -j DROP\n"
+                )
+        if port.node_port:
+            self._node_port()
+        if port.health_check_node_port:
+            self.lines.filter_node_ports.append(
+                f'-A {names.KUBE_NODEPORTS} -p tcp -m comment --comment "{port.name} health check node port" '
+                f"-m tcp --dport {port.health_check_node_port} -j ACCEPT\n"
+            )
+        if port.has_endpoints and port.externally_accessible:
+            self._external_chain()
+        if self.uses_firewall:
+            self._firewall_chain()
+        masquerade = self._masquerade_off_cluster()
+        if port.cluster:
+            self._policy_chain(self.svc, port.cluster, "" if port.internal_local else masquerade)
+        if port.local and port.uses_local:
+            self._policy_chain(self.svl, port.local, masquerade if port.internal_local else "")
+        for endpoint in port.reachable:
+            self._endpoint_chain(endpoint)
+
+    def _to(self, ip: str, comment: str) -> str:
+        """The match of one frontend address and this port."""
+        return (
+            f'-d {host_cidr(ip)} -p {self.proto} -m comment --comment "{comment}" '
+            f"-m {self.proto} --dport {self.port.port}"
+        )
+
+    def _refusal(self, verdict: Verdict) -> tuple[str, str]:
+        """Comment and target for traffic that has nowhere to go."""
+        if verdict is Verdict.DROP:
+            return f"{self.port.name} has no local endpoints", "DROP"
+        kind = "icmp-port-unreachable" if self.config.family is Family.IPV4 else "icmp6-port-unreachable"
+        return f"{self.port.name} has no endpoints", f"REJECT --reject-with {kind}"
+
+    def _cluster_ip(self) -> None:
+        port = self.port
+        if port.internal is Verdict.FORWARD:
+            chain = self.svl if port.internal_local else self.svc
+            match = self._to(port.cluster_ip, f"{port.name} cluster IP")
+            self.lines.nat_services.append(f"-A {names.KUBE_SERVICES} {match} -j {chain}\n")
+        else:
+            comment, target = self._refusal(port.internal)
+            match = self._to(port.cluster_ip, comment)
+            self.lines.filter_services.append(f"-A {names.KUBE_SERVICES} {match} -j {target}\n")
+
+    def _external(self, ip: str, kind: str, chain: str) -> None:
+        port = self.port
+        if port.has_endpoints:
+            match = self._to(ip, f"{port.name} {kind}")
+            self.lines.nat_services.append(f"-A {names.KUBE_SERVICES} {match} -j {chain}\n")
+        if port.external is not Verdict.FORWARD:
+            comment, target = self._refusal(port.external)
+            self.lines.filter_external.append(
+                f"-A {names.KUBE_EXTERNAL_SERVICES} {self._to(ip, comment)} -j {target}\n"
+            )
+
+    def _node_port(self) -> None:
+        port, proto = self.port, self.proto
+        match = f'-p {proto} -m comment --comment "{port.name}" -m {proto} --dport {port.node_port}'
+        if port.has_endpoints:
+            if self.config.localhost and self.config.count_localhost:
+                self.lines.nat_node_ports.append(
+                    f"-A {names.KUBE_NODEPORTS} -d 127.0.0.0/8 {match} "
+                    f"-m nfacct --nfacct-name  {LOCALHOST_COUNTER} -j {self.ext}\n"
+                )
+            self.lines.nat_node_ports.append(f"-A {names.KUBE_NODEPORTS} {match} -j {self.ext}\n")
+        if port.external is not Verdict.FORWARD:
+            comment, target = self._refusal(port.external)
+            self.lines.filter_external.append(
+                f'-A {names.KUBE_EXTERNAL_SERVICES} -p {proto} -m comment --comment "{comment}" '
+                f"-m addrtype --dst-type LOCAL -m {proto} --dport {port.node_port} -j {target}\n"
+            )
+
+    def _masquerade_off_cluster(self) -> str:
+        """The first rule of the chain for cluster traffic, without `-A CHAIN`; "" if there is none.
+
+        Traffic from outside the cluster may be routed to any node for a cluster IP; the reply has to come
+        back the same way, so its source becomes this node.
+        """
+        port, config = self.port, self.config
+        if port.internal is not Verdict.FORWARD:
+            return ""
+        source = interface = ""
+        if not config.masquerade_all:
+            local = config.local_traffic
+            if local is None:
+                return ""
+            if local.cidr is not None:
+                source = f"! -s {local.cidr} "
+            else:
+                interface = f"! -i {local.interface} "
+        return (
+            f"{source}-d {host_cidr(port.cluster_ip)} {interface}-p {self.proto} "
+            f'-m comment --comment "{port.name} cluster IP" -m {self.proto} --dport {port.port} '
+            f"-j {names.KUBE_MARK_MASQ}\n"
+        )
+
+    def _external_chain(self) -> None:
+        """Decides for traffic to node ports, external and load-balancer IPs who is masqueraded and where to.
+
+        Pods and the node itself are not outside: with a Local policy they may still use every endpoint.
+        """
+        port, name, start = self.port, self.port.name, f"-A {self.ext} "
+        rules: list[str] = []
+        if not port.external_local:
+            rules.append(
+                f'{start}-m comment --comment "masquerade traffic for {name} external destinations" '
+                f"-j {names.KUBE_MARK_MASQ}\n"
+            )
+        else:
+            local = self.config.local_traffic
+            if local is not None:
+                match = f"-s {local.cidr}" if local.cidr is not None else f"-i {local.interface}"
+                rules.append(
+                    f'{start}{match} -m comment --comment "pod traffic for {name} external destinations" '
+                    f"-j {self.svc}\n"
+                )
+            rules.append(
+                f'{start}-m comment --comment "masquerade LOCAL traffic for {name} external destinations" '
+                f"-m addrtype --src-type LOCAL -j {names.KUBE_MARK_MASQ}\n"
+            )
+            rules.append(
+                f'{start}-m comment --comment "route LOCAL traffic for {name} external destinations" '
+                f"-m addrtype --src-type LOCAL -j {self.svc}\n"
+            )
+        if port.external is Verdict.FORWARD:
+            rules.append(f"{start}-j {self.svl if port.external_local else self.svc}\n")
+        self.lines.chains[self.ext] = "".join(rules)
+
+    def _firewall_chain(self) -> None:
+        """Admit the source ranges; what falls through stays untranslated and meets KUBE-PROXY-FIREWALL."""
+        port, start = self.port, f"-A {self.fw} "
+        comment = f'-m comment --comment "{port.name} loadbalancer IP"'
+        sources = list(port.source_ranges or ())
+        if port.node_in_source_ranges:
+            sources += [host_cidr(ip) for ip in port.load_balancer_ips]
+        rules = [f"{start}-s {source} {comment} -j {self.ext}\n" for source in sources]
+        rules.append(
+            f'{start}-m comment --comment "other traffic to {port.name} will be dropped by '
+            f'{names.KUBE_PROXY_FIREWALL}"\n'
+        )
+        self.lines.chains[self.fw] = "".join(rules)
+
+    def _policy_chain(self, chain: str, endpoints: Sequence[EndpointPlan], first: str) -> None:
+        """Spread connections over endpoints: affinity first, then each with probability 1/(those left)."""
+        port, start = self.port, f"-A {chain} "
+        chains = [names.endpoint_chain(port.name, self.proto, e.text) for e in endpoints]
+        comments = [self._comment(f"{port.name} -> {e.text}") for e in endpoints]
+        rules = [start + first] if first else []
+        if port.affinity_seconds is not None:
+            mask = _recent_mask(self.config.family)
+            rules += [
+                f"{start}{comment}-m recent --rcheck --seconds {port.affinity_seconds} --reap "
+                f"--name {target} --mask {mask} --rsource -j {target}\n"
+                for comment, target in zip(comments, chains, strict=True)
+            ]
+        left = len(endpoints)
+        for comment, target in zip(comments, chains, strict=True):
+            if left > 1:
+                share = f"-m statistic --mode random --probability {probability(left)} "
+                rules.append(f"{start}{comment}{share}-j {target}\n")
+            else:
+                rules.append(f"{start}{comment}-j {target}\n")
+            left -= 1
+        self.lines.chains[chain] = "".join(rules)
+
+    def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
+        """Masquerade a pod that reaches itself through its service (hairpin), then translate."""
+        port, proto = self.port, self.proto
+        chain = names.endpoint_chain(port.name, proto, endpoint.text)
+        comment = self._comment(port.name)
+        recent = ""
+        if port.affinity_seconds is not None:
+            recent = f"-m recent --set --name {chain} --mask {_recent_mask(self.config.family)} --rsource "
+        self.lines.chains[chain] = (
+            f"-A {chain} -s {host_cidr(endpoint.ip)} {comment}-j {names.KUBE_MARK_MASQ}\n"
+            f"-A {chain} -p {proto} {comment}{recent}-m {proto} -j DNAT --to-destination {endpoint.text}\n"
+        )
+
+    def _comment(self, text: str) -> str:
+        return f'-m comment --comment "{text}" ' if self.comments else ""
+
+
+def _recent_mask(family: Family) -> str:
+    return "255.255.255.255" if family is Family.IPV4 else "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+
+
+@lru_cache(maxsize=4096)
+def probability(left: int) -> str:
+    """1/left as iptables-save prints it: the kernel keeps a 31-bit fraction of kube-proxy's `%0.10f`."""
+    return f"{round(float(f'{1 / left:.10f}') * 2**31) / 2**31:.11f}"

@@ -1,0 +1,66 @@
+"""Build iptables-restore input: one table at a time, so that each is applied as a whole or not at all.
+
+Chain declarations are sorted: with --noflush, iptables-nft inserts each into a list it searches in order, and
+unsorted ones cost the square of their number.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+MAX_EDITS = 64
+"""Above this many single-rule edits of one chain, rewriting it is cheaper than inserting one by one."""
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """How to bring one shared chain from one list of rules to another.
+
+    `flush` says that the chain is declared (and so emptied) first; `lines` are commands of the restore
+    format; `rules` counts them.
+    """
+
+    flush: bool
+    lines: tuple[str, ...]
+
+    @property
+    def rules(self) -> int:
+        """How many rules are written or deleted."""
+        return len(self.lines)
+
+
+def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | None:
+    """Find the cheapest edit from `old` (None: no such chain yet) to `new`; None if there is nothing to do.
+
+    Every line is an `-A CHAIN` command with its line feed. A few differences become single deletions (by
+    their text, so that a rule that is not there any more is an error and never another rule's end) and
+    insertions; many rewrite the chain.
+    """
+    if old is None:
+        return Edit(flush=True, lines=tuple(new))
+    if list(old) == list(new):
+        return None
+    before, after = set(old), set(new)
+    gone = [line for line in old if line not in after]
+    come = [(n, line) for n, line in enumerate(new, 1) if line not in before]
+    unique = len(before) == len(old) and len(after) == len(new)
+    same_order = [x for x in old if x in after] == [x for x in new if x in before]
+    if not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
+        return Edit(flush=True, lines=tuple(new))
+    skip = len(f"-A {chain} ")
+    lines = [f"-D {chain} {line[skip:]}" for line in gone]
+    lines += [f"-I {chain} {n} {line[skip:]}" for n, line in come]
+    return Edit(flush=False, lines=tuple(lines))
+
+
+def restore_text(
+    table: str, *, declare: Iterable[str], rules: Iterable[str], delete: Iterable[str] = ()
+) -> bytes:
+    """One table's input: chains to create or empty, commands in order, chains to delete at the end."""
+    doomed = sorted(delete)
+    chains = sorted({*declare, *doomed})
+    parts = [f"*{table}\n"]
+    parts += [f":{chain} - [0:0]\n" for chain in chains]
+    parts += rules
+    parts += [f"-X {chain}\n" for chain in doomed]
+    parts.append("COMMIT\n")
+    return "".join(parts).encode()

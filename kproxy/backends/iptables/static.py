@@ -1,0 +1,139 @@
+"""The part of the rules that does not depend on services: fixed chains, and the jumps into them.
+
+Order matters in two places. Jumps are inserted at the head of the built-in chains one after the other, so the
+last one ends up first, as with kube-proxy. And everything that masquerades is in table nat, which is written
+before any service is, so a new node forwards nothing that it cannot answer for.
+"""
+
+import msgspec
+
+from kproxy.addresses import Family, host_cidr, is_loopback
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.render import INVALID_COUNTER
+
+ChainId = tuple[str, str]
+"""(table, chain)."""
+
+TABLES = ("mangle", "nat", "filter")
+
+NAT_SERVICES: ChainId = ("nat", names.KUBE_SERVICES)
+NAT_NODE_PORTS: ChainId = ("nat", names.KUBE_NODEPORTS)
+FILTER_SERVICES: ChainId = ("filter", names.KUBE_SERVICES)
+FILTER_EXTERNAL: ChainId = ("filter", names.KUBE_EXTERNAL_SERVICES)
+FILTER_FIREWALL: ChainId = ("filter", names.KUBE_PROXY_FIREWALL)
+FILTER_NODE_PORTS: ChainId = ("filter", names.KUBE_NODEPORTS)
+
+SHARED: dict[str, ChainId] = {
+    "nat_services": NAT_SERVICES,
+    "nat_node_ports": NAT_NODE_PORTS,
+    "filter_services": FILTER_SERVICES,
+    "filter_external": FILTER_EXTERNAL,
+    "filter_firewall": FILTER_FIREWALL,
+    "filter_node_ports": FILTER_NODE_PORTS,
+}
+"""The chains that services share, by the field of SharedLines that holds a service's lines in them."""
+
+_NEW = "-m conntrack --ctstate NEW "
+
+
+class Jump(msgspec.Struct, frozen=True):
+    """A rule in a built-in chain that leads into one of ours."""
+
+    table: str
+    chain: str
+    line: str
+
+    @property
+    def insertion(self) -> str:
+        """The command that puts the rule first in its chain."""
+        return f"-I {self.line.removeprefix('-A ')}"
+
+
+def _jump(table: str, chain: str, target: str, comment: str, match: str = "") -> Jump:
+    told = f'-m comment --comment "{comment}" ' if comment else ""
+    return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n")
+
+
+JUMPS: tuple[Jump, ...] = (
+    _jump(
+        "filter", "INPUT", names.KUBE_EXTERNAL_SERVICES, "kubernetes externally-visible service portals", _NEW
+    ),
+    _jump(
+        "filter",
+        "FORWARD",
+        names.KUBE_EXTERNAL_SERVICES,
+        "kubernetes externally-visible service portals",
+        _NEW,
+    ),
+    _jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
+    _jump("filter", "FORWARD", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
+    _jump("filter", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
+    _jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
+    _jump("filter", "INPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    _jump("filter", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    _jump("filter", "FORWARD", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    _jump("nat", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals"),
+    _jump("nat", "PREROUTING", names.KUBE_SERVICES, "kubernetes service portals"),
+    _jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
+    _jump("filter", "INPUT", names.KUBE_FIREWALL, ""),
+    _jump("filter", "OUTPUT", names.KUBE_FIREWALL, ""),
+)
+"""In the order in which kube-proxy ensures them; the last two are the kubelet's as well."""
+
+
+def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
+    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours."""
+    mark = config.mark
+    masquerade = "MASQUERADE --random-fully" if config.random_fully else "MASQUERADE"
+    chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
+    chains["nat", names.KUBE_MARK_MASQ] = f"-A {names.KUBE_MARK_MASQ} -j MARK --set-xmark {mark}/{mark}\n"
+    post = f"-A {names.KUBE_POSTROUTING} "
+    chains["nat", names.KUBE_POSTROUTING] = (
+        f"{post}-m mark ! --mark {mark}/{mark} -j RETURN\n"
+        f"{post}-j MARK --set-xmark {mark}/0x0\n"
+        f'{post}-m comment --comment "kubernetes service traffic requiring SNAT" -j {masquerade}\n'
+    )
+    forward = f"-A {names.KUBE_FORWARD} "
+    invalid = ""
+    if config.drop_invalid:
+        counter = f"-m nfacct --nfacct-name  {INVALID_COUNTER} " if config.count_invalid else ""
+        invalid = f"{forward}-m conntrack --ctstate INVALID {counter}-j DROP\n"
+    chains["filter", names.KUBE_FORWARD] = (
+        f"{invalid}"
+        f'{forward}-m comment --comment "kubernetes forwarding rules" '
+        f"-m mark --mark {mark}/{mark} -j ACCEPT\n"
+        f'{forward}-m comment --comment "kubernetes forwarding conntrack rule" '
+        f"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+    )
+    chains["filter", names.KUBE_FIREWALL] = _localnet_guard() if config.localhost else None
+    return chains
+
+
+def _localnet_guard() -> str:
+    """Close the hole that route_localnet opens: nobody else may reach 127.0.0.0/8 (CVE-2020-8558)."""
+    return (
+        f"-A {names.KUBE_FIREWALL} ! -s 127.0.0.0/8 -d 127.0.0.0/8 "
+        f'-m comment --comment "block incoming localnet connections" '
+        f"-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
+    )
+
+
+def node_port_jumps(config: IptablesConfig) -> tuple[str, ...]:
+    """The last rules of nat KUBE-SERVICES: which local addresses accept node ports."""
+    start = f"-A {names.KUBE_SERVICES} "
+    comment = (
+        '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" '
+    )
+    if config.node_port_addresses is None:
+        guard = ""
+        if config.family is Family.IPV6:
+            guard = "! -d ::1/128 "
+        elif not config.localhost:
+            guard = "! -d 127.0.0.0/8 "
+        return (f"{start}{guard}{comment}-m addrtype --dst-type LOCAL -j {names.KUBE_NODEPORTS}\n",)
+    return tuple(
+        f"{start}-d {host_cidr(address)} {comment}-j {names.KUBE_NODEPORTS}\n"
+        for address in config.node_port_addresses
+        if config.localhost or not is_loopback(address)
+    )

@@ -1,0 +1,40 @@
+"""Notice for next to nothing that somebody else changed the rules.
+
+The kernel counts: nf_tables has a generation that every commit advances, x_tables tells the size of each
+table. As long as the count is the one that our own last write left behind, nobody else has written.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kproxy.kernel.xtables.types import Stamp
+
+
+class ChangeWatch:
+    """Follows one ruleset's stamp; all backends that write to the same ruleset share one."""
+
+    def __init__(self, read: Callable[[], Stamp | None]) -> None:
+        self._read = read
+        self._last: Stamp | None = None
+        self._foreign = 0
+
+    @property
+    def foreign(self) -> int:
+        """How many times somebody else's writing was noticed; a reader compares it with what it saw last."""
+        self._notice()
+        return self._foreign
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Surround a write of our own, so that it is not taken for somebody else's."""
+        self._notice()
+        try:
+            yield
+        finally:
+            self._last = self._read()
+
+    def _notice(self) -> None:
+        now = self._read()
+        if now is None or now != self._last:
+            self._foreign += 1
+            self._last = now
