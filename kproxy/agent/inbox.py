@@ -1,0 +1,113 @@
+"""Where source threads hand over what they learn, and the run loop picks it up."""
+
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+
+import structlog
+
+from kproxy.state.decode import Kind, WireObject
+from kproxy.state.problems import Problem
+from kproxy.state.tables import ServiceInput, Tables
+from kproxy.state.wire import Node
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Inbox:
+    """A thread-safe Sink around the tables that wakes the run loop when something changed."""
+
+    def __init__(self, required: Collection[Kind]) -> None:
+        self._tables = Tables()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._required = frozenset(required)
+        self._changed_since: float | None = None
+        self._taken = -1
+        self._rejected: dict[tuple[Kind, str | None], Problem] = {}
+
+    def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
+        """Take a complete list of a kind."""
+        with self._lock:
+            self._note(self._tables.replace(kind, objects, unreadable))
+            for key in [k for k in self._rejected if k[0] is kind and k[1] not in unreadable]:
+                del self._rejected[key]
+
+    def upsert(self, kind: Kind, obj: WireObject) -> None:
+        """Take one object."""
+        with self._lock:
+            self._rejected.pop((kind, obj.key), None)
+            self._note(self._tables.upsert(obj))
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Forget one object."""
+        with self._lock:
+            self._rejected.pop((kind, key), None)
+            self._note(self._tables.delete(kind, key))
+
+    def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
+        """Report an object that cannot be used, once per defect."""
+        with self._lock:
+            known = self._rejected.get((kind, key))
+            self._rejected[kind, key] = problem
+        if known != problem:
+            log.error(
+                "object_rejected",
+                object=problem.object,
+                field=problem.field,
+                value=problem.value,
+                reason=problem.reason,
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first complete list of every required kind has arrived."""
+        with self._lock:
+            return self._required <= self._tables.synced
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything changed since the last `take`."""
+        with self._lock:
+            return self._tables.revision != self._taken
+
+    @property
+    def pending_since(self) -> float | None:
+        """Monotonic time of the oldest change that is not applied yet, or None if all are."""
+        with self._lock:
+            return self._changed_since
+
+    def node(self) -> Node | None:
+        """The node's object as last seen."""
+        with self._lock:
+            return self._tables.node
+
+    def take(self, *, everything: bool = False) -> list[ServiceInput]:
+        """What changed since its last commit, or `everything` that is known."""
+        with self._lock:
+            if everything:
+                self._tables.touch_all()
+            self._taken = self._tables.revision
+            return self._tables.dirty()
+
+    def commit(self, applied: Iterable[ServiceInput]) -> None:
+        """Clear the marks of what is applied."""
+        with self._lock:
+            self._tables.commit(applied)
+            if not self._tables.pending:
+                self._changed_since = None
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until something changes, `wake` is called or `timeout` seconds have passed."""
+        self._wake.wait(timeout)
+        self._wake.clear()
+
+    def wake(self) -> None:
+        """End a `wait`; may be called from a signal handler or another thread."""
+        self._wake.set()
+
+    def _note(self, changed: bool) -> None:
+        if changed:
+            if self._changed_since is None:
+                self._changed_since = time.monotonic()
+            self._wake.set()

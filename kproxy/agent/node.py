@@ -1,0 +1,112 @@
+"""What the node itself decides: its addresses, its zone, its pods' traffic, and who may use node ports."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from kproxy.addresses import Family, cidr_contains, host_cidr, parse_ip
+from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.backends.base import LocalTraffic
+from kproxy.plan.model import NodeView
+from kproxy.state.wire import Node
+
+LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+
+
+class FamilyFacts(msgspec.Struct, frozen=True):
+    """What one family's backend needs to know of the node.
+
+    `node_port_addresses` is None if every local address accepts node ports. `localhost_node_ports` is the
+    operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses.
+    """
+
+    local_traffic: LocalTraffic | None
+    node_port_addresses: tuple[str, ...] | None
+    localhost_node_ports: bool
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """Everything derived from the node, the settings and the interfaces."""
+
+    view: NodeView
+    families: dict[Family, FamilyFacts]
+
+
+def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]) -> NodeFacts | None:
+    """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
+
+    `interfaces` are the canonical addresses of all network interfaces of this host.
+    """
+    addresses = LOOPBACK | node_addresses(node)
+    zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
+    view = NodeView(config.node_name, zone, addresses)
+    local = _local_traffic(config, node)
+    if local is None:
+        return None
+    ranges = _node_port_ranges(config, addresses)
+    local_addresses = tuple(interfaces)
+    families = {
+        family: FamilyFacts(
+            local.get(family),
+            _matching(ranges[family], local_addresses),
+            config.localhost_node_ports and _covers_loopback(ranges[Family.IPV4]),
+        )
+        for family in Family
+    }
+    return NodeFacts(view, families)
+
+
+def node_addresses(node: Node | None) -> dict[Family, str]:
+    """The node's primary address per family: the first InternalIP, else the first ExternalIP."""
+    found: dict[Family, str] = {}
+    if node is None or node.status is None:
+        return found
+    for kind in ("InternalIP", "ExternalIP"):
+        for address in node.status.addresses or ():
+            if address.type != kind:
+                continue
+            try:
+                family, ip = parse_ip(address.address)
+            except ValueError:
+                continue
+            found.setdefault(family, ip)
+    return found
+
+
+def needs_interfaces(config: ProxyConfig) -> bool:
+    """Whether the interfaces' addresses matter at all."""
+    return bool(config.node_port_addresses)
+
+
+def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, LocalTraffic] | None:
+    match config.detect_local_mode:
+        case "BridgeInterface":
+            return dict.fromkeys(Family, LocalTraffic(interface=config.pod_bridge_interface))
+        case "InterfaceNamePrefix":
+            return dict.fromkeys(Family, LocalTraffic(interface=config.pod_interface_name_prefix + "+"))
+        case "NodeCIDR":
+            spec = node.spec if node is not None else None
+            texts = (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
+            if not texts:
+                return None
+        case _:
+            texts = config.cluster_cidrs
+    # As in kube-proxy, the first CIDR of a family is the one that counts.
+    return {family: LocalTraffic(cidr=cidrs[0]) for family, cidrs in cidrs_by_family(texts).items() if cidrs}
+
+
+def _node_port_ranges(config: ProxyConfig, addresses: dict[Family, str]) -> dict[Family, list[str]]:
+    if config.node_port_addresses == (PRIMARY,):
+        return {family: [host_cidr(addresses[family])] for family in Family}
+    return cidrs_by_family(config.node_port_addresses)
+
+
+def _matching(ranges: list[str], addresses: tuple[str, ...]) -> tuple[str, ...] | None:
+    if not ranges or any(cidr.endswith("/0") for cidr in ranges):
+        return None
+    found = {a for a in addresses if any(cidr_contains(cidr, a) for cidr in ranges)}
+    return tuple(sorted(found))
+
+
+def _covers_loopback(ranges: list[str]) -> bool:
+    return not ranges or any(cidr.startswith("127.") or cidr_contains(cidr, "127.0.0.0") for cidr in ranges)

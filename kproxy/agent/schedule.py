@@ -1,0 +1,69 @@
+"""When the next sync is due: at once after a quiet time, never more often than allowed, later after failures.
+
+The least time between syncs is counted from the end of the last one, and grows with what a sync costs, so a
+slow kernel gets at most half of a core (kubernetes#138073 tells what happens otherwise).
+"""
+
+import random
+from collections.abc import Callable
+
+FIRST_RETRY = 0.2
+"""Ceiling of the first backoff in seconds; it doubles with every failure, up to the sync period."""
+
+
+class Schedule:
+    """Due times of syncs on the time line of `clock` (seconds, monotonic)."""
+
+    def __init__(
+        self, min_period: float, max_period: float, clock: Callable[[], float], chance: random.Random
+    ) -> None:
+        self._min_period = min_period
+        self._max_period = max_period
+        self._clock = clock
+        self._chance = chance
+        self._not_before = clock()
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._blocked = False
+
+    @property
+    def failures(self) -> int:
+        """How many syncs in a row left something undone."""
+        return self._failures
+
+    def succeeded(self, started: float) -> None:
+        """Note that a sync which began at `started` has just ended with everything applied."""
+        self._ended(started)
+        self._failures = 0
+        self._retry_at = None
+        self._blocked = False
+
+    def failed(self, started: float, *, blocked: bool) -> None:
+        """Note that a sync left something undone.
+
+        `blocked`: nothing could be applied, so new changes wait for the retry too; otherwise some services
+        were refused, and changes of the others go ahead.
+        """
+        self._ended(started)
+        self._failures += 1
+        ceiling = min(self._max_period, FIRST_RETRY * 2 ** min(self._failures - 1, 16))
+        self._retry_at = self._clock() + self._chance.uniform(FIRST_RETRY / 4, ceiling)
+        self._blocked = blocked
+
+    def retry_due(self) -> bool:
+        """Whether it is time to try again what failed."""
+        return self._retry_at is not None and self._clock() >= self._retry_at
+
+    def due_in(self, *, changed: bool) -> float | None:
+        """Seconds until a sync is due (0: now); None if none is until something changes."""
+        due: float | None = None
+        if changed and not self._blocked:
+            due = self._not_before
+        if self._retry_at is not None:
+            retry = max(self._retry_at, self._not_before)
+            due = retry if due is None else min(due, retry)
+        return None if due is None else max(0.0, due - self._clock())
+
+    def _ended(self, started: float) -> None:
+        now = self._clock()
+        self._not_before = now + max(self._min_period, now - started)

@@ -1,0 +1,69 @@
+"""The flags that say what the rules look like, shared by `run` and `render`, under kube-proxy's names."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import click
+
+from kproxy.agent.config import DETECT_LOCAL_MODES
+from kproxy.cli.params import CommaList, boolean
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_RULES: tuple[Decorator, ...] = (
+    click.option(
+        "--proxy-mode",
+        default="iptables",
+        show_default=True,
+        type=click.Choice(["iptables"]),
+        help="Backend.",
+    ),
+    click.option(
+        "--cluster-cidr",
+        "cluster_cidrs",
+        type=CommaList(),
+        default="",
+        metavar="CIDR[,CIDR]",
+        help="Pod addresses of the cluster; traffic from elsewhere to cluster IPs is masqueraded.",
+    ),
+    click.option(
+        "--detect-local-mode",
+        type=click.Choice(DETECT_LOCAL_MODES),
+        default="ClusterCIDR",
+        show_default=True,
+        help="How pods' traffic is told from other traffic.",
+    ),
+    click.option("--pod-bridge-interface", default="", metavar="IFACE", help="For mode BridgeInterface."),
+    click.option(
+        "--pod-interface-name-prefix", default="", metavar="PREFIX", help="For mode InterfaceNamePrefix."
+    ),
+    boolean("--masquerade-all", default=False, help="Masquerade all traffic to cluster IPs."),
+    click.option(
+        "--iptables-masquerade-bit",
+        "masquerade_bit",
+        type=click.IntRange(0, 31),
+        default=14,
+        show_default=True,
+        help="Bit of the packet mark that asks for masquerading.",
+    ),
+    boolean(
+        "--iptables-localhost-nodeports",
+        "localhost_node_ports",
+        default=True,
+        help="Answer node ports on 127.0.0.1 (IPv4).",
+    ),
+    click.option(
+        "--nodeport-addresses",
+        "node_port_addresses",
+        type=CommaList(),
+        default="",
+        metavar="CIDR,...|primary",
+        help="Local addresses that accept node ports; empty: all.",
+    ),
+)
+
+
+def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags to a command."""
+    return reduce(lambda wrapped, option: option(wrapped), reversed(_RULES), command)

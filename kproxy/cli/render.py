@@ -1,0 +1,40 @@
+"""`kproxy render`: what the kernel would be told, on stdout, without root and without a kernel."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kproxy import logs
+from kproxy.cli.options import rule_options
+from kproxy.cli.params import node_name
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of YAML and JSON files.",
+)
+@click.option("--node", metavar="NAME", help="The node to render for; default: this host's name.")
+@click.option(
+    "--ip-family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="IPv4 or IPv6 rules."
+)
+@rule_options
+def render(manifests: Path, node: str | None, ip_family: str, **flags: Any) -> None:
+    """Print the complete iptables-restore input for the services in a directory of manifests."""
+    from kproxy.addresses import Family
+    from kproxy.agent.config import ConfigError, ProxyConfig
+    from kproxy.agent.offline import render_manifests
+
+    logs.configure()
+    family = Family.IPV4 if ip_family == "4" else Family.IPV6
+    config = ProxyConfig(node_name=node_name(node), manifests=manifests, **flags)
+    try:
+        text, problems = render_manifests(config, family)
+    except ConfigError as error:
+        raise click.UsageError("\n".join(error.problems)) from error
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(text, nl=False)
