@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.canonical import canonical_rule, parse_save
+from kproxy.backends.iptables.canonical import canonical_rule
+from kproxy.backends.iptables.dump import chain_texts
 from kproxy.backends.iptables.static import JUMPS, TABLES, ChainId, Jump
 
 _TOP = frozenset(
@@ -41,29 +42,28 @@ def read(dump: bytes) -> Observed:
     chains: dict[ChainId, tuple[str, ...]] = {}
     services: dict[str, str] = {}
     jumps: set[Jump] = set()
-    tables = parse_save(dump)
+    tables = chain_texts(dump)
     for table, found in tables.items():
         if table not in TABLES:
             continue
-        for chain, rules in found.items():
+        for chain, text in found.items():
             if table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES):
-                services[chain] = "".join([f"{rule}\n" for rule in rules])
+                services[chain] = text
             elif chain in _TOP:
-                chains[table, chain] = tuple(f"{rule}\n" for rule in rules)
+                chains[table, chain] = tuple(text.splitlines(keepends=True))
         jumps |= _standing_jumps(table, found)
     hints = tables.get("mangle", {})
     return Observed(chains, services, frozenset(jumps), any(h in hints for h in names.KUBELET_HINTS))
 
 
-def _standing_jumps(table: str, found: dict[str, list[str]]) -> set[Jump]:
+def _standing_jumps(table: str, found: dict[str, str]) -> set[Jump]:
     standing = set()
     for jump in JUMPS:
-        rules = found.get(jump.chain, ())
-        if jump.table != table or not rules:
-            continue
-        wanted = jump.line.rstrip("\n")
-        if wanted in rules or any(
-            canonical_rule(rule) == canonical_rule(wanted) for rule in rules if "KUBE-" in rule
+        rules = found.get(jump.chain, "").splitlines(keepends=True)
+        if jump.table == table and any(
+            rule == jump.line or canonical_rule(rule) == canonical_rule(jump.line)
+            for rule in rules
+            if "-j KUBE-" in rule
         ):
             standing.add(jump)
     return standing

@@ -90,6 +90,7 @@ class _PortRenderer:
         self.svl = names.LOCAL_POLICY + digest
         self.ext = names.EXTERNAL + digest
         self.fw = names.FIREWALL + digest
+        self.sep = {e.text: names.endpoint_chain(port.name, self.proto, e.text) for e in port.reachable}
         self.uses_firewall = (
             port.has_endpoints and bool(port.load_balancer_ips) and port.source_ranges is not None
         )
@@ -251,7 +252,7 @@ class _PortRenderer:
     def _policy_chain(self, chain: str, endpoints: Sequence[EndpointPlan], first: str) -> None:
         """Spread connections over endpoints: affinity first, then each with probability 1/(those left)."""
         port, start = self.port, f"-A {chain} "
-        chains = [names.endpoint_chain(port.name, self.proto, e.text) for e in endpoints]
+        chains = [self.sep[e.text] for e in endpoints]
         comments = [self._comment(f"{port.name} -> {e.text}") for e in endpoints]
         rules = [start + first] if first else []
         if port.affinity_seconds is not None:
@@ -274,7 +275,7 @@ class _PortRenderer:
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
         """Masquerade a pod that reaches itself through its service (hairpin), then translate."""
         port, proto = self.port, self.proto
-        chain = names.endpoint_chain(port.name, proto, endpoint.text)
+        chain = self.sep[endpoint.text]
         comment = self._comment(port.name)
         recent = ""
         if port.affinity_seconds is not None:

@@ -1,0 +1,1 @@
+"""The only kernel I/O of kproxy: rules, accounting objects, sysctls, links."""

@@ -1,0 +1,101 @@
+"""Accounting objects of the kernel's nfacct extension, over nfnetlink.
+
+kube-proxy counts the packets its INVALID and localhost NodePort rules meet with two such objects.  A rule
+that names an object that does not exist is refused and takes the whole restore with it, so the renderer has
+to know first whether the object could be made: `ensure` answers that.
+
+Protocol: include/uapi/linux/netfilter/nfnetlink_acct.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from kproxy.kernel.xtables import nfnetlink
+
+NAME_MAX = 31  # NFACCT_NAME_MAX is 32 with its terminating NUL
+
+_SUBSYSTEM = 7  # NFNL_SUBSYS_ACCT
+_NEW, _GET, _DELETE = 0, 1, 3
+_NAME, _PACKETS, _BYTES = 1, 2, 3
+_ABSENT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
+
+
+class NfacctError(Exception):
+    """The kernel refused an operation on an accounting object; the message names both."""
+
+
+class NfacctUnsupportedError(NfacctError):
+    """The kernel has no accounting objects (CONFIG_NETFILTER_NETLINK_ACCT), or forbids them to us."""
+
+
+def ensure(name: str) -> bool:
+    """Make the accounting object `name` exist, leaving its counters alone if it does already.
+
+    Returns False if the kernel has no accounting objects or the process may not make any.  Raises
+    ValueError for a name the kernel cannot hold and NfacctError for any other refusal.
+    """
+    body = nfnetlink.attribute(_NAME, _encoded(name))
+    flags = nfnetlink.NLM_F_CREATE | nfnetlink.NLM_F_EXCL | nfnetlink.NLM_F_ACK
+    try:
+        nfnetlink.request(_SUBSYSTEM, _NEW, flags, body)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return True
+        if _unsupported(error):
+            return False
+        msg = f"cannot create nfacct object {name}: {error.strerror}"
+        raise NfacctError(msg) from error
+    return True
+
+
+def read() -> dict[str, tuple[int, int]]:
+    """Every accounting object of the network namespace: name -> (packets, bytes).
+
+    Raises NfacctUnsupportedError where there can be none, NfacctError if the listing fails.
+    """
+    try:
+        answers = nfnetlink.request(_SUBSYSTEM, _GET, nfnetlink.NLM_F_DUMP)
+    except OSError as error:
+        msg = f"cannot list nfacct objects: {error.strerror}"
+        raise (NfacctUnsupportedError if _unsupported(error) else NfacctError)(msg) from error
+    return {
+        answer[_NAME].rstrip(b"\0").decode("utf-8", "replace"): (
+            _counter(answer.get(_PACKETS)),
+            _counter(answer.get(_BYTES)),
+        )
+        for answer in answers
+        if _NAME in answer
+    }
+
+
+def delete(name: str) -> None:
+    """Delete an accounting object; one that does not exist is no error.
+
+    Raises NfacctError if a rule still uses it (EBUSY) or the kernel refuses for another reason.
+    """
+    body = nfnetlink.attribute(_NAME, _encoded(name))
+    try:
+        nfnetlink.request(_SUBSYSTEM, _DELETE, nfnetlink.NLM_F_ACK, body)
+    except OSError as error:
+        if error.errno == errno.ENOENT or _unsupported(error):
+            return
+        msg = f"cannot delete nfacct object {name}: {error.strerror}"
+        raise NfacctError(msg) from error
+
+
+def _encoded(name: str) -> bytes:
+    encoded = name.encode()
+    if not 0 < len(encoded) <= NAME_MAX or b"\0" in encoded:
+        msg = f"nfacct object name must be 1 to {NAME_MAX} bytes: {name!r}"
+        raise ValueError(msg)
+    return encoded + b"\0"
+
+
+def _counter(value: bytes | None) -> int:
+    return struct.unpack("!Q", value)[0] if value is not None and len(value) == 8 else 0
+
+
+def _unsupported(error: OSError) -> bool:
+    return error.errno in _ABSENT or error.errno in (errno.EPERM, errno.EACCES)

@@ -1,0 +1,51 @@
+"""Run a test's body in a network namespace of its own that ends with it.
+
+A namespace belongs to a thread, so the body runs in a new one; programs it starts inherit the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import ParamSpec
+
+import pytest
+
+P = ParamSpec("P")
+_CLONE_NEWNET = 0x40000000
+
+
+def fresh_network(test: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a test with a network namespace of its own; skips where none can be made."""
+
+    @pytest.mark.root
+    @functools.wraps(test)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root to make a network namespace")
+        failures: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                enter_new()
+                test(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  (re-raised in the test's own thread)
+                failures.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    return wrapper
+
+
+def enter_new() -> None:
+    """Put the calling thread in a new network namespace; skips the test where the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        pytest.skip(f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}")
