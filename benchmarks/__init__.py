@@ -1,0 +1,1 @@
+"""Measurements of kproxy; see README.md in this folder for how to run them."""

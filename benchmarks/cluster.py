@@ -1,0 +1,55 @@
+"""Make clusters of any size: N services with E ready endpoints each, as plain API objects."""
+
+import ipaddress
+from typing import Any
+
+Object = dict[str, Any]
+
+_CLUSTER_IPS = int(ipaddress.ip_address("10.96.0.0"))
+_PODS = int(ipaddress.ip_address("10.128.0.0"))
+
+CLUSTER_CIDR = "10.128.0.0/9"
+SERVICE_CIDR = "10.96.0.0/12"
+
+
+def service(index: int) -> Object:
+    """The ClusterIP service number `index`."""
+    address = str(ipaddress.ip_address(_CLUSTER_IPS + 256 + index))
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"svc-{index}", "namespace": "bench"},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilies": ["IPv4"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}],
+        },
+    }
+
+
+def endpoint_slice(index: int, endpoints: int, *, moved: int = 0) -> Object:
+    """The slice of service `index`; the last endpoint's address depends on `moved`."""
+    hosts = [_PODS + index * endpoints + k for k in range(endpoints)]
+    if moved:
+        hosts[-1] = _PODS + 4_000_000 + moved
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"svc-{index}-1",
+            "namespace": "bench",
+            "labels": {"kubernetes.io/service-name": f"svc-{index}"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [
+            {
+                "addresses": [str(ipaddress.ip_address(host))],
+                "nodeName": f"node-{k % 3}",
+                "conditions": {"ready": True, "serving": True, "terminating": False},
+            }
+            for k, host in enumerate(hosts)
+        ],
+    }
