@@ -2,7 +2,8 @@
 
 kube-proxy writes both and the order of its map decides. Here a cluster IP beats any other use of the same
 address (nobody's externalIPs can capture another service's cluster traffic, CVE-2020-8554), then the older
-service wins, then the one whose name sorts first; the other keeps everything else it has and is reported.
+service wins, then the one whose name sorts first; the other keeps everything else it has and is reported. A
+port that lost its cluster IP is not served at all, so its other claims are void.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,12 +20,13 @@ _NEWEST = "~"
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
-    """One service port's claim to a frontend; the smallest claim wins."""
+    """One service port's claim to a frontend; the smallest wins. `home` is the port's cluster IP frontend."""
 
     rank: int
     created: str
     port: str
     service: str
+    home: Frontend
 
 
 class Claims:
@@ -41,14 +43,19 @@ class Claims:
         if before == after:
             return set()
         affected: set[str] = set()
+        at_home: set[str] = set()
         for frontend, claim in before:
-            affected |= self._remove(frontend, claim)
+            others = self._remove(frontend, claim)
+            (affected if claim.rank else at_home).update(others)
         for frontend, claim in after:
-            affected |= self._add(frontend, claim)
+            others = self._add(frontend, claim)
+            (affected if claim.rank else at_home).update(others)
         if after:
             self._of[plan.key] = after
         else:
             self._of.pop(plan.key, None)
+        for key in at_home:  # their other claims may have become void, or valid again
+            affected.update(c.service for f, _ in self._of.get(key, ()) for c in self._held(f))
         affected.discard(plan.key)
         return affected
 
@@ -80,13 +87,27 @@ class Claims:
         node_port = port.node_port if not port.node_port or mine("", port.node_port, "nodePort") else 0
         if (external, balancer, node_port) == (port.external_ips, port.load_balancer_ips, port.node_port):
             return port
-        return msgspec.structs.replace(
-            port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
+        return _without_unused_endpoints(
+            msgspec.structs.replace(
+                port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
+            )
         )
+
+    def _held(self, frontend: Frontend) -> tuple[Claim, ...]:
+        held = self._claims.get(frontend, ())
+        return held if isinstance(held, tuple) else (held,)
 
     def _winner(self, frontend: Frontend) -> Claim | None:
         held = self._claims.get(frontend)
-        return min(held) if isinstance(held, tuple) else held
+        if not isinstance(held, tuple):
+            return held
+        first = min(held)
+        if first.rank == 0:
+            return first
+        return min((c for c in held if self._is_served(c)), default=None)
+
+    def _is_served(self, claim: Claim) -> bool:
+        return min(self._held(claim.home)).port == claim.port
 
     def _add(self, frontend: Frontend, claim: Claim) -> set[str]:
         held = self._claims.get(frontend)
@@ -112,15 +133,25 @@ def _identity(port: PortPlan) -> str:
     return f"{port.name} {port.protocol}"
 
 
+def _without_unused_endpoints(port: PortPlan) -> PortPlan:
+    """With fewer addresses a port may use fewer policies; endpoints that no policy uses need no chains."""
+    if not port.uses_cluster:
+        return msgspec.structs.replace(port, cluster=(), reachable=port.local)
+    if not port.uses_local:
+        return msgspec.structs.replace(port, local=(), reachable=port.cluster)
+    return port
+
+
 def _claims_of(plan: ServicePlan) -> Iterator[tuple[Frontend, Claim]]:
     created = plan.created or _NEWEST
     for port in plan.ports:
         identity, protocol = _identity(port), port.protocol.value
-        yield (port.cluster_ip, port.port, protocol), Claim(0, created, identity, plan.key)
+        home = (port.cluster_ip, port.port, protocol)
+        yield home, Claim(0, created, identity, plan.key, home)
         for ip in _once((*port.external_ips, *port.load_balancer_ips), but=port.cluster_ip):
-            yield (ip, port.port, protocol), Claim(1, created, identity, plan.key)
+            yield (ip, port.port, protocol), Claim(1, created, identity, plan.key, home)
         if port.node_port:
-            yield ("", port.node_port, protocol), Claim(1, created, identity, plan.key)
+            yield ("", port.node_port, protocol), Claim(1, created, identity, plan.key, home)
 
 
 def _once(addresses: Iterable[str], *, but: str) -> Iterable[str]:

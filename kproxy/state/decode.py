@@ -85,8 +85,12 @@ def _identify(kind: Kind, raw: bytes | msgspec.Raw) -> tuple[str | None, object]
 
 def _value_at(document: object, path: str) -> object:
     value = document
-    for step in re.findall(r"[^.\[\]]+", path):
+    steps = re.findall(r"[^.\[\]]+", path)
+    for number, step in enumerate(steps):
         if isinstance(value, dict):
+            rest = ".".join(steps[number:])
+            if rest in value:  # a label's key has dots of its own
+                return value[rest]
             value = value.get(step)
         elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
             value = value[int(step)]

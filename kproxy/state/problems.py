@@ -21,7 +21,10 @@ class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
 
 def show(value: object) -> str:
     """Print an untrusted value on one line, quoted and escaped, cut after 120 characters."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        text = f"({type(value).__name__}, nested too deep to show)"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 

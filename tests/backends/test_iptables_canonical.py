@@ -16,7 +16,7 @@ from kproxy.backends.iptables.canonical import canonical_rule, parse_save, proba
 from kproxy.kernel import nfacct
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import Variant, XtablesUnavailableError
+from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from tests.kernel.namespace import fresh_network
 
 SVC, SVL, EXT, FW = (f"KUBE-{kind}-XPGD46QRK7WJZT7O" for kind in ("SVC", "SVL", "EXT", "FW"))
@@ -269,7 +269,7 @@ def test_the_saved_form_is_exactly_what_iptables_save_prints(
 ) -> None:
     try:
         tools = find_tools(family, variant, probe=False)
-    except XtablesUnavailableError as error:
+    except XtablesUnavailable as error:
         pytest.skip(error.reason)
     if not nfacct.ensure("ct_state_invalid_dropped_pkts") or not nfacct.ensure("localhost_nps_accepted_pkts"):
         pytest.skip("the kernel has no nfacct objects")

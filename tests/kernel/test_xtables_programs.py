@@ -14,7 +14,7 @@ from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools, without_noise
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailableError
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 from tests.kernel.namespace import fresh_network
 
 both_variants = pytest.mark.parametrize("variant", list(Variant))
@@ -25,7 +25,7 @@ HINT = b"*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 def _xtables(variant: Variant, family: Family = Family.IPV4, lock_wait: int = 5) -> SubprocessXtables:
     try:
         tools = find_tools(family, variant, probe=False)
-    except XtablesUnavailableError as error:
+    except XtablesUnavailable as error:
         pytest.skip(error.reason)
     return SubprocessXtables(family, tools, lock_wait=lock_wait)
 
@@ -245,9 +245,9 @@ def _install(directory: Path, stem: str, version: str) -> None:
 
 def test_a_forced_variant_that_is_not_installed_is_named(tmp_path: Path) -> None:
     _install(tmp_path, "iptables", "v1.8.9 (nf_tables)")
-    with pytest.raises(XtablesUnavailableError, match="iptables-legacy-restore"):
+    with pytest.raises(XtablesUnavailable, match="iptables-legacy-restore"):
         find_tools(Family.IPV4, Variant.LEGACY, search_path=str(tmp_path))
-    with pytest.raises(XtablesUnavailableError, match="neither"):
+    with pytest.raises(XtablesUnavailable, match="neither"):
         find_tools(Family.IPV4, search_path=str(tmp_path / "nothing"))
 
 
@@ -278,5 +278,5 @@ def test_versions_are_read(output: str, expected: tuple[Variant, tuple[int, int,
 @fresh_network
 def test_disabled_ipv6_is_unavailable() -> None:
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    with pytest.raises(XtablesUnavailableError, match="disable_ipv6"):
+    with pytest.raises(XtablesUnavailable, match="disable_ipv6"):
         find_tools(Family.IPV6)

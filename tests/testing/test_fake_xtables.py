@@ -10,7 +10,7 @@ from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables, XtablesUnavailableError
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables, XtablesUnavailable
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.kernel.namespace import fresh_network
 
@@ -112,7 +112,7 @@ def test_a_rule_is_deleted_by_another_spelling() -> None:
 def _real(variant: Variant) -> SubprocessXtables:
     try:
         return SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant, probe=False))
-    except XtablesUnavailableError as error:
+    except XtablesUnavailable as error:
         pytest.skip(error.reason)
 
 

@@ -26,12 +26,18 @@ class ChangeWatch:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Surround a write of our own, so that it is not taken for somebody else's."""
+        """Surround one restore of our own, of one table, so that it is not taken for somebody else's.
+
+        Where the kernel counts commits, ours is at most one: any further one is somebody else's.
+        """
         self._notice()
+        before = self._last
         try:
             yield
         finally:
-            self._last = self._read()
+            after = self._last = self._read()
+            if before and after and before.commits is not None and after.commits is not None:
+                self._foreign += after.commits - before.commits > 1
 
     def _notice(self) -> None:
         now = self._read()

@@ -15,7 +15,7 @@ from pathlib import Path
 from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.programs import XtablesTools, run
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailableError
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _HINT_LINE = re.compile(rb"^:(?:KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
@@ -32,7 +32,7 @@ def find_tools(
     """The programs to use for `family`, of the variant `forced` or else the one the node uses.
 
     With `probe`, the kernel is made to show that it has the nat table (it is created if nobody has yet).
-    Raises XtablesUnavailableError: no such programs, no such family, no nat table, no permission.
+    Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission.
     """
     _require_family(family)
     available = _available(family, search_path)
@@ -40,11 +40,11 @@ def find_tools(
         if forced not in available:
             name = f"{_PROGRAMS[family]}-{forced}"
             reason = f"variant {forced} was asked for, but {name}-restore and {name}-save are not installed"
-            raise XtablesUnavailableError(reason)
+            raise XtablesUnavailable(reason)
         chosen = forced
     elif not available:
         name = _PROGRAMS[family]
-        raise XtablesUnavailableError(
+        raise XtablesUnavailable(
             f"neither {name}-nft-restore, {name}-legacy-restore nor {name}-restore is installed"
         )
     elif len(available) == 1:
@@ -103,10 +103,10 @@ def _require_family(family: Family) -> None:
     if family is Family.IPV4:
         return
     if not Path("/proc/thread-self/net/if_inet6").exists():
-        raise XtablesUnavailableError("the kernel has no IPv6 (there is no /proc/net/if_inet6)")
+        raise XtablesUnavailable("the kernel has no IPv6 (there is no /proc/net/if_inet6)")
     disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
     if disabled.exists() and disabled.read_text(encoding="ascii").strip() == "1":
-        raise XtablesUnavailableError("IPv6 is disabled (net/ipv6/conf/all/disable_ipv6 is 1)")
+        raise XtablesUnavailable("IPv6 is disabled (net/ipv6/conf/all/disable_ipv6 is 1)")
 
 
 def _nft_hint(family: Family) -> bool:
@@ -129,7 +129,7 @@ def _dumps(variant: Variant, search_path: str) -> list[bytes]:
             found.append(run([save], b"", _SECONDS)[1])
         except RestoreError as error:
             if error.kind is not FailureKind.MISSING:
-                raise XtablesUnavailableError(
+                raise XtablesUnavailable(
                     f"cannot tell which iptables variant is in use: {error.message}"
                 ) from error
     return found
@@ -143,10 +143,10 @@ def _probe(family: Family, tools: XtablesTools) -> None:
             if stamps.nft_chain_exists(family, "nat", "POSTROUTING"):
                 return
         except OSError as error:
-            raise XtablesUnavailableError(f"nftables cannot be used: {error.strerror}") from error
+            raise XtablesUnavailable(f"nftables cannot be used: {error.strerror}") from error
     # nft makes a table's built-in chain only for a rule in it; both lines are one transaction
     text = b"*nat\n-A POSTROUTING %b\n-D POSTROUTING %b\nCOMMIT\n" % (_PROBE_RULE, _PROBE_RULE)
     status, _, stderr = run([tools.restore, "--noflush"], text, _SECONDS)
     if status:
         detail = " ".join(stderr.decode("utf-8", "replace").split())
-        raise XtablesUnavailableError(f"the kernel refuses {family}'s nat table to {tools.restore}: {detail}")
+        raise XtablesUnavailable(f"the kernel refuses {family}'s nat table to {tools.restore}: {detail}")

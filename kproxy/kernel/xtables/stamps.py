@@ -48,7 +48,8 @@ def stamp(family: Family, variant: Variant) -> Stamp | None:
     """
     try:
         if variant is Variant.NFT:
-            return Stamp(("nft", generation()))
+            count = generation()
+            return Stamp(("nft", count), commits=count)
         return Stamp(("legacy", *_legacy_layout(family)))
     except OSError:
         return None

@@ -50,15 +50,13 @@ class RestoreError(Exception):
         self.message = message
 
 
-class XtablesUnavailableError(Exception):
+class XtablesUnavailable(Exception):
     """iptables cannot be used for this family on this node; `reason` says why in one sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
-
-XtablesUnavailable = XtablesUnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,11 @@ class Stamp:
 
     For nft that is exact (the kernel counts every committed transaction of the network namespace); for
     legacy it is the size and layout of the tables, which an exchange of rules of equal size leaves as it was.
-    `value` is opaque to callers.
+    `value` is opaque to callers; `commits` is the count of transactions where the kernel keeps one (nft).
     """
 
     value: tuple[object, ...]
+    commits: int | None = None
 
 
 class Xtables(Protocol):

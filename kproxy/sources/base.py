@@ -1,0 +1,39 @@
+"""The seam between the outside world and the tables: every source speaks to a Sink in the same four words.
+
+`replace` carries a complete list and is what makes deletes right after any outage: what a complete list no
+longer holds is gone, and nothing else is.
+"""
+
+from collections.abc import Collection, Sequence
+from threading import Event
+from typing import Protocol
+
+from kproxy.state.decode import Kind, WireObject
+from kproxy.state.problems import Problem
+
+
+class Sink(Protocol):
+    """Takes what a source learns. Methods may be called from any thread and return quickly."""
+
+    def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
+        """Take a complete list of a kind; the first one marks the kind as synced.
+
+        `unreadable` are the keys of objects that exist but could not be decoded: what was known of them
+        stays in force.
+        """
+
+    def upsert(self, kind: Kind, obj: WireObject) -> None:
+        """Take one added or modified object."""
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Forget one object by its key; one that is not known is no error."""
+
+    def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
+        """Report an object that could not be decoded; what was known of `key` stays in force."""
+
+
+class Source(Protocol):
+    """Something that feeds a Sink until it is told to stop."""
+
+    def run(self, sink: Sink, stop: Event) -> None:
+        """Feed `sink` until `stop` is set; returns only then. Outages are retried inside."""

@@ -1,0 +1,114 @@
+"""How to reach a cluster, and as whom: kubeconfig, service account or a bare address.
+
+The `kubernetes` package is imported on first use: it takes a good part of a second, and neither `render` nor
+`cleanup` needs it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where kubelet mounts the pod's `token` and `ca.crt`."""
+
+
+class ClusterAccessError(Exception):
+    """The configuration that says how to reach the cluster is missing or cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAccess:
+    """Where the API server is and where credentials come from.
+
+    As with kube-proxy: without `kubeconfig` and without `master` the pod's service account is used; `master`
+    alone is an address without credentials; `master` with a kubeconfig replaces the address in it.
+    """
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+    """None: the kubeconfig's current-context."""
+    master: str | None = None
+    """URL of the API server."""
+    service_account: Path = SERVICE_ACCOUNT
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One reading of the configuration: the server, the pool of connections to it, and who we are."""
+
+    host: str
+    """URL without a slash at its end; may have a path."""
+    pool: Any
+    """urllib3.PoolManager or ProxyManager."""
+    configuration: Any
+    """kubernetes.client.Configuration."""
+    token_file: Path | None
+
+    def headers(self) -> dict[str, str]:
+        """Headers that authenticate the next request; not thread-safe, as the package refreshes in place.
+
+        Raises ClusterAccessError if the token cannot be read.
+        """
+        headers: dict[str, str] = {}
+        try:
+            if self.token_file is not None:
+                headers["authorization"] = f"Bearer {self.token_file.read_text().strip()}"
+                return headers
+            for each in self.configuration.auth_settings().values():
+                if each["in"] == "header" and each["value"]:
+                    # Files end in a newline that no header may have.
+                    headers[each["key"]] = str(each["value"]).strip()
+        except _load_errors() as error:
+            raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
+        return headers
+
+
+def load_session(access: ClusterAccess) -> Session:
+    """Read the configuration and prepare connections; raises ClusterAccessError with the reason."""
+    from kubernetes import config as loaders
+    from kubernetes.client import ApiClient, Configuration
+    from kubernetes.config.incluster_config import InClusterConfigLoader
+
+    configuration = Configuration()
+    token_file = None
+    try:
+        if access.kubeconfig is not None:
+            loaders.load_kube_config(
+                config_file=str(access.kubeconfig),
+                context=access.context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+            token_file = _token_file(access.kubeconfig, access.context)
+        elif access.master is None:
+            token_file = access.service_account / "token"
+            InClusterConfigLoader(
+                token_filename=str(token_file), cert_filename=str(access.service_account / "ca.crt")
+            ).load_and_set(configuration)
+    except _load_errors() as error:
+        where = access.kubeconfig or "in-cluster configuration"
+        raise ClusterAccessError(f"{where} cannot be used: {error}") from error
+    if access.master is not None:
+        configuration.host = access.master
+    pool = ApiClient(configuration=configuration).rest_client.pool_manager
+    return Session(str(configuration.host).rstrip("/"), pool, configuration, token_file)
+
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    """What the package's loaders raise for a configuration that is missing or malformed."""
+    from kubernetes.config import ConfigException
+
+    return (ConfigException, OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError)
+
+
+def _token_file(kubeconfig: Path, context: str | None) -> Path | None:
+    """The tokenFile of the user in use, which takes precedence over its token (client-go, AuthInfo)."""
+    content = yaml.safe_load(kubeconfig.read_text())
+    name = context or content["current-context"]
+    user = next(each["context"].get("user") for each in content["contexts"] if each["name"] == name)
+    for each in content.get("users") or ():
+        if each["name"] == user and (each.get("user") or {}).get("tokenFile"):
+            return kubeconfig.parent / str(each["user"]["tokenFile"])
+    return None

@@ -1,0 +1,43 @@
+"""Every time and limit of the Kubernetes source in one place."""
+
+from dataclasses import dataclass, field
+
+from kproxy.sources.transport import TransportConfig
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSourceConfig:
+    """Times in seconds, sizes in bytes."""
+
+    page_size: int = 500
+    """Objects in one page of a list, as client-go's reflector asks."""
+    page_bytes: int = 512 * 1024 * 1024
+    """The largest page that is read (etcd's limit is 1.5 MB an object)."""
+    page_seconds: float = 120.0
+    """The longest time for one page; an API server gives up after 60 s itself."""
+    streamed_list: bool = True
+    """Ask for streamed lists (KEP-3157) before falling back to pages."""
+    streamed_list_idle_seconds: float = 15.0
+    """Silence within a streamed list after which the server is taken not to know about streamed lists."""
+    streamed_list_seconds: float = 120.0
+    """The longest time for a streamed list; after it, pages are asked for instead."""
+    streamed_list_attempts: int = 3
+    """Streamed lists that may break in a row before one in pages is tried."""
+    streamed_list_retry_seconds: float = 3600.0
+    """How long a server that refused a streamed list is not asked again."""
+    watch_min_seconds: int = 300
+    watch_max_seconds: int = 600
+    """Bounds of the random `timeoutSeconds` of a watch, so that a fleet does not reconnect at once."""
+    inactivity_seconds: float = 70.0
+    """Silence after which a connection is taken to be half-open; bookmarks come about once a minute."""
+    event_bytes: int = 32 * 1024 * 1024
+    """The largest event."""
+    steady_seconds: float = 5.0
+    """A connection that lived this long ends a series of failures."""
+    backoff_seconds: float = 1.0
+    """The first retry comes after a random part of this, the next after a random part of twice this, ..."""
+    backoff_max_seconds: float = 30.0
+    """The longest backoff."""
+    stop_seconds: float = 2.0
+    """How long a stop waits for a thread that cannot be interrupted (TCP handshake, exec plugin)."""
+    transport: TransportConfig = field(default_factory=TransportConfig)

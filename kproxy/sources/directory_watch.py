@@ -1,0 +1,177 @@
+"""Know when a directory of manifests is worth reading again, and which of its files are being written.
+
+inotify tells at once; a slow rescan is the net under it (network file systems and targets of symbolic links
+send no events). A file that is open for writing is held back until it is closed, so that half of it is not
+read; the swap of a mounted ConfigMap (`..data` renamed over) arrives as an ordinary event of the directory.
+"""
+
+import os
+import select
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from kproxy.kernel.inotify import Inotify, InotifyEvent, Mask
+
+log = structlog.stdlib.get_logger(__name__)
+
+_CONTENT = Mask.MODIFY | Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.DELETE
+_SELF = Mask.DELETE_SELF | Mask.MOVE_SELF
+_ENTRIES = Mask.CREATE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.DELETE
+_GONE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.IGNORED
+
+
+class DirectoryWatch:
+    """Waits for changes of a directory, which need not exist yet. A context manager, for one thread."""
+
+    def __init__(
+        self, directory: Path, stop: threading.Event, *, settle: float, settle_max: float, hold: float
+    ) -> None:
+        """Times in seconds: quiet before a change is told, the longest wait for quiet, the longest hold."""
+        self._directory = directory
+        self._stop = stop
+        self._settle = settle
+        self._settle_max = settle_max
+        self._hold = hold
+        self._held: dict[str, float] = {}
+        self._inotify: Inotify | None = None
+        self._watch: int | None = None
+        self._parent_watch: int | None = None
+        self._parent: Path | None = None
+        self._poll = select.poll()
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waker = threading.Thread(target=self._wake_on_stop, name="manifests-stop", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._poll.register(self._stop_fd, select.POLLIN)
+        self._waker.start()
+        try:
+            self._inotify = Inotify()
+        except OSError as error:
+            log.warning("manifest_events_unavailable", error=str(error), fallback="rescan")
+        else:
+            self._poll.register(self._inotify.fileno(), select.POLLIN)
+        self.refresh()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+        if self._stop.is_set():
+            self._waker.join()
+            os.close(self._stop_fd)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether the directory itself is being watched, rather than only looked at now and then."""
+        return self._watch is not None
+
+    def held(self) -> frozenset[str]:
+        """The names that are being written right now, as far as events tell."""
+        self._drain()
+        now = time.monotonic()
+        self._held = {name: until for name, until in self._held.items() if until > now}
+        return frozenset(self._held)
+
+    def refresh(self) -> None:
+        """Watch the directory, and its nearest existing ancestor for the directory's own coming and going."""
+        if self._inotify is None:
+            return
+        ancestor = self._directory.parent
+        while not ancestor.is_dir() and ancestor != ancestor.parent:
+            ancestor = ancestor.parent
+        try:
+            parent_watch = self._inotify.add(ancestor, _ENTRIES | _SELF | Mask.ONLYDIR)
+        except OSError as error:
+            log.debug("manifest_watch_failed", path=str(ancestor), error=str(error))
+        else:
+            if self._parent_watch not in (None, parent_watch):
+                self._inotify.remove(self._parent_watch)
+            self._parent_watch, self._parent = parent_watch, ancestor
+        try:
+            watch = self._inotify.add(self._directory, _CONTENT | Mask.ATTRIB | _SELF | Mask.ONLYDIR)
+        except OSError as error:
+            log.debug("manifest_watch_failed", path=str(self._directory), error=str(error))
+            if self._watch is not None:
+                self._inotify.remove(self._watch)
+            self._watch = None
+            return
+        if self._watch not in (None, watch):
+            self._inotify.remove(self._watch)
+        self._watch = watch
+
+    def wait(self, timeout: float) -> None:
+        """Return after a change has settled, after `timeout` seconds, when a hold runs out, or on stop."""
+        deadline = time.monotonic() + timeout
+        changed = False
+        while not self._stop.is_set() and not changed:
+            now = time.monotonic()
+            until = min([deadline, *self._held.values()])
+            if until <= now:
+                return
+            self._poll.poll((until - now) * 1000)
+            changed = self._drain()
+        quiet_by = time.monotonic() + self._settle_max
+        while changed and not self._stop.is_set() and time.monotonic() < quiet_by:
+            if not self._poll.poll(self._settle * 1000):
+                return
+            self._drain()
+
+    def _drain(self) -> bool:
+        """Take in what inotify has; True if something may be worth reading."""
+        if self._inotify is None:
+            return False
+        changed = moved = False
+        for event in self._inotify.read():
+            if event.watch == self._watch and event.name:
+                changed |= self._note(event)
+            elif event.mask & Mask.Q_OVERFLOW:
+                self._held.clear()
+                changed = True
+            elif event.watch in (self._watch, self._parent_watch) and (
+                event.mask & _GONE or self._on_path(event.name)
+            ):
+                changed = moved = True
+        if moved:
+            self.refresh()
+        return changed
+
+    def _on_path(self, name: str) -> bool:
+        """Whether a name in the watched ancestor is the next step towards the directory."""
+        if self._parent is None:
+            return False
+        steps = self._directory.relative_to(self._parent).parts
+        return bool(steps) and steps[0] == name
+
+    def _note(self, event: InotifyEvent) -> bool:
+        being_written = bool(event.mask & Mask.MODIFY)
+        if event.mask & Mask.CREATE:
+            being_written = self._is_new_file(event.name)
+        if being_written:
+            self._held.setdefault(event.name, time.monotonic() + self._hold)
+            return False
+        if not event.mask & Mask.ATTRIB:
+            self._held.pop(event.name, None)
+        return True
+
+    def _is_new_file(self, name: str) -> bool:
+        """Whether a created name is a file someone is about to write: no link, neither symbolic nor hard."""
+        path = self._directory / name
+        try:
+            status = path.lstat()
+        except OSError:
+            return False
+        return path.is_file() and not path.is_symlink() and status.st_nlink == 1
+
+    def _wake_on_stop(self) -> None:
+        self._stop.wait()
+        os.eventfd_write(self._stop_fd, 1)

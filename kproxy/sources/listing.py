@@ -1,0 +1,267 @@
+"""Complete lists of a kind: paged, or streamed as the first part of a watch where the server can do that.
+
+A list is handed over whole or not at all: whatever goes wrong on the way raises, and nothing was said to
+the sink. Reads are consistent ones (no resourceVersion), so a list never goes back in time.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from kproxy.sources.base import Sink
+from kproxy.sources.config import KubernetesSourceConfig
+from kproxy.sources.envelopes import GarbledError, Page, WatchEvent, read_event, read_page
+from kproxy.sources.transport import ApiError, DisconnectedError, StalledError, StatusError, Stream, Transport
+from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.problems import ObjectRejected, Problem
+
+_UNSUPPORTED = frozenset({400, 404, 405, 422})
+"""What servers answer to a streamed list they cannot give (422: the WatchList gate is off; KEP-3157)."""
+
+_RESTARTS = 2
+"""How often a paged list whose continue token expired is begun again before it is asked for in one piece."""
+
+
+class StoppedError(Exception):
+    """The source is asked to stop."""
+
+
+class StreamedListUnsupportedError(ApiError):
+    """The server does not stream lists, or does not say where one ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind as one proxy needs it: its path, and the selectors the server filters by."""
+
+    kind: Kind
+    path: str
+    selectors: dict[str, str]
+    only: str | None = None
+    """If set, the one key that is wanted, whatever else the server sends."""
+
+    def wants(self, key: str) -> bool:
+        """Whether an object is ours."""
+        return self.only is None or key == self.only
+
+
+def resources(node: str | None) -> tuple[Resource, ...]:
+    """What kube-proxy watches, by its selectors (cmd/kube-proxy/app/server.go); a Node only if named."""
+    found = (
+        Resource(
+            Kind.SERVICE,
+            "/api/v1/services",
+            {
+                "labelSelector": "!service.kubernetes.io/service-proxy-name",
+                "fieldSelector": "spec.clusterIP!=None",
+            },
+        ),
+        Resource(
+            Kind.ENDPOINT_SLICE,
+            "/apis/discovery.k8s.io/v1/endpointslices",
+            {"labelSelector": "!service.kubernetes.io/headless"},
+        ),
+    )
+    if node is None:
+        return found
+    return (*found, Resource(Kind.NODE, "/api/v1/nodes", {"fieldSelector": f"metadata.name={node}"}, node))
+
+
+class Snapshot:
+    """A list in the making."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._objects: dict[str, WireObject] = {}
+        self._problems: dict[str, Problem] = {}
+        self._nameless: list[Problem] = []
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    @property
+    def unreadable(self) -> int:
+        """How many objects exist but could not be decoded."""
+        return len(self._problems) + len(self._nameless)
+
+    def add(self, raw: msgspec.Raw, key: str = "") -> None:
+        """Take one object; `key` names it if it cannot be decoded and does not name itself."""
+        try:
+            decoded = decode(self._resource.kind, raw)
+        except ObjectRejected as rejected:
+            self._reject(rejected.key or key, rejected.problem)
+            return
+        if self._resource.wants(decoded.key):
+            self._objects[decoded.key] = decoded
+            self._problems.pop(decoded.key, None)
+
+    def remove(self, key: str) -> None:
+        """Forget one object."""
+        self._objects.pop(key, None)
+        self._problems.pop(key, None)
+
+    def deliver(self, sink: Sink) -> None:
+        """Hand the list over: problems first, then all of it at once."""
+        kind = self._resource.kind
+        for key, problem in self._problems.items():
+            sink.reject(kind, key, problem)
+        for problem in self._nameless:
+            sink.reject(kind, None, problem)
+        sink.replace(kind, list(self._objects.values()), set(self._problems))
+
+    def _reject(self, key: str, problem: Problem) -> None:
+        if not key:
+            self._nameless.append(problem)
+        elif self._resource.wants(key):
+            self._objects.pop(key, None)
+            self._problems[key] = problem
+
+
+def list_paged(
+    transport: Transport, resource: Resource, config: KubernetesSourceConfig, stop: threading.Event
+) -> tuple[Snapshot, str]:
+    """Read a list page by page; the list and the resourceVersion to watch from.
+
+    A continue token that expired (410) starts the list again. Raises ApiError.
+    """
+    for restart in range(_RESTARTS + 1):
+        limit = config.page_size if restart < _RESTARTS else None
+        try:
+            return _read_pages(transport, resource, config, limit, stop)
+        except StatusError as error:
+            if error.code != 410 or limit is None:
+                raise
+    raise AssertionError
+
+
+def _read_pages(
+    transport: Transport,
+    resource: Resource,
+    config: KubernetesSourceConfig,
+    limit: int | None,
+    stop: threading.Event,
+) -> tuple[Snapshot, str]:
+    snapshot = Snapshot(resource)
+    query = dict(resource.selectors)
+    if limit is not None:
+        query["limit"] = str(limit)
+    version = ""
+    while True:
+        page = _get_page(transport, resource, query, config)
+        version = version or page.metadata.resource_version
+        for raw in page.items or ():
+            snapshot.add(raw)
+        if not page.metadata.continue_:
+            return snapshot, version
+        query["continue"] = page.metadata.continue_
+        if stop.is_set():
+            raise StoppedError
+
+
+def _get_page(
+    transport: Transport, resource: Resource, query: dict[str, str], config: KubernetesSourceConfig
+) -> Page:
+    stream = transport.open(resource.path, query, config.inactivity_seconds)
+    try:
+        body = stream.read_all(config.page_bytes, config.page_seconds)
+    finally:
+        stream.close()
+    return read_page(body, resource.kind)
+
+
+def current_version(transport: Transport, resource: Resource, config: KubernetesSourceConfig) -> str:
+    """The server's resourceVersion now, at the price of a list of at most one object."""
+    page = _get_page(transport, resource, {**resource.selectors, "limit": "1"}, config)
+    return page.metadata.resource_version
+
+
+def open_streamed_list(
+    transport: Transport, resource: Resource, config: KubernetesSourceConfig, timeout_seconds: int
+) -> Stream:
+    """Open a watch that begins with all there is; raises StreamedListUnsupportedError if refused."""
+    query = {
+        **resource.selectors,
+        "watch": "1",
+        "sendInitialEvents": "true",
+        "resourceVersionMatch": "NotOlderThan",
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": str(timeout_seconds),
+    }
+    try:
+        return transport.open(resource.path, query, config.inactivity_seconds)
+    except StatusError as error:
+        if error.code in _UNSUPPORTED:
+            raise StreamedListUnsupportedError(str(error)) from error
+        raise
+
+
+def read_streamed_list(
+    events: Iterator[WatchEvent], stream: Stream, resource: Resource, config: KubernetesSourceConfig
+) -> tuple[Snapshot, str]:
+    """Read the first part of a streamed list, up to the bookmark that ends it.
+
+    A server that does not know the parameters sends objects too, but never says that they are all; it is told
+    apart by an ordinary bookmark, by silence, or at last by the clock: StreamedListUnsupportedError.
+    """
+    snapshot = Snapshot(resource)
+    deadline = time.monotonic() + config.streamed_list_seconds
+    stream.set_timeout(config.streamed_list_idle_seconds)
+    try:
+        for event in events:
+            if event.type in ("ADDED", "MODIFIED"):
+                snapshot.add(event.raw, event.key)
+            elif event.type == "DELETED":
+                if not event.key:
+                    raise GarbledError("a DELETED event without a name")
+                snapshot.remove(event.key)
+            elif event.ends_list and event.version:
+                stream.set_timeout(config.inactivity_seconds)
+                return snapshot, event.version
+            else:
+                raise StreamedListUnsupportedError("a bookmark came before the end of the list")
+            if time.monotonic() > deadline:
+                raise StreamedListUnsupportedError("the end of the list did not come in time")
+    except StalledError as error:
+        raise StreamedListUnsupportedError("no bookmark ended the list") from error
+    raise DisconnectedError("the server closed the connection before the end of the list")
+
+
+class EventReader:
+    """The events of a watch, line by line. `silent` until the first one is there."""
+
+    def __init__(self, stream: Stream, kind: Kind, config: KubernetesSourceConfig) -> None:
+        self._stream = stream
+        self._kind = kind
+        self._config = config
+        self.silent = True
+
+    def __iter__(self) -> Iterator[WatchEvent]:
+        """Yield events until the server ends the watch properly.
+
+        Raises StalledError, DisconnectedError, StatusError and GarbledError (for half a line too).
+        """
+        parts: list[bytes] = []
+        size = 0
+        last = time.monotonic()
+        while data := self._stream.read():
+            now = time.monotonic()
+            if b"\n" not in data:
+                parts.append(data)
+                size += len(data)
+                if size > self._config.event_bytes:
+                    raise GarbledError(f"an event larger than {self._config.event_bytes} bytes")
+                if now - last > self._config.inactivity_seconds:
+                    raise StalledError("no complete event any more")
+                continue
+            *lines, rest = b"".join([*parts, data]).split(b"\n")
+            parts, size, last = [rest], len(rest), now
+            for line in lines:
+                if line.strip():
+                    event = read_event(line, self._kind)
+                    self.silent = False
+                    yield event
+        if b"".join(parts).strip():
+            raise GarbledError("the last event is cut short")

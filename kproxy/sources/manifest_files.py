@@ -1,0 +1,277 @@
+"""What one manifest file says: its objects, and everything wrong with it by line.
+
+A defect costs as little as can be told apart: an object that does not decode costs itself; a document that
+does not say what it is leaves the file not `intact`, so that nothing the file held before is taken away for
+it; text that cannot be read any further costs the whole file.
+"""
+
+import bisect
+import enum
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from kproxy.sources.yaml_documents import Fault, ManifestSyntaxError, YamlDocument, yaml_documents
+from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.problems import ObjectRejected, Problem, show
+
+log = structlog.stdlib.get_logger(__name__)
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+_KINDS = {
+    ("v1", "Service"): Kind.SERVICE,
+    ("v1", "Node"): Kind.NODE,
+    ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
+}
+_LISTS = {
+    ("v1", "List"): None,
+    ("v1", "ServiceList"): Kind.SERVICE,
+    ("v1", "NodeList"): Kind.NODE,
+    ("discovery.k8s.io/v1", "EndpointSliceList"): Kind.ENDPOINT_SLICE,
+}
+
+
+class ObjectKey(NamedTuple):
+    """What an object is known by. `key` is `namespace/name`, of a Node its name."""
+
+    kind: Kind
+    key: str
+
+
+class Rejection(NamedTuple):
+    """Something that could not be used, with the arguments of Sink.reject."""
+
+    kind: Kind
+    key: str | None
+    problem: Problem
+
+
+@dataclass(slots=True)
+class ManifestFile:
+    """The content of one file. `intact` is False when it may have meant more objects than are named here."""
+
+    objects: dict[ObjectKey, WireObject] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    intact: bool = True
+
+    @property
+    def unreadable(self) -> set[ObjectKey]:
+        """The objects it holds that could not be decoded."""
+        return {ObjectKey(each.kind, each.key) for each in self.rejections if each.key is not None}
+
+
+class _TypeMeta(msgspec.Struct):
+    api_version: object = msgspec.field(name="apiVersion", default=None)
+    kind: object = None
+    items: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Piece(NamedTuple):
+    """An object on its way: its JSON and first line, the faults found in it, and the kind its list gives."""
+
+    raw: bytes | msgspec.Raw
+    line: int
+    faults: list[Fault]
+    implied: Kind | None
+
+
+class _Special(enum.Enum):
+    NOT_A_LIST = enum.auto()
+
+
+_NO_ITEMS = "items of a list is not a list"
+_BLANK = re.compile(r"[ \t\r\n]*")
+_NULL = msgspec.Raw(b"null")
+_TYPE_META = msgspec.json.Decoder(_TypeMeta)
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def read_manifest(name: str, data: bytes) -> ManifestFile:
+    """Read the bytes of a file; `name` tells JSON from YAML and is what problems call it. Never raises."""
+    content = ManifestFile()
+    try:
+        text = data.decode("utf-8-sig")
+        pieces = _json_pieces(data, text) if name.endswith(".json") else _yaml_pieces(text)
+        for piece in pieces:
+            _take(content, name, piece)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        _broken(content, name, line, f"not UTF-8: byte {data[error.start]:#04x}", whole=True)
+    except ManifestSyntaxError as error:
+        _broken(content, name, error.line, error.reason, whole=True)
+    return content
+
+
+def unreadable_file(name: str, reason: str) -> ManifestFile:
+    """The content of a file that could not be read at all."""
+    content = ManifestFile()
+    _broken(content, name, 1, reason, whole=True)
+    return content
+
+
+def _broken(content: ManifestFile, name: str, line: int, reason: str, *, whole: bool = False) -> None:
+    """Note a defect that belongs to no object; with `whole`, drop what was read of the file so far."""
+    problem = Problem(f"file {name}", f"line {line}", show(None), reason)
+    if whole:
+        content.objects.clear()
+        content.rejections.clear()
+    content.rejections.append(Rejection(Kind.SERVICE, None, problem))
+    content.intact = False
+
+
+def _take(content: ManifestFile, name: str, piece: _Piece) -> None:
+    if piece.faults:
+        for fault in piece.faults:
+            _broken(content, name, fault.line, fault.reason)
+        return
+    kind = _kind_of(content, name, piece)
+    if kind is None:
+        return
+    try:
+        decoded = decode(kind, piece.raw)
+    except ObjectRejected as rejected:
+        problem = _placed(rejected.problem, name, piece.line)
+        content.rejections.append(Rejection(kind, rejected.key, problem))
+        content.intact = content.intact and rejected.key is not None
+        return
+    identity = ObjectKey(kind, decoded.key)
+    if identity in content.objects:
+        problem = Problem(
+            f"{kind} {decoded.key}", "metadata.name", show(decoded.metadata.name), "is in this file already"
+        )
+        content.rejections.append(Rejection(kind, None, _placed(problem, name, piece.line)))
+        return
+    content.objects[identity] = decoded
+
+
+def _kind_of(content: ManifestFile, name: str, piece: _Piece) -> Kind | None:
+    """The kind of a piece if it is one that matters; what is wrong with it is noted."""
+    try:
+        meta = _TYPE_META.decode(piece.raw)
+    except (ValueError, RecursionError):
+        _broken(content, name, piece.line, "not an object: a mapping with apiVersion and kind is expected")
+        return None
+    if meta.kind is None and meta.api_version is None and piece.implied is not None:
+        return piece.implied
+    for key, value in (("kind", meta.kind), ("apiVersion", meta.api_version)):
+        if not isinstance(value, str) or not value:
+            _broken(content, name, piece.line, f"{key} is missing or not text")
+            return None
+    kind = _KINDS.get((str(meta.api_version), str(meta.kind)))
+    if kind is None:
+        log.debug("manifest_ignored", file=name, line=piece.line, api=meta.api_version, kind=meta.kind)
+    return kind
+
+
+def _placed(problem: Problem, name: str, line: int) -> Problem:
+    reason = f"{problem.reason} (file {name}, line {line})"
+    return Problem(problem.object, problem.field, problem.value, reason)
+
+
+def _yaml_pieces(text: str) -> Iterator[_Piece]:
+    for document in yaml_documents(text):
+        value = document.value
+        kind = _list_kind(value)
+        if kind is _Special.NOT_A_LIST or not isinstance(value, dict):
+            yield _encoded(value, document.line, document.faults, None)
+            continue
+        items = value.get("items")
+        if items is not None and not isinstance(items, list):
+            yield _Piece(b"null", document.line, [Fault(document.line, _NO_ITEMS)], None)
+            continue
+        yield from _yaml_items(document, items or [], kind)
+
+
+def _yaml_items(document: YamlDocument, items: list[object], implied: Kind | None) -> Iterator[_Piece]:
+    """The items of a list, each with the faults on its own lines; faults outside of all items come first."""
+    lines: list[int] = []
+    for item in items:
+        lines.append(document.lines.get(id(item), lines[-1] if lines else document.line))
+    of_item: dict[int, list[Fault]] = {}
+    for fault in document.faults:
+        of_item.setdefault(bisect.bisect_right(lines, fault.line) - 1, []).append(fault)
+    if -1 in of_item:
+        yield _Piece(b"null", document.line, of_item[-1], None)
+    for index, (item, line) in enumerate(zip(items, lines, strict=True)):
+        yield _encoded(item, line, of_item.get(index, []), implied)
+
+
+def _encoded(value: object, line: int, faults: list[Fault], implied: Kind | None) -> _Piece:
+    if faults:
+        return _Piece(b"null", line, faults, implied)
+    try:
+        return _Piece(msgspec.json.encode(value), line, [], implied)
+    except (OverflowError, ValueError, TypeError, RecursionError) as error:
+        return _Piece(b"null", line, [Fault(line, f"cannot be written as JSON: {error}")], implied)
+
+
+def _list_kind(value: object) -> Kind | _Special | None:
+    """The kind that a list gives its items (None: they name their own), or that it is none."""
+    if not isinstance(value, Mapping):
+        return _Special.NOT_A_LIST
+    api, kind = value.get("apiVersion"), value.get("kind")
+    if isinstance(api, str) and isinstance(kind, str):
+        return _LISTS.get((api, kind), _Special.NOT_A_LIST)
+    return _Special.NOT_A_LIST
+
+
+def _json_pieces(data: bytes, text: str) -> Iterator[_Piece]:
+    body = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        documents = [(msgspec.json.decode(body, type=msgspec.Raw), 1)] if body.strip() else []
+    except (ValueError, RecursionError):
+        documents = _several_json(text)
+    for raw, line in documents:
+        yield from _json_document(raw, line)
+
+
+def _several_json(text: str) -> list[tuple[msgspec.Raw, int]]:
+    """Documents written one after the other, as kubectl reads them; raises ManifestSyntaxError."""
+    decoder = json.JSONDecoder()
+    documents: list[tuple[msgspec.Raw, int]] = []
+    text = text.removeprefix("\ufeff")
+    position, line = 0, 1
+    while True:
+        blank = _BLANK.match(text, position)
+        start = blank.end() if blank else position
+        line += text.count("\n", position, start)
+        if start == len(text):
+            return documents
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise ManifestSyntaxError(error.lineno, f"not JSON: {error.msg}") from error
+        except RecursionError as error:
+            raise ManifestSyntaxError(line, "not JSON: nested too deep") from error
+        documents.append((msgspec.Raw(text[start:end].encode()), line))
+        line += text.count("\n", start, end)
+        position = end
+
+
+def _json_document(raw: msgspec.Raw, line: int) -> Iterator[_Piece]:
+    try:
+        meta = _TYPE_META.decode(raw)
+    except (ValueError, RecursionError):
+        yield _Piece(raw, line, [], None)
+        return
+    kind = _list_kind({"apiVersion": meta.api_version, "kind": meta.kind})
+    if kind is _Special.NOT_A_LIST:
+        yield _Piece(raw, line, [], None)
+        return
+    try:
+        items = _ITEMS.decode(meta.items) if meta.items != _NULL else []
+    except ValueError:
+        yield _Piece(raw, line, [Fault(line, _NO_ITEMS)], None)
+        return
+    body, position = bytes(raw), 0
+    for item in items:
+        start = body.find(bytes(item), position)
+        line += body.count(b"\n", position, start)
+        position = start
+        yield _Piece(item, line, [], kind)

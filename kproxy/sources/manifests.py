@@ -1,0 +1,269 @@
+"""Objects from a directory of manifests, kept in force while files come, go, break and are mended.
+
+Made for nodes without a cluster, for demonstrations and for `kproxy render`. The directory's own absence is
+an outage, not an empty list: nothing is listed before it exists, and nothing is withdrawn when it vanishes.
+To withdraw objects, delete their files or take them out.
+"""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from kproxy.sources.base import Sink
+from kproxy.sources.directory_watch import DirectoryWatch
+from kproxy.sources.manifest_files import (
+    SUFFIXES,
+    ManifestFile,
+    ObjectKey,
+    Rejection,
+    read_manifest,
+    unreadable_file,
+)
+from kproxy.sources.manifest_set import ManifestSet
+from kproxy.state.decode import Kind, WireObject
+from kproxy.state.problems import Problem
+
+log = structlog.stdlib.get_logger(__name__)
+
+_LOGGED = 10
+"""Problems of one file that are logged singly; the rest is counted. All of them reach the sink."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSourceConfig:
+    """Limits (bytes) and times (seconds) of a ManifestSource."""
+
+    max_file_bytes: int = 64 * 1024 * 1024
+    """A larger file is reported and not read."""
+    rescan_seconds: float = 10.0
+    """How often the directory is looked at when no event says so."""
+    rescan_without_events_seconds: float = 1.0
+    """The same where inotify is not to be had, or the directory does not exist."""
+    settle_seconds: float = 0.05
+    """How long the directory must be quiet before a change is read."""
+    settle_max_seconds: float = 0.5
+    """The longest wait for quiet."""
+    hold_seconds: float = 10.0
+    """How long a file that is open for writing is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedManifests:
+    """One look at a directory: the objects in force by kind, ordered by key, and everything found wrong."""
+
+    objects: Mapping[Kind, tuple[WireObject, ...]]
+    problems: tuple[Problem, ...]
+
+
+class _Signature(NamedTuple):
+    """What tells a changed file from an unchanged one, following symbolic links."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+
+def load_manifests(directory: Path, config: ManifestSourceConfig | None = None) -> LoadedManifests:
+    """Read a directory once. Raises OSError if it cannot be listed; defects of files are in `problems`."""
+    config = config or ManifestSourceConfig()
+    files = {name: _read(directory / name, config) for name in sorted(_signatures(directory))}
+    manifests = ManifestSet()
+    conflicts = manifests.merge(files).conflicts
+    objects: dict[Kind, list[WireObject]] = {kind: [] for kind in Kind}
+    for key, obj in sorted(manifests.objects.items(), key=lambda item: item[0]):
+        objects[key.kind].append(obj)
+    rejections = [each for content in files.values() for each in content.rejections] + conflicts
+    return LoadedManifests(
+        {kind: tuple(found) for kind, found in objects.items()},
+        tuple(each.problem for each in rejections),
+    )
+
+
+def _signatures(directory: Path) -> dict[str, _Signature]:
+    """The manifest files of a directory (not of its subdirectories); raises OSError."""
+    found: dict[str, _Signature] = {}
+    for path in directory.iterdir():
+        if path.name.startswith(".") or path.suffix not in SUFFIXES:
+            continue
+        try:
+            status = path.stat()
+        except OSError as error:
+            log.debug("manifest_vanished", file=path.name, error=str(error))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found[path.name] = _signature(status)
+    return found
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return _Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read(path: Path, config: ManifestSourceConfig) -> ManifestFile:
+    limit = config.max_file_bytes
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        return unreadable_file(path.name, f"cannot be read: {error.strerror}")
+    if len(data) > limit:
+        return unreadable_file(path.name, f"is larger than {limit} bytes")
+    return read_manifest(path.name, data)
+
+
+class ManifestSource:
+    """Feeds a Sink from a directory of *.yaml, *.yml and *.json files (implements Source).
+
+    Services and EndpointSlices are all fed; of Nodes only the one named `node`.
+    """
+
+    def __init__(
+        self, directory: Path, node: str | None = None, config: ManifestSourceConfig | None = None
+    ) -> None:
+        self._directory = directory.absolute()
+        self._node = node
+        self._config = config or ManifestSourceConfig()
+        self._manifests = ManifestSet()
+        self._known: dict[str, _Signature] = {}
+        self._fresh: dict[str, _Signature] = {}
+        self._rejections: dict[str, list[Rejection]] = {}
+        self._listed = False
+        self._deferred = False
+        self._list_by = 0.0
+        self._missing = False
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with the files as they are now."""
+        return tuple(each.problem for found in list(self._rejections.values()) for each in found)
+
+    def run(self, sink: Sink, stop: threading.Event) -> None:
+        """Feed `sink` until `stop` is set."""
+        config = self._config
+        self._list_by = time.monotonic() + config.hold_seconds
+        watch = DirectoryWatch(
+            self._directory,
+            stop,
+            settle=config.settle_seconds,
+            settle_max=config.settle_max_seconds,
+            hold=config.hold_seconds,
+        )
+        with watch:
+            while not stop.is_set():
+                self._scan(sink, watch)
+                if watch.has_events:
+                    watch.wait(config.rescan_seconds)
+                else:
+                    watch.wait(config.rescan_without_events_seconds)
+                    watch.refresh()
+
+    def _scan(self, sink: Sink, watch: DirectoryWatch) -> None:
+        """Look at every file's signature, read what changed, and tell the sink what that means."""
+        started = time.monotonic()
+        try:
+            seen = _signatures(self._directory)
+        except OSError as error:
+            if not self._missing:
+                log.warning("manifest_directory_missing", path=str(self._directory), error=error.strerror)
+            self._missing = True
+            return
+        if self._missing:
+            log.info("manifest_directory_found", path=str(self._directory))
+            self._missing = False
+        files = self._changed(seen, watch)
+        changes = self._manifests.merge(files)
+        for name, content in sorted(files.items()):
+            self._report(sink, name, content)
+        for each in changes.conflicts:
+            log.warning("manifest_conflict", problem=str(each.problem))
+            sink.reject(each.kind, each.key, each.problem)
+        if not self._listed:
+            if self._deferred and time.monotonic() < self._list_by:
+                return
+            self._listed = True
+            self._replace(sink, round((time.monotonic() - started) * 1000))
+            return
+        for key, obj in changes.upserts:
+            if self._wanted(key):
+                sink.upsert(key.kind, obj)
+        for key in changes.deletes:
+            if self._wanted(key):
+                sink.delete(key.kind, key.key)
+        if files:
+            log.info(
+                "manifests_read", files=len(files), upserts=len(changes.upserts), deletes=len(changes.deletes)
+            )
+
+    def _changed(self, seen: dict[str, _Signature], watch: DirectoryWatch) -> dict[str, ManifestFile | None]:
+        """The new content of the files that changed; a file that changes while it is read waits its turn."""
+        files: dict[str, ManifestFile | None] = dict.fromkeys(self._known.keys() - seen.keys())
+        for name in files:
+            del self._known[name]
+        held = watch.held()
+        candidates = {
+            name: signature
+            for name, signature in seen.items()
+            if signature != self._known.get(name) and name not in held
+        }
+        if not watch.has_events and self._listed:
+            settled = {n: s for n, s in candidates.items() if self._fresh.get(n) == s}
+            self._fresh, candidates = candidates, settled
+        self._deferred = not held.isdisjoint(seen)
+        for name, signature in sorted(candidates.items()):
+            content = _read(self._directory / name, self._config)
+            if name in watch.held() or _signature_of(self._directory / name) != signature:
+                self._deferred = True
+                continue
+            self._known[name] = signature
+            files[name] = content
+        return files
+
+    def _report(self, sink: Sink, name: str, content: ManifestFile | None) -> None:
+        """Say what is wrong with a file that was just read, or that it is mended."""
+        was_broken = self._rejections.pop(name, None)
+        if content is None:
+            return
+        if not content.rejections:
+            if was_broken:
+                log.info("manifest_mended", file=name)
+            return
+        self._rejections[name] = content.rejections
+        for each in content.rejections[:_LOGGED]:
+            log.warning("manifest_problem", file=name, problem=str(each.problem))
+        if len(content.rejections) > _LOGGED:
+            log.warning("manifest_problems", file=name, count=len(content.rejections))
+        for each in content.rejections:
+            sink.reject(each.kind, each.key, each.problem)
+
+    def _replace(self, sink: Sink, milliseconds: int) -> None:
+        objects: dict[Kind, list[WireObject]] = {kind: [] for kind in Kind}
+        unreadable: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+        for key, obj in self._manifests.objects.items():
+            if self._wanted(key):
+                objects[key.kind].append(obj)
+        for found in self._rejections.values():
+            for each in found:
+                if each.key is not None:
+                    unreadable[each.kind].append(each.key)
+        for kind in (Kind.NODE, Kind.SERVICE, Kind.ENDPOINT_SLICE):
+            sink.replace(kind, objects[kind], unreadable[kind])
+            log.info("list_complete", kind=kind.value, objects=len(objects[kind]), ms=milliseconds)
+
+    def _wanted(self, key: ObjectKey) -> bool:
+        return key.kind is not Kind.NODE or key.key == self._node
+
+
+def _signature_of(path: Path) -> _Signature | None:
+    try:
+        return _signature(path.stat())
+    except OSError:
+        return None

@@ -1,0 +1,371 @@
+"""One kind, kept up to date for as long as the process runs: list, watch, and begin again after any failure.
+
+What must hold: a sink is told a list only when it is complete; an event is forgotten only after the sink has
+it, for the next watch goes on from its resourceVersion; and whatever cannot be continued from there (history
+compacted, server restored from a backup) is listed anew, which makes the deletes right.
+"""
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+from tenacity import RetryCallState, Retrying, wait_random_exponential
+
+from kproxy.sources.base import Sink
+from kproxy.sources.cluster import ClusterAccessError
+from kproxy.sources.config import KubernetesSourceConfig
+from kproxy.sources.envelopes import GarbledError, WatchEvent
+from kproxy.sources.listing import (
+    EventReader,
+    Resource,
+    Snapshot,
+    StoppedError,
+    StreamedListUnsupportedError,
+    current_version,
+    list_paged,
+    open_streamed_list,
+    read_streamed_list,
+)
+from kproxy.sources.transport import ApiError, StalledError, StatusError, Stream, Transport
+from kproxy.state.decode import Kind, decode
+from kproxy.state.problems import ObjectRejected
+
+log = structlog.stdlib.get_logger(__name__)
+
+_SILENT_STALLS = 2
+"""Watches in a row that never said anything: the server may be behind our resourceVersion, so list anew."""
+
+_GARBLED = 3
+"""Unreadable streams in a row from the same resourceVersion before a list is tried instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchStatus:
+    """How the watch of one kind is doing. Times are seconds since the epoch."""
+
+    kind: Kind
+    synced: bool
+    """Whether a complete list was delivered at least once."""
+    connected_since: float | None
+    """None while there is no watch."""
+    last_event: float | None
+    """When the server last said anything: a list, an event or a bookmark."""
+    consecutive_failures: int
+    """0 while connected."""
+    last_error: str | None
+    resource_version: str | None
+
+
+class ExpiredError(ApiError):
+    """The watch cannot go on from where it was; the list must be read again."""
+
+
+class StreamedListSupport:
+    """Whether the server streams lists, shared by all kinds so that it is not asked at every list."""
+
+    def __init__(self, config: KubernetesSourceConfig) -> None:
+        self._config = config
+        self._not_before = 0.0 if config.streamed_list else float("inf")
+
+    def expected(self) -> bool:
+        """Whether to ask for a streamed list."""
+        return time.monotonic() >= self._not_before
+
+    def refuse(self) -> None:
+        """Remember that the server does not."""
+        self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
+
+
+class Backoff:
+    """Full-jitter exponential waits (tenacity's wait_random_exponential), counted by hand.
+
+    tenacity's own loop ends with the first success; a watch succeeds and fails for as long as it lives, and
+    only a steady connection ends a series of failures.
+    """
+
+    def __init__(self, config: KubernetesSourceConfig) -> None:
+        self._wait = wait_random_exponential(
+            multiplier=config.backoff_seconds, max=config.backoff_max_seconds
+        )
+        self._state = RetryCallState(Retrying(wait=self._wait), None, (), {})
+        self.failures = 0
+
+    def next(self, at_least: float | None) -> float:
+        """Count a failure; seconds to wait."""
+        self.failures += 1
+        self._state.attempt_number = self.failures
+        return max(self._wait(self._state), at_least or 0.0)
+
+    def reset(self) -> None:
+        """Begin a new series."""
+        self.failures = 0
+
+
+class _Phase(Enum):
+    """What the log was last told about the connection."""
+
+    NEW = "new"
+    UP = "up"
+    DOWN = "down"
+
+
+class Reflector:
+    """Keeps a sink in step with one resource. `run` belongs to one thread; `status` may be read from any."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        resource: Resource,
+        config: KubernetesSourceConfig,
+        support: StreamedListSupport,
+    ) -> None:
+        self._transport = transport
+        self._resource = resource
+        self._config = config
+        self._support = support
+        self._backoff = Backoff(config)
+        self._version: str | None = None
+        self._doubtful = False
+        self._expired = False
+        self._flapping = False
+        self._silent_stalls = 0
+        self._garbled = 0
+        self._broken_streams = 0
+        self._phase = _Phase.NEW
+        self._down_since = 0.0
+        self._opened: float | None = None
+        self._synced = False
+        self._connected_since: float | None = None
+        self._last_event: float | None = None
+        self._last_error: str | None = None
+        self._log = log.bind(kind=resource.kind.value)
+
+    @property
+    def status(self) -> WatchStatus:
+        """How it is doing now."""
+        connected = self._connected_since
+        return WatchStatus(
+            kind=self._resource.kind,
+            synced=self._synced,
+            connected_since=connected,
+            last_event=self._last_event,
+            consecutive_failures=0 if connected is not None else self._backoff.failures,
+            last_error=self._last_error,
+            resource_version=self._version,
+        )
+
+    def run(self, sink: Sink, stop: threading.Event) -> None:
+        """Feed `sink` until `stop` is set."""
+        while not stop.is_set():
+            self._opened = None
+            error: Exception | None = None
+            try:
+                self._cycle(sink, stop)
+            except StoppedError:
+                return
+            except (ApiError, ClusterAccessError) as failure:
+                error = failure
+            except Exception as failure:  # noqa: BLE001 - a defect of ours must not end the watch for good
+                if not stop.is_set():
+                    self._log.exception("source_defect")
+                self._version = None
+                error = failure
+            self._connected_since = None
+            if not stop.is_set():
+                stop.wait(self._after(error))
+
+    def _cycle(self, sink: Sink, stop: threading.Event) -> None:
+        """One connection: a list if there is none to go on from, then the watch to its end."""
+        if self._version is None:
+            if self._support.expected() and self._broken_streams < self._config.streamed_list_attempts:
+                try:
+                    self._list_streamed(sink, stop)
+                    return
+                except StreamedListUnsupportedError as error:
+                    self._support.refuse()
+                    self._log.info("streamed_list_unsupported", reason=str(error), fallback="pages")
+            self._broken_streams = 0
+            self._list_paged(sink, stop)
+        elif self._doubtful:
+            self._check_version(self._version)
+        self._doubtful = False
+        self._watch(sink, stop)
+
+    def _list_paged(self, sink: Sink, stop: threading.Event) -> None:
+        started = time.monotonic()
+        snapshot, version = list_paged(self._transport, self._resource, self._config, stop)
+        self._deliver(snapshot, version, sink, stop, started, "paged")
+
+    def _list_streamed(self, sink: Sink, stop: threading.Event) -> None:
+        started = time.monotonic()
+        self._broken_streams += 1
+        stream = open_streamed_list(self._transport, self._resource, self._config, self._watch_seconds())
+        try:
+            reader = EventReader(stream, self._resource.kind, self._config)
+            events = iter(reader)
+            snapshot, version = read_streamed_list(events, stream, self._resource, self._config)
+            self._broken_streams = 0
+            self._doubtful = False
+            self._deliver(snapshot, version, sink, stop, started, "streamed")
+            self._open()
+            for event in events:
+                self._take(event, sink, stop)
+        finally:
+            stream.close()
+
+    def _deliver(
+        self, snapshot: Snapshot, version: str, sink: Sink, stop: threading.Event, started: float, mode: str
+    ) -> None:
+        if stop.is_set():
+            raise StoppedError
+        snapshot.deliver(sink)
+        self._version = version
+        self._synced = True
+        self._last_event = time.time()
+        self._silent_stalls = self._garbled = 0
+        self._log.info(
+            "list_complete",
+            objects=len(snapshot),
+            unreadable=snapshot.unreadable,
+            ms=round((time.monotonic() - started) * 1000),
+            mode=mode,
+        )
+
+    def _watch(self, sink: Sink, stop: threading.Event) -> None:
+        query = {
+            **self._resource.selectors,
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version or "",
+            "timeoutSeconds": str(self._watch_seconds()),
+        }
+        stream = self._transport.open(self._resource.path, query, self._config.inactivity_seconds)
+        self._follow(stream, sink, stop)
+
+    def _follow(self, stream: Stream, sink: Sink, stop: threading.Event) -> None:
+        reader = EventReader(stream, self._resource.kind, self._config)
+        try:
+            self._open()
+            for event in reader:
+                self._take(event, sink, stop)
+        except StalledError:
+            self._silent_stalls = self._silent_stalls + 1 if reader.silent else 0
+            raise
+        finally:
+            stream.close()
+
+    def _take(self, event: WatchEvent, sink: Sink, stop: threading.Event) -> None:
+        """Give one event to the sink, and only then count it as seen."""
+        if stop.is_set():
+            raise StoppedError
+        if self._is_behind(event.version):
+            raise ExpiredError(f"the server went back from {self._version} to {event.version}")
+        kind = self._resource.kind
+        if event.type == "DELETED":
+            if not event.key:
+                self._version = None
+                raise GarbledError("a DELETED event without a name")
+            if self._resource.wants(event.key):
+                sink.delete(kind, event.key)
+        elif event.type != "BOOKMARK":
+            self._upsert(event, sink)
+        self._version = event.version or self._version
+        self._last_event = time.time()
+        self._garbled = 0
+        if self._flapping or self._phase is _Phase.DOWN:
+            self._up()
+
+    def _upsert(self, event: WatchEvent, sink: Sink) -> None:
+        kind = self._resource.kind
+        try:
+            decoded = decode(kind, event.raw)
+        except ObjectRejected as rejected:
+            key = rejected.key or event.key or None
+            if key is None or self._resource.wants(key):
+                sink.reject(kind, key, rejected.problem)
+            return
+        if self._resource.wants(decoded.key):
+            sink.upsert(kind, decoded)
+
+    def _check_version(self, version: str) -> None:
+        """After an outage: is this the history we know? A restored server would stay silent, not refuse."""
+        current = current_version(self._transport, self._resource, self._config)
+        if self._is_behind(current):
+            raise ExpiredError(f"the server is at {current}, behind {version}")
+
+    def _is_behind(self, version: str) -> bool:
+        """Whether a resourceVersion is older than ours; they compare as integers (KEP-5504)."""
+        ours = self._version
+        if not ours or not version or not (ours.isdecimal() and version.isdecimal()):
+            return False
+        return int(version) < int(ours)
+
+    def _watch_seconds(self) -> int:
+        return random.randint(self._config.watch_min_seconds, self._config.watch_max_seconds)  # noqa: S311
+
+    def _open(self) -> None:
+        """The watch is open. After connections that broke at once, it is believed only at the first event."""
+        self._opened = time.monotonic()
+        self._connected_since = time.time()
+        if not self._flapping:
+            self._up()
+
+    def _up(self) -> None:
+        if self._phase is _Phase.DOWN:
+            down = round(time.monotonic() - self._down_since, 1)
+            self._log.info("watch_restored", after_seconds=down, failures=self._backoff.failures)
+        self._phase = _Phase.UP
+        self._last_error = None
+
+    def _after(self, error: Exception | None) -> float:
+        """Judge how a connection ended; seconds to wait before the next."""
+        lived = time.monotonic() - self._opened if self._opened is not None else 0.0
+        steady = lived >= self._config.steady_seconds
+        if steady:
+            self._backoff.reset()
+            self._expired = self._flapping = False
+        if self._must_list(error):
+            first, self._expired = not self._expired, True
+            self._version = None
+            if first:
+                self._log.info("list_again", reason=str(error))
+                return 0.0
+        elif error is None and steady:
+            self._log.debug("watch_ended", lived_seconds=round(lived))
+            return 0.0
+        if error is None:
+            error = ApiError(f"the server ended the watch after {lived:.1f} s")
+        else:
+            self._doubtful = True
+        self._flapping = self._opened is not None and not steady
+        wait = self._backoff.next(getattr(error, "retry_after", None))
+        self._down(error, wait)
+        return wait
+
+    def _must_list(self, error: Exception | None) -> bool:
+        """Whether the watch cannot go on from our resourceVersion."""
+        if isinstance(error, GarbledError):
+            self._garbled += 1
+        return (
+            isinstance(error, ExpiredError)
+            or (isinstance(error, StatusError) and error.code == 410)
+            or (isinstance(error, StalledError) and self._silent_stalls >= _SILENT_STALLS)
+            or (isinstance(error, GarbledError) and self._garbled >= _GARBLED)
+        )
+
+    def _down(self, error: Exception, wait: float) -> None:
+        """Log the first failure of a series, then the second, the fourth, the eighth, ..."""
+        self._last_error = str(error)
+        failures = self._backoff.failures
+        if self._phase is not _Phase.DOWN:
+            self._down_since = time.monotonic()
+        if failures & (failures - 1) == 0:
+            self._phase = _Phase.DOWN
+            self._log.warning(
+                "watch_lost", reason=str(error), failures=failures, retry_seconds=round(wait, 2)
+            )
+        else:
+            self._log.debug("watch_lost", reason=str(error), failures=failures, retry_seconds=round(wait, 2))

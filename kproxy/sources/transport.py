@@ -1,0 +1,298 @@
+"""Raw GET requests to a Kubernetes API server, with the `kubernetes` package only for who we are to it.
+
+Its configuration loaders know kubeconfig, in-cluster files, client certificates, bearer tokens and exec
+plugins; its ApiClient builds the urllib3 pool. Its models never come near. What it leaves out is added here:
+a tokenFile is read at each request (client-go does so, the package reads it once), a 401 leads to a fresh
+configuration, and every open socket can be interrupted, so that a stop is instant even during a stall.
+"""
+
+import email.utils
+import math
+import socket
+import threading
+import time
+import urllib.parse
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+import urllib3
+
+import kproxy
+from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, Session, load_session
+from kproxy.state.problems import show
+
+log = structlog.stdlib.get_logger(__name__)
+
+_CHUNK = 256 * 1024
+_ERROR_BODY = 64 * 1024
+
+
+class ApiError(Exception):
+    """A request or stream that failed. `retry_after` is the server's wish in seconds, if it has one."""
+
+    retry_after: float | None = None
+
+
+class StatusError(ApiError):
+    """An answer other than 200, or an ERROR event. `code` is the HTTP status."""
+
+    def __init__(self, code: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code} {message}")
+        self.code = code
+        self.retry_after = retry_after
+
+
+class DisconnectedError(ApiError):
+    """No connection, or one that ended before its time."""
+
+
+class StalledError(ApiError):
+    """A connection that says nothing any more."""
+
+
+class Status(msgspec.Struct):
+    """metav1.Status: the body of an error and the object of an ERROR event."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+    def error(self, code: int, retry_after: float | None = None) -> StatusError:
+        """The same as an exception; `code` stands in when the body has none."""
+        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
+        return StatusError(self.code or code, show(text)[1:-1], retry_after)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportConfig:
+    """Times in seconds, sizes in bytes."""
+
+    connect_seconds: float = 10.0
+    """For the TCP and TLS handshakes."""
+    retry_after_max_seconds: float = 300.0
+    """The longest Retry-After that is obeyed."""
+
+
+class Stream:
+    """The body of one answer, read as it arrives. Close it after use."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def set_timeout(self, seconds: float) -> None:
+        """Change how long `read` waits for the next byte."""
+        sock = getattr(self._response.connection, "kproxy_socket", None)
+        if sock is not None:
+            sock.settimeout(seconds)
+
+    def read(self) -> bytes:
+        """The next bytes, b"" at a proper end.
+
+        Raises StalledError after the timeout, DisconnectedError when the body is cut short.
+        """
+        try:
+            data = self._response.read1(_CHUNK)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
+            raise StalledError("the server says nothing any more") from error
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            # ValueError and AttributeError: the socket was closed under the reader by Transport.close.
+            raise DisconnectedError(f"the connection broke: {_reason(error)}") from error
+        return bytes(data)
+
+    def read_all(self, limit: int, seconds: float) -> bytes:
+        """The whole body, at most `limit` bytes within `seconds`."""
+        deadline = time.monotonic() + seconds
+        parts: list[bytes] = []
+        size = 0
+        while data := self.read():
+            parts.append(data)
+            size += len(data)
+            if size > limit:
+                raise DisconnectedError(f"the answer is larger than {limit} bytes")
+            if time.monotonic() > deadline:
+                raise StalledError(f"the answer took longer than {seconds:g} s")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection back, or close it if the body was not read to its end."""
+        self._response.close()
+
+
+class Transport:
+    """Opens requests from any thread; reloads credentials; can be closed from outside at any moment."""
+
+    def __init__(self, access: ClusterAccess, config: TransportConfig | None = None) -> None:
+        self._access = access
+        self._config = config or TransportConfig()
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._stale = False
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._closed = False
+
+    def load(self) -> None:
+        """Read the configuration now; raises ClusterAccessError."""
+        with self._lock:
+            self._current()
+
+    def open(self, path: str, query: Mapping[str, str], read_seconds: float) -> Stream:
+        """GET a path of the API; `read_seconds` is the longest silence.
+
+        Raises StatusError for any answer but 200, DisconnectedError, StalledError (no answer at all) and
+        ClusterAccessError.
+        """
+        session = self._prepare()
+        response = self._request(session, path, query, read_seconds)
+        if response.status == 401:
+            response.close()
+            log.debug("credentials_refused", server=session.host)
+            session = self._reload(session)
+            response = self._request(session, path, query, read_seconds)
+        if response.status == 200:
+            return Stream(response)
+        if response.status in (401, 403):
+            self._stale = True
+        raise self._status_error(response)
+
+    def close(self) -> None:
+        """Interrupt every request, in whatever thread it waits, and refuse new ones."""
+        with self._lock:
+            self._closed = True
+            sockets = list(self._sockets)
+        for each in sockets:
+            _shut(each)
+
+    def _prepare(self) -> Session:
+        with self._lock:
+            if self._stale and self._session is not None:
+                self._stale = False
+                self._replace(self._session)
+            return self._current()
+
+    def _reload(self, refused: Session) -> Session:
+        """A newer session than the one that was refused; another thread may have loaded it already."""
+        with self._lock:
+            if self._session is refused:
+                self._replace(refused)
+            return self._current()
+
+    def _replace(self, old: Session) -> None:
+        """Load the configuration again; a broken one leaves the old in place."""
+        self._session = self._load()
+        old.pool.clear()
+
+    def _current(self) -> Session:
+        if self._session is None:
+            self._session = self._load()
+        return self._session
+
+    def _load(self) -> Session:
+        session = load_session(self._access)
+        schemes: dict[str, Any] = session.pool.pool_classes_by_scheme
+        session.pool.pool_classes_by_scheme = {
+            scheme: self._tracked(pool_class) for scheme, pool_class in schemes.items()
+        }
+        return session
+
+    def _tracked(self, pool_class: Any) -> Any:
+        """A connection pool whose connections' sockets are known here, to be shut down by `close`."""
+        connection_class: Any = pool_class.ConnectionCls
+
+        def connect(connection: Any) -> None:
+            connection_class.connect(connection)
+            connection.kproxy_socket = connection.sock
+            self._track(connection.sock)
+
+        tracked = type(f"Tracked{connection_class.__name__}", (connection_class,), {"connect": connect})
+        return type(f"Tracked{pool_class.__name__}", (pool_class,), {"ConnectionCls": tracked})
+
+    def _track(self, sock: Any) -> None:
+        if isinstance(sock, socket.socket):
+            with self._lock:
+                self._sockets.add(sock)
+                closed = self._closed
+            if closed:
+                _shut(sock)
+
+    def _request(self, session: Session, path: str, query: Mapping[str, str], read_seconds: float) -> Any:
+        if self._closed:
+            raise DisconnectedError("closed")
+        url = f"{session.host}{path}?{urllib.parse.urlencode(query)}"
+        with self._lock:
+            headers = session.headers()
+        headers |= {"accept": "application/json", "user-agent": f"kproxy/{kproxy.__version__}"}
+        timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=read_seconds)
+        try:
+            return session.pool.request(
+                "GET",
+                url,
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise StalledError("the server does not answer") from error
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            # Certificates may have been renewed, or the files they were written to swept away.
+            self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
+            raise DisconnectedError(f"no connection to {session.host}: {_reason(error)}") from error
+
+    def _status_error(self, response: Any) -> StatusError:
+        retry_after = _retry_after(response.headers.get("retry-after"), self._config.retry_after_max_seconds)
+        stream = Stream(response)
+        try:
+            status = msgspec.json.decode(stream.read_all(_ERROR_BODY, 10), type=Status)
+        except (ApiError, ValueError, RecursionError):
+            status = Status(message=str(response.reason or ""))
+        finally:
+            stream.close()
+        status.code = response.status
+        return status.error(response.status, retry_after)
+
+
+def _shut(sock: socket.socket) -> None:
+    """Wake every reader of a socket; SSLSocket.shutdown would first change state under its reader."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("socket_gone", error=str(error))
+
+
+def _retry_after(text: str | None, longest: float) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date (RFC 9110, 10.2.3)."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), longest)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost words of an error that libraries wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+__all__ = [
+    "ApiError",
+    "ClusterAccessError",
+    "DisconnectedError",
+    "StalledError",
+    "Status",
+    "StatusError",
+    "Stream",
+    "Transport",
+    "TransportConfig",
+]

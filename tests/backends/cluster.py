@@ -1,0 +1,203 @@
+"""A whole node in memory: tables, planner and iptables backend over a FakeXtables, driven as the agent does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.render import render_service
+from kproxy.backends.iptables.static import SHARED
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.kernel.xtables.types import RestoreError, Variant
+from kproxy.plan.model import PortPlan, ServicePlan, Verdict
+from kproxy.plan.planner import Planner
+from kproxy.state.decode import Kind
+from kproxy.state.tables import Tables
+from kproxy.testing.fake_xtables import FakeXtables
+from tests.backends.packets import Packet, is_served, outcomes
+from tests.builders import NODE, as_service, as_slice
+
+CONFIG = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
+State = dict[str, dict[str, list[str]]]
+
+
+class WatchedXtables(FakeXtables):
+    """Calls `after` whenever a restore may have changed something."""
+
+    after: Callable[[], None] | None = None
+    _spared = 0
+
+    def restore(self, text: bytes) -> None:
+        faults = self._faults
+        if self._spared:
+            self._spared -= 1
+            self._faults = []
+        try:
+            super().restore(text)
+        finally:
+            self._faults = faults
+            if self.after is not None:
+                self.after()
+
+    def spare(self, restores: int) -> None:
+        """Let so many restores pass before the faults that were ordered."""
+        self._spared = restores
+
+    def clear_faults(self) -> None:
+        """Let everything work again."""
+        self._spared = 0
+        self._faults.clear()
+        self.accept_all_rules()
+
+
+class Cluster:
+    """One node's agent, without its threads and sockets."""
+
+    def __init__(
+        self,
+        variant: Variant = Variant.NFT,
+        *,
+        piece: int | None = None,
+        config: IptablesConfig = CONFIG,
+        fake: WatchedXtables | None = None,
+    ) -> None:
+        self.fake = fake or WatchedXtables(config.family, variant)
+        self.config = config
+        self.tables = Tables()
+        self.piece = piece
+        self.start()
+
+    def start(self) -> None:
+        """Start, or start again over the same kernel and the same objects."""
+        self.planner = Planner(self.config.family)
+        self.plans: dict[str, ServicePlan] = {}
+        self.backend = IptablesBackend(
+            self.config, self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
+        )
+        self.tables.touch_all()
+
+    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
+        """Write objects to the API."""
+        if service is not None:
+            self.tables.upsert(as_service(service))
+        for each in slices:
+            self.tables.upsert(as_slice(each))
+
+    def drop(self, key: str) -> None:
+        """Delete a service, its slices stay as they do for a moment in a real cluster."""
+        self.tables.delete(Kind.SERVICE, key)
+
+    def plan(self) -> None:
+        """Hand what changed to the backend, without a sync."""
+        self._read = self.tables.dirty()
+        changed = self.planner.update(self._read, NODE)
+        self.plans |= changed
+        self.backend.update(changed.values())
+
+    def sync(self) -> SyncReport:
+        """Plan and write what changed; nothing is taken for done that was not."""
+        self.plan()
+        report = self.backend.sync()
+        if report.error is None:
+            self.tables.commit(self._read)
+        return report
+
+    def state(self) -> State:
+        """Everything in the kernel: table -> chain -> rules."""
+        return parse_save(self.fake.save())
+
+    def fresh(self) -> State:
+        """What a new node would write for the same objects."""
+        other = Cluster(self.fake.variant, config=self.config)
+        other.tables = self.tables
+        planned = Planner(self.config.family)
+        inputs = [self.tables.read(key) for key in sorted(self.plans)]
+        other.backend.update(planned.update(inputs, NODE).values())
+        report = other.backend.sync()
+        assert (report.error, report.failed) == (None, {})
+        return other.state()
+
+    def holds(self, key: str) -> bool:
+        """Whether the kernel has every rule of the service as it is planned."""
+        rules = render_service(self.plans[key], self.config)
+        state = self.state()
+        return all(
+            state["nat"].get(chain) == text.splitlines() for chain, text in rules.chains.items()
+        ) and all(
+            line.strip() in state.get(table, {}).get(chain, ())
+            for field, (table, chain) in SHARED.items()
+            for line in getattr(rules.shared, field)
+        )
+
+
+def frontends(plans: Iterable[ServicePlan]) -> dict[Packet, Verdict]:
+    """The packets that name a service's addresses, with what should become of each."""
+    found: dict[Packet, Verdict] = {}
+    for plan in plans:
+        for port in plan.ports:
+            found |= {p: port.internal for p in _packets(port, [port.cluster_ip])}
+            found |= {p: port.external for p in _packets(port, [*port.external_ips, *_open_balancers(port)])}
+            if port.node_port:
+                node_port = Packet("192.168.0.2", port.node_port, port.protocol.value.lower())
+                found[node_port] = port.external
+    return found
+
+
+def _open_balancers(port: PortPlan) -> tuple[str, ...]:
+    return port.load_balancer_ips if port.source_ranges is None else ()
+
+
+def _packets(port: PortPlan, addresses: Iterable[str]) -> Iterable[Packet]:
+    return [Packet(ip, port.port, port.protocol.value.lower()) for ip in addresses]
+
+
+class NeverLost:
+    """Checks after each restore that no address which stays loses its service on the way."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.checks = 0
+        self._watched: dict[Packet, bool] = {}
+
+    def expect(self) -> None:
+        """Take note of what works now and will work after the next sync; call it before each."""
+        self.cluster.plan()
+        wanted = frontends(self.cluster.plans.values())
+        now = {packet: outcomes(self.cluster.fake, packet) for packet in wanted}
+        self._watched = {
+            packet: is_served(now[packet]) and verdict is Verdict.FORWARD
+            for packet, verdict in wanted.items()
+            if "LOST" not in now[packet]
+        }
+        self.cluster.fake.after = self.check
+
+    def check(self) -> None:
+        for packet, served in self._watched.items():
+            found = outcomes(self.cluster.fake, packet)
+            assert "LOST" not in found, (packet, self.cluster.fake.restores[-1].decode())
+            assert not served or is_served(found), (packet, found, self.cluster.fake.restores[-1].decode())
+            self.checks += 1
+
+
+def sync_checked(cluster: Cluster) -> SyncReport:
+    """A sync during which no address may be lost, not even between two restores."""
+    NeverLost(cluster).expect()
+    try:
+        return cluster.sync()
+    finally:
+        cluster.fake.after = None
+
+
+def config_with(**changes: Any) -> IptablesConfig:
+    """The usual settings with some changed."""
+    return msgspec.structs.replace(CONFIG, **changes)
+
+
+__all__ = ["CONFIG", "Cluster", "NeverLost", "RestoreError", "State", "WatchedXtables", "config_with"]

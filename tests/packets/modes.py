@@ -1,0 +1,58 @@
+"""The ways in which kproxy can program a node, each of which has to pass the same tests.
+
+A new mode is one more line in MODES: its name, the flags that select it, and what it is able to do.
+"""
+
+import enum
+import shutil
+from dataclasses import dataclass
+
+from kproxy.testing.lab import Lab
+from kproxy.testing.lab.topology import Family
+
+
+class Capability(enum.Enum):
+    """What not every mode can do; the value says it in words, for the reason of a skip."""
+
+    LOCALHOST_NODE_PORTS = "node ports on 127.0.0.1"
+    SERVICE_CHAINS = "a chain of iptables rules for each service, which others can damage"
+    XTABLES_LOCK = "writing under the xtables lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """`variant` is the iptables variant whose programs the mode uses and whose rules others may damage."""
+
+    name: str
+    variant: str
+    arguments: tuple[str, ...]
+    capabilities: frozenset[Capability]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def program(self, family: Family, name: str = "") -> str:
+        """`iptables-nft`, `ip6tables-legacy-save`, ..."""
+        stem = "iptables" if family == 4 else "ip6tables"
+        return f"{stem}-{self.variant}-{name}" if name else f"{stem}-{self.variant}"
+
+    def missing(self, lab: Lab) -> list[str]:
+        """The reasons why this mode cannot run in a lab here; empty when it can."""
+        reasons = []
+        for family in (4, 6):
+            program = self.program(family, "restore")
+            if shutil.which(program) is None:
+                reasons.append(f"no {program}")
+                continue
+            tried = lab.node.run([program, "--noflush"], stdin="*nat\nCOMMIT\n*filter\nCOMMIT\n", check=False)
+            if tried.returncode != 0:
+                reasons.append(f"{program}: {tried.stderr.strip()}")
+        return reasons
+
+
+_IPTABLES = frozenset({Capability.LOCALHOST_NODE_PORTS, Capability.SERVICE_CHAINS})
+
+MODES = (
+    Mode("nft", "nft", ("--iptables-variant", "nft"), _IPTABLES),
+    Mode("legacy", "legacy", ("--iptables-variant", "legacy"), _IPTABLES | {Capability.XTABLES_LOCK}),
+)

@@ -1,0 +1,104 @@
+"""The real kproxy as a child process inside the lab's node, and what it says on stderr."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from kproxy.testing.lab import Namespace
+
+DEADLINE = 30.0
+"""Seconds after which a test gives up waiting: a bound for failures, never something that is measured."""
+
+T = TypeVar("T")
+
+_EVENT = re.compile(r"\bevent=(\S+)")
+
+
+class Kproxy:
+    """One running process; its log lines are kept, and everybody who waits wakes with each of them."""
+
+    def __init__(self, node: Namespace, arguments: list[str]) -> None:
+        self._process = node.popen(
+            [sys.executable, "-m", "kproxy", *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, name="kproxy-log", daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def log(self) -> list[str]:
+        """Every line so far."""
+        with self._changed:
+            return list(self._lines)
+
+    def mark(self) -> int:
+        """The position in the log from which `wait_log` shall look."""
+        with self._changed:
+            return len(self._lines)
+
+    def wait_log(self, event: str, *words: str, since: int = 0) -> str:
+        """The first line at or after `since` of this event that contains all words.
+
+        Raises AssertionError when there is none in time.
+        """
+
+        def find() -> str | None:
+            for line in self._lines[since:]:
+                found = _EVENT.search(line)
+                if found and found[1] == event and all(word in line for word in words):
+                    return line
+            return None
+
+        with self._changed:
+            self._changed.wait_for(lambda: find() or not self._reader.is_alive(), DEADLINE)
+            line = find()
+        assert line is not None, f"no event={event} with {words} in the log:\n" + "\n".join(self.log[since:])
+        return line
+
+    def until(self, observe: Callable[[], T], expected: T) -> None:
+        """Observe again and again, and whenever something is logged, until the outcome is as expected.
+
+        Packets announce no change of rules, so this polls. Raises AssertionError after DEADLINE.
+        """
+        deadline = time.monotonic() + DEADLINE
+        while (last := observe()) != expected:
+            assert time.monotonic() < deadline, f"expected {expected!r}, but it stays {last!r}"
+            with self._changed:
+                self._changed.wait(0.02)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit status."""
+        self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; the exit status, negative for a signal."""
+        status = self._process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        return status
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                with self._changed:
+                    self._lines.append(line.decode("utf-8", "replace").rstrip("\n"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,57 @@
+"""Duplicates between slices: the better entry wins, whatever the order."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.builders import endpoint, endpoint_slice, given, plans_of, service
+
+GOOD = {"ready": True, "serving": True, "terminating": False}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+DOWN = {"ready": False, "serving": False, "terminating": False}
+GONE = {"ready": False, "serving": False, "terminating": True}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "used"),
+    [(GOOD, DRAINING, True), (GOOD, DOWN, True), (GOOD, GONE, True), (DRAINING, GONE, True), (DOWN, GONE, False)],
+)
+def test_the_better_of_two_entries_wins(one: dict[str, bool], other: dict[str, bool], used: bool) -> None:
+    for conditions in ((one, other), (other, one)):
+        slices = [endpoint_slice(endpoint("10.1.0.1", **c), name=f"s{n}") for n, c in enumerate(conditions)]
+        planned = builders.port_of(service(), *slices)
+        assert [e.text for e in planned.cluster] == (["10.1.0.1:80"] if used else [])
+        assert planned.endpoints == 1
+
+
+def test_the_order_of_slices_never_matters() -> None:
+    entries: list[dict[str, Any]] = [
+        endpoint("10.1.0.1", node=node, **conditions)
+        for node in (None, "node1", "node2")
+        for conditions in (GOOD, DRAINING, DOWN)
+    ]
+    document = service(internalTrafficPolicy="Local", ports=[builders.port(nodePort=30000)], type="NodePort")
+    for some in itertools.combinations(entries, 3):
+        outcomes = {
+            plans_of([given(document, *[endpoint_slice(e, name=f"s{n}") for n, e in enumerate(order)])])[0]
+            for order in itertools.permutations(some)
+        }
+        assert len(outcomes) == 1
+
+
+def test_the_same_pod_on_two_ports_is_two_endpoints() -> None:
+    ports = [builders.port(80, "a"), builders.port(81, "b")]
+    plan = builders.plan_of(service(ports=ports), endpoint_slice("10.1.0.1", ports=ports))
+    assert [[e.text for e in p.cluster] for p in plan.ports] == [["10.1.0.1:80"], ["10.1.0.1:81"]]
+
+
+def test_slices_with_different_target_ports_add_up() -> None:
+    """During a rollout that renumbers a named target port, old and new pods stand in different slices."""
+    old = endpoint_slice("10.1.0.1", name="old", ports=[builders.port(8080)])
+    new = endpoint_slice("10.1.0.2", name="new", ports=[builders.port(9090)])
+    planned = builders.port_of(service(), old, new)
+    assert [e.text for e in planned.cluster] == ["10.1.0.1:8080", "10.1.0.2:9090"]
