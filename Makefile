@@ -1,0 +1,48 @@
+# make demo   set everything up and show kproxy at work
+# make test   set everything up and run every check and test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+
+export PYTHON
+
+.PHONY: demo test lint unit bench setup constraints clean
+.DEFAULT_GOAL := demo
+
+demo: $(READY)
+	$(BIN)/kproxy demo
+
+test: lint unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.sync_phases
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt tools/debian-packages
+	tools/debian-packages
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,dev]'
+	touch $@
+
+# Pin the newest versions that pyproject.toml allows.
+constraints:
+	rm -rf $(VENV)
+	tools/debian-packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,dev]' hatchling editables
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
