@@ -29,8 +29,8 @@ def service(index: int) -> Object:
     }
 
 
-def endpoint_slice(index: int, endpoints: int, *, moved: int = 0) -> Object:
-    """The slice of service `index`; the last endpoint's address depends on `moved`."""
+def endpoint_slice(index: int, endpoints: int, *, moved: int = 0, gone: int = 0) -> Object:
+    """The slice of service `index`, its last endpoint moved elsewhere or its last `gone` left out."""
     hosts = [_PODS + index * endpoints + k for k in range(endpoints)]
     if moved:
         hosts[-1] = _PODS + 4_000_000 + moved
@@ -50,6 +50,6 @@ def endpoint_slice(index: int, endpoints: int, *, moved: int = 0) -> Object:
                 "nodeName": f"node-{k % 3}",
                 "conditions": {"ready": True, "serving": True, "terminating": False},
             }
-            for k, host in enumerate(hosts)
+            for k, host in enumerate(hosts[: endpoints - gone])
         ],
     }

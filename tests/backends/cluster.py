@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.backends.packets import Packet, is_served, outcomes
 from tests.builders import NODE, as_service, as_slice
 
 CONFIG = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
+CONTESTED = ("203.0.113.1", "203.0.113.2")
 State = dict[str, dict[str, list[str]]]
 
 
@@ -49,6 +51,12 @@ class WatchedXtables(FakeXtables):
     def spare(self, restores: int) -> None:
         """Let so many restores pass before the faults that were ordered."""
         self._spared = restores
+
+    def refuse_new_rules_of(self, service: str) -> None:
+        """Refuse rules that name the service, but for those that stand already: a kernel that took one, can."""
+        standing = {rule for table in ("nat", "filter") for rules in self.chains(table).values() for rule in rules}
+        taken = "|".join(re.escape(rule) for rule in sorted(standing) if f'"{service}' in rule)
+        self.refuse_rules_matching(rf'^(?!(?:{taken})$).*"{service}[:" ]' if taken else rf'"{service}[:" ]')
 
     def clear_faults(self) -> None:
         """Let everything work again."""
@@ -166,10 +174,12 @@ class NeverLost:
         self.checks = 0
         self._watched: dict[Packet, bool] = {}
 
-    def expect(self) -> None:
+    def expect(self, *, contested: bool) -> None:
         """Take note of what works now and will work after the next sync; call it before each."""
         self.cluster.plan()
         wanted = frontends(self.cluster.plans.values())
+        if not contested:
+            wanted = {packet: verdict for packet, verdict in wanted.items() if packet.dst not in CONTESTED}
         now = {packet: outcomes(self.cluster.fake, packet) for packet in wanted}
         self._watched = {
             packet: is_served(now[packet]) and verdict is Verdict.FORWARD
@@ -186,9 +196,13 @@ class NeverLost:
             self.checks += 1
 
 
-def sync_checked(cluster: Cluster) -> SyncReport:
-    """A sync during which no address may be lost, not even between two restores."""
-    NeverLost(cluster).expect()
+def sync_checked(cluster: Cluster, *, contested: bool = True) -> SyncReport:
+    """A sync during which no address may be lost, not even between two restores.
+
+    `contested` off leaves out addresses that may change hands: where the kernel refuses the new owner, the
+    old one has none to go back to.
+    """
+    NeverLost(cluster).expect(contested=contested)
     try:
         return cluster.sync()
     finally:

@@ -5,17 +5,19 @@ thrown away after any failure that leaves doubt; so a lost write cannot hide. A 
 refuses is narrowed down to the service at fault, which keeps the rules it had while all others get theirs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.base import Drift, SyncReport
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
 from kproxy.backends.iptables.observed import Observed, read
 from kproxy.backends.iptables.render import ServiceRules, render_service
-from kproxy.backends.iptables.static import static_chains
+from kproxy.backends.iptables.static import static_chains, tails
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.iptables.writer import Part, Writer
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
@@ -26,7 +28,10 @@ log = structlog.stdlib.get_logger(__name__)
 NFT_PIECE = 250
 """Services per restore beyond which iptables-nft is quicker in pieces (benchmarks/README: cold start)."""
 
-Changes = Mapping[str, ServiceRules]
+
+
+class _DoubtfulError(Exception):
+    """The kernel refused, but somebody else has written since it was observed: look again before judging."""
 
 
 class IptablesBackend:
@@ -48,6 +53,7 @@ class IptablesBackend:
         self._comments = True
         self._kernel: KernelState | None = None
         self._settled = False
+        self._kept: set[str] = set()
         self._seen_foreign = 0
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
@@ -62,11 +68,8 @@ class IptablesBackend:
                 self._quarantine.pop(plan.key, None)
                 if self._desired.pop(plan.key, None) is not None:
                     self._pending.add(plan.key)
-        comments = self._endpoints <= self._config.large_cluster_endpoints
-        if comments != self._comments:
-            self._comments = comments
-            for plan in self._plans.values():
-                self._desire(plan)
+        if self._comments != self._wants_comments():
+            self._render_all()
 
     def reconfigure(self, config: IptablesConfig) -> None:
         """Take new settings of the same family; the next sync writes what they change."""
@@ -74,27 +77,29 @@ class IptablesBackend:
             return
         self._config = config
         self._kernel = None
-        for plan in self._plans.values():
-            self._desire(plan)
+        self._render_all()
 
     def retry(self) -> None:
         """Let the next sync try the services again that were refused."""
         self._quarantine.clear()
+        self._kept.clear()
 
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs."""
-        writer: Writer | None = None
+        written: Counter[str] = Counter()
         try:
-            kernel = self._kernel or self._adopt(self._observe())
-            writer = Writer(self._xtables, self._watch, self._config, kernel)
-            self._write(writer)
+            try:
+                self._write(self._writer(written))
+            except _DoubtfulError:
+                self._kernel = None
+                self._write(self._writer(written))
         except RestoreError as error:
+            self._settled = False
             # A lock that was not granted means that nothing happened; anything else leaves doubt.
             if error.kind is not FailureKind.LOCKED:
                 self._kernel = None
-            changes = writer.written if writer else {}
-            return SyncReport(error=f"{error.kind}: {error.message}", changes=dict(changes))
-        return SyncReport(dict(self._quarantine), None, dict(writer.written))
+            return SyncReport(error=f"{error.kind}: {error.message}", changes=dict(written))
+        return SyncReport(dict(self._quarantine), None, dict(written))
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
@@ -108,11 +113,18 @@ class IptablesBackend:
         if foreign == self._seen_foreign and not thorough:
             return ()
         observed = self._observe()
-        fixed = static_chains(self._config)
-        drifts = drift_between(expected, from_observation(observed, self._desired, fixed), observed, fixed)
+        drifts = drift_between(expected, observed, static_chains(self._config))
         if drifts:
             self._adopt(observed)
         return drifts
+
+    def _wants_comments(self) -> bool:
+        return self._endpoints <= self._config.large_cluster_endpoints
+
+    def _render_all(self) -> None:
+        self._comments = self._wants_comments()
+        for plan in self._plans.values():
+            self._desire(plan)
 
     def _desire(self, plan: ServicePlan) -> None:
         rules = render_service(plan, self._config, comments=self._comments)
@@ -124,12 +136,21 @@ class IptablesBackend:
 
     def _observe(self) -> Observed:
         self._seen_foreign = self._watch.foreign
-        return read(self._xtables.save())
+        try:
+            return read(self._xtables.save())
+        except ValueError as error:
+            raise RestoreError(FailureKind.OTHER, f"the rules cannot be read: {error}") from error
+
+    def _writer(self, written: Counter[str]) -> Writer:
+        kernel = self._kernel or self._adopt(self._observe())
+        return Writer(self._xtables, self._watch, self._config, kernel, written)
 
     def _adopt(self, observed: Observed) -> KernelState:
-        kernel = from_observation(observed, self._desired, static_chains(self._config))
+        config = self._config
+        kernel = from_observation(observed, self._desired, static_chains(config), tails(config))
         self._kernel = kernel
         self._settled = False
+        self._kept.clear()
         self._pending = {key for key, rules in self._desired.items() if kernel.services[key] is not rules}
         return kernel
 
@@ -140,8 +161,8 @@ class IptablesBackend:
         if self._piece is None or len(keys) <= self._piece:
             self._group(writer, keys, Part.ALL)
         else:
-            for part in (Part.CHAINS, Part.SHARED, Part.DELETIONS):
-                size = len(keys) if part is Part.SHARED else self._piece
+            for part in (Part.REFUSALS, Part.CHAINS, Part.SHARED, Part.DELETIONS):
+                size = len(keys) if part in Part.REFUSALS | Part.SHARED else self._piece
                 for start in range(0, len(keys), size or 1):
                     self._group(writer, keys[start : start + size], part)
                 keys = [key for key in keys if key not in self._quarantine]
@@ -153,48 +174,72 @@ class IptablesBackend:
 
     def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
         """Write a group; where the kernel refuses it, halve it until the services at fault are found."""
+        desired = self._desired
 
         def attempt(some: Sequence[str]) -> None:
-            writer.group({key: self._desired.get(key, NO_RULES) for key in some}, part)
+            writer.group({key: desired.get(key, NO_RULES) for key in some}, part)
 
         def give_up(key: str, error: RestoreError) -> None:
+            new = desired.get(key, NO_RULES)
+            if Part.DELETIONS in part:
+                # Somebody else's rule may hold on to a chain of ours: that must not hold back the service.
+                try:
+                    writer.group({key: new}, part & ~Part.DELETIONS)
+                except RestoreError as again:
+                    if again.kind is not FailureKind.RULE:
+                        raise
+                else:
+                    writer.abandon(key, new)
+                    return
             self._quarantine[key] = error.message
             log.error("service_refused", family=self.family.value, service=key, reason=error.message)
 
-        _bisect(keys, attempt, give_up)
+        self._bisect(keys, attempt, give_up)
 
     def _sweep(self, writer: Writer) -> None:
-        """Delete chains of services that are gone; one that others refer to stays, and is reported."""
+        """Delete chains of services that are gone; one that others refer to stays, empty, and is reported."""
 
         def give_up(chain: str, error: RestoreError) -> None:
-            writer.kernel.stale.discard(chain)
+            self._kept.add(chain)
             log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=error.message)
 
-        stale = sorted(writer.kernel.stale)
+        stale = sorted(writer.kernel.stale - self._kept, key=names.referrers_first)
         size = len(stale) if self._piece is None else self._piece * 4
         for start in range(0, len(stale), size or 1):
-            _bisect(stale[start : start + size], writer.delete_stale, give_up)
+            some = stale[start : start + size]
+            try:
+                writer.delete_stale(some)
+            except RestoreError as error:
+                self._believe(error)
+                writer.empty_stale(some)
+                self._bisect(some, writer.delete_stale, give_up)
 
-
-def _bisect(
-    items: Sequence[str],
-    attempt: Callable[[Sequence[str]], None],
-    give_up: Callable[[str, RestoreError], None],
-) -> None:
-    """Run `attempt` on all items, or on halves of them while the kernel refuses, down to the single one."""
-    if not items:
-        return
-    try:
-        attempt(items)
-    except RestoreError as error:
-        if error.kind is not FailureKind.RULE:
-            raise
-        if len(items) == 1:
-            give_up(items[0], error)
+    def _bisect(
+        self,
+        items: Sequence[str],
+        attempt: Callable[[Sequence[str]], None],
+        give_up: Callable[[str, RestoreError], None],
+    ) -> None:
+        """Run `attempt` on all items, or on halves while the kernel refuses, down to the single one."""
+        if not items:
             return
-        middle = len(items) // 2
-        _bisect(items[:middle], attempt, give_up)
-        _bisect(items[middle:], attempt, give_up)
+        try:
+            attempt(items)
+        except RestoreError as error:
+            self._believe(error)
+            if len(items) == 1:
+                give_up(items[0], error)
+                return
+            middle = len(items) // 2
+            self._bisect(items[:middle], attempt, give_up)
+            self._bisect(items[middle:], attempt, give_up)
+
+    def _believe(self, error: RestoreError) -> None:
+        """Return if the error says that a rule is at fault; raise it, or _DoubtfulError, if it may not be."""
+        if error.kind is not FailureKind.RULE:
+            raise error
+        if self._watch.foreign != self._seen_foreign:
+            raise _DoubtfulError from error
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

@@ -1,6 +1,7 @@
 """A record of what the kernel holds of ours, exact down to the chain, moved only by successful restores."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kproxy.backends.base import Drift
 from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
@@ -8,6 +9,9 @@ from kproxy.backends.iptables.render import ServiceRules, SharedLines
 from kproxy.backends.iptables.static import SHARED, ChainId, Jump
 
 NO_RULES = ServiceRules()
+
+_OWNER = re.compile(r'--comment "([^ "/:]+/[^ "/:]+)[ ":]')
+_TARGET = re.compile(r" -j (KUBE-\S+)$", re.MULTILINE)
 
 
 class KernelState:
@@ -38,12 +42,17 @@ class KernelState:
 
 
 def from_observation(
-    observed: Observed, desired: Mapping[str, ServiceRules], fixed: Mapping[ChainId, str | None]
+    observed: Observed,
+    desired: Mapping[str, ServiceRules],
+    fixed: Mapping[ChainId, str | None],
+    tails: Mapping[str, tuple[str, ...]],
 ) -> KernelState:
     """Translate an observation into a record, in the words of what is desired wherever it means the same.
 
-    A service whose chains all stand as desired counts as applied; of the others it records the chains that
-    were found. The shared chains are recorded line by line and compared when they are next written.
+    A service whose chains and lines all stand as desired counts as applied. Of another it records what was found: its
+    lines in the shared chains, told by their comments, and the chains that these lead to; so it keeps what it
+    has until it is written anew, however long that takes. The shared chains themselves are recorded as they
+    are, and brought in order when they are next written.
     """
     state = KernelState()
     state.jumps = set(observed.jumps)
@@ -54,12 +63,14 @@ def from_observation(
     for field, chain_id in SHARED.items():
         if chain_id in state.chains:
             words = [line for r in desired.values() for line in getattr(r.shared, field)]
+            words += tails.get(field, ())
             state.chains[chain_id] = in_our_words(words, state.chains[chain_id])
     standing = {field: frozenset(state.chains.get(chain_id, ())) for field, chain_id in SHARED.items()}
     unowned = set(observed.services)
+    incomplete: dict[str, dict[str, str]] = {}
     for key, rules in desired.items():
         found: dict[str, str] = {}
-        complete = True
+        complete = all(standing[field].issuperset(getattr(rules.shared, field)) for field in SHARED)
         for chain, text in rules.chains.items():
             actual = observed.services.get(chain)
             if actual is None:
@@ -71,16 +82,45 @@ def from_observation(
             else:
                 found[chain] = actual
                 complete = False
-        state.services[key] = rules if complete else ServiceRules(found, _found(rules.shared, standing))
+        if complete:
+            state.services[key] = rules
+        else:
+            incomplete[key] = found
+    lines_of = _lines_by_owner(state.chains, incomplete)
+    for key, found in incomplete.items():
+        shared = SharedLines(**{field: tuple(lines) for field, lines in lines_of[key].items()})
+        _follow(lines_of[key].values(), observed.services, unowned, found)
+        state.services[key] = ServiceRules(found, shared)
     state.stale = unowned
     return state
 
 
-def _found(wanted: SharedLines, standing: Mapping[str, frozenset[str]]) -> SharedLines:
-    """The part of a service's shared lines that stand, so that writing others does not remove them."""
-    return SharedLines(
-        **{f: tuple(line for line in getattr(wanted, f) if line in lines) for f, lines in standing.items()}
-    )
+def _lines_by_owner(
+    chains: Mapping[ChainId, tuple[str, ...]], owners: Collection[str]
+) -> dict[str, dict[str, list[str]]]:
+    """The lines that the given services have in the shared chains: service -> field -> lines."""
+    found: dict[str, dict[str, list[str]]] = {key: {} for key in owners}
+    if not found:
+        return found
+    for field, chain_id in SHARED.items():
+        for line in chains.get(chain_id, ()):
+            owner = _OWNER.search(line)
+            if owner is not None and owner[1] in found:
+                found[owner[1]].setdefault(field, []).append(line)
+    return found
+
+
+def _follow(
+    lines: Iterable[Iterable[str]], observed: Mapping[str, str], unowned: set[str], found: dict[str, str]
+) -> None:
+    """Move every chain that the lines lead to, and that nobody desires, from `unowned` to `found`."""
+    texts = ["".join(group) for group in lines] + list(found.values())
+    while texts:
+        for chain in _TARGET.findall(texts.pop()):
+            if chain in unowned:
+                unowned.discard(chain)
+                found[chain] = observed[chain]
+                texts.append(observed[chain])
 
 
 def service_chains(state: KernelState) -> Iterator[tuple[str, str]]:
@@ -90,31 +130,30 @@ def service_chains(state: KernelState) -> Iterator[tuple[str, str]]:
 
 
 def drift_between(
-    expected: KernelState,
-    actual: KernelState,
-    observed: Observed,
-    fixed: Mapping[ChainId, str | None],
+    expected: KernelState, observed: Observed, fixed: Mapping[ChainId, str | None]
 ) -> tuple[Drift, ...]:
     """Name every object that is not as the record says."""
     drifts: list[Drift] = []
     for (table, chain), rules in expected.chains.items():
-        found = actual.chains.get((table, chain))
+        found = observed.chains.get((table, chain))
         if found is None:
             drifts.append(Drift(f"chain {table}/{chain}", "is missing"))
-        elif found != rules and fixed.get((table, chain), "") is not None:
+        elif fixed.get((table, chain), "") is not None and in_our_words(rules, found) != rules:
             drifts.append(Drift(f"chain {table}/{chain}", _difference(rules, found)))
     drifts += [
         Drift(f"jump {jump.table}/{jump.line.strip().removeprefix('-A ')}", "is missing")
-        for jump in expected.jumps - actual.jumps
+        for jump in expected.jumps - observed.jumps
     ]
+    unwanted = observed.services.keys() - expected.stale
     for chain, text in service_chains(expected):
+        unwanted.discard(chain)
         found_text = observed.services.get(chain)
         if found_text is None:
             drifts.append(Drift(f"chain nat/{chain}", "is missing"))
         elif not same_rules(text, found_text):
             difference = _difference(text.splitlines(), found_text.splitlines())
             drifts.append(Drift(f"chain nat/{chain}", difference))
-    drifts += [Drift(f"chain nat/{chain}", "is not wanted") for chain in actual.stale - expected.stale]
+    drifts += [Drift(f"chain nat/{chain}", "is not wanted") for chain in unwanted]
     return tuple(sorted(drifts))
 
 

@@ -22,7 +22,8 @@ EXTERNAL = "KUBE-EXT-"
 FIREWALL = "KUBE-FW-"
 ENDPOINT = "KUBE-SEP-"
 
-SERVICE_CHAIN_PREFIXES = (CLUSTER_POLICY, LOCAL_POLICY, EXTERNAL, FIREWALL, ENDPOINT)
+SERVICE_CHAIN_PREFIXES = (FIREWALL, EXTERNAL, LOCAL_POLICY, CLUSTER_POLICY, ENDPOINT)
+"""Those of chains that belong to one service; a chain only jumps to chains of later prefixes."""
 
 KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 """Chains of the kubelet in table mangle; where they are, it owns KUBE-FIREWALL and KUBE-MARK-MASQ too."""
@@ -41,6 +42,12 @@ def endpoint_chain(port_name: str, protocol: str, endpoint: str) -> str:
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _SHIFTS = range(70, -1, -10)
+
+
+def referrers_first(chain: str) -> tuple[int, str]:
+    """Sort key of service chains in an order in which they can be deleted piece by piece."""
+    ranks = (n for n, prefix in enumerate(SERVICE_CHAIN_PREFIXES) if chain.startswith(prefix))
+    return next(ranks, 0), chain
 
 
 def _hash(text: str) -> str:

@@ -119,6 +119,11 @@ def _localnet_guard() -> str:
     )
 
 
+def tails(config: IptablesConfig) -> dict[str, tuple[str, ...]]:
+    """What follows the services' lines in a shared chain, by the field of SharedLines."""
+    return {"nat_services": node_port_jumps(config)}
+
+
 def node_port_jumps(config: IptablesConfig) -> tuple[str, ...]:
     """The last rules of nat KUBE-SERVICES: which local addresses accept node ports."""
     start = f"-A {names.KUBE_SERVICES} "

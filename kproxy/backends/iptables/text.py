@@ -1,6 +1,6 @@
-"""The whole of a family's rules as one iptables-restore input, for people and for a fresh network namespace.
+"""The whole of a family's rules as one iptables-restore input, for people and for fresh namespaces.
 
-`kproxy render` prints it, and the tests of the rendering read it. What a running kproxy writes is smaller: see
+`kproxy render` prints it, and the tests of rendering read it. What a running kproxy writes is smaller: see
 writer.py. Both are built from the same parts, so what is shown is what is programmed.
 """
 
@@ -10,7 +10,7 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.kernel_state import KernelState
 from kproxy.backends.iptables.render import render_service
 from kproxy.backends.iptables.restore import restore_text
-from kproxy.backends.iptables.static import JUMPS, SHARED, node_port_jumps, static_chains
+from kproxy.backends.iptables.static import JUMPS, SHARED, static_chains, tails
 from kproxy.plan.model import ServicePlan
 
 _TABLES = ("mangle", "filter", "nat")
@@ -33,8 +33,7 @@ def render_text(plans: Iterable[ServicePlan], config: IptablesConfig) -> str:
     for (table, chain), rules in static_chains(config).items():
         chains[table][chain] = rules or ""
     for field, (table, chain) in SHARED.items():
-        tail = node_port_jumps(config) if field == "nat_services" else ()
-        chains[table][chain] = "".join(state.shared_lines(field, {}, tail))
+        chains[table][chain] = "".join(state.shared_lines(field, {}, tails(config).get(field, ())))
     own = {chain: text for rules in state.services.values() for chain, text in rules.chains.items()}
 
     parts: list[str] = []

@@ -17,8 +17,8 @@ from kproxy.backends.iptables.static import (
     JUMPS,
     SHARED,
     ChainId,
-    node_port_jumps,
     static_chains,
+    tails,
 )
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import Xtables
@@ -30,24 +30,30 @@ _FILTER_FIELDS = tuple(field for field, (table, _) in SHARED.items() if table ==
 class Part(enum.Flag):
     """Which part of a service's rules to write; a big change takes the parts one after the other."""
 
+    REFUSALS = enum.auto()
     CHAINS = enum.auto()
     SHARED = enum.auto()
     DELETIONS = enum.auto()
-    ALL = CHAINS | SHARED | DELETIONS
+    ALL = REFUSALS | CHAINS | SHARED | DELETIONS
 
 
 class Writer:
     """Writes through `xtables` and moves `kernel` forward. Every method may raise RestoreError."""
 
     def __init__(
-        self, xtables: Xtables, watch: ChangeWatch, config: IptablesConfig, kernel: KernelState
+        self,
+        xtables: Xtables,
+        watch: ChangeWatch,
+        config: IptablesConfig,
+        kernel: KernelState,
+        written: Counter[str],
     ) -> None:
         self.kernel = kernel
-        self.written: Counter[str] = Counter()
+        self.written = written
         self._xtables = xtables
         self._watch = watch
         self._fixed = static_chains(config)
-        self._tails: dict[str, tuple[str, ...]] = {"nat_services": node_port_jumps(config)}
+        self._tails = tails(config)
 
     def base(self) -> None:
         """Write the fixed chains, create the shared ones and insert the jumps, where any is not right."""
@@ -65,20 +71,33 @@ class Writer:
                 writes |= {c: text for c, text in new.chains.items() if old.chains.get(c) != text}
             if Part.DELETIONS in part:
                 deletions += [chain for chain in old.chains if chain not in new.chains]
-        shared = changes if Part.SHARED in part and self._shared_differs(changes) else None
-        if shared is not None:
-            self._filter(shared, keep_old=True)
+        differs = self._shared_differs(changes)
+        shared = changes if differs and Part.SHARED in part else None
+        if differs and part & (Part.REFUSALS | Part.SHARED):
+            self._filter(changes, keep_old=True)
         self._nat(writes, deletions, shared)
-        if shared is not None:
-            self._filter(shared, keep_old=False)
+        # What follows may fail: the record has to say by now what stands in table nat.
+        kernel.stale.difference_update(writes)
         for key, new in changes.items():
             self._record(key, new, part)
+        if shared is not None:
+            self._filter({}, keep_old=False)
+
+    def abandon(self, key: str, new: ServiceRules) -> None:
+        """Count the chains a service does not need any more as stale instead of deleting them with it."""
+        old = self.kernel.services.get(key, NO_RULES)
+        self.kernel.stale.update(chain for chain in old.chains if chain not in new.chains)
+        self._record(key, new, Part.DELETIONS)
 
     def settle(self) -> None:
         """Bring the shared chains to what the recorded services need, whatever they hold now."""
         self._filter({}, keep_old=True)
         self._nat({}, (), {})
         self._filter({}, keep_old=False)
+
+    def empty_stale(self, chains: Iterable[str]) -> None:
+        """Empty per-service chains that belong to no service, so that they hold no others back."""
+        self._restore("nat", declare=chains, rules=[])
 
     def delete_stale(self, chains: Iterable[str]) -> None:
         """Delete per-service chains that belong to no service."""

@@ -1,0 +1,41 @@
+"""`kproxy demo`: the main job on a small cluster in namespaces, with real packets."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from kproxy import logs
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Services and EndpointSlices to show instead of manifests/examples, with addresses of the lab.",
+)
+@click.option(
+    "--iptables-variant",
+    type=click.Choice(["legacy", "nft"]),
+    help="Which iptables to use, instead of the one this machine uses.",
+)
+@click.option("--keep", is_flag=True, help="Leave the lab standing at the end, until Ctrl-C.")
+def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) -> None:
+    """Show kproxy at work: an API server, a node with pods, a client, and who answers whom.
+
+    Needs root, and touches nothing outside network namespaces of its own, which it removes at the end.
+    Without root it shows some of the rules that `kproxy render` prints. Exits 0 if all went as Kubernetes
+    says it should.
+    """
+    if find_spec("rich") is None or find_spec("aiohttp") is None:
+        raise click.ClickException("the demo needs more packages: pip install 'kproxy[lab]'")
+    from kproxy.testing.demo.examples import UnusableExamplesError
+    from kproxy.testing.demo.story import tell
+
+    logs.configure()
+    try:
+        status = tell(manifests, iptables_variant, keep=keep)
+    except UnusableExamplesError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(status)
