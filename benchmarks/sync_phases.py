@@ -207,7 +207,7 @@ def main(sizes: str, endpoints: int, variants: str, as_json: bool, worker: str |
                 print(json.dumps({"variant": variant, "services": size, **row}))
             table.add_row(variant, str(size), *(f"{row[name]:.0f}" for name in columns))
     if not as_json:
-        Console().print(table)
+        Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ NOT_ADDRESSES = [
     "10.0.0.0x1",
     "10.0.0.1_0",
     "10.0.0.²",
-    "10.0.0.١",
+    "10.0.0.\u0661",
     "1" * 10_000 + ".0.0.0",
     "10.0.0.1/32",
     "10.0.0.1:80",
@@ -85,7 +85,7 @@ NOT_ADDRESSES = [
 def test_everything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an IP address"):
         parse_ip(text)
-    with pytest.raises(ValueError, match="not a CIDR|out of range"):
+    with pytest.raises(ValueError, match=r"not a CIDR|out of range"):
         parse_cidr(text + "/32")
 
 
@@ -138,14 +138,14 @@ def test_a_cidr_has_one_printed_form(text: str, expected: tuple[Family, str]) ->
         "10.0.0.0/8\n",
         "10.0.0.0/255.0.0.0",
         "10.0.0.0/8/8",
-        "10.0.0.0/٨",
+        "10.0.0.0/\u0668",
         "10.0.0.0/" + "0" * 5000 + "8",
         "::ffff:10.0.0.0/90",
         "10.0.0.0/8,10.0.0.0/9",
     ],
 )
 def test_what_is_not_a_cidr_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a CIDR|out of range"):
+    with pytest.raises(ValueError, match=r"not a CIDR|out of range"):
         parse_cidr(text)
 
 

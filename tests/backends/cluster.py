@@ -1,4 +1,4 @@
-"""A whole node in memory: tables, planner and iptables backend over a FakeXtables, driven as the agent does."""
+"""A node in memory: tables, planner and iptables backend over a FakeXtables, driven as the agent does."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ class WatchedXtables(FakeXtables):
         self._spared = restores
 
     def refuse_new_rules_of(self, service: str) -> None:
-        """Refuse rules that name the service, but for those that stand already: a kernel that took one, can."""
-        standing = {rule for table in ("nat", "filter") for rules in self.chains(table).values() for rule in rules}
+        """Refuse rules that name the service, but for those that stand already: these the kernel knows."""
+        standing = {
+            rule for table in ("nat", "filter") for rules in self.chains(table).values() for rule in rules
+        }
         taken = "|".join(re.escape(rule) for rule in sorted(standing) if f'"{service}' in rule)
         self.refuse_rules_matching(rf'^(?!(?:{taken})$).*"{service}[:" ]' if taken else rf'"{service}[:" ]')
 
@@ -86,9 +88,7 @@ class Cluster:
         """Start, or start again over the same kernel and the same objects."""
         self.planner = Planner(self.config.family)
         self.plans: dict[str, ServicePlan] = {}
-        self.backend = IptablesBackend(
-            self.config, self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
-        )
+        self.backend = IptablesBackend(self.config, self.fake, ChangeWatch(self.fake.stamp), piece=self.piece)
         self.tables.touch_all()
 
     def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
@@ -150,8 +150,9 @@ def frontends(plans: Iterable[ServicePlan]) -> dict[Packet, Verdict]:
     found: dict[Packet, Verdict] = {}
     for plan in plans:
         for port in plan.ports:
-            found |= {p: port.internal for p in _packets(port, [port.cluster_ip])}
-            found |= {p: port.external for p in _packets(port, [*port.external_ips, *_open_balancers(port)])}
+            found |= dict.fromkeys(_packets(port, [port.cluster_ip]), port.internal)
+            outside = [*port.external_ips, *_open_balancers(port)]
+            found |= dict.fromkeys(_packets(port, outside), port.external)
             if port.node_port:
                 node_port = Packet("192.168.0.2", port.node_port, port.protocol.value.lower())
                 found[node_port] = port.external

@@ -130,9 +130,17 @@ def _parse(line: str) -> _Rule:
             break
         value = words[at]
         if word == "-m":
-            chance = chance or value in {"statistic", "recent"} and "--set" not in words
+            chance = chance or (value in {"statistic", "recent"} and "--set" not in words)
             at += 1
-        elif word in {"--comment", "--mode", "--probability", "--seconds", "--name", "--mask", "--nfacct-name"}:
+        elif word in {
+            "--comment",
+            "--mode",
+            "--probability",
+            "--seconds",
+            "--name",
+            "--mask",
+            "--nfacct-name",
+        }:
             at += 1
         elif word not in {"--rcheck", "--reap", "--rsource", "--set"}:
             conditions.append((negated, word, value))

@@ -75,7 +75,11 @@ def _port(port: PortPlan, config: IptablesConfig, large: bool, out: Rules) -> No
         return f"-m {p} -p {p} -d {ip} --dport {port.port}"
 
     if has_int:
-        add("nat", "KUBE-SERVICES", f"{comment(spn + ' cluster IP')} {match(port.cluster_ip)} -j {internal_chain}")
+        add(
+            "nat",
+            "KUBE-SERVICES",
+            f"{comment(spn + ' cluster IP')} {match(port.cluster_ip)} -j {internal_chain}",
+        )
     else:
         add("filter", "KUBE-SERVICES", f"{comment(verdict[0])} {match(port.cluster_ip)} -j {verdict[1]}")
     for ip in port.external_ips:
@@ -110,7 +114,8 @@ def _port(port: PortPlan, config: IptablesConfig, large: bool, out: Rules) -> No
             add(
                 "filter",
                 "KUBE-EXTERNAL-SERVICES",
-                f"{comment(verdict[0])} -m addrtype --dst-type LOCAL -m {p} -p {p} --dport {np} -j {verdict[1]}",
+                f"{comment(verdict[0])} -m addrtype --dst-type LOCAL -m {p} -p {p} --dport {np} "
+                f"-j {verdict[1]}",
             )
     if port.health_check_node_port:
         add(
@@ -136,12 +141,20 @@ def _port(port: PortPlan, config: IptablesConfig, large: bool, out: Rules) -> No
             )
     if uses_ext:
         if not port.external_local:
-            add("nat", ext, f"{comment(f'masquerade traffic for {spn} external destinations')} -j KUBE-MARK-MASQ")
+            add(
+                "nat",
+                ext,
+                f"{comment(f'masquerade traffic for {spn} external destinations')} -j KUBE-MARK-MASQ",
+            )
         else:
             if config.local_traffic is not None:
                 source = config.local_traffic
                 is_local = f"-s {source.cidr}" if source.cidr else f"-i {source.interface}"
-                add("nat", ext, f"{comment(f'pod traffic for {spn} external destinations')} {is_local} -j {svc}")
+                add(
+                    "nat",
+                    ext,
+                    f"{comment(f'pod traffic for {spn} external destinations')} {is_local} -j {svc}",
+                )
             add(
                 "nat",
                 ext,
@@ -181,9 +194,7 @@ def _firewall(port: PortPlan, config: IptablesConfig, fw: str, ext: str, *, add_
     if port.node_in_source_ranges:
         for ip in port.load_balancer_ips:
             add_rule(f"{told} -s {ip} -j {ext}")
-    add_rule(
-        f'-m comment --comment "other traffic to {port.name} will be dropped by KUBE-PROXY-FIREWALL"'
-    )
+    add_rule(f'-m comment --comment "other traffic to {port.name} will be dropped by KUBE-PROXY-FIREWALL"')
 
 
 def _balance(port: PortPlan, chain: str, eps: Iterable[EndpointPlan], large: bool, out: Rules) -> None:

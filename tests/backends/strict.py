@@ -19,46 +19,45 @@ _DPORT = r"-m (?P=proto) --dport (?P<dport>[1-9][0-9]*) "
 _HOST = r"(?P<host>[0-9a-f.:]+/(?:32|128))"
 _NET = r"(?P<net>[0-9a-f.:]+/[0-9]+)"
 _TEXT = r"(?P<to>(?:[0-9.]+|\[[0-9a-f:]+\]):[1-9][0-9]*)"
-_COMMENT = r'-m comment --comment "{}" '
-_RECENT = r"--mask (?:255\.255\.255\.255|(?:ffff:){7}ffff) --rsource "
-_REJECT = r"(?:REJECT --reject-with icmp6?-port-unreachable|DROP)"
-
-
-def _comment(text: str) -> str:
-    return rf'-m comment --comment "{text}" '
-
-
+_MASK = r"--mask (?:255\.255\.255\.255|(?:ffff:){7}ffff) --rsource"
+_RECENT = rf"-m recent --rcheck --seconds [1-9][0-9]* --reap --name {_ENDPOINT_CHAIN} {_MASK}"
+_SET = rf"-m recent --set --name {_ENDPOINT_CHAIN} {_MASK}"
+_SHARE = r"-m statistic --mode random --probability 0\.[0-9]{11}"
+_REFUSAL = r"(?:REJECT --reject-with icmp6?-port-unreachable|DROP)"
+_NONE = r"has no (?:local )?endpoints"
+_KIND = r"(?:cluster|external|loadbalancer)"
+_LINK = r"[-a-z0-9]+\+?"
+_COUNTED = r"-m nfacct --nfacct-name  localhost_nps_accepted_pkts "
+_FROM_NODE = r"-m addrtype --src-type LOCAL "
+_MASQUERADE = r"-j KUBE-MARK-MASQ"
+_SVC, _EXT, _FW = (f"KUBE-{kind}-{_HASHED}" for kind in ("SVC", "EXT", "FW"))
+_TO_SERVICE = rf"-j {_SERVICE_CHAIN}"
+_OWN = rf"-A {_SERVICE_CHAIN} "
+_TOLD = r"-m comment --comment \""
+_SPN = _TOLD + _NAME
 _FORMS = [
-    rf"-A KUBE-SERVICES -d {_HOST} {_PROTO}{_comment(_NAME + ' (?:cluster|external|loadbalancer) IP')}{_DPORT}"
-    rf"-j {_SERVICE_CHAIN}",
-    rf"-A KUBE-(?:EXTERNAL-)?SERVICES -d {_HOST} {_PROTO}{_comment(_NAME + ' has no (?:local )?endpoints')}{_DPORT}"
-    rf"-j {_REJECT}",
-    rf"-A KUBE-EXTERNAL-SERVICES {_PROTO}{_comment(_NAME + ' has no (?:local )?endpoints')}"
-    rf"-m addrtype --dst-type LOCAL {_DPORT}-j {_REJECT}",
-    rf"-A KUBE-PROXY-FIREWALL -d {_HOST} {_PROTO}"
-    rf"{_comment(_NAME + ' traffic not accepted by KUBE-FW-' + _HASHED)}{_DPORT}-j DROP",
-    rf"-A KUBE-NODEPORTS {_PROTO}{_comment(_NAME)}{_DPORT}-j KUBE-EXT-{_HASHED}",
-    rf"-A KUBE-NODEPORTS -d 127\.0\.0\.0/8 {_PROTO}{_comment(_NAME)}{_DPORT}"
-    rf"-m nfacct --nfacct-name  localhost_nps_accepted_pkts -j KUBE-EXT-{_HASHED}",
-    rf"-A KUBE-NODEPORTS {_PROTO}{_comment(_NAME + ' health check node port')}{_DPORT}-j ACCEPT",
-    rf"-A {_SERVICE_CHAIN} (?:! -s {_NET} )?-d {_HOST} (?:! -i [-a-z0-9]+\+? )?{_PROTO}"
-    rf"{_comment(_NAME + ' cluster IP')}{_DPORT}-j KUBE-MARK-MASQ",
-    rf"-A {_SERVICE_CHAIN} {_comment('masquerade (?:LOCAL )?traffic for ' + _NAME + ' external destinations')}"
-    rf"(?:-m addrtype --src-type LOCAL )?-j KUBE-MARK-MASQ",
-    rf"-A {_SERVICE_CHAIN} (?:-s {_NET} |-i [-a-z0-9]+\+? )"
-    rf"{_comment('pod traffic for ' + _NAME + ' external destinations')}-j KUBE-SVC-{_HASHED}",
-    rf"-A {_SERVICE_CHAIN} {_comment('route LOCAL traffic for ' + _NAME + ' external destinations')}"
-    rf"-m addrtype --src-type LOCAL -j KUBE-SVC-{_HASHED}",
-    rf"-A {_SERVICE_CHAIN} -j {_SERVICE_CHAIN}",
-    rf"-A {_SERVICE_CHAIN} -s {_NET} {_comment(_NAME + ' loadbalancer IP')}-j KUBE-EXT-{_HASHED}",
-    rf"-A {_SERVICE_CHAIN} {_comment('other traffic to ' + _NAME + ' will be dropped by KUBE-PROXY-FIREWALL')[:-1]}",
-    rf"-A {_SERVICE_CHAIN} (?:{_comment(_NAME + ' -> ' + _TEXT)})?"
-    rf"(?:-m recent --rcheck --seconds [1-9][0-9]* --reap --name {_ENDPOINT_CHAIN} {_RECENT}|"
-    rf"-m statistic --mode random --probability 0\.[0-9]{{11}} )?-j {_ENDPOINT_CHAIN}",
-    rf"-A {_ENDPOINT_CHAIN} -s {_HOST} (?:{_comment(_NAME)})?-j KUBE-MARK-MASQ",
-    rf"-A {_ENDPOINT_CHAIN} {_PROTO}(?:{_comment(_NAME)})?(?:-m recent --set --name {_ENDPOINT_CHAIN} {_RECENT})?"
-    rf"-m (?P=proto) -j DNAT --to-destination {_TEXT}",
-]  # fmt: skip
+    # shared chains
+    rf"-A KUBE-SERVICES -d {_HOST} {_PROTO}{_SPN} {_KIND} IP\" {_DPORT}{_TO_SERVICE}",
+    rf"-A KUBE-(?:EXTERNAL-)?SERVICES -d {_HOST} {_PROTO}{_SPN} {_NONE}\" {_DPORT}-j {_REFUSAL}",
+    rf"-A KUBE-EXTERNAL-SERVICES {_PROTO}{_SPN} {_NONE}\" -m addrtype --dst-type LOCAL {_DPORT}-j {_REFUSAL}",
+    rf"-A KUBE-PROXY-FIREWALL -d {_HOST} {_PROTO}{_SPN} traffic not accepted by {_FW}\" {_DPORT}-j DROP",
+    rf"-A KUBE-NODEPORTS {_PROTO}{_SPN}\" {_DPORT}-j {_EXT}",
+    rf"-A KUBE-NODEPORTS -d 127\.0\.0\.0/8 {_PROTO}{_SPN}\" {_DPORT}{_COUNTED}-j {_EXT}",
+    rf"-A KUBE-NODEPORTS {_PROTO}{_SPN} health check node port\" {_DPORT}-j ACCEPT",
+    # a service's own chains
+    rf"{_OWN}(?:! -s {_NET} )?-d {_HOST} (?:! -i {_LINK} )?{_PROTO}{_SPN} cluster IP\" {_DPORT}{_MASQUERADE}",
+    rf"{_OWN}{_TOLD}masquerade traffic for {_NAME} external destinations\" {_MASQUERADE}",
+    rf"{_OWN}{_TOLD}masquerade LOCAL traffic for {_NAME} external destinations\" {_FROM_NODE}{_MASQUERADE}",
+    rf"{_OWN}(?:-s {_NET}|-i {_LINK}) {_TOLD}pod traffic for {_NAME} external destinations\" -j {_SVC}",
+    rf"{_OWN}{_TOLD}route LOCAL traffic for {_NAME} external destinations\" {_FROM_NODE}-j {_SVC}",
+    rf"{_OWN}{_TO_SERVICE}",
+    rf"{_OWN}-s {_NET} {_SPN} loadbalancer IP\" -j {_EXT}",
+    rf"{_OWN}{_TOLD}other traffic to {_NAME} will be dropped by KUBE-PROXY-FIREWALL\"",
+    rf"{_OWN}(?:{_SPN} -> {_TEXT}\" )?(?:{_RECENT} |{_SHARE} )?-j {_ENDPOINT_CHAIN}",
+    # an endpoint's chain
+    rf"-A {_ENDPOINT_CHAIN} -s {_HOST} (?:{_SPN}\" )?{_MASQUERADE}",
+    rf"-A {_ENDPOINT_CHAIN} {_PROTO}(?:{_SPN}\" )?(?:{_SET} )?-m (?P=proto) -j DNAT --to-destination {_TEXT}",
+]
 _PATTERNS = [re.compile(form) for form in _FORMS]
 
 

@@ -72,7 +72,11 @@ CASES: dict[str, Case] = {
         [
             PLAIN,
             given_service(
-                service("dns", "10.96.0.10", ports=[port(53, "dns", "UDP"), port(53, "dns-tcp"), port(9, "s", "SCTP")]),
+                service(
+                    "dns",
+                    "10.96.0.10",
+                    ports=[port(53, "dns", "UDP"), port(53, "dns-tcp"), port(9, "s", "SCTP")],
+                ),
                 endpoint_slice(
                     "10.180.0.3",
                     "10.180.0.4",
@@ -89,16 +93,20 @@ CASES: dict[str, Case] = {
     ),
     "no-endpoints": Case(BASE, [given_service(service(**EXPOSED))]),
     "nodeport": Case(
-        BASE, [given_service(service(type="NodePort", ports=[port(nodePort=30080)]), endpoint_slice("10.180.0.1"))]
+        BASE,
+        [given_service(service(type="NodePort", ports=[port(nodePort=30080)]), endpoint_slice("10.180.0.1"))],
     ),
     "external-ips": Case(
-        BASE, [given_service(service(externalIPs=["203.0.113.5", "203.0.113.6"]), endpoint_slice("10.180.0.1"))]
+        BASE,
+        [given_service(service(externalIPs=["203.0.113.5", "203.0.113.6"]), endpoint_slice("10.180.0.1"))],
     ),
     "loadbalancer-source-ranges": Case(
         BASE,
         [
             given_service(
-                service(**EXPOSED, loadBalancerSourceRanges=["203.0.113.0/24", "192.168.0.77/24", "10.9.9.9/32"]),
+                service(
+                    **EXPOSED, loadBalancerSourceRanges=["203.0.113.0/24", "192.168.0.77/24", "10.9.9.9/32"]
+                ),
                 endpoint_slice("10.180.0.1"),
             )
         ],
@@ -177,7 +185,7 @@ CASES: dict[str, Case] = {
         IptablesConfig(V6, node_port_addresses=("::1", "fd00:168::2")),
         [given_service(service(ip="fd00:96::1", type="NodePort", ports=[port(nodePort=30080)]))],
     ),
-}  # fmt: skip
+}
 
 
 def _text(case: Case) -> str:
@@ -248,7 +256,7 @@ def test_it_loads_as_it_is(name: str, variant: Variant) -> None:
 def test_both_variants_load_it_and_print_it_unchanged(variant: Variant) -> None:
     """All cases in turn, without those whose counters need nfacct objects in the kernel."""
     for name, case in CASES.items():
-        if case.config.count_invalid or case.config.count_localhost and case.config.localhost:
+        if case.config.count_invalid or (case.config.count_localhost and case.config.localhost):
             continue
         try:
             tools = find_tools(case.config.family, variant, probe=False)
@@ -419,7 +427,8 @@ def _count(count: int, endpoints: int, **fields: Any) -> tuple[int, int]:
         pods = [f"10.{n}.0.{e}" for e in range(1, endpoints + 1)]
         inputs.append(
             given_service(
-                service(f"svc{n}", f"10.96.0.{n}", **exposed, **fields), endpoint_slice(*pods, service=f"svc{n}")
+                service(f"svc{n}", f"10.96.0.{n}", **exposed, **fields),
+                endpoint_slice(*pods, service=f"svc{n}"),
             )
         )
     rules = reference_rules.parse(render_text(plans_of(inputs), _with(count_localhost=True)))

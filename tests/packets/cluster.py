@@ -257,9 +257,7 @@ class Cluster:
         source_ip: str | None = None,
     ) -> bool:
         """Whether a request is dropped: neither answered nor refused."""
-        return (
-            self.outcome(source, ip, port, protocol, source_ip=source_ip, timeout=SILENCE) == "NoAnswer"
-        )
+        return self.outcome(source, ip, port, protocol, source_ip=source_ip, timeout=SILENCE) == "NoAnswer"
 
     def ask(
         self,

@@ -37,7 +37,9 @@ class Port:
             "targetPort": self.target_name or self.target,
         }
         return (
-            fields | ({"name": self.name} if self.name else {}) | ({"nodePort": node_port} if node_port else {})
+            fields
+            | ({"name": self.name} if self.name else {})
+            | ({"nodePort": node_port} if node_port else {})
         )
 
     def in_slice(self) -> JSON:

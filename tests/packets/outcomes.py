@@ -52,7 +52,9 @@ class Seen:
         share, total = 1 / len(expected), len(self.answers)
         slack = SIGMAS * math.sqrt(total * share * (1 - share))
         far = {pod: n for pod, n in self.counts.items() if abs(n - total * share) > slack}
-        assert not far, f"{far} of {total} answers, where {total * share:.0f} +- {slack:.0f} are an equal share"
+        assert not far, (
+            f"{far} of {total} answers, where {total * share:.0f} +- {slack:.0f} are an equal share"
+        )
 
 
 def names(pods: Iterable[Pod]) -> set[str]:

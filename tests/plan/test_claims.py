@@ -36,7 +36,11 @@ def test_the_older_service_keeps_an_external_ip_and_the_other_is_told() -> None:
     assert winner.problems == ()
     assert loser.ports[0].external_ips == ("1.2.3.5",)
     (problem,) = loser.problems
-    assert (problem.object, problem.field, problem.value) == ("Service ns1/a", "spec.externalIPs", '"1.2.3.4"')
+    assert (problem.object, problem.field, problem.value) == (
+        "Service ns1/a",
+        "spec.externalIPs",
+        '"1.2.3.4"',
+    )
     assert "TCP port 80" in problem.reason
     assert "ns1/b:p80" in problem.reason
 
@@ -57,7 +61,9 @@ def test_a_service_without_age_counts_as_the_newest() -> None:
 
 
 def test_a_cluster_ip_beats_an_older_external_ip() -> None:
-    plans = _plans(_one("thief", "10.96.0.1", OLD, externalIPs=["10.96.0.2"]), _one("owner", "10.96.0.2", NEW))
+    plans = _plans(
+        _one("thief", "10.96.0.1", OLD, externalIPs=["10.96.0.2"]), _one("owner", "10.96.0.2", NEW)
+    )
     assert plans["ns1/thief"].ports[0].external_ips == ()
     assert plans["ns1/thief"].problems[0].field == "spec.externalIPs"
     assert plans["ns1/owner"].problems == ()
@@ -137,7 +143,11 @@ def test_losing_an_address_leaves_the_plan_of_a_service_that_never_named_it(
     slices = endpoint_slice(
         endpoint("10.1.0.1", node="node1"), endpoint("10.1.0.2", node="node2"), service="loser"
     )
-    fields = {"internalTrafficPolicy": internal, "externalTrafficPolicy": external, "type": "NodePort"}
+    fields: dict[str, Any] = {
+        "internalTrafficPolicy": internal,
+        "externalTrafficPolicy": external,
+        "type": "NodePort",
+    }
     loser = service("loser", "10.96.0.2", ports=[port(nodePort=30080)], **fields)
     alone = service("loser", "10.96.0.2", **fields)
     winner = service("winner", "10.96.0.1", created=OLD, ports=[port(nodePort=30080)])
@@ -177,7 +187,9 @@ def test_any_history_ends_as_if_planned_from_scratch(
     for present, fields in events:
         key = f"ns1/{fields['name']}"
         given_now = (
-            builders.given(service(**fields)) if present else ServiceInput(key=key, revision=1, service=None, slices=())
+            builders.given(service(**fields))
+            if present
+            else ServiceInput(key=key, revision=1, service=None, slices=())
         )
         known[key] = given_now
         held |= planner.update([given_now], NODE)
@@ -188,7 +200,9 @@ def test_any_history_ends_as_if_planned_from_scratch(
     owners: dict[tuple[str, int, str], str] = {}
     for plan in held.values():
         for each in plan.ports:
-            frontends = {(ip, each.port) for ip in (each.cluster_ip, *each.external_ips, *each.load_balancer_ips)}
+            frontends = {
+                (ip, each.port) for ip in (each.cluster_ip, *each.external_ips, *each.load_balancer_ips)
+            }
             if each.node_port:
                 frontends.add(("", each.node_port))
             for address, number in frontends:

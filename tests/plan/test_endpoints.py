@@ -10,17 +10,23 @@ import pytest
 from tests import builders
 from tests.builders import endpoint, endpoint_slice, given, plans_of, service
 
-GOOD = {"ready": True, "serving": True, "terminating": False}
-DRAINING = {"ready": False, "serving": True, "terminating": True}
-DOWN = {"ready": False, "serving": False, "terminating": False}
-GONE = {"ready": False, "serving": False, "terminating": True}
+GOOD: dict[str, Any] = {"ready": True, "serving": True, "terminating": False}
+DRAINING: dict[str, Any] = {"ready": False, "serving": True, "terminating": True}
+DOWN: dict[str, Any] = {"ready": False, "serving": False, "terminating": False}
+GONE: dict[str, Any] = {"ready": False, "serving": False, "terminating": True}
 
 
 @pytest.mark.parametrize(
     ("one", "other", "used"),
-    [(GOOD, DRAINING, True), (GOOD, DOWN, True), (GOOD, GONE, True), (DRAINING, GONE, True), (DOWN, GONE, False)],
+    [
+        (GOOD, DRAINING, True),
+        (GOOD, DOWN, True),
+        (GOOD, GONE, True),
+        (DRAINING, GONE, True),
+        (DOWN, GONE, False),
+    ],
 )
-def test_the_better_of_two_entries_wins(one: dict[str, bool], other: dict[str, bool], used: bool) -> None:
+def test_the_better_of_two_entries_wins(one: dict[str, Any], other: dict[str, Any], used: bool) -> None:
     for conditions in ((one, other), (other, one)):
         slices = [endpoint_slice(endpoint("10.1.0.1", **c), name=f"s{n}") for n, c in enumerate(conditions)]
         planned = builders.port_of(service(), *slices)

@@ -41,13 +41,12 @@ def _oracle(endpoints: list[Candidate], node: NodeView, uses_cluster: bool, uses
             mode = "PreferSameNode"
         elif ready and all(e.zones for e in ready) and any(node.zone in e.zones for e in ready):
             mode = "PreferSameZone"
-        for e in ready:
-            if (
-                mode == ""
-                or (mode == "PreferSameNode" and node.name in e.nodes)
-                or (mode == "PreferSameZone" and node.zone in e.zones)
-            ):
-                cluster.append(e)
+        available = {
+            "": ready,
+            "PreferSameNode": [e for e in ready if node.name in e.nodes],
+            "PreferSameZone": [e for e in ready if node.zone in e.zones],
+        }
+        cluster = available[mode]
         if not cluster:
             cluster = [e for e in endpoints if e.serving and e.terminating]
         has_any = len(cluster) > 0
@@ -97,7 +96,9 @@ def _clusters(draw: st.DrawFn) -> list[Candidate]:
     return sorted(built, key=lambda c: c.plan.text)
 
 
-@given(_clusters(), st.sampled_from([NODE, NodeView("n2", "z3"), NodeView("n3")]), st.booleans(), st.booleans())
+@given(
+    _clusters(), st.sampled_from([NODE, NodeView("n2", "z3"), NodeView("n3")]), st.booleans(), st.booleans()
+)
 @settings(max_examples=1500, deadline=None)
 def test_selection_is_what_kube_proxy_selects(
     endpoints: list[Candidate], node: NodeView, uses_cluster: bool, uses_local: bool

@@ -30,11 +30,13 @@ def test_only_fields_that_matter_make_a_difference() -> None:
 def test_values_are_read() -> None:
     decoded = decode(
         Kind.NODE,
-        raw({
-            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z1"}},
-            "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"], "taints": [{"key": "k"}]},
-            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
-        }),
+        raw(
+            {
+                "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z1"}},
+                "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"], "taints": [{"key": "k"}]},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+            }
+        ),
     )
     assert isinstance(decoded, Node)
     assert decoded.key == "n1"
@@ -42,7 +44,9 @@ def test_values_are_read() -> None:
     assert decoded.metadata.labels.zone == "z1"
     assert decoded.spec is not None
     assert decoded.spec.pod_cidrs == ("10.1.0.0/24",)
-    piece = builders.as_slice(builders.endpoint_slice(builders.endpoint("10.0.0.1", zones=["z"], nodes=["n"])))
+    piece = builders.as_slice(
+        builders.endpoint_slice(builders.endpoint("10.0.0.1", zones=["z"], nodes=["n"]))
+    )
     assert piece.key == "ns1/svc1-1"
     assert piece.service_key == "ns1/svc1"
     assert piece.endpoints is not None
@@ -60,9 +64,21 @@ def test_absent_and_null_are_the_same(field: str) -> None:
 
 
 REJECTED: list[tuple[Kind, dict[str, Any], str, str, str]] = [
-    (Kind.SERVICE, builders.service(ports=[{"port": "80"}]), "Service ns1/svc1", "spec.ports[0].port", '"80"'),
+    (
+        Kind.SERVICE,
+        builders.service(ports=[{"port": "80"}]),
+        "Service ns1/svc1",
+        "spec.ports[0].port",
+        '"80"',
+    ),
     (Kind.SERVICE, builders.service(ports=[{}]), "Service ns1/svc1", "spec.ports[0]", "{}"),
-    (Kind.SERVICE, builders.service(externalIPs="1.2.3.4"), "Service ns1/svc1", "spec.externalIPs", '"1.2.3.4"'),
+    (
+        Kind.SERVICE,
+        builders.service(externalIPs="1.2.3.4"),
+        "Service ns1/svc1",
+        "spec.externalIPs",
+        '"1.2.3.4"',
+    ),
     (Kind.SERVICE, builders.service(type=7), "Service ns1/svc1", "spec.type", "7"),
     (
         Kind.SERVICE,

@@ -19,7 +19,7 @@ from kproxy.agent.offline import render_manifests
 from kproxy.cli import demo as command
 from kproxy.cli.main import main
 from kproxy.testing.demo import examples, interruption, offline
-from kproxy.testing.demo.changes import Change, _Ask, _obeyed, planned, subject
+from kproxy.testing.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
 from kproxy.testing.demo.examples import Examples, Json, UnusableExamplesError
 from kproxy.testing.demo.expect import Asker, Outcome, Question, Source, listeners, topics
 from kproxy.testing.demo.interruption import Interrupted, Interruption
@@ -199,6 +199,8 @@ def test_a_change_is_obeyed_when_the_newcomer_answers_or_the_leaver_no_longer_do
     assert _obeyed(named[1:], comes) == 2.0
     assert _obeyed(named, leaves) == 5.0
     assert _obeyed(named[:5], leaves) is None
+    assert _blur(named, 2.0, 2, comes) == 2.0
+    assert _blur(named, 5.0, 3, leaves) == 3.0
 
 
 def test_changes_keep_slices_of_both_families_in_step(shipped: Examples) -> None:
@@ -340,7 +342,7 @@ def test_everything_goes_as_promised(possible: None, tmp_path: Path, variant: st
     assert f"# iptables-{variant}-save -t nat | grep 'kube-system/kube-dns:dns[\" ]'" in run.output
     assert "✗" not in run.output
     assert "\x1b" not in run.output
-    assert (run.namespaces(), run.kproxies(), list(tmp_path.iterdir())) == ([], [], [])
+    assert (run.namespaces(), run.kproxies(), list(tmp_path.iterdir())) == ([], [], []), run.output
 
 
 @pytest.mark.root
@@ -364,7 +366,7 @@ def test_it_can_be_interrupted_at_any_moment(
         run.process.send_signal(number)
         assert run.end() == 128 + number, run.output
     assert "everything is cleaned up" in run.output
-    assert (run.namespaces(), run.kproxies(), list(tmp_path.iterdir())) == ([], [], [])
+    assert (run.namespaces(), run.kproxies(), list(tmp_path.iterdir())) == ([], [], []), run.output
 
 
 @pytest.mark.root

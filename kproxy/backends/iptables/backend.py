@@ -29,7 +29,6 @@ NFT_PIECE = 250
 """Services per restore beyond which iptables-nft is quicker in pieces (benchmarks/README: cold start)."""
 
 
-
 class _DoubtfulError(Exception):
     """The kernel refused, but somebody else has written since it was observed: look again before judging."""
 
@@ -55,6 +54,7 @@ class IptablesBackend:
         self._settled = False
         self._kept: set[str] = set()
         self._seen_foreign = 0
+        self._looked_again = False
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Take new desired states; a plan without ports removes its service."""
@@ -87,11 +87,13 @@ class IptablesBackend:
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs."""
         written: Counter[str] = Counter()
+        self._looked_again = False
         try:
             try:
                 self._write(self._writer(written))
             except _DoubtfulError:
                 self._kernel = None
+                self._looked_again = True
                 self._write(self._writer(written))
         except RestoreError as error:
             self._settled = False
@@ -235,10 +237,14 @@ class IptablesBackend:
             self._bisect(items[middle:], attempt, give_up)
 
     def _believe(self, error: RestoreError) -> None:
-        """Return if the error says that a rule is at fault; raise it, or _DoubtfulError, if it may not be."""
+        """Return if a rule is at fault; raise the error if not, or _DoubtfulError if it may not be.
+
+        The latter once a sync: where somebody else writes all the time, a bad rule must still be told from
+        the good ones.
+        """
         if error.kind is not FailureKind.RULE:
             raise error
-        if self._watch.foreign != self._seen_foreign:
+        if not self._looked_again and self._watch.foreign != self._seen_foreign:
             raise _DoubtfulError from error
 
 

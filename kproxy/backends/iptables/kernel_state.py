@@ -49,10 +49,10 @@ def from_observation(
 ) -> KernelState:
     """Translate an observation into a record, in the words of what is desired wherever it means the same.
 
-    A service whose chains and lines all stand as desired counts as applied. Of another it records what was found: its
-    lines in the shared chains, told by their comments, and the chains that these lead to; so it keeps what it
-    has until it is written anew, however long that takes. The shared chains themselves are recorded as they
-    are, and brought in order when they are next written.
+    A service whose chains and lines all stand as desired counts as applied. Of another it records what was
+    found: its lines in the shared chains, told by their comments, and the chains that these lead to; so it
+    keeps what it has until it is written anew, however long that takes. The shared chains themselves are
+    recorded as they are, and brought in order when they are next written.
     """
     state = KernelState()
     state.jumps = set(observed.jumps)

@@ -7,8 +7,9 @@ choice is made. The moment of obedience is:
 - for an endpoint that goes: the beginning of the first request after the last one which it answered, where
   `SETTLED` further requests began later and none of them reached it.
 
-The first comes a little late and the second a little early: by as many requests as it takes to meet one pod
-among so many by chance. The time runs from just before the write; both ends are on one clock.
+The first comes late and the second early, by as many requests as it takes to meet one pod among so many by
+chance. So each time has a `blur`: how long it took, around that moment, to send as many requests as there are
+pods. The time runs from just before the write; both ends are on one clock.
 """
 
 import threading
@@ -54,10 +55,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How a change went. Times are seconds from the write, None for what never happened."""
+    """How a change went. Times are seconds from the write, None for what never happened.
+
+    The change took effect up to about `blur` seconds before `obeyed` if a pod came, after it if one left.
+    """
 
     change: Change
     obeyed: float | None
+    blur: float
     synced: float | None
     counts: Counter[str]
     asked: int
@@ -143,6 +148,7 @@ def measure(
     return Measured(
         change,
         None if obeyed is None else obeyed - written,
+        0.0 if obeyed is None else _blur(asks, obeyed, len(pods) if change.comes else len(pods) + 1, change),
         None if line is None else line.at - written,
         counts,
         len(asks),
@@ -221,6 +227,15 @@ def _obeyed(asks: Sequence[_Ask], change: Change) -> float | None:
         return min(by_pod, default=None)
     last = max(by_pod, default=0.0)
     return min((ask.began for ask in asks if ask.began > last), default=None)
+
+
+def _blur(asks: Sequence[_Ask], obeyed: float, pods: int, change: Change) -> float:
+    """How long `pods` requests took: those up to the one that obeyed, or from the one before it on."""
+    moments = [ask.began for ask in asks]
+    index = moments.index(obeyed)
+    if change.comes:
+        return obeyed - moments[max(index - pods, 0)]
+    return moments[min(index - 1 + pods, len(moments) - 1)] - moments[max(index - 1, 0)]
 
 
 def _endpoint(each: Json, pod: Pod) -> Json:

@@ -100,7 +100,8 @@ def change(screen: Screen, stage: Stage, examples: Examples, expectations: Expec
         "Milliseconds from the write to the API until the first packet that obeyed it, and until kproxy "
         "logged `synced` (the rules are in the kernel a little earlier). A pod asks without pause; an "
         "endpoint counts as gone at the first request after its last answer, once "
-        f"{changes.SETTLED} more requests have not reached it.",
+        f"{changes.SETTLED} more requests have not reached it. Behind the {screen.glyphs.blur}: the time of "
+        "as many requests as there are pods, as chance decides which of them meets the one that matters.",
     )
     _serve_newcomer(stage, examples, about)
     columns = [pod.name for pod in (*about.pods, about.newcomer)]

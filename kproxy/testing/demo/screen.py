@@ -4,6 +4,7 @@ Every block is printed as soon as it is known, with columns of fixed width, so t
 table that grows, and its text can be piped into a file as it is.
 """
 
+import math
 import os
 import time
 from collections import Counter
@@ -38,10 +39,11 @@ class Glyphs:
     nobody: str
     eighths: str
     dash: str
+    blur: str
 
 
-UNICODE: Final = Glyphs("✓", "✗", "·", "▏▎▍▌▋▊▉█", "─")
-ASCII: Final = Glyphs("ok", "!!", ".", "########", "-")
+UNICODE: Final = Glyphs("✓", "✗", "·", "▏▎▍▌▋▊▉█", "─", "±")
+ASCII: Final = Glyphs("ok", "!!", ".", "########", "-", "+-")
 
 
 class Screen:
@@ -142,7 +144,7 @@ class Screen:
         table = self._change_grid()
         table.add_row(
             Text(measured.change.title),
-            _milliseconds(measured.obeyed, "bold"),
+            _milliseconds(measured.obeyed, "bold", measured.blur, self.glyphs.blur),
             _milliseconds(measured.synced, "dim"),
             *(self._shares(measured.counts, expected) if self.wide else ()),
             Text(f"{measured.failed.total()} of {measured.asked}", "red" if measured.failed else "dim"),
@@ -254,8 +256,13 @@ def _grid() -> Table:
     return Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def _milliseconds(seconds: float | None, style: str) -> Text:
-    return Text("never", "bold red") if seconds is None else Text(f"{seconds * 1000:.0f} ms", style)
+def _milliseconds(seconds: float | None, style: str, blur: float | None = None, sign: str = "") -> Text:
+    if seconds is None:
+        return Text("never", "bold red")
+    text = Text(f"{seconds * 1000:.0f} ms", style)
+    if blur is not None:
+        text.append(f" {sign}{math.ceil(blur * 1000)}", "dim")
+    return text
 
 
 def _console() -> Console:

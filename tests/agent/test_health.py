@@ -1,0 +1,125 @@
+"""/healthz and /livez: what load balancers and kubelets are told, over real HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent.health import HealthServer, HealthState, split_host_port
+from kproxy.state.wire import Node
+
+PERIOD = 30.0
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pending: float | None = None
+        self.state = HealthState(PERIOD, lambda: self.now, lambda: self.pending)
+        self.state.add_family(Family.IPV4)
+        self.state.add_family(Family.IPV6)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def server(world: World) -> Iterator[HealthServer]:
+    made = HealthServer("127.0.0.1:0", world.state)
+    made.start()
+    yield made
+    made.stop()
+
+
+def get(server: HealthServer, path: str) -> tuple[int, dict[str, object], str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
+            return answer.status, json.load(answer), answer.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            content_type = error.headers["Content-Type"]
+            return error.code, json.load(error) if "json" in content_type else {}, content_type
+
+
+def node(**metadata: object) -> Node:
+    return msgspec.convert({"metadata": {"name": "a", **metadata}}, Node)
+
+
+def test_healthy_before_the_first_sync_and_in_kube_proxys_form(server: HealthServer) -> None:
+    status, body, content_type = get(server, "/healthz")
+    assert (status, content_type) == (200, "application/json")
+    assert set(body) == {"lastUpdated", "currentTime", "nodeEligible", "healthy", "status"}
+    assert body["nodeEligible"] is True
+    assert body["healthy"] is True
+    families = body["status"]
+    assert isinstance(families, dict)
+    assert set(families) == {"IPv4", "IPv6"}
+
+
+def test_a_change_that_waits_two_periods_is_unhealthy(world: World, server: HealthServer) -> None:
+    world.pending = world.now
+    world.now += 2 * PERIOD
+    assert get(server, "/healthz")[0] == 200
+    world.now += 1
+    assert get(server, "/healthz")[0] == 503
+    assert get(server, "/livez")[0] == 503
+    world.pending = None
+    assert get(server, "/healthz")[0] == 200
+
+
+def test_a_family_that_keeps_failing_is_unhealthy_until_it_succeeds(
+    world: World, server: HealthServer
+) -> None:
+    world.state.failed(Family.IPV6)
+    world.now += 2 * PERIOD + 1
+    status, body, _ = get(server, "/livez")
+    families = body["status"]
+    assert status == 503
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (True, False)
+    world.state.updated(Family.IPV6)
+    assert get(server, "/livez")[0] == 200
+
+
+@pytest.mark.parametrize("leaving", ["deleted", "tainted", "gone"])
+def test_a_leaving_node_gets_no_new_traffic_but_its_proxy_lives(
+    world: World, server: HealthServer, leaving: str
+) -> None:
+    gone: Node | None = None
+    if leaving == "deleted":
+        gone = node(deletionTimestamp="2026-01-01T00:00:00Z")
+    elif leaving == "tainted":
+        taints = {"taints": [{"key": "ToBeDeletedByClusterAutoscaler"}]}
+        gone = msgspec.convert({"metadata": {"name": "a"}, "spec": taints}, Node)
+    world.state.see_node(gone, known=True)
+    status, body, _ = get(server, "/healthz")
+    assert (status, body["nodeEligible"], body["healthy"]) == (503, False, True)
+    status, body, _ = get(server, "/livez")
+    assert status == 200
+    assert "nodeEligible" not in body
+    world.state.see_node(node(), known=True)
+    assert get(server, "/healthz")[0] == 200
+
+
+def test_other_paths_are_not_found(server: HealthServer) -> None:
+    assert get(server, "/metrics")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.0.0.0:10256", ("0.0.0.0", 10256)), ("[::]:10256", ("::", 10256)), (":80", ("", 80))],
+)
+def test_addresses_are_split(text: str, expected: tuple[str, int]) -> None:
+    assert split_host_port(text) == expected
+
+
+@pytest.mark.parametrize("text", ["10256", "host:", "host:70000", "host:x", ""])
+def test_bad_addresses_are_named(text: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        split_host_port(text)

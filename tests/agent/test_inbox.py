@@ -1,0 +1,79 @@
+"""The inbox: what wakes the loop, when all is listed, and what counts as waiting."""
+
+import threading
+
+import structlog.testing
+
+from kproxy.agent.inbox import Inbox
+from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.problems import Problem
+
+
+def service(name: str, port: int = 80) -> WireObject:
+    raw = b'{"metadata":{"name":"%s","namespace":"n"},"spec":{"clusterIP":"10.0.0.1","ports":[{"port":%d}]}}'
+    return decode(Kind.SERVICE, raw % (name.encode(), port))
+
+
+def test_nothing_is_ready_before_every_first_list() -> None:
+    inbox = Inbox(frozenset(Kind))
+    for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        inbox.replace(kind, [], [])
+        assert not inbox.ready
+    inbox.upsert(Kind.SERVICE, service("a"))
+    assert not inbox.ready
+    inbox.replace(Kind.NODE, [], [])
+    assert inbox.ready
+
+
+def test_only_real_changes_count() -> None:
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    assert [given.key for given in inbox.take()] == ["n/a"]
+    assert not inbox.changed
+    inbox.upsert(Kind.SERVICE, service("a"))
+    inbox.delete(Kind.SERVICE, "n/unknown")
+    assert not inbox.changed
+    inbox.upsert(Kind.SERVICE, service("a", 81))
+    assert inbox.changed
+
+
+def test_what_is_not_committed_comes_again() -> None:
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a"), service("b")], [])
+    assert inbox.pending_since is not None
+    taken = inbox.take()
+    inbox.commit(given for given in taken if given.key == "n/a")
+    assert [given.key for given in inbox.take()] == ["n/b"]
+    assert inbox.pending_since is not None
+    inbox.commit(inbox.take())
+    assert inbox.pending_since is None
+    assert inbox.take() == []
+    assert [given.key for given in inbox.take(everything=True)] == ["n/a", "n/b"]
+
+
+def test_a_change_ends_a_wait() -> None:
+    inbox = Inbox([Kind.SERVICE])
+    woken = threading.Event()
+
+    def wait() -> None:
+        inbox.wait(30)
+        woken.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    inbox.upsert(Kind.SERVICE, service("a"))
+    assert woken.wait(20)
+    thread.join()
+
+
+def test_a_rejected_object_is_told_once_per_defect() -> None:
+    inbox = Inbox([Kind.SERVICE])
+    first = Problem("Service n/a", "spec.ports", '"x"', "not a list")
+    second = Problem("Service n/a", "spec.type", "7", "not a text")
+    with structlog.testing.capture_logs() as logs:
+        for problem in (first, first, second):
+            inbox.reject(Kind.SERVICE, "n/a", problem)
+    assert [(entry["field"], entry["object"]) for entry in logs] == [
+        ("spec.ports", "Service n/a"),
+        ("spec.type", "Service n/a"),
+    ]

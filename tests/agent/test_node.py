@@ -1,0 +1,129 @@
+"""What follows from the node: local traffic, node-port addresses, primary addresses."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent.config import ConfigError, ProxyConfig, validate
+from kproxy.agent.node import node_addresses, node_facts
+from kproxy.backends.base import LocalTraffic
+from kproxy.state.wire import Node
+
+V4, V6 = Family.IPV4, Family.IPV6
+INTERFACES = ("127.0.0.1", "192.168.1.5", "10.0.0.7", "::1", "fd00::5")
+
+
+def config(**fields: Any) -> ProxyConfig:
+    return ProxyConfig(node_name="node-a", **fields)
+
+
+def node(**fields: Any) -> Node:
+    return msgspec.convert({"metadata": {"name": "node-a"}, **fields}, Node)
+
+
+def test_cluster_cidrs_tell_local_traffic_by_family() -> None:
+    facts = node_facts(config(cluster_cidrs=("10.244.0.0/16", "fd00:10::/48")), None, ())
+    assert facts is not None
+    assert facts.families[V4].local_traffic == LocalTraffic(cidr="10.244.0.0/16")
+    assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:10::/48")
+
+
+def test_without_a_cidr_of_a_family_its_traffic_is_not_told_apart() -> None:
+    facts = node_facts(config(cluster_cidrs=("10.244.0.0/16",)), None, ())
+    assert facts is not None
+    assert facts.families[V6].local_traffic is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"detect_local_mode": "BridgeInterface", "pod_bridge_interface": "cbr0"},
+            LocalTraffic(interface="cbr0"),
+        ),
+        (
+            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "veth"},
+            LocalTraffic(interface="veth+"),
+        ),
+    ],
+)
+def test_interfaces_tell_local_traffic(fields: dict[str, Any], expected: LocalTraffic) -> None:
+    facts = node_facts(config(**fields), None, ())
+    assert facts is not None
+    assert {f.local_traffic for f in facts.families.values()} == {expected}
+
+
+def test_node_cidr_mode_waits_for_the_pod_cidrs() -> None:
+    settings = config(detect_local_mode="NodeCIDR")
+    assert node_facts(settings, None, ()) is None
+    assert node_facts(settings, node(), ()) is None
+    facts = node_facts(settings, node(spec={"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]}), ())
+    assert facts is not None
+    assert facts.families[V4].local_traffic == LocalTraffic(cidr="10.244.7.0/24")
+    assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:7::/64")
+
+
+@pytest.mark.parametrize(
+    ("ranges", "v4", "v6", "localhost"),
+    [
+        ((), None, None, True),
+        (("0.0.0.0/0",), None, None, True),
+        (("192.168.0.0/16",), ("192.168.1.5",), None, False),
+        (("192.168.0.0/16", "127.0.0.0/8"), ("127.0.0.1", "192.168.1.5"), None, True),
+        (("fd00::/16",), None, ("fd00::5",), True),
+        (("172.16.0.0/12",), (), None, False),
+        (("primary",), ("10.0.0.7",), ("::1",), False),
+    ],
+)
+def test_node_port_addresses(
+    ranges: tuple[str, ...], v4: tuple[str, ...] | None, v6: tuple[str, ...] | None, localhost: bool
+) -> None:
+    primary = node(status={"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]})
+    facts = node_facts(config(node_port_addresses=ranges), primary, INTERFACES)
+    assert facts is not None
+    assert facts.families[V4].node_port_addresses == v4
+    assert facts.families[V6].node_port_addresses == v6
+    assert facts.families[V4].localhost_node_ports is localhost
+
+
+def test_internal_addresses_come_before_external_ones() -> None:
+    given = [
+        {"type": "Hostname", "address": "node-a"},
+        {"type": "ExternalIP", "address": "203.0.113.7"},
+        {"type": "InternalIP", "address": "not an address"},
+        {"type": "InternalIP", "address": "10.0.0.7"},
+        {"type": "ExternalIP", "address": "2001:db8::7"},
+    ]
+    assert node_addresses(node(status={"addresses": given})) == {V4: "10.0.0.7", V6: "2001:db8::7"}
+
+
+def test_the_zone_comes_from_the_label() -> None:
+    labelled = node(metadata={"name": "node-a", "labels": {"topology.kubernetes.io/zone": "z1"}})
+    facts = node_facts(config(), labelled, ())
+    assert facts is not None
+    assert facts.view.zone == "z1"
+
+
+def test_every_bad_setting_is_named_at_once() -> None:
+    bad = config(
+        cluster_cidrs=("10.0.0.0/33",),
+        node_port_addresses=("primary", "10.0.0.0/8", "nonsense"),
+        detect_local_mode="BridgeInterface",
+        pod_bridge_interface="no such\nname",
+        masquerade_bit=32,
+        sync_period=0.0,
+    )
+    with pytest.raises(ConfigError) as caught:
+        validate(bad)
+    told = "\n".join(caught.value.problems)
+    for flag in (
+        "--cluster-cidr '10.0.0.0/33'",
+        "--nodeport-addresses: 'primary'",
+        "--nodeport-addresses 'nonsense'",
+        "--pod-bridge-interface",
+        "--iptables-masquerade-bit 32",
+        "--iptables-sync-period",
+    ):
+        assert flag in told

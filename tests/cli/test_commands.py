@@ -1,0 +1,88 @@
+"""The command line: flags in kube-proxy's forms, errors that say what to mend, render without root."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kproxy.cli.main import main
+from kproxy.cli.params import node_name
+
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+RENDER = ["render", "--manifests", str(EXAMPLES), "--node", "node-a"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, arguments, prog_name="kproxy")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_render_prints_a_whole_restore_input() -> None:
+    status, text, _ = run(*RENDER, "--cluster-cidr", "10.244.0.0/16")
+    assert status == 0
+    assert [line for line in text.splitlines() if line.startswith(("*", "COMMIT"))] == [
+        "*mangle", "COMMIT", "*filter", "COMMIT", "*nat", "COMMIT",
+    ]  # fmt: skip
+    assert "! -s 10.244.0.0/16 -d 10.96.0.80/32" in text
+    assert "10.244.1.10:8080" in text
+
+
+def test_render_knows_both_families() -> None:
+    _, text, _ = run(*RENDER, "--ip-family", "6")
+    assert "-d fd00:10:96::80/128" in text
+    assert "10.96.0.80" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "present"),
+    [
+        (["--masquerade-all"], "-A KUBE-SVC-"),
+        (["--iptables-masquerade-bit=15"], "0x8000/0x8000"),
+        (["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cbr0"], "! -i cbr0"),
+        (["--iptables-localhost-nodeports=false"], "! -d 127.0.0.0/8"),
+    ],
+)
+def test_flags_reach_the_rules(flags: list[str], present: str) -> None:
+    status, text, _ = run(*RENDER, *flags)
+    assert status == 0
+    assert present in text
+
+
+def test_a_defect_is_a_warning_and_the_rest_is_rendered(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n"
+        "spec: {clusterIP: 10.96.0.1, externalIPs: ['1.2.3.4 -j ACCEPT'], ports: [{port: 80}]}\n"
+    )
+    status, text, warnings = run("render", "--manifests", str(tmp_path))
+    assert status == 0
+    assert "-d 10.96.0.1/32" in text
+    assert "1.2.3.4" not in text
+    assert 'Service shop/web: spec.externalIPs[0]="1.2.3.4 -j ACCEPT": not an IP address' in warnings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([*RENDER, "--cluster-cidr", "10.0.0.0/40"], "--cluster-cidr '10.0.0.0/40'"),
+        ([*RENDER, "--detect-local-mode", "BridgeInterface"], "--pod-bridge-interface ''"),
+        ([*RENDER, "--detect-local-mode", "NodeCIDR", "--node", "nobody"], "no Node nobody"),
+        (["run", "--iptables-sync-period", "soon"], "'soon' is not a duration"),
+        (["run", "--kubeconfig", "/does/not/exist"], "does not exist"),
+        (["run", "--proxy-mode", "magic"], "magic"),
+    ],
+)
+def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
+    status, _, message = run(*arguments)
+    assert status == 2
+    assert told in message
+
+
+def test_the_nodes_name_is_normalised() -> None:
+    assert node_name(" Node-A ") == "node-a"
+    assert node_name(None) == node_name(None).strip().lower() != ""
+
+
+def test_flags_can_come_from_the_environment() -> None:
+    result = CliRunner().invoke(main, RENDER, env={"KPROXY_RENDER_CLUSTER_CIDRS": "10.9.0.0/16"})
+    assert "! -s 10.9.0.0/16" in result.stdout

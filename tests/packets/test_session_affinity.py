@@ -1,0 +1,57 @@
+"""sessionAffinity ClientIP: a client keeps its endpoint for as long as the timeout says, and no longer."""
+
+import pytest
+
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import Cluster
+from tests.packets.outcomes import names
+
+pytestmark = pytest.mark.root
+
+
+def sticky(seconds: int) -> dict[str, object]:
+    return {
+        "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}},
+    }
+
+
+def test_a_client_keeps_its_endpoint_and_clients_are_spread(cluster: Cluster, family: Family) -> None:
+    pods = cluster.lab.pods[:3]
+    service = cluster.publish(pods, type="NodePort", **sticky(600))
+    client = cluster.lab.client
+    chosen = {}
+    for address in cluster.client_ips(family):
+        seen = cluster.ask(client, service.ip(family), 80, n=12, source_ips=[address])
+        assert len(seen.pods) == 1
+        (chosen[address],) = seen.pods
+    assert set(chosen.values()) <= names(pods)
+    assert len(set(chosen.values())) > 1
+    node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    for address, pod in list(chosen.items())[:4]:
+        seen = cluster.ask(client, node_address, service.node_port, n=4, source_ips=[address])
+        assert seen.pods == {pod}
+
+
+def test_the_endpoint_is_kept_while_others_come_and_go(cluster: Cluster, family: Family) -> None:
+    first, second, third = cluster.lab.pods[:3]
+    service = cluster.publish([first], **sticky(600))
+    client = cluster.lab.client
+    assert cluster.ask(client, service.ip(family), 80, n=3, source_ips=cluster.client_ips(family)[:1]).pods
+    cluster.scale(service, [first, second, third])
+    seen = cluster.ask(client, service.ip(family), 80, n=20, source_ips=cluster.client_ips(family)[:1])
+    assert seen.pods == {first.name}
+    cluster.scale(service, [second, third])
+    seen = cluster.ask(client, service.ip(family), 80, n=20, source_ips=cluster.client_ips(family)[:1])
+    assert len(seen.pods) == 1
+    assert seen.pods <= names([second, third])
+
+
+def test_affinity_ends_when_it_is_switched_off(cluster: Cluster, family: Family) -> None:
+    pods = cluster.lab.pods[:3]
+    service = cluster.publish(pods, **sticky(600))
+    source = cluster.client_ips(family)[:1]
+    assert len(cluster.ask(cluster.lab.client, service.ip(family), 80, n=12, source_ips=source).pods) == 1
+    cluster.edit(service, lambda spec: spec.update(sessionAffinity="None", sessionAffinityConfig=None))
+    cluster.settle()
+    assert cluster.ask(cluster.lab.client, service.ip(family), 80, source_ips=source).pods == names(pods)

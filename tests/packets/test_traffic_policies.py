@@ -1,0 +1,95 @@
+"""internalTrafficPolicy and externalTrafficPolicy Local: local endpoints only, and drop or reject without."""
+
+import pytest
+
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import Cluster
+from tests.packets.objects import FAMILIES
+from tests.packets.outcomes import names
+
+pytestmark = pytest.mark.root
+
+
+def test_internal_local_uses_local_endpoints_only(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    local, remote = lab.local_pods[:2], lab.remote_pods[:2]
+    service = cluster.publish([*local, *remote], internalTrafficPolicy="Local")
+    for source in (lab.local_pods[2], lab.node, lab.client):
+        assert cluster.ask(source, service.ip(family), 80).pods == names(local)
+
+
+def test_internal_local_drops_without_local_and_rejects_without_any(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    service = cluster.publish(lab.remote_pods[:1], internalTrafficPolicy="Local")
+    assert cluster.silent(lab.local_pods[0], service.ip(family), 80)
+    assert cluster.silent(lab.node, service.ip(family), 80)
+    cluster.scale(service, [])
+    assert cluster.outcome(lab.local_pods[0], service.ip(family), 80) == "Refused"
+    cluster.scale(service, lab.local_pods[1:2])
+    assert cluster.outcome(lab.local_pods[0], service.ip(family), 80) == lab.local_pods[1].name
+
+
+def test_external_local_keeps_the_clients_address(cluster: Cluster, family: Family) -> None:
+    lab, ips = cluster.lab, cluster.external_ips()
+    local, remote = lab.local_pods[:2], lab.remote_pods[:2]
+    service = cluster.publish(
+        [*local, *remote],
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        ingress=[{"ip": ips[f]} for f in FAMILIES],
+    )
+    client = cluster.client_ips(family)[0]
+    node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    for ip, port in ((ips[family], 80), (node_address, service.node_port)):
+        seen = cluster.ask(lab.client, ip, port, source_ips=[client])
+        assert seen.sources == {pod.name: {client} for pod in local}
+
+
+def test_external_local_does_not_bind_pods_and_the_node(cluster: Cluster, family: Family) -> None:
+    lab, ips = cluster.lab, cluster.external_ips()
+    pods = [*lab.local_pods[:2], *lab.remote_pods[:2]]
+    cluster.publish(
+        pods,
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        ingress=[{"ip": ips[f]} for f in FAMILIES],
+    )
+    asker = lab.local_pods[2]
+    seen = cluster.ask(asker, ips[family], 80)
+    assert seen.sources == {pod.name: {asker.ip(family)} for pod in pods}
+    seen = cluster.ask(lab.node, ips[family], 80)
+    assert seen.sources == cluster.as_node(pods, family)
+
+
+def test_external_local_without_local_endpoints_drops_outsiders_only(
+    cluster: Cluster, family: Family
+) -> None:
+    lab, ips = cluster.lab, cluster.external_ips()
+    service = cluster.publish(
+        lab.remote_pods[:1],
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        ingress=[{"ip": ips[f]} for f in FAMILIES],
+    )
+    node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    assert cluster.silent(lab.client, ips[family], 80)
+    assert cluster.silent(lab.client, node_address, service.node_port)
+    for source in (lab.local_pods[0], lab.node):
+        assert cluster.outcome(source, ips[family], 80) == lab.remote_pods[0].name
+    assert cluster.outcome(lab.client, service.ip(family), 80) == lab.remote_pods[0].name
+    cluster.scale(service, [])
+    assert cluster.outcome(lab.client, ips[family], 80) == "Refused"
+    assert cluster.outcome(lab.client, node_address, service.node_port) == "Refused"
+
+
+def test_both_policies_local_are_judged_apart(cluster: Cluster, family: Family) -> None:
+    lab, ips = cluster.lab, cluster.external_ips()
+    service = cluster.publish(
+        lab.remote_pods[:1],
+        externalIPs=[ips[f] for f in FAMILIES],
+        externalTrafficPolicy="Local",
+        internalTrafficPolicy="Local",
+    )
+    assert cluster.silent(lab.local_pods[0], service.ip(family), 80)
+    assert cluster.outcome(lab.local_pods[0], ips[family], 80) == lab.remote_pods[0].name
+    assert cluster.silent(lab.client, ips[family], 80)
