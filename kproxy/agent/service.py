@@ -1,8 +1,10 @@
 """One kproxy from start to end: sources, run loop, health server and signals put together."""
 
 import functools
+import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,17 +103,34 @@ def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event, inbox: Inbox) -> Iterator[None]:
-    def handle(number: int, _frame: object) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        stop.set()
-        inbox.wake()
+    """Set `stop` on the first signal, from a thread of its own.
 
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    A handler may run while the main thread is inside the very lock that setting an Event takes, and would
+    wait for it for ever; so the handler does nothing, and a thread reads what the interpreter writes to the
+    wakeup descriptor (signal.set_wakeup_fd).
+    """
+    reader, writer = socket.socketpair()
+    os.set_blocking(writer.fileno(), False)
+
+    def follow() -> None:
+        for number in reader.recv(1):
+            log.info("stopping", signal=signal.Signals(number).name)
+            stop.set()
+            inbox.wake()
+
+    thread = threading.Thread(target=follow, name="signals", daemon=True)
+    thread.start()
+    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    descriptor = signal.set_wakeup_fd(writer.fileno())
     try:
         yield
     finally:
+        signal.set_wakeup_fd(descriptor)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 @contextmanager

@@ -171,6 +171,5 @@ def test_a_service_may_lose_and_gain_a_family(cluster: Cluster) -> None:
     cluster.settle()
     assert cluster.outcome(client, second, 80) == "Refused"  # no endpoints of this family yet
     cluster.edit(service, shrink)
-    cluster.settle()
-    assert cluster.outcome(client, second, 80) == "Unreachable"
+    cluster.running.until(lambda: cluster.outcome(client, second, 80), "Unreachable")
     assert cluster.outcome(client, service.ip(4), 80) == pod.name

@@ -58,7 +58,6 @@ class XtablesUnavailable(Exception):
         self.reason = reason
 
 
-
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """A cheap fingerprint of the ruleset: equal stamps, taken by one object, mean nothing was changed.
