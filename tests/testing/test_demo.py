@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,13 +231,26 @@ def test_log_lines_are_read() -> None:
     assert LogLine.parse("Traceback (most recent call last):").fields == {}
 
 
-def test_a_signal_ends_the_work_at_its_next_safe_point() -> None:
+@pytest.mark.parametrize("to_main", [True, False])
+def test_a_signal_ends_the_work_whichever_thread_it_falls_to(to_main: bool) -> None:
     unwound = []
+    main_thread = threading.main_thread().ident
+    looks: list[str] = []
+
+    def asleep() -> int:
+        """How many looks at the main thread in a row found it sleeping (proc_pid_stat(5), field 3)."""
+        state = Path(f"/proc/self/task/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[0]
+        looks[:] = [*looks, state] if state == "S" else []
+        return len(looks)
 
     def work(stop: Interruption) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            stop.wait_for(lambda: False)
+            while asleep() < 100:  # then the main thread is waiting for the work
+                pass
+            target = main_thread if to_main else threading.get_ident()
+            assert target is not None
+            signal.pthread_kill(target, signal.SIGTERM)
+            stop.wait_for(lambda: False, 30.0)
         finally:
             unwound.append(True)
 

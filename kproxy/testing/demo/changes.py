@@ -12,6 +12,7 @@ chance. So each time has a `blur`: how long it took, around that moment, to send
 pods. The time runs from just before the write; both ends are on one clock.
 """
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Final, Self
 from kproxy.testing.demo.examples import Examples, Json, with_endpoints
 from kproxy.testing.demo.expect import endpoints, usable
 from kproxy.testing.demo.judge import unfair_shares
-from kproxy.testing.demo.program import output, start_module
+from kproxy.testing.demo.program import LogLine, ProgramSilentError, output, start_module
 from kproxy.testing.demo.stage import Stage
 from kproxy.testing.lab import HeldConnection, Pod
 
@@ -136,10 +137,12 @@ def measure(
     asks = sorted(asking.asks, key=lambda ask: ask.began)
     after = [ask for ask in asks if ask.began >= written]
     obeyed = _obeyed(after, change) if in_time else None
-    line = stage.program.find("synced", since=written, family="IPv6" if ":" in about.ip else "IPv4")
+    line = _synced(stage, about, written)
     counts = Counter(ask.answered_by for ask in after if obeyed is not None and ask.began >= obeyed)
     failed = Counter(ask.answered_by for ask in asks if ask.failed)
     wrong = [f"{count} requests ended in {name}" for name, count in failed.items()]
+    if line is None:
+        wrong.append(f"kproxy logged no sync within {CHANGE_SECONDS:g} s")
     if obeyed is None:
         wrong.append(f"not obeyed within {CHANGE_SECONDS:g} s")
     else:
@@ -218,6 +221,14 @@ class _Asking:
                 with changed:
                     self.asks += new
                     changed.notify_all()
+
+
+def _synced(stage: Stage, about: Subject, written: float) -> LogLine | None:
+    """The log line about this change; waited for, lest a late one is taken for the next change's."""
+    family = "IPv6" if ":" in about.ip else "IPv4"
+    with contextlib.suppress(ProgramSilentError):
+        return stage.program.wait_for("synced", CHANGE_SECONDS, since=written, family=family)
+    return None
 
 
 def _obeyed(asks: Sequence[_Ask], change: Change) -> float | None:

@@ -6,6 +6,7 @@ tells the work, which stops at its next safe point and unwinds as usual.
 """
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,23 +63,61 @@ def run(work: Callable[[Interruption], T]) -> T:
     Raises what it raises, and Interrupted when a signal ended it, whatever else failed on the way out.
     """
     interruption = Interruption()
-    with _signals(interruption), ThreadPoolExecutor(max_workers=1, thread_name_prefix="demo") as executor:
+    with _signals() as arrivals, ThreadPoolExecutor(max_workers=1, thread_name_prefix="demo") as executor:
+        future = executor.submit(work, interruption)
+        future.add_done_callback(lambda _: arrivals.done())
+        for number in arrivals:
+            interruption.request(number)
         try:
-            return executor.submit(work, interruption).result()
+            return future.result()
         except BaseException as error:
             if interruption.number is None or isinstance(error, Interrupted):
                 raise
             raise Interrupted(interruption.number) from error
 
 
-@contextmanager
-def _signals(interruption: Interruption) -> Iterator[None]:
-    def handle(number: int, _frame: FrameType | None) -> None:
-        interruption.request(number)
+class _Arrivals:
+    """Signal numbers as they come, until `done()`.
 
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
+    The kernel gives a signal to any thread of the process. One that does not fall to the main thread does not
+    wake it from a lock, and only there Python runs handlers: it would go unnoticed until the work has ended.
+    The wakeup descriptor is written to in whatever thread it is, and a read of its other end does wake.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = socket.socketpair()
+        self.writer.settimeout(0)
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            for number in self._reader.recv(64):
+                if number == 0:
+                    return
+                if number in SIGNALS:
+                    yield number
+
+    def done(self) -> None:
+        """End the iteration; from any thread."""
+        self.writer.send(b"\0")
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._reader.close()
+        self.writer.close()
+
+
+@contextmanager
+def _signals() -> Iterator[_Arrivals]:
+    def ignore(_number: int, _frame: FrameType | None) -> None:
+        """Its presence alone matters: without a handler nothing is written to the descriptor."""
+
+    arrivals = _Arrivals()
+    before = signal.set_wakeup_fd(arrivals.writer.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, ignore) for number in SIGNALS}
     try:
-        yield
+        yield arrivals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        arrivals.close()
