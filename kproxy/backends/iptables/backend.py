@@ -26,7 +26,7 @@ from kproxy.plan.model import ServicePlan
 log = structlog.stdlib.get_logger(__name__)
 
 NFT_PIECE = 250
-"""Services per restore beyond which iptables-nft is quicker in pieces (benchmarks/README: cold start)."""
+"""Services per restore of a big change: with iptables-nft, pieces of 100 to 250 load quickest."""
 
 
 class _DoubtfulError(Exception):
