@@ -43,6 +43,9 @@ from kproxy.testing.apiserver import ApiServer
 NODE = "node-0"
 REPEATS = 15
 
+QUIET = {Variant.NFT: 0.5, Variant.LEGACY: 3.0}
+"""Seconds without a write before a change is made, so that the rest after the last sync is not measured."""
+
 Result = dict[str, float]
 
 
@@ -147,7 +150,7 @@ def outside(size: int, endpoints: int, variant: Variant) -> Result:
 
 def _watched(xtables: SubprocessXtables, program: subprocess.Popen[bytes], write: Callable[[], Any]) -> float:
     quiet_since, stamp = time.perf_counter(), xtables.stamp()
-    while time.perf_counter() - quiet_since < 0.3:
+    while time.perf_counter() - quiet_since < QUIET[xtables.variant]:
         if (now := xtables.stamp()) != stamp:
             quiet_since, stamp = time.perf_counter(), now
     began = time.perf_counter()
