@@ -1,0 +1,1 @@
+"""Sets of the kernel's ipset, over nfnetlink."""

@@ -1,0 +1,1 @@
+"""Virtual servers of the kernel's IP Virtual Server, over generic netlink."""

@@ -1,0 +1,144 @@
+"""IPVS objects as values, and what can be asked of a kernel that has them.
+
+A backend speaks of virtual servers and destinations only through these types, so that the real kernel and the
+in-memory one of the tests are interchangeable.
+"""
+
+import enum
+import errno
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from kproxy.addresses import Family
+
+PERSISTENT = 0x1
+"""IP_VS_SVC_F_PERSISTENT (include/uapi/linux/ip_vs.h): a client keeps its destination for `timeout`."""
+SCHED1 = 0x8
+"""IP_VS_SVC_F_SCHED1: sh-fallback, mh-fallback."""
+SCHED2 = 0x10
+"""IP_VS_SVC_F_SCHED2: sh-port, mh-port."""
+SETTABLE_FLAGS = PERSISTENT | SCHED1 | SCHED2
+"""What is ours to set; the kernel keeps further flags (HASHED, ONEPACKET) in the same word."""
+
+MASQUERADE = 0
+"""IP_VS_CONN_F_MASQ, the only forwarding method that a service proxy can use."""
+
+
+class ServerId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """What the kernel keys a virtual server by: `protocol` TCP, UDP or SCTP, canonical address, port."""
+
+    protocol: str
+    ip: str
+    port: int
+
+    @property
+    def family(self) -> Family:
+        """The family of its address."""
+        return Family.IPV6 if ":" in self.ip else Family.IPV4
+
+
+class VirtualServer(msgspec.Struct, frozen=True, gc=False):
+    """A virtual server's settings. `timeout` (seconds) means something with PERSISTENT only; else it is 0."""
+
+    scheduler: str
+    flags: int = 0
+    timeout: int = 0
+
+
+class DestinationId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """What the kernel keys a destination of a virtual server by."""
+
+    ip: str
+    port: int
+
+
+class DestinationState(msgspec.Struct, frozen=True, gc=False):
+    """A destination as the kernel reports it; `active` and `inactive` count its connections."""
+
+    weight: int
+    forwarding: int = MASQUERADE
+    active: int = 0
+    inactive: int = 0
+
+    @property
+    def connections(self) -> int:
+        """Connections that somebody may still wait for; closing ones count as inactive."""
+        return self.active + self.inactive
+
+
+class Command(enum.Enum):
+    """The requests that change something; the values are IPVS_CMD_* of include/uapi/linux/ip_vs.h."""
+
+    NEW_SERVICE = 1
+    SET_SERVICE = 2
+    DEL_SERVICE = 3
+    NEW_DEST = 5
+    SET_DEST = 6
+    DEL_DEST = 7
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One change. `settings` goes with NEW_SERVICE and SET_SERVICE, `destination` with the *_DEST commands.
+
+    `weight` goes with NEW_DEST and SET_DEST.
+    """
+
+    command: Command
+    server: ServerId
+    settings: VirtualServer | None = None
+    destination: DestinationId | None = None
+    weight: int = 0
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """IPVS' own connection timeouts in seconds, as of `ipvsadm --set`; 0 leaves one as it is."""
+
+    tcp: int = 0
+    tcp_fin: int = 0
+    udp: int = 0
+
+
+class IpvsError(Exception):
+    """Nothing could be asked or changed, or it is not known what was: observe again."""
+
+
+class IpvsUnavailable(IpvsError):
+    """The kernel has no IPVS, or this process may not use it."""
+
+
+class Ipvs(Protocol):
+    """A kernel with IPVS, in one network namespace; serves both families."""
+
+    def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
+        """Carry out the requests in order, each on its own.
+
+        Returns the errno of each refused one, by its index in `requests`; an empty mapping means that all
+        were done. Raises IpvsError if the outcome of any is unknown (lost acknowledgements).
+        """
+
+    def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
+        """All virtual servers of a family that are keyed by address, whoever made them. Raises IpvsError."""
+
+    def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
+        """The destinations of one virtual server; empty if there is no such server. Raises IpvsError."""
+
+    def has_scheduler(self, name: str) -> bool:
+        """Whether the kernel has a scheduler or can load it, found out by trying. Raises IpvsError."""
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set IPVS' own connection timeouts. Raises IpvsError."""
+
+
+def reason(command: Command, code: int) -> str:
+    """Why the kernel refused a request, in words."""
+    match command, code:
+        case Command.NEW_SERVICE, errno.EEXIST:
+            return "a virtual server with this address and port exists already"
+        case ((Command.NEW_SERVICE | Command.SET_SERVICE), errno.ENOENT):
+            return "the kernel has no such scheduler"
+        case _, errno.ESRCH:
+            return "there is no such virtual server"
+        case _:
+            return errno.errorcode.get(code, str(code))
