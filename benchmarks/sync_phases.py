@@ -30,6 +30,7 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
@@ -65,7 +66,7 @@ def inside(size: int, endpoints: int, variant: Variant) -> Result:
     marks.append(clock())
     xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
     config = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
-    backend = IptablesBackend(config, xtables, ChangeWatch(xtables.stamp))
+    backend = IptablesBackend(StandardLayout(config), xtables, ChangeWatch(xtables.stamp))
     marks.append(clock())
     backend.update(plans.values())
     marks.append(clock())

@@ -21,6 +21,7 @@ from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.schedule import Schedule
 from kproxy.backends.base import SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.kernel.xtables.types import RestoreError
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind
@@ -188,7 +189,7 @@ class Agent:
             if config.localhost:
                 allow_localhost_node_ports()
             if family in self._sides:
-                self._sides[family].backend.reconfigure(config)
+                self._sides[family].backend.reconfigure(StandardLayout(config))
             else:
                 if config.local_traffic is None:
                     log.warning(

@@ -9,6 +9,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
@@ -63,7 +64,7 @@ class Kernel:
         xtables = self.tables[config.family]
         ruleset = xtables.variant if xtables.variant is Variant.NFT else config.family
         watch = self._watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
-        return IptablesBackend(config, xtables, watch)
+        return IptablesBackend(StandardLayout(config), xtables, watch)
 
 
 def probe(config: ProxyConfig) -> Kernel:

@@ -4,6 +4,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.node import node_facts
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.text import render_text
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
@@ -34,13 +35,15 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     plans = planner.update(tables.dirty(), facts.view)
     text = render_text(
         plans.values(),
-        IptablesConfig(
-            family=family,
-            masquerade_bit=config.masquerade_bit,
-            masquerade_all=config.masquerade_all,
-            local_traffic=of_family.local_traffic,
-            localhost_node_ports=of_family.localhost_node_ports,
-            node_port_addresses=of_family.node_port_addresses,
+        StandardLayout(
+            IptablesConfig(
+                family=family,
+                masquerade_bit=config.masquerade_bit,
+                masquerade_all=config.masquerade_all,
+                local_traffic=of_family.local_traffic,
+                localhost_node_ports=of_family.localhost_node_ports,
+                node_port_addresses=of_family.node_port_addresses,
+            )
         ),
     )
     problems = dict.fromkeys((*loaded.problems, *(p for plan in plans.values() for p in plan.problems)))

@@ -13,6 +13,7 @@ from kproxy.backends.base import LocalTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.render import render_service
 from kproxy.backends.iptables.static import SHARED
 from kproxy.backends.iptables.watch import ChangeWatch
@@ -88,7 +89,9 @@ class Cluster:
         """Start, or start again over the same kernel and the same objects."""
         self.planner = Planner(self.config.family)
         self.plans: dict[str, ServicePlan] = {}
-        self.backend = IptablesBackend(self.config, self.fake, ChangeWatch(self.fake.stamp), piece=self.piece)
+        self.backend = IptablesBackend(
+            StandardLayout(self.config), self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
+        )
         self.tables.touch_all()
 
     def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
 from tests.backends import reference_rules
 from tests.backends.cluster import CONFIG, Cluster, State, WatchedXtables, config_with, sync_checked
@@ -166,7 +167,7 @@ def test_the_threshold_is_kube_proxy_s() -> None:
 def test_new_settings_end_as_a_fresh_start_with_them(change: dict[str, Any]) -> None:
     cluster = _cluster()
     cluster.config = config_with(**change)
-    cluster.backend.reconfigure(cluster.config)
+    cluster.backend.reconfigure(StandardLayout(cluster.config))
     _done(cluster)
     expected, found = cluster.fresh(), cluster.state()
     if change == {"localhost_node_ports": False}:

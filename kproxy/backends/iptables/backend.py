@@ -13,11 +13,11 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.base import Drift, SyncReport
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
+from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.observed import Observed, read
-from kproxy.backends.iptables.render import ServiceRules, render_service
-from kproxy.backends.iptables.static import static_chains, tails
+from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.iptables.writer import Part, Writer
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
@@ -37,10 +37,10 @@ class IptablesBackend:
     """One family's KUBE-* rules."""
 
     def __init__(
-        self, config: IptablesConfig, xtables: Xtables, watch: ChangeWatch, *, piece: int | None = None
+        self, layout: Layout, xtables: Xtables, watch: ChangeWatch, *, piece: int | None = None
     ) -> None:
-        self.family: Family = config.family
-        self._config = config
+        self.family: Family = layout.family
+        self._layout = layout
         self._xtables = xtables
         self._watch = watch
         self._piece = piece or (NFT_PIECE if xtables.variant is Variant.NFT else None)
@@ -71,11 +71,11 @@ class IptablesBackend:
         if self._comments != self._wants_comments():
             self._render_all()
 
-    def reconfigure(self, config: IptablesConfig) -> None:
-        """Take new settings of the same family; the next sync writes what they change."""
-        if config == self._config:
+    def reconfigure(self, layout: Layout) -> None:
+        """Take other chains or settings of the same family; the next sync writes what they change."""
+        if layout == self._layout:
             return
-        self._config = config
+        self._layout = layout
         self._kernel = None
         self._render_all()
 
@@ -84,17 +84,27 @@ class IptablesBackend:
         self._quarantine.clear()
         self._kept.clear()
 
-    def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, writing only what differs."""
+    def sync(self, *, retire: bool = True) -> SyncReport:
+        """Bring the kernel to the desired state, writing only what differs.
+
+        Without `retire`, chains that a former mode left stay for now: `retire()` takes them away.
+        """
+        return self._guarded(lambda writer: self._write(writer, retire=retire))
+
+    def retire(self) -> SyncReport:
+        """Take away what a former mode left, once something else does its work."""
+        return self._guarded(self._sweep)
+
+    def _guarded(self, work: Callable[[Writer], None]) -> SyncReport:
         written: Counter[str] = Counter()
         self._looked_again = False
         try:
             try:
-                self._write(self._writer(written))
+                work(self._writer(written))
             except _DoubtfulError:
                 self._kernel = None
                 self._looked_again = True
-                self._write(self._writer(written))
+                work(self._writer(written))
         except RestoreError as error:
             self._settled = False
             # A lock that was not granted means that nothing happened; anything else leaves doubt.
@@ -115,13 +125,13 @@ class IptablesBackend:
         if foreign == self._seen_foreign and not thorough:
             return ()
         observed = self._observe()
-        drifts = drift_between(expected, observed, static_chains(self._config))
+        drifts = drift_between(expected, observed, self._layout)
         if drifts:
             self._adopt(observed)
         return drifts
 
     def _wants_comments(self) -> bool:
-        return self._endpoints <= self._config.large_cluster_endpoints
+        return self._endpoints <= self._layout.large_cluster_endpoints
 
     def _render_all(self) -> None:
         self._comments = self._wants_comments()
@@ -129,7 +139,7 @@ class IptablesBackend:
             self._desire(plan)
 
     def _desire(self, plan: ServicePlan) -> None:
-        rules = render_service(plan, self._config, comments=self._comments)
+        rules = self._layout.render(plan, comments=self._comments)
         if self._desired.get(plan.key) == rules:
             return
         self._desired[plan.key] = rules
@@ -139,24 +149,23 @@ class IptablesBackend:
     def _observe(self) -> Observed:
         self._seen_foreign = self._watch.foreign
         try:
-            return read(self._xtables.save())
+            return read(self._xtables.save(), self._layout.jumps)
         except ValueError as error:
             raise RestoreError(FailureKind.OTHER, f"the rules cannot be read: {error}") from error
 
     def _writer(self, written: Counter[str]) -> Writer:
         kernel = self._kernel or self._adopt(self._observe())
-        return Writer(self._xtables, self._watch, self._config, kernel, written)
+        return Writer(self._xtables, self._watch, self._layout, kernel, written)
 
     def _adopt(self, observed: Observed) -> KernelState:
-        config = self._config
-        kernel = from_observation(observed, self._desired, static_chains(config), tails(config))
+        kernel = from_observation(observed, self._desired, self._layout)
         self._kernel = kernel
         self._settled = False
         self._kept.clear()
         self._pending = {key for key, rules in self._desired.items() if kernel.services[key] is not rules}
         return kernel
 
-    def _write(self, writer: Writer) -> None:
+    def _write(self, writer: Writer, *, retire: bool) -> None:
         writer.base()
         keys = sorted(self._pending - self._quarantine.keys())
         quarantined = len(self._quarantine)
@@ -171,7 +180,8 @@ class IptablesBackend:
         if not self._settled or len(self._quarantine) > quarantined:
             writer.settle()
             self._settled = True
-        self._sweep(writer)
+        if retire:
+            self._sweep(writer)
         self._pending = set(self._quarantine)
 
     def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
@@ -199,7 +209,16 @@ class IptablesBackend:
         self._bisect(keys, attempt, give_up)
 
     def _sweep(self, writer: Writer) -> None:
-        """Delete chains of services that are gone; one that others refer to stays, empty, and is reported."""
+        """Delete chains of former modes and of services that are gone.
+
+        One that somebody else's rules refer to stays, empty, and is reported.
+        """
+        if writer.kernel.retired:
+            for removal in plan_removal(self._xtables.save(), only=writer.kernel.retired):
+                writer.remove(removal)
+                for chain, rule in removal.kept.items():
+                    log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=rule)
+            writer.kernel.retired.clear()
 
         def give_up(chain: str, error: RestoreError) -> None:
             self._kept.add(chain)

@@ -4,40 +4,16 @@ What the kubelet uses too stays where a kubelet is: KUBE-FIREWALL with its jumps
 of ours that somebody else's rule jumps to is emptied but kept, and reported: deleting it would break theirs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.canonical import canonical_rule, parse_save
+from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.known import KNOWN_CHAINS, KUBELETS_TOO, is_jump
 from kproxy.backends.iptables.restore import restore_text
-from kproxy.backends.iptables.static import JUMPS, TABLES
+from kproxy.backends.iptables.static import TABLES, ChainId
 from kproxy.kernel.xtables.types import Xtables
-
-_OURS = {
-    "mangle": frozenset({names.CANARY}),
-    "nat": frozenset(
-        {
-            names.KUBE_SERVICES,
-            names.KUBE_NODEPORTS,
-            names.KUBE_POSTROUTING,
-            names.KUBE_MARK_MASQ,
-            names.CANARY,
-        }
-    ),
-    "filter": frozenset(
-        {
-            names.KUBE_SERVICES,
-            names.KUBE_EXTERNAL_SERVICES,
-            names.KUBE_FORWARD,
-            names.KUBE_NODEPORTS,
-            names.KUBE_PROXY_FIREWALL,
-            names.KUBE_FIREWALL,
-            names.CANARY,
-        }
-    ),
-}
-_KUBELETS_TOO = frozenset({names.KUBE_FIREWALL, names.KUBE_MARK_MASQ})
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -58,14 +34,18 @@ class Removal(msgspec.Struct, frozen=True):
         return restore_text(self.table, declare=self.chains, rules=deletions, delete=doomed)
 
 
-def plan_removal(dump: bytes) -> Iterator[Removal]:
-    """Read an iptables-save dump and yield what to remove, table by table."""
+def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterator[Removal]:
+    """Read an iptables-save dump; yield what to remove, table by table: everything, or `only` some chains."""
     tables = parse_save(dump)
     kubelet = any(hint in tables.get("mangle", {}) for hint in names.KUBELET_HINTS)
     for table in TABLES:
         chains = tables.get(table, {})
-        ours = {c for c in chains if _is_ours(table, c) and not (kubelet and c in _KUBELETS_TOO)}
-        jumps = {canonical_rule(j.line) for j in JUMPS if j.table == table}
+        ours = {
+            chain
+            for chain in chains
+            if ((table, chain) in only if only is not None else _is_ours(table, chain))
+            and not (kubelet and (table, chain) in KUBELETS_TOO)
+        }
         rules: list[str] = []
         kept: dict[str, str] = {}
         for chain, lines in chains.items():
@@ -75,7 +55,7 @@ def plan_removal(dump: bytes) -> Iterator[Removal]:
                 target = _target(line)
                 if target not in ours:
                     continue
-                if canonical_rule(line) in jumps:
+                if is_jump(table, line):
                     rules.append(line)
                 else:
                     kept[target] = line
@@ -92,7 +72,7 @@ def cleanup(xtables: Xtables) -> list[Removal]:
 
 
 def _is_ours(table: str, chain: str) -> bool:
-    return chain in _OURS[table] or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
+    return chain in KNOWN_CHAINS[table] or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
 
 
 def _target(line: str) -> str:

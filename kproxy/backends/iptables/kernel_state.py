@@ -4,9 +4,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kproxy.backends.base import Drift
+from kproxy.backends.iptables.known import KUBELETS_TOO
+from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
 from kproxy.backends.iptables.render import ServiceRules, SharedLines
-from kproxy.backends.iptables.static import SHARED, ChainId, Jump
+from kproxy.backends.iptables.static import ChainId, Jump
 
 NO_RULES = ServiceRules()
 
@@ -19,13 +21,14 @@ class KernelState:
 
     `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
     and the version of its shared lines that the shared chains are meant to hold. `stale`: chains of services
-    that nobody wants any more.
+    that nobody wants any more. `retired`: fixed and shared chains of other layouts, whose time is over.
     """
 
     def __init__(self) -> None:
         self.chains: dict[ChainId, tuple[str, ...]] = {}
         self.services: dict[str, ServiceRules] = {}
         self.stale: set[str] = set()
+        self.retired: set[ChainId] = set()
         self.jumps: set[Jump] = set()
 
     def shared_lines(
@@ -41,12 +44,7 @@ class KernelState:
         return lines
 
 
-def from_observation(
-    observed: Observed,
-    desired: Mapping[str, ServiceRules],
-    fixed: Mapping[ChainId, str | None],
-    tails: Mapping[str, tuple[str, ...]],
-) -> KernelState:
+def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> KernelState:
     """Translate an observation into a record, in the words of what is desired wherever it means the same.
 
     A service whose chains and lines all stand as desired counts as applied. Of another it records what was
@@ -56,21 +54,27 @@ def from_observation(
     """
     state = KernelState()
     state.jumps = set(observed.jumps)
+    fixed, shared_chains = layout.fixed, layout.shared
+    own = fixed.keys() | set(shared_chains.values())
     for chain_id, lines in observed.chains.items():
+        if chain_id not in own:
+            if not (observed.kubelet and chain_id in KUBELETS_TOO):
+                state.retired.add(chain_id)
+            continue
         wanted = fixed.get(chain_id)
         same = wanted is not None and same_rules(wanted, "".join(lines))
         state.chains[chain_id] = tuple(wanted.splitlines(keepends=True)) if wanted and same else lines
-    for field, chain_id in SHARED.items():
+    for field, chain_id in shared_chains.items():
         if chain_id in state.chains:
             words = [line for r in desired.values() for line in getattr(r.shared, field)]
-            words += tails.get(field, ())
+            words += layout.tails.get(field, ())
             state.chains[chain_id] = in_our_words(words, state.chains[chain_id])
-    standing = {field: frozenset(state.chains.get(chain_id, ())) for field, chain_id in SHARED.items()}
+    standing = {field: frozenset(state.chains.get(chain_id, ())) for field, chain_id in shared_chains.items()}
     unowned = set(observed.services)
     incomplete: dict[str, dict[str, str]] = {}
     for key, rules in desired.items():
         found: dict[str, str] = {}
-        complete = all(standing[field].issuperset(getattr(rules.shared, field)) for field in SHARED)
+        complete = all(standing[field].issuperset(getattr(rules.shared, field)) for field in shared_chains)
         for chain, text in rules.chains.items():
             actual = observed.services.get(chain)
             if actual is None:
@@ -86,7 +90,7 @@ def from_observation(
             state.services[key] = rules
         else:
             incomplete[key] = found
-    lines_of = _lines_by_owner(state.chains, incomplete)
+    lines_of = _lines_by_owner(state.chains, shared_chains, incomplete)
     for key, found in incomplete.items():
         shared = SharedLines(**{field: tuple(lines) for field, lines in lines_of[key].items()})
         _follow(lines_of[key].values(), observed.services, unowned, found)
@@ -96,13 +100,13 @@ def from_observation(
 
 
 def _lines_by_owner(
-    chains: Mapping[ChainId, tuple[str, ...]], owners: Collection[str]
+    chains: Mapping[ChainId, tuple[str, ...]], shared: Mapping[str, ChainId], owners: Collection[str]
 ) -> dict[str, dict[str, list[str]]]:
     """The lines that the given services have in the shared chains: service -> field -> lines."""
     found: dict[str, dict[str, list[str]]] = {key: {} for key in owners}
     if not found:
         return found
-    for field, chain_id in SHARED.items():
+    for field, chain_id in shared.items():
         for line in chains.get(chain_id, ()):
             owner = _OWNER.search(line)
             if owner is not None and owner[1] in found:
@@ -129,16 +133,14 @@ def service_chains(state: KernelState) -> Iterator[tuple[str, str]]:
         yield from rules.chains.items()
 
 
-def drift_between(
-    expected: KernelState, observed: Observed, fixed: Mapping[ChainId, str | None]
-) -> tuple[Drift, ...]:
+def drift_between(expected: KernelState, observed: Observed, layout: Layout) -> tuple[Drift, ...]:
     """Name every object that is not as the record says."""
     drifts: list[Drift] = []
     for (table, chain), rules in expected.chains.items():
         found = observed.chains.get((table, chain))
         if found is None:
             drifts.append(Drift(f"chain {table}/{chain}", "is missing"))
-        elif fixed.get((table, chain), "") is not None and in_our_words(rules, found) != rules:
+        elif layout.fixed.get((table, chain), "") is not None and in_our_words(rules, found) != rules:
             drifts.append(Drift(f"chain {table}/{chain}", _difference(rules, found)))
     drifts += [
         Drift(f"jump {jump.table}/{jump.line.strip().removeprefix('-A ')}", "is missing")

@@ -7,21 +7,8 @@ import msgspec
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.dump import chain_texts
-from kproxy.backends.iptables.static import JUMPS, TABLES, ChainId, Jump
-
-_TOP = frozenset(
-    {
-        names.KUBE_SERVICES,
-        names.KUBE_EXTERNAL_SERVICES,
-        names.KUBE_NODEPORTS,
-        names.KUBE_FORWARD,
-        names.KUBE_PROXY_FIREWALL,
-        names.KUBE_POSTROUTING,
-        names.KUBE_MARK_MASQ,
-        names.KUBE_FIREWALL,
-        names.CANARY,
-    }
-)
+from kproxy.backends.iptables.known import KNOWN_CHAINS
+from kproxy.backends.iptables.static import TABLES, ChainId, Jump
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -37,8 +24,8 @@ class Observed(msgspec.Struct, frozen=True):
     kubelet: bool
 
 
-def read(dump: bytes) -> Observed:
-    """Read an iptables-save dump; chains of other programs are left out."""
+def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
+    """Read an iptables-save dump; chains of other programs are left out, as are jumps but the `wanted`."""
     chains: dict[ChainId, tuple[str, ...]] = {}
     services: dict[str, str] = {}
     jumps: set[Jump] = set()
@@ -49,16 +36,16 @@ def read(dump: bytes) -> Observed:
         for chain, text in found.items():
             if table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES):
                 services[chain] = text
-            elif chain in _TOP:
+            elif chain in KNOWN_CHAINS[table]:
                 chains[table, chain] = tuple(text.splitlines(keepends=True))
-        jumps |= _standing_jumps(table, found)
+        jumps |= _standing_jumps(table, found, wanted)
     hints = tables.get("mangle", {})
     return Observed(chains, services, frozenset(jumps), any(h in hints for h in names.KUBELET_HINTS))
 
 
-def _standing_jumps(table: str, found: dict[str, str]) -> set[Jump]:
+def _standing_jumps(table: str, found: dict[str, str], jumps: Sequence[Jump]) -> set[Jump]:
     standing = set()
-    for jump in JUMPS:
+    for jump in jumps:
         rules = found.get(jump.chain, "").splitlines(keepends=True)
         if jump.table == table and any(
             rule == jump.line or canonical_rule(rule) == canonical_rule(jump.line)

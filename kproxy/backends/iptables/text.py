@@ -6,41 +6,39 @@ writer.py. Both are built from the same parts, so what is shown is what is progr
 
 from collections.abc import Iterable
 
-from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.kernel_state import KernelState
-from kproxy.backends.iptables.render import render_service
+from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.restore import restore_text
-from kproxy.backends.iptables.static import JUMPS, SHARED, static_chains, tails
 from kproxy.plan.model import ServicePlan
 
 _TABLES = ("mangle", "filter", "nat")
 
 
-def render_text(plans: Iterable[ServicePlan], config: IptablesConfig) -> str:
+def render_text(plans: Iterable[ServicePlan], layout: Layout) -> str:
     """The complete restore input: tables mangle, filter and nat, each with sorted declarations.
 
     Within a table: the fixed chains and the chains that services share, by name; the jumps as insertions, in
     the order in which they are made; the services' own chains by name. `plans` are settled plans of
-    `config.family`, in any order.
+    the layout's family, in any order.
     """
     wanted = [plan for plan in plans if plan.ports]
     endpoints = sum(port.endpoints for plan in wanted for port in plan.ports)
-    comments = endpoints <= config.large_cluster_endpoints
+    comments = endpoints <= layout.large_cluster_endpoints
     state = KernelState()
-    state.services = {plan.key: render_service(plan, config, comments=comments) for plan in wanted}
+    state.services = {plan.key: layout.render(plan, comments=comments) for plan in wanted}
 
     chains: dict[str, dict[str, str]] = {table: {} for table in _TABLES}
-    for (table, chain), rules in static_chains(config).items():
+    for (table, chain), rules in layout.fixed.items():
         chains[table][chain] = rules or ""
-    for field, (table, chain) in SHARED.items():
-        chains[table][chain] = "".join(state.shared_lines(field, {}, tails(config).get(field, ())))
+    for field, (table, chain) in layout.shared.items():
+        chains[table][chain] = "".join(state.shared_lines(field, {}, layout.tails.get(field, ())))
     own = {chain: text for rules in state.services.values() for chain, text in rules.chains.items()}
 
     parts: list[str] = []
     for table, common in chains.items():
         services = own if table == "nat" else {}
         lines = [common[chain] for chain in sorted(common)]
-        lines += [jump.insertion for jump in JUMPS if jump.table == table]
+        lines += [jump.insertion for jump in layout.jumps if jump.table == table]
         lines += [services[chain] for chain in sorted(services)]
         parts.append(restore_text(table, declare=(*common, *services), rules=lines).decode())
     return "".join(parts)

@@ -9,22 +9,14 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.cleanup import Removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState
+from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.restore import edit, restore_text
-from kproxy.backends.iptables.static import (
-    JUMPS,
-    SHARED,
-    ChainId,
-    static_chains,
-    tails,
-)
+from kproxy.backends.iptables.static import ChainId
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import Xtables
-
-_NAT_FIELDS = tuple(field for field, (table, _) in SHARED.items() if table == "nat")
-_FILTER_FIELDS = tuple(field for field, (table, _) in SHARED.items() if table == "filter")
 
 
 class Part(enum.Flag):
@@ -44,7 +36,7 @@ class Writer:
         self,
         xtables: Xtables,
         watch: ChangeWatch,
-        config: IptablesConfig,
+        layout: Layout,
         kernel: KernelState,
         written: Counter[str],
     ) -> None:
@@ -52,8 +44,7 @@ class Writer:
         self.written = written
         self._xtables = xtables
         self._watch = watch
-        self._fixed = static_chains(config)
-        self._tails = tails(config)
+        self._layout = layout
 
     def base(self) -> None:
         """Write the fixed chains, create the shared ones and insert the jumps, where any is not right."""
@@ -105,20 +96,27 @@ class Writer:
         self._nat({}, doomed, None)
         self.kernel.stale.difference_update(doomed)
 
+    def remove(self, removal: Removal) -> None:
+        """Take away fixed chains of a former mode, with the jumps into them."""
+        with self._watch.writing():
+            self._xtables.restore(removal.text())
+        self.written["restores"] += 1
+        self.written["chains_deleted"] += len(removal.chains) - len(removal.kept)
+
     def _base_of(self, table: str) -> None:
         kernel = self.kernel
         declared: dict[ChainId, tuple[str, ...]] = {}
-        for chain_id, text in self._fixed.items():
+        for chain_id, text in self._layout.fixed.items():
             if chain_id[0] != table:
                 continue
             rules = tuple(text.splitlines(keepends=True)) if text is not None else None
             standing = kernel.chains.get(chain_id)
             if standing is None or (rules is not None and standing != rules):
                 declared[chain_id] = rules or ()
-        for chain_id in SHARED.values():
+        for chain_id in self._layout.shared.values():
             if chain_id[0] == table and chain_id not in kernel.chains:
                 declared[chain_id] = ()
-        jumps = [j for j in JUMPS if j.table == table and j not in kernel.jumps]
+        jumps = [j for j in self._layout.jumps if j.table == table and j not in kernel.jumps]
         if not declared and not jumps:
             return
         rules_text = [line for lines in declared.values() for line in lines]
@@ -131,13 +129,15 @@ class Writer:
         services = self.kernel.services
         return any(services.get(key, NO_RULES).shared != new.shared for key, new in changes.items())
 
+    def _shared_in(self, table: str) -> list[tuple[str, ChainId]]:
+        return [(field, chain_id) for field, chain_id in self._layout.shared.items() if chain_id[0] == table]
+
     def _filter(self, changes: Mapping[str, ServiceRules], *, keep_old: bool) -> None:
         kernel = self.kernel
         declare: list[str] = []
         rules: list[str] = []
         reached: dict[ChainId, tuple[str, ...]] = {}
-        for field in _FILTER_FIELDS:
-            chain_id = SHARED[field]
+        for field, chain_id in self._shared_in("filter"):
             old = kernel.chains.get(chain_id)
             new = kernel.shared_lines(field, changes)
             if keep_old:
@@ -162,9 +162,8 @@ class Writer:
         reached: dict[ChainId, tuple[str, ...]] = {}
         doomed = list(deletions)
         if shared is not None:
-            for field in _NAT_FIELDS:
-                chain_id = SHARED[field]
-                new = kernel.shared_lines(field, shared, self._tails.get(field, ()))
+            for field, chain_id in self._shared_in("nat"):
+                new = kernel.shared_lines(field, shared, self._layout.tails.get(field, ()))
                 self._edit(chain_id, kernel.chains.get(chain_id), new, declare, rules, reached)
         if declare or rules or doomed:
             self._restore("nat", declare=declare, rules=rules, delete=doomed)

@@ -1,0 +1,89 @@
+"""What a set of chains must offer so that one machinery can keep it in the kernel.
+
+Which chains there are, how one leads to the other and what a service adds to them is a layout's business;
+writing differences, isolating what the kernel refuses, noticing drift and taking away the chains of a former
+layout is the same for all of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.render import ServiceRules, render_service
+from kproxy.backends.iptables.static import JUMPS, SHARED, ChainId, Jump, static_chains, tails
+from kproxy.plan.model import ServicePlan
+
+
+class Layout(Protocol):
+    """The chains of one family. Two layouts are equal if they want the same rules for the same plans."""
+
+    @property
+    def family(self) -> Family:
+        """The family whose tables it describes."""
+
+    @property
+    def fixed(self) -> Mapping[ChainId, str | None]:
+        """Chains that depend on no service, with their rules; None for one whose rules are not ours."""
+
+    @property
+    def shared(self) -> Mapping[str, ChainId]:
+        """Chains that services share, by the field of SharedLines that holds a service's lines in them."""
+
+    @property
+    def tails(self) -> Mapping[str, tuple[str, ...]]:
+        """What follows the services' lines in a shared chain, by field."""
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """The rules of built-in chains that lead into these chains, in the order of their insertion."""
+
+    @property
+    def large_cluster_endpoints(self) -> int:
+        """Above this many endpoints, comments are left out of endpoint rules."""
+
+    def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
+        """The rules of one service."""
+
+
+@dataclass(frozen=True)
+class StandardLayout:
+    """kube-proxy's chains of its iptables mode."""
+
+    config: IptablesConfig
+
+    @property
+    def family(self) -> Family:
+        """The family whose tables it describes."""
+        return self.config.family
+
+    @cached_property
+    def fixed(self) -> Mapping[ChainId, str | None]:
+        """Chains that depend on no service."""
+        return static_chains(self.config)
+
+    @property
+    def shared(self) -> Mapping[str, ChainId]:
+        """Chains that services share."""
+        return SHARED
+
+    @cached_property
+    def tails(self) -> Mapping[str, tuple[str, ...]]:
+        """The node-port jumps at the end of nat KUBE-SERVICES."""
+        return tails(self.config)
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """Those of kube-proxy."""
+        return JUMPS
+
+    @property
+    def large_cluster_endpoints(self) -> int:
+        """As set."""
+        return self.config.large_cluster_endpoints
+
+    def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
+        """The rules of one service."""
+        return render_service(plan, self.config, comments=comments)
