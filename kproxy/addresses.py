@@ -90,6 +90,11 @@ def join_host_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def is_link_local(address: str) -> bool:
+    """Whether a canonical address is an IPv6 one in fe80::/10: it means nothing without its interface."""
+    return address.startswith(("fe8", "fe9", "fea", "feb"))
+
+
 def is_loopback(address: str) -> bool:
     """Whether a canonical address is in 127.0.0.0/8 or is ::1."""
     return address == "::1" or address.startswith("127.")

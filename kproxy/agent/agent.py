@@ -14,15 +14,12 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
-from kproxy.agent.factory import Kernel, allow_localhost_node_ports
 from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
+from kproxy.agent.mode import Mode
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.schedule import Schedule
-from kproxy.backends.base import SyncReport
-from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.kernel.xtables.types import RestoreError
+from kproxy.backends.base import Backend, CheckError, SyncReport
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
@@ -43,11 +40,12 @@ CHECK_SHARE = 20
 class _Side:
     """One family: its planner, its backend, and the defects it reported last."""
 
-    def __init__(self, family: Family, backend: IptablesBackend) -> None:
+    def __init__(self, family: Family, backend: Backend) -> None:
         self.family = family
         self.planner = Planner(family)
         self.backend = backend
         self.refused: dict[str, str] = {}
+        self.degraded: dict[str, str] = {}
 
 
 class Agent:
@@ -57,13 +55,13 @@ class Agent:
         self,
         config: ProxyConfig,
         inbox: Inbox,
-        kernel: Kernel,
+        mode: Mode,
         health: HealthState,
         interfaces: Callable[[], Sequence[str]],
     ) -> None:
         self._config = config
         self._inbox = inbox
-        self._kernel = kernel
+        self._mode = mode
         self._health = health
         self._interfaces = interfaces
         self._clock = time.monotonic
@@ -79,7 +77,8 @@ class Agent:
         self._next_glance = 0.0
         self._next_check = 0.0
         self._next_thorough = 0.0
-        for family in kernel.tables:
+        self._next_tending: float | None = None
+        for family in mode.families:
             health.add_family(family)
 
     def run(self, stop: threading.Event) -> None:
@@ -90,6 +89,8 @@ class Agent:
                 self._inbox.wait(delay)
             elif self._sync_due_in() == 0:
                 self.sync()
+            elif self._next_tending is not None and self._next_tending <= self._clock():
+                self._tend()
             else:
                 self._look_for_drift()
 
@@ -140,16 +141,20 @@ class Agent:
             self._schedule.failed(started, blocked=blocked)
         else:
             self._schedule.succeeded(started)
-        if self._next_thorough == 0:
+        if self._next_thorough == 0 and not blocked:
             self._after_first_sync()
+        self._next_tending = self._clock()
         return reports
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()
         if not self._sides:
             return sync
-        glance = max(0.0, self._next_glance - self._clock())
-        return glance if sync is None else min(sync, glance)
+        next_look = self._next_glance
+        if self._next_tending is not None:
+            next_look = min(next_look, self._next_tending)
+        look = max(0.0, next_look - self._clock())
+        return look if sync is None else min(sync, look)
 
     def _sync_due_in(self) -> float | None:
         if not self._ready():
@@ -183,19 +188,21 @@ class Agent:
             log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
         self._facts = facts
         self._replan = True
-        for family in self._kernel.tables:
+        for family in self._mode.families:
             side = facts.families[family]
-            config = self._kernel.iptables_config(family, self._config, side)
-            if config.localhost:
-                allow_localhost_node_ports()
-            if family in self._sides:
-                self._sides[family].backend.reconfigure(StandardLayout(config))
-            else:
-                if config.local_traffic is None:
+            backend = self._mode.configure(family, side)
+            if family not in self._sides:
+                if side.local_traffic is None:
                     log.warning(
                         "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
                     )
-                self._sides[family] = _Side(family, self._kernel.backend(config))
+                self._sides[family] = _Side(family, backend)
+
+    def _tend(self) -> None:
+        """Let the mode and the backends do what time asks for."""
+        waits = [self._mode.tend(), *(side.backend.tend() for side in self._sides.values())]
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        self._next_tending = None if soonest is None else self._clock() + soonest
 
     def _look_for_drift(self) -> None:
         now = self._clock()
@@ -206,8 +213,8 @@ class Agent:
         for side in self._sides.values():
             try:
                 drifts = side.backend.check(thorough=thorough)
-            except RestoreError as error:
-                log.warning("check_failed", family=side.family.value, reason=error.message)
+            except CheckError as error:
+                log.warning("check_failed", family=side.family.value, reason=str(error))
                 continue
             if drifts:
                 shown = [str(drift) for drift in drifts[:10]]
@@ -219,8 +226,9 @@ class Agent:
             self._next_thorough = self._clock() + max(THOROUGH_PERIOD, 500 * cost)
 
     def _after_first_sync(self) -> None:
-        """From here on most objects live for ever: spare the garbage collector from visiting them."""
+        """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
         self._next_thorough = self._clock() + THOROUGH_PERIOD
+        self._mode.settled()
         gc.collect()
         gc.freeze()
 
@@ -235,6 +243,10 @@ class Agent:
         for key in sorted(side.refused.keys() - report.failed.keys()):
             log.info("service_recovered", family=family.value, service=key)
         side.refused = dict(report.failed)
+        for key, reason in report.degraded.items():
+            if side.degraded.get(key) != reason:
+                log.warning("service_degraded", family=family.value, service=key, reason=reason)
+        side.degraded = dict(report.degraded)
         if report.changes:
             extra = {"failed": len(report.failed)} if report.failed else {}
             log.info("synced", family=family.value, services=services, **cost, **report.changes, **extra)

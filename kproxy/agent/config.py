@@ -7,11 +7,17 @@ import msgspec
 
 from kproxy.addresses import Family, parse_cidr
 from kproxy.kernel.xtables.types import Variant
+from kproxy.plan.schedulers import parse_scheduler
 
 PRIMARY = "primary"
 """The value of --nodeport-addresses that stands for the node's own primary addresses."""
 
+PROXY_MODES = ("iptables", "ipvs")
+
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+
+TIMEOUT_MAX = (1 << 31) // 1000
+"""Upper bound of IPVS timeouts in seconds: INT_MAX jiffies at the usual HZ of 1000 (ip_vs_ctl.c)."""
 
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 
@@ -47,6 +53,13 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     node_port_addresses: tuple[str, ...] = ()
     healthz_bind_address: str = "0.0.0.0:10256"
     iptables_variant: Variant | None = None
+    ipvs_scheduler: str = "rr"
+    ipvs_exclude_cidrs: tuple[str, ...] = ()
+    ipvs_strict_arp: bool = False
+    ipvs_tcp_timeout: float = 0.0
+    ipvs_tcpfin_timeout: float = 0.0
+    ipvs_udp_timeout: float = 0.0
+    ipvs_graceful_period: float = 3600.0
     once: bool = False
 
 
@@ -62,13 +75,14 @@ def cidrs_by_family(texts: tuple[str, ...]) -> dict[Family, list[str]]:
 def validate(config: ProxyConfig) -> None:
     """Raise ConfigError naming every setting that cannot be used."""
     problems: list[str] = []
-    if config.proxy_mode != "iptables":
-        problems.append(f"--proxy-mode {config.proxy_mode!r}: this version has iptables")
+    if config.proxy_mode not in PROXY_MODES:
+        problems.append(f"--proxy-mode {config.proxy_mode!r}: not one of {', '.join(PROXY_MODES)}")
     if config.kubeconfig is not None and config.manifests is not None:
         problems.append("--kubeconfig and --manifests exclude each other")
     for name, values in (
         ("--cluster-cidr", config.cluster_cidrs),
         ("--nodeport-addresses", config.node_port_addresses),
+        ("--ipvs-exclude-cidrs", config.ipvs_exclude_cidrs),
     ):
         for value in values:
             if name == "--nodeport-addresses" and value == PRIMARY:
@@ -88,10 +102,29 @@ def validate(config: ProxyConfig) -> None:
             f"--iptables-min-sync-period {config.min_sync_period:g}s: not between 0 and the sync period"
         )
     problems += _local_mode_problems(config)
+    problems += _ipvs_problems(config)
     if not config.node_name:
         problems.append("--hostname-override: the node's name is empty")
     if problems:
         raise ConfigError(problems)
+
+
+def _ipvs_problems(config: ProxyConfig) -> list[str]:
+    problems = []
+    try:
+        parse_scheduler(config.ipvs_scheduler)
+    except ValueError as error:
+        problems.append(f"--ipvs-scheduler {config.ipvs_scheduler!r}: {error}")
+    for flag, seconds in (
+        ("--ipvs-tcp-timeout", config.ipvs_tcp_timeout),
+        ("--ipvs-tcpfin-timeout", config.ipvs_tcpfin_timeout),
+        ("--ipvs-udp-timeout", config.ipvs_udp_timeout),
+    ):
+        if seconds and not 1 <= seconds <= TIMEOUT_MAX:
+            problems.append(f"{flag} {seconds:g}s: not 0 (leave as it is) or 1s to {TIMEOUT_MAX}s")
+    if config.ipvs_graceful_period < 0:
+        problems.append(f"--ipvs-graceful-period {config.ipvs_graceful_period:g}s: negative")
+    return problems
 
 
 def _local_mode_problems(config: ProxyConfig) -> list[str]:

@@ -17,12 +17,14 @@ class FamilyFacts(msgspec.Struct, frozen=True):
     """What one family's backend needs to know of the node.
 
     `node_port_addresses` is None if every local address accepts node ports. `localhost_node_ports` is the
-    operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses.
+    operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses. `local_addresses` are
+    those of all interfaces, where the mode needs to know.
     """
 
     local_traffic: LocalTraffic | None
     node_port_addresses: tuple[str, ...] | None
     localhost_node_ports: bool
+    local_addresses: tuple[str, ...] = ()
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -50,6 +52,7 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
             local.get(family),
             _matching(ranges[family], local_addresses),
             config.localhost_node_ports and _covers_loopback(ranges[Family.IPV4]),
+            _of_family(family, local_addresses) if config.proxy_mode == "ipvs" else (),
         )
         for family in Family
     }
@@ -74,8 +77,8 @@ def node_addresses(node: Node | None) -> dict[Family, str]:
 
 
 def needs_interfaces(config: ProxyConfig) -> bool:
-    """Whether the interfaces' addresses matter at all."""
-    return bool(config.node_port_addresses)
+    """Whether the interfaces' addresses matter: IPVS has a virtual server at each that has node ports."""
+    return bool(config.node_port_addresses) or config.proxy_mode == "ipvs"
 
 
 def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, LocalTraffic] | None:
@@ -106,6 +109,10 @@ def _matching(ranges: list[str], addresses: tuple[str, ...]) -> tuple[str, ...] 
         return None
     found = {a for a in addresses if any(cidr_contains(cidr, a) for cidr in ranges)}
     return tuple(sorted(found))
+
+
+def _of_family(family: Family, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(ip for ip in addresses if (":" in ip) == (family is Family.IPV6))
 
 
 def _covers_loopback(ranges: list[str]) -> bool:

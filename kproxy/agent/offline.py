@@ -1,11 +1,13 @@
 """What kproxy would do, worked out from manifests alone: the same planning and rendering, no kernel."""
 
-from kproxy.addresses import Family
+from kproxy.addresses import Family, parse_ip
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
+from kproxy.agent.ipvs_mode import ipvs_config
 from kproxy.agent.node import node_facts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.backends.iptables.text import render_text
+from kproxy.backends.iptables.text import render_text as render_iptables
+from kproxy.backends.ipvs.text import render_text as render_ipvs
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
 from kproxy.state.decode import Kind
@@ -15,7 +17,7 @@ from kproxy.state.wire import Node
 
 
 def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Problem, ...]]:
-    """The complete restore input of one family, and everything that is wrong with the objects.
+    """All that a kernel would be given for one family, and everything that is wrong with the objects.
 
     The kernel is assumed to be able to do everything that rules can ask for, except nfacct counters.
     Raises ConfigError.
@@ -27,27 +29,37 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     tables = Tables()
     for kind in Kind:
         tables.replace(kind, [obj for obj in loaded.objects[kind] if _is_relevant(obj, config)])
-    facts = node_facts(config, tables.node, ())
+    facts = node_facts(config, tables.node, _addresses(tables.node))
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     of_family = facts.families[family]
     planner = Planner(family)
     plans = planner.update(tables.dirty(), facts.view)
-    text = render_text(
-        plans.values(),
-        StandardLayout(
-            IptablesConfig(
-                family=family,
-                masquerade_bit=config.masquerade_bit,
-                masquerade_all=config.masquerade_all,
-                local_traffic=of_family.local_traffic,
-                localhost_node_ports=of_family.localhost_node_ports,
-                node_port_addresses=of_family.node_port_addresses,
-            )
-        ),
+    rules = IptablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=of_family.local_traffic,
+        localhost_node_ports=of_family.localhost_node_ports,
+        node_port_addresses=of_family.node_port_addresses,
     )
+    if config.proxy_mode == "ipvs":
+        text = render_ipvs(plans.values(), ipvs_config(config, rules, of_family))
+    else:
+        text = render_iptables(plans.values(), StandardLayout(rules))
     problems = dict.fromkeys((*loaded.problems, *(p for plan in plans.values() for p in plan.problems)))
     return text, tuple(problems)
+
+
+def _addresses(node: Node | None) -> list[str]:
+    """The node's addresses as far as the API knows them; in IPVS mode they accept node ports."""
+    found = []
+    for address in node.status.addresses or () if node is not None and node.status is not None else ():
+        try:
+            found.append(parse_ip(address.address)[1])
+        except ValueError:
+            continue
+    return sorted(set(found))
 
 
 def _is_relevant(obj: object, config: ProxyConfig) -> bool:

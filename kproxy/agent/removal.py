@@ -1,8 +1,12 @@
-"""Remove all rules of kproxy from this node: both variants of iptables, both families."""
+"""Remove all that kproxy made on this node, in whatever mode: both variants of iptables, both families."""
+
+import time
 
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent.departure import Departure
+from kproxy.agent.factory import ipvs_handles
 from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
@@ -14,7 +18,17 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def remove_everything() -> bool:
-    """Remove what is there; False if anything could not be removed (each failure is logged)."""
+    """Remove what is there; False if anything could not be removed (each failure is logged).
+
+    Virtual servers go first, as long as the sets tell which are ours; the sets last, when no rule names them.
+    """
+    ipvs = Departure(ipvs_handles(), 0, (), time.monotonic)
+    clean = ipvs.clear()
+    clean = _remove_rules() and clean
+    return ipvs.dissolve() and clean
+
+
+def _remove_rules() -> bool:
     clean = True
     for family in Family:
         for variant in Variant:

@@ -19,6 +19,7 @@ from kproxy.agent.config import ProxyConfig, validate
 from kproxy.agent.health import HealthServer, HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.node import needs_interfaces
+from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.sources.base import Source
 from kproxy.state.decode import Kind
@@ -32,14 +33,14 @@ def run(config: ProxyConfig) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
     Returns whether all went well: with `once`, whether every service was applied. The rules stay in place.
-    Raises ConfigError, NoFamilyUsable, or OSError if the health address cannot be bound.
+    Raises ConfigError, ModeUnavailable, or OSError if the health address cannot be bound.
     """
     validate(config)
     stop = threading.Event()
     inbox = Inbox(frozenset(Kind))
-    kernel = factory.probe(config)
+    mode = factory.make_mode(config)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
-    agent = Agent(config, inbox, kernel, health, links.local_addresses)
+    agent = Agent(config, inbox, mode, health, functools.partial(links.local_addresses, exclude={DEVICE}))
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     with _stopped_by_signals(stop, inbox), _health_server(config, health):
         threads = [_start("source", functools.partial(_source(config).run, inbox, stop), stop, inbox)]
@@ -93,11 +94,10 @@ def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: In
 
 
 def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
-    with links.address_events() as events:
+    with links.address_events(exclude={DEVICE}) as events:
         while not stop.is_set():
             ready, _, _ = select.select([events], [], [], 1.0)
-            if ready:
-                events.recv(65536)
+            if ready and events.drain():
                 agent.interfaces_changed()
 
 

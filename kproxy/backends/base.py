@@ -28,12 +28,18 @@ class SyncReport(msgspec.Struct, frozen=True):
 
     All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
-    `changes` counts what was written, by name of the object kind.
+    `changes` counts what was written, by name of the object kind. `degraded` services work, but not in every
+    respect as they were asked for; it says in which.
     """
 
     failed: Mapping[str, str] = {}
     error: str | None = None
     changes: Mapping[str, int] = {}
+    degraded: Mapping[str, str] = {}
+
+
+class CheckError(Exception):
+    """The kernel could not be compared with what was applied."""
 
 
 class Drift(msgspec.Struct, frozen=True, order=True):
@@ -63,5 +69,8 @@ class Backend(Protocol):
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with what was applied; what drifted is pending again and named here.
 
-        Costs next to nothing while the kernel's own change counter stands still, unless `thorough`.
+        Costs next to nothing while nothing suggests a change, unless `thorough`. Raises CheckError.
         """
+
+    def tend(self) -> float | None:
+        """Do what time asks for; return the seconds until this wants to be called again, None if never."""

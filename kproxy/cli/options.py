@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kproxy.agent.config import DETECT_LOCAL_MODES
+from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
 from kproxy.cli.params import CommaList, boolean
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -16,8 +16,8 @@ _RULES: tuple[Decorator, ...] = (
         "--proxy-mode",
         default="iptables",
         show_default=True,
-        type=click.Choice(["iptables"]),
-        help="Backend.",
+        type=click.Choice(PROXY_MODES),
+        help="What carries the traffic.",
     ),
     click.option(
         "--cluster-cidr",
@@ -60,6 +60,20 @@ _RULES: tuple[Decorator, ...] = (
         default="",
         metavar="CIDR,...|primary",
         help="Local addresses that accept node ports; empty: all.",
+    ),
+    click.option(
+        "--ipvs-scheduler",
+        default="rr",
+        show_default=True,
+        metavar="NAME[,FLAG]",
+        help="How IPVS chooses endpoints: rr, wrr, lc, wlc, sh, mh, ...",
+    ),
+    click.option(
+        "--ipvs-exclude-cidrs",
+        type=CommaList(),
+        default="",
+        metavar="CIDR,...",
+        help="Virtual servers in these are never removed unless a service has them.",
     ),
 )
 

@@ -23,7 +23,11 @@ from kproxy.cli.params import node_name
 )
 @rule_options
 def render(manifests: Path, node: str | None, ip_family: str, **flags: Any) -> None:
-    """Print the complete iptables-restore input for the services in a directory of manifests."""
+    """Print all that a node would be given for the services in a directory of manifests.
+
+    In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
+    ipset.
+    """
     from kproxy.addresses import Family
     from kproxy.agent.config import ConfigError, ProxyConfig
     from kproxy.agent.offline import render_manifests

@@ -45,6 +45,30 @@ from kproxy.cli.params import Duration, boolean, node_name
     type=click.Choice(["legacy", "nft"]),
     help="Which iptables to use, instead of the one this node already uses.",
 )
+@boolean(
+    "--ipvs-strict-arp",
+    default=False,
+    help="Do not answer ARP for addresses that only kube-ipvs0 holds (for MetalLB and its like).",
+)
+@click.option(
+    "--ipvs-tcp-timeout",
+    type=Duration(),
+    default="0",
+    help="Timeout of idle TCP connections; 0: the kernel's.",
+)
+@click.option(
+    "--ipvs-tcpfin-timeout", type=Duration(), default="0", help="The same after a FIN; 0: the kernel's."
+)
+@click.option(
+    "--ipvs-udp-timeout", type=Duration(), default="0", help="Timeout of UDP flows; 0: the kernel's."
+)
+@click.option(
+    "--ipvs-graceful-period",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    help="How long an endpoint that left is kept for its connections, at most.",
+)
 @click.option(
     "--healthz-bind-address",
     default="0.0.0.0:10256",
@@ -57,7 +81,7 @@ from kproxy.cli.params import Duration, boolean, node_name
 def run(verbosity: int, hostname_override: str | None, iptables_variant: str | None, **flags: Any) -> None:
     """Keep this node's rules in step with the cluster. SIGTERM leaves the rules in place."""
     from kproxy.agent.config import ConfigError, ProxyConfig
-    from kproxy.agent.factory import NoFamilyUsable
+    from kproxy.agent.mode import ModeUnavailable
     from kproxy.agent.service import run as run_service
     from kproxy.kernel.xtables.types import Variant
 
@@ -71,6 +95,6 @@ def run(verbosity: int, hostname_override: str | None, iptables_variant: str | N
         complete = run_service(config)
     except ConfigError as error:
         raise click.UsageError("\n".join(error.problems)) from error
-    except (NoFamilyUsable, OSError) as error:
+    except (ModeUnavailable, OSError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)

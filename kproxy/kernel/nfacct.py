@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import struct
 
+from kproxy.kernel.netlink.messages import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attribute
 from kproxy.kernel.xtables import nfnetlink
 
 NAME_MAX = 31  # NFACCT_NAME_MAX is 32 with its terminating NUL
@@ -36,8 +37,8 @@ def ensure(name: str) -> bool:
     Returns False if the kernel has no accounting objects or the process may not make any.  Raises
     ValueError for a name the kernel cannot hold and NfacctError for any other refusal.
     """
-    body = nfnetlink.attribute(_NAME, _encoded(name))
-    flags = nfnetlink.NLM_F_CREATE | nfnetlink.NLM_F_EXCL | nfnetlink.NLM_F_ACK
+    body = attribute(_NAME, _encoded(name))
+    flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
     try:
         nfnetlink.request(_SUBSYSTEM, _NEW, flags, body)
     except OSError as error:
@@ -56,7 +57,7 @@ def read() -> dict[str, tuple[int, int]]:
     Raises NfacctUnsupportedError where there can be none, NfacctError if the listing fails.
     """
     try:
-        answers = nfnetlink.request(_SUBSYSTEM, _GET, nfnetlink.NLM_F_DUMP)
+        answers = nfnetlink.request(_SUBSYSTEM, _GET, NLM_F_DUMP)
     except OSError as error:
         msg = f"cannot list nfacct objects: {error.strerror}"
         raise (NfacctUnsupportedError if _unsupported(error) else NfacctError)(msg) from error
@@ -75,9 +76,9 @@ def delete(name: str) -> None:
 
     Raises NfacctError if a rule still uses it (EBUSY) or the kernel refuses for another reason.
     """
-    body = nfnetlink.attribute(_NAME, _encoded(name))
+    body = attribute(_NAME, _encoded(name))
     try:
-        nfnetlink.request(_SUBSYSTEM, _DELETE, nfnetlink.NLM_F_ACK, body)
+        nfnetlink.request(_SUBSYSTEM, _DELETE, NLM_F_ACK, body)
     except OSError as error:
         if error.errno == errno.ENOENT or _unsupported(error):
             return

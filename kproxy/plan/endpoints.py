@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from kproxy.addresses import Family, join_host_port, parse_ip
 from kproxy.plan.model import EndpointPlan, NodeView
 from kproxy.plan.topology import Candidate
+from kproxy.plan.weights import DEFAULT_WEIGHT, Weights, weight_of
 from kproxy.state.problems import Problem, show
 from kproxy.state.wire import PORT_MAX, Endpoint, EndpointConditions, EndpointSlice
 
@@ -21,9 +22,16 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 def collect(
-    slices: Iterable[EndpointSlice], family: Family, node: NodeView, problems: list[Problem]
+    slices: Iterable[EndpointSlice],
+    family: Family,
+    node: NodeView,
+    problems: list[Problem],
+    weights: Weights = (),
 ) -> dict[PortKey, list[Candidate]]:
-    """Return the candidates of each port, ordered by address text; defects are appended to `problems`."""
+    """Return the candidates of each port, ordered by address text; defects are appended to `problems`.
+
+    `weights` are those of the service's annotation.
+    """
     found: dict[PortKey, dict[str, Candidate]] = {}
     for piece in slices:
         if piece.address_type != family.value or not piece.endpoints or not piece.ports:
@@ -36,17 +44,31 @@ def collect(
             if not 0 < number <= PORT_MAX:
                 problems.append(_problem(piece, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})"))
                 continue
-            _add(found.setdefault((port.name or "", port.protocol or "TCP"), {}), parsed, number, node.name)
+            into = found.setdefault((port.name or "", port.protocol or "TCP"), {})
+            _add(into, parsed, number, node.name, weights)
     return {key: [candidates[text] for text in sorted(candidates)] for key, candidates in found.items()}
 
 
-def _add(into: dict[str, Candidate], parsed: list[tuple[str, Endpoint]], port: int, node_name: str) -> None:
+def _add(
+    into: dict[str, Candidate],
+    parsed: list[tuple[str, Endpoint]],
+    port: int,
+    node_name: str,
+    weights: Weights,
+) -> None:
     for ip, endpoint in parsed:
         text = join_host_port(ip, port)
         conditions = endpoint.conditions or _NO_CONDITIONS
         hints = endpoint.hints
         candidate = Candidate(
-            EndpointPlan(ip, port, text, endpoint.node_name == node_name),
+            EndpointPlan(
+                ip,
+                port,
+                text,
+                endpoint.node_name == node_name,
+                bool(endpoint.node_name),
+                _weight(endpoint, weights) if weights else DEFAULT_WEIGHT,
+            ),
             conditions.ready is not False,
             conditions.serving is not False,
             conditions.terminating is True,
@@ -58,8 +80,22 @@ def _add(into: dict[str, Candidate], parsed: list[tuple[str, Endpoint]], port: i
             into[text] = candidate
 
 
-def _rank(candidate: Candidate) -> tuple[bool, bool, bool, bool]:
-    return candidate.ready, not candidate.terminating, candidate.serving, candidate.plan.local
+def _weight(endpoint: Endpoint, weights: Weights) -> int:
+    target = endpoint.target_ref
+    pod = target.name if target is not None and target.kind in {None, "", "Pod"} else ""
+    return weight_of(weights, pod=pod or "", node=endpoint.node_name or "", zone=endpoint.zone or "")
+
+
+def _rank(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool, int]:
+    plan = candidate.plan
+    return (
+        candidate.ready,
+        not candidate.terminating,
+        candidate.serving,
+        plan.local,
+        plan.placed,
+        plan.weight,
+    )
 
 
 def _parse(

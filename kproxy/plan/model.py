@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.plan.schedulers import Scheduler
 from kproxy.state.problems import Problem
 
 AFFINITY_DEFAULT_SECONDS = 10800
@@ -59,12 +60,23 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint: `text` is `ip:port` as chain names and DNAT targets print it."""
+    """One endpoint: `text` is `ip:port` as chain names and DNAT targets print it.
+
+    `placed` is False for one that does not say which node it is on. `weight` (0-65535) is its share of new
+    connections; see kproxy.plan.weights.effective for a list that has only zeroes.
+    """
 
     ip: str
     port: int
     text: str
     local: bool = False
+    placed: bool = True
+    weight: int = 1
+
+    @property
+    def may_be_here(self) -> bool:
+        """Whether it may be on this node, and so reach itself through its service."""
+        return self.local or not self.placed
 
 
 class PortPlan(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +84,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
     `cluster` are the endpoints under the Cluster policy, `local` those under Local, `reachable` the union
     that chains must exist for; each ordered by `text`. `endpoints` counts all known ones, usable or not.
+    `scheduler` is the one the service asks for, if any; only IPVS can choose.
     `source_ranges` is None where load-balancer traffic is not restricted; an empty tuple admits nobody.
     """
 
@@ -88,6 +101,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     internal_local: bool = False
     external_local: bool = False
     affinity_seconds: int | None = None
+    scheduler: Scheduler | None = None
     cluster: tuple[EndpointPlan, ...] = ()
     local: tuple[EndpointPlan, ...] = ()
     reachable: tuple[EndpointPlan, ...] = ()

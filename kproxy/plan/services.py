@@ -13,7 +13,9 @@ import msgspec
 from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
 from kproxy.plan.endpoints import PortKey, collect
 from kproxy.plan.model import AFFINITY_DEFAULT_SECONDS, NodeView, PortPlan, Protocol, ServicePlan
+from kproxy.plan.schedulers import Scheduler, parse_scheduler
 from kproxy.plan.topology import Candidate, select
+from kproxy.plan.weights import Weights, WeightsError, parse_weights
 from kproxy.state.problems import Problem, show
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import PORT_MAX, Service, ServicePort, ServiceSpec
@@ -120,6 +122,36 @@ class _Reader:
             return AFFINITY_DEFAULT_SECONDS
         return seconds
 
+    def weights(self) -> Weights:
+        """The selectors of the weights annotation; none if it cannot be read."""
+        annotations = self.service.metadata.annotations
+        text = annotations.weights if annotations is not None else None
+        if not text:
+            return ()
+        try:
+            return parse_weights(text)
+        except WeightsError as error:
+            self.problem("metadata.annotations[kproxy.io/weights]", text, str(error))
+            return ()
+
+    def scheduler(self) -> Scheduler | None:
+        """The scheduler that the service asks for by kproxy's annotation, or by kube-router's."""
+        annotations = self.service.metadata.annotations
+        if annotations is None:
+            return None
+        for name, text in (
+            ("kproxy.io/scheduler", annotations.scheduler),
+            ("kube-router.io/service.scheduler", annotations.kube_router_scheduler),
+        ):
+            if not text:
+                continue
+            try:
+                return parse_scheduler(text)
+            except ValueError as error:
+                self.problem(f"metadata.annotations[{name}]", text, str(error))
+                return None
+        return None
+
     def is_local(self, field: str, value: str | None) -> bool:
         """Whether a traffic policy is Local; anything unknown counts as Cluster."""
         if value not in {None, "", "Cluster", "Local"}:
@@ -170,7 +202,7 @@ def plan_service(given: ServiceInput, family: Family, node: NodeView) -> Service
     cluster_ip = reader.cluster_ip()
     if cluster_ip is None:
         return ServicePlan(given.key, family, created, (), tuple(reader.problems))
-    candidates = collect(given.slices, family, node, reader.problems)
+    candidates = collect(given.slices, family, node, reader.problems, reader.weights())
     ports = _plan_ports(reader, cluster_ip, candidates, node)
     return ServicePlan(given.key, family, created, ports, tuple(dict.fromkeys(reader.problems)))
 
@@ -183,6 +215,7 @@ def _plan_ports(
     load_balancer_ips = reader.load_balancer_ips()
     source_ranges = reader.source_ranges()
     affinity = reader.affinity_seconds()
+    scheduler = reader.scheduler()
     internal_local = reader.is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy)
     external_local = reader.is_local("spec.externalTrafficPolicy", spec.external_traffic_policy) and (
         spec.type in {"LoadBalancer", "NodePort"} or bool(spec.external_ips)
@@ -212,6 +245,7 @@ def _plan_ports(
             internal_local=internal_local,
             external_local=external_local,
             affinity_seconds=affinity,
+            scheduler=scheduler,
             endpoints=len(known),
         )
         usable = select(known, node, uses_cluster=plan.uses_cluster, uses_local=plan.uses_local)

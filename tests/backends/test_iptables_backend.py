@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.base import CheckError, LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
@@ -682,7 +682,7 @@ def test_check_reports_that_rules_cannot_be_read() -> None:
     cluster.put(service())
     _done(cluster)
     fake.cut = 20
-    with pytest.raises(RestoreError):
+    with pytest.raises(CheckError):
         cluster.backend.check(thorough=True)
 
 

@@ -17,6 +17,7 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.render import probability, render_service
 from kproxy.backends.iptables.static import JUMPS, SHARED
 from kproxy.backends.iptables.text import render_text
@@ -191,7 +192,7 @@ CASES: dict[str, Case] = {
 def _text(case: Case) -> str:
     plans = plans_of(case.inputs, case.config.family)
     assert [p.problems for p in plans] == [()] * len(plans)
-    return render_text(plans, case.config)
+    return render_text(plans, StandardLayout(case.config))
 
 
 by_case = pytest.mark.parametrize("name", list(CASES))
@@ -387,14 +388,14 @@ def test_chain_names_are_kube_proxy_s() -> None:
 
 @pytest.mark.parametrize("left", [2, 3, 4, 5, 6, 7, 10, 33, 100, 999, 1000, 5000])
 def test_a_probability_is_printed_as_the_kernel_keeps_it(left: int) -> None:
-    printed = probability(left)
+    printed = probability(1, left)
     assert re.fullmatch(r"0\.[0-9]{11}", printed)
     assert round(float(printed) * 2**31) == round(float(f"{1 / left:.10f}") * 2**31)
     assert abs(float(printed) - 1 / left) < 1e-9
 
 
 def test_known_probabilities() -> None:
-    assert [probability(n) for n in (2, 3, 4)] == ["0.50000000000", "0.33333333349", "0.25000000000"]
+    assert [probability(1, n) for n in (2, 3, 4)] == ["0.50000000000", "0.33333333349", "0.25000000000"]
 
 
 @pytest.mark.parametrize(("count", "endpoints"), [(0, 0), (1, 0), (3, 0), (1, 1), (2, 5), (10, 3)])
@@ -431,7 +432,7 @@ def _count(count: int, endpoints: int, **fields: Any) -> tuple[int, int]:
                 endpoint_slice(*pods, service=f"svc{n}"),
             )
         )
-    rules = reference_rules.parse(render_text(plans_of(inputs), _with(count_localhost=True)))
+    rules = reference_rules.parse(render_text(plans_of(inputs), StandardLayout(_with(count_localhost=True))))
     totals = {"filter": 0, "nat": 0}
     for (table, _), lines in rules.items():
         totals[table] += len(lines)
@@ -441,4 +442,4 @@ def _count(count: int, endpoints: int, **fields: Any) -> tuple[int, int]:
 def test_the_order_of_plans_does_not_matter() -> None:
     case = CASES["clusterip"]
     plans = plans_of(case.inputs)
-    assert render_text(plans, BASE) == render_text(reversed(plans), BASE)
+    assert render_text(plans, StandardLayout(BASE)) == render_text(reversed(plans), StandardLayout(BASE))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import Drift, SyncReport
+from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
@@ -116,7 +116,7 @@ class IptablesBackend:
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
 
-        Raises RestoreError if the rules cannot be read.
+        Raises CheckError if the rules cannot be read.
         """
         expected = self._kernel
         if expected is None:
@@ -124,11 +124,18 @@ class IptablesBackend:
         foreign = self._watch.foreign
         if foreign == self._seen_foreign and not thorough:
             return ()
-        observed = self._observe()
+        try:
+            observed = self._observe()
+        except RestoreError as error:
+            raise CheckError(error.message) from error
         drifts = drift_between(expected, observed, self._layout)
         if drifts:
             self._adopt(observed)
         return drifts
+
+    def tend(self) -> float | None:
+        """Nothing here depends on time."""
+        return None
 
     def _wants_comments(self) -> bool:
         return self._endpoints <= self._layout.large_cluster_endpoints

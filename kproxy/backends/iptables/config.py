@@ -33,6 +33,11 @@ class IptablesConfig(msgspec.Struct, frozen=True):
         return f"{1 << self.masquerade_bit:#x}"
 
     @property
+    def masquerade(self) -> str:
+        """The target that masquerades, with its options."""
+        return "MASQUERADE --random-fully" if self.random_fully else "MASQUERADE"
+
+    @property
     def localhost(self) -> bool:
         """Whether node ports answer on 127.0.0.1: IPv4 only, the kernel has no route_localnet for IPv6."""
         return self.localhost_node_ports and self.family is Family.IPV4

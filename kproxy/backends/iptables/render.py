@@ -14,6 +14,7 @@ from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
+from kproxy.plan.weights import effective
 
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
@@ -76,6 +77,24 @@ def render_service(plan: ServicePlan, config: IptablesConfig, *, comments: bool 
     return lines.finish()
 
 
+def health_check_rule(port: PortPlan) -> str:
+    """The rule that admits a load balancer's health checks of a Local service."""
+    return (
+        f'-A {names.KUBE_NODEPORTS} -p tcp -m comment --comment "{port.name} health check node port" '
+        f"-m tcp --dport {port.health_check_node_port} -j ACCEPT\n"
+    )
+
+
+def cluster_policy_chains(
+    port: PortPlan, config: IptablesConfig, *, comments: bool = True
+) -> tuple[str, dict[str, str]]:
+    """The chain that spreads over all endpoints, and every chain that this takes."""
+    lines = _Lines()
+    renderer = _PortRenderer(port, config, lines, comments=comments)
+    renderer.spread_over_all()
+    return renderer.svc, lines.chains
+
+
 class _PortRenderer:
     """Renders one service port; the attributes are the parts that its rules are made of."""
 
@@ -110,10 +129,7 @@ class _PortRenderer:
         if port.node_port:
             self._node_port()
         if port.health_check_node_port:
-            self.lines.filter_node_ports.append(
-                f'-A {names.KUBE_NODEPORTS} -p tcp -m comment --comment "{port.name} health check node port" '
-                f"-m tcp --dport {port.health_check_node_port} -j ACCEPT\n"
-            )
+            self.lines.filter_node_ports.append(health_check_rule(port))
         if port.has_endpoints and port.externally_accessible:
             self._external_chain()
         if self.uses_firewall:
@@ -124,6 +140,12 @@ class _PortRenderer:
         if port.local and port.uses_local:
             self._policy_chain(self.svl, port.local, masquerade if port.internal_local else "")
         for endpoint in port.reachable:
+            self._endpoint_chain(endpoint)
+
+    def spread_over_all(self) -> None:
+        """Render the chain for all endpoints without a masquerade rule, and the endpoints' chains."""
+        self._policy_chain(self.svc, self.port.cluster, "")
+        for endpoint in self.port.cluster:
             self._endpoint_chain(endpoint)
 
     def _to(self, ip: str, comment: str) -> str:
@@ -250,26 +272,28 @@ class _PortRenderer:
         self.lines.chains[self.fw] = "".join(rules)
 
     def _policy_chain(self, chain: str, endpoints: Sequence[EndpointPlan], first: str) -> None:
-        """Spread connections over endpoints: affinity first, then each with probability 1/(those left)."""
+        """Spread connections over endpoints: affinity first, then each by its share of those left."""
         port, start = self.port, f"-A {chain} "
-        chains = [self.sep[e.text] for e in endpoints]
-        comments = [self._comment(f"{port.name} -> {e.text}") for e in endpoints]
+        weighted = [(e, w) for e, w in zip(endpoints, effective(endpoints), strict=True) if w]
+        parts = [
+            (self._comment(f"{port.name} -> {e.text}"), self.sep[e.text], weight) for e, weight in weighted
+        ]
         rules = [start + first] if first else []
         if port.affinity_seconds is not None:
             mask = _recent_mask(self.config.family)
             rules += [
                 f"{start}{comment}-m recent --rcheck --seconds {port.affinity_seconds} --reap "
                 f"--name {target} --mask {mask} --rsource -j {target}\n"
-                for comment, target in zip(comments, chains, strict=True)
+                for comment, target, _ in parts
             ]
-        left = len(endpoints)
-        for comment, target in zip(comments, chains, strict=True):
-            if left > 1:
-                share = f"-m statistic --mode random --probability {probability(left)} "
+        left = sum(weight for _, _, weight in parts)
+        for comment, target, weight in parts:
+            if left > weight:
+                share = f"-m statistic --mode random --probability {probability(weight, left)} "
                 rules.append(f"{start}{comment}{share}-j {target}\n")
             else:
                 rules.append(f"{start}{comment}-j {target}\n")
-            left -= 1
+            left -= weight
         self.lines.chains[chain] = "".join(rules)
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
@@ -294,6 +318,10 @@ def _recent_mask(family: Family) -> str:
 
 
 @lru_cache(maxsize=4096)
-def probability(left: int) -> str:
-    """1/left as iptables-save prints it: the kernel keeps a 31-bit fraction of kube-proxy's `%0.10f`."""
-    return f"{round(float(f'{1 / left:.10f}') * 2**31) / 2**31:.11f}"
+def probability(share: int, left: int) -> str:
+    """share/left as iptables-save prints it: the kernel keeps a 31-bit fraction of kube-proxy's `%0.10f`.
+
+    The smallest share is one unit, not none.
+    """
+    units = round(float(f"{share / left:.10f}") * 2**31)
+    return f"{max(units, 1) / 2**31:.11f}"

@@ -50,64 +50,74 @@ class Jump(msgspec.Struct, frozen=True):
         return f"-I {self.line.removeprefix('-A ')}"
 
 
-def _jump(table: str, chain: str, target: str, comment: str, match: str = "") -> Jump:
+def jump(table: str, chain: str, target: str, comment: str, match: str = "") -> Jump:
+    """A jump with a comment and, before it, further matches."""
     told = f'-m comment --comment "{comment}" ' if comment else ""
     return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n")
 
 
 JUMPS: tuple[Jump, ...] = (
-    _jump(
+    jump(
         "filter", "INPUT", names.KUBE_EXTERNAL_SERVICES, "kubernetes externally-visible service portals", _NEW
     ),
-    _jump(
+    jump(
         "filter",
         "FORWARD",
         names.KUBE_EXTERNAL_SERVICES,
         "kubernetes externally-visible service portals",
         _NEW,
     ),
-    _jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
-    _jump("filter", "FORWARD", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
-    _jump("filter", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
-    _jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
-    _jump("filter", "INPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
-    _jump("filter", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
-    _jump("filter", "FORWARD", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
-    _jump("nat", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals"),
-    _jump("nat", "PREROUTING", names.KUBE_SERVICES, "kubernetes service portals"),
-    _jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
-    _jump("filter", "INPUT", names.KUBE_FIREWALL, ""),
-    _jump("filter", "OUTPUT", names.KUBE_FIREWALL, ""),
+    jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
+    jump("filter", "FORWARD", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
+    jump("filter", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals", _NEW),
+    jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
+    jump("filter", "INPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    jump("filter", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    jump("filter", "FORWARD", names.KUBE_PROXY_FIREWALL, "kubernetes load balancer firewall", _NEW),
+    jump("nat", "OUTPUT", names.KUBE_SERVICES, "kubernetes service portals"),
+    jump("nat", "PREROUTING", names.KUBE_SERVICES, "kubernetes service portals"),
+    jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
+    jump("filter", "INPUT", names.KUBE_FIREWALL, ""),
+    jump("filter", "OUTPUT", names.KUBE_FIREWALL, ""),
 )
 """In the order in which kube-proxy ensures them; the last two are the kubelet's as well."""
 
 
 def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
     """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours."""
-    mark = config.mark
-    masquerade = "MASQUERADE --random-fully" if config.random_fully else "MASQUERADE"
     chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
-    chains["nat", names.KUBE_MARK_MASQ] = f"-A {names.KUBE_MARK_MASQ} -j MARK --set-xmark {mark}/{mark}\n"
-    post = f"-A {names.KUBE_POSTROUTING} "
-    chains["nat", names.KUBE_POSTROUTING] = (
-        f"{post}-m mark ! --mark {mark}/{mark} -j RETURN\n"
-        f"{post}-j MARK --set-xmark {mark}/0x0\n"
-        f'{post}-m comment --comment "kubernetes service traffic requiring SNAT" -j {masquerade}\n'
-    )
-    forward = f"-A {names.KUBE_FORWARD} "
     invalid = ""
     if config.drop_invalid:
         counter = f"-m nfacct --nfacct-name  {INVALID_COUNTER} " if config.count_invalid else ""
-        invalid = f"{forward}-m conntrack --ctstate INVALID {counter}-j DROP\n"
-    chains["filter", names.KUBE_FORWARD] = (
-        f"{invalid}"
-        f'{forward}-m comment --comment "kubernetes forwarding rules" '
-        f"-m mark --mark {mark}/{mark} -j ACCEPT\n"
-        f'{forward}-m comment --comment "kubernetes forwarding conntrack rule" '
-        f"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
-    )
+        invalid = f"-A {names.KUBE_FORWARD} -m conntrack --ctstate INVALID {counter}-j DROP\n"
+    chains |= masquerade_chains(config, before_forward=invalid)
     chains["filter", names.KUBE_FIREWALL] = _localnet_guard() if config.localhost else None
     return chains
+
+
+def masquerade_chains(
+    config: IptablesConfig, *, first: str = "", before_forward: str = ""
+) -> dict[ChainId, str]:
+    """What marks, masquerades and forwards the traffic of services; lines to begin two of the chains with."""
+    mark = config.mark
+    post = f"-A {names.KUBE_POSTROUTING} "
+    forward = f"-A {names.KUBE_FORWARD} "
+    return {
+        ("nat", names.KUBE_MARK_MASQ): f"-A {names.KUBE_MARK_MASQ} -j MARK --set-xmark {mark}/{mark}\n",
+        ("nat", names.KUBE_POSTROUTING): (
+            f"{first}"
+            f"{post}-m mark ! --mark {mark}/{mark} -j RETURN\n"
+            f"{post}-j MARK --set-xmark {mark}/0x0\n"
+            f'{post}-m comment --comment "kubernetes service traffic requiring SNAT" -j {config.masquerade}\n'
+        ),
+        ("filter", names.KUBE_FORWARD): (
+            f"{before_forward}"
+            f'{forward}-m comment --comment "kubernetes forwarding rules" '
+            f"-m mark --mark {mark}/{mark} -j ACCEPT\n"
+            f'{forward}-m comment --comment "kubernetes forwarding conntrack rule" '
+            f"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+        ),
+    }
 
 
 def _localnet_guard() -> str:

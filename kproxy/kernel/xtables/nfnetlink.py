@@ -13,42 +13,24 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
-NLM_F_REQUEST = 0x01
-NLM_F_ACK = 0x04
-NLM_F_DUMP = 0x300
-NLM_F_EXCL = 0x200
-NLM_F_CREATE = 0x400
+from kproxy.kernel.netlink.messages import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attributes,
+    each_message,
+    error_code,
+)
+from kproxy.kernel.netlink.messages import message as pack
 
 _NETLINK_NETFILTER = 12
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
-_NLA_TYPE_MASK = 0x3FFF
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NFGENMSG = struct.Struct("!BBH")  # address family, version, resource id
-_NLA = struct.Struct("=HH")
 _SEQUENCE = 1
 _RECEIVE_BYTES = 1 << 16
 _TIMEOUT = 5.0
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One netlink attribute, padded to four bytes."""
-    return _NLA.pack(_NLA.size + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
-
-
-def attributes(body: bytes) -> dict[int, bytes]:
-    """The attributes of a message body, by type; flags of the type (nested, byte order) are dropped."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _NLA.size <= len(body):
-        length, kind = _NLA.unpack_from(body, offset)
-        if length < _NLA.size or offset + length > len(body):
-            break
-        found[kind & _NLA_TYPE_MASK] = body[offset + _NLA.size : offset + length]
-        offset += (length + 3) & ~3
-    return found
 
 
 def request(
@@ -61,34 +43,23 @@ def request(
     errno the kernel replied, or TimeoutError.
     """
     payload = _NFGENMSG.pack(family, 0, 0) + body
-    header = _HEADER.pack(
-        _HEADER.size + len(payload), subsystem << 8 | message, NLM_F_REQUEST | flags, _SEQUENCE, 0
-    )
+    whole = pack(subsystem << 8 | message, NLM_F_REQUEST | flags, _SEQUENCE, payload)
     single = not flags & (NLM_F_ACK | NLM_F_DUMP)
     answers: list[dict[int, bytes]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
         sock.settimeout(_TIMEOUT)
-        sock.sendto(header + payload, (0, 0))
+        sock.sendto(whole, (0, 0))
         while True:
-            for kind, content in _messages(sock.recv(_RECEIVE_BYTES)):
-                if kind == _NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", content)[0]
+            for kind, _, sequence, content in each_message(sock.recv(_RECEIVE_BYTES)):
+                if sequence != _SEQUENCE:
+                    continue
+                if kind == NLMSG_ERROR:
+                    code = error_code(content)
                     if code:
                         raise OSError(code, os.strerror(code))
                     return answers
-                if kind == _NLMSG_DONE:
+                if kind == NLMSG_DONE:
                     return answers
                 answers.append(attributes(content[_NFGENMSG.size :]))
                 if single:
                     return answers
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _flags, sequence, _port = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        if sequence == _SEQUENCE:
-            yield kind, datagram[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3

@@ -19,6 +19,7 @@ import struct
 from pathlib import Path
 
 from kproxy.addresses import Family
+from kproxy.kernel.netlink.messages import attribute
 from kproxy.kernel.xtables import nfnetlink
 from kproxy.kernel.xtables.types import Stamp, Variant
 
@@ -63,8 +64,8 @@ def generation() -> int:
 
 def nft_chain_exists(family: Family, table: str, chain: str) -> bool:
     """Whether nftables' ip or ip6 table `table` has the chain.  Raises OSError if it cannot be asked."""
-    body = nfnetlink.attribute(_CHAIN_TABLE, table.encode() + b"\0")
-    body += nfnetlink.attribute(_CHAIN_NAME, chain.encode() + b"\0")
+    body = attribute(_CHAIN_TABLE, table.encode() + b"\0")
+    body += attribute(_CHAIN_NAME, chain.encode() + b"\0")
     try:
         nfnetlink.request(_NFT_SUBSYSTEM, _GET_CHAIN, 0, body, _SOCKETS[family][0])
     except OSError as error:

@@ -1,0 +1,157 @@
+"""The IPVS mode on this kernel: refuse early and clearly where it cannot work, set what it depends on."""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from kproxy.addresses import Family, is_link_local, is_loopback
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.iptables_mode import rules_backend
+from kproxy.agent.mode import ModeUnavailable
+from kproxy.agent.node import FamilyFacts
+from kproxy.backends.base import Backend
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.ipvs.backend import KERNEL_ERRORS, IpvsBackend
+from kproxy.backends.ipvs.config import IpvsConfig
+from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.kernel import sysctl
+from kproxy.kernel.ipvs.types import Timeouts
+from kproxy.kernel.xtables.types import Xtables
+from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
+
+log = structlog.stdlib.get_logger(__name__)
+
+CONNTRACK = "net/ipv4/vs/conntrack"
+"""IPVS must tell conntrack of its connections, or nothing can be masqueraded (ip_vs_nfct.c)."""
+
+SYSCTLS: Mapping[str, tuple[int, str]] = {
+    "net/ipv4/vs/expire_nodest_conn": (1, "packets to a destination that is gone go to another one"),
+    "net/ipv4/vs/expire_quiescent_template": (1, "affinity to a destination that drains ends"),
+    "net/ipv4/ip_forward": (1, "packets are forwarded"),
+}
+STRICT_ARP: Mapping[str, tuple[int, str]] = {
+    "net/ipv4/conf/all/arp_ignore": (1, "ARP is answered for addresses of the asked interface only"),
+    "net/ipv4/conf/all/arp_announce": (2, "ARP requests name an address of the asking interface"),
+}
+"""A load balancer such as MetalLB answers ARP itself; the device's addresses must not answer too."""
+CONN_REUSE = "net/ipv4/vs/conn_reuse_mode"
+"""Before Linux 5.9, reused ports cost a second each unless this is 0; since then 1, the default, is right."""
+
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
+
+
+class IpvsMode:
+    """The IPVS mode. Raises ModeUnavailable when made where it cannot work."""
+
+    def __init__(self, config: ProxyConfig, tables: Mapping[Family, Xtables], handles: KernelHandles) -> None:
+        self._config = config
+        self._tables = tables
+        self._handles = handles
+        self._scheduler = parse_scheduler(config.ipvs_scheduler)
+        self._backends: dict[Family, IpvsBackend] = {}
+        self._watches: dict[object, ChangeWatch] = {}
+        self._probe()
+        set_sysctls(strict_arp=config.ipvs_strict_arp)
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families whose iptables programs were found."""
+        return tuple(self._tables)
+
+    def configure(self, family: Family, facts: FamilyFacts) -> Backend:
+        """The backend of a family."""
+        config = self._settings(family, facts)
+        backend = self._backends.get(family)
+        if backend is None:
+            rules = rules_backend(IpvsLayout(config.rules), self._tables[family], self._watches)
+            backend = IpvsBackend(config, self._handles, rules, time.monotonic)
+            self._backends[family] = backend
+        else:
+            backend.reconfigure(config)
+        return backend
+
+    def settled(self) -> None:
+        """What another mode left are rules, and these went with the first sync."""
+
+    def tend(self) -> float | None:
+        """Nothing but what the backends do."""
+        return None
+
+    def _settings(self, family: Family, facts: FamilyFacts) -> IpvsConfig:
+        config = self._config
+        rules = IptablesConfig(
+            family=family,
+            masquerade_bit=config.masquerade_bit,
+            masquerade_all=config.masquerade_all,
+            local_traffic=facts.local_traffic,
+            random_fully=self._tables[family].random_fully,
+        )
+        return ipvs_config(config, rules, facts)
+
+    def _probe(self) -> None:
+        ipvs = self._handles.ipvs
+        wanted = self._scheduler.name
+        try:
+            self._handles.ipset.headers()
+            for family in self._tables:
+                ipvs.servers(family)
+            if ipvs.has_scheduler(wanted):
+                timeouts = Timeouts(
+                    round(self._config.ipvs_tcp_timeout),
+                    round(self._config.ipvs_tcpfin_timeout),
+                    round(self._config.ipvs_udp_timeout),
+                )
+                if timeouts != Timeouts():
+                    ipvs.set_timeouts(timeouts)
+                return
+            offered = [name for name in SCHEDULERS if ipvs.has_scheduler(name)]
+        except KERNEL_ERRORS as error:
+            raise ModeUnavailable(f"--proxy-mode ipvs: {error}") from error
+        raise ModeUnavailable(
+            f"--ipvs-scheduler {wanted}: this kernel does not have it; it has {', '.join(offered) or 'none'}"
+        )
+
+
+def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) -> IpvsConfig:
+    """The settings of one family, on a node with these facts."""
+    local = facts.local_addresses
+    accepting = facts.node_port_addresses if facts.node_port_addresses is not None else local
+    return IpvsConfig(
+        rules=rules,
+        scheduler=parse_scheduler(config.ipvs_scheduler),
+        node_addresses=tuple(ip for ip in accepting if not is_loopback(ip) and not is_link_local(ip)),
+        local_addresses=frozenset(local),
+        graceful_period=config.ipvs_graceful_period,
+        exclude_cidrs=config.ipvs_exclude_cidrs,
+    )
+
+
+def set_sysctls(*, strict_arp: bool, release: str | None = None) -> None:
+    """Set what the mode depends on. Raises ModeUnavailable if conntrack cannot be switched on.
+
+    Others that cannot be set, as in a container that sees them read-only, are warnings.
+    """
+    try:
+        if sysctl.ensure(CONNTRACK, 1):
+            log.info("sysctl_set", name=CONNTRACK, value=1, reason="connections can be masqueraded")
+    except sysctl.SysctlError as error:
+        raise ModeUnavailable(f"--proxy-mode ipvs: {error}; without it nothing can be masqueraded") from error
+    wanted = dict(SYSCTLS)
+    if strict_arp:
+        wanted |= STRICT_ARP
+    match = _RELEASE.match(release or os.uname().release)
+    if match is not None and (4, 1) <= (int(match[1]), int(match[2])) < (5, 9):
+        wanted[CONN_REUSE] = (0, "a reused client port costs no second")
+    for name, (value, effect) in wanted.items():
+        try:
+            if sysctl.ensure(name, value):
+                log.info("sysctl_set", name=name, value=value, reason=effect)
+        except sysctl.SysctlError as error:
+            log.warning(
+                "sysctl_failed", name=error.name, reason=error.reason, effect=f"not ensured: {effect}"
+            )

@@ -1,0 +1,37 @@
+"""The seam between the run loop and a proxy mode: what it finds in the kernel and builds for each family."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from kproxy.addresses import Family
+from kproxy.agent.node import FamilyFacts
+from kproxy.backends.base import Backend
+
+
+class ModeUnavailable(RuntimeError):
+    """The mode cannot run on this node; the message says why and what would help."""
+
+
+class NoFamilyUsable(ModeUnavailable):
+    """Neither IP family can be served on this node; `reasons` says why for each."""
+
+    def __init__(self, reasons: Mapping[Family, str]) -> None:
+        super().__init__("; ".join(f"{family}: {reason}" for family, reason in reasons.items()))
+        self.reasons = reasons
+
+
+class Mode(Protocol):
+    """One way of programming this node."""
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that can be served here."""
+
+    def configure(self, family: Family, facts: FamilyFacts) -> Backend:
+        """The backend of a family, made on the first call and given new facts on later ones."""
+
+    def settled(self) -> None:
+        """Every family has been synced for the first time: what another mode left may go."""
+
+    def tend(self) -> float | None:
+        """Do what time asks for; return the seconds until this wants to be called again, None if never."""

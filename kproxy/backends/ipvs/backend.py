@@ -1,0 +1,212 @@
+"""The IPVS mode of one family: rules, sets, virtual servers and addresses brought into step.
+
+The order of a sync keeps every moment correct. Sets are filled before the rules that read them, and both
+stand before anything forwards, so nothing leaves a node unmasqueraded; rules of a former mode go only after
+the virtual servers stand that take over from them; and what lists a virtual server outlives it.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.ipvs.config import IpvsConfig
+from kproxy.backends.ipvs.draining import Draining
+from kproxy.backends.ipvs.keeper import DoubtError, Keeper, KernelHandles
+from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.backends.ipvs.names import PEER_SETS
+from kproxy.backends.ipvs.render import NOTHING, render_service
+from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.ipset.types import IpsetError
+from kproxy.kernel.ipvs.types import IpvsError, ServerId
+from kproxy.plan.model import ServicePlan
+
+log = structlog.stdlib.get_logger(__name__)
+
+KERNEL_ERRORS = (IpvsError, IpsetError, DeviceError)
+
+LOOK_PERIOD = 30.0
+"""Seconds between looks at virtual servers, sets and addresses: the kernel does not count their changes."""
+
+SHARE_OF_DESTINATIONS = 20
+"""Each look compares the destinations of one virtual server in so many; a thorough one, of all."""
+
+
+class IpvsBackend:
+    """One family's IPVS mode; `rules` writes its iptables rules."""
+
+    def __init__(
+        self,
+        config: IpvsConfig,
+        kernel: KernelHandles,
+        rules: IptablesBackend,
+        clock: Callable[[], float],
+    ) -> None:
+        self.family: Family = config.family
+        self._config = config
+        self._kernel = kernel
+        self._rules = rules
+        self._clock = clock
+        self._draining = Draining(config.graceful_period, clock)
+        self._keeper = Keeper(config.family, kernel, self._draining, config.exclude_cidrs)
+        self._plans: dict[str, ServicePlan] = {}
+        self._schedulers: dict[str, bool] = {config.scheduler.name: True}
+        self._degraded: dict[str, str] = {}
+        self._settled = False
+        self._next_look = 0.0
+        self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
+
+    def update(self, plans: Iterable[ServicePlan]) -> None:
+        """Take new desired states; a plan without ports removes its service."""
+        taken = list(plans)
+        for plan in taken:
+            if plan.ports:
+                self._plans[plan.key] = plan
+            else:
+                self._plans.pop(plan.key, None)
+            self._want(plan)
+        self._rules.update(taken)
+
+    def reconfigure(self, config: IpvsConfig) -> None:
+        """Take new settings of the same family; the next sync writes what they change."""
+        if config == self._config:
+            return
+        self._config = config
+        self._draining.period = config.graceful_period
+        self._keeper.excluded = tuple(config.exclude_cidrs)
+        for plan in self._plans.values():
+            self._want(plan)
+        self._rules.reconfigure(IpvsLayout(config.rules))
+
+    def retry(self) -> None:
+        """Let the next sync try the services again that were refused, and schedulers that were missing."""
+        self._keeper.retry()
+        self._rules.retry()
+        self._schedulers = {name: True for name, offered in self._schedulers.items() if offered}
+        for key in tuple(self._degraded):
+            self._want(self._plans[key])
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel to the desired state, sending only what differs."""
+        written: Counter[str] = Counter()
+        keeper = self._keeper
+        keeper.believes_refusals = False
+        try:
+            try:
+                report = self._write(written)
+            except DoubtError as doubt:
+                log.info("looking_again", family=self.family.value, reason=str(doubt))
+                keeper.doubt()
+                keeper.believes_refusals = True
+                report = self._write(written)
+        except KERNEL_ERRORS as error:
+            keeper.doubt()
+            return SyncReport(error=str(error), changes=_nonzero(written))
+        return msgspec.structs.replace(report, changes=_nonzero(written), degraded=dict(self._degraded))
+
+    def tend(self) -> float | None:
+        """Remove what has drained; returns the seconds until this wants to be called again, if ever."""
+        due = self._draining.due_in()
+        if due is None or due > 0:
+            return due
+        try:
+            ended = self._keeper.drain()
+        except IpvsError as error:
+            log.warning("drain_check_failed", family=self.family.value, reason=str(error))
+            return 1.0
+        if ended:
+            report = self.sync()
+            log.info("drained", family=self.family.value, **report.changes)
+        return self._draining.due_in()
+
+    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+        """Compare the kernel with what was applied; what drifted is pending again and named.
+
+        Raises CheckError if the kernel cannot be read.
+        """
+        drifts = self._rules.check(thorough=thorough)
+        now = self._clock()
+        if not thorough and now < self._next_look:
+            return drifts
+        turn = next(self._turns)
+
+        def details_of(server: ServerId) -> bool:
+            return thorough or (server.port + sum(server.ip.encode())) % SHARE_OF_DESTINATIONS == turn
+
+        try:
+            drifts += self._keeper.check(details_of)
+        except KERNEL_ERRORS as error:
+            raise CheckError(str(error)) from error
+        self._next_look = self._clock() + LOOK_PERIOD
+        return drifts
+
+    def _want(self, plan: ServicePlan) -> None:
+        key = plan.key
+        self._degraded.pop(key, None)
+        if not plan.ports:
+            self._keeper.want(key, NOTHING)
+            return
+        missing = {
+            p.scheduler.name
+            for p in plan.ports
+            if p.scheduler is not None and not self._offers(p.scheduler.name)
+        }
+        if missing:
+            default = self._config.scheduler.name
+            names = ", ".join(sorted(missing))
+            self._degraded[key] = (
+                f"annotation kproxy.io/scheduler: the kernel has no scheduler {names}, {default} is used"
+            )
+            ports = tuple(msgspec.structs.replace(port, scheduler=None) for port in plan.ports)
+            plan = msgspec.structs.replace(plan, ports=ports)
+        self._keeper.want(key, render_service(plan, self._config))
+
+    def _offers(self, scheduler: str) -> bool:
+        """Whether the kernel has a scheduler; asked once, and again on a retry if it had not."""
+        known = self._schedulers.get(scheduler)
+        if known is None:
+            try:
+                known = self._kernel.ipvs.has_scheduler(scheduler)
+            except IpvsError as error:
+                log.warning("scheduler_unknown", scheduler=scheduler, reason=str(error))
+                return False
+            self._schedulers[scheduler] = known
+        return known
+
+    def _write(self, written: Counter[str]) -> SyncReport:
+        keeper = self._keeper
+        if keeper.look():
+            self._settled = False
+        keeper.prepare(written)
+        report = self._rules.sync(retire=False)
+        written.update(report.changes)
+        if report.error is not None:
+            return report
+        keeper.serve(written)
+        if not self._settled:
+            retired = self._rules.retire()
+            written.update(retired.changes)
+            if retired.error is not None:
+                return retired
+            self._remove_peer_sets()
+            self._settled = True
+        keeper.tidy(written)
+        return SyncReport({**report.failed, **keeper.refused})
+
+    def _remove_peer_sets(self) -> None:
+        """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""
+        ipset = self._kernel.ipset
+        for name in sorted(PEER_SETS[self.family] & ipset.headers().keys()):
+            try:
+                ipset.destroy(name)
+            except IpsetError as error:
+                log.warning("set_kept", set=name, reason=str(error))
+
+
+def _nonzero(written: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in written.items() if count}

@@ -1,0 +1,339 @@
+"""Keep virtual servers, sets and the device's addresses as wanted, sending only what differs.
+
+The work of one sync has three steps, so that rules can be written between them: `prepare` adds what lets
+packets through or stops them, `serve` makes virtual servers and then the addresses that lead packets to them,
+`tidy` takes away what nothing needs any more. A service whose request the kernel refuses is put aside with
+the reason and tried again later; all others get what they want.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.base import Drift
+from kproxy.backends.ipvs.desired import Desired
+from kproxy.backends.ipvs.draining import Draining
+from kproxy.backends.ipvs.names import sets
+from kproxy.backends.ipvs.record import Record, describe, differences, observe
+from kproxy.backends.ipvs.render import Frontend, Member, ServiceObjects
+from kproxy.kernel.addresses import AddressDevice
+from kproxy.kernel.ipset.codec import reason as set_reason
+from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset
+from kproxy.kernel.ipvs.types import (
+    Command,
+    DestinationId,
+    Ipvs,
+    Request,
+    ServerId,
+    VirtualServer,
+    reason,
+)
+
+log = structlog.stdlib.get_logger(__name__)
+
+_GONE = frozenset({errno.ENOENT, errno.ESRCH})
+_DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
+
+
+class KernelHandles(msgspec.Struct, frozen=True):
+    """The three parts of the kernel that the mode works on."""
+
+    ipvs: Ipvs
+    ipset: Ipset
+    device: AddressDevice
+
+
+class DoubtError(Exception):
+    """The kernel refused what should have been possible: look at what it holds before judging."""
+
+
+class Keeper:
+    """One family's virtual servers, sets and addresses.
+
+    Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; what is known of the
+    kernel must then be thrown away with `doubt()`.
+    """
+
+    def __init__(
+        self, family: Family, kernel: KernelHandles, draining: Draining, excluded: Collection[str] = ()
+    ) -> None:
+        self.family = family
+        self.desired = Desired()
+        self.refused: dict[str, str] = {}
+        self.excluded = tuple(excluded)
+        self.believes_refusals = False
+        self._kernel = kernel
+        self._draining = draining
+        self._record: Record | None = None
+        self._sets = sets(family)
+
+    def want(self, key: str, objects: ServiceObjects) -> None:
+        """Take what a service wants now."""
+        if self.desired.put(key, objects):
+            self.refused.pop(key, None)
+
+    def doubt(self) -> None:
+        """Forget what the kernel holds; the next sync reads it."""
+        self._record = None
+
+    def retry(self) -> None:
+        """Let the next sync try again what was refused."""
+        for key in self.refused:
+            self.desired.touch_service(key)
+        self.refused.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of ours is known to be in the kernel."""
+        record = self._record
+        return record is not None and not record.servers and not record.addresses
+
+    def look(self) -> bool:
+        """Read the kernel if it is not known; True if it was read. Makes the device and the sets."""
+        if self._record is not None:
+            return False
+        kernel = self._kernel
+        if kernel.device.ensure():
+            log.info("device_created", device=kernel.device.name)
+        for spec in self._sets.all:
+            kernel.ipset.create(spec)
+        self._adopt(self._observe())
+        return True
+
+    def prepare(self, written: Counter[str]) -> None:
+        """Add entries to sets."""
+        desired, record = self.desired, self._known()
+        changes = [
+            EntryChange(spec, entry, add=True)
+            for spec, entry in self._pending_members()
+            if desired.wants_member((spec, entry)) and entry not in record.members.get(spec, ())
+        ]
+        self._change_sets(changes, written)
+
+    def serve(self, written: Counter[str]) -> None:
+        """Make, change and remove virtual servers and destinations; then add addresses."""
+        record = self._known()
+        requests: list[Request] = []
+        for server in sorted(self.desired.servers):
+            owner = self.desired.owner(server)
+            if owner in self.refused:
+                continue
+            if owner is not None and server in record.foreign:
+                self._refuse(
+                    [owner], f"{describe(server)}: a virtual server that kproxy did not make is there"
+                )
+                continue
+            requests += self._requests(server, self.desired.frontend(server))
+        self._send(requests, written)
+        self._add_addresses(written)
+
+    def tidy(self, written: Counter[str]) -> None:
+        """Remove addresses and set entries that nothing needs."""
+        desired, record = self.desired, self._known()
+        unused = [
+            ip
+            for ip in sorted(desired.addresses)
+            if ip in record.addresses and not desired.wants_address(ip) and not record.serves_at(ip)
+        ]
+        if unused:
+            failures = self._kernel.device.remove(unused)
+            for ip in unused:
+                if ip not in failures:
+                    record.addresses.discard(ip)
+            written["addresses_removed"] += len(unused) - len(failures)
+            for ip, code in failures.items():
+                log.warning("address_kept", family=self.family.value, address=ip, reason=_word(code))
+        removals = [
+            EntryChange(spec, entry, add=False)
+            for spec, entry in self._pending_members()
+            if entry in record.members.get(spec, ())
+            and not desired.wants_member((spec, entry))
+            and not self._still_needed((spec, entry))
+        ]
+        self._change_sets(removals, written)
+        self._forget_pending()
+
+    def drain(self) -> bool:
+        """Look at the connections of what drains; True if a sync has something to remove."""
+        ended = self._draining.look(self._kernel.ipvs)
+        self.desired.servers |= ended
+        return bool(ended)
+
+    def check(self, details_of: Callable[[ServerId], bool]) -> tuple[Drift, ...]:
+        """Compare the kernel with the record; what differs is pending again.
+
+        Destinations are compared of servers with `details_of` only.
+        """
+        expected = self._record
+        if expected is None:
+            return ()
+        found = self._observe(details_of)
+        drifts = differences(expected, found, details_of)
+        if drifts:
+            self.doubt()
+        return drifts
+
+    def known(self) -> Mapping[ServerId, tuple[VirtualServer, Mapping[DestinationId, int]]]:
+        """The virtual servers that the kernel is known to hold."""
+        return {s: (r.settings, r.destinations) for s, r in self._known().servers.items()}
+
+    def _observe(self, details_of: Callable[[ServerId], bool] = lambda _: True) -> Record:
+        kernel = self._kernel
+        return observe(
+            self.family,
+            (kernel.ipvs, kernel.ipset, kernel.device),
+            self.excluded,
+            lambda server: self.desired.owner(server) is not None,
+            details_of=details_of,
+        )
+
+    def _adopt(self, record: Record) -> None:
+        self._record = record
+        desired = self.desired
+        desired.touch_everything()
+        desired.servers |= record.servers.keys()
+        desired.addresses |= record.addresses
+        desired.members.update((spec, entry) for spec, entries in record.members.items() for entry in entries)
+
+    def _known(self) -> Record:
+        assert self._record is not None, "look() comes first"  # noqa: S101
+        return self._record
+
+    def _pending_members(self) -> Iterator[Member]:
+        return iter(sorted(self.desired.members))
+
+    def _still_needed(self, member: Member) -> bool:
+        """Whether an entry that no service wants tells of a virtual server or address that still stands."""
+        spec, entry = member
+        record = self._known()
+        if spec == self._sets.addresses:
+            return entry.ip in record.addresses
+        return spec in self._sets.ledger and ServerId(entry.protocol, entry.ip, entry.port) in record.servers
+
+    def _requests(self, server: ServerId, frontend: Frontend | None) -> Iterator[Request]:
+        """What brings one virtual server to what is wanted of it, additions first."""
+        record = self._known().servers.get(server)
+        wanted = dict(frontend.destinations) if frontend is not None and frontend.server is not None else {}
+        settings = frontend.server if frontend is not None else None
+        if record is None:
+            if settings is None:
+                return
+            yield Request(Command.NEW_SERVICE, server, settings)
+        elif settings is not None and settings != record.settings:
+            yield Request(Command.SET_SERVICE, server, settings)
+        standing = record.destinations if record is not None else {}
+        for destination, weight in wanted.items():
+            self._draining.forget(server, destination)
+            if destination not in standing:
+                yield Request(Command.NEW_DEST, server, destination=destination, weight=weight)
+            elif standing[destination] != weight:
+                yield Request(Command.SET_DEST, server, destination=destination, weight=weight)
+        leaving = [destination for destination in standing if destination not in wanted]
+        kept = [d for d in leaving if self._draining.keeps(server, d)]
+        if settings is None and not kept:
+            yield Request(Command.DEL_SERVICE, server)
+            return
+        for destination in leaving:
+            if destination not in kept:
+                yield Request(Command.DEL_DEST, server, destination=destination)
+            elif standing[destination] != 0:
+                yield Request(Command.SET_DEST, server, destination=destination, weight=0)
+
+    def _send(self, requests: Sequence[Request], written: Counter[str]) -> None:
+        if not requests:
+            return
+        record, desired = self._known(), self.desired
+        failures = self._kernel.ipvs.apply(requests)
+        for index, request in enumerate(requests):
+            code = failures.get(index, 0)
+            if code and not (code in _GONE and request.command in _DELETIONS):
+                self._judge([desired.owner(request.server)], request, code)
+                continue
+            record.done(request)
+            written[_COUNTED[request.command]] += 1
+            if request.command is Command.DEL_DEST:
+                self._draining.forget(request.server, request.destination)
+            elif request.command is Command.DEL_SERVICE:
+                self._draining.forget(request.server)
+                self._release(request.server)
+
+    def _release(self, server: ServerId) -> None:
+        """With a virtual server gone, its address and its entries may go too."""
+        entry = Entry(server.ip, server.protocol, server.port)
+        self.desired.addresses.add(server.ip)
+        self.desired.members.update((spec, entry) for spec in self._sets.ledger)
+
+    def _add_addresses(self, written: Counter[str]) -> None:
+        desired, record = self.desired, self._known()
+        missing = [
+            ip for ip in sorted(desired.addresses) if desired.wants_address(ip) and ip not in record.addresses
+        ]
+        if not missing:
+            return
+        failures = self._kernel.device.add(missing)
+        record.addresses.update(ip for ip in missing if ip not in failures)
+        written["addresses"] += len(missing) - len(failures)
+        for ip, code in failures.items():
+            self._doubt_once(f"address {ip}: {_word(code)}")
+            self._refuse(
+                desired.wanting_address(ip), f"address {ip} on {self._kernel.device.name}: {_word(code)}"
+            )
+
+    def _change_sets(self, changes: Sequence[EntryChange], written: Counter[str]) -> None:
+        if not changes:
+            return
+        record = self._known()
+        failures = self._kernel.ipset.apply(changes)
+        for index, change in enumerate(changes):
+            code = failures.get(index, 0)
+            if not code:
+                record.entry_done(change)
+                continue
+            told = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
+            self._doubt_once(told)
+            self._refuse(self.desired.wanting_member((change.set, change.entry)), told)
+        written["set_entries"] += len(changes) - len(failures)
+
+    def _judge(self, owners: Sequence[str | None], request: Request, code: int) -> None:
+        told = f"{request.command.name} {describe(request.server)}"
+        if request.destination is not None:
+            told += f" -> {request.destination.ip} port {request.destination.port}"
+        told += f": {reason(request.command, code)}"
+        self._doubt_once(told)
+        self._refuse([owner for owner in owners if owner is not None], told)
+
+    def _doubt_once(self, told: str) -> None:
+        if not self.believes_refusals:
+            raise DoubtError(told)
+
+    def _refuse(self, keys: Collection[str] | Iterator[str], told: str) -> None:
+        for key in keys:
+            if key not in self.refused:
+                self.refused[key] = told
+                log.error("service_refused", family=self.family.value, service=key, reason=told)
+
+    def _forget_pending(self) -> None:
+        desired = self.desired
+        desired.servers.clear()
+        desired.members.clear()
+        desired.addresses.clear()
+        for key in self.refused:
+            desired.touch_service(key)
+
+
+_COUNTED = {
+    Command.NEW_SERVICE: "servers",
+    Command.SET_SERVICE: "servers",
+    Command.DEL_SERVICE: "servers_removed",
+    Command.NEW_DEST: "destinations",
+    Command.SET_DEST: "destinations",
+    Command.DEL_DEST: "destinations_removed",
+}
+
+
+def _word(code: int) -> str:
+    return errno.errorcode.get(code, str(code))

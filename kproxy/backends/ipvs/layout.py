@@ -1,0 +1,198 @@
+"""The iptables rules of the IPVS mode: a fixed number of them, which look addresses up in sets.
+
+IPVS translates only destinations. What is left to rules is whose source address is masqueraded, who is
+dropped or refused, and that a port which no service has does not lead to a socket of the node. Where rules
+must stand follows from where IPVS takes packets (net/netfilter/ipvs/ip_vs_core.c): in INPUT after table
+filter, and in OUTPUT before it, so what concerns the node's own traffic too stands in table mangle.
+
+Only services with the external traffic policy Local have rules of their own. Pods and the node itself may
+use all endpoints there, outsiders only the local ones, and one virtual server cannot tell them apart: pods
+and the node are led to the iptables mode's chain for all endpoints, which translates before IPVS looks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from kproxy.addresses import Family, host_cidr
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.render import (
+    ServiceRules,
+    SharedLines,
+    cluster_policy_chains,
+    health_check_rule,
+)
+from kproxy.backends.iptables.static import (
+    FILTER_NODE_PORTS,
+    TABLES,
+    ChainId,
+    Jump,
+    jump,
+    masquerade_chains,
+)
+from kproxy.backends.ipvs.names import Sets, sets
+from kproxy.kernel.ipset.types import SetSpec
+from kproxy.plan.model import PortPlan, ServicePlan
+
+_NEW = "-m conntrack --ctstate NEW "
+_SHORTCUT: ChainId = ("nat", names.KUBE_IPVS_SHORTCUT)
+_SHARED: Mapping[str, ChainId] = {"nat_services": _SHORTCUT, "filter_node_ports": FILTER_NODE_PORTS}
+
+IPVS_JUMPS: tuple[Jump, ...] = (
+    jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
+    jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
+    jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
+    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
+    jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
+    jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
+    jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
+    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter", _NEW),
+)
+
+
+@dataclass(frozen=True)
+class IpvsLayout:
+    """The chains of one family."""
+
+    config: IptablesConfig
+
+    @property
+    def family(self) -> Family:
+        """The family whose tables it describes."""
+        return self.config.family
+
+    @cached_property
+    def fixed(self) -> Mapping[ChainId, str | None]:
+        """Chains that depend on no service."""
+        known = sets(self.family)
+        chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
+        chains |= masquerade_chains(self.config, first=_loop_back_rule(known, self.config))
+        chains["mangle", names.KUBE_PROXY_FIREWALL] = _firewall(known)
+        chains["nat", names.KUBE_IPVS_SERVICES] = self._services(known)
+        chains["nat", names.KUBE_IPVS_LOCAL] = self._local_policy()
+        chains["filter", names.KUBE_IPVS_FILTER] = _access_filter(known, self.family)
+        return chains
+
+    @property
+    def shared(self) -> Mapping[str, ChainId]:
+        """The ways to all endpoints of Local services, and the health-check ports."""
+        return _SHARED
+
+    @property
+    def tails(self) -> Mapping[str, tuple[str, ...]]:
+        """Nothing."""
+        return {}
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """What leads from the built-in chains into these."""
+        return IPVS_JUMPS
+
+    @property
+    def large_cluster_endpoints(self) -> int:
+        """As set."""
+        return self.config.large_cluster_endpoints
+
+    def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
+        """The rules of one service: none, but for an external traffic policy Local."""
+        chains: dict[str, str] = {}
+        ways: list[str] = []
+        health: list[str] = []
+        for port in plan.ports:
+            if port.health_check_node_port:
+                health.append(health_check_rule(port))
+            if port.external_local and port.externally_accessible and port.cluster:
+                chain, texts = cluster_policy_chains(port, self.config, comments=comments)
+                chains |= texts
+                ways += self._ways(port, chain)
+        return ServiceRules(chains, SharedLines(nat_services=tuple(ways), filter_node_ports=tuple(health)))
+
+    def _ways(self, port: PortPlan, chain: str) -> list[str]:
+        proto = port.protocol.value.lower()
+        told = f'-m comment --comment "{port.name} all endpoints"'
+        start = f"-A {names.KUBE_IPVS_SHORTCUT} "
+        ways = [
+            f"{start}-d {host_cidr(ip)} -p {proto} {told} -m {proto} --dport {port.port} -j {chain}\n"
+            for ip in dict.fromkeys((*port.external_ips, *port.load_balancer_ips))
+        ]
+        if port.node_port:
+            ways.append(
+                f"{start}-p {proto} {told} -m addrtype --dst-type LOCAL "
+                f"-m {proto} --dport {port.node_port} -j {chain}\n"
+            )
+        return ways
+
+    def _services(self, known: Sets) -> str:
+        start = f"-A {names.KUBE_IPVS_SERVICES} "
+        return (
+            f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
+            f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
+            f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
+        )
+
+    def _off_cluster(self, cluster_ip: SetSpec) -> str:
+        """The match of cluster-IP traffic whose source must become this node.
+
+        Where pods cannot be told from others, only the node's own is: it comes from the cluster IP itself,
+        the address that the kernel prefers on a route to one of its own.
+        """
+        config = self.config
+        local = config.local_traffic
+        if config.masquerade_all:
+            return _match(cluster_ip)
+        if local is None:
+            return _match(cluster_ip, "src,dst")
+        source = f"! -s {local.cidr}" if local.cidr is not None else f"! -i {local.interface}"
+        return f"{source} {_match(cluster_ip)}"
+
+    def _local_policy(self) -> str:
+        start = f"-A {names.KUBE_IPVS_LOCAL} "
+        rules = [
+            f"{start}-m addrtype --src-type LOCAL -j {names.KUBE_MARK_MASQ}\n",
+            f"{start}-m addrtype --src-type LOCAL -j {names.KUBE_IPVS_SHORTCUT}\n",
+        ]
+        local = self.config.local_traffic
+        if local is not None:
+            match = f"-s {local.cidr}" if local.cidr is not None else f"-i {local.interface}"
+            rules.append(f"{start}{match} -j {names.KUBE_IPVS_SHORTCUT}\n")
+        return "".join(rules)
+
+
+def _match(wanted: SetSpec, what: str = "dst,dst") -> str:
+    return f"-m set --match-set {wanted.name} {what}"
+
+
+def _loop_back_rule(known: Sets, config: IptablesConfig) -> str:
+    return (
+        f'-A {names.KUBE_POSTROUTING} -m comment --comment "a pod that reaches itself through its service" '
+        f"{_match(known.loop_back, 'dst,dst,src')} -j {config.masquerade}\n"
+    )
+
+
+def _firewall(known: Sets) -> str:
+    """Before any translation: local policies without an endpoint here, and load-balancer source ranges."""
+    start = f"-A {names.KUBE_PROXY_FIREWALL} "
+    return (
+        f"{start}{_match(known.no_local_endpoints)} {_match(known.cluster_ip)} -j DROP\n"
+        f"{start}-m set ! --match-set {known.restricted.name} dst,dst -j RETURN\n"
+        f"{start}{_match(known.source_cidr, 'dst,dst,src')} -j RETURN\n"
+        f"{start}{_match(known.source_ip, 'dst,dst,src')} -j RETURN\n"
+        f"{start}-j DROP\n"
+    )
+
+
+def _access_filter(known: Sets, family: Family) -> str:
+    """What may enter for an address of the device; the rest must not meet a socket of the node.
+
+    See https://github.com/kubernetes/kubernetes/issues/72236.
+    """
+    start = f"-A {names.KUBE_IPVS_FILTER} "
+    refuse = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
+    passes = "".join(f"{start}{_match(ledger)} -j RETURN\n" for ledger in known.ledger)
+    return (
+        f"{start}{_match(known.no_local_endpoints)} -j DROP\n"
+        f"{start}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
+        f"{passes}"
+        f"{start}{_match(known.addresses, 'dst')} -j REJECT --reject-with {refuse}\n"
+    )

@@ -1,0 +1,111 @@
+"""Names of what the IPVS mode makes in the kernel, and of what kube-proxy's own IPVS mode leaves there.
+
+The device has kube-proxy's name, because operators and network plugins know it. The sets have names of their
+own: those of kube-proxy are limited to 65,536 entries, and a set of ours says who made the virtual servers
+whose addresses it lists, so no state needs to be kept anywhere else.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.kernel.ipset.types import SetKind, SetSpec
+
+DEVICE = "kube-ipvs0"
+
+PREFIX = {Family.IPV4: "KPROXY-", Family.IPV6: "KPROXY-6-"}
+
+
+class Sets(msgspec.Struct, frozen=True):
+    """The sets of one family.
+
+    cluster_ip, external, external_local: the addresses and ports of virtual servers, by what is masqueraded
+    on the way: traffic from outside the pods; all; that of the node itself (external traffic policy Local).
+    Together they are the ledger of what is ours.
+    no_endpoints, no_local_endpoints: those that refuse, or drop.
+    restricted: those with load-balancer source ranges; source_cidr and source_ip list who may pass.
+    loop_back: endpoint, port, endpoint: a pod that reaches itself.
+    addresses: what the device holds.
+    """
+
+    cluster_ip: SetSpec
+    external: SetSpec
+    external_local: SetSpec
+    no_endpoints: SetSpec
+    no_local_endpoints: SetSpec
+    restricted: SetSpec
+    source_cidr: SetSpec
+    source_ip: SetSpec
+    loop_back: SetSpec
+    addresses: SetSpec
+
+    @property
+    def all(self) -> tuple[SetSpec, ...]:
+        """Every set."""
+        return msgspec.structs.astuple(self)
+
+    @property
+    def ledger(self) -> tuple[SetSpec, SetSpec, SetSpec]:
+        """Those that together list every virtual server of ours."""
+        return self.cluster_ip, self.external, self.external_local
+
+
+@cache
+def sets(family: Family) -> Sets:
+    """The sets of one family."""
+
+    def spec(name: str, kind: SetKind) -> SetSpec:
+        return SetSpec(PREFIX[family] + name, kind, family)
+
+    return Sets(
+        cluster_ip=spec("CLUSTER-IP", SetKind.IP_PORT),
+        external=spec("EXTERNAL-IP", SetKind.IP_PORT),
+        external_local=spec("EXTERNAL-IP-LOCAL", SetKind.IP_PORT),
+        no_endpoints=spec("NO-ENDPOINTS", SetKind.IP_PORT),
+        no_local_endpoints=spec("NO-LOCAL-ENDPOINTS", SetKind.IP_PORT),
+        restricted=spec("SOURCE-RANGES", SetKind.IP_PORT),
+        source_cidr=spec("SOURCE-CIDR", SetKind.IP_PORT_NET),
+        source_ip=spec("SOURCE-IP", SetKind.IP_PORT_IP),
+        loop_back=spec("LOOP-BACK", SetKind.IP_PORT_IP),
+        addresses=spec("IPVS-IPS", SetKind.IP),
+    )
+
+
+_PEER_SETS = (
+    "CLUSTER-IP",
+    "EXTERNAL-IP",
+    "EXTERNAL-IP-LOCAL",
+    "HEALTH-CHECK-NODE-PORT",
+    "IPVS-IPS",
+    "LOAD-BALANCER",
+    "LOAD-BALANCER-FW",
+    "LOAD-BALANCER-LOCAL",
+    "LOAD-BALANCER-SOURCE-CIDR",
+    "LOAD-BALANCER-SOURCE-IP",
+    "LOOP-BACK",
+    "NODE-PORT-LOCAL-SCTP-HASH",
+    "NODE-PORT-LOCAL-TCP",
+    "NODE-PORT-LOCAL-UDP",
+    "NODE-PORT-SCTP-HASH",
+    "NODE-PORT-TCP",
+    "NODE-PORT-UDP",
+)
+_PEER_PREFIX = {Family.IPV4: "KUBE-", Family.IPV6: "KUBE-6-"}
+_NAME_MAX = 31
+
+PEER_SETS: Mapping[Family, frozenset[str]] = {
+    family: frozenset((prefix + name)[:_NAME_MAX] for name in _PEER_SETS)
+    for family, prefix in _PEER_PREFIX.items()
+}
+"""The sets of kube-proxy's IPVS mode (pkg/proxy/ipvs/ipset.go); it cuts long names."""
+
+
+def peer_ledger(family: Family) -> tuple[SetSpec, ...]:
+    """The sets in which kube-proxy lists addresses and ports of its virtual servers (not its node ports)."""
+    prefix = _PEER_PREFIX[family]
+    return tuple(
+        SetSpec(prefix + name, SetKind.IP_PORT, family)
+        for name in ("CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER")
+    )

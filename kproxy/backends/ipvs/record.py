@@ -1,0 +1,177 @@
+"""What the kernel is known to hold of ours, and how ours is told from what others made there.
+
+IPVS keeps no note of who made a virtual server. Ours are those that the sets list and those whose address the
+device holds: both are in the kernel before the virtual server is, and go after it, so nothing is lost or
+taken for ours after a crash at any moment.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+
+from kproxy.addresses import Family, cidr_contains
+from kproxy.backends.base import Drift
+from kproxy.backends.ipvs.names import PEER_SETS, peer_ledger, sets
+from kproxy.kernel.addresses import AddressDevice
+from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset, SetSpec
+from kproxy.kernel.ipvs.types import (
+    MASQUERADE,
+    Command,
+    DestinationId,
+    Ipvs,
+    Request,
+    ServerId,
+    VirtualServer,
+)
+
+_NOT_OURS_YET = -1
+"""The recorded weight of a destination that is not masqueraded: no wanted weight equals it, so it is set."""
+
+
+class ServerRecord:
+    """One virtual server of ours: its settings, and the weight of each destination."""
+
+    def __init__(self, settings: VirtualServer, destinations: dict[DestinationId, int]) -> None:
+        self.settings = settings
+        self.destinations = destinations
+
+
+class Record:
+    """The objects of one family. `foreign` are virtual servers of others."""
+
+    def __init__(self) -> None:
+        self.servers: dict[ServerId, ServerRecord] = {}
+        self.foreign: set[ServerId] = set()
+        self.members: dict[SetSpec, set[Entry]] = {}
+        self.addresses: set[str] = set()
+        self._servers_at: Counter[str] = Counter()
+
+    def hold(self, server: ServerId, settings: VirtualServer, destinations: dict[DestinationId, int]) -> None:
+        """Note a virtual server of ours."""
+        if server not in self.servers:
+            self._servers_at[server.ip] += 1
+        self.servers[server] = ServerRecord(settings, destinations)
+
+    def serves_at(self, ip: str) -> bool:
+        """Whether any virtual server has the address."""
+        return self._servers_at[ip] > 0
+
+    def done(self, request: Request) -> None:
+        """Note a request that the kernel has carried out."""
+        command, server = request.command, request.server
+        if command is Command.NEW_SERVICE:
+            assert request.settings is not None  # noqa: S101 - goes with the command
+            self.hold(server, request.settings, {})
+        elif command is Command.DEL_SERVICE:
+            if self.servers.pop(server, None) is not None:
+                self._servers_at[server.ip] -= 1
+        elif command is Command.SET_SERVICE:
+            assert request.settings is not None  # noqa: S101
+            self.servers[server].settings = request.settings
+        else:
+            destination = request.destination
+            assert destination is not None  # noqa: S101
+            if command is Command.DEL_DEST:
+                self.servers[server].destinations.pop(destination, None)
+            else:
+                self.servers[server].destinations[destination] = request.weight
+
+    def entry_done(self, change: EntryChange) -> None:
+        """Note a change of a set that the kernel has carried out."""
+        entries = self.members.setdefault(change.set, set())
+        if change.add:
+            entries.add(change.entry)
+        else:
+            entries.discard(change.entry)
+
+
+def observe(
+    family: Family,
+    kernel: tuple[Ipvs, Ipset, AddressDevice],
+    excluded: Collection[str],
+    wanted: Callable[[ServerId], bool],
+    *,
+    details_of: Callable[[ServerId], bool] = lambda _: True,
+) -> Record:
+    """Read what stands. Raises IpvsError, IpsetError or DeviceError.
+
+    A virtual server in one of the `excluded` CIDRs counts as somebody else's unless it is wanted. Where a
+    kube-proxy in its IPVS mode left its sets, all others are what it left, for it removes those of others.
+    Destinations are read of servers with `details_of` only; the others are recorded without.
+    """
+    ipvs, ipset, device = kernel
+    record = Record()
+    headers = ipset.headers()
+    for spec in sets(family).all:
+        if spec.name in headers:
+            record.members[spec] = set(ipset.entries(spec))
+    record.addresses = set(device.addresses(family))
+    peer = not PEER_SETS[family].isdisjoint(headers)
+    ledger = [entry for spec in sets(family).ledger for entry in record.members.get(spec, ())]
+    for spec in peer_ledger(family):
+        if spec.name in headers and headers[spec.name].type == spec.kind:
+            ledger += ipset.entries(spec)
+    listed = {ServerId(entry.protocol, entry.ip, entry.port) for entry in ledger}
+    for server, settings in ipvs.servers(family).items():
+        ours = peer or server in listed or server.ip in record.addresses
+        if ours and not wanted(server) and _is_in(server.ip, excluded):
+            ours = False
+        if not ours:
+            record.foreign.add(server)
+            continue
+        states = ipvs.destinations(server) if details_of(server) else {}
+        destinations = {
+            destination: state.weight if state.forwarding == MASQUERADE else _NOT_OURS_YET
+            for destination, state in states.items()
+        }
+        record.hold(server, settings, destinations)
+    return record
+
+
+def differences(
+    expected: Record, found: Record, details_of: Callable[[ServerId], bool] = lambda _: True
+) -> tuple[Drift, ...]:
+    """Name every object that is not as it was left."""
+    drifts: list[Drift] = []
+    drifts += _membership("address", expected.addresses, found.addresses)
+    for spec in expected.members.keys() | found.members.keys():
+        if spec not in found.members:
+            drifts.append(Drift(f"set {spec.name}", "is missing"))
+            continue
+        drifts += _membership(
+            f"set {spec.name} entry", expected.members.get(spec, set()), found.members[spec]
+        )
+    drifts += _membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
+    for server, known in expected.servers.items():
+        actual = found.servers.get(server)
+        if actual is None:
+            continue
+        if actual.settings != known.settings:
+            drifts.append(Drift(f"virtual server {describe(server)}", f"has {actual.settings}"))
+        if not details_of(server):
+            continue
+        for destination in known.destinations.keys() | actual.destinations.keys():
+            name = f"destination {describe(server)} -> {destination.ip} port {destination.port}"
+            weight = actual.destinations.get(destination)
+            if weight is None:
+                drifts.append(Drift(name, "is missing"))
+            elif destination not in known.destinations:
+                drifts.append(Drift(name, "is not wanted"))
+            elif weight != known.destinations[destination]:
+                drifts.append(Drift(name, f"has weight {weight}"))
+    return tuple(sorted(drifts))
+
+
+def describe(server: ServerId) -> str:
+    """A virtual server in words."""
+    return f"{server.protocol} {server.ip} port {server.port}"
+
+
+def _membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:
+    ours, theirs = set(map(str, expected)), set(map(str, found))
+    return [Drift(f"{kind} {name}", "is missing") for name in ours - theirs] + [
+        Drift(f"{kind} {name}", "is not wanted") for name in theirs - ours
+    ]
+
+
+def _is_in(ip: str, cidrs: Collection[str]) -> bool:
+    return any(cidr_contains(cidr, ip) for cidr in cidrs)

@@ -1,0 +1,115 @@
+"""The kernel's sets, in the network namespace of the thread that uses them first."""
+
+import errno
+from collections.abc import Mapping, Sequence
+
+from kproxy.addresses import Family
+from kproxy.kernel.ipset import codec
+from kproxy.kernel.ipset.types import (
+    Entry,
+    EntryChange,
+    IpsetError,
+    IpsetUnavailable,
+    SetHeader,
+    SetKind,
+    SetSpec,
+)
+from kproxy.kernel.netlink.messages import NLM_F_CREATE
+from kproxy.kernel.netlink.socket import NetlinkSocket
+
+_NETLINK_NETFILTER = 12
+_UNAVAILABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+
+
+class NetlinkIpset:
+    """Sets over nfnetlink; the socket is opened on first use."""
+
+    def __init__(self) -> None:
+        self._socket: NetlinkSocket | None = None
+        self._revisions: dict[tuple[SetKind, Family], int] = {}
+
+    def headers(self) -> dict[str, SetHeader]:
+        """Every set by name. Raises IpsetError."""
+        answers = self._dump("list sets", codec.encode_list_headers())
+        found = (header for answer in answers if (header := codec.decode_header(answer)) is not None)
+        return {header.name: header for header in found}
+
+    def create(self, spec: SetSpec) -> None:
+        """Create a set; one that exists with the same properties is left alone. Raises IpsetError."""
+        revision = self._revision(spec)
+        self._do(
+            f"create set {spec.name}", codec.CMD_CREATE, codec.encode_create(spec, revision), NLM_F_CREATE
+        )
+
+    def swap(self, one: str, other: str) -> None:
+        """Exchange the contents of two sets of one type. Raises IpsetError."""
+        self._do(f"swap sets {one} and {other}", codec.CMD_SWAP, codec.encode_swap(one, other))
+
+    def destroy(self, name: str) -> None:
+        """Destroy a set; one that does not exist is no error. Raises IpsetError if a rule refers to it."""
+        self._do(f"destroy set {name}", codec.CMD_DESTROY, codec.encode_destroy(name), but=errno.ENOENT)
+
+    def entries(self, spec: SetSpec) -> frozenset[Entry]:
+        """All entries of a set; none if there is no such set. Raises IpsetError."""
+        answers = self._dump(f"list set {spec.name}", codec.encode_list(spec.name))
+        return frozenset(entry for answer in answers for entry in codec.decode_entries(answer, spec))
+
+    def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
+        """Carry out the changes in order; the errno of each refused one by its index. Raises IpsetError."""
+        if not changes:
+            return {}
+        sock = self._open()
+        requests = [
+            (codec.command(codec.CMD_ADD if change.add else codec.CMD_DEL), 0, codec.encode_change(change))
+            for change in changes
+        ]
+        try:
+            return sock.batch(requests)
+        except OSError as error:
+            raise self._failed("change sets", error) from error
+
+    def _revision(self, spec: SetSpec) -> int:
+        key = (spec.kind, spec.family)
+        if key not in self._revisions:
+            answers = self._do(
+                f"use sets of type {spec.kind}", codec.CMD_TYPE, codec.encode_type(spec.kind, spec.family)
+            )
+            self._revisions[key] = codec.decode_revision(answers[0])
+        return self._revisions[key]
+
+    def _open(self) -> NetlinkSocket:
+        if self._socket is None:
+            try:
+                self._socket = NetlinkSocket(_NETLINK_NETFILTER)
+            except OSError as error:
+                raise IpsetUnavailable(f"no netlink socket for ipset: {error.strerror}") from error
+        return self._socket
+
+    def _do(
+        self, what: str, number: int, payload: bytes, flags: int = 0, *, but: int | None = None
+    ) -> list[bytes]:
+        sock = self._open()
+        try:
+            return sock.ask(codec.command(number), flags, payload)
+        except OSError as error:
+            if error.errno == but:
+                return []
+            raise self._failed(what, error) from error
+
+    def _dump(self, what: str, payload: bytes) -> list[bytes]:
+        sock = self._open()
+        try:
+            return sock.dump(codec.command(codec.CMD_LIST), payload)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: OSError) -> IpsetError:
+        """Start over with a new socket: what this one may still receive belongs to nobody."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        code = error.errno or 0
+        kind = IpsetUnavailable if code in _UNAVAILABLE else IpsetError
+        return kind(f"ipset: cannot {what}: {codec.reason(code) if code else error}")

@@ -1,0 +1,132 @@
+"""The kernel's IPVS, in the network namespace of the thread that uses it first."""
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+
+from kproxy.addresses import Family
+from kproxy.kernel.ipvs import codec
+from kproxy.kernel.ipvs.types import (
+    Command,
+    DestinationId,
+    DestinationState,
+    IpvsError,
+    IpvsUnavailable,
+    Request,
+    ServerId,
+    Timeouts,
+    VirtualServer,
+)
+from kproxy.kernel.netlink.socket import NetlinkSocket
+
+_NETLINK_GENERIC = 16
+_TRIAL = ServerId("TCP", "198.51.100.0", 20000)
+"""Where a scheduler is tried: an address for documentation (RFC 5737), as kube-proxy has it."""
+
+_NO_SUCH_SERVER = frozenset({errno.ESRCH, errno.ENOENT})
+
+
+class NetlinkIpvs:
+    """IPVS over generic netlink; the socket is opened, and the kernel module loaded, on first use."""
+
+    def __init__(self) -> None:
+        self._socket: NetlinkSocket | None = None
+        self._family_id = 0
+
+    def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
+        """Carry out the requests in order; the errno of each refused one by its index. Raises IpvsError."""
+        if not requests:
+            return {}
+        sock = self._open()
+        try:
+            return sock.batch([(self._family_id, 0, codec.encode(request)) for request in requests])
+        except OSError as error:
+            raise self._failed("change virtual servers", error) from error
+
+    def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
+        """All virtual servers of a family that are keyed by address. Raises IpvsError."""
+        answers = self._dump("list virtual servers", codec.header(codec.CMD_GET_SERVICE))
+        found = (decoded for answer in answers if (decoded := codec.decode_service(answer)) is not None)
+        return {server: settings for server, settings in found if server.family is family}
+
+    def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
+        """The destinations of one virtual server; empty if there is none. Raises IpvsError."""
+        answers = self._dump("list destinations", codec.encode_destinations_of(server))
+        return dict(codec.decode_destination(answer, server.family) for answer in answers)
+
+    def has_scheduler(self, name: str) -> bool:
+        """Whether the kernel has a scheduler or can load it: a virtual server that uses it is made to try."""
+        if _TRIAL in self.servers(Family.IPV4):
+            raise IpvsError(
+                f"{_TRIAL.ip} port {_TRIAL.port} is taken by a virtual server: no room for a trial"
+            )
+        wanted = VirtualServer(name)
+        failures = self.apply([Request(Command.NEW_SERVICE, _TRIAL, wanted)])
+        if failures:
+            if failures[0] == errno.ENOENT:
+                return False
+            raise IpvsError(f"cannot try scheduler {name}: {os.strerror(failures[0])}")
+        try:
+            return self.servers(Family.IPV4).get(_TRIAL) == wanted
+        finally:
+            self.apply([Request(Command.DEL_SERVICE, _TRIAL)])
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set the timeouts that are not 0. Raises IpvsError."""
+        now = self.timeouts()
+        wanted = Timeouts(timeouts.tcp or now.tcp, timeouts.tcp_fin or now.tcp_fin, timeouts.udp or now.udp)
+        self._ask("set timeouts", codec.encode_timeouts(wanted))
+
+    def timeouts(self) -> Timeouts:
+        """IPVS' own connection timeouts. Raises IpvsError."""
+        answers = self._ask("read timeouts", codec.header(codec.CMD_GET_CONFIG))
+        return codec.decode_timeouts(answers[0]) if answers else Timeouts()
+
+    def _open(self) -> NetlinkSocket:
+        if self._socket is None:
+            self._family_id = _resolve_family()
+            try:
+                self._socket = NetlinkSocket(_NETLINK_GENERIC)
+            except OSError as error:
+                raise IpvsUnavailable(f"no netlink socket for IPVS: {error.strerror}") from error
+        return self._socket
+
+    def _dump(self, what: str, payload: bytes) -> list[bytes]:
+        sock = self._open()
+        try:
+            return sock.dump(self._family_id, payload)
+        except OSError as error:
+            if error.errno in _NO_SUCH_SERVER:
+                return []
+            raise self._failed(what, error) from error
+
+    def _ask(self, what: str, payload: bytes) -> list[bytes]:
+        sock = self._open()
+        try:
+            return sock.ask(self._family_id, 0, payload)
+        except OSError as error:
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: OSError) -> IpvsError:
+        """Start over with a new socket: what this one may still receive belongs to nobody."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        kind = IpvsUnavailable if error.errno in {errno.EPERM, errno.EACCES} else IpvsError
+        return kind(f"IPVS: cannot {what}: {error.strerror or error}")
+
+
+def _resolve_family() -> int:
+    """The number of the generic netlink family; asking for it makes the kernel load its module."""
+    from pyroute2.netlink import genlmsg
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.generic import GenericNetlinkSocket
+
+    try:
+        with GenericNetlinkSocket() as generic:
+            generic.bind(codec.FAMILY_NAME, genlmsg)
+            return int(generic.prid)
+    except NetlinkError as error:
+        raise IpvsUnavailable("this kernel has no IPVS (tried: modprobe ip_vs)") from error
+    except OSError as error:
+        raise IpvsUnavailable(f"IPVS cannot be used: {error.strerror or error}") from error

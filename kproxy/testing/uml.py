@@ -1,0 +1,203 @@
+"""Run a command on a real kernel that has IPVS, wherever the running one has not.
+
+Debian's user-mode-linux is a Linux kernel that runs as an ordinary process on the machine's own file
+system, so the same programs, the same checkout and the same tests run in it.
+`python -m kproxy.testing.uml -- COMMAND` boots it (about four seconds), runs the command in the current
+directory and returns its exit status.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from kproxy.plan.schedulers import SCHEDULERS
+
+KERNEL = "linux.uml"
+MODULES = Path("/usr/lib/uml/modules")
+PACKAGE = "user-mode-linux"
+
+LOADED = (
+    *("ip_vs", *(f"ip_vs_{name}" for name in SCHEDULERS)),
+    *("dummy", "veth", "bridge", "nf_conntrack", "nf_conntrack_netlink", "nfnetlink_acct", "sctp"),
+    *("ip_set", "ip_set_hash_ip", "ip_set_hash_ipport", "ip_set_hash_ipportip", "ip_set_hash_ipportnet"),
+    *(f"{family}table_{table}" for family in ("ip", "ip6") for table in ("nat", "filter", "mangle")),
+    *("xt_set", "xt_addrtype", "xt_comment", "xt_mark", "xt_statistic", "xt_recent", "xt_conntrack"),
+    *("xt_nfacct", "xt_MASQUERADE", "xt_nat", "xt_tcpudp", "xt_sctp", "ipt_REJECT", "ip6t_REJECT"),
+)
+"""Modules that are loaded at the start; those that this kernel does not have as modules are passed over."""
+
+_TAIL = 40
+
+
+class UmlUnavailable(RuntimeError):
+    """The kernel cannot be booted here; the message says what is missing."""
+
+
+class UmlDied(RuntimeError):
+    """The kernel ended before the command did; the message holds the end of what it printed."""
+
+
+def missing() -> str:
+    """Why the kernel cannot be booted here; "" if it can."""
+    if shutil.which(KERNEL) is None:
+        return f"no {KERNEL} (Debian package {PACKAGE})"
+    if not any(MODULES.glob("*/modules.dep")):
+        return f"no kernel modules in {MODULES} (Debian package {PACKAGE})"
+    if shutil.which("modprobe") is None:
+        return "no modprobe (Debian package kmod)"
+    if os.geteuid() != 0:
+        return "not root: files would not belong to the tests' user"
+    return ""
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    memory: str = "2G",
+    environment: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> int:
+    """Boot, run `argv` in the current directory, return its exit status (128 + n for signal n).
+
+    `tell` gets every line that the command prints. Raises UmlUnavailable, UmlDied, or TimeoutError after
+    `timeout` seconds.
+    """
+    if reason := missing():
+        raise UmlUnavailable(reason)
+    with tempfile.TemporaryDirectory(prefix="kproxy-uml-") as temporary:
+        directory = Path(temporary)
+        status = directory / "status"
+        init = _write_scripts(directory, argv, environment or {}, status)
+        tail: deque[str] = deque(maxlen=_TAIL)
+        command = [
+            KERNEL,
+            f"mem={memory}",
+            *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"init={init}"),
+            *("con=null", "con0=null,fd:1", "quiet", f"umid=kproxy-{os.getpid()}-{threading.get_ident()}"),
+        ]
+        expired = False
+        with _started(command, directory) as process:
+
+            def expire() -> None:
+                nonlocal expired
+                expired = True
+                _kill(process)
+
+            timer = threading.Timer(timeout, expire)
+            timer.start()
+            try:
+                assert process.stdout is not None  # noqa: S101 - asked for
+                for line in process.stdout:
+                    text = line.rstrip("\r\n")
+                    tail.append(text)
+                    if tell is not None:
+                        tell(text)
+            finally:
+                timer.cancel()
+        if expired:
+            raise TimeoutError(
+                f"the command had not ended after {timeout:g} s; it printed:\n" + "\n".join(tail)
+            )
+        if not status.exists():
+            raise UmlDied("the kernel ended before the command did; it printed:\n" + "\n".join(tail))
+        return int(status.read_text())
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        # The kernel's memory is a file here: on a disk it would be slow.
+        env={**os.environ, "TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else str(directory)},  # noqa: S108
+    ) as process:
+        try:
+            yield process
+        finally:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _write_scripts(
+    directory: Path, argv: Sequence[str], environment: Mapping[str, str], status: Path
+) -> Path:
+    """Write the first program that the kernel runs, and the one with which it loads modules."""
+    for version in MODULES.iterdir():
+        place = directory / "lib" / "modules"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / version.name).symlink_to(version)
+    modprobe = _script(directory / "modprobe", [f'exec modprobe -d {shlex.quote(str(directory))} "$@"'])
+    variables = {
+        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        "HOME": os.environ.get("HOME", "/"),
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/run/tmp",
+        **environment,
+    }
+    return _script(
+        directory / "init",
+        [
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            "mount -t proc proc /proc",
+            "mount -t sysfs sys /sys",
+            "mount -t tmpfs tmpfs /run",
+            "mkdir -p /run/tmp /run/netns /run/lock",
+            "mkdir -p /dev/shm /dev/pts",
+            "mount -t tmpfs shm /dev/shm",
+            "mount -t devpts pts /dev/pts",
+            f"echo {shlex.quote(str(modprobe))} > /proc/sys/kernel/modprobe",
+            f"{shlex.quote(str(modprobe))} -qa {' '.join(LOADED)}",
+            "ip link set lo up",
+            f"cd {shlex.quote(str(Path.cwd()))}",
+            f"{shlex.join(argv)} </dev/null",
+            f"echo $? > {shlex.quote(str(status))}",
+            "sync",
+            "echo o > /proc/sysrq-trigger",
+            "sleep 10",
+        ],
+    )
+
+
+def _script(path: Path, lines: Iterable[str]) -> Path:
+    # In braces, the shell reads all of it before it does anything.
+    path.write_text("#!/bin/sh\n{\n" + "\n".join(lines) + "\nexit\n}\n")
+    path.chmod(0o755)
+    return path
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--memory", default="2G", show_default=True, help="Memory of the kernel.")
+@click.option("--timeout", default=1800.0, show_default=True, help="Seconds until the kernel is stopped.")
+@click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
+def main(memory: str, timeout: float, argv: tuple[str, ...]) -> None:
+    """Run COMMAND on a user-mode kernel that has IPVS."""
+    try:
+        status = run(argv, timeout=timeout, memory=memory, tell=click.echo)
+    except (UmlUnavailable, UmlDied, TimeoutError) as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
