@@ -12,7 +12,7 @@ from kproxy.backends.base import CheckError, LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
+from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
 from tests.backends.cluster import CONFIG, Cluster, State, WatchedXtables, config_with, sync_checked
 from tests.backends.packets import Packet, is_served, outcomes

@@ -7,6 +7,8 @@ import enum
 import shutil
 from dataclasses import dataclass
 
+import pytest
+
 from kproxy.testing.lab import Lab
 from kproxy.testing.lab.topology import Family
 
@@ -16,17 +18,23 @@ class Capability(enum.Enum):
 
     LOCALHOST_NODE_PORTS = "node ports on 127.0.0.1"
     SERVICE_CHAINS = "a chain of iptables rules for each service, which others can damage"
+    VIRTUAL_SERVERS = "virtual servers with IPVS' schedulers"
     XTABLES_LOCK = "writing under the xtables lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """`variant` is the iptables variant whose programs the mode uses and whose rules others may damage."""
+    """`variant` is the iptables variant whose programs the mode uses and whose rules others may damage.
+
+    `unserved` is what a client meets at an address of a service where nothing serves it (any more): the
+    lab's routers know no way to it, unless the node holds the address itself and says so.
+    """
 
     name: str
     variant: str
     arguments: tuple[str, ...]
     capabilities: frozenset[Capability]
+    unserved: str = "Unreachable"
 
     def __str__(self) -> str:
         return self.name
@@ -55,4 +63,15 @@ _IPTABLES = frozenset({Capability.LOCALHOST_NODE_PORTS, Capability.SERVICE_CHAIN
 MODES = (
     Mode("nft", "nft", ("--iptables-variant", "nft"), _IPTABLES),
     Mode("legacy", "legacy", ("--iptables-variant", "legacy"), _IPTABLES | {Capability.XTABLES_LOCK}),
+    pytest.param(
+        Mode(
+            "ipvs",
+            "legacy",
+            ("--proxy-mode", "ipvs", "--iptables-variant", "legacy"),
+            frozenset({Capability.VIRTUAL_SERVERS}),
+            unserved="Refused",
+        ),
+        marks=pytest.mark.ipvs,
+        id="ipvs",
+    ),
 )

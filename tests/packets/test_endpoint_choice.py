@@ -97,7 +97,7 @@ def test_scaling_from_none_to_some_to_none_and_away(cluster: Cluster, family: Fa
     assert cluster.outcome(client, service.ip(family), 80) == "Refused"
     cluster.delete(service)
     # The fence is about translation; a refusal is taken back a moment later.
-    cluster.running.until(lambda: cluster.outcome(client, service.ip(family), 80), "Unreachable")
+    cluster.running.until(lambda: cluster.outcome(client, service.ip(family), 80), cluster.mode.unserved)
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])

@@ -60,7 +60,7 @@ def test_changes_made_while_it_was_down_are_caught_up(spare: Cluster) -> None:
     spare.slices(fresh, [one])
     spare.start()
     for family in FAMILIES:
-        assert spare.outcome(spare.lab.client, gone.ip(family), 80) == "Unreachable"
+        assert spare.outcome(spare.lab.client, gone.ip(family), 80) == spare.mode.unserved
         assert spare.outcome(spare.lab.client, stays.ip(family), 80) == other.name
         assert spare.outcome(spare.lab.client, fresh.ip(family), 80) == one.name
 

@@ -1,0 +1,188 @@
+"""Tests that need IPVS run in a kernel that has it, and count in the one report.
+
+Where the running kernel has no IPVS, the session boots user-mode kernels beside its own work, runs the tests
+marked `ipvs` in them, and replays what they report. Where none can be booted, they skip with the reason.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.ipvs.types import IpvsError
+from kproxy.testing import uml
+
+_REPORTS = "KPROXY_IPVS_REPORTS"
+_SHARD = "KPROXY_IPVS_SHARD"
+_PATIENCE = 1500.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ipvs-kernels",
+        type=int,
+        default=2 if (os.cpu_count() or 1) > 2 else 1,
+        help="user-mode kernels to boot for tests that need IPVS, where the running one has none; 0: skip",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ipvs: needs a kernel with IPVS; runs in a user-mode kernel elsewhere")
+    if _REPORTS in os.environ:
+        config.pluginmanager.register(_Inside(config, Path(os.environ[_REPORTS]), os.environ[_SHARD]))
+        return
+    reason = _no_ipvs()
+    if not reason:
+        return
+    cannot = uml.missing() or ("" if config.getoption("--ipvs-kernels") else "--ipvs-kernels is 0")
+    if cannot:
+        config.pluginmanager.register(_Nowhere(f"{reason}; and {cannot}"))
+        return
+    config.pluginmanager.register(_Elsewhere())
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and not config.option.collectonly and not config.option.help:
+        config.pluginmanager.register(_Kernels(config))
+
+
+def _no_ipvs() -> str:
+    """Why the running kernel's IPVS cannot be used; "" if it can."""
+    if not Path("/proc/net/ip_vs").exists() and os.geteuid() != 0:
+        return "this kernel has no IPVS"
+    try:
+        NetlinkIpvs().servers(Family.IPV4)
+    except IpvsError as error:
+        return str(error)
+    return ""
+
+
+class _Nowhere:
+    """There is no kernel with IPVS to be had."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if item.get_closest_marker("ipvs"):
+            pytest.skip(self._reason)
+
+
+class _Elsewhere:
+    """The tests run in kernels of their own."""
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        there = [item for item in items if item.get_closest_marker("ipvs")]
+        if there:
+            config.hook.pytest_deselected(items=there)
+            items[:] = [item for item in items if not item.get_closest_marker("ipvs")]
+
+
+class _Inside:
+    """The inside of such a kernel: take a share of the tests, and write down every report."""
+
+    def __init__(self, config: pytest.Config, path: Path, shard: str) -> None:
+        self._config = config
+        self._path = path
+        self._number, self._of = map(int, shard.split("/"))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        modules = sorted({item.path for item in items})
+        mine = {path for index, path in enumerate(modules) if index % self._of == self._number}
+        items[:] = [item for item in items if item.path in mine]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(data) + "\n")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            raise pytest.UsageError(f"collecting {report.nodeid}: {report.longreprtext}")
+
+
+class _Guest:
+    """One kernel, running beside this session."""
+
+    def __init__(self, arguments: list[str], path: Path, shard: str) -> None:
+        self.path = path
+        self.lines: list[str] = []
+        self.failure = ""
+        self._arguments = arguments
+        self._shard = shard
+        self._thread = threading.Thread(target=self._run, name="ipvs-kernel", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        environment = {_REPORTS: str(self.path), _SHARD: self._shard, "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            status = uml.run(
+                self._arguments, timeout=_PATIENCE, environment=environment, tell=self.lines.append
+            )
+        except (uml.UmlUnavailable, uml.UmlDied, TimeoutError, OSError) as error:
+            self.failure = str(error)
+            return
+        if status not in {0, 1, 5}:
+            self.failure = f"pytest ended with status {status}:\n" + "\n".join(self.lines[-60:])
+
+
+class _Kernels:
+    """Boots the kernels when the session starts, and replays their reports when its own tests are done."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._directory = TemporaryDirectory(prefix="kproxy-ipvs-")
+        count = config.getoption("--ipvs-kernels")
+        self._guests = [
+            _Guest(self._arguments(), Path(self._directory.name) / f"{n}.jsonl", f"{n}/{count}")
+            for n in range(count)
+        ]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        result = yield
+        for guest in self._guests:
+            guest.join()
+            for report in self._reports(guest):
+                session.testscollected += report.when == "call" or report.outcome == "skipped"
+                session.config.hook.pytest_runtest_logreport(report=report)
+            if guest.failure:
+                session.testsfailed += 1
+                self._config.issue_config_time_warning(pytest.PytestWarning(guest.failure), 1)
+        return result
+
+    def pytest_unconfigure(self) -> None:
+        self._directory.cleanup()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for guest in self._guests:
+            if guest.failure:
+                terminalreporter.section("IPVS kernel", red=True)
+                terminalreporter.line(guest.failure)
+
+    def _arguments(self) -> list[str]:
+        option = self._config.option
+        marks = f"({option.markexpr}) and ipvs" if option.markexpr else "ipvs"
+        arguments = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-m", marks]
+        if option.keyword:
+            arguments += ["-k", option.keyword]
+        if option.maxfail:
+            arguments += ["--maxfail", str(option.maxfail)]
+        return [*arguments, *self._config.args]
+
+    def _reports(self, guest: _Guest) -> Iterator[pytest.TestReport]:
+        if not guest.path.exists():
+            return
+        for line in guest.path.read_text(encoding="utf-8").splitlines():
+            hook = self._config.hook
+            yield hook.pytest_report_from_serializable(config=self._config, data=json.loads(line))
