@@ -128,6 +128,7 @@ def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) 
         local_addresses=frozenset(local),
         graceful_period=config.ipvs_graceful_period,
         exclude_cidrs=config.ipvs_exclude_cidrs,
+        look_period=config.sync_period,
     )
 
 

@@ -26,14 +26,16 @@ from kproxy.cli.params import Duration, boolean, node_name
 @rule_options
 @click.option(
     "--iptables-sync-period",
+    "--ipvs-sync-period",
     "sync_period",
     type=Duration(),
     default="30s",
     show_default=True,
-    help="Longest wait before a failed sync is tried again.",
+    help="Longest wait before a failed sync is tried again; in IPVS mode also between looks for drift.",
 )
 @click.option(
     "--iptables-min-sync-period",
+    "--ipvs-min-sync-period",
     "min_sync_period",
     type=Duration(),
     default="100ms",

@@ -65,6 +65,7 @@ class Ep:
             "addresses": [self.pod.ip(family)],
             "conditions": {name: value for name, value in conditions.items() if value is not None},
             "nodeName": self.pod.node_name,
+            "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": self.pod.name},
         }
         hints: JSON = {}
         if self.zones:

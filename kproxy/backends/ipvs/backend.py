@@ -30,9 +30,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 KERNEL_ERRORS = (IpvsError, IpsetError, DeviceError)
 
-LOOK_PERIOD = 30.0
-"""Seconds between looks at virtual servers, sets and addresses: the kernel does not count their changes."""
-
 SHARE_OF_DESTINATIONS = 20
 """Each look compares the destinations of one virtual server in so many; a thorough one, of all."""
 
@@ -142,7 +139,7 @@ class IpvsBackend:
             drifts += self._keeper.check(details_of)
         except KERNEL_ERRORS as error:
             raise CheckError(str(error)) from error
-        self._next_look = self._clock() + LOOK_PERIOD
+        self._next_look = self._clock() + self._config.look_period
         return drifts
 
     def _want(self, plan: ServicePlan) -> None:

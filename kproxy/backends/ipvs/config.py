@@ -17,6 +17,7 @@ class IpvsConfig(msgspec.Struct, frozen=True):
     that accept node ports; `local_addresses` all addresses of other interfaces: an external address among
     them is not bound a second time. `graceful_period`: seconds that a destination which left is kept for the
     connections it still has, at most. `exclude_cidrs`: virtual servers in them are never removed.
+    `look_period`: seconds between looks at what the kernel does not tell changes of.
     """
 
     rules: IptablesConfig
@@ -25,6 +26,7 @@ class IpvsConfig(msgspec.Struct, frozen=True):
     local_addresses: frozenset[str] = frozenset()
     graceful_period: float = 3600.0
     exclude_cidrs: tuple[str, ...] = ()
+    look_period: float = 30.0
 
     @property
     def family(self) -> Family:

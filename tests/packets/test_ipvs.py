@@ -1,0 +1,260 @@
+"""What only IPVS does: its schedulers, destinations that drain, and what it must leave alone."""
+
+import pytest
+
+from kproxy.testing.lab import Pod
+from kproxy.testing.lab.topology import NODE_IP4, Family
+from tests.packets.cluster import Cluster
+from tests.packets.modes import Capability
+from tests.packets.objects import Port, Service
+from tests.packets.outcomes import names
+
+pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.VIRTUAL_SERVERS)]
+
+
+def scheduled(cluster: Cluster, scheduler: str, pods: list[Pod], **service: object) -> Service:
+    """A service with a scheduler of its own."""
+    annotations = {"kproxy.io/scheduler": scheduler, **service.pop("annotations", {})}  # type: ignore[dict-item]
+    return cluster.publish(pods, annotations=annotations, **service)
+
+
+def destinations(cluster: Cluster, service: Service, family: Family = 4) -> dict[str, int]:
+    """The weights of a service's destinations at its cluster IP, by address, as ipvsadm prints them."""
+    address = f"[{service.ip(family)}]" if family == 6 else service.ip(family)
+    found = {}
+    for line in cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout.splitlines():
+        words = line.split()
+        if words[0] == "-a" and words[2] == f"{address}:80":
+            found[words[4].rpartition(":")[0].strip("[]")] = int(words[-1])
+    return found
+
+
+def test_rr_takes_even_turns(cluster: Cluster, family: Family) -> None:
+    pods = cluster.lab.pods[:3]
+    service = scheduled(cluster, "rr", pods)
+    answers = [cluster.outcome(cluster.lab.client, service.ip(family), 80) for _ in range(9)]
+    assert all(set(answers[n : n + 3]) == names(pods) for n in range(7))
+
+
+def test_wrr_takes_turns_by_weight(cluster: Cluster, family: Family) -> None:
+    one, other = cluster.lab.pods[:2]
+    weights = {"kproxy.io/weights": f'{{"pod:{one.name}": 3, "*": 1}}'}
+    service = scheduled(cluster, "wrr", [one, other], annotations=weights)
+    answers = [cluster.outcome(cluster.lab.client, service.ip(family), 80) for _ in range(16)]
+    assert (answers.count(one.name), answers.count(other.name)) == (12, 4)
+
+
+def test_lc_takes_the_one_with_fewest_connections(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = scheduled(cluster, "lc", [one])
+    with lab.hold(lab.client, service.ip(family), 80), lab.hold(lab.client, service.ip(family), 80):
+        cluster.scale(service, [one, other])
+        with lab.hold(lab.client, service.ip(family), 80) as third:
+            assert third.exchange("who?").pod == other.name
+            with lab.hold(lab.client, service.ip(family), 80) as fourth:
+                assert fourth.exchange("who?").pod == other.name
+
+
+@pytest.mark.parametrize("alias", [False, True], ids=["own", "alias"])
+def test_sh_leads_a_client_to_the_same_endpoint(cluster: Cluster, family: Family, *, alias: bool) -> None:
+    pods = cluster.lab.pods[:3]
+    name = "kube-router.io/service.scheduler" if alias else "kproxy.io/scheduler"
+    service = cluster.publish(pods, annotations={name: "sh"})
+    seen = set()
+    for client in cluster.client_ips(family)[:12]:
+        answers = {
+            cluster.outcome(cluster.lab.client, service.ip(family), 80, source_ip=client) for _ in range(3)
+        }
+        assert len(answers) == 1
+        seen |= answers
+    assert len(seen) > 1
+
+
+def test_every_scheduler_serves(cluster: Cluster) -> None:
+    pods = cluster.lab.pods[:2]
+    for scheduler in [
+        "rr",
+        "wrr",
+        "lc",
+        "wlc",
+        "lblc",
+        "lblcr",
+        "dh",
+        "sh",
+        "sed",
+        "nq",
+        "fo",
+        "ovf",
+        "mh",
+        "sh,sh-port",
+        "mh,mh-fallback",
+    ]:
+        service = scheduled(cluster, scheduler, pods)
+        printed = cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout
+        assert f"-A -t {service.ip(4)}:80 -s {scheduler.partition(',')[0]}" in printed
+        assert cluster.ask(cluster.lab.client, service.ip(4), 80, n=4).pods <= names(pods)
+
+
+def test_a_destination_that_leaves_keeps_its_connections_and_gets_no_new_ones(
+    cluster: Cluster, family: Family
+) -> None:
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = cluster.publish([one])
+    with lab.hold(lab.client, service.ip(family), 80) as held:
+        cluster.scale(service, [other])
+        assert destinations(cluster, service, family) == {one.ip(family): 0, other.ip(family): 1}
+        assert cluster.ask(lab.client, service.ip(family), 80, n=4).pods == {other.name}
+        assert held.exchange("still there?").pod == one.name
+        cluster.scale(service, [one, other])
+        assert destinations(cluster, service, family) == {one.ip(family): 1, other.ip(family): 1}
+        assert held.exchange("still there?").pod == one.name
+
+
+def test_a_destination_without_connections_goes_soon(cluster: Cluster, family: Family) -> None:
+    one, other = cluster.lab.pods[:2]
+    service = cluster.publish([one])
+    cluster.scale(service, [other])
+    cluster.running.until(lambda: destinations(cluster, service, family), {other.ip(family): 1})
+
+
+def test_a_graceful_period_ends(spare: Cluster) -> None:
+    spare.start("--ipvs-graceful-period", "2s")
+    lab = spare.lab
+    one, other = lab.pods[:2]
+    service = spare.publish([one])
+    with lab.hold(lab.client, service.ip(4), 80):
+        spare.scale(service, [other])
+        assert destinations(spare, service) == {one.ip4: 0, other.ip4: 1}
+        spare.running.until(lambda: destinations(spare, service), {other.ip4: 1})
+
+
+def test_what_drains_is_found_again_after_a_restart(spare: Cluster) -> None:
+    spare.start()
+    lab = spare.lab
+    one, other = lab.pods[:2]
+    service = spare.publish([one])
+    with lab.hold(lab.client, service.ip(4), 80) as held:
+        spare.scale(service, [other])
+        spare.stop()
+        spare.start()
+        assert destinations(spare, service) == {one.ip4: 0, other.ip4: 1}
+        assert held.exchange("still there?").pod == one.name
+
+
+def test_a_datagram_flow_finds_another_endpoint(cluster: Cluster, family: Family) -> None:
+    """The first datagram after the endpoint left may be lost, as on any network; the flow is not."""
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = cluster.publish([one], ports=[Port(80, "UDP")])
+    with lab.hold(lab.client, service.ip(family), 80, "UDP") as held:
+        assert held.exchange("who?").pod == one.name
+        cluster.scale(service, [other])
+        cluster.running.until(lambda: _who(held), other.name)
+
+
+def _who(held: object) -> str:
+    from kproxy.testing.lab import AskError
+
+    try:
+        return str(held.exchange("who?", timeout=0.3).pod)  # type: ignore[attr-defined]
+    except AskError as error:
+        return type(error).__name__
+
+
+def test_a_port_of_the_node_is_not_reached_through_a_service_address(
+    cluster: Cluster, family: Family
+) -> None:
+    lab = cluster.lab
+    service = cluster.publish([lab.pods[0]])
+    server = lab.serve(lab.node_pod, port=8888, addresses=("0.0.0.0", "::"))
+    try:
+        assert cluster.outcome(lab.client, NODE_IP4[0], 8888) == lab.node_pod.name
+        assert cluster.outcome(lab.client, service.ip(family), 8888) == "Refused"
+        assert cluster.outcome(lab.local_pods[1], service.ip(family), 8888) == "Refused"
+    finally:
+        lab.stop_serving(server)
+
+
+def test_what_others_made_is_left_alone(spare: Cluster) -> None:
+    node = spare.lab.node
+    foreign = ["-A -t 192.0.2.200:80 -s rr", "-a -t 192.0.2.200:80 -r 10.244.1.99:80 -m -w 7"]
+    node.run(["ipvsadm", "-R"], stdin="\n".join(foreign) + "\n")
+    node.run(["ipset", "create", "FOREIGN", "hash:ip"])
+    node.run(["ip", "address", "add", "192.0.2.201/32", "dev", "lo"])
+    spare.start()
+    service = spare.publish([spare.lab.pods[0]])
+    spare.delete(service)
+    spare.settle()
+    spare.stop()
+    node.run(["python3", "-c", ""])
+    import sys
+
+    node.run([sys.executable, "-m", "kproxy", "cleanup"])
+    assert node.run(["ipvsadm", "-Sn"]).stdout.splitlines() == foreign
+    assert node.run(["ipset", "list", "-n"]).stdout.split() == ["FOREIGN"]
+    links = node.run(["ip", "-o", "address"]).stdout
+    assert "192.0.2.201/32" in links
+    assert "kube-ipvs0" not in links
+    node.run(["ipvsadm", "-C"])
+    node.run(["ipset", "destroy", "FOREIGN"])
+    node.run(["ip", "address", "del", "192.0.2.201/32", "dev", "lo"])
+
+
+def test_a_virtual_server_in_the_way_is_named_and_respected(spare: Cluster) -> None:
+    node = spare.lab.node
+    theirs = f"{NODE_IP4[0]}:31999"
+    node.run(["ipvsadm", "-A", "-t", theirs, "-s", "wlc"])
+    program = spare.start()
+    service = spare.publish([spare.lab.pods[0]], type="NodePort", ports=[Port(80, node_port=31999)])
+    program.wait_log("service_refused", service.key, "did not make")
+    assert f"-A -t {theirs} -s wlc" in node.run(["ipvsadm", "-Sn"]).stdout
+    other = spare.publish([spare.lab.pods[0]])
+    assert spare.outcome(spare.lab.client, other.ip(4), 80) == spare.lab.pods[0].name
+    node.run(["ipvsadm", "-D", "-t", theirs])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ["ipvsadm", "-C"],
+        ["ip", "link", "del", "kube-ipvs0"],
+        ["ipset", "flush"],
+        ["ip", "address", "flush", "dev", "kube-ipvs0"],
+    ],
+    ids=" ".join,
+)
+def test_damage_is_named_and_mended(spare: Cluster, damage: list[str]) -> None:
+    program = spare.start("--ipvs-sync-period", "1s")
+    pod = spare.lab.pods[0]
+    service = spare.publish([pod])
+    since = program.mark()
+    spare.lab.node.run(damage)
+    program.wait_log("drift_found", since=since)
+    for family in (4, 6):
+        program.until(lambda family=family: spare.outcome(spare.lab.client, service.ip(family), 80), pod.name)  # type: ignore[misc]
+
+
+def test_settings_reach_the_kernel(spare: Cluster) -> None:
+    spare.start(
+        "--ipvs-scheduler",
+        "wlc",
+        "--ipvs-tcp-timeout",
+        "15m1s",
+        "--ipvs-udp-timeout",
+        "11s",
+        "--ipvs-strict-arp",
+    )
+    service = spare.publish([spare.lab.pods[0]], sessionAffinity="ClientIP")
+    node = spare.lab.node
+    assert f"-A -t {service.ip(4)}:80 -s wlc -p 10800" in node.run(["ipvsadm", "-Sn"]).stdout
+    assert "901 120 11" in node.run(["ipvsadm", "-L", "--timeout"]).stdout
+    for name, value in (
+        ("vs.conntrack", "1"),
+        ("vs.expire_nodest_conn", "1"),
+        ("vs.expire_quiescent_template", "1"),
+        ("conf.all.arp_ignore", "1"),
+        ("conf.all.arp_announce", "2"),
+    ):
+        assert node.run(["sysctl", "-n", f"net.ipv4.{name}"]).stdout.strip() == value
