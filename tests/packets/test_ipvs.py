@@ -1,8 +1,11 @@
 """What only IPVS does: its schedulers, destinations that drain, and what it must leave alone."""
 
+import sys
+
 import pytest
 
-from kproxy.testing.lab import Pod
+from kproxy.plan.schedulers import SCHEDULERS
+from kproxy.testing.lab import AskError, HeldConnection, Pod
 from kproxy.testing.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
@@ -73,23 +76,7 @@ def test_sh_leads_a_client_to_the_same_endpoint(cluster: Cluster, family: Family
 
 def test_every_scheduler_serves(cluster: Cluster) -> None:
     pods = cluster.lab.pods[:2]
-    for scheduler in [
-        "rr",
-        "wrr",
-        "lc",
-        "wlc",
-        "lblc",
-        "lblcr",
-        "dh",
-        "sh",
-        "sed",
-        "nq",
-        "fo",
-        "ovf",
-        "mh",
-        "sh,sh-port",
-        "mh,mh-fallback",
-    ]:
+    for scheduler in (*SCHEDULERS, "sh,sh-port", "mh,mh-fallback"):
         service = scheduled(cluster, scheduler, pods)
         printed = cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout
         assert f"-A -t {service.ip(4)}:80 -s {scheduler.partition(',')[0]}" in printed
@@ -154,11 +141,9 @@ def test_a_datagram_flow_finds_another_endpoint(cluster: Cluster, family: Family
         cluster.running.until(lambda: _who(held), other.name)
 
 
-def _who(held: object) -> str:
-    from kproxy.testing.lab import AskError
-
+def _who(held: HeldConnection) -> str:
     try:
-        return str(held.exchange("who?", timeout=0.3).pod)  # type: ignore[attr-defined]
+        return held.exchange("who?", timeout=0.3).pod
     except AskError as error:
         return type(error).__name__
 
@@ -188,9 +173,6 @@ def test_what_others_made_is_left_alone(spare: Cluster) -> None:
     spare.delete(service)
     spare.settle()
     spare.stop()
-    node.run(["python3", "-c", ""])
-    import sys
-
     node.run([sys.executable, "-m", "kproxy", "cleanup"])
     assert node.run(["ipvsadm", "-Sn"]).stdout.splitlines() == foreign
     assert node.run(["ipset", "list", "-n"]).stdout.split() == ["FOREIGN"]
