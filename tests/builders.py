@@ -36,12 +36,15 @@ def service(
     ports: Sequence[Json] | None = None,
     created: str | None = CREATED,
     labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
     ingress: Iterable[str | Json] = (),
     **spec: object,
 ) -> Json:
     """A Service; keyword arguments are fields of its spec, `ingress` its load balancer's addresses."""
     ips = [ip] if isinstance(ip, str) else list(ip)
     metadata: Json = {"name": name, "namespace": namespace, "labels": dict(labels or {})}
+    if annotations:
+        metadata["annotations"] = dict(annotations)
     if created is not None:
         metadata["creationTimestamp"] = created
     addresses = [{"ip": each} if isinstance(each, str) else each for each in ingress]

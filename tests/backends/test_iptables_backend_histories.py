@@ -8,101 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.kernel.xtables.types import FailureKind, Variant
-from tests.backends.cluster import CONTESTED, Cluster, State, config_with, sync_checked
-from tests.builders import endpoint, endpoint_slice, port, service
+from tests.backends.cluster import Cluster, State, config_with, sync_checked
+from tests.backends.strategies import CHANGE, HISTORY, SERVICES, SETTINGS, START, change
 
-SERVICES = ("a", "b", "c", "d", "e")
-SETTINGS = settings(
-    phases=[Phase.explicit, Phase.generate],
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=True,
-)
 ways = pytest.mark.parametrize(
     ("variant", "piece"), [(Variant.LEGACY, None), (Variant.NFT, None), (Variant.NFT, 1), (Variant.NFT, 2)]
 )
-
-
-@st.composite
-def _service(draw: st.DrawFn) -> dict[str, Any]:
-    name = draw(st.sampled_from(SERVICES))
-    number = SERVICES.index(name) + 1
-    fields: dict[str, Any] = {}
-    ports = [port(nodePort=draw(st.sampled_from([0, 30000 + number])))]
-    if draw(st.booleans()):
-        ports.append(port(53, "dns", "UDP"))
-    if draw(st.booleans()):
-        fields["externalIPs"] = draw(st.lists(st.sampled_from(CONTESTED), unique=True))
-    if draw(st.booleans()):
-        fields |= {
-            "type": "LoadBalancer",
-            "ingress": [f"198.51.100.{number}"],
-            "healthCheckNodePort": 32000 + number,
-        }
-        if draw(st.booleans()):
-            fields["loadBalancerSourceRanges"] = ["198.18.0.0/24", "192.168.0.0/24"]
-    elif ports[0]["nodePort"]:
-        fields["type"] = "NodePort"
-    fields["externalTrafficPolicy"] = draw(st.sampled_from(["Cluster", "Local"]))
-    fields["internalTrafficPolicy"] = draw(st.sampled_from(["Cluster", "Cluster", "Local"]))
-    if draw(st.booleans()):
-        fields["sessionAffinity"] = "ClientIP"
-    created = draw(st.sampled_from(["2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z"]))
-    return service(name, f"10.96.0.{number}", ports=ports, created=created, **fields)
-
-
-_CONDITIONS: list[dict[str, Any]] = [
-    *([{}] * 3),
-    {"ready": False, "serving": False},
-    {"ready": False, "serving": True, "terminating": True},
-]
-
-
-@st.composite
-def _slice(draw: st.DrawFn) -> dict[str, Any]:
-    name = draw(st.sampled_from(SERVICES))
-    number = SERVICES.index(name) + 1
-    pods = draw(st.sets(st.integers(1, 4), max_size=3))
-    endpoints = [
-        endpoint(
-            f"10.1.{number}.{pod}",
-            node=draw(st.sampled_from(["node1", "node2"])),
-            **draw(st.sampled_from(_CONDITIONS)),
-        )
-        for pod in sorted(pods)
-    ]
-    return endpoint_slice(
-        *endpoints, service=name, ports=[port(8080), port(5353, "dns", "UDP")], address_type="IPv4"
-    )
-
-
-_CHANGE = st.one_of(
-    st.tuples(st.just("service"), _service()),
-    st.tuples(st.just("slice"), _slice()),
-    st.tuples(st.just("slice"), _slice()),
-    st.tuples(st.just("drop"), st.sampled_from(SERVICES)),
-)
-_STEP = st.tuples(
-    st.lists(_CHANGE, max_size=4), st.sampled_from(["sync", "sync", "sync", "restart", "check"])
-)
-_HISTORY = st.lists(_STEP, min_size=1, max_size=6)
-_START = st.lists(
-    st.one_of(st.tuples(st.just("service"), _service()), st.tuples(st.just("slice"), _slice())), max_size=10
-)
-
-
-def _change(cluster: Cluster, changes: list[tuple[str, Any]]) -> None:
-    for what, value in changes:
-        if what == "service":
-            cluster.put(value)
-        elif what == "slice":
-            cluster.put(None, value)
-        else:
-            cluster.drop(f"ns1/{value}")
 
 
 def _printed(state: State) -> list[str]:
@@ -127,15 +42,15 @@ def _is_as_fresh(cluster: Cluster) -> None:
 
 
 @ways
-@given(start=_START, history=_HISTORY)
+@given(start=START, history=HISTORY)
 @settings(SETTINGS, max_examples=60)
 def test_any_history_ends_as_a_fresh_sync(
     variant: Variant, piece: int | None, start: list[Any], history: list[Any]
 ) -> None:
     cluster = Cluster(variant, piece=piece)
-    _change(cluster, start)
+    change(cluster, start)
     for changes, then in history:
-        _change(cluster, changes)
+        change(cluster, changes)
         if then == "restart":
             cluster.start()
         elif then == "check":
@@ -152,7 +67,7 @@ _FAULT = st.one_of(
     st.none(),
     st.tuples(st.sampled_from(["locked", "other", "before", "after", "refuse"]), st.integers(0, 4)),
 )
-_FAULTY = st.lists(st.tuples(st.lists(_CHANGE, max_size=4), _FAULT, st.booleans()), min_size=1, max_size=6)
+_FAULTY = st.lists(st.tuples(st.lists(CHANGE, max_size=4), _FAULT, st.booleans()), min_size=1, max_size=6)
 
 
 def _inject(cluster: Cluster, fault: tuple[str, int] | None, lines: list[str]) -> None:
@@ -174,17 +89,17 @@ def _inject(cluster: Cluster, fault: tuple[str, int] | None, lines: list[str]) -
 
 
 @ways
-@given(start=_START, history=_FAULTY)
+@given(start=START, history=_FAULTY)
 @settings(SETTINGS, max_examples=80)
 def test_no_failure_loses_anything(
     variant: Variant, piece: int | None, start: list[Any], history: list[Any]
 ) -> None:
     cluster = Cluster(variant, piece=piece)
-    _change(cluster, start)
+    change(cluster, start)
     cluster.sync()
     at_fault: list[str] = []
     for changes, fault, restart in history:
-        _change(cluster, changes)
+        change(cluster, changes)
         cluster.fake.clear_faults()
         _inject(cluster, fault, at_fault)
         if restart:
@@ -207,17 +122,17 @@ def test_no_failure_loses_anything(
 
 
 @ways
-@given(start=_START, history=_FAULTY)
+@given(start=START, history=_FAULTY)
 @settings(SETTINGS, max_examples=60)
 def test_addresses_that_stay_are_never_lost_on_the_way(
     variant: Variant, piece: int | None, start: list[Any], history: list[Any]
 ) -> None:
     """As above, with every intermediate state of the kernel looked at; the services at fault included."""
     cluster = Cluster(variant, piece=piece, config=config_with(large_cluster_endpoints=4))
-    _change(cluster, start)
+    change(cluster, start)
     cluster.sync()
     for changes, fault, restart in history:
-        _change(cluster, changes)
+        change(cluster, changes)
         if restart:
             cluster.start()
         _inject(cluster, fault, [])

@@ -85,6 +85,9 @@ class Keeper:
         for key in self.refused:
             self.desired.touch_service(key)
         self.refused.clear()
+        if self._record is not None:
+            # What was in the way may have gone; if it has not, the kernel says so.
+            self._record.foreign -= self.desired.servers
 
     @property
     def idle(self) -> bool:
@@ -144,6 +147,7 @@ class Keeper:
             for ip in unused:
                 if ip not in failures:
                     record.addresses.discard(ip)
+                    desired.members.add((self._sets.addresses, Entry(ip)))
             written["addresses_removed"] += len(unused) - len(failures)
             for ip, code in failures.items():
                 log.warning("address_kept", family=self.family.value, address=ip, reason=_word(code))
@@ -212,7 +216,10 @@ class Keeper:
         record = self._known()
         if spec == self._sets.addresses:
             return entry.ip in record.addresses
-        return spec in self._sets.ledger and ServerId(entry.protocol, entry.ip, entry.port) in record.servers
+        if spec not in self._sets.ledger:
+            return False
+        server = ServerId(entry.protocol, entry.ip, entry.port)
+        return server in record.servers and self.desired.owner(server) is None
 
     def _requests(self, server: ServerId, frontend: Frontend | None) -> Iterator[Request]:
         """What brings one virtual server to what is wanted of it, additions first."""

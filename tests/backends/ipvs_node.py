@@ -1,0 +1,164 @@
+"""A node in memory in IPVS mode: tables, planner and backend over fakes, driven as the agent does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.ipvs.backend import IpvsBackend
+from kproxy.backends.ipvs.config import IpvsConfig
+from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.backends.ipvs.names import sets
+from kproxy.kernel.ipvs.types import DestinationId, ServerId
+from kproxy.kernel.xtables.types import Variant
+from kproxy.plan.model import ServicePlan
+from kproxy.plan.planner import Planner
+from kproxy.plan.schedulers import Scheduler
+from kproxy.state.decode import Kind
+from kproxy.state.tables import Tables
+from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
+from kproxy.testing.fake_xtables import FakeXtables
+from tests.builders import NODE, as_service, as_slice
+
+CONFIG = IpvsConfig(
+    rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),
+    scheduler=Scheduler("rr"),
+    node_addresses=("192.168.0.2", "192.168.0.3"),
+    local_addresses=frozenset({"192.168.0.2", "192.168.0.3", "127.0.0.1"}),
+)
+
+
+class IpvsNode:
+    """One node; `now` is its clock."""
+
+    def __init__(self, config: IpvsConfig = CONFIG) -> None:
+        self.config = config
+        self.now = 1000.0
+        self.faults = Faults()
+        self.ipvs = FakeIpvs(self.faults)
+        self.ipset = FakeIpset(self.faults)
+        self.device = FakeDevice(self.faults)
+        self.xtables = FakeXtables(config.family, Variant.NFT)
+        self.tables = Tables()
+        self.start()
+
+    @property
+    def handles(self) -> KernelHandles:
+        """What a backend works on."""
+        return KernelHandles(self.ipvs, self.ipset, self.device)
+
+    def start(self) -> None:
+        """Start, or start again over the same kernel and the same objects."""
+        self.planner = Planner(self.config.family)
+        self.plans: dict[str, ServicePlan] = {}
+        rules = IptablesBackend(IpvsLayout(self.config.rules), self.xtables, ChangeWatch(self.xtables.stamp))
+        self.backend = IpvsBackend(self.config, self.handles, rules, lambda: self.now)
+        self.tables.touch_all()
+
+    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
+        """Write objects to the API."""
+        if service is not None:
+            self.tables.upsert(as_service(service))
+        for each in slices:
+            self.tables.upsert(as_slice(each))
+
+    def drop(self, key: str) -> None:
+        """Delete a service."""
+        self.tables.delete(Kind.SERVICE, key)
+
+    def sync(self) -> SyncReport:
+        """Plan and write what changed."""
+        read = self.tables.dirty()
+        changed = self.planner.update(read, NODE)
+        self.plans |= changed
+        self.backend.update(changed.values())
+        report = self.backend.sync()
+        if report.error is None:
+            self.tables.commit(given for given in read if given.key not in report.failed)
+        return report
+
+    def done(self) -> SyncReport:
+        """Sync, with nothing going wrong."""
+        report = self.sync()
+        assert (report.error, report.failed) == (None, {})
+        return report
+
+    def drained(self) -> None:
+        """Let time pass until nothing drains any more."""
+        for _ in range(50):
+            wait = self.backend.tend()
+            if wait is None:
+                return
+            self.now += wait
+        raise AssertionError("something drains for ever")
+
+    def forget(self) -> None:
+        """Forget what was sent and read so far."""
+        self.ipvs.sent.clear()
+        self.ipset.sent.clear()
+        self.ipvs.reads = self.ipset.reads = self.device.reads = self.device.changes = 0
+
+    @property
+    def messages(self) -> int:
+        """How many changes were sent since then."""
+        return len(self.ipvs.sent) + len(self.ipset.sent) + self.device.changes
+
+    @property
+    def reads(self) -> int:
+        """How often the kernel was read since then."""
+        return self.ipvs.reads + self.ipset.reads + self.device.reads
+
+    def state(self) -> list[str]:
+        """Everything in the kernel, a line for each object."""
+        lines = [
+            f"server {server.protocol} {server.ip} {server.port} {settings} {sorted(destinations.items())}"
+            for server, (settings, destinations) in self.ipvs.table.items()
+        ]
+        lines += [
+            f"set {name} {entry}" for name, (_, entries) in self.ipset.sets.items() for entry in entries
+        ]
+        lines += [f"set {name}" for name in self.ipset.sets]
+        lines += [f"address {ip}" for ip in self.device.held or ()]
+        lines += [
+            f"{table} {chain} {rule}"
+            for table, chains in parse_save(self.xtables.save()).items()
+            for chain, rules in chains.items()
+            for rule in (chain, *rules)
+        ]
+        return sorted(lines)
+
+    def fresh(self) -> list[str]:
+        """What a new node would have for the same objects."""
+        other = IpvsNode(self.config)
+        planned = Planner(self.config.family)
+        inputs = [self.tables.read(key) for key in sorted(self.plans)]
+        other.backend.update(planned.update(inputs, NODE).values())
+        report = other.backend.sync()
+        assert (report.error, report.failed) == (None, {})
+        return other.state()
+
+    def listed(self) -> set[ServerId]:
+        """The virtual servers that the sets list as ours."""
+        return {
+            ServerId(entry.protocol, entry.ip, entry.port)
+            for spec in sets(self.config.family).ledger
+            for entry in self.ipset.entries(spec)
+        }
+
+    def serving(self, server: ServerId) -> dict[DestinationId, int]:
+        """The destinations of a virtual server that take new connections."""
+        _, destinations = self.ipvs.table.get(server, (None, {}))
+        return {destination: weight for destination, weight in destinations.items() if weight}
+
+
+def with_config(**settings: Any) -> IpvsConfig:
+    """CONFIG with other settings."""
+    return msgspec.structs.replace(CONFIG, **settings)
