@@ -1,0 +1,178 @@
+"""The real IPVS and dummy device, in network namespaces of their own, seen through ipvsadm and ip too."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.kernel import links
+from kproxy.kernel.dummy import DummyDevice
+from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.ipvs.types import (
+    PERSISTENT,
+    Command,
+    DestinationId,
+    DestinationState,
+    IpvsError,
+    Request,
+    ServerId,
+    Timeouts,
+    VirtualServer,
+)
+from kproxy.kernel.netlink.socket import NetlinkLost, NetlinkSocket
+from kproxy.testing.fake_ipvs import FakeIpvs
+from tests.kernel.namespace import fresh_network
+
+pytestmark = [pytest.mark.root, pytest.mark.ipvs]
+
+RR = VirtualServer("rr")
+
+
+def printed(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def up() -> None:
+    """Without a local routing table, the kernel takes no IPv4 destination for reachable."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def server(ip: str = "10.0.0.1", protocol: str = "TCP", port: int = 80) -> ServerId:
+    return ServerId(protocol, ip, port)
+
+
+@pytest.mark.parametrize("ips", [("10.0.0.1", "10.1.0.1"), ("fd00::1", "fd00:1::1")], ids=["v4", "v6"])
+@pytest.mark.parametrize("protocol", ["TCP", "UDP", "SCTP"])
+@fresh_network
+def test_what_is_written_is_there(ips: tuple[str, str], protocol: str) -> None:
+    up()
+    ipvs, one = NetlinkIpvs(), server(ips[0], protocol)
+    settings = VirtualServer("wlc", PERSISTENT, 99)
+    destination = DestinationId(ips[1], 8080)
+    assert (
+        ipvs.apply(
+            [
+                Request(Command.NEW_SERVICE, one, settings),
+                Request(Command.NEW_DEST, one, destination=destination, weight=7),
+            ]
+        )
+        == {}
+    )
+    assert ipvs.servers(one.family) == {one: settings}
+    assert ipvs.destinations(one) == {destination: DestinationState(7)}
+    assert " -s wlc -p 99" in printed("ipvsadm", "-Sn")
+    assert " -m -w 7" in printed("ipvsadm", "-Sn")
+    ipvs.apply([Request(Command.SET_SERVICE, one, RR), Request(Command.SET_DEST, one, None, destination, 0)])
+    assert ipvs.servers(one.family) == {one: RR}
+    assert ipvs.destinations(one) == {destination: DestinationState(0)}
+    ipvs.apply([Request(Command.DEL_DEST, one, None, destination), Request(Command.DEL_SERVICE, one)])
+    assert ipvs.servers(one.family) == {}
+
+
+@fresh_network
+def test_every_refusal_belongs_to_its_request_and_stops_no_other() -> None:
+    up()
+    ipvs = NetlinkIpvs()
+    requests = [Request(Command.NEW_SERVICE, server(port=1 + n // 2), RR) for n in range(300)]
+    failures = ipvs.apply(requests)
+    assert failures == dict.fromkeys(range(1, 300, 2), errno.EEXIST)
+    assert len(ipvs.servers(Family.IPV4)) == 150
+
+
+@fresh_network
+def test_the_kernel_in_memory_refuses_as_the_real_one() -> None:
+    up()
+    one, other = server(), server("10.0.0.2")
+    destination = DestinationId("10.1.0.1", 80)
+    requests = [
+        Request(Command.DEL_SERVICE, one),
+        Request(Command.NEW_DEST, one, None, destination, 1),
+        Request(Command.NEW_SERVICE, one, VirtualServer("no-such")),
+        Request(Command.NEW_SERVICE, one, RR),
+        Request(Command.NEW_SERVICE, one, RR),
+        Request(Command.SET_DEST, one, None, destination, 1),
+        Request(Command.NEW_DEST, one, None, destination, 1),
+        Request(Command.NEW_DEST, one, None, destination, 1),
+        Request(Command.SET_SERVICE, other, RR),
+        Request(Command.DEL_DEST, other, None, destination),
+        Request(Command.DEL_DEST, one, None, destination),
+        Request(Command.DEL_DEST, one, None, destination),
+        Request(Command.DEL_SERVICE, one),
+    ]
+    assert NetlinkIpvs().apply(requests) == FakeIpvs().apply(requests)
+
+
+@fresh_network
+def test_a_scheduler_is_there_or_not() -> None:
+    ipvs = NetlinkIpvs()
+    assert ipvs.has_scheduler("rr")
+    assert ipvs.has_scheduler("mh")
+    assert not ipvs.has_scheduler("no-such")
+    assert ipvs.servers(Family.IPV4) == {}
+    ipvs.apply([Request(Command.NEW_SERVICE, ServerId("TCP", "198.51.100.0", 20000), RR)])
+    with pytest.raises(IpvsError, match="taken"):
+        ipvs.has_scheduler("rr")
+
+
+@fresh_network
+def test_timeouts_that_are_not_given_stay() -> None:
+    ipvs = NetlinkIpvs()
+    before = ipvs.timeouts()
+    ipvs.set_timeouts(Timeouts(tcp_fin=33))
+    assert ipvs.timeouts() == Timeouts(before.tcp, 33, before.udp)
+
+
+@fresh_network
+def test_lost_acknowledgements_are_an_error_and_not_a_success() -> None:
+    ipvs = NetlinkIpvs()
+    ipvs.servers(Family.IPV4)
+    kind = ipvs._family_id
+    requests = [Request(Command.NEW_SERVICE, server(port=1 + n), RR) for n in range(100)]
+    small = NetlinkSocket(16, receive_buffer=1)
+    from kproxy.kernel.ipvs import codec
+
+    with pytest.raises(NetlinkLost, match="lost"):
+        small.batch([(kind, 0, codec.encode(request)) for request in requests])
+    assert len(ipvs.servers(Family.IPV4)) == 100
+
+
+@fresh_network
+def test_addresses_on_the_device_are_local_though_it_is_down() -> None:
+    device = DummyDevice("kube-ipvs0")
+    assert not device.exists()
+    assert device.addresses(Family.IPV4) == frozenset()
+    assert (device.ensure(), device.ensure()) == (True, False)
+    assert device.add(["10.0.0.1", "fd00::1", "10.0.0.1"]) == {}
+    assert device.addresses(Family.IPV4) == {"10.0.0.1"}
+    assert device.addresses(Family.IPV6) == {"fd00::1"}
+    assert printed("ip", "route", "get", "10.0.0.1").startswith("local")
+    assert printed("ip", "-6", "route", "get", "fd00::1").startswith("local")
+    assert links.local_addresses(exclude={"kube-ipvs0"}) == ()
+    assert device.remove(["10.0.0.1", "10.0.0.9"]) == {}
+    assert device.addresses(Family.IPV4) == frozenset()
+    device.delete()
+    device.delete()
+    assert not device.exists()
+
+
+@fresh_network
+def test_an_interface_of_another_type_is_not_touched() -> None:
+    subprocess.run(["ip", "link", "add", "kube-ipvs0", "type", "bridge"], check=True)
+    from kproxy.kernel.addresses import DeviceError
+
+    with pytest.raises(DeviceError, match="bridge"):
+        DummyDevice("kube-ipvs0").ensure()
+
+
+@fresh_network
+def test_news_of_the_device_itself_does_not_count() -> None:
+    device = DummyDevice("kube-ipvs0")
+    device.ensure()
+    with links.address_events(exclude={"kube-ipvs0"}) as events:
+        device.add(["10.0.0.1"])
+        assert not events.drain()
+        subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
+        assert events.drain()
