@@ -173,7 +173,7 @@ class _Kernels:
     def _arguments(self) -> list[str]:
         option = self._config.option
         marks = f"({option.markexpr}) and ipvs" if option.markexpr else "ipvs"
-        arguments = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-m", marks]
+        arguments = [sys.executable, "-m", "pytest", "-m", marks]
         if option.keyword:
             arguments += ["-k", option.keyword]
         if option.maxfail:

@@ -1,0 +1,116 @@
+"""The rules of the IPVS mode, in the form in which the installed iptables prints them back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.backends.base import LocalTraffic
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.ipvs.layout import IPVS_JUMPS, IpvsLayout
+from kproxy.backends.ipvs.names import sets
+from kproxy.kernel.ipset.netlink import NetlinkIpset
+from kproxy.kernel.ipset.types import IpsetUnavailable
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
+from kproxy.plan.planner import Planner
+from kproxy.state.tables import Tables
+from tests.builders import NODE, as_service, as_slice, endpoint, endpoint_slice, service
+from tests.kernel.namespace import fresh_network
+
+CIDR = {Family.IPV4: LocalTraffic(cidr="10.1.0.0/16"), Family.IPV6: LocalTraffic(cidr="fd00:1::/64")}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cidr": {},
+    "interface": {"local_traffic": LocalTraffic(interface="veth+")},
+    "unknown": {"local_traffic": None},
+    "all": {"masquerade_all": True},
+}
+
+
+def layout(family: Family, setting: str = "cidr") -> IpvsLayout:
+    return IpvsLayout(
+        IptablesConfig(**{"family": family, "local_traffic": CIDR[family], **SETTINGS[setting]})
+    )
+
+
+def local_service(family: Family) -> Tables:
+    """One with a load balancer and the external traffic policy Local."""
+    tables = Tables()
+    v4 = family is Family.IPV4
+    tables.upsert(
+        as_service(
+            service(
+                ip="10.96.0.1" if v4 else "fd00:96::1",
+                type="LoadBalancer",
+                ingress=["203.0.113.1" if v4 else "2001:db8::1"],
+                externalTrafficPolicy="Local",
+                healthCheckNodePort=32000,
+                sessionAffinity="ClientIP",
+            )
+        )
+    )
+    ips = ("10.1.0.1", "10.1.0.2") if v4 else ("fd00:1::1", "fd00:1::2")
+    pieces = [endpoint(ip, node=node) for ip, node in zip(ips, ("node1", "node2"), strict=True)]
+    tables.upsert(as_slice(endpoint_slice(*pieces, address_type=family.value)))
+    return tables
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("family", list(Family), ids=str)
+@pytest.mark.parametrize("variant", list(Variant), ids=str)
+@fresh_network
+def test_the_kernel_prints_what_was_written_and_a_switch_leaves_nothing(
+    variant: Variant, family: Family, setting: str
+) -> None:
+    ipset = NetlinkIpset()
+    try:
+        for spec in sets(family).all:
+            ipset.create(spec)
+        xtables = SubprocessXtables(family, find_tools(family, variant))
+        xtables.restore(b"*nat\nCOMMIT\n")
+    except (XtablesUnavailable, IpsetUnavailable) as error:
+        pytest.skip(str(error))
+    wanted = layout(family, setting)
+    backend = IptablesBackend(wanted, xtables, ChangeWatch(xtables.stamp))
+    tables, planner = local_service(family), Planner(family)
+    backend.update(planner.update(tables.dirty(), NODE).values())
+    report = backend.sync()
+    assert (report.error, report.failed) == (None, {})
+    assert backend.check(thorough=True) == ()
+    saved = parse_save(xtables.save())
+    for (table, chain), text in wanted.fixed.items():
+        assert saved[table][chain] == (text or "").splitlines()
+    assert len(saved["nat"]["KUBE-IPVS-SHORTCUT"]) == 1
+    backend.reconfigure(StandardLayout(wanted.config))
+    assert backend.sync().error is None
+    chains = {chain for found in parse_save(xtables.save()).values() for chain in found}
+    assert not [chain for chain in chains if "IPVS" in chain]
+    for spec in sets(family).all:
+        ipset.destroy(spec.name)
+    backend.reconfigure(wanted)
+    backend.retry()
+    assert "KPROXY" in (backend.sync().error or "")
+
+
+def test_services_add_no_rules_but_for_local_external_policies() -> None:
+    tables = Tables()
+    tables.upsert(as_service(service(type="NodePort", externalIPs=["203.0.113.1"])))
+    tables.upsert(as_slice(endpoint_slice("10.1.0.1")))
+    (plan,) = Planner(Family.IPV4).update(tables.dirty(), NODE).values()
+    assert layout(Family.IPV4).render(plan, comments=True).empty
+    (local,) = Planner(Family.IPV4).update(local_service(Family.IPV4).dirty(), NODE).values()
+    rules = layout(Family.IPV4).render(local, comments=True)
+    assert sorted(chain[:9] for chain in rules.chains) == ["KUBE-SEP-", "KUBE-SEP-", "KUBE-SVC-"]
+
+
+def test_every_jump_leads_to_a_chain_of_the_layout() -> None:
+    wanted = layout(Family.IPV4)
+    chains = {*wanted.fixed, *wanted.shared.values()}
+    assert {(jump.table, jump.line.split()[-1]) for jump in IPVS_JUMPS} <= chains
