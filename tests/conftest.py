@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--ipvs-kernels",
         type=int,
-        default=2 if (os.cpu_count() or 1) > 2 else 1,
+        default=min(2, os.cpu_count() or 1),
         help="user-mode kernels to boot for tests that need IPVS, where the running one has none; 0: skip",
     )
 
@@ -94,9 +94,7 @@ class _Inside:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        modules = sorted({item.path for item in items})
-        mine = {path for index, path in enumerate(modules) if index % self._of == self._number}
-        items[:] = [item for item in items if item.path in mine]
+        items[:] = items[self._number :: self._of]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -124,7 +122,7 @@ class _Guest:
         self._thread.join()
 
     def _run(self) -> None:
-        environment = {_REPORTS: str(self.path), _SHARD: self._shard, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {_REPORTS: str(self.path), _SHARD: self._shard}
         try:
             status = uml.run(
                 self._arguments, timeout=_PATIENCE, environment=environment, tell=self.lines.append

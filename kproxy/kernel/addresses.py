@@ -30,11 +30,11 @@ class AddressDevice(Protocol):
     def addresses(self, family: Family) -> frozenset[str]:
         """Its addresses of a family, without IPv6 link-local ones; none without the device."""
 
-    def add(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Add host addresses (/32, /128); the errno of each refused one. An address that is there is done.
 
         Raises DeviceError if there is no device or the outcome of any is unknown.
         """
 
-    def remove(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Remove addresses; the errno of each refused one. An address that is not there is done."""

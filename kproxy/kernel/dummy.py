@@ -1,24 +1,18 @@
 """A dummy device that holds service addresses, so that the kernel takes their packets for its own.
 
-Making the device is pyroute2's work. Addresses come by the thousand, so their messages are our own: layouts
-of include/uapi/linux/if_addr.h and rtnetlink.h.
+Making the device is pyroute2's work; its addresses come by the thousand, many in one send.
 """
 
 import errno
 import socket
-import struct
 from collections.abc import Iterable, Mapping
 
-from kproxy.addresses import Family, is_link_local, parse_ip
+from kproxy.addresses import Family, is_link_local
 from kproxy.kernel.addresses import DeviceError
-from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_REPLACE, attribute, attributes
+from kproxy.kernel.netlink import addresses
+from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_REPLACE
 from kproxy.kernel.netlink.socket import NetlinkSocket
 
-_NETLINK_ROUTE = 0
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_IFA_F_NODAD = 0x02
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _ALREADY = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV})
@@ -59,44 +53,34 @@ class DummyDevice:
         index = self._index()
         if index is None:
             return frozenset()
-        header = _IFADDRMSG.pack(_AF[family], 0, 0, 0, index)
         try:
-            answers = self._open().dump(_RTM_GETADDR, header)
+            found = {ip for _, ip in addresses.dump(self._open(), _AF[family], index)}
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return frozenset()
             raise self._failed("list addresses", error) from error
-        found = set()
-        for answer in answers:
-            if _IFADDRMSG.unpack_from(answer)[4] != index:
-                continue
-            held = attributes(answer[_IFADDRMSG.size :])
-            packed = held.get(_IFA_LOCAL, held.get(_IFA_ADDRESS, b""))
-            found.add(parse_ip(socket.inet_ntop(_AF[family], packed))[1])
         return frozenset(ip for ip in found if not is_link_local(ip))
 
-    def add(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Add host addresses; the errno of each refused one. Raises DeviceError."""
-        return self._apply(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, addresses, _ALREADY)
+        return self._apply(addresses.RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, wanted, _ALREADY)
 
-    def remove(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Remove addresses; the errno of each refused one. Raises DeviceError."""
-        return self._apply(_RTM_DELADDR, 0, addresses, _GONE)
+        return self._apply(addresses.RTM_DELADDR, 0, wanted, _GONE)
 
-    def _apply(
-        self, kind: int, flags: int, addresses: Iterable[str], fine: frozenset[int]
-    ) -> Mapping[str, int]:
-        wanted = list(addresses)
+    def _apply(self, kind: int, flags: int, ips: Iterable[str], fine: frozenset[int]) -> Mapping[str, int]:
+        wanted = list(ips)
         if not wanted:
             return {}
         index = self._index()
         if index is None:
-            if kind == _RTM_DELADDR:
+            if kind == addresses.RTM_DELADDR:
                 return {}
             raise DeviceError(f"there is no interface {self.name}")
         sock = self._open()
         try:
-            failures = sock.batch([(kind, flags, _payload(ip, index)) for ip in wanted])
+            failures = sock.batch([(kind, flags, addresses.payload(ip, index)) for ip in wanted])
         except OSError as error:
             raise self._failed("change addresses", error) from error
         return {wanted[n]: code for n, code in failures.items() if code not in fine}
@@ -146,7 +130,7 @@ class DummyDevice:
 
     def _open(self) -> NetlinkSocket:
         if self._socket is None:
-            self._socket = NetlinkSocket(_NETLINK_ROUTE)
+            self._socket = NetlinkSocket(addresses.NETLINK_ROUTE)
         return self._socket
 
     def _failed(self, what: str, error: OSError) -> DeviceError:
@@ -154,13 +138,3 @@ class DummyDevice:
             self._socket.close()
             self._socket = None
         return DeviceError(f"interface {self.name}: cannot {what}: {error.strerror or error}")
-
-
-def _payload(ip: str, index: int) -> bytes:
-    if ":" in ip:
-        packed = socket.inet_pton(socket.AF_INET6, ip)
-        header = _IFADDRMSG.pack(socket.AF_INET6, 128, _IFA_F_NODAD, 0, index)
-    else:
-        packed = socket.inet_aton(ip)
-        header = _IFADDRMSG.pack(socket.AF_INET, 32, 0, 0, index)
-    return header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)

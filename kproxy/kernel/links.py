@@ -3,35 +3,25 @@
 import contextlib
 import errno
 import socket
-import struct
 from collections.abc import Collection, Iterator
 
-from pyroute2 import IPRoute
-
-from kproxy.addresses import parse_ip
+from kproxy.kernel.netlink import addresses
 from kproxy.kernel.netlink.messages import each_message
+from kproxy.kernel.netlink.socket import NetlinkSocket
 
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
-_NETLINK_ROUTE = 0
-_IFADDRMSG = struct.Struct("=BBBBI")
 _RECEIVE_BYTES = 1 << 16
 
 
 def local_addresses(exclude: Collection[str] = ()) -> tuple[str, ...]:
     """Every address of every interface but the excluded ones, in canonical form, ordered.
 
-    Raises OSError or NetlinkError.
+    Raises OSError.
     """
     left_out = {index for name in exclude if (index := _index(name)) is not None}
-    with IPRoute() as route:
-        found = {
-            parse_ip(address)[1]
-            for message in route.get_addr()
-            if message["index"] not in left_out
-            if (address := message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
-        }
-    return tuple(sorted(found))
+    with contextlib.closing(NetlinkSocket(addresses.NETLINK_ROUTE)) as sock:
+        return tuple(sorted({ip for index, ip in addresses.dump(sock) if index not in left_out}))
 
 
 class AddressEvents:
@@ -55,7 +45,7 @@ class AddressEvents:
                 return True
             raise
         return any(
-            _IFADDRMSG.unpack_from(content)[4] not in left_out for _, _, _, content in each_message(datagram)
+            addresses.interface_of(content) not in left_out for _, _, _, content in each_message(datagram)
         )
 
 
@@ -63,7 +53,7 @@ class AddressEvents:
 def address_events(exclude: Collection[str] = ()) -> Iterator[AddressEvents]:
     """News of all interfaces' addresses but those of excluded ones (rtnetlink(7))."""
     family = socket.AF_NETLINK
-    with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as events:
+    with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, addresses.NETLINK_ROUTE) as events:
         events.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
         yield AddressEvents(events, exclude)
 

@@ -231,15 +231,15 @@ class FakeDevice:
         self.reads += 1
         return frozenset(ip for ip in self.held or () if (":" in ip) == (family is Family.IPV6))
 
-    def add(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Add each address, or refuse it."""
         if self.held is None:
             raise DeviceError(f"there is no interface {self.name}")
-        return self._each(addresses, self.held.add)
+        return self._each(wanted, self.held.add)
 
-    def remove(self, addresses: Iterable[str]) -> Mapping[str, int]:
+    def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Remove each address, or refuse it."""
-        return self._each(addresses, (self.held or set()).discard)
+        return self._each(wanted, (self.held or set()).discard)
 
     def _each(self, addresses: Iterable[str], change: Callable[[str], None]) -> Mapping[str, int]:
         failures: dict[str, int] = {}
