@@ -23,9 +23,10 @@ def remove_everything() -> bool:
     Virtual servers go first, as long as the sets tell which are ours; the sets last, when no rule names them.
     """
     ipvs = Departure(ipvs_handles(), 0, (), time.monotonic)
-    clean = ipvs.clear()
-    clean = _remove_rules() and clean
-    return ipvs.dissolve() and clean
+    cleared = ipvs.clear()
+    clean = _remove_rules() and cleared
+    # While a virtual server stands, the sets must go on saying that it is ours.
+    return cleared and ipvs.dissolve() and clean
 
 
 def _remove_rules() -> bool:

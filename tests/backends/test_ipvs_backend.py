@@ -327,6 +327,29 @@ def test_drift_is_named_and_mended() -> None:
     assert node.state() == node.fresh()
 
 
+def test_what_drains_stays_ours_whatever_becomes_of_sets_and_addresses() -> None:
+    node = IpvsNode()
+    node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))
+    node.done()
+    for server in node.ipvs.table:
+        node.ipvs.connections[server, DestinationId("10.1.0.1", 80)] = 1
+    node.drop("ns1/svc1")
+    node.done()
+    node.device.held = set()
+    node.backend.check(thorough=True)
+    node.done()
+    for _, entries in node.ipset.sets.values():
+        entries.clear()
+    assert node.backend.check(thorough=True)
+    node.done()
+    assert set(node.ipvs.table) <= node.listed()
+    node.start()
+    node.done()
+    node.ipvs.connections.clear()
+    node.drained()
+    assert (node.ipvs.table, node.listed()) == ({}, set())
+
+
 def test_new_node_addresses_get_the_node_ports() -> None:
     node = IpvsNode()
     node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))

@@ -136,7 +136,7 @@ class IpvsBackend:
             return thorough or (server.port + sum(server.ip.encode())) % SHARE_OF_DESTINATIONS == turn
 
         try:
-            drifts += self._keeper.check(details_of)
+            drifts += self._keeper.check(details_of, thorough=thorough)
         except KERNEL_ERRORS as error:
             raise CheckError(str(error)) from error
         self._next_look = self._clock() + self._config.look_period

@@ -69,6 +69,7 @@ class Keeper:
         self._kernel = kernel
         self._draining = draining
         self._record: Record | None = None
+        self._made: frozenset[ServerId] = frozenset()
         self._sets = sets(family)
 
     def want(self, key: str, objects: ServiceObjects) -> None:
@@ -77,7 +78,9 @@ class Keeper:
             self.refused.pop(key, None)
 
     def doubt(self) -> None:
-        """Forget what the kernel holds; the next sync reads it."""
+        """Forget what the kernel holds, but not which virtual servers are ours; the next sync reads it."""
+        if self._record is not None:
+            self._made = frozenset(self._record.servers)
         self._record = None
 
     def retry(self) -> None:
@@ -114,6 +117,11 @@ class Keeper:
             EntryChange(spec, entry, add=True)
             for spec, entry in self._pending_members()
             if desired.wants_member((spec, entry)) and entry not in record.members.get(spec, ())
+        ]
+        changes += [
+            EntryChange(self._sets.cluster_ip, _entry(server), add=True)
+            for server in sorted(desired.servers)
+            if server in record.servers and desired.owner(server) is None and not self._is_listed(server)
         ]
         self._change_sets(changes, written)
 
@@ -167,15 +175,15 @@ class Keeper:
         self.desired.servers |= ended
         return bool(ended)
 
-    def check(self, details_of: Callable[[ServerId], bool]) -> tuple[Drift, ...]:
+    def check(self, details_of: Callable[[ServerId], bool], *, thorough: bool) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is pending again.
 
-        Destinations are compared of servers with `details_of` only.
+        Destinations are compared of servers with `details_of` only; sets by their size, unless `thorough`.
         """
         expected = self._record
         if expected is None:
             return ()
-        found = self._observe(details_of)
+        found = self._observe(details_of, None if thorough else expected)
         drifts = differences(expected, found, details_of)
         if drifts:
             self.doubt()
@@ -185,14 +193,18 @@ class Keeper:
         """The virtual servers that the kernel is known to hold."""
         return {s: (r.settings, r.destinations) for s, r in self._known().servers.items()}
 
-    def _observe(self, details_of: Callable[[ServerId], bool] = lambda _: True) -> Record:
+    def _observe(
+        self, details_of: Callable[[ServerId], bool] = lambda _: True, trusted: Record | None = None
+    ) -> Record:
         kernel = self._kernel
         return observe(
             self.family,
             (kernel.ipvs, kernel.ipset, kernel.device),
             self.excluded,
+            self._made,
             lambda server: self.desired.owner(server) is not None,
             details_of=details_of,
+            trusted=trusted,
         )
 
     def _adopt(self, record: Record) -> None:
@@ -220,6 +232,11 @@ class Keeper:
             return False
         server = ServerId(entry.protocol, entry.ip, entry.port)
         return server in record.servers and self.desired.owner(server) is None
+
+    def _is_listed(self, server: ServerId) -> bool:
+        """Whether the sets say that a virtual server is ours."""
+        members = self._known().members
+        return any(_entry(server) in members.get(spec, ()) for spec in self._sets.ledger)
 
     def _requests(self, server: ServerId, frontend: Frontend | None) -> Iterator[Request]:
         """What brings one virtual server to what is wanted of it, additions first."""
@@ -270,9 +287,8 @@ class Keeper:
 
     def _release(self, server: ServerId) -> None:
         """With a virtual server gone, its address and its entries may go too."""
-        entry = Entry(server.ip, server.protocol, server.port)
         self.desired.addresses.add(server.ip)
-        self.desired.members.update((spec, entry) for spec in self._sets.ledger)
+        self.desired.members.update((spec, _entry(server)) for spec in self._sets.ledger)
 
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self._known()
@@ -340,6 +356,10 @@ _COUNTED = {
     Command.SET_DEST: "destinations",
     Command.DEL_DEST: "destinations_removed",
 }
+
+
+def _entry(server: ServerId) -> Entry:
+    return Entry(server.ip, server.protocol, server.port)
 
 
 def _word(code: int) -> str:

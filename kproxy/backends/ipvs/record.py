@@ -88,21 +88,30 @@ def observe(
     family: Family,
     kernel: tuple[Ipvs, Ipset, AddressDevice],
     excluded: Collection[str],
+    made: Collection[ServerId],
     wanted: Callable[[ServerId], bool],
     *,
     details_of: Callable[[ServerId], bool] = lambda _: True,
+    trusted: Record | None = None,
 ) -> Record:
     """Read what stands. Raises IpvsError, IpsetError or DeviceError.
 
+    `made` are virtual servers that are known to be ours, whatever became of the sets.
     A virtual server in one of the `excluded` CIDRs counts as somebody else's unless it is wanted. Where a
     kube-proxy in its IPVS mode left its sets, all others are what it left, for it removes those of others.
-    Destinations are read of servers with `details_of` only; the others are recorded without.
+    Destinations are read of servers with `details_of` only; the others are recorded without. A set that has
+    as many entries as in the `trusted` record is taken to have the same.
     """
     ipvs, ipset, device = kernel
     record = Record()
     headers = ipset.headers()
     for spec in sets(family).all:
-        if spec.name in headers:
+        if spec.name not in headers:
+            continue
+        known = trusted.members.get(spec) if trusted is not None else None
+        if known is not None and len(known) == headers[spec.name].entries:
+            record.members[spec] = known
+        else:
             record.members[spec] = set(ipset.entries(spec))
     record.addresses = set(device.addresses(family))
     peer = not PEER_SETS[family].isdisjoint(headers)
@@ -112,7 +121,7 @@ def observe(
             ledger += ipset.entries(spec)
     listed = {ServerId(entry.protocol, entry.ip, entry.port) for entry in ledger}
     for server, settings in ipvs.servers(family).items():
-        ours = peer or server in listed or server.ip in record.addresses
+        ours = peer or server in listed or server in made or server.ip in record.addresses
         if ours and not wanted(server) and _is_in(server.ip, excluded):
             ours = False
         if not ours:
