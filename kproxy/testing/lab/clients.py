@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from kproxy.testing.lab.namespaces import Namespace, family_of, new_socket
 from kproxy.testing.lab.servers import LONGEST_LINE, SOCKET_KINDS, Protocol, host_port
@@ -28,6 +28,9 @@ IPV6_RECVERR: Final = 25  # linux/in6.h
 REFUSED: Final = {errno.ECONNREFUSED, errno.ENOPROTOOPT}
 UNREACHABLE: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.EPROTO}
 BROKEN: Final = {errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED}
+
+RESEND: Final = 1.0
+"""Seconds until a datagram that is not answered is sent once more, over the same socket."""
 
 
 class AskError(Exception):
@@ -125,7 +128,10 @@ class Conversation:
         return name[0], name[1]
 
     async def exchange(self, text: str = "") -> Answer:
-        """Send one line and wait for its answer. Raises an `AskError`; `text` must hold no line break."""
+        """Send one line and wait for its answer; a datagram is sent again as resolvers do.
+
+        Raises an `AskError`; `text` must hold no line break.
+        """
         start = time.perf_counter()
         token = f"{next(self._tokens)}:{text}"
         loop = asyncio.get_running_loop()
@@ -134,11 +140,14 @@ class Conversation:
             hear_icmp_errors(self._socket, hear=False)  # what earlier datagrams met
             hear_icmp_errors(self._socket, hear=True)
         with outcomes(self.target, established=not datagrams):
-            await loop.sock_sendall(self._socket, f"{token}\n".encode())
             while True:
-                reply = json.loads(await (self._receive() if datagrams else self._receive_line()))
-                if reply["text"] == token:
+                await loop.sock_sendall(self._socket, f"{token}\n".encode())
+                try:
+                    async with asyncio.timeout(RESEND if datagrams else None):
+                        reply = await self._reply_to(token, datagrams=datagrams)
                     break
+                except TimeoutError:
+                    continue
         source_ip, _, source_port = reply["peer"].rpartition(":")
         local_ip, local_port = self.local
         return Answer(
@@ -157,6 +166,12 @@ class Conversation:
     def close(self) -> None:
         """Close the socket; further exchanges fail."""
         self._socket.close()
+
+    async def _reply_to(self, token: str, *, datagrams: bool) -> dict[str, Any]:
+        while True:
+            reply: dict[str, Any] = json.loads(await (self._receive() if datagrams else self._receive_line()))
+            if reply["text"] == token:
+                return reply
 
     async def _receive(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._socket, LONGEST_LINE)
