@@ -98,6 +98,7 @@ class IpvsMode:
         wanted = self._scheduler.name
         try:
             self._handles.ipset.headers()
+            self._handles.device.ensure()
             for family in self._tables:
                 ipvs.servers(family)
             if ipvs.has_scheduler(wanted):

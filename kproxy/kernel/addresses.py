@@ -21,9 +21,6 @@ class AddressDevice(Protocol):
         Raises DeviceError, also where an interface of another type has the name.
         """
 
-    def exists(self) -> bool:
-        """Whether there is such a device. Raises DeviceError."""
-
     def delete(self) -> None:
         """Delete the device with its addresses; one that does not exist is no error. Raises DeviceError."""
 

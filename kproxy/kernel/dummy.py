@@ -39,10 +39,6 @@ class DummyDevice:
         self._change("add", kind="dummy")
         return True
 
-    def exists(self) -> bool:
-        """Whether there is such a device. Raises DeviceError."""
-        return self._kind() is not None
-
     def delete(self) -> None:
         """Delete the device; one that does not exist is no error. Raises DeviceError."""
         if self._kind() == "dummy":

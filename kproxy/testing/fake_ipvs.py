@@ -158,11 +158,6 @@ class FakeIpset:
         if found[0] != spec:
             raise IpsetError(f"ipset: cannot create set {spec.name}: it exists with another type")
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the entries of two sets."""
-        first, second = self.sets[one], self.sets[other]
-        self.sets[one], self.sets[other] = (first[0], second[1]), (second[0], first[1])
-
     def destroy(self, name: str) -> None:
         """Destroy a set that no rule holds."""
         if name in self.held:
@@ -217,10 +212,6 @@ class FakeDevice:
             return False
         self.held = set()
         return True
-
-    def exists(self) -> bool:
-        """Whether it is there."""
-        return self.held is not None
 
     def delete(self) -> None:
         """Delete it with its addresses."""

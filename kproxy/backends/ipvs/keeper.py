@@ -8,7 +8,7 @@ the reason and tried again later; all others get what they want.
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 import structlog
@@ -25,11 +25,9 @@ from kproxy.kernel.ipset.codec import reason as set_reason
 from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset
 from kproxy.kernel.ipvs.types import (
     Command,
-    DestinationId,
     Ipvs,
     Request,
     ServerId,
-    VirtualServer,
     reason,
 )
 
@@ -188,10 +186,6 @@ class Keeper:
         if drifts:
             self.doubt()
         return drifts
-
-    def known(self) -> Mapping[ServerId, tuple[VirtualServer, Mapping[DestinationId, int]]]:
-        """The virtual servers that the kernel is known to hold."""
-        return {s: (r.settings, r.destinations) for s, r in self._known().servers.items()}
 
     def _observe(
         self, details_of: Callable[[ServerId], bool] = lambda _: True, trusted: Record | None = None

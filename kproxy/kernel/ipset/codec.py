@@ -21,11 +21,10 @@ from kproxy.kernel.netlink.messages import (
 )
 
 SUBSYSTEM = 6
-CMD_CREATE, CMD_DESTROY, CMD_SWAP, CMD_LIST, CMD_ADD, CMD_DEL, CMD_TYPE = 2, 3, 6, 7, 9, 10, 13
+CMD_CREATE, CMD_DESTROY, CMD_LIST, CMD_ADD, CMD_DEL, CMD_TYPE = 2, 3, 7, 9, 10, 13
 
 _PROTOCOL_VERSION = 6
 _PROTOCOL, _SETNAME, _TYPENAME, _REVISION, _FAMILY, _FLAGS, _DATA, _ADT = 1, 2, 3, 4, 5, 6, 7, 8
-_SETNAME2 = _TYPENAME
 _IP, _PORT, _PROTO, _IP2, _CIDR2 = 1, 4, 7, 20, 21
 _MAXELEM, _ELEMENTS, _REFERENCES = 19, 24, 25
 _IPADDR_IPV4, _IPADDR_IPV6 = 1, 2
@@ -107,11 +106,6 @@ def encode_create(spec: SetSpec, revision: int) -> bytes:
 def encode_destroy(name: str) -> bytes:
     """The payload that destroys a set."""
     return _named(name, Family.IPV4)
-
-
-def encode_swap(one: str, other: str) -> bytes:
-    """The payload that exchanges two sets."""
-    return _named(one, Family.IPV4) + _text(_SETNAME2, other)
 
 
 def encode_list_headers() -> bytes:

@@ -41,10 +41,6 @@ class NetlinkIpset:
             f"create set {spec.name}", codec.CMD_CREATE, codec.encode_create(spec, revision), NLM_F_CREATE
         )
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets of one type. Raises IpsetError."""
-        self._do(f"swap sets {one} and {other}", codec.CMD_SWAP, codec.encode_swap(one, other))
-
     def destroy(self, name: str) -> None:
         """Destroy a set; one that does not exist is no error. Raises IpsetError if a rule refers to it."""
         self._do(f"destroy set {name}", codec.CMD_DESTROY, codec.encode_destroy(name), but=errno.ENOENT)

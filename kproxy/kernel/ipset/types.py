@@ -90,9 +90,6 @@ class Ipset(Protocol):
         Raises IpsetError if it exists with others, or cannot be created.
         """
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets of one type at once. Raises IpsetError."""
-
     def destroy(self, name: str) -> None:
         """Destroy a set; one that does not exist is no error. Raises IpsetError if a rule refers to it."""
 
