@@ -14,12 +14,15 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
+from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.schedule import Schedule
 from kproxy.backends.base import Backend, CheckError, SyncReport
+from kproxy.plan.flows import stale_after
+from kproxy.plan.model import Protocol, ServicePlan
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
@@ -46,6 +49,7 @@ class _Side:
         self.backend = backend
         self.refused: dict[str, str] = {}
         self.degraded: dict[str, str] = {}
+        self.applied: dict[str, ServicePlan] = {}
 
 
 class Agent:
@@ -58,12 +62,14 @@ class Agent:
         mode: Mode,
         health: HealthState,
         interfaces: Callable[[], Sequence[str]],
+        flows: FlowCleaner,
     ) -> None:
         self._config = config
         self._inbox = inbox
         self._mode = mode
         self._health = health
         self._interfaces = interfaces
+        self._flows = flows
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
@@ -132,6 +138,8 @@ class Agent:
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             reports[side.family] = report = side.backend.sync()
             self._tell(side, report, len(plans), planned - began, self._clock() - planned)
+            if report.error is None:
+                self._forget_flows(side, plans, report.failed)
         self._tell_problems(problems)
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
@@ -145,6 +153,18 @@ class Agent:
             self._after_first_sync()
         self._next_tending = self._clock()
         return reports
+
+    def _forget_flows(self, side: _Side, plans: Mapping[str, ServicePlan], failed: Mapping[str, str]) -> None:
+        """Have flows forgotten that the applied plans leave stale; at a start, nothing is known to be."""
+        for key, plan in plans.items():
+            if key in failed:
+                continue
+            if self._next_thorough:
+                self._flows.submit(side.family, stale_after(side.applied.get(key), plan))
+            if any(port.protocol is Protocol.UDP for port in plan.ports):
+                side.applied[key] = plan
+            else:
+                side.applied.pop(key, None)
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()

@@ -16,11 +16,13 @@ from kproxy import __version__
 from kproxy.agent import factory
 from kproxy.agent.agent import Agent
 from kproxy.agent.config import ProxyConfig, validate
+from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthServer, HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.node import needs_interfaces
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
+from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.sources.base import Source
 from kproxy.state.decode import Kind
 
@@ -39,11 +41,15 @@ def run(config: ProxyConfig) -> bool:
     stop = threading.Event()
     inbox = Inbox(frozenset(Kind))
     mode = factory.make_mode(config)
+    flows = FlowCleaner(NetlinkConntrack)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
-    agent = Agent(config, inbox, mode, health, functools.partial(links.local_addresses, exclude={DEVICE}))
+    agent = Agent(
+        config, inbox, mode, health, functools.partial(links.local_addresses, exclude={DEVICE}), flows
+    )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     with _stopped_by_signals(stop, inbox), _health_server(config, health):
         threads = [_start("source", functools.partial(_source(config).run, inbox, stop), stop, inbox)]
+        threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
         if needs_interfaces(config):
             threads.append(
                 _start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox)
@@ -57,6 +63,7 @@ def run(config: ProxyConfig) -> bool:
         finally:
             stop.set()
             inbox.wake()
+            flows.wake()
             for thread in threads:
                 thread.join(timeout=5)
     log.info("stopped", rules="left in place")

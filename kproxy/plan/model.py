@@ -84,6 +84,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
     `cluster` are the endpoints under the Cluster policy, `local` those under Local, `reachable` the union
     that chains must exist for; each ordered by `text`. `endpoints` counts all known ones, usable or not.
+    `serving` are, for UDP only, the `ip:port` of all that still answer, whatever the policies say.
     `scheduler` is the one the service asks for, if any; only IPVS can choose.
     `source_ranges` is None where load-balancer traffic is not restricted; an empty tuple admits nobody.
     """
@@ -107,6 +108,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     reachable: tuple[EndpointPlan, ...] = ()
     has_endpoints: bool = False
     endpoints: int = 0
+    serving: frozenset[str] = frozenset()
 
     @property
     def externally_accessible(self) -> bool:

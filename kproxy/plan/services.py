@@ -6,7 +6,7 @@ read admit nobody.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -256,6 +256,11 @@ def _plan_ports(
                 local=usable.local,
                 reachable=usable.reachable,
                 has_endpoints=usable.has_endpoints,
+                serving=_serving(known) if protocol is Protocol.UDP else frozenset(),
             )
         )
     return tuple(plans)
+
+
+def _serving(known: Sequence[Candidate]) -> frozenset[str]:
+    return frozenset(c.plan.text for c in known if c.ready or c.serving)

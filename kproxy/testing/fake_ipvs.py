@@ -6,15 +6,25 @@ that a test can let the n-th change fail, whatever it is, or lose its acknowledg
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 
 from kproxy.addresses import Family
 from kproxy.kernel.addresses import DeviceError
-from kproxy.kernel.ipset.types import Entry, EntryChange, IpsetError, SetHeader, SetSpec
+from kproxy.kernel.ipset.types import (
+    Entry,
+    EntryChange,
+    IpsetError,
+    IpsetUnavailable,
+    SetHeader,
+    SetKind,
+    SetSpec,
+)
 from kproxy.kernel.ipvs.types import (
     Command,
     DestinationId,
     DestinationState,
     IpvsError,
+    IpvsUnavailable,
     Request,
     ServerId,
     Timeouts,
@@ -27,7 +37,7 @@ class Faults:
     """What is to go wrong: counted over all changes of the three kernels.
 
     `after` is called whenever something may have changed. `refuse` says of a change, by its text, whether the
-    kernel refuses it.
+    kernel refuses it. While `unavailable` is not empty, nothing can be asked or changed, for that reason.
     """
 
     def __init__(self) -> None:
@@ -35,6 +45,8 @@ class Faults:
         self.lose_at: int | None = None
         self.refuse: Callable[[str], bool] = lambda _: False
         self.after: Callable[[], None] = lambda: None
+        self.unavailable = ""
+        self._failing: dict[int, int] = {}
 
     def lost(self) -> bool:
         """Count one change that is about to be made; whether the answer to it gets lost."""
@@ -47,6 +59,14 @@ class Faults:
     def lose_soon(self, changes: int) -> None:
         """Lose the answer to the change after so many more."""
         self.lose_at = self.changes + changes + 1
+
+    def fail_soon(self, changes: int, code: int) -> None:
+        """Let the kernel refuse the change after so many more, with this errno."""
+        self._failing[self.changes + changes + 1] = code
+
+    def refusal(self, change: object) -> int:
+        """The errno that the test wants for the change counted last; 0: the kernel is to judge itself."""
+        return self._failing.pop(self.changes, 0) or (errno.EINVAL if self.refuse(str(change)) else 0)
 
 
 class FakeIpvs:
@@ -63,11 +83,12 @@ class FakeIpvs:
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
         """Carry out each request, or refuse it with the kernel's errno."""
+        self._available()
         failures: dict[int, int] = {}
         for index, request in enumerate(requests):
             lost = self._faults.lost()
             self.sent.append(request)
-            code = errno.EINVAL if self._faults.refuse(str(request)) else self._do(request)
+            code = self._faults.refusal(request) or self._do(request)
             if code:
                 failures[index] = code
             self._faults.after()
@@ -77,11 +98,13 @@ class FakeIpvs:
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """The virtual servers of a family."""
+        self._available()
         self.reads += 1
         return {server: settings for server, (settings, _) in self.table.items() if server.family is family}
 
     def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
         """The destinations of a virtual server."""
+        self._available()
         self.reads += 1
         _, destinations = self.table.get(server, (None, {}))
         return {
@@ -91,46 +114,71 @@ class FakeIpvs:
 
     def has_scheduler(self, name: str) -> bool:
         """Whether the test let it have one."""
+        self._available()
         return name in self.schedulers
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Remember."""
+        self._available()
         self.timeouts = timeouts
+
+    def _available(self) -> None:
+        if self._faults.unavailable:
+            raise IpvsUnavailable(self._faults.unavailable)
 
     def _do(self, request: Request) -> int:
         """What ip_vs_ctl.c does with a request, and the errno it answers with."""
+        command, settings = request.command, request.settings
+        if command in _SETTING and (settings is None or len(settings.scheduler) > _SCHEDULER_NAME_MAX):
+            return errno.EINVAL
         found = self.table.get(request.server)
-        if request.command is Command.NEW_SERVICE and found is not None:
+        if command is Command.NEW_SERVICE and found is not None:
             return errno.EEXIST
-        if request.command is not Command.NEW_SERVICE and found is None:
+        if command is not Command.NEW_SERVICE and found is None:
             return errno.ESRCH
-        settings = request.settings
-        if request.destination is not None:
-            assert found is not None  # noqa: S101 - see above
-            return self._do_destination(request.command, request.destination, request.weight, found[1])
-        if request.command is Command.DEL_SERVICE:
+        standing = found[1] if found is not None else {}
+        if command is Command.DEL_SERVICE:
             del self.table[request.server]
             return 0
-        if settings is None:
-            return errno.EINVAL
-        if settings.scheduler not in self.schedulers:
+        if command not in _SETTING:
+            return _do_destination(command, request.destination, request.weight, standing)
+        if settings is None or settings.scheduler not in self.schedulers:
             return errno.ENOENT
-        self.table[request.server] = (settings, found[1] if found is not None else {})
+        self.table[request.server] = (settings, standing)
         return 0
 
-    @staticmethod
-    def _do_destination(
-        command: Command, destination: DestinationId, weight: int, standing: dict[DestinationId, int]
-    ) -> int:
-        if command is Command.NEW_DEST and destination in standing:
-            return errno.EEXIST
-        if command is not Command.NEW_DEST and destination not in standing:
-            return errno.ENOENT
-        if command is Command.DEL_DEST:
-            del standing[destination]
-        else:
-            standing[destination] = weight
-        return 0
+
+_SETTING = frozenset({Command.NEW_SERVICE, Command.SET_SERVICE})
+_SCHEDULER_NAME_MAX = 15  # IP_VS_SCHEDNAME_MAXLEN less the terminating NUL
+_WEIGHT_MAX = (1 << 31) - 1  # the kernel takes a weight for an int
+
+
+def _do_destination(
+    command: Command, destination: DestinationId | None, weight: int, standing: dict[DestinationId, int]
+) -> int:
+    if destination is None:
+        return errno.EINVAL
+    if command is not Command.DEL_DEST and weight > _WEIGHT_MAX:
+        return errno.ERANGE
+    if command is Command.NEW_DEST and destination in standing:
+        return errno.EEXIST
+    if command is not Command.NEW_DEST and destination not in standing:
+        return errno.ENOENT
+    if command is Command.NEW_DEST and not _is_unicast(destination.ip):
+        return errno.EINVAL
+    if command is Command.DEL_DEST:
+        del standing[destination]
+    else:
+        standing[destination] = weight
+    return 0
+
+
+def _is_unicast(text: str) -> bool:
+    """Whether the kernel takes an address for one that a packet can be sent to (ip_vs_new_dest)."""
+    ip = ip_address(text)
+    if ip.version == 6 and ip.is_link_local:
+        return False
+    return not (ip.is_multicast or ip.is_unspecified or text == "255.255.255.255")
 
 
 class FakeIpset:
@@ -146,6 +194,7 @@ class FakeIpset:
 
     def headers(self) -> dict[str, SetHeader]:
         """Every set."""
+        self._available()
         self.reads += 1
         return {
             name: SetHeader(name, spec.kind, spec.family, self.limit, len(entries), int(name in self.held))
@@ -154,28 +203,35 @@ class FakeIpset:
 
     def create(self, spec: SetSpec) -> None:
         """Create a set, or find it."""
+        self._available()
         found = self.sets.setdefault(spec.name, (spec, set()))
-        if found[0] != spec:
-            raise IpsetError(f"ipset: cannot create set {spec.name}: it exists with another type")
+        self._check("create", spec, found[0])
 
     def destroy(self, name: str) -> None:
         """Destroy a set that no rule holds."""
-        if name in self.held:
+        self._available()
+        if name in self.held and name in self.sets:
             raise IpsetError(f"ipset: cannot destroy set {name}: it is in use by a rule")
         self.sets.pop(name, None)
 
     def entries(self, spec: SetSpec) -> frozenset[Entry]:
         """The entries of a set."""
+        self._available()
         self.reads += 1
-        return frozenset(self.sets[spec.name][1]) if spec.name in self.sets else frozenset()
+        if spec.name not in self.sets:
+            return frozenset()
+        found, entries = self.sets[spec.name]
+        self._check("list", spec, found)
+        return frozenset(entries)
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
         """Carry out each change, or refuse it."""
+        self._available()
         failures: dict[int, int] = {}
         for index, change in enumerate(changes):
             lost = self._faults.lost()
             self.sent.append(change)
-            code = errno.EINVAL if self._faults.refuse(str(change)) else self._do(change)
+            code = self._faults.refusal(change) or self._do(change)
             if code:
                 failures[index] = code
             self._faults.after()
@@ -183,17 +239,40 @@ class FakeIpset:
                 raise IpsetError("an acknowledgement was lost")
         return failures
 
+    def _available(self) -> None:
+        if self._faults.unavailable:
+            raise IpsetUnavailable(self._faults.unavailable)
+
+    @staticmethod
+    def _check(what: str, spec: SetSpec, found: SetSpec) -> None:
+        if found != spec:
+            raise IpsetError(
+                f"ipset: cannot {what} set {spec.name}: it exists as {found.kind} of {found.family}"
+            )
+
     def _do(self, change: EntryChange) -> int:
+        """What ip_set_hash_*.c do with a change, and the code they answer with."""
         if change.set.name not in self.sets:
             return errno.ENOENT
-        entries = self.sets[change.set.name][1]
+        spec, entries = self.sets[change.set.name]
+        entry = change.entry
+        if change.set != spec:
+            return _ERR_PROTOCOL
+        if spec.kind is SetKind.IP and entry.ip in {"0.0.0.0", "::"}:
+            return _ERR_HASH_ELEM
+        if spec.kind is SetKind.IP_PORT_NET and entry.other.endswith("/0"):
+            return _ERR_INVALID_CIDR
         if not change.add:
-            entries.discard(change.entry)
-        elif len(entries) >= self.limit:
-            return 4352
+            entries.discard(entry)
+        elif entry not in entries and len(entries) >= self.limit:
+            return _ERR_HASH_FULL
         else:
-            entries.add(change.entry)
+            entries.add(entry)
         return 0
+
+
+_ERR_PROTOCOL, _ERR_INVALID_CIDR, _ERR_HASH_FULL, _ERR_HASH_ELEM = 4097, 4104, 4352, 4353
+"""Of enum ipset_errno of include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash.h."""
 
 
 class FakeDevice:
@@ -208,6 +287,7 @@ class FakeDevice:
 
     def ensure(self) -> bool:
         """Create the device, or find it."""
+        self._available()
         if self.held is not None:
             return False
         self.held = set()
@@ -215,33 +295,43 @@ class FakeDevice:
 
     def delete(self) -> None:
         """Delete it with its addresses."""
+        self._available()
         self.held = None
 
     def addresses(self, family: Family) -> frozenset[str]:
         """Its addresses of a family."""
+        self._available()
         self.reads += 1
         return frozenset(ip for ip in self.held or () if (":" in ip) == (family is Family.IPV6))
 
     def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Add each address, or refuse it."""
+        adding = list(wanted)
+        if not adding:
+            return {}
         if self.held is None:
             raise DeviceError(f"there is no interface {self.name}")
-        return self._each(wanted, self.held.add)
+        return self._each(adding, self.held.add)
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Remove each address, or refuse it."""
         return self._each(wanted, (self.held or set()).discard)
 
     def _each(self, addresses: Iterable[str], change: Callable[[str], None]) -> Mapping[str, int]:
+        self._available()
         failures: dict[str, int] = {}
         for ip in addresses:
             lost = self._faults.lost()
             self.changes += 1
-            if self._faults.refuse(ip):
-                failures[ip] = errno.EINVAL
+            if code := self._faults.refusal(ip):
+                failures[ip] = code
             else:
                 change(ip)
             self._faults.after()
             if lost:
                 raise DeviceError("an acknowledgement was lost")
         return failures
+
+    def _available(self) -> None:
+        if self._faults.unavailable:
+            raise DeviceError(self._faults.unavailable)

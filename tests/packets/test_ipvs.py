@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kproxy.plan.schedulers import SCHEDULERS
-from kproxy.testing.lab import AskError, HeldConnection, Pod
+from kproxy.testing.lab import Pod
 from kproxy.testing.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
@@ -128,24 +128,6 @@ def test_what_drains_is_found_again_after_a_restart(spare: Cluster) -> None:
         spare.start()
         assert destinations(spare, service) == {one.ip4: 0, other.ip4: 1}
         assert held.exchange("still there?").pod == one.name
-
-
-def test_a_datagram_flow_finds_another_endpoint(cluster: Cluster, family: Family) -> None:
-    """The first datagram after the endpoint left may be lost, as on any network; the flow is not."""
-    lab = cluster.lab
-    one, other = lab.pods[:2]
-    service = cluster.publish([one], ports=[Port(80, "UDP")])
-    with lab.hold(lab.client, service.ip(family), 80, "UDP") as held:
-        assert held.exchange("who?").pod == one.name
-        cluster.scale(service, [other])
-        cluster.running.until(lambda: _who(held), other.name)
-
-
-def _who(held: HeldConnection) -> str:
-    try:
-        return held.exchange("who?", timeout=0.3).pod
-    except AskError as error:
-        return type(error).__name__
 
 
 def test_a_port_of_the_node_is_not_reached_through_a_service_address(

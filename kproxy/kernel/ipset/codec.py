@@ -1,16 +1,18 @@
 """ipset requests as netlink payloads, and the kernel's answers as values.
 
-Layouts are those of include/uapi/linux/netfilter/ipset/ip_set.h.
+Layouts are those of include/uapi/linux/netfilter/ipset/ip_set.h. A change goes in an IPSET_ATTR_DATA of its
+own; only the IPSET_ATTR_ADT form, many entries to a message, has to bring an IPSET_ATTR_LINENO.
 """
 
 import errno
+import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
 
-from kproxy.addresses import Family, parse_ip
+from kproxy.addresses import Family
 from kproxy.kernel.ipset.types import MAX_ELEMENTS, Entry, EntryChange, SetHeader, SetKind, SetSpec
 from kproxy.kernel.netlink.messages import (
     NLA_F_NET_BYTEORDER,
@@ -21,14 +23,19 @@ from kproxy.kernel.netlink.messages import (
 )
 
 SUBSYSTEM = 6
+CMD_PROTOCOL = 1
 CMD_CREATE, CMD_DESTROY, CMD_LIST, CMD_ADD, CMD_DEL, CMD_TYPE = 2, 3, 7, 9, 10, 13
 
-_PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 6
+"""The version in every request. Newer kernels also speak 7, whose additions are not needed here."""
+
 _PROTOCOL, _SETNAME, _TYPENAME, _REVISION, _FAMILY, _FLAGS, _DATA, _ADT = 1, 2, 3, 4, 5, 6, 7, 8
-_IP, _PORT, _PROTO, _IP2, _CIDR2 = 1, 4, 7, 20, 21
+_PROTOCOL_MIN = 10
+_IP, _PORT, _PROTO, _CADT_FLAGS, _IP2, _CIDR2 = 1, 4, 7, 8, 20, 21
 _MAXELEM, _ELEMENTS, _REFERENCES = 19, 24, 25
 _IPADDR_IPV4, _IPADDR_IPV6 = 1, 2
 _FLAG_LIST_HEADER = 1 << 2
+_FLAG_NOMATCH = 1 << 2
 
 _NFGENMSG = struct.Struct("!BBH")
 _U16 = struct.Struct("!H")
@@ -39,19 +46,28 @@ _PROTOCOLS = {"TCP": socket.IPPROTO_TCP, "UDP": socket.IPPROTO_UDP, "SCTP": sock
 _NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 _REASONS = {
-    4097: "the kernel speaks another version of the ipset protocol",
+    errno.ENOENT: "there is no such set",
+    errno.EEXIST: "it exists with other properties",
+    4097: "the kernel does not understand the request",
     4098: "the kernel does not have this type of set",
     4099: "there are too many sets",
     4100: "it is in use by a rule",
-    4102: "it exists with another type",
-    4103: "it exists, or does not, already",
+    4103: "the entry exists, or does not, already",
     4104: "the prefix length is not possible",
+    4105: "the netmask is not possible",
+    4106: "the family is not possible",
+    4107: "the set has no timeouts",
     4108: "it is in use by another set",
+    4109: "an IPv4 address is expected",
+    4110: "an IPv6 address is expected",
     4352: "the set is full",
     4353: "an element of it cannot be stored",
     4354: "the protocol is not possible",
+    4355: "the protocol is missing",
+    4356: "ranges are not possible",
+    4357: "the range is too large",
 }
-"""enum ipset_errno of ip_set.h and ip_set_hash.h."""
+"""What ipset means by some errnos, and its own: enum ipset_errno of ip_set.h and ip_set_hash.h."""
 
 
 def reason(code: int) -> str:
@@ -72,7 +88,7 @@ def encode_change(change: EntryChange) -> bytes:
     parts = [_encode_ip(_IP, entry.ip)]
     if entry.protocol:
         parts.append(attribute(_PORT | NLA_F_NET_BYTEORDER, _U16.pack(entry.port)))
-        parts.append(attribute(_PROTO, bytes((_PROTOCOLS[entry.protocol],))))
+        parts.append(attribute(_PROTO, bytes((_number(entry.protocol),))))
     if change.set.kind is SetKind.IP_PORT_IP:
         parts.append(_encode_ip(_IP2, entry.other))
     elif change.set.kind is SetKind.IP_PORT_NET:
@@ -80,6 +96,18 @@ def encode_change(change: EntryChange) -> bytes:
         parts.append(_encode_ip(_IP2, network))
         parts.append(attribute(_CIDR2, bytes((int(length),))))
     return _named(change.set.name, change.set.family) + nested(_DATA, *parts)
+
+
+def encode_protocol() -> bytes:
+    """The payload of a question for the versions of the protocol that the kernel speaks."""
+    return _preamble(Family.IPV4)
+
+
+def decode_protocol(payload: bytes) -> tuple[int, int]:
+    """The oldest and the newest version of the protocol that the kernel speaks."""
+    found = attributes(payload[_NFGENMSG.size :])
+    newest = found[_PROTOCOL][0]
+    return found[_PROTOCOL_MIN][0] if _PROTOCOL_MIN in found else newest, newest
 
 
 def encode_type(kind: SetKind, family: Family) -> bytes:
@@ -108,9 +136,10 @@ def encode_destroy(name: str) -> bytes:
     return _named(name, Family.IPV4)
 
 
-def encode_list_headers() -> bytes:
-    """The payload of a dump of all sets without their entries."""
-    return _preamble(Family.IPV4) + attribute(_FLAGS | NLA_F_NET_BYTEORDER, _U32.pack(_FLAG_LIST_HEADER))
+def encode_list_headers(name: str | None = None) -> bytes:
+    """The payload of a dump of all sets, or of one, without their entries."""
+    start = _preamble(Family.IPV4) if name is None else _named(name, Family.IPV4)
+    return start + attribute(_FLAGS | NLA_F_NET_BYTEORDER, _U32.pack(_FLAG_LIST_HEADER))
 
 
 def encode_list(name: str) -> bytes:
@@ -140,11 +169,17 @@ def decode_header(payload: bytes) -> SetHeader | None:
 
 
 def decode_entries(payload: bytes, spec: SetSpec) -> Iterator[Entry]:
-    """The entries in one message of a dump of a set."""
+    """The entries in one message of a dump of a set of this type.
+
+    One that makes an exception ("nomatch") counts as not there, so that adding the entry makes it match.
+    """
     found = attributes(payload[_NFGENMSG.size :])
     for kind, data in every_attribute(found.get(_ADT, b"")):
-        if kind == _DATA:
-            yield _decode_entry(attributes(data), spec)
+        if kind != _DATA:
+            continue
+        entry = attributes(data)
+        if _CADT_FLAGS not in entry or not _U32.unpack(entry[_CADT_FLAGS])[0] & _FLAG_NOMATCH:
+            yield _decode_entry(entry, spec)
 
 
 def _decode_entry(data: dict[int, bytes], spec: SetSpec) -> Entry:
@@ -162,8 +197,13 @@ def _decode_entry(data: dict[int, bytes], spec: SetSpec) -> Entry:
     return Entry(ip, protocol, port, other)
 
 
+def _number(protocol: str) -> int:
+    """A protocol's number; of one that is not among the three, the number is the name."""
+    return _PROTOCOLS[protocol] if protocol in _PROTOCOLS else int(protocol)
+
+
 def _preamble(family: Family) -> bytes:
-    return _NFGENMSG.pack(_AF[family], 0, 0) + attribute(_PROTOCOL, bytes((_PROTOCOL_VERSION,)))
+    return _NFGENMSG.pack(_AF[family], 0, 0) + attribute(_PROTOCOL, bytes((PROTOCOL_VERSION,)))
 
 
 @lru_cache(maxsize=256)
@@ -191,4 +231,6 @@ def _decode_ip(payload: bytes) -> str:
     found = attributes(payload)
     if _IPADDR_IPV4 in found:
         return socket.inet_ntoa(found[_IPADDR_IPV4])
-    return parse_ip(socket.inet_ntop(socket.AF_INET6, found[_IPADDR_IPV6]))[1]
+    text = socket.inet_ntop(socket.AF_INET6, found[_IPADDR_IPV6])
+    # Canonical already, and ten times as fast; only embedded IPv4 addresses are written in another way.
+    return ipaddress.IPv6Address(found[_IPADDR_IPV6]).compressed if "." in text else text

@@ -15,14 +15,16 @@ from kproxy.kernel.ipset.types import (
     SetSpec,
 )
 from kproxy.kernel.netlink.messages import NLM_F_CREATE
-from kproxy.kernel.netlink.socket import NetlinkSocket
+from kproxy.kernel.netlink.socket import NetlinkLost, NetlinkSocket
 
 _NETLINK_NETFILTER = 12
-_UNAVAILABLE = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+_FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
+_MISSING = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What nfnetlink answers to a subsystem that it does not have and cannot load."""
 
 
 class NetlinkIpset:
-    """Sets over nfnetlink; the socket is opened on first use."""
+    """Sets over nfnetlink; the socket is opened, and the kernel module loaded, on first use."""
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
@@ -35,19 +37,26 @@ class NetlinkIpset:
         return {header.name: header for header in found}
 
     def create(self, spec: SetSpec) -> None:
-        """Create a set; one that exists with the same properties is left alone. Raises IpsetError."""
-        revision = self._revision(spec)
-        self._do(
-            f"create set {spec.name}", codec.CMD_CREATE, codec.encode_create(spec, revision), NLM_F_CREATE
-        )
+        """Create a set; one that exists with the same properties is left alone. Raises IpsetError.
+
+        Without NLM_F_EXCL the kernel compares type, limit and extensions of one that exists, but not the
+        family (ip_set_create and mtype_same_set in net/netfilter/ipset).
+        """
+        what = f"create set {spec.name}"
+        payload = codec.encode_create(spec, self._revision(spec))
+        self._do(what, codec.CMD_CREATE, payload, NLM_F_CREATE)
+        headers = map(codec.decode_header, self._dump(what, codec.encode_list_headers(spec.name)))
+        self._check(what, spec, next(headers, None))
 
     def destroy(self, name: str) -> None:
         """Destroy a set; one that does not exist is no error. Raises IpsetError if a rule refers to it."""
         self._do(f"destroy set {name}", codec.CMD_DESTROY, codec.encode_destroy(name), but=errno.ENOENT)
 
     def entries(self, spec: SetSpec) -> frozenset[Entry]:
-        """All entries of a set; none if there is no such set. Raises IpsetError."""
-        answers = self._dump(f"list set {spec.name}", codec.encode_list(spec.name))
+        """All entries of a set; none if there is no such set. Raises IpsetError, also for another type."""
+        what = f"list set {spec.name}"
+        answers = self._dump(what, codec.encode_list(spec.name))
+        self._check(what, spec, codec.decode_header(answers[0]) if answers else None)
         return frozenset(entry for answer in answers for entry in codec.decode_entries(answer, spec))
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
@@ -76,9 +85,15 @@ class NetlinkIpset:
     def _open(self) -> NetlinkSocket:
         if self._socket is None:
             try:
-                self._socket = NetlinkSocket(_NETLINK_NETFILTER)
+                sock = NetlinkSocket(_NETLINK_NETFILTER)
             except OSError as error:
                 raise IpsetUnavailable(f"no netlink socket for ipset: {error.strerror}") from error
+            try:
+                _agree(sock)
+            except IpsetError:
+                sock.close()
+                raise
+            self._socket = sock
         return self._socket
 
     def _do(
@@ -101,11 +116,41 @@ class NetlinkIpset:
                 return []
             raise self._failed(what, error) from error
 
+    @staticmethod
+    def _check(what: str, spec: SetSpec, found: SetHeader | None) -> None:
+        """Raise IpsetError if a set has the name and is of another type or family."""
+        if found is not None and (found.type, found.family) != (spec.kind, spec.family):
+            raise IpsetError(
+                f"ipset: cannot {what}: it exists as {found.type} of {found.family or 'no family'}"
+            )
+
     def _failed(self, what: str, error: OSError) -> IpsetError:
         """Start over with a new socket: what this one may still receive belongs to nobody."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        code = error.errno or 0
-        kind = IpsetUnavailable if code in _UNAVAILABLE else IpsetError
-        return kind(f"ipset: cannot {what}: {codec.reason(code) if code else error}")
+        kind = IpsetUnavailable if error.errno in _FORBIDDEN else IpsetError
+        return kind(f"ipset: cannot {what}: {_told(error)}")
+
+
+def _agree(sock: NetlinkSocket) -> None:
+    """Make sure that the kernel has sets and speaks our version of the protocol. Raises IpsetError."""
+    try:
+        answers = sock.ask(codec.command(codec.CMD_PROTOCOL), 0, codec.encode_protocol())
+    except OSError as error:
+        if error.errno in _MISSING:
+            raise IpsetUnavailable("this kernel has no ipset (tried: modprobe ip_set)") from error
+        kind = IpsetUnavailable if error.errno in _FORBIDDEN else IpsetError
+        raise kind(f"ipset cannot be used: {_told(error)}") from error
+    oldest, newest = codec.decode_protocol(answers[0])
+    if not oldest <= codec.PROTOCOL_VERSION <= newest:
+        raise IpsetUnavailable(
+            f"this kernel speaks versions {oldest} to {newest} of the ipset protocol, "
+            f"not {codec.PROTOCOL_VERSION}"
+        )
+
+
+def _told(error: OSError) -> str:
+    if isinstance(error, NetlinkLost) or not error.errno:
+        return error.strerror or str(error)
+    return codec.reason(error.errno)

@@ -1,0 +1,85 @@
+"""The thread that forgets UDP flows: what it deletes, and that a failure loses nothing."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Collection, Iterator, Sequence
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent import flows as module
+from kproxy.agent.flows import FlowCleaner
+from kproxy.kernel.conntrack.types import ConntrackError, Flow
+from kproxy.plan.flows import Stale
+
+VIP = ("10.96.0.1", 53)
+OLD, NEW = Flow(*VIP, "10.1.0.1", 5353), Flow(*VIP, "10.1.0.2", 5353)
+ELSEWHERE = Flow("10.96.0.9", 53, "10.1.0.1", 5353)
+MOVED = Stale(kept={VIP: frozenset({"10.1.0.2:5353"})})
+
+
+class FakeConntrack:
+    """Flows in memory; fails as often as told."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.flows = [OLD, NEW, ELSEWHERE]
+        self.failures = failures
+        self.changed = threading.Event()
+
+    def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
+        assert family is Family.IPV4
+        if self.failures:
+            self.failures -= 1
+            raise ConntrackError("conntrack: cannot read flows: No buffer space available")
+        return [flow for flow in self.flows if flow.dst_port in ports]
+
+    def delete(self, family: Family, flows: Sequence[Flow]) -> int:
+        self.flows = [flow for flow in self.flows if flow not in flows]
+        self.changed.set()
+        return len(flows)
+
+
+@pytest.fixture
+def running() -> Iterator[functools.partial[None]]:
+    """Starts a cleaner over a fake; ends it after the test."""
+    ends: list[functools.partial[None]] = []
+
+    def start(fake: FakeConntrack) -> FlowCleaner:
+        cleaner, stop = FlowCleaner(lambda: fake), threading.Event()
+        thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
+        thread.start()
+
+        def end() -> None:
+            stop.set()
+            cleaner.wake()
+            thread.join(5)
+            assert not thread.is_alive()
+
+        ends.append(functools.partial(end))
+        return cleaner
+
+    yield start  # type: ignore[misc]
+    for end in ends:
+        end()
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_stale_flows_go_and_others_stay(
+    running: functools.partial[FlowCleaner], monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN", 0.01)
+    fake = FakeConntrack(failures)
+    running(fake).submit(Family.IPV4, MOVED)
+    assert fake.changed.wait(5)
+    assert fake.flows == [NEW, ELSEWHERE]
+
+
+def test_nothing_to_look_for_reads_nothing(running: functools.partial[FlowCleaner]) -> None:
+    fake = FakeConntrack()
+    cleaner = running(fake)
+    cleaner.submit(Family.IPV4, Stale())
+    cleaner.submit(Family.IPV4, MOVED)
+    assert fake.changed.wait(5)
+    assert OLD not in fake.flows

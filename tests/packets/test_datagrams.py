@@ -1,0 +1,83 @@
+"""UDP flows over changes of their service: they follow it, and nobody else's are touched."""
+
+import pytest
+
+from kproxy.testing.lab import AskError, HeldConnection
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import Cluster
+from tests.packets.objects import Ep, Port
+from tests.packets.outcomes import names
+
+pytestmark = pytest.mark.root
+
+DNS = (Port(53, "UDP"),)
+
+
+def who(held: HeldConnection) -> str:
+    """Who answers on a flow, or the name of what happens instead."""
+    try:
+        return held.exchange("who?", timeout=0.3).pod
+    except AskError as error:
+        return type(error).__name__
+
+
+@pytest.mark.parametrize("kind", ["cluster IP", "external IP", "node port"])
+def test_a_flow_whose_endpoint_leaves_finds_another(cluster: Cluster, family: Family, kind: str) -> None:
+    """The first datagram after the endpoint left may be lost, as on any network; the flow is not."""
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    outside = cluster.external_ips()
+    service = cluster.publish([one], ports=DNS, type="NodePort", externalIPs=list(outside.values()))
+    node = NODE_IP4[0] if family == 4 else NODE_IP6[0]
+    target = {
+        "cluster IP": (service.ip(family), 53),
+        "external IP": (outside[family], 53),
+        "node port": (node, service.node_port),
+    }[kind]
+    with lab.hold(lab.client, *target, "UDP") as held:
+        assert who(held) == one.name
+        cluster.scale(service, [other])
+        cluster.running.until(lambda: who(held), other.name)
+
+
+def test_a_flow_that_began_before_there_was_an_endpoint_is_served(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    service = cluster.publish([], ports=DNS)
+    with lab.hold(lab.client, service.ip(family), 53, "UDP") as held:
+        assert who(held) == "Refused"
+        cluster.scale(service, [lab.pods[0]])
+        cluster.running.until(lambda: who(held), lab.pods[0].name)
+        cluster.scale(service, [])
+        cluster.running.until(lambda: who(held), "Refused")
+        cluster.scale(service, [lab.pods[1]])
+        cluster.running.until(lambda: who(held), lab.pods[1].name)
+
+
+def test_an_endpoint_that_still_answers_keeps_its_flows(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = cluster.publish([one], ports=DNS)
+    with lab.hold(lab.client, service.ip(family), 53, "UDP") as held:
+        before = held.exchange("who?")
+        terminating = Ep(one, ready=False, serving=True, terminating=True)
+        cluster.scale(service, [terminating, Ep(other)])
+        if "ipvs" not in str(cluster.mode):
+            # A masqueraded flow that was forgotten would be given another port.
+            after = held.exchange("still there?")
+            assert (after.pod, after.source_port_seen) == (one.name, before.source_port_seen)
+        assert cluster.ask(lab.client, service.ip(family), 53, "UDP", n=10).pods == {other.name}
+
+
+def test_flows_of_others_are_not_touched(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    pods = lab.pods[:2]
+    calm = cluster.publish(pods, ports=DNS)
+    busy = cluster.publish(pods, ports=DNS)
+    with lab.hold(lab.client, calm.ip(family), 53, "UDP") as held:
+        before = held.exchange("who?")
+        with lab.hold(lab.client, busy.ip(family), 53, "UDP") as moving:
+            first = who(moving)
+            cluster.scale(busy, [pod for pod in pods if pod.name != first])
+            cluster.running.until(lambda: who(moving), (names(pods) - {first}).pop())
+        after = held.exchange("still there?")
+        assert (after.pod, after.source_port_seen) == (before.pod, before.source_port_seen)

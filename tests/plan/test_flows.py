@@ -1,0 +1,93 @@
+"""Which UDP flows a change leaves stale, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kproxy.plan.flows import Stale, stale_after
+from kproxy.plan.model import ServicePlan
+from tests.builders import endpoint, endpoint_slice, plan_of, port, service
+
+DNS = [port(53, "dns", "UDP")]
+
+
+def plan(*endpoints: Any, ports: list[Any] | None = None, **spec: Any) -> ServicePlan:
+    """The plan of one DNS service."""
+    pieces = [endpoint(e) if isinstance(e, str) else e for e in endpoints]
+    return plan_of(
+        service(ports=ports or DNS, **spec),
+        endpoint_slice(*pieces, ports=[port(5353, "dns", "UDP")], address_type="IPv4"),
+    )
+
+
+ONE = ("10.1.0.1", 5353)
+VIP = ("10.96.0.1", 53)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stale", "kept"),
+    [
+        pytest.param(["10.1.0.1"], ["10.1.0.2"], [ONE, VIP], [("10.1.0.2", 5353)], id="endpoint replaced"),
+        pytest.param(
+            ["10.1.0.1", "10.1.0.2"], ["10.1.0.2"], [ONE], [("10.1.0.2", 5353)], id="one of two left"
+        ),
+        pytest.param(["10.1.0.1"], [], [ONE], [], id="the last one left"),
+        pytest.param([], ["10.1.0.1"], [VIP], [ONE], id="the first one came"),
+        pytest.param(["10.1.0.1"], ["10.1.0.1", "10.1.0.2"], [], [ONE, VIP], id="another one came"),
+        pytest.param(["10.1.0.1"], ["10.1.0.1"], [], [ONE, VIP], id="nothing changed"),
+        pytest.param(["10.1.0.1"], None, [ONE], [VIP, ("10.9.9.9", 53)], id="service deleted"),
+        pytest.param(None, ["10.1.0.1"], [VIP], [ONE], id="service created"),
+    ],
+)
+def test_changes(
+    before: list[str] | None,
+    after: list[str] | None,
+    stale: list[tuple[str, int]],
+    kept: list[tuple[str, int]],
+) -> None:
+    found = stale_after(
+        plan(*before) if before is not None else None, plan(*after) if after is not None else None
+    )
+    for answers in stale:
+        assert found.covers(*VIP, *answers)
+    for answers in kept:
+        assert not found.covers(*VIP, *answers)
+    assert not found.covers("10.96.0.2", 53, *ONE)
+
+
+def test_an_endpoint_that_terminates_but_answers_keeps_its_flows() -> None:
+    ending = endpoint("10.1.0.1", ready=False, serving=True, terminating=True)
+    found = stale_after(plan("10.1.0.1"), plan(ending, "10.1.0.2"))
+    assert not found.covers(*VIP, *ONE)
+
+
+def test_every_address_of_a_service_counts() -> None:
+    exposed: dict[str, Any] = {
+        "type": "LoadBalancer",
+        "ingress": ["203.0.113.1"],
+        "externalIPs": ["203.0.113.2"],
+        "ports": [port(53, "dns", "UDP", nodePort=30053)],
+    }
+    found = stale_after(plan("10.1.0.1", **exposed), plan("10.1.0.2", **exposed))
+    for ip, number in (("203.0.113.1", 53), ("203.0.113.2", 53), ("192.168.0.2", 30053)):
+        assert found.covers(ip, number, *ONE)
+    assert found.ports == {53, 30053}
+    lost = stale_after(plan("10.1.0.1", **exposed), plan("10.1.0.1"))
+    assert lost.covers("203.0.113.1", 53, *ONE)
+    assert not lost.covers(*VIP, *ONE)
+
+
+def test_tcp_is_left_alone() -> None:
+    tcp = [port(80, "web")]
+    before = plan_of(service(ports=tcp), endpoint_slice("10.1.0.1", ports=tcp))
+    after = plan_of(service(ports=tcp), endpoint_slice("10.1.0.2", ports=tcp))
+    assert stale_after(before, after) == Stale()
+
+
+def test_of_two_changes_the_later_counts() -> None:
+    away = stale_after(plan("10.1.0.1"), None)
+    back = stale_after(None, plan("10.1.0.1"))
+    assert not away.then(back).covers(*VIP, *ONE)
+    assert back.then(away).covers(*VIP, *ONE)
