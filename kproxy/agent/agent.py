@@ -20,6 +20,7 @@ from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.schedule import Schedule
+from kproxy.agent.service_health import ServiceHealth
 from kproxy.backends.base import Backend, CheckError, SyncReport
 from kproxy.plan.flows import stale_after
 from kproxy.plan.model import Protocol, ServicePlan
@@ -63,6 +64,7 @@ class Agent:
         health: HealthState,
         interfaces: Callable[[], Sequence[str]],
         flows: FlowCleaner,
+        service_health: ServiceHealth,
     ) -> None:
         self._config = config
         self._inbox = inbox
@@ -70,6 +72,7 @@ class Agent:
         self._health = health
         self._interfaces = interfaces
         self._flows = flows
+        self._service_health = service_health
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
@@ -140,6 +143,9 @@ class Agent:
             self._tell(side, report, len(plans), planned - began, self._clock() - planned)
             if report.error is None:
                 self._forget_flows(side, plans, report.failed)
+                self._service_health.update(
+                    plans.values(), {side.family: facts.families[side.family].node_port_addresses}
+                )
         self._tell_problems(problems)
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())

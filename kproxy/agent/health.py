@@ -91,6 +91,10 @@ class HealthState:
                 families[family] = FamilyHealth(updated, all(now - t <= self._patience for t in behind))
             return Health(families, self._eligible)
 
+    def proxy_healthy(self) -> bool:
+        """Whether every family keeps up with its changes."""
+        return all(family.healthy for family in self.report().families.values())
+
 
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
     """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go)."""

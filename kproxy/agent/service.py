@@ -20,6 +20,7 @@ from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthServer, HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.node import needs_interfaces
+from kproxy.agent.service_health import ServiceHealth
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
@@ -43,12 +44,13 @@ def run(config: ProxyConfig) -> bool:
     mode = factory.make_mode(config)
     flows = FlowCleaner(NetlinkConntrack)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
-    agent = Agent(
-        config, inbox, mode, health, functools.partial(links.local_addresses, exclude={DEVICE}), flows
-    )
+    services = ServiceHealth(health.proxy_healthy)
+    interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
+    agent = Agent(config, inbox, mode, health, interfaces, flows, services)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     with _stopped_by_signals(stop, inbox), _health_server(config, health):
         threads = [_start("source", functools.partial(_source(config).run, inbox, stop), stop, inbox)]
+        threads.append(_start("service-health", functools.partial(services.run, stop), stop, inbox))
         threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
         if needs_interfaces(config):
             threads.append(
@@ -64,6 +66,7 @@ def run(config: ProxyConfig) -> bool:
             stop.set()
             inbox.wake()
             flows.wake()
+            services.wake()
             for thread in threads:
                 thread.join(timeout=5)
     log.info("stopped", rules="left in place")

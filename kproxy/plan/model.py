@@ -148,6 +148,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False):
     """All ports of one service in one family; no ports if the service has no address in that family.
 
     `created` is the creationTimestamp (RFC 3339, sorts as text) or "" where the object has none.
+    `local_ready` counts the addresses of ready endpoints on this node, over all ports.
     """
 
     key: str
@@ -155,3 +156,4 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False):
     created: str = ""
     ports: tuple[PortPlan, ...] = ()
     problems: tuple[Problem, ...] = ()
+    local_ready: int = 0

@@ -204,7 +204,9 @@ def plan_service(given: ServiceInput, family: Family, node: NodeView) -> Service
         return ServicePlan(given.key, family, created, (), tuple(reader.problems))
     candidates = collect(given.slices, family, node, reader.problems, reader.weights())
     ports = _plan_ports(reader, cluster_ip, candidates, node)
-    return ServicePlan(given.key, family, created, ports, tuple(dict.fromkeys(reader.problems)))
+    here = {c.plan.ip for known in candidates.values() for c in known if c.ready and c.plan.local}
+    problems = tuple(dict.fromkeys(reader.problems))
+    return ServicePlan(given.key, family, created, ports, problems, len(here))
 
 
 def _plan_ports(

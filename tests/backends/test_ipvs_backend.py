@@ -262,11 +262,24 @@ def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
         theirs: VirtualServer("wlc"),
         unrelated: VirtualServer("wlc"),
     }
+    for again in (node.backend.retry, node.start):
+        again()
+        assert "did not make" in node.sync().failed["ns1/svc1"]
+        assert node.ipvs.table[theirs] == (VirtualServer("wlc"), {})
     del node.ipvs.table[theirs]
-    node.backend.check(thorough=True)
     node.backend.retry()
     node.done()
     assert theirs in node.ipvs.table
+
+
+def test_a_virtual_server_that_somebody_makes_meanwhile_gets_no_destinations() -> None:
+    node = IpvsNode()
+    node.done()
+    theirs = ServerId("TCP", "192.168.0.2", 30001)
+    node.ipvs.table[theirs] = (VirtualServer("wlc"), {})
+    node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))
+    node.sync()
+    assert node.ipvs.table[theirs][1] == {}
 
 
 def test_excluded_ranges_are_not_cleaned_up() -> None:

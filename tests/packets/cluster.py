@@ -228,6 +228,10 @@ class Cluster:
         number = next(self._numbers)
         return {4: f"203.0.113.{number % 250 + 2}", 6: f"2001:db8:2::{number + 16:x}"}
 
+    def free_node_port(self) -> int:
+        """A node port that no service has."""
+        return next(self._node_ports)
+
     # -- packets
 
     def outcome(

@@ -1,5 +1,7 @@
 """internalTrafficPolicy and externalTrafficPolicy Local: local endpoints only, and drop or reject without."""
 
+import sys
+
 import pytest
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
@@ -93,3 +95,23 @@ def test_both_policies_local_are_judged_apart(cluster: Cluster, family: Family) 
     assert cluster.silent(lab.local_pods[0], service.ip(family), 80)
     assert cluster.outcome(lab.local_pods[0], ips[family], 80) == lab.remote_pods[0].name
     assert cluster.silent(lab.client, ips[family], 80)
+
+
+def test_a_load_balancer_learns_which_nodes_have_endpoints(cluster: Cluster) -> None:
+    lab, number = cluster.lab, cluster.free_node_port()
+    local, remote = lab.local_pods[0], lab.remote_pods[0]
+    local_policy = {"externalTrafficPolicy": "Local", "healthCheckNodePort": number}
+    service = cluster.publish([local], type="LoadBalancer", **local_policy)
+    script = (
+        "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9); "
+        "c.request('GET', '/'); print(c.getresponse().status)"
+    )
+    ask = [sys.executable, "-c", script]
+
+    def statuses() -> list[str]:
+        asked = [lab.client.run([*ask, ip, str(number)], check=False) for ip in (NODE_IP4[0], NODE_IP6[0])]
+        return [one.stdout.strip() for one in asked]
+
+    cluster.running.until(statuses, ["200", "200"])
+    cluster.scale(service, [remote])
+    cluster.running.until(statuses, ["503", "503"])

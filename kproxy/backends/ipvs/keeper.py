@@ -68,6 +68,8 @@ class Keeper:
         self._draining = draining
         self._record: Record | None = None
         self._made: frozenset[ServerId] = frozenset()
+        self._theirs: set[ServerId] = set()
+        self._looks_for_foreign = False
         self._sets = sets(family)
 
     def want(self, key: str, objects: ServiceObjects) -> None:
@@ -86,9 +88,7 @@ class Keeper:
         for key in self.refused:
             self.desired.touch_service(key)
         self.refused.clear()
-        if self._record is not None:
-            # What was in the way may have gone; if it has not, the kernel says so.
-            self._record.foreign -= self.desired.servers
+        self._looks_for_foreign = True
 
     @property
     def idle(self) -> bool:
@@ -98,9 +98,13 @@ class Keeper:
 
     def look(self) -> bool:
         """Read the kernel if it is not known; True if it was read. Makes the device and the sets."""
-        if self._record is not None:
+        kernel, record = self._kernel, self._record
+        if record is not None:
+            if record.foreign and self._looks_for_foreign:
+                record.foreign &= kernel.ipvs.servers(self.family).keys()
+                self._theirs &= record.foreign
+            self._looks_for_foreign = False
             return False
-        kernel = self._kernel
         if kernel.device.ensure():
             log.info("device_created", device=kernel.device.name)
         for spec in self._sets.all:
@@ -114,7 +118,9 @@ class Keeper:
         changes = [
             EntryChange(spec, entry, add=True)
             for spec, entry in self._pending_members()
-            if desired.wants_member((spec, entry)) and entry not in record.members.get(spec, ())
+            if desired.wants_member((spec, entry))
+            and entry not in record.members.get(spec, ())
+            and not self._is_foreign((spec, entry))
         ]
         changes += [
             EntryChange(self._sets.cluster_ip, _entry(server), add=True)
@@ -132,12 +138,13 @@ class Keeper:
             if owner in self.refused:
                 continue
             if owner is not None and server in record.foreign:
-                self._refuse(
-                    [owner], f"{describe(server)}: a virtual server that kproxy did not make is there"
-                )
+                self._refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
                 continue
             requests += self._requests(server, self.desired.frontend(server))
-        self._send(requests, written)
+        # One that somebody else has just made must not be given destinations: first see which are ours.
+        self._send([r for r in requests if r.command is Command.NEW_SERVICE], written)
+        rest = [r for r in requests if r.command is not Command.NEW_SERVICE and r.server in record.servers]
+        self._send(rest, written)
         self._add_addresses(written)
 
     def tidy(self, written: Counter[str]) -> None:
@@ -161,7 +168,7 @@ class Keeper:
             EntryChange(spec, entry, add=False)
             for spec, entry in self._pending_members()
             if entry in record.members.get(spec, ())
-            and not desired.wants_member((spec, entry))
+            and (not desired.wants_member((spec, entry)) or self._is_foreign((spec, entry)))
             and not self._still_needed((spec, entry))
         ]
         self._change_sets(removals, written)
@@ -196,6 +203,7 @@ class Keeper:
             (kernel.ipvs, kernel.ipset, kernel.device),
             self.excluded,
             self._made,
+            self._theirs,
             lambda server: self.desired.owner(server) is not None,
             details_of=details_of,
             trusted=trusted,
@@ -224,7 +232,7 @@ class Keeper:
             return entry.ip in record.addresses
         if spec not in self._sets.ledger:
             return False
-        server = ServerId(entry.protocol, entry.ip, entry.port)
+        server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
 
     def _is_listed(self, server: ServerId) -> bool:
@@ -268,6 +276,9 @@ class Keeper:
         failures = self._kernel.ipvs.apply(requests)
         for index, request in enumerate(requests):
             code = failures.get(index, 0)
+            if code == errno.EEXIST and request.command is Command.NEW_SERVICE:
+                self._leave_alone(request.server)
+                continue
             if code and not (code in _GONE and request.command in _DELETIONS):
                 self._judge([desired.owner(request.server)], request, code)
                 continue
@@ -278,6 +289,20 @@ class Keeper:
             elif request.command is Command.DEL_SERVICE:
                 self._draining.forget(request.server)
                 self._release(request.server)
+
+    def _leave_alone(self, server: ServerId) -> None:
+        """Somebody has made a virtual server since we looked: it is theirs, and no set may say otherwise."""
+        desired, owner = self.desired, self.desired.owner(server)
+        self._known().foreign.add(server)
+        self._theirs.add(server)
+        desired.members.update((spec, _entry(server)) for spec in self._sets.ledger)
+        if owner is not None:
+            self._refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
+
+    def _is_foreign(self, member: Member) -> bool:
+        """Whether an entry would claim a virtual server that somebody else made."""
+        spec, entry = member
+        return spec in self._sets.ledger and _server(entry) in self._known().foreign
 
     def _release(self, server: ServerId) -> None:
         """With a virtual server gone, its address and its entries may go too."""
@@ -342,6 +367,8 @@ class Keeper:
             desired.touch_service(key)
 
 
+_IN_THE_WAY = "a virtual server that kproxy did not make is there"
+
 _COUNTED = {
     Command.NEW_SERVICE: "servers",
     Command.SET_SERVICE: "servers",
@@ -354,6 +381,10 @@ _COUNTED = {
 
 def _entry(server: ServerId) -> Entry:
     return Entry(server.ip, server.protocol, server.port)
+
+
+def _server(entry: Entry) -> ServerId:
+    return ServerId(entry.protocol, entry.ip, entry.port)
 
 
 def _word(code: int) -> str:

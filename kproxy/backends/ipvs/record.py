@@ -89,6 +89,7 @@ def observe(
     kernel: tuple[Ipvs, Ipset, AddressDevice],
     excluded: Collection[str],
     made: Collection[ServerId],
+    theirs: Collection[ServerId],
     wanted: Callable[[ServerId], bool],
     *,
     details_of: Callable[[ServerId], bool] = lambda _: True,
@@ -96,7 +97,7 @@ def observe(
 ) -> Record:
     """Read what stands. Raises IpvsError, IpsetError or DeviceError.
 
-    `made` are virtual servers that are known to be ours, whatever became of the sets.
+    `made` are virtual servers that are known to be ours, and `theirs` those of others, whatever the sets say.
     A virtual server in one of the `excluded` CIDRs counts as somebody else's unless it is wanted. Where a
     kube-proxy in its IPVS mode left its sets, all others are what it left, for it removes those of others.
     Destinations are read of servers with `details_of` only; the others are recorded without. A set that has
@@ -122,6 +123,7 @@ def observe(
     listed = {ServerId(entry.protocol, entry.ip, entry.port) for entry in ledger}
     for server, settings in ipvs.servers(family).items():
         ours = peer or server in listed or server in made or server.ip in record.addresses
+        ours = ours and server not in theirs
         if ours and not wanted(server) and _is_in(server.ip, excluded):
             ours = False
         if not ours:
