@@ -20,6 +20,7 @@ from kproxy.kernel.ipvs.types import (
     Command,
     DestinationId,
     IpvsError,
+    IpvsUnavailable,
     ServerId,
     VirtualServer,
 )
@@ -423,6 +424,19 @@ def test_retirement_leaves_what_is_not_ours() -> None:
     assert leaving.dissolve()
     assert list(node.ipvs.table) == [foreign]
     assert list(node.ipset.sets) == ["FOREIGN"]
+
+
+def test_sets_that_outlived_their_kernels_ipvs_are_destroyed() -> None:
+    node = IpvsNode()
+    node.ipset.create(KNOWN.cluster_ip)
+
+    def fail(_: Family) -> Any:
+        raise IpvsUnavailable("this kernel has no IPVS")
+
+    node.ipvs.servers = fail  # type: ignore[method-assign,assignment]
+    leaving = Retirement(Family.IPV4, node.handles, 500.0, lambda: node.now)
+    assert leaving.tend() is None
+    assert (node.ipset.sets, node.device.held) == ({}, None)
 
 
 def test_a_kernel_without_ipvs_is_an_error_that_says_so() -> None:

@@ -128,7 +128,7 @@ class IpvsBackend:
         """
         drifts = self._rules.check(thorough=thorough)
         now = self._clock()
-        if not thorough and now < self._next_look:
+        if drifts or (not thorough and now < self._next_look):
             return drifts
         turn = next(self._turns)
 
@@ -180,7 +180,7 @@ class IpvsBackend:
         if keeper.look():
             self._settled = False
         keeper.prepare(written)
-        report = self._rules.sync(retire=False)
+        report = self._rules.sync(retire=self._settled)
         written.update(report.changes)
         if report.error is not None:
             return report

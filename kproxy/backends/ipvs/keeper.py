@@ -96,8 +96,8 @@ class Keeper:
         record = self._record
         return record is not None and not record.servers and not record.addresses
 
-    def look(self) -> bool:
-        """Read the kernel if it is not known; True if it was read. Makes the device and the sets."""
+    def look(self, *, device: bool = True) -> bool:
+        """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
         kernel, record = self._kernel, self._record
         if record is not None:
             if record.foreign and self._looks_for_foreign:
@@ -105,7 +105,7 @@ class Keeper:
                 self._theirs &= record.foreign
             self._looks_for_foreign = False
             return False
-        if kernel.device.ensure():
+        if device and kernel.device.ensure():
             log.info("device_created", device=kernel.device.name)
         for spec in self._sets.all:
             kernel.ipset.create(spec)

@@ -16,6 +16,7 @@ from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.keeper import DoubtError, Keeper, KernelHandles
 from kproxy.backends.ipvs.names import PEER_SETS, sets
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
+from kproxy.kernel.ipvs.types import IpvsUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -65,6 +66,9 @@ class Retirement:
             if due is not None:
                 self._keeper.drain()
             self._take_away(written)
+        except IpvsUnavailable:
+            # Without IPVS there is no virtual server whose connections could be waited for.
+            return None if self.dissolve() else _AGAIN
         except (*KERNEL_ERRORS, DoubtError) as error:
             self._keeper.doubt()
             log.warning("ipvs_mode_kept", family=self.family.value, reason=str(error))
@@ -81,6 +85,8 @@ class Retirement:
         self._draining.period = 0
         try:
             self._take_away(Counter())
+        except IpvsUnavailable:
+            return True
         except (*KERNEL_ERRORS, DoubtError) as error:
             self._keeper.doubt()
             log.error("ipvs_mode_kept", family=self.family.value, reason=str(error))
@@ -108,7 +114,7 @@ class Retirement:
 
     def _take_away(self, written: Counter[str]) -> None:
         keeper = self._keeper
-        keeper.look()
+        keeper.look(device=False)
         keeper.prepare(written)
         keeper.serve(written)
         keeper.tidy(written)
