@@ -98,10 +98,10 @@ class IpvsMode:
         wanted = self._scheduler.name
         try:
             self._handles.ipset.headers()
-            self._handles.device.ensure()
             for family in self._tables:
                 ipvs.servers(family)
             if ipvs.has_scheduler(wanted):
+                self._handles.device.ensure()
                 timeouts = Timeouts(
                     round(self._config.ipvs_tcp_timeout),
                     round(self._config.ipvs_tcpfin_timeout),
