@@ -35,6 +35,7 @@ _RECEIVE_BUFFER = 4 << 20
 _RECEIVE_BYTES = 1 << 18
 _TIMEOUT = 10.0
 _DUMP_ATTEMPTS = 5
+_LAST_SEQUENCE = (1 << 32) - 1
 
 
 class NetlinkLost(OSError):
@@ -93,7 +94,7 @@ class NetlinkSocket:
 
         Raises OSError with the errno of a refusal, NetlinkLost.
         """
-        self._sequence += 1
+        self._reserve(1)
         self._send(message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, self._sequence, payload))
         answers: list[bytes] = []
         while True:
@@ -106,8 +107,7 @@ class NetlinkSocket:
                 answers.append(content)
 
     def _chunk(self, requests: Sequence[tuple[int, int, bytes]], start: int, end: int) -> dict[int, int]:
-        first = self._sequence + 1
-        self._sequence += end - start
+        first = self._reserve(end - start)
         self._send(
             b"".join(
                 message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, first + number, payload)
@@ -126,7 +126,7 @@ class NetlinkSocket:
         return failures
 
     def _dump(self, kind: int, payload: bytes) -> list[bytes]:
-        self._sequence += 1
+        self._reserve(1)
         self._send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, payload))
         found: list[bytes] = []
         interrupted = False
@@ -141,6 +141,13 @@ class NetlinkSocket:
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     return found
                 found.append(content)
+
+    def _reserve(self, count: int) -> int:
+        """The first of so many sequence numbers; they have 32 bits and start anew when they run out."""
+        if self._sequence + count > _LAST_SEQUENCE:
+            self._sequence = 0
+        self._sequence += count
+        return self._sequence - count + 1
 
     def _send(self, data: bytes) -> None:
         self._socket.sendto(data, (0, 0))

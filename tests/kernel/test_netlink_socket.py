@@ -1,0 +1,55 @@
+"""The netlink socket against the kernel: what is sent in bulk, and what becomes of it."""
+
+import errno
+import socket
+
+import pytest
+
+from kproxy.kernel.netlink import addresses
+from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_EXCL
+from kproxy.kernel.netlink.socket import CHUNK_MESSAGES, NetlinkSocket
+from tests.kernel.namespace import fresh_network
+
+pytestmark = pytest.mark.root
+
+LO = 1
+
+
+def additions(count: int) -> list[tuple[int, int, bytes]]:
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return [
+        (addresses.RTM_NEWADDR, flags, addresses.payload(f"10.9.{n >> 8}.{n & 255}", LO))
+        for n in range(count)
+    ]
+
+
+@fresh_network
+def test_every_refusal_is_told_by_its_index() -> None:
+    sock = NetlinkSocket(addresses.NETLINK_ROUTE)
+    count = 2 * CHUNK_MESSAGES + 5
+    twice = [request for request in additions(count) for _ in (1, 2)]
+    assert sock.batch(twice) == dict.fromkeys(range(1, 2 * count, 2), errno.EEXIST)
+    assert len(list(addresses.dump(sock, socket.AF_INET, LO))) == count
+    assert sock.batch([]) == {}
+
+
+@fresh_network
+def test_sequence_numbers_start_anew_when_they_run_out() -> None:
+    sock = NetlinkSocket(addresses.NETLINK_ROUTE)
+    sock._sequence = (1 << 32) - 3
+    assert sock.batch(additions(10)) == {}
+    assert len(list(addresses.dump(sock, socket.AF_INET))) == 10
+
+
+@fresh_network
+def test_answers_of_an_abandoned_request_are_not_taken_for_others() -> None:
+    sock = NetlinkSocket(addresses.NETLINK_ROUTE)
+    (kind, flags, payload), *_ = additions(1)
+    sock._send(b"".join([_message(kind, flags, payload, sequence=77)]))
+    assert sock.batch(additions(3)) == {0: errno.EEXIST}
+
+
+def _message(kind: int, flags: int, payload: bytes, *, sequence: int) -> bytes:
+    from kproxy.kernel.netlink.messages import NLM_F_ACK, NLM_F_REQUEST, message
+
+    return message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, sequence, payload)
