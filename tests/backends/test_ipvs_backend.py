@@ -251,6 +251,24 @@ def test_a_refused_request_costs_only_its_own_service() -> None:
     assert node.state() == node.fresh()
 
 
+@pytest.mark.parametrize("what", ["KPROXY-LOOP-BACK", "DEL_SERVICE", "10.96.0.1"])
+def test_a_removal_that_is_refused_is_named_and_not_forgotten(what: str) -> None:
+    node = IpvsNode()
+    node.put(
+        service(ports=[port(53, "dns", "UDP")]), eps("10.1.0.1", node="node1", ports=[port(53, "dns", "UDP")])
+    )
+    node.done()
+    node.drop("ns1/svc1")
+    node.faults.refuse = lambda change: what in change
+    failed = node.sync().failed
+    assert failed
+    assert "ns1/svc1" not in failed
+    node.faults.refuse = lambda _: False
+    node.backend.retry()
+    node.done()
+    assert node.state() == node.fresh()
+
+
 def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
     node = IpvsNode()
     theirs = ServerId("TCP", "192.168.0.2", 30001)

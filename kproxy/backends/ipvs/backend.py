@@ -193,7 +193,8 @@ class IpvsBackend:
             self._remove_peer_sets()
             self._settled = True
         keeper.tidy(written)
-        return SyncReport({**report.failed, **keeper.refused})
+        stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
+        return SyncReport({**report.failed, **keeper.refused, **stuck})
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""

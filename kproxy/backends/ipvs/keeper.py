@@ -52,6 +52,9 @@ class DoubtError(Exception):
 class Keeper:
     """One family's virtual servers, sets and addresses.
 
+    `refused` says of services why the kernel did not take them; `stuck` of objects that nobody wants any more
+    why they could not be removed. Both are tried again, the former after `retry()`.
+
     Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; what is known of the
     kernel must then be thrown away with `doubt()`.
     """
@@ -62,6 +65,7 @@ class Keeper:
         self.family = family
         self.desired = Desired()
         self.refused: dict[str, str] = {}
+        self.stuck: dict[ServerId | Member | str, str] = {}
         self.excluded = tuple(excluded)
         self.believes_refusals = False
         self._kernel = kernel
@@ -99,6 +103,7 @@ class Keeper:
     def look(self, *, device: bool = True) -> bool:
         """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
         kernel, record = self._kernel, self._record
+        self.stuck.clear()
         if record is not None:
             if record.foreign and self._looks_for_foreign:
                 record.foreign &= kernel.ipvs.servers(self.family).keys()
@@ -163,7 +168,9 @@ class Keeper:
                     desired.members.add((self._sets.addresses, Entry(ip)))
             written["addresses_removed"] += len(unused) - len(failures)
             for ip, code in failures.items():
-                log.warning("address_kept", family=self.family.value, address=ip, reason=_word(code))
+                told = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
+                self._doubt_once(told)
+                self._stick(ip, told)
         removals = [
             EntryChange(spec, entry, add=False)
             for spec, entry in self._pending_members()
@@ -280,7 +287,7 @@ class Keeper:
                 self._leave_alone(request.server)
                 continue
             if code and not (code in _GONE and request.command in _DELETIONS):
-                self._judge([desired.owner(request.server)], request, code)
+                self._judge(desired.owner(request.server), request, code)
                 continue
             record.done(request)
             written[_COUNTED[request.command]] += 1
@@ -337,16 +344,22 @@ class Keeper:
                 continue
             told = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
             self._doubt_once(told)
+            if not change.add:
+                self._stick((change.set, change.entry), told)
+                continue
             self._refuse(self.desired.wanting_member((change.set, change.entry)), told)
         written["set_entries"] += len(changes) - len(failures)
 
-    def _judge(self, owners: Sequence[str | None], request: Request, code: int) -> None:
+    def _judge(self, owner: str | None, request: Request, code: int) -> None:
         told = f"{request.command.name} {describe(request.server)}"
         if request.destination is not None:
             told += f" -> {request.destination.ip} port {request.destination.port}"
         told += f": {reason(request.command, code)}"
         self._doubt_once(told)
-        self._refuse([owner for owner in owners if owner is not None], told)
+        if owner is not None:
+            self._refuse([owner], told)
+        else:
+            self._stick(request.server, told)
 
     def _doubt_once(self, told: str) -> None:
         if not self.believes_refusals:
@@ -358,6 +371,11 @@ class Keeper:
                 self.refused[key] = told
                 log.error("service_refused", family=self.family.value, service=key, reason=told)
 
+    def _stick(self, what: ServerId | Member | str, told: str) -> None:
+        """What nobody wants could not be removed: no service is to blame, but it must not be forgotten."""
+        self.stuck[what] = told
+        log.error("removal_refused", family=self.family.value, reason=told)
+
     def _forget_pending(self) -> None:
         desired = self.desired
         desired.servers.clear()
@@ -365,6 +383,13 @@ class Keeper:
         desired.addresses.clear()
         for key in self.refused:
             desired.touch_service(key)
+        for what in self.stuck:
+            if isinstance(what, ServerId):
+                desired.servers.add(what)
+            elif isinstance(what, str):
+                desired.addresses.add(what)
+            else:
+                desired.members.add(what)
 
 
 _IN_THE_WAY = "a virtual server that kproxy did not make is there"
