@@ -382,6 +382,20 @@ def test_what_drains_stays_ours_whatever_becomes_of_sets_and_addresses() -> None
     assert (node.ipvs.table, node.listed()) == ({}, set())
 
 
+def test_a_service_that_returns_with_another_policy_is_listed_once() -> None:
+    node = IpvsNode()
+    spec: dict[str, Any] = {"type": "NodePort", "ports": [port(nodePort=30001)]}
+    node.put(service(externalTrafficPolicy="Local", **spec), eps("10.1.0.1", node="node1"))
+    node.done()
+    node.drop("ns1/svc1")
+    node.done()
+    node.put(service(externalTrafficPolicy="Cluster", **spec))
+    node.done()
+    assert node.ipset.entries(KNOWN.external_local) == set()
+    node.drained()
+    assert node.state() == node.fresh()
+
+
 def test_new_node_addresses_get_the_node_ports() -> None:
     node = IpvsNode()
     node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))

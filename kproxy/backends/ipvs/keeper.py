@@ -171,6 +171,10 @@ class Keeper:
                 told = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
                 self._doubt_once(told)
                 self._stick(ip, told)
+        # A virtual server may have been listed elsewhere while it drained.
+        desired.members.update(
+            (spec, _entry(server)) for server in desired.servers for spec in self._sets.ledger
+        )
         removals = [
             EntryChange(spec, entry, add=False)
             for spec, entry in self._pending_members()
