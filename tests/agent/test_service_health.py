@@ -71,6 +71,8 @@ class Running:
                 found = self.ask(port)[0]
             except ConnectionRefusedError:
                 found = None
+            except (ConnectionError, http.client.HTTPException):
+                continue  # asked while it was being closed
             if found == status:
                 return
             threading.Event().wait(0.01)
