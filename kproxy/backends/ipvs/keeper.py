@@ -263,7 +263,8 @@ class Keeper:
         elif settings is not None and settings != record.settings:
             yield Request(Command.SET_SERVICE, server, settings)
         standing = record.destinations if record is not None else {}
-        for destination, weight in wanted.items():
+        # Those that are to drain come last, so that there is always one that takes connections.
+        for destination, weight in sorted(wanted.items(), key=lambda item: not item[1]):
             self._draining.forget(server, destination)
             if destination not in standing:
                 yield Request(Command.NEW_DEST, server, destination=destination, weight=weight)
