@@ -16,6 +16,8 @@ from kproxy.agent.service_health import ServiceHealth, body
 from kproxy.plan.model import ServicePlan
 from tests.builders import endpoint, endpoint_slice, plan_of, service
 
+pytestmark = pytest.mark.xdist_group("ports")  # side by side, tests could take each other's free ports
+
 LOOPBACK: dict[Family, tuple[str, ...] | None] = {Family.IPV4: ("127.0.0.1",)}
 EXPECTED = (
     '{\n\t"service": {\n\t\t"namespace": "ns1",\n\t\t"name": "svc1"\n\t},\n'
@@ -71,7 +73,7 @@ class Running:
                 found = self.ask(port)[0]
             except ConnectionRefusedError:
                 found = None
-            except (ConnectionError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException):
                 continue  # asked while it was being closed
             if found == status:
                 return

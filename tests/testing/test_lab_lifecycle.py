@@ -176,7 +176,7 @@ def test_the_node_forwards_and_filters_no_source(lab: Lab) -> None:
 def test_ipv6_addresses_are_usable_at_once(possible: None) -> None:
     with Lab(SMALL) as lab:
         for namespace in (lab.node, lab.peer, lab.client, *(pod.namespace for pod in lab.pods)):
-            assert "tentative" not in namespace.run(["ip", "-6", "address"]).stdout
+            assert "tentative" not in namespace.run(["ip", "-6", "address", "show", "scope", "global"]).stdout
 
 
 @pytest.mark.root
