@@ -112,5 +112,5 @@ def test_services_add_no_rules_but_for_local_external_policies() -> None:
 
 def test_every_jump_leads_to_a_chain_of_the_layout() -> None:
     wanted = layout(Family.IPV4)
-    chains = {*wanted.fixed, *wanted.shared.values()}
+    chains = {*wanted.fixed, *(placement.root for placement in wanted.shared.values())}
     assert {(jump.table, jump.line.split()[-1]) for jump in IPVS_JUMPS} <= chains

@@ -184,12 +184,21 @@ class IptablesBackend:
                 for start in range(0, len(keys), size or 1):
                     self._group(writer, keys[start : start + size], part)
                 keys = [key for key in keys if key not in self._quarantine]
+            self._settled = False
         if not self._settled or len(self._quarantine) > quarantined:
-            writer.settle()
+            self._settle(writer)
             self._settled = True
         if retire:
             self._sweep(writer)
         self._pending = set(self._quarantine)
+
+    def _settle(self, writer: Writer) -> None:
+        """Bring the shared chains in order; one that somebody else's rules refer to is emptied and stays."""
+        try:
+            writer.settle()
+        except RestoreError as error:
+            self._believe(error)
+            writer.settle(delete=False)
 
     def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
         """Write a group; where the kernel refuses it, halve it until the services at fault are found."""

@@ -10,9 +10,10 @@ import msgspec
 
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.canonical import parse_save
-from kproxy.backends.iptables.known import KNOWN_CHAINS, KUBELETS_TOO, is_jump
+from kproxy.backends.iptables.known import KUBELETS_TOO, is_jump, is_known
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import restore_text
-from kproxy.backends.iptables.static import TABLES, ChainId
+from kproxy.backends.iptables.static import TABLES
 from kproxy.kernel.xtables.types import Xtables
 
 
@@ -72,7 +73,7 @@ def cleanup(xtables: Xtables) -> list[Removal]:
 
 
 def _is_ours(table: str, chain: str) -> bool:
-    return chain in KNOWN_CHAINS[table] or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
+    return is_known(table, chain) or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
 
 
 def _target(line: str) -> str:

@@ -6,11 +6,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from kproxy.backends.base import Drift
 from kproxy.backends.iptables.known import KUBELETS_TOO
 from kproxy.backends.iptables.layout import Layout
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
 from kproxy.backends.iptables.render import ServiceRules, SharedLines
-from kproxy.backends.iptables.static import ChainId, Jump
+from kproxy.backends.iptables.shared import Entry, Placement, entries_of, rerooted
+from kproxy.backends.iptables.static import Jump
 
 NO_RULES = ServiceRules()
+
+NOBODY = ""
+"""In place of a service: who owns the lines that were found and belong to none."""
 
 _OWNER = re.compile(r'--comment "([^ "/:]+/[^ "/:]+)[ ":]')
 _TARGET = re.compile(r" -j (KUBE-\S+)$", re.MULTILINE)
@@ -20,28 +25,32 @@ class KernelState:
     """What stands in the kernel.
 
     `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
-    and the version of its shared lines that the shared chains are meant to hold. `stale`: chains of services
-    that nobody wants any more. `retired`: fixed and shared chains of other layouts, whose time is over.
+    and the version of its shared lines that the shared chains are meant to hold. `entries`: by field of
+    SharedLines, the lines that the shared chains are made of, once these were written as a whole. `widened`:
+    services of which table filter may hold lines of two versions. `stale`: chains of services that nobody
+    wants any more. `retired`: fixed and shared chains of other layouts, whose time is over.
     """
 
     def __init__(self) -> None:
         self.chains: dict[ChainId, tuple[str, ...]] = {}
         self.services: dict[str, ServiceRules] = {}
+        self.entries: dict[str, list[Entry]] = {}
+        self.widened: set[str] = set()
         self.stale: set[str] = set()
         self.retired: set[ChainId] = set()
         self.jumps: set[Jump] = set()
 
-    def shared_lines(
-        self, field: str, changes: Mapping[str, ServiceRules], tail: Iterable[str] = ()
-    ) -> list[str]:
-        """The rules a shared chain should hold once `changes` are in: by service name, then the tail."""
-        lines: list[str] = []
-        services = self.services
-        for key in sorted(services.keys() | changes.keys()):
-            current = changes.get(key) or services.get(key, NO_RULES)
-            lines += getattr(current.shared, field)
-        lines += tail
-        return lines
+    def lines(self, field: str) -> dict[str, tuple[str, ...]]:
+        """The lines of each service that belong into one kind of shared chains."""
+        return {key: getattr(rules.shared, field) for key, rules in self.services.items()}
+
+    def unowned(self, field: str, placement: Placement) -> Iterator[str]:
+        """The lines in one kind of shared chains that no service is recorded to have."""
+        owned = {line for lines in self.lines(field).values() for line in lines}
+        for chain_id, rules in self.chains.items():
+            if holds(placement, chain_id):
+                lines = [rerooted(placement, rule) for rule in rules]
+                yield from (line for line in lines if line not in owned and placement.places(line))
 
 
 def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> KernelState:
@@ -54,27 +63,27 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
     """
     state = KernelState()
     state.jumps = set(observed.jumps)
-    fixed, shared_chains = layout.fixed, layout.shared
-    own = fixed.keys() | set(shared_chains.values())
+    fixed, placements = layout.fixed, layout.shared
+    own = {*fixed, *(placement.root for placement in placements.values())}
     for chain_id, lines in observed.chains.items():
-        if chain_id not in own:
+        if chain_id not in own and not any(holds(p, chain_id) for p in placements.values()):
             if not (observed.kubelet and chain_id in KUBELETS_TOO):
                 state.retired.add(chain_id)
             continue
         wanted = fixed.get(chain_id)
         same = wanted is not None and same_rules(wanted, "".join(lines))
         state.chains[chain_id] = tuple(wanted.splitlines(keepends=True)) if wanted and same else lines
-    for field, chain_id in shared_chains.items():
-        if chain_id in state.chains:
-            words = [line for r in desired.values() for line in getattr(r.shared, field)]
-            words += layout.tails.get(field, ())
-            state.chains[chain_id] = in_our_words(words, state.chains[chain_id])
-    standing = {field: frozenset(state.chains.get(chain_id, ())) for field, chain_id in shared_chains.items()}
+    standing = {
+        field: frozenset(
+            _recognise(state, placement, {k: getattr(r.shared, field) for k, r in desired.items()})
+        )
+        for field, placement in placements.items()
+    }
     unowned = set(observed.services)
     incomplete: dict[str, dict[str, str]] = {}
     for key, rules in desired.items():
         found: dict[str, str] = {}
-        complete = all(standing[field].issuperset(getattr(rules.shared, field)) for field in shared_chains)
+        complete = all(standing[field].issuperset(getattr(rules.shared, field)) for field in placements)
         for chain, text in rules.chains.items():
             actual = observed.services.get(chain)
             if actual is None:
@@ -90,7 +99,7 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
             state.services[key] = rules
         else:
             incomplete[key] = found
-    lines_of = _lines_by_owner(state.chains, shared_chains, incomplete)
+    lines_of = _lines_by_owner(state.chains, placements, incomplete)
     for key, found in incomplete.items():
         shared = SharedLines(**{field: tuple(lines) for field, lines in lines_of[key].items()})
         _follow(lines_of[key].values(), observed.services, unowned, found)
@@ -99,18 +108,41 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
     return state
 
 
+def holds(placement: Placement, chain_id: ChainId) -> bool:
+    """Whether a chain is the root of a placement or another of its chains."""
+    return chain_id == placement.root or (
+        chain_id[0] == placement.root[0] and placement.contains(chain_id[1])
+    )
+
+
+def _recognise(
+    state: KernelState, placement: Placement, lines: Mapping[str, tuple[str, ...]]
+) -> Iterator[str]:
+    """Put a placement's chains in our words where these mean the same; yield the lines as in the root."""
+    table = placement.root[0]
+    expected = placement.chains(entries_of(placement, lines))
+    for chain_id, found in state.chains.items():
+        if holds(placement, chain_id):
+            known = in_our_words(expected.get(chain_id[1], ()), found)
+            state.chains[table, chain_id[1]] = known
+            yield from (rerooted(placement, line) for line in known)
+
+
 def _lines_by_owner(
-    chains: Mapping[ChainId, tuple[str, ...]], shared: Mapping[str, ChainId], owners: Collection[str]
+    chains: Mapping[ChainId, tuple[str, ...]], placements: Mapping[str, Placement], owners: Collection[str]
 ) -> dict[str, dict[str, list[str]]]:
     """The lines that the given services have in the shared chains: service -> field -> lines."""
     found: dict[str, dict[str, list[str]]] = {key: {} for key in owners}
     if not found:
         return found
-    for field, chain_id in shared.items():
-        for line in chains.get(chain_id, ()):
-            owner = _OWNER.search(line)
-            if owner is not None and owner[1] in found:
-                found[owner[1]].setdefault(field, []).append(line)
+    for field, placement in placements.items():
+        for chain_id, lines in chains.items():
+            if not holds(placement, chain_id):
+                continue
+            for line in lines:
+                owner = _OWNER.search(line)
+                if owner is not None and owner[1] in found:
+                    found[owner[1]].setdefault(field, []).append(rerooted(placement, line))
     return found
 
 
@@ -145,6 +177,11 @@ def drift_between(expected: KernelState, observed: Observed, layout: Layout) -> 
     drifts += [
         Drift(f"jump {jump.table}/{jump.line.strip().removeprefix('-A ')}", "is missing")
         for jump in expected.jumps - observed.jumps
+    ]
+    drifts += [
+        Drift(f"chain {table}/{chain}", "is not wanted")
+        for table, chain in observed.chains.keys() - expected.chains.keys()
+        if any(holds(placement, (table, chain)) for placement in layout.shared.values())
     ]
     unwanted = observed.services.keys() - expected.stale
     for chain, text in service_chains(expected):

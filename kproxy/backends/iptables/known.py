@@ -44,6 +44,12 @@ KNOWN_CHAINS: dict[str, frozenset[str]] = {
 KUBELETS_TOO = frozenset({("filter", names.KUBE_FIREWALL), ("nat", names.KUBE_MARK_MASQ)})
 """Chains that the kubelet makes as well: where a kubelet is, they are not ours to take away."""
 
+
+def is_known(table: str, chain: str) -> bool:
+    """Whether a chain is one of these, or leads from one of them to services; those of services are not."""
+    return chain in KNOWN_CHAINS.get(table, ()) or chain.startswith(names.DISPATCH_PREFIXES.get(table, ()))
+
+
 _JUMPS = frozenset((jump.table, canonical_rule(jump.line)) for jump in JUMPS)
 _PLAIN_JUMP = re.compile(
     r"-A (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (?:-m conntrack --ctstate NEW )?"

@@ -12,8 +12,10 @@ from typing import Protocol
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import ServiceRules, render_service
-from kproxy.backends.iptables.static import JUMPS, SHARED, ChainId, Jump, static_chains, tails
+from kproxy.backends.iptables.shared import Flat, Placement
+from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan
 
 
@@ -29,12 +31,8 @@ class Layout(Protocol):
         """Chains that depend on no service, with their rules; None for one whose rules are not ours."""
 
     @property
-    def shared(self) -> Mapping[str, ChainId]:
+    def shared(self) -> Mapping[str, Placement]:
         """Chains that services share, by the field of SharedLines that holds a service's lines in them."""
-
-    @property
-    def tails(self) -> Mapping[str, tuple[str, ...]]:
-        """What follows the services' lines in a shared chain, by field."""
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
@@ -64,15 +62,11 @@ class StandardLayout:
         """Chains that depend on no service."""
         return static_chains(self.config)
 
-    @property
-    def shared(self) -> Mapping[str, ChainId]:
-        """Chains that services share."""
-        return SHARED
-
     @cached_property
-    def tails(self) -> Mapping[str, tuple[str, ...]]:
-        """The node-port jumps at the end of nat KUBE-SERVICES."""
-        return tails(self.config)
+    def shared(self) -> Mapping[str, Placement]:
+        """Each kind of lines in one chain, and the node-port jumps at the end of nat KUBE-SERVICES."""
+        tails = {"nat_services": node_port_jumps(self.config)}
+        return {field: Flat(chain_id, tails.get(field, ())) for field, chain_id in SHARED.items()}
 
     @property
     def jumps(self) -> tuple[Jump, ...]:

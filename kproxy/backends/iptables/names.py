@@ -6,6 +6,9 @@ separator (pkg/proxy/iptables/proxier.go).
 
 import hashlib
 
+ChainId = tuple[str, str]
+"""(table, chain)."""
+
 KUBE_SERVICES = "KUBE-SERVICES"
 KUBE_EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
 KUBE_NODEPORTS = "KUBE-NODEPORTS"
@@ -34,18 +37,33 @@ ENDPOINT = "KUBE-SEP-"
 SERVICE_CHAIN_PREFIXES = (FIREWALL, EXTERNAL, LOCAL_POLICY, CLUSTER_POLICY, ENDPOINT)
 """Those of chains that belong to one service; a chain only jumps to chains of later prefixes."""
 
+DISPATCH = "KUBE-AT-"
+NODE_PORT_DISPATCH = "KUBE-NP-"
+EXTERNAL_DISPATCH = "KUBE-XT-"
+FIREWALL_DISPATCH = "KUBE-FD-"
+
+DISPATCH_PREFIXES: dict[str, tuple[str, ...]] = {
+    "nat": (DISPATCH, NODE_PORT_DISPATCH),
+    "filter": (DISPATCH, NODE_PORT_DISPATCH, EXTERNAL_DISPATCH, FIREWALL_DISPATCH),
+    "mangle": (),
+}
+"""By table, those of the chains that lead to services in the scalable layout."""
+
+LONGEST_CHAIN_NAME = 28
+"""Bytes (XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the end mark)."""
+
 KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 """Chains of the kubelet in table mangle; where they are, it owns KUBE-FIREWALL and KUBE-MARK-MASQ too."""
 
 
 def port_hash(port_name: str, protocol: str) -> str:
     """The hash of a service port; `protocol` in lower case."""
-    return _hash(port_name + protocol)
+    return digest(port_name + protocol)
 
 
 def endpoint_chain(port_name: str, protocol: str, endpoint: str) -> str:
     """The chain of one endpoint (`ip:port` or `[ip]:port`) of a service port."""
-    return ENDPOINT + _hash(port_name + protocol + endpoint)
+    return ENDPOINT + digest(port_name + protocol + endpoint)
 
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -59,7 +77,7 @@ def referrers_first(chain: str) -> tuple[int, str]:
     return next(ranks, 0), chain
 
 
-def _hash(text: str) -> str:
+def digest(text: str) -> str:
     """base32 (RFC 4648) of the first 80 bits, two characters at a time (base64 is five times slower)."""
     bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
     return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])

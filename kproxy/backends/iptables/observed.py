@@ -7,8 +7,9 @@ import msgspec
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.dump import chain_texts
-from kproxy.backends.iptables.known import KNOWN_CHAINS
-from kproxy.backends.iptables.static import TABLES, ChainId, Jump
+from kproxy.backends.iptables.known import is_known
+from kproxy.backends.iptables.names import ChainId
+from kproxy.backends.iptables.static import TABLES, Jump
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
         for chain, text in found.items():
             if table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES):
                 services[chain] = text
-            elif chain in KNOWN_CHAINS[table]:
+            elif is_known(table, chain):
                 chains[table, chain] = tuple(text.splitlines(keepends=True))
         jumps |= _standing_jumps(table, found, wanted)
     hints = tables.get("mangle", {})

@@ -69,11 +69,17 @@ class _Lines:
         )
 
 
-def render_service(plan: ServicePlan, config: IptablesConfig, *, comments: bool = True) -> ServiceRules:
-    """Render one service. `comments` off leaves them out of endpoint rules, as in a large cluster."""
+def render_service(
+    plan: ServicePlan, config: IptablesConfig, *, comments: bool = True, compact: bool = False
+) -> ServiceRules:
+    """Render one service. `comments` off leaves them out of endpoint rules, as in a large cluster.
+
+    `compact` is the scalable layout's form, in which endpoints have no chains.
+    """
     lines = _Lines()
+    renderer = _CompactPortRenderer if compact else _PortRenderer
     for port in plan.ports:
-        _PortRenderer(port, config, lines, comments=comments).render()
+        renderer(port, config, lines, comments=comments).render()
     return lines.finish()
 
 
@@ -275,26 +281,29 @@ class _PortRenderer:
         """Spread connections over endpoints: affinity first, then each by its share of those left."""
         port, start = self.port, f"-A {chain} "
         weighted = [(e, w) for e, w in zip(endpoints, effective(endpoints), strict=True) if w]
-        parts = [
-            (self._comment(f"{port.name} -> {e.text}"), self.sep[e.text], weight) for e, weight in weighted
-        ]
         rules = [start + first] if first else []
         if port.affinity_seconds is not None:
-            mask = _recent_mask(self.config.family)
-            rules += [
-                f"{start}{comment}-m recent --rcheck --seconds {port.affinity_seconds} --reap "
-                f"--name {target} --mask {mask} --rsource -j {target}\n"
-                for comment, target, _ in parts
-            ]
-        left = sum(weight for _, _, weight in parts)
-        for comment, target, weight in parts:
+            rules += [start + self._remembered(e, port.affinity_seconds) for e, _ in weighted]
+        left = sum(weight for _, weight in weighted)
+        for endpoint, weight in weighted:
+            share = ""
             if left > weight:
                 share = f"-m statistic --mode random --probability {probability(weight, left)} "
-                rules.append(f"{start}{comment}{share}-j {target}\n")
-            else:
-                rules.append(f"{start}{comment}-j {target}\n")
+            rules.append(start + self._chosen(endpoint, share))
             left -= weight
         self.lines.chains[chain] = "".join(rules)
+
+    def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
+        """What leads a client to the endpoint it had within so many seconds."""
+        chain = self.sep[endpoint.text]
+        return (
+            f"{self._to_endpoint(endpoint)}-m recent --rcheck --seconds {seconds} --reap "
+            f"--name {chain} --mask {self._recent_mask} --rsource -j {chain}\n"
+        )
+
+    def _chosen(self, endpoint: EndpointPlan, share: str) -> str:
+        """What leads a share of the others to an endpoint."""
+        return f"{self._to_endpoint(endpoint)}{share}-j {self.sep[endpoint.text]}\n"
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
         """Masquerade a pod that reaches itself through its service (hairpin), then translate."""
@@ -303,18 +312,46 @@ class _PortRenderer:
         comment = self._comment(port.name)
         recent = ""
         if port.affinity_seconds is not None:
-            recent = f"-m recent --set --name {chain} --mask {_recent_mask(self.config.family)} --rsource "
+            recent = f"-m recent --set --name {chain} --mask {self._recent_mask} --rsource "
         self.lines.chains[chain] = (
             f"-A {chain} -s {host_cidr(endpoint.ip)} {comment}-j {names.KUBE_MARK_MASQ}\n"
             f"-A {chain} -p {proto} {comment}{recent}-m {proto} -j DNAT --to-destination {endpoint.text}\n"
         )
 
+    def _to_endpoint(self, endpoint: EndpointPlan) -> str:
+        return self._comment(f"{self.port.name} -> {endpoint.text}")
+
     def _comment(self, text: str) -> str:
         return f'-m comment --comment "{text}" ' if self.comments else ""
 
+    @property
+    def _recent_mask(self) -> str:
+        ipv4 = self.config.family is Family.IPV4
+        return "255.255.255.255" if ipv4 else "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 
-def _recent_mask(family: Family) -> str:
-    return "255.255.255.255" if family is Family.IPV4 else "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+
+class _CompactPortRenderer(_PortRenderer):
+    """Renders one service port without chains for endpoints: its own chains translate.
+
+    A pod that reaches itself is told by its address after translation: see scalable.py.
+    """
+
+    def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
+        recent = f"-m recent --update --seconds {seconds} --reap --name {self.sep[endpoint.text]} "
+        return self._translation(endpoint, f"{recent}--mask {self._recent_mask} --rsource ")
+
+    def _chosen(self, endpoint: EndpointPlan, share: str) -> str:
+        recent = ""
+        if self.port.affinity_seconds is not None:
+            recent = f"-m recent --set --name {self.sep[endpoint.text]} --mask {self._recent_mask} --rsource "
+        return self._translation(endpoint, share + recent)
+
+    def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
+        """None."""
+
+    def _translation(self, endpoint: EndpointPlan, match: str) -> str:
+        comment = self._to_endpoint(endpoint)
+        return f"-p {self.proto} {comment}{match}-j DNAT --to-destination {endpoint.text}\n"
 
 
 @lru_cache(maxsize=4096)

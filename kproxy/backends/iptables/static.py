@@ -10,10 +10,8 @@ import msgspec
 from kproxy.addresses import Family, host_cidr, is_loopback
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import INVALID_COUNTER
-
-ChainId = tuple[str, str]
-"""(table, chain)."""
 
 TABLES = ("mangle", "nat", "filter")
 
@@ -83,22 +81,27 @@ JUMPS: tuple[Jump, ...] = (
 """In the order in which kube-proxy ensures them; the last two are the kubelet's as well."""
 
 
-def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
-    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours."""
+def static_chains(
+    config: IptablesConfig, *, first: str = "", after_forward: str = ""
+) -> dict[ChainId, str | None]:
+    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours.
+
+    `first` begins KUBE-POSTROUTING and `after_forward` ends KUBE-FORWARD.
+    """
     chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
     invalid = ""
     if config.drop_invalid:
         counter = f"-m nfacct --nfacct-name  {INVALID_COUNTER} " if config.count_invalid else ""
         invalid = f"-A {names.KUBE_FORWARD} -m conntrack --ctstate INVALID {counter}-j DROP\n"
-    chains |= masquerade_chains(config, before_forward=invalid)
+    chains |= masquerade_chains(config, first=first, before_forward=invalid, after_forward=after_forward)
     chains["filter", names.KUBE_FIREWALL] = _localnet_guard() if config.localhost else None
     return chains
 
 
 def masquerade_chains(
-    config: IptablesConfig, *, first: str = "", before_forward: str = ""
+    config: IptablesConfig, *, first: str = "", before_forward: str = "", after_forward: str = ""
 ) -> dict[ChainId, str]:
-    """What marks, masquerades and forwards the traffic of services; lines to begin two of the chains with."""
+    """What marks, masquerades and forwards the traffic of services; lines to begin and end chains with."""
     mark = config.mark
     post = f"-A {names.KUBE_POSTROUTING} "
     forward = f"-A {names.KUBE_FORWARD} "
@@ -116,6 +119,7 @@ def masquerade_chains(
             f"-m mark --mark {mark}/{mark} -j ACCEPT\n"
             f'{forward}-m comment --comment "kubernetes forwarding conntrack rule" '
             f"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+            f"{after_forward}"
         ),
     }
 
@@ -127,11 +131,6 @@ def _localnet_guard() -> str:
         f'-m comment --comment "block incoming localnet connections" '
         f"-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
     )
-
-
-def tails(config: IptablesConfig) -> dict[str, tuple[str, ...]]:
-    """What follows the services' lines in a shared chain, by the field of SharedLines."""
-    return {"nat_services": node_port_jumps(config)}
 
 
 def node_port_jumps(config: IptablesConfig) -> tuple[str, ...]:

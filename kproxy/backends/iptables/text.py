@@ -6,9 +6,9 @@ writer.py. Both are built from the same parts, so what is shown is what is progr
 
 from collections.abc import Iterable
 
-from kproxy.backends.iptables.kernel_state import KernelState
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.restore import restore_text
+from kproxy.backends.iptables.shared import entries_of
 from kproxy.plan.model import ServicePlan
 
 _TABLES = ("mangle", "filter", "nat")
@@ -24,21 +24,22 @@ def render_text(plans: Iterable[ServicePlan], layout: Layout) -> str:
     wanted = [plan for plan in plans if plan.ports]
     endpoints = sum(port.endpoints for plan in wanted for port in plan.ports)
     comments = endpoints <= layout.large_cluster_endpoints
-    state = KernelState()
-    state.services = {plan.key: layout.render(plan, comments=comments) for plan in wanted}
+    services = {plan.key: layout.render(plan, comments=comments) for plan in wanted}
 
     chains: dict[str, dict[str, str]] = {table: {} for table in _TABLES}
     for (table, chain), rules in layout.fixed.items():
         chains[table][chain] = rules or ""
-    for field, (table, chain) in layout.shared.items():
-        chains[table][chain] = "".join(state.shared_lines(field, {}, layout.tails.get(field, ())))
-    own = {chain: text for rules in state.services.values() for chain, text in rules.chains.items()}
+    for field, placement in layout.shared.items():
+        lines = {key: getattr(rules.shared, field) for key, rules in services.items()}
+        placed = placement.chains(entries_of(placement, lines))
+        chains[placement.root[0]] |= {chain: "".join(rules) for chain, rules in placed.items()}
+    own = {chain: text for rules in services.values() for chain, text in rules.chains.items()}
 
     parts: list[str] = []
     for table, common in chains.items():
-        services = own if table == "nat" else {}
-        lines = [common[chain] for chain in sorted(common)]
-        lines += [jump.insertion for jump in layout.jumps if jump.table == table]
-        lines += [services[chain] for chain in sorted(services)]
-        parts.append(restore_text(table, declare=(*common, *services), rules=lines).decode())
+        texts = own if table == "nat" else {}
+        rules_text = [common[chain] for chain in sorted(common)]
+        rules_text += [jump.insertion for jump in layout.jumps if jump.table == table]
+        rules_text += [texts[chain] for chain in sorted(texts)]
+        parts.append(restore_text(table, declare=(*common, *texts), rules=rules_text).decode())
     return "".join(parts)

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from kproxy.backends.iptables.cleanup import Removal
-from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState
+from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
 from kproxy.backends.iptables.layout import Layout
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.restore import edit, restore_text
-from kproxy.backends.iptables.static import ChainId
+from kproxy.backends.iptables.shared import Entry, Placement, around, entries_of, replaced
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import Xtables
 
@@ -27,6 +28,18 @@ class Part(enum.Flag):
     SHARED = enum.auto()
     DELETIONS = enum.auto()
     ALL = REFUSALS | CHAINS | SHARED | DELETIONS
+
+
+class _Step:
+    """One restore in the making, and what the record is to say once it is done."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.declare: list[str] = []
+        self.rules: list[str] = []
+        self.gone: list[str] = []
+        self.reached: dict[ChainId, tuple[str, ...]] = {}
+        self.entries: dict[str, list[Entry]] = {}
 
 
 class Writer:
@@ -64,15 +77,16 @@ class Writer:
                 deletions += [chain for chain in old.chains if chain not in new.chains]
         differs = self._shared_differs(changes)
         shared = changes if differs and Part.SHARED in part else None
+        delete = Part.DELETIONS in part
         if differs and part & (Part.REFUSALS | Part.SHARED):
-            self._filter(changes, keep_old=True)
-        self._nat(writes, deletions, shared)
+            self._filter(changes, keep_old=True, delete=delete)
+        self._nat(writes, deletions, shared, delete=delete)
         # What follows may fail: the record has to say by now what stands in table nat.
         kernel.stale.difference_update(writes)
         for key, new in changes.items():
             self._record(key, new, part)
         if shared is not None:
-            self._filter({}, keep_old=False)
+            self._filter({}, keep_old=False, delete=delete)
 
     def abandon(self, key: str, new: ServiceRules) -> None:
         """Count the chains a service does not need any more as stale instead of deleting them with it."""
@@ -80,11 +94,15 @@ class Writer:
         self.kernel.stale.update(chain for chain in old.chains if chain not in new.chains)
         self._record(key, new, Part.DELETIONS)
 
-    def settle(self) -> None:
-        """Bring the shared chains to what the recorded services need, whatever they hold now."""
-        self._filter({}, keep_old=True)
-        self._nat({}, (), {})
-        self._filter({}, keep_old=False)
+    def settle(self, *, delete: bool = True) -> None:
+        """Bring the shared chains to what the recorded services need, whatever they hold now.
+
+        Those that are not needed are deleted, or else emptied.
+        """
+        self.kernel.entries.clear()
+        self._filter({}, keep_old=True, delete=delete)
+        self._nat({}, (), {}, delete=delete)
+        self._filter({}, keep_old=False, delete=delete)
 
     def empty_stale(self, chains: Iterable[str]) -> None:
         """Empty per-service chains that belong to no service, so that they hold no others back."""
@@ -93,7 +111,7 @@ class Writer:
     def delete_stale(self, chains: Iterable[str]) -> None:
         """Delete per-service chains that belong to no service."""
         doomed = tuple(chains)
-        self._nat({}, doomed, None)
+        self._nat({}, doomed, None, delete=True)
         self.kernel.stale.difference_update(doomed)
 
     def remove(self, removal: Removal) -> None:
@@ -113,9 +131,9 @@ class Writer:
             standing = kernel.chains.get(chain_id)
             if standing is None or (rules is not None and standing != rules):
                 declared[chain_id] = rules or ()
-        for chain_id in self._layout.shared.values():
-            if chain_id[0] == table and chain_id not in kernel.chains:
-                declared[chain_id] = ()
+        for placement in self._layout.shared.values():
+            if placement.root[0] == table and placement.root not in kernel.chains:
+                declared[placement.root] = ()
         jumps = [j for j in self._layout.jumps if j.table == table and j not in kernel.jumps]
         if not declared and not jumps:
             return
@@ -129,63 +147,95 @@ class Writer:
         services = self.kernel.services
         return any(services.get(key, NO_RULES).shared != new.shared for key, new in changes.items())
 
-    def _shared_in(self, table: str) -> list[tuple[str, ChainId]]:
-        return [(field, chain_id) for field, chain_id in self._layout.shared.items() if chain_id[0] == table]
-
-    def _filter(self, changes: Mapping[str, ServiceRules], *, keep_old: bool) -> None:
+    def _filter(self, changes: Mapping[str, ServiceRules], *, keep_old: bool, delete: bool) -> None:
+        """Add the refusals of some services (`keep_old`), or take away those that are not recorded."""
         kernel = self.kernel
-        declare: list[str] = []
-        rules: list[str] = []
-        reached: dict[ChainId, tuple[str, ...]] = {}
-        for field, chain_id in self._shared_in("filter"):
-            old = kernel.chains.get(chain_id)
-            new = kernel.shared_lines(field, changes)
+        step = _Step("filter")
+        if keep_old:
+            kernel.widened.update(changes)
+        for field, placement in self._in_table("filter"):
             if keep_old:
-                wanted = set(new)
-                if wanted.issubset(old or ()):
-                    continue
-                new += [line for line in old or () if line not in wanted]
-            self._edit(chain_id, old, new, declare, rules, reached)
-        if reached:
-            self._restore("filter", declare=declare, rules=rules)
-            kernel.chains |= reached
+                lines = {}
+                for key, new in changes.items():
+                    old = getattr(kernel.services.get(key, NO_RULES).shared, field)
+                    lines[key] = tuple(dict.fromkeys((*old, *getattr(new.shared, field))))
+                if field not in kernel.entries:
+                    lines[NOBODY] = tuple(kernel.unowned(field, placement))
+                    kernel.widened.add(NOBODY)
+            else:
+                recorded = {key: kernel.services.get(key, NO_RULES) for key in kernel.widened}
+                lines = {key: getattr(rules.shared, field) for key, rules in recorded.items()}
+            self._place(field, placement, lines, step)
+        self._take(step, delete=delete)
+        if not keep_old:
+            kernel.widened.clear()
 
     def _nat(
         self,
         writes: Mapping[str, str],
         deletions: Iterable[str],
         shared: Mapping[str, ServiceRules] | None,
+        *,
+        delete: bool,
     ) -> None:
-        kernel = self.kernel
-        declare = list(writes)
-        rules = [writes[chain] for chain in sorted(writes)]
-        reached: dict[ChainId, tuple[str, ...]] = {}
-        doomed = list(deletions)
+        step = _Step("nat")
+        step.declare += writes
+        step.rules += [writes[chain] for chain in sorted(writes)]
         if shared is not None:
-            for field, chain_id in self._shared_in("nat"):
-                new = kernel.shared_lines(field, shared, self._layout.tails.get(field, ()))
-                self._edit(chain_id, kernel.chains.get(chain_id), new, declare, rules, reached)
-        if declare or rules or doomed:
-            self._restore("nat", declare=declare, rules=rules, delete=doomed)
-            self.written["chains_deleted"] += len(doomed)
-            kernel.chains |= reached
+            for field, placement in self._in_table("nat"):
+                lines = {key: getattr(rules.shared, field) for key, rules in shared.items()}
+                self._place(field, placement, lines, step)
+        self._take(step, deletions, delete=delete)
 
-    @staticmethod
-    def _edit(
-        chain_id: ChainId,
-        old: tuple[str, ...] | None,
-        new: list[str],
-        declare: list[str],
-        rules: list[str],
-        reached: dict[ChainId, tuple[str, ...]],
+    def _in_table(self, table: str) -> list[tuple[str, Placement]]:
+        shared = self._layout.shared
+        return [(field, placement) for field, placement in shared.items() if placement.root[0] == table]
+
+    def _place(
+        self, field: str, placement: Placement, lines: Mapping[str, Iterable[str]], step: _Step
     ) -> None:
-        change = edit(chain_id[1], old, new)
-        if change is None:
-            return
-        if change.flush:
-            declare.append(chain_id[1])
-        rules += change.lines
-        reached[chain_id] = tuple(new)
+        """Find what the shared chains need to hold these lines of some services."""
+        kernel, table = self.kernel, placement.root[0]
+        old = kernel.entries.get(field)
+        if old is None:
+            new, _ = replaced(placement, entries_of(placement, kernel.lines(field)), lines)
+            wanted = placement.chains(new)
+            standing = {c for t, c in kernel.chains if t == table and placement.contains(c)}
+        else:
+            new, keys = replaced(placement, old, lines)
+            if not keys:
+                return
+            near = around(old, keys) | around(new, keys)
+            wanted = placement.chains(new, near)
+            standing = set(placement.chains(old, near))
+        step.entries[field] = new
+        for chain, rules in wanted.items():
+            change = edit(chain, kernel.chains.get((table, chain)), rules)
+            if change is not None:
+                step.reached[table, chain] = rules
+                step.rules += change.lines
+                if change.flush:
+                    step.declare.append(chain)
+        step.gone += [chain for chain in standing - wanted.keys() if (table, chain) in kernel.chains]
+
+    def _take(self, step: _Step, deletions: Iterable[str] = (), *, delete: bool) -> None:
+        """Write a step and record it; shared chains that are not needed any more are deleted, or emptied."""
+        kernel = self.kernel
+        doomed = list(deletions)
+        if delete:
+            doomed += step.gone
+        else:
+            step.declare += step.gone
+        if step.declare or step.rules or doomed:
+            self._restore(step.table, declare=step.declare, rules=step.rules, delete=doomed)
+            self.written["chains_deleted"] += len(doomed)
+        kernel.chains |= step.reached
+        for chain in step.gone:
+            if delete:
+                del kernel.chains[step.table, chain]
+            else:
+                kernel.chains[step.table, chain] = ()
+        kernel.entries |= step.entries
 
     def _record(self, key: str, new: ServiceRules, part: Part) -> None:
         services = self.kernel.services

@@ -17,16 +17,17 @@ from functools import cached_property
 from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import (
     ServiceRules,
     SharedLines,
     cluster_policy_chains,
     health_check_rule,
 )
+from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.iptables.static import (
     FILTER_NODE_PORTS,
     TABLES,
-    ChainId,
     Jump,
     jump,
     masquerade_chains,
@@ -37,7 +38,10 @@ from kproxy.plan.model import PortPlan, ServicePlan
 
 _NEW = "-m conntrack --ctstate NEW "
 _SHORTCUT: ChainId = ("nat", names.KUBE_IPVS_SHORTCUT)
-_SHARED: Mapping[str, ChainId] = {"nat_services": _SHORTCUT, "filter_node_ports": FILTER_NODE_PORTS}
+_SHARED: Mapping[str, Placement] = {
+    "nat_services": Flat(_SHORTCUT),
+    "filter_node_ports": Flat(FILTER_NODE_PORTS),
+}
 
 IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
@@ -75,14 +79,9 @@ class IpvsLayout:
         return chains
 
     @property
-    def shared(self) -> Mapping[str, ChainId]:
+    def shared(self) -> Mapping[str, Placement]:
         """The ways to all endpoints of Local services, and the health-check ports."""
         return _SHARED
-
-    @property
-    def tails(self) -> Mapping[str, tuple[str, ...]]:
-        """Nothing."""
-        return {}
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
