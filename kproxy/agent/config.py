@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.addresses import Family, parse_cidr
+from kproxy.backends.iptables.choice import LAYOUTS
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import parse_scheduler
 
@@ -53,6 +54,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     node_port_addresses: tuple[str, ...] = ()
     healthz_bind_address: str = "0.0.0.0:10256"
     iptables_variant: Variant | None = None
+    iptables_layout: str = "auto"
     ipvs_scheduler: str = "rr"
     ipvs_exclude_cidrs: tuple[str, ...] = ()
     ipvs_strict_arp: bool = False
@@ -93,6 +95,8 @@ def validate(config: ProxyConfig) -> None:
                 parse_cidr(value)
             except ValueError as error:
                 problems.append(f"{name} {value!r}: {error}")
+    if config.iptables_layout not in LAYOUTS:
+        problems.append(f"--iptables-layout {config.iptables_layout!r}: not one of {', '.join(LAYOUTS)}")
     if not 0 <= config.masquerade_bit <= 31:
         problems.append(f"--iptables-masquerade-bit {config.masquerade_bit}: not in 0-31")
     if config.sync_period <= 0:

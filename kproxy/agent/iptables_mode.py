@@ -10,8 +10,10 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
 from kproxy.backends.base import Backend
 from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import Layout, StandardLayout
+from kproxy.backends.iptables.hairpin import hairpin_match
+from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
@@ -36,6 +38,7 @@ class IptablesMode:
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
         self._liberal = _is_liberal()
+        self._layouts = {family: _usable_layout(config, xtables) for family, xtables in tables.items()}
         self._counters = {
             family: {name: _countable(xtables, name) for name in (INVALID_COUNTER, LOCALHOST_COUNTER)}
             for family, xtables in tables.items()
@@ -51,13 +54,13 @@ class IptablesMode:
         config = self._settings(family, facts)
         if config.localhost:
             allow_localhost_node_ports()
-        layout = StandardLayout(config)
+        layout, larger = layouts(config, self._layouts[family])
         backend = self._backends.get(family)
         if backend is None:
-            backend = rules_backend(layout, self.tables[family], self._watches)
+            backend = rules_backend(layout, self.tables[family], self._watches, larger)
             self._backends[family] = backend
         else:
-            backend.reconfigure(layout)
+            backend.reconfigure(layout, larger)
         return backend
 
     def settled(self) -> None:
@@ -84,14 +87,16 @@ class IptablesMode:
         )
 
 
-def rules_backend(layout: Layout, xtables: Xtables, watches: dict[object, ChangeWatch]) -> IptablesBackend:
+def rules_backend(
+    layout: Layout, xtables: Xtables, watches: dict[object, ChangeWatch], larger: Layout | None = None
+) -> IptablesBackend:
     """Build what writes the rules of one family.
 
     The nft rulesets of both families share one change counter, and so one entry of `watches`.
     """
     ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
     watch = watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
-    return IptablesBackend(layout, xtables, watch)
+    return IptablesBackend(layout, xtables, watch, larger=larger)
 
 
 def allow_localhost_node_ports() -> None:
@@ -120,13 +125,26 @@ def _countable(xtables: Xtables, name: str) -> bool:
     except nfacct.NfacctError as error:
         log.info("nfacct_unavailable", counter=name, reason=str(error))
         return False
+    return _takes(xtables, f"-m nfacct --nfacct-name {name}", "nfacct_unavailable", counter=name)
+
+
+def _usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
+    """The layout that was asked for, unless this kernel cannot do what it takes."""
+    wanted = config.iptables_layout
+    if wanted == "standard" or _takes(
+        xtables, hairpin_match(xtables.family), "layout_unavailable", layout="scalable"
+    ):
+        return wanted
+    return "standard"
+
+
+def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
+    """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to."""
     chain = "KPROXY-PROBE"
     try:
-        xtables.restore(
-            f"*filter\n:{chain} - [0:0]\n-A {chain} -m nfacct --nfacct-name {name}\nCOMMIT\n".encode()
-        )
+        xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
         xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
     except RestoreError as error:
-        log.info("nfacct_unavailable", counter=name, reason=error.message)
+        log.warning(event, family=xtables.family.value, reason=error.message, **told)
         return False
     return True

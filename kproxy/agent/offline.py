@@ -4,8 +4,8 @@ from kproxy.addresses import Family, parse_ip
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.ipvs_mode import ipvs_config
 from kproxy.agent.node import node_facts
+from kproxy.backends.iptables.choice import fitting, layouts
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.text import render_text as render_iptables
 from kproxy.backends.ipvs.text import render_text as render_ipvs
 from kproxy.plan.planner import Planner
@@ -46,7 +46,9 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     if config.proxy_mode == "ipvs":
         text = render_ipvs(plans.values(), ipvs_config(config, rules, of_family))
     else:
-        text = render_iptables(plans.values(), StandardLayout(rules))
+        usual, larger = layouts(rules, config.iptables_layout)
+        size = sum(1 + port.endpoints for plan in plans.values() for port in plan.ports)
+        text = render_iptables(plans.values(), fitting(usual, larger, size))
     problems = dict.fromkeys((*loaded.problems, *(p for plan in plans.values() for p in plan.problems)))
     return text, tuple(problems)
 

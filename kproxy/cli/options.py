@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
+from kproxy.backends.iptables.choice import LAYOUTS
 from kproxy.cli.params import CommaList, boolean
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -60,6 +61,13 @@ _RULES: tuple[Decorator, ...] = (
         default="",
         metavar="CIDR,...|primary",
         help="Local addresses that accept node ports; empty: all.",
+    ),
+    click.option(
+        "--iptables-layout",
+        default="auto",
+        show_default=True,
+        type=click.Choice(LAYOUTS),
+        help="kube-proxy's chains, or fewer and smaller ones for large clusters.",
     ),
     click.option(
         "--ipvs-scheduler",

@@ -13,9 +13,9 @@ from kproxy.backends.base import LocalTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.backends.iptables.render import render_service
-from kproxy.backends.iptables.static import SHARED
+from kproxy.backends.iptables.layout import Layout, StandardLayout
+from kproxy.backends.iptables.scalable import ScalableLayout
+from kproxy.backends.iptables.shared import Placement, rerooted
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import RestoreError, Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
@@ -56,10 +56,14 @@ class WatchedXtables(FakeXtables):
     def refuse_new_rules_of(self, service: str) -> None:
         """Refuse rules that name the service, but for those that stand already: these the kernel knows."""
         standing = {
-            rule for table in ("nat", "filter") for rules in self.chains(table).values() for rule in rules
+            rule.split(" ", 2)[2]
+            for table in ("nat", "filter")
+            for rules in self.chains(table).values()
+            for rule in rules
         }
         taken = "|".join(re.escape(rule) for rule in sorted(standing) if f'"{service}' in rule)
-        self.refuse_rules_matching(rf'^(?!(?:{taken})$).*"{service}[:" ]' if taken else rf'"{service}[:" ]')
+        named = rf'.*"{service}[:" ]'
+        self.refuse_rules_matching(rf"^-A \S+ (?!(?:{taken})$){named}" if taken else named)
 
     def clear_faults(self) -> None:
         """Let everything work again."""
@@ -78,11 +82,13 @@ class Cluster:
         piece: int | None = None,
         config: IptablesConfig = CONFIG,
         fake: WatchedXtables | None = None,
+        layout: Callable[[IptablesConfig], Layout] = StandardLayout,
     ) -> None:
         self.fake = fake or WatchedXtables(config.family, variant)
         self.config = config
         self.tables = Tables()
         self.piece = piece
+        self.layout = layout
         self.start()
 
     def start(self) -> None:
@@ -90,7 +96,7 @@ class Cluster:
         self.planner = Planner(self.config.family)
         self.plans: dict[str, ServicePlan] = {}
         self.backend = IptablesBackend(
-            StandardLayout(self.config), self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
+            self.layout(self.config), self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
         )
         self.tables.touch_all()
 
@@ -126,7 +132,7 @@ class Cluster:
 
     def fresh(self) -> State:
         """What a new node would write for the same objects."""
-        other = Cluster(self.fake.variant, config=self.config)
+        other = Cluster(self.fake.variant, config=self.config, layout=self.layout)
         other.tables = self.tables
         planned = Planner(self.config.family)
         inputs = [self.tables.read(key) for key in sorted(self.plans)]
@@ -137,15 +143,22 @@ class Cluster:
 
     def holds(self, key: str) -> bool:
         """Whether the kernel has every rule of the service as it is planned."""
-        rules = render_service(self.plans[key], self.config)
+        layout = self.layout(self.config)
+        rules = layout.render(self.plans[key], comments=True)
         state = self.state()
         return all(
             state["nat"].get(chain) == text.splitlines() for chain, text in rules.chains.items()
         ) and all(
-            line.strip() in state.get(table, {}).get(chain, ())
-            for field, (table, chain) in SHARED.items()
+            line in _lines_within(state.get(placement.root[0], {}), placement)
+            for field, placement in layout.shared.items()
             for line in getattr(rules.shared, field)
         )
+
+
+def _lines_within(chains: dict[str, list[str]], placement: Placement) -> list[str]:
+    """The lines of a placement's chains as they would stand in its root."""
+    ours = [chain for chain in chains if chain == placement.root[1] or placement.contains(chain)]
+    return [rerooted(placement, f"{line}\n") for chain in ours for line in chains[chain]]
 
 
 def frontends(plans: Iterable[ServicePlan]) -> dict[Packet, Verdict]:
@@ -213,9 +226,23 @@ def sync_checked(cluster: Cluster, *, contested: bool = True) -> SyncReport:
         cluster.fake.after = None
 
 
+def divided(config: IptablesConfig) -> ScalableLayout:
+    """The scalable layout with chains so short that a few services make a tree."""
+    return ScalableLayout(config, longest=2)
+
+
 def config_with(**changes: Any) -> IptablesConfig:
     """The usual settings with some changed."""
     return msgspec.structs.replace(CONFIG, **changes)
 
 
-__all__ = ["CONFIG", "Cluster", "NeverLost", "RestoreError", "State", "WatchedXtables", "config_with"]
+__all__ = [
+    "CONFIG",
+    "Cluster",
+    "NeverLost",
+    "RestoreError",
+    "State",
+    "WatchedXtables",
+    "config_with",
+    "divided",
+]

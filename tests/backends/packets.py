@@ -88,7 +88,8 @@ def _matches(option: str, value: str, packet: Packet) -> bool:
     if option == "-p":
         return packet.protocol == value
     if option == "--dport":
-        return packet.port == int(value)
+        low, _, high = value.partition(":")
+        return int(low) <= packet.port <= int(high or low)
     if option == "-i":
         return packet.interface.startswith(value[:-1]) if value.endswith("+") else packet.interface == value
     if option == "--dst-type":
@@ -140,9 +141,10 @@ def _parse(line: str) -> _Rule:
             "--name",
             "--mask",
             "--nfacct-name",
+            "--bytecode",
         }:
             at += 1
-        elif word not in {"--rcheck", "--reap", "--rsource", "--set"}:
+        elif word not in {"--rcheck", "--update", "--reap", "--rsource", "--set"}:
             conditions.append((negated, word, value))
             at += 1
         negated = False

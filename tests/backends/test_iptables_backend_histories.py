@@ -5,19 +5,32 @@ Failing examples are not shrunk: that takes minutes here. The failing history is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.kernel.xtables.types import FailureKind, Variant
-from tests.backends.cluster import Cluster, State, config_with, sync_checked
+from tests.backends.cluster import Cluster, State, config_with, divided, sync_checked
 from tests.backends.strategies import CHANGE, HISTORY, SERVICES, SETTINGS, START, change
 
 ways = pytest.mark.parametrize(
-    ("variant", "piece"), [(Variant.LEGACY, None), (Variant.NFT, None), (Variant.NFT, 1), (Variant.NFT, 2)]
+    ("variant", "piece", "layout"),
+    [
+        (Variant.LEGACY, None, StandardLayout),
+        (Variant.NFT, None, StandardLayout),
+        (Variant.NFT, 1, StandardLayout),
+        (Variant.NFT, 2, StandardLayout),
+        (Variant.LEGACY, None, divided),
+        (Variant.NFT, None, divided),
+        (Variant.NFT, 2, divided),
+    ],
 )
+Layouts = Callable[[IptablesConfig], Layout]
 
 
 def _printed(state: State) -> list[str]:
@@ -45,9 +58,9 @@ def _is_as_fresh(cluster: Cluster) -> None:
 @given(start=START, history=HISTORY)
 @settings(SETTINGS, max_examples=60)
 def test_any_history_ends_as_a_fresh_sync(
-    variant: Variant, piece: int | None, start: list[Any], history: list[Any]
+    variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
-    cluster = Cluster(variant, piece=piece)
+    cluster = Cluster(variant, piece=piece, layout=layout)
     change(cluster, start)
     for changes, then in history:
         change(cluster, changes)
@@ -92,9 +105,9 @@ def _inject(cluster: Cluster, fault: tuple[str, int] | None, lines: list[str]) -
 @given(start=START, history=_FAULTY)
 @settings(SETTINGS, max_examples=80)
 def test_no_failure_loses_anything(
-    variant: Variant, piece: int | None, start: list[Any], history: list[Any]
+    variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
-    cluster = Cluster(variant, piece=piece)
+    cluster = Cluster(variant, piece=piece, layout=layout)
     change(cluster, start)
     cluster.sync()
     at_fault: list[str] = []
@@ -125,10 +138,10 @@ def test_no_failure_loses_anything(
 @given(start=START, history=_FAULTY)
 @settings(SETTINGS, max_examples=60)
 def test_addresses_that_stay_are_never_lost_on_the_way(
-    variant: Variant, piece: int | None, start: list[Any], history: list[Any]
+    variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
     """As above, with every intermediate state of the kernel looked at; the services at fault included."""
-    cluster = Cluster(variant, piece=piece, config=config_with(large_cluster_endpoints=4))
+    cluster = Cluster(variant, piece=piece, config=config_with(large_cluster_endpoints=4), layout=layout)
     change(cluster, start)
     cluster.sync()
     for changes, fault, restart in history:

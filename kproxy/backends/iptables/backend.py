@@ -13,6 +13,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.choice import fitting
 from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
 from kproxy.backends.iptables.layout import Layout
@@ -34,13 +35,20 @@ class _DoubtfulError(Exception):
 
 
 class IptablesBackend:
-    """One family's KUBE-* rules."""
+    """One family's KUBE-* rules; where a `larger` layout is given, it is used while there are many."""
 
     def __init__(
-        self, layout: Layout, xtables: Xtables, watch: ChangeWatch, *, piece: int | None = None
+        self,
+        layout: Layout,
+        xtables: Xtables,
+        watch: ChangeWatch,
+        *,
+        larger: Layout | None = None,
+        piece: int | None = None,
     ) -> None:
         self.family: Family = layout.family
-        self._layout = layout
+        self._layout = self._smaller = layout
+        self._larger = larger
         self._xtables = xtables
         self._watch = watch
         self._piece = piece or (NFT_PIECE if xtables.variant is Variant.NFT else None)
@@ -49,6 +57,7 @@ class IptablesBackend:
         self._pending: set[str] = set()
         self._quarantine: dict[str, str] = {}
         self._endpoints = 0
+        self._ports = 0
         self._comments = True
         self._kernel: KernelState | None = None
         self._settled = False
@@ -58,24 +67,33 @@ class IptablesBackend:
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Take new desired states; a plan without ports removes its service."""
-        for plan in plans:
-            self._endpoints += _endpoints(plan) - _endpoints(self._plans.get(plan.key))
+        changed = list(plans)
+        for plan in changed:
+            old = self._plans.get(plan.key)
+            self._endpoints += _endpoints(plan) - _endpoints(old)
+            self._ports += len(plan.ports) - (len(old.ports) if old is not None else 0)
             if plan.ports:
                 self._plans[plan.key] = plan
-                self._desire(plan)
             else:
                 self._plans.pop(plan.key, None)
                 self._quarantine.pop(plan.key, None)
                 if self._desired.pop(plan.key, None) is not None:
                     self._pending.add(plan.key)
-        if self._comments != self._wants_comments():
+        if self._choose() or self._comments != self._wants_comments():
             self._render_all()
+        else:
+            for plan in changed:
+                if plan.ports:
+                    self._desire(plan)
 
-    def reconfigure(self, layout: Layout) -> None:
+    def reconfigure(self, layout: Layout, larger: Layout | None = None) -> None:
         """Take other chains or settings of the same family; the next sync writes what they change."""
-        if layout == self._layout:
+        if (layout, larger) == (self._smaller, self._larger):
             return
-        self._layout = layout
+        was_larger = self._layout == self._larger
+        self._smaller, self._larger = layout, larger
+        self._layout = larger if was_larger and larger is not None else layout
+        self._choose()
         self._kernel = None
         self._render_all()
 
@@ -137,6 +155,18 @@ class IptablesBackend:
         """Nothing here depends on time."""
         return None
 
+    def _choose(self) -> bool:
+        """Change over to the layout that the number of service ports and endpoints asks for."""
+        size = self._ports + self._endpoints
+        wanted = fitting(self._smaller, self._larger, size, self._layout)
+        if wanted is self._layout:
+            return False
+        self._layout = wanted
+        if self._kernel is not None:
+            log.info("layout_changed", family=self.family.value, scalable=wanted is self._larger, size=size)
+            self._kernel = None
+        return True
+
     def _wants_comments(self) -> bool:
         return self._endpoints <= self._layout.large_cluster_endpoints
 
@@ -173,7 +203,7 @@ class IptablesBackend:
         return kernel
 
     def _write(self, writer: Writer, *, retire: bool) -> None:
-        writer.base()
+        writer.base(keep_outgoing=True)
         keys = sorted(self._pending - self._quarantine.keys())
         quarantined = len(self._quarantine)
         if self._piece is None or len(keys) <= self._piece:
@@ -188,6 +218,7 @@ class IptablesBackend:
         if not self._settled or len(self._quarantine) > quarantined:
             self._settle(writer)
             self._settled = True
+        writer.base(keep_outgoing=False)
         if retire:
             self._sweep(writer)
         self._pending = set(self._quarantine)

@@ -43,7 +43,8 @@ class Tree:
     """Chains that divide by destination address, then protocol and port; without addresses, by the latter.
 
     `prefix` begins the names of the tree's chains. Lines without an address are divided as well; what leads
-    to them asks for a local address if `local` says so. `tail` ends the root chain.
+    to them asks for a local address if `local` says so. `tail` ends the root chain. A chain of more than
+    `longest` lines is divided.
     """
 
     root: ChainId
@@ -52,6 +53,7 @@ class Tree:
     by_address: bool = True
     local: bool = False
     tail: tuple[str, ...] = ()
+    longest: int = LONGEST
 
     def key(self, rule: str) -> int:
         """1 digit: whether it is without an address; then address, protocol (1 digit) and port.
@@ -103,7 +105,7 @@ class Tree:
     ) -> None:
         skip = len(f"-A {self.root[1]} ")
         differing = entries[start][0] ^ entries[end - 1][0] if end > start else 0
-        if end - start <= LONGEST or not differing:
+        if end - start <= self.longest or not differing:
             found[chain] = tuple([f"-A {chain} {entry[3][skip:]}" for entry in entries[start:end]])
             return
         shift = (differing.bit_length() - 1) // 4 * 4
@@ -127,7 +129,7 @@ class Tree:
         key = group.prefix << group.shift
         length = self._address_bits + _TAIL_BITS - group.shift
         if key >> self._address_bits + _TAIL_BITS:
-            told, match, local = "", "", _LOCAL if self.local else ""
+            told, match, local = "NODE", "", _LOCAL if self.local else ""
         else:
             told, match, local = *self._network(key, min(length, self._address_bits)), ""
         length -= self._address_bits
@@ -136,7 +138,7 @@ class Tree:
         else:
             protocol = _PROTOCOLS[key >> _PORT_BITS & 15]
             match += f"-p {protocol} {local}"
-            told += protocol
+            told = f"{told}-{protocol}"
             if length > 4:
                 low = key & 0xFFFF
                 high = low | (1 << group.shift) - 1
@@ -144,12 +146,12 @@ class Tree:
                 told += f"-{low}-{high}"
         if len(told) > names.LONGEST_CHAIN_NAME - len(self.prefix) or ":" in told:
             told = names.digest(match)
-        return match, f"{self.prefix}{told or 'ANY'}"
+        return match, f"{self.prefix}{told}"
 
     def _network(self, key: int, bits: int) -> tuple[str, str]:
         """A prefix of addresses and what matches it; of no bits, nothing."""
         if bits <= 0:
-            return "", ""
+            return "ALL", ""
         packed = (key >> _TAIL_BITS).to_bytes(self._address_bits // 8)
         network = f"{socket.inet_ntop(self._socket_family, packed)}/{bits}"
         return network, f"-d {network} "

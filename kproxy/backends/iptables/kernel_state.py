@@ -70,9 +70,10 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
             if not (observed.kubelet and chain_id in KUBELETS_TOO):
                 state.retired.add(chain_id)
             continue
-        wanted = fixed.get(chain_id)
-        same = wanted is not None and same_rules(wanted, "".join(lines))
-        state.chains[chain_id] = tuple(wanted.splitlines(keepends=True)) if wanted and same else lines
+        text = "".join(lines)
+        words = (fixed.get(chain_id), layout.outgoing.get(chain_id))
+        same = next((ours for ours in words if ours is not None and same_rules(ours, text)), None)
+        state.chains[chain_id] = lines if same is None else tuple(same.splitlines(keepends=True))
     standing = {
         field: frozenset(
             _recognise(state, placement, {k: getattr(r.shared, field) for k, r in desired.items()})

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import ServiceRules, render_service
 from kproxy.backends.iptables.shared import Flat, Placement
@@ -33,6 +34,10 @@ class Layout(Protocol):
     @property
     def shared(self) -> Mapping[str, Placement]:
         """Chains that services share, by the field of SharedLines that holds a service's lines in them."""
+
+    @property
+    def outgoing(self) -> Mapping[ChainId, str]:
+        """Fixed chains of another layout that serve this one too, and stay until services are written."""
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
@@ -67,6 +72,11 @@ class StandardLayout:
         """Each kind of lines in one chain, and the node-port jumps at the end of nat KUBE-SERVICES."""
         tails = {"nat_services": node_port_jumps(self.config)}
         return {field: Flat(chain_id, tails.get(field, ())) for field, chain_id in SHARED.items()}
+
+    @cached_property
+    def outgoing(self) -> Mapping[ChainId, str]:
+        """Those that do for all services what endpoints' chains do in this layout."""
+        return hairpin_chains(self.config)
 
     @property
     def jumps(self) -> tuple[Jump, ...]:

@@ -81,27 +81,22 @@ JUMPS: tuple[Jump, ...] = (
 """In the order in which kube-proxy ensures them; the last two are the kubelet's as well."""
 
 
-def static_chains(
-    config: IptablesConfig, *, first: str = "", after_forward: str = ""
-) -> dict[ChainId, str | None]:
-    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours.
-
-    `first` begins KUBE-POSTROUTING and `after_forward` ends KUBE-FORWARD.
-    """
+def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
+    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours."""
     chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
     invalid = ""
     if config.drop_invalid:
         counter = f"-m nfacct --nfacct-name  {INVALID_COUNTER} " if config.count_invalid else ""
         invalid = f"-A {names.KUBE_FORWARD} -m conntrack --ctstate INVALID {counter}-j DROP\n"
-    chains |= masquerade_chains(config, first=first, before_forward=invalid, after_forward=after_forward)
+    chains |= masquerade_chains(config, before_forward=invalid)
     chains["filter", names.KUBE_FIREWALL] = _localnet_guard() if config.localhost else None
     return chains
 
 
 def masquerade_chains(
-    config: IptablesConfig, *, first: str = "", before_forward: str = "", after_forward: str = ""
+    config: IptablesConfig, *, first: str = "", before_forward: str = ""
 ) -> dict[ChainId, str]:
-    """What marks, masquerades and forwards the traffic of services; lines to begin and end chains with."""
+    """What marks, masquerades and forwards the traffic of services; lines to begin two of the chains with."""
     mark = config.mark
     post = f"-A {names.KUBE_POSTROUTING} "
     forward = f"-A {names.KUBE_FORWARD} "
@@ -119,7 +114,6 @@ def masquerade_chains(
             f"-m mark --mark {mark}/{mark} -j ACCEPT\n"
             f'{forward}-m comment --comment "kubernetes forwarding conntrack rule" '
             f"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
-            f"{after_forward}"
         ),
     }
 

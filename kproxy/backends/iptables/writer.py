@@ -59,10 +59,14 @@ class Writer:
         self._watch = watch
         self._layout = layout
 
-    def base(self) -> None:
-        """Write the fixed chains, create the shared ones and insert the jumps, where any is not right."""
+    def base(self, *, keep_outgoing: bool) -> None:
+        """Write the fixed chains, create the shared ones and insert the jumps, where any is not right.
+
+        With `keep_outgoing`, those of another layout that serve as well are let stand.
+        """
+        outgoing = self._layout.outgoing if keep_outgoing else {}
         for table in ("nat", "filter", "mangle"):
-            self._base_of(table)
+            self._base_of(table, outgoing)
 
     def group(self, changes: Mapping[str, ServiceRules], part: Part = Part.ALL) -> None:
         """Write a group of services; an empty ServiceRules removes one."""
@@ -121,7 +125,7 @@ class Writer:
         self.written["restores"] += 1
         self.written["chains_deleted"] += len(removal.chains) - len(removal.kept)
 
-    def _base_of(self, table: str) -> None:
+    def _base_of(self, table: str, outgoing: Mapping[ChainId, str]) -> None:
         kernel = self.kernel
         declared: dict[ChainId, tuple[str, ...]] = {}
         for chain_id, text in self._layout.fixed.items():
@@ -129,6 +133,8 @@ class Writer:
                 continue
             rules = tuple(text.splitlines(keepends=True)) if text is not None else None
             standing = kernel.chains.get(chain_id)
+            if standing is not None and "".join(standing) == outgoing.get(chain_id):
+                continue
             if standing is None or (rules is not None and standing != rules):
                 declared[chain_id] = rules or ()
         for placement in self._layout.shared.values():

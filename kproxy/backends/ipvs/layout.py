@@ -84,6 +84,11 @@ class IpvsLayout:
         return _SHARED
 
     @property
+    def outgoing(self) -> Mapping[ChainId, str]:
+        """None."""
+        return {}
+
+    @property
     def jumps(self) -> tuple[Jump, ...]:
         """What leads from the built-in chains into these."""
         return IPVS_JUMPS

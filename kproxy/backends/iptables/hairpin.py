@@ -1,0 +1,50 @@
+"""Masquerade an endpoint that reaches itself through its service, by one rule for all services.
+
+kube-proxy has a rule for each endpoint, before translation. After translation such a packet is plain to see:
+its source is its destination. iptables has no match for that, a classic BPF program does it (xt_bpf).
+"""
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.names import ChainId
+from kproxy.backends.iptables.static import static_chains
+
+_LOAD, _KEEP, _MATCH, _NO_MATCH = "32 0 0 {}", "7 0 0 0", "6 0 0 1", "6 0 0 0"
+
+
+def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:
+    """The fixed chains that differ from kube-proxy's: these packets are marked and may be forwarded."""
+    mark, match = config.mark, hairpin_match(config.family)
+    ends = {
+        ("nat", names.KUBE_POSTROUTING): (
+            f"-A {names.KUBE_POSTROUTING} {match}-j MARK --set-xmark {mark}/{mark}\n",
+            "",
+        ),
+        ("filter", names.KUBE_FORWARD): ("", f"-A {names.KUBE_FORWARD} {match}-j ACCEPT\n"),
+    }
+    standard = static_chains(config)
+    return {chain: f"{first}{standard[chain]}{last}" for chain, (first, last) in ends.items()}
+
+
+def hairpin_match(family: Family) -> str:
+    """What matches a translated packet that goes back to where it came from.
+
+    The program loads each word of the source and compares it with that of the destination: at bytes 12 and 16
+    of an IPv4 header (RFC 791), 8 and 24 of an IPv6 header (RFC 8200).
+    """
+    source, destination, words = (12, 16, 1) if family is Family.IPV4 else (8, 24, 4)
+    program: list[str] = []
+    for n in range(words):
+        to_end = 4 * (words - n - 1) + 1
+        program += [
+            _LOAD.format(source + 4 * n),
+            _KEEP,
+            _LOAD.format(destination + 4 * n),
+            f"29 0 {to_end} 0",
+        ]
+    program += [_MATCH, _NO_MATCH]
+    return (
+        '-m conntrack --ctstate DNAT -m comment --comment "kubernetes endpoint that reaches itself" '
+        f'-m bpf --bytecode "{len(program)},{",".join(program)}" '
+    )
