@@ -63,6 +63,7 @@ _IPTABLES = frozenset({Capability.LOCALHOST_NODE_PORTS, Capability.SERVICE_CHAIN
 MODES = (
     Mode("nft", "nft", ("--iptables-variant", "nft"), _IPTABLES),
     Mode("legacy", "legacy", ("--iptables-variant", "legacy"), _IPTABLES | {Capability.XTABLES_LOCK}),
+    Mode("scalable", "nft", ("--iptables-variant", "nft", "--iptables-layout", "scalable"), _IPTABLES),
     pytest.param(
         Mode(
             "ipvs",

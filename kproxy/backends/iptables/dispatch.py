@@ -129,7 +129,7 @@ class Tree:
         key = group.prefix << group.shift
         length = self._address_bits + _TAIL_BITS - group.shift
         if key >> self._address_bits + _TAIL_BITS:
-            told, match, local = "NODE", "", _LOCAL if self.local else ""
+            told, match, local = "NODE" if self.by_address else "", "", _LOCAL if self.local else ""
         else:
             told, match, local = *self._network(key, min(length, self._address_bits)), ""
         length -= self._address_bits
@@ -138,7 +138,7 @@ class Tree:
         else:
             protocol = _PROTOCOLS[key >> _PORT_BITS & 15]
             match += f"-p {protocol} {local}"
-            told = f"{told}-{protocol}"
+            told = f"{told}-{protocol}" if told else protocol
             if length > 4:
                 low = key & 0xFFFF
                 high = low | (1 << group.shift) - 1
