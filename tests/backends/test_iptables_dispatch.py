@@ -1,4 +1,4 @@
-"""Trees of chains: every line is found by its packets, and what changes is what a full division would change."""
+"""Trees of chains: every line is met by its packets, and a change ends where a full division would."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def line(address: str | None, port: int, protocol: str = "tcp", owner: str = "ns
 
 _WORDS = re.compile(
     r"-A \S+ (?:-d (?P<net>\S+) )?(?:-p (?P<proto>\S+) )?(?:-m comment --comment \"[^\"]*\" )?"
-    r"(?P<local>-m addrtype --dst-type LOCAL )?(?:-m \S+ --dport (?P<low>\d+)(?::(?P<high>\d+))? )?-j (?P<to>\S+)\n"
+    r"(?P<local>-m addrtype --dst-type LOCAL )?"
+    r"(?:-m \S+ --dport (?P<low>\d+)(?::(?P<high>\d+))? )?-j (?P<to>\S+)\n"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import StandardLayout
+from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.render import probability, render_service
+from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.static import JUMPS, SHARED
 from kproxy.backends.iptables.text import render_text
 from kproxy.kernel.xtables.detect import find_tools
@@ -29,6 +30,7 @@ from kproxy.plan.topology import Candidate, select
 from kproxy.state.tables import ServiceInput
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends import reference_rules, strict
+from tests.backends.cluster import divided
 from tests.builders import NODE, endpoint, endpoint_slice, plans_of, port, service
 from tests.builders import given as given_service
 from tests.kernel.namespace import fresh_network
@@ -189,10 +191,10 @@ CASES: dict[str, Case] = {
 }
 
 
-def _text(case: Case) -> str:
+def _text(case: Case, layout: Callable[[IptablesConfig], Layout] = StandardLayout) -> str:
     plans = plans_of(case.inputs, case.config.family)
     assert [p.problems for p in plans] == [()] * len(plans)
-    return render_text(plans, StandardLayout(case.config))
+    return render_text(plans, layout(case.config))
 
 
 by_case = pytest.mark.parametrize("name", list(CASES))
@@ -252,9 +254,38 @@ def test_it_loads_as_it_is(name: str, variant: Variant) -> None:
     _compare_with_dump(text, fake.save().decode())
 
 
+def test_the_scalable_layout_translates_in_the_service_s_own_chain() -> None:
+    plans = plans_of(CASES["affinity"].inputs, Family.IPV4)
+    layout = ScalableLayout(CASES["affinity"].config)
+    (chains,) = [layout.render(plan, comments=False).chains for plan in plans]
+    ends = [("KUBE-SEP-SXIVWICOYRO3J4NJ", "10.180.0.1:80"), ("KUBE-SEP-LXVODXWDISEETFEF", "10.180.0.2:80")]
+    start, mask = "-A KUBE-SVC-XPGD46QRK7WJZT7O", "--mask 255.255.255.255 --rsource"
+    share = ["-m statistic --mode random --probability 0.50000000000 ", ""]
+    off_cluster = (
+        f'{start} ! -s 10.1.0.0/16 -d 10.96.0.1/32 -p tcp -m comment --comment "ns1/svc1:p80 cluster IP" '
+        "-m tcp --dport 80 -j KUBE-MARK-MASQ"
+    )
+    assert chains["KUBE-SVC-XPGD46QRK7WJZT7O"].splitlines() == [
+        off_cluster,
+        *(
+            f"{start} -p tcp -m recent --update --seconds 900 --reap --name {name} {mask} "
+            f"-j DNAT --to-destination {to}"
+            for name, to in ends
+        ),
+        *(
+            f"{start} -p tcp {s}-m recent --set --name {name} {mask} -j DNAT --to-destination {to}"
+            for s, (name, to) in zip(share, ends, strict=True)
+        ),
+    ]
+    assert set(chains) == {"KUBE-SVC-XPGD46QRK7WJZT7O"}
+
+
+@pytest.mark.parametrize("layout", [StandardLayout, divided])
 @pytest.mark.parametrize("variant", list(Variant))
 @fresh_network
-def test_both_variants_load_it_and_print_it_unchanged(variant: Variant) -> None:
+def test_both_variants_load_it_and_print_it_unchanged(
+    variant: Variant, layout: Callable[[IptablesConfig], Layout]
+) -> None:
     """All cases in turn, without those whose counters need nfacct objects in the kernel."""
     for name, case in CASES.items():
         if case.config.count_invalid or (case.config.count_localhost and case.config.localhost):
@@ -267,7 +298,7 @@ def test_both_variants_load_it_and_print_it_unchanged(variant: Variant) -> None:
         for table, chains in _chains(xtables.save().decode()).items():
             flush = "".join(f"-F {c}\n" for c in chains) + "".join(f"-X {c}\n" for c in chains if "-" in c)
             xtables.restore(f"*{table}\n{flush}COMMIT\n".encode())
-        text = _text(case)
+        text = _text(case, layout)
         xtables.restore(text.encode())
         _compare_with_dump(text, xtables.save().decode(), name)
 
