@@ -3,10 +3,10 @@
 import pytest
 
 from kproxy.testing.lab import Namespace, Pod
-from kproxy.testing.lab.topology import NODE_IP4
+from kproxy.testing.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES, Family, Service, slice_json
+from tests.packets.objects import FAMILIES, Service, slice_json
 from tests.packets.outcomes import Target, Traffic, names
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.SERVICE_CHAINS)]
