@@ -26,14 +26,14 @@ unit: $(READY)
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.sync_phases
+	$(BIN)/kproxy bench
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt tools/debian-packages
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows.
@@ -41,7 +41,7 @@ constraints:
 	rm -rf $(VENV)
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,dev]' hatchling editables
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]' hatchling editables
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean:

@@ -1,7 +1,8 @@
 """When the next sync is due: at once after a quiet time, never more often than allowed, later after failures.
 
-The least time between syncs is counted from the end of the last one, and grows with what a sync costs, so a
-slow kernel gets at most half of a core (kubernetes#138073 tells what happens otherwise).
+The least time between syncs is counted from the end of the last one, and grows with what syncs cost, so a
+slow kernel gets at most half of a core (kubernetes#138073 tells what happens otherwise). One dear sync among
+cheap ones, such as the first, makes nobody wait: what counts is the cheaper of the last two.
 """
 
 import random
@@ -22,6 +23,7 @@ class Schedule:
         self._clock = clock
         self._chance = chance
         self._not_before = clock()
+        self._cost = 0.0
         self._failures = 0
         self._retry_at: float | None = None
         self._blocked = False
@@ -66,4 +68,6 @@ class Schedule:
 
     def _ended(self, started: float) -> None:
         now = self._clock()
-        self._not_before = now + max(self._min_period, now - started)
+        cost = now - started
+        self._not_before = now + max(self._min_period, min(cost, self._cost))
+        self._cost = cost

@@ -3,6 +3,7 @@
 import click
 
 from kproxy import __version__
+from kproxy.cli.bench import bench
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
 from kproxy.cli.render import render
@@ -19,3 +20,4 @@ main.add_command(run)
 main.add_command(render)
 main.add_command(cleanup)
 main.add_command(demo)
+main.add_command(bench)

@@ -39,11 +39,24 @@ def test_the_next_sync_waits_from_the_end_of_the_last(schedule: Schedule, clock:
     assert schedule.due_in(changed=True) == 0
 
 
-def test_a_slow_sync_is_followed_by_as_long_a_rest(schedule: Schedule, clock: Clock) -> None:
-    started = clock.now
-    clock.now += 4.0
-    schedule.succeeded(started)
-    assert schedule.due_in(changed=True) == pytest.approx(4.0)
+@pytest.mark.parametrize(
+    ("costs", "rest"),
+    [
+        pytest.param((4.0, 4.0), 4.0, id="every sync is slow"),
+        pytest.param((4.0, 3.0), 3.0, id="a little quicker"),
+        pytest.param((4.0,), 1.0, id="only the first"),
+        pytest.param((0.1, 4.0), 1.0, id="one among quick ones"),
+        pytest.param((4.0, 0.1), 1.0, id="not any more"),
+    ],
+)
+def test_slow_syncs_are_followed_by_as_long_a_rest(
+    schedule: Schedule, clock: Clock, costs: tuple[float, ...], rest: float
+) -> None:
+    for cost in costs:
+        started = clock.now
+        clock.now += cost
+        schedule.succeeded(started)
+    assert schedule.due_in(changed=True) == pytest.approx(rest)
 
 
 def test_a_blocked_sync_makes_changes_wait_for_the_retry(schedule: Schedule, clock: Clock) -> None:

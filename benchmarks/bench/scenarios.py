@@ -1,0 +1,275 @@
+"""What is timed, always from the outside: from an API write, or a start, to the packet that obeys it.
+
+    python -m benchmarks.bench.scenarios '{"contender": {...}, "services": 1000, ...}'
+
+runs all scenarios for one contender at one size in the current network namespace, tells on standard error
+what it does, and prints one JSON object.
+"""
+
+import itertools
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from benchmarks import cluster
+from benchmarks.bench.contenders import Contender
+from benchmarks.bench.stage import GaveUp, MemoryWatch, Stage
+
+LOST_AFTER: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large, and how long.
+
+    `rest` are seconds between changes that are timed alone: longer than a contender's pause between syncs.
+    `churn_rate` are services a second that get new endpoints, all of them.
+    """
+
+    services: int
+    endpoints: int
+    repeats: int
+    rest: float
+    connects: int
+    idle_seconds: float
+    churn_seconds: float
+    churn_rate: float
+
+
+class Scenarios:
+    """One contender on its stage; `result` grows from scenario to scenario."""
+
+    def __init__(self, stage: Stage, plan: Plan, tell: Callable[[str], None]) -> None:
+        self.stage = stage
+        self.plan = plan
+        self.tell = tell
+        self.result: dict[str, Any] = {}
+        self._moved = itertools.count(1)
+        self._last = plan.services - 1
+
+    def run(self) -> None:
+        """All of them. Raises GaveUp; what was measured until then stays in `result`."""
+        plan, api = self.plan, self.stage.api
+        api.apply_many([cluster.service(i) for i in range(plan.services)], validate=False)
+        api.apply_many(
+            [cluster.endpoint_slice(i, plan.endpoints) for i in range(plan.services)], validate=False
+        )
+        with MemoryWatch(self.stage) as memory:
+            try:
+                for scenario in (
+                    self.cold_start,
+                    self.endpoint_changed,
+                    self.service_added_and_deleted,
+                    self.rolling_update,
+                    self.packets,
+                    self.idle,
+                    self.churn,
+                    self.restart,
+                ):
+                    self.tell(scenario.__name__.replace("_", " "))
+                    scenario()
+            finally:
+                self.result["memory_mb"] = self.stage.peak_mb() if self.stage.program else None
+                self.result["memory_with_children_mb"] = memory.peak_mb
+
+    def cold_start(self) -> None:
+        """From exec to the answer of the last service, and of some others."""
+        began = self.stage.start()
+        end = began
+        for index in {self._last, 0, self._last // 2}:
+            end = max(end, self.stage.until(cluster.cluster_ip(index)))
+        self.result["cold_start_ms"] = [(end - began) * 1000]
+        self._rest()
+        self.result["cold_start_cpu_s"] = self.stage.cpu_seconds()
+        self.result["cold_start_phases"] = _phases(self.stage.log())
+
+    def endpoint_changed(self) -> None:
+        """One of a service's endpoints moves; until the new one answers."""
+        before = self.stage.cpu_seconds()
+        seen = len(self.stage.log())
+        samples = [self._move(n * 7 % self.plan.services) for n in range(self.plan.repeats)]
+        self.result["endpoint_changed_ms"] = samples
+        self.result["endpoint_changed_cpu_ms"] = (self.stage.cpu_seconds() - before) / len(samples) * 1000
+        self.result["endpoint_changed_phases"] = _phases(self.stage.log()[seen:])
+
+    def service_added_and_deleted(self) -> None:
+        """A service comes, until it answers, and goes, until it does not."""
+        added, deleted = [], []
+        api = self.stage.api
+        for index in range(self.plan.services, self.plan.services + self.plan.repeats):
+            address = cluster.cluster_ip(index)
+            self._rest()
+            began = time.monotonic()
+            api.apply(cluster.endpoint_slice(index, self.plan.endpoints), validate=False)
+            api.apply(cluster.service(index), validate=False)
+            added.append((self.stage.until(address, timeout=LOST_AFTER) - began) * 1000)
+            self._rest()
+            began = time.monotonic()
+            api.delete("Service", "bench", f"svc-{index}")
+            deleted.append((self.stage.until(address, gone=True, timeout=LOST_AFTER) - began) * 1000)
+            api.delete("EndpointSlice", "bench", f"svc-{index}-1")
+        self.result |= {"service_added_ms": added, "service_deleted_ms": deleted}
+
+    def rolling_update(self) -> None:
+        """All endpoints of a service move, a write each; from the last write until the last one answers."""
+        samples = []
+        for n in range(max(1, self.plan.repeats // 3)):
+            index = (n * 11 + 3) % self.plan.services
+            self._rest()
+            hosts = cluster.pods(index, self.plan.endpoints)
+            new = cluster.pods(index, self.plan.endpoints, generation=1 + n)
+            for done in range(1, self.plan.endpoints + 1):
+                slice_ = cluster.endpoint_slice(index, self.plan.endpoints)
+                for k, endpoint in enumerate(slice_["endpoints"]):
+                    endpoint["addresses"] = [(new if k < done else hosts)[k]]
+                self.stage.api.apply(slice_, validate=False)
+            began = time.monotonic()
+            ended = self.stage.until(cluster.cluster_ip(index), among=new[-1:], timeout=LOST_AFTER)
+            samples.append((ended - began) * 1000)
+        self.result["rolling_update_ms"] = samples
+
+    def packets(self) -> None:
+        """Handshakes with the first and the last service, and connections a second of one client."""
+        for which, index in (("first", 0), ("last", self._last)):
+            address = cluster.cluster_ip(index)
+            command = {"address": address, "port": 80}
+            self.stage.command({"do": "connect", "count": 200, **command})
+            answer = self.stage.command({"do": "connect", "count": self.plan.connects, **command})
+            self.result[f"connect_{which}_us"] = answer["us"]
+            rate = self.stage.command({"do": "rate", "seconds": 2.0, **command})
+            self.result[f"connections_per_second_{which}"] = rate["per_second"]
+
+    def idle(self) -> None:
+        """Processor time while nothing changes."""
+        self._rest()
+        before, began = self.stage.cpu_seconds(), time.monotonic()
+        threading.Event().wait(self.plan.idle_seconds)
+        spent = self.stage.cpu_seconds() - before
+        self.result["idle_cpu_percent"] = spent / (time.monotonic() - began) * 100
+
+    def churn(self) -> None:
+        """Services get new endpoints all the time; now and then one of them is watched until it obeys."""
+        plan = self.plan
+        watched: list[tuple[int, int, float]] = []
+        busy, done = threading.Event(), threading.Event()
+        samples: list[float] = []
+        lost: list[str] = []
+
+        def watch() -> None:
+            while not done.is_set() or watched:
+                if not watched:
+                    done.wait(0.001)
+                    continue
+                index, generation, began = watched[0]
+                new = cluster.pods(index, plan.endpoints, generation=generation)
+                try:
+                    ended = self.stage.until(cluster.cluster_ip(index), among=new, timeout=LOST_AFTER)
+                except GaveUp as error:
+                    lost.append(str(error))
+                    ended = began + LOST_AFTER
+                samples.append((ended - began) * 1000)
+                watched.clear()
+                busy.clear()
+
+        watcher = threading.Thread(target=watch)
+        before, began = self.stage.cpu_seconds(), time.monotonic()
+        watcher.start()
+        count = int(plan.churn_rate * plan.churn_seconds)
+        for n in range(count):
+            index = n * 13 % plan.services
+            generation = 1 + n // plan.services
+            threading.Event().wait(max(0.0, began + n / plan.churn_rate - time.monotonic()))
+            now = time.monotonic()
+            slice_ = cluster.endpoint_slice(index, plan.endpoints, generation=generation)
+            self.stage.api.apply(slice_, validate=False)
+            if not busy.is_set() or n == count - 1:
+                if n == count - 1:
+                    while busy.is_set():
+                        threading.Event().wait(0.001)
+                busy.set()
+                watched.append((index, generation, now))
+        done.set()
+        watcher.join()
+        self.result |= {
+            "churn_ms": samples,
+            "churn_lost": len(lost),
+            "churn_changes": count,
+            "churn_backlog_ms": samples[-1] if samples else None,
+            "churn_cpu_s": self.stage.cpu_seconds() - before,
+            "churn_seconds": time.monotonic() - began,
+        }
+
+    def restart(self) -> None:
+        """With all rules in place: from exec until a change made meanwhile is obeyed."""
+        self.result["memory_mb"] = self.stage.peak_mb()
+        self.stage.stop()
+        index = 5 % self.plan.services
+        moved = next(self._moved)
+        self.stage.api.apply(cluster.endpoint_slice(index, self.plan.endpoints, moved=moved), validate=False)
+        new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
+        began = self.stage.start()
+        self.result["restart_ms"] = [(self.stage.until(cluster.cluster_ip(index), among=new) - began) * 1000]
+        self._rest()
+        self.result["restart_rules_written"] = _rules_written(self.stage.log())
+
+    def _move(self, index: int) -> float:
+        moved = next(self._moved)
+        self._rest()
+        slice_ = cluster.endpoint_slice(index, self.plan.endpoints, moved=moved)
+        new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
+        began = time.monotonic()
+        self.stage.api.apply(slice_, validate=False)
+        return (self.stage.until(cluster.cluster_ip(index), among=new, timeout=LOST_AFTER) - began) * 1000
+
+    def _rest(self) -> None:
+        threading.Event().wait(self.plan.rest)
+
+
+_SYNCED: Final = re.compile(r"event=synced family=IPv4 .*?plan_ms=([\d.]+) apply_ms=([\d.]+)(.*)")
+
+
+def _phases(log: str) -> dict[str, float] | None:
+    """Kproxy's own split of its syncs so far, milliseconds each; None for a program that does not say."""
+    found = _SYNCED.findall(log)
+    if not found:
+        return None
+    return {
+        "plan": sum(float(plan) for plan, _, _ in found) / len(found),
+        "apply": sum(float(apply) for _, apply, _ in found) / len(found),
+    }
+
+
+def _rules_written(log: str) -> int | None:
+    """How many rules kproxy wrote since its start; None for a program that does not say."""
+    if "event=synced" not in log:
+        return None
+    return sum(int(n) for _, _, rest in _SYNCED.findall(log) for n in re.findall(r"\brules=(\d+)", rest))
+
+
+def main() -> None:
+    """Run one contender at one size."""
+    given = json.loads(sys.argv[1])
+    contender = Contender(**{**given["contender"], "flags": tuple(given["contender"]["flags"])})
+    plan = Plan(**given["plan"])
+
+    def tell(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    answer: dict[str, Any] = {"contender": contender.name, "mode": contender.mode, "plan": asdict(plan)}
+    with Stage(contender) as stage:
+        scenarios = Scenarios(stage, plan, tell)
+        try:
+            scenarios.run()
+        except GaveUp as error:
+            answer["gave_up"] = str(error)
+        answer["result"] = scenarios.result
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

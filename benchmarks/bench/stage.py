@@ -1,0 +1,213 @@
+"""Where one contender is timed: a node, its pods, an API server and a client, all made for it alone.
+
+The process that opens a Stage must be in a network namespace of its own; that is the node.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+
+from benchmarks.bench import answerer
+from benchmarks.bench.contenders import NODE, Contender
+from benchmarks.cluster import Object
+from kproxy.testing.apiserver import ApiServer
+
+PATIENCE = 900.0
+"""Seconds that a contender may take for anything before it is given up."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class GaveUp(Exception):
+    """The contender ended, or did not get there in time."""
+
+
+class Stage:
+    """Close it to end everything that it started."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.api = ApiServer(bookmark_interval=60)
+        self._stack = contextlib.ExitStack()
+        self.program: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            self._wire()
+            self._stack.enter_context(self.api)
+            self.api.apply(_node(), validate=False)
+            self.kubeconfig = self._folder / "kubeconfig"
+            self.api.kubeconfig(self.kubeconfig)
+            self._prober = self._stack.enter_context(_Helper("benchmarks.bench.prober"))
+            self._stack.callback(self.stop)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def start(self) -> float:
+        """Start the contender; returns when, in seconds of CLOCK_MONOTONIC."""
+        path = f"{self.contender.path(self._folder / 'bin')}:{os.environ['PATH']}"
+        log = (self._folder / "log").open("wb")
+        began = time.monotonic()
+        with log:
+            self.program = subprocess.Popen(
+                self.contender.argv(self.kubeconfig),
+                env={**os.environ, "PATH": path},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return began
+
+    def stop(self) -> None:
+        """End the contender; its rules stay."""
+        program, self.program = self.program, None
+        if program is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGTERM)
+        try:
+            program.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+
+    def log(self) -> str:
+        """What the contender wrote since it was last started."""
+        return (self._folder / "log").read_text(errors="replace")
+
+    def until(self, address: str, port: int = 80, *, timeout: float = PATIENCE, **wanted: Any) -> float:
+        """Wait until packets meet what is wanted; returns when. Raises GaveUp."""
+        command = {"do": "until", "address": address, "port": port, "timeout": timeout, **wanted}
+        answer = self.command(command)
+        if answer["at"] is None:
+            ended = "" if self.program is None or self.program.poll() is None else " (it ended)"
+            last = "".join(f"\n  {line}" for line in self.log().splitlines()[-5:])
+            raise GaveUp(f"{address}:{port} did not become as wanted in {timeout:.0f} s{ended}{last}")
+        return float(answer["at"])
+
+    def command(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Have the client do something."""
+        return dict(json.loads(self._prober.ask(json.dumps(command))))
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the contender and of the children it has waited for."""
+        fields = self._proc("stat").rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / _TICKS
+
+    def peak_mb(self) -> float:
+        """The most memory the contender's own process has held."""
+        return int(self._proc("status").partition("VmHWM:")[2].split()[0]) / 1024
+
+    def _proc(self, name: str) -> str:
+        if self.program is None:
+            raise GaveUp("it does not run")
+        return Path(f"/proc/{self.program.pid}/{name}").read_text()
+
+    def _wire(self) -> None:
+        pods = self._stack.enter_context(_Helper("benchmarks.bench.answerer", "unshare", "--net"))
+        pods.ask()
+        with IPRoute() as route:
+            route.link("set", index=route.link_lookup(ifname="lo")[0], state="up")
+            peer = {"ifname": answerer.CABLE, "net_ns_pid": pods.pid}
+            route.link("add", ifname="uplink", kind="veth", peer=peer)
+            uplink = route.link_lookup(ifname="uplink")[0]
+            route.link("set", index=uplink, state="up")
+            route.addr("add", index=uplink, address=answerer.NODE_ADDRESS, prefixlen=24)
+            route.route("add", dst="default", gateway=answerer.ADDRESS)
+        if pods.ask("go") != "ready":
+            raise GaveUp("the pods' namespace could not be made")
+
+
+class _Helper:
+    """A module of this package that runs beside, and answers lines with lines."""
+
+    def __init__(self, module: str, *before: str) -> None:
+        argv = [*before, sys.executable, "-m", module]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, line: str | None = None) -> str:
+        """Say a line, if there is one, and return the next that it says."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise GaveUp("a helper has no pipes")
+        if line is not None:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+
+class MemoryWatch:
+    """The most memory that a contender and its children hold together, sampled while the block runs."""
+
+    PERIOD = 0.05
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak_mb = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.PERIOD):
+            program = self._stage.program
+            if program is not None:
+                self.peak_mb = max(self.peak_mb, _session_mb(program.pid))
+
+
+def _session_mb(session: int) -> float:
+    """Resident memory of all processes of a session."""
+    pages = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                pages += int(fields[21])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _node() -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
+        "spec": {"podCIDR": "10.128.0.0/24", "podCIDRs": ["10.128.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": answerer.NODE_ADDRESS}]},
+    }

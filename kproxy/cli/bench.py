@@ -1,0 +1,109 @@
+"""`kproxy bench`: how quick this proxy, or another, is on this machine."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from kproxy.cli.params import CommaList, Duration
+
+
+@click.command()
+@click.option(
+    "--modes",
+    type=CommaList(),
+    default="nft,legacy",
+    show_default=True,
+    help="Of nft, legacy, ipvs and nftables.",
+)
+@click.option(
+    "--sizes", type=CommaList(), default="100,1000,5000,10000", show_default=True, help="Numbers of services."
+)
+@click.option("--endpoints", type=CommaList(), default="5", show_default=True, help="Endpoints of each.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    help="Another proxy to time beside (repeatable).",
+)
+@click.option("--flag", "flags", multiple=True, help="A further flag of kproxy run (repeatable).")
+@click.option("--repeats", default=15, show_default=True, help="How many single changes to time.")
+@click.option(
+    "--rest",
+    type=Duration(),
+    default="1.2s",
+    show_default=True,
+    help="Pause between single changes; longer than the least time between two syncs of any contender.",
+)
+@click.option("--connects", default=2000, show_default=True, help="How many handshakes to time.")
+@click.option("--idle", type=Duration(), default="30s", show_default=True, help="How long to do nothing.")
+@click.option("--churn-time", type=Duration(), default="1m", show_default=True, help="How long to churn.")
+@click.option(
+    "--churn", default=0.01, show_default=True, help="Share of services that get new endpoints each second."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="bench-results",
+    show_default=True,
+    help="Where results.json and the plots go.",
+)
+@click.option("--quick", is_flag=True, help="Small sizes and few repeats: a minute or two.")
+def bench(
+    modes: tuple[str, ...],
+    sizes: tuple[str, ...],
+    endpoints: tuple[str, ...],
+    peers: tuple[str, ...],
+    flags: tuple[str, ...],
+    repeats: int,
+    rest: float,
+    connects: int,
+    idle: float,
+    churn_time: float,
+    churn: float,
+    output: Path,
+    *,
+    quick: bool,
+) -> None:
+    """Time rule syncs and packets from outside, against an embedded API server, on this kernel.
+
+    Every contender gets a network namespace of its own: the node's rules are not touched. The benchmark is
+    part of the source tree, and needs root.
+    """
+    try:
+        from benchmarks.bench.command import BenchError, Order, run
+    except ImportError as error:
+        raise click.ClickException(f"the benchmark runs from kproxy's source tree: {error}") from error
+
+    if quick:
+        sizes, repeats, connects = ("100", "1000"), 3, 300
+        rest, idle, churn_time = 0.3, 1.0, 2.0
+    order = Order(
+        modes=list(modes),
+        peers=list(peers),
+        sizes=_counts("--sizes", sizes),
+        endpoints=_counts("--endpoints", endpoints),
+        flags=flags,
+        repeats=repeats,
+        rest=rest,
+        connects=connects,
+        idle_seconds=idle,
+        churn_seconds=churn_time,
+        churn=churn,
+        output=output,
+    )
+    try:
+        sys.exit(run(order))
+    except BenchError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _counts(flag: str, texts: tuple[str, ...]) -> list[int]:
+    try:
+        counts = [int(text) for text in texts]
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: {error}") from error
+    if not counts or min(counts) < 1:
+        raise click.UsageError(f"{flag}: a number below 1")
+    return counts
