@@ -26,6 +26,9 @@ from kproxy.testing.apiserver import ApiServer
 PATIENCE = 900.0
 """Seconds that a contender may take for anything before it is given up."""
 
+GLANCE = 1.0
+"""Seconds between looks at whether the contender still runs."""
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -96,13 +99,23 @@ class Stage:
 
     def until(self, address: str, port: int = 80, *, timeout: float = PATIENCE, **wanted: Any) -> float:
         """Wait until packets meet what is wanted; returns when. Raises GaveUp."""
-        command = {"do": "until", "address": address, "port": port, "timeout": timeout, **wanted}
-        answer = self.command(command)
-        if answer["at"] is None:
-            ended = "" if self.program is None or self.program.poll() is None else " (it ended)"
-            last = "".join(f"\n  {line}" for line in self.log().splitlines()[-5:])
-            raise GaveUp(f"{address}:{port} did not become as wanted in {timeout:.0f} s{ended}{last}")
-        return float(answer["at"])
+        deadline = time.monotonic() + timeout
+        ended = False
+        while not ended and (left := deadline - time.monotonic()) > 0:
+            ended = self.program is None or self.program.poll() is not None
+            command = {
+                "do": "until",
+                "address": address,
+                "port": port,
+                "timeout": min(left, GLANCE),
+                **wanted,
+            }
+            answer = self.command(command)
+            if answer["at"] is not None:
+                return float(answer["at"])
+        last = "".join(f"\n  {line}" for line in self.log().splitlines()[-5:])
+        reason = "the program ended" if ended else f"{timeout:.0f} s were not enough"
+        raise GaveUp(f"{address}:{port} did not become as wanted: {reason}{last}")
 
     def command(self, command: dict[str, Any]) -> dict[str, Any]:
         """Have the client do something."""
