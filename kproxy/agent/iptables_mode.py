@@ -60,6 +60,10 @@ class IptablesMode:
             backend.reconfigure(layout)
         return backend
 
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings."""
+        self._config = config
+
     def settled(self) -> None:
         """Let what an IPVS mode left here go."""
         self._departing.begin()
