@@ -17,7 +17,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 CONNTRACK_MAX = "net/netfilter/nf_conntrack_max"
 CONNTRACK_MAX_CAP = 1 << 20
-"""kube-proxy 1.36 asks for no more entries than these, however many cores there are."""
+"""kube-proxy 1.36 asks for no more entries than these on account of cores; `min` may ask for more."""
 
 HASH_SIZE = "module/nf_conntrack/parameters/hashsize"
 """Buckets of the table, below /sys; four entries to a bucket, as kube-proxy has it."""
@@ -49,10 +49,11 @@ def set_conntrack(
 
 
 def conntrack_max(settings: ConntrackSettings, cores: int) -> int | None:
-    """Entries of the connection tracking table; None: leave what is."""
+    """Entries of the connection tracking table (getConntrackMax of cmd/kube-proxy/app); None: leave what is."""
     if settings.max_per_core == 0:
         return None
-    return min(CONNTRACK_MAX_CAP, max(settings.max_per_core * cores, settings.min))
+    scaled = settings.max_per_core * cores
+    return CONNTRACK_MAX_CAP if scaled > CONNTRACK_MAX_CAP else max(scaled, settings.min)
 
 
 def conntrack_sysctls(settings: ConntrackSettings, cores: int) -> Iterator[tuple[str, int]]:

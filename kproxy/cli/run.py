@@ -51,6 +51,7 @@ def run(
         if init_only:
             prepare(config)
             return
+        given.check_files(config)
         complete = run_service(config, functools.partial(Reloader, given, settings))
     except FileError as error:
         raise click.ClickException("\n".join(error.problems)) from error

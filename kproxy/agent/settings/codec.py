@@ -107,10 +107,12 @@ def _hint(name: str, known: Mapping[str, object]) -> str:
 def _take(
     field: msgspec.structs.FieldInfo, value: object, path: str, values: dict[str, Any], defects: list[Defect]
 ) -> None:
-    """Read one field; a defective one is left to its default."""
+    """Read one field; a defective one is left to its default, of a section only what is defective."""
     before = len(defects)
     read = _value(field.type, value, path, defects)
-    if len(defects) == before and not (_empty_is_default(field.type) and not read):
+    if not isinstance(read, Section) and len(defects) > before:
+        return
+    if read or not _empty_is_default(field.type):
         values[field.name] = read
 
 

@@ -1,7 +1,7 @@
 """The text of a configuration file, read into both documents, with everything that is wrong about it."""
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -56,28 +56,42 @@ def read_documents(text: str) -> tuple[Settings, list[Defect]]:
         defects.append(Defect(f"line {error.line}", error.reason))
     if KUBE_PROXY not in seen and not defects:
         defects.append(Defect("(file)", f"has no {' '.join(KUBE_PROXY)}"))
-    return settings, defects + list(contradictions(settings, str))
+    return settings, defects + contradictions(settings, defects)
 
 
-def contradictions(settings: Settings, label: Callable[[str], str]) -> Iterator[Defect]:
-    """Values that are right one by one and wrong together; `label` names a path in the reader's terms."""
-    kube = settings.kube
+def contradictions(
+    settings: Settings, known: Collection[Defect], label: Callable[[str], str] = str
+) -> list[Defect]:
+    """Values that are right one by one and wrong together; `label` names a path in the reader's terms.
+
+    Values with a defect that is `known` stand at their default and are not spoken of again.
+    """
+    defective = {defect.path.partition("[")[0] for defect in known}
+    return [
+        Defect(label(path), text)
+        for path, others, text in _contradictions(settings.kube, label)
+        if defective.isdisjoint(map(label, (path, *others)))
+    ]
+
+
+def _contradictions(
+    kube: KubeProxyConfiguration, label: Callable[[str], str]
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """The path to name, the others that take part, and what is wrong."""
     for name, section in (("iptables", kube.iptables), ("ipvs", kube.ipvs), ("nftables", kube.nftables)):
         if section.min_sync_period > section.sync_period:
             least, most = format_duration(section.min_sync_period), format_duration(section.sync_period)
-            other = label(f"{name}.syncPeriod")
-            yield Defect(label(f"{name}.minSyncPeriod"), f'"{least}" is longer than {other}, "{most}"')
+            other = f"{name}.syncPeriod"
+            yield f"{name}.minSyncPeriod", (other,), f'"{least}" is longer than {label(other)}, "{most}"'
     if PRIMARY in kube.node_port_addresses and len(kube.node_port_addresses) > 1:
-        yield Defect(label("nodePortAddresses"), f'"{PRIMARY}" cannot be combined with CIDRs')
+        yield "nodePortAddresses", (), f'"{PRIMARY}" cannot be combined with CIDRs'
     for mode, field, value in (
         ("BridgeInterface", "bridgeInterface", kube.detect_local.bridge_interface),
         ("InterfaceNamePrefix", "interfaceNamePrefix", kube.detect_local.interface_name_prefix),
     ):
         if kube.detect_local_mode == mode and not is_interface(value):
-            yield Defect(
-                label(f"detectLocal.{field}"),
-                f"{show(value)} is not an interface name, and {label('detectLocalMode')} {mode} needs one",
-            )
+            needed = f"{label('detectLocalMode')} {mode} needs one"
+            yield f"detectLocal.{field}", (), f"{show(value)} is not an interface name, and {needed}"
 
 
 def _with_addresses(plain: dict[str, object]) -> dict[str, object]:

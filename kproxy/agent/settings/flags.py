@@ -108,7 +108,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
     result = Settings(kube, own)
     if flags:
         names = {path: f"--{flag}" for flag, paths in FLAGS.items() for path in paths}
-        defects += contradictions(result, lambda path: names.get(path, path))
+        defects += contradictions(result, defects, lambda path: names.get(path, path))
     return result, list(dict.fromkeys(defects))
 
 

@@ -70,6 +70,13 @@ class CommandLine(msgspec.Struct, frozen=True):
             once=bool(self.flags.get("once", False)),
         )
 
+    def check_files(self, config: ProxyConfig) -> None:
+        """Raise FileError if the kubeconfig that the file names cannot be read."""
+        kubeconfig = config.kubeconfig
+        if self.config is not None and kubeconfig is not None and not os.access(kubeconfig, os.R_OK):
+            problem = f'clientConnection.kubeconfig: "{kubeconfig}" does not exist or cannot be read'
+            raise FileError(self.config, [problem])
+
 
 def read_file(path: Path) -> Settings:
     """Both documents of a file. Raises FileError."""
@@ -84,12 +91,8 @@ def read_file(path: Path) -> Settings:
     if len(data) > MAX_BYTES:
         raise FileError(path, [f"is larger than {MAX_BYTES} bytes"])
     settings, defects = read_documents(text)
-    problems = [str(defect) for defect in defects]
-    kubeconfig = settings.kube.client_connection.kubeconfig
-    if kubeconfig and not settings.own.manifests and not os.access(kubeconfig, os.R_OK):
-        problems.append(f'clientConnection.kubeconfig: "{kubeconfig}" does not exist or cannot be read')
-    if problems:
-        raise FileError(path, problems)
+    if defects:
+        raise FileError(path, [str(defect) for defect in defects])
     return settings
 
 
