@@ -49,7 +49,7 @@ def set_conntrack(
 
 
 def conntrack_max(settings: ConntrackSettings, cores: int) -> int | None:
-    """Entries of the connection tracking table (getConntrackMax of cmd/kube-proxy/app); None: leave what is."""
+    """Entries of the connection tracking table, as getConntrackMax of kube-proxy; None: leave what is."""
     if settings.max_per_core == 0:
         return None
     scaled = settings.max_per_core * cores

@@ -1,9 +1,10 @@
 """Durations as Go reads and prints them (time.ParseDuration), as every Kubernetes component takes them."""
 
-import math
 import re
+from fractions import Fraction
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}
+_NANOSECONDS |= {"m": 60 * 10**9, "h": 3600 * 10**9}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _WHOLE = re.compile(rf"[-+]?(?:0|(?:{_PART.pattern})+)", re.ASCII)
 
@@ -15,7 +16,8 @@ def parse_duration(text: str) -> float:
     """Seconds of `30s`, `1m30s`, `100ms`, `-1.5h` or `0`. Raises ValueError."""
     if _WHOLE.fullmatch(text) is None:
         raise ValueError("is not a duration such as 30s, 1m30s or 100ms")
-    seconds = math.fsum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    parts = (Fraction(number) * _NANOSECONDS[unit] for number, unit in _PART.findall(text))
+    seconds = float(sum(parts, Fraction(0)) / 10**9)
     if seconds >= MAX_SECONDS:
         raise ValueError("is longer than a duration can be, 292 years")
     return -seconds if text.startswith("-") else seconds
