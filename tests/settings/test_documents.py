@@ -211,13 +211,17 @@ DEFECTS: list[tuple[str, str]] = [
     ("detectLocalMode: Guess", 'detectLocalMode: "Guess" is not one of ' + ", ".join(DETECT_LOCAL_MODES)),
     (
         "detectLocalMode: BridgeInterface",
-        ('detectLocal.bridgeInterface: "" is not an interface name, '
-        "and detectLocalMode BridgeInterface needs one"),
+        (
+            'detectLocal.bridgeInterface: "" is not an interface name, '
+            "and detectLocalMode BridgeInterface needs one"
+        ),
     ),
     (
         "{detectLocalMode: InterfaceNamePrefix, detectLocal: {interfaceNamePrefix: 'a b'}}",
-        ('detectLocal.interfaceNamePrefix: "a b" is not an interface name, '
-        "and detectLocalMode InterfaceNamePrefix needs one"),
+        (
+            'detectLocal.interfaceNamePrefix: "a b" is not an interface name, '
+            "and detectLocalMode InterfaceNamePrefix needs one"
+        ),
     ),
     ("nodePortAddresses: [10.0.0.0/8, x]", 'nodePortAddresses[1]: "x" is not a CIDR'),
     ("nodePortAddresses: 10.0.0.0/8", 'nodePortAddresses: "10.0.0.0/8" is not a list'),
@@ -285,9 +289,11 @@ def test_all_defects_are_told_at_once() -> None:
         (
             "apiVersion: kubeproxy.config.k8s.io/v1\nkind: KubeProxyConfiguration\n",
             [
-                ('line 1: apiVersion "kubeproxy.config.k8s.io/v1", kind "KubeProxyConfiguration" is neither '
-                "kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration nor kproxy.io/v1alpha1 "
-                "KproxyConfiguration")
+                (
+                    'line 1: apiVersion "kubeproxy.config.k8s.io/v1", kind "KubeProxyConfiguration" is '
+                    "neither kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration nor kproxy.io/v1alpha1 "
+                    "KproxyConfiguration"
+                )
             ],
         ),
         (HEAD + "---\n" + HEAD, ["line 4: a second KubeProxyConfiguration"]),

@@ -121,8 +121,11 @@ class Reloader:
         self._seen = running
         self._refused: list[str] = []
 
-    def reload(self, reason: str) -> None:
-        """Read the file and apply what changed; `reason` is for the log."""
+    def reload(self, reason: str, *, first: bool = False) -> None:
+        """Read the file and apply what changed; `reason` is for the log.
+
+        `first`: nothing need have changed since the start, and that is not worth a line.
+        """
         file = self._command_line.config
         if file is None:
             log.info("nothing_to_reload", reason="no --config")
@@ -137,7 +140,9 @@ class Reloader:
                 return
             mended, self._refused = bool(self._refused), []
             if settings == self._seen and not mended:
-                log.debug("configuration_unchanged", file=str(file))
+                if first:
+                    return
+                log.info("configuration_unchanged", file=str(file), reason=reason)
                 return
             self._take(file, settings, reason)
 
@@ -150,14 +155,15 @@ class Reloader:
         file = self._command_line.config
         if file is None:
             return
-        last: bytes | None = b""
+        last: bytes | None = None
+        first = True
         with DirectoryWatch(file.absolute().parent, stop, settle=SETTLE, settle_max=1.0, hold=1.0) as watch:
             while not stop.is_set():
                 held = watch.held()
                 content = _content(file)
-                if content != last and file.name not in held:
-                    last = content
-                    self.reload("the file changed")
+                if first or (content != last and file.name not in held):
+                    self.reload("the file changed", first=first)
+                    first, last = False, content
                 watch.wait(RESCAN)
 
     def _take(self, file: Path, settings: Settings, reason: str) -> None:

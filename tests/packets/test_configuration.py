@@ -1,0 +1,140 @@
+"""The real program with a configuration file: as kubeadm writes it, changed while it runs, and broken."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import CLUSTER_CIDRS, Cluster
+from tests.packets.objects import FAMILIES
+from tests.packets.outcomes import names
+from tests.packets.program import Kproxy
+
+pytestmark = pytest.mark.root
+
+KUBEADM = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
+
+
+class File:
+    """kubeadm's file with what this cluster needs in it, written anew as a whole."""
+
+    def __init__(self, path: Path, cluster: Cluster) -> None:
+        self.path = path
+        self._document: dict[str, Any] = yaml.safe_load(KUBEADM.read_text())
+        modes = dict(zip(cluster.mode.arguments, cluster.mode.arguments[1:], strict=False))
+        self._document["clientConnection"]["kubeconfig"] = str(cluster.kubeconfig)
+        self._document["clusterCIDR"] = CLUSTER_CIDRS
+        self._document["mode"] = modes.get("--proxy-mode", "")
+        self.set()
+
+    def set(self, **sections: Any) -> None:
+        """Change fields, those of sections one by one, and put the file in place at once."""
+        for name, value in sections.items():
+            if isinstance(value, dict):
+                self._document[name] |= value
+            else:
+                self._document[name] = value
+        self._write()
+
+    def unset(self, section: str, field: str) -> None:
+        """Take a field out of a section; the file itself follows with the next `set`."""
+        del self._document[section][field]
+
+    def _write(self) -> None:
+        new = self.path.with_name(".new")
+        new.write_text(yaml.safe_dump(self._document))
+        new.rename(self.path)
+
+
+@pytest.fixture
+def file(spare: Cluster, tmp_path: Path) -> File:
+    return File(tmp_path / "config.conf", spare)
+
+
+def start(cluster: Cluster, file: File) -> Kproxy:
+    return cluster.start("--config", str(file.path))
+
+
+def test_a_file_as_kubeadm_writes_it_programs_the_node(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods, type="NodePort")
+    for family in FAMILIES:
+        outside = spare.ask(spare.lab.client, service.ip(family), 80)
+        assert (outside.pods, outside.sources) == (names(pods), spare.as_node(pods, family))
+        address = (NODE_IP4, NODE_IP6)[FAMILIES.index(family)][0]
+        assert spare.ask(spare.lab.client, address, service.node_port).pods == names(pods)
+    ignored = program.wait_log("flags_ignored")
+    assert "--cluster-cidr" in ignored
+    assert "--hostname-override" not in ignored
+
+
+def test_settings_change_under_traffic(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    asker, *pods = spare.lab.pods[:4]
+    service = spare.publish(pods)
+
+    def sources(family: Family) -> dict[str, set[str]]:
+        return spare.ask(asker, service.ip(family), 80).sources
+
+    own = {family: {pod.name: {asker.ip(family)} for pod in pods} for family in FAMILIES}
+    assert {family: sources(family) for family in FAMILIES} == own
+    hidden = {family: spare.as_node(pods, family) for family in FAMILIES}
+    for wanted, expected in ((True, hidden), (False, own)):
+        mark = program.mark()
+        file.set(iptables={"masqueradeAll": wanted})
+        program.wait_log("configuration_reloaded", "iptables.masqueradeAll", since=mark)
+        for family in FAMILIES:
+            program.until(lambda family=family: sources(family), expected[family])  # type: ignore[misc]
+
+
+def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pod = spare.lab.local_pods[0]
+    service = spare.publish([pod], type="NodePort")
+
+    def outcomes() -> list[str]:
+        client = spare.lab.client
+        return [spare.outcome(client, ip, service.node_port) for ip in (*NODE_IP4, *NODE_IP6)]
+
+    everywhere = [pod.name] * len((*NODE_IP4, *NODE_IP6))
+    assert outcomes() == everywhere
+    file.set(nodePortAddresses=["primary"])
+    program.send(signal.SIGHUP)
+    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
+    program.until(outcomes, primary)
+    file.set(nodePortAddresses=None)
+    program.until(outcomes, everywhere)
+
+
+def test_a_bad_file_and_another_mode_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods)
+    mark = program.mark()
+    file.set(iptables={"syncPeriod": "3x", "foo": 1})
+    told = program.wait_log("configuration_rejected", since=mark)
+    assert "iptables.syncPeriod" in told
+    assert "iptables.foo: unknown field" in told
+    mark = program.mark()
+    other = "iptables" if spare.mode.name == "ipvs" else "ipvs"
+    file.unset("iptables", "foo")
+    file.set(iptables={"syncPeriod": "20s"}, mode=other, hostnameOverride="another")
+    assert "'mode'" in program.wait_log("restart_needed", since=mark)
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(pods)
+    added = spare.publish(pods)
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, added.ip(family), 80).pods == names(pods)
+
+
+def test_a_signal_without_a_file_is_harmless(spare: Cluster) -> None:
+    program = spare.start()
+    program.send(signal.SIGHUP)
+    program.wait_log("nothing_to_reload")
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods)
+    assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
