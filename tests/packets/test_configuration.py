@@ -1,6 +1,7 @@
 """The real program with a configuration file: as kubeadm writes it, changed while it runs, and broken."""
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,57 @@ def test_a_signal_without_a_file_is_harmless(spare: Cluster) -> None:
     pods = spare.lab.pods[:2]
     service = spare.publish(pods)
     assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
+
+
+def test_kernel_parameters_of_the_file_are_set_and_follow_it(spare: Cluster, file: File) -> None:
+    names_of = {
+        "tcpEstablishedTimeout": "nf_conntrack_tcp_timeout_established",
+        "udpStreamTimeout": "nf_conntrack_udp_timeout_stream",
+    }
+
+    def values() -> list[str]:
+        return [spare.lab.node.sysctl(f"net.netfilter.{name}") for name in names_of.values()]
+
+    file.set(conntrack={"tcpEstablishedTimeout": "2h", "udpStreamTimeout": "77s"})
+    program = start(spare, file)
+    assert values() == ["7200", "77"]
+    file.set(conntrack={"tcpEstablishedTimeout": None, "udpStreamTimeout": "88s"})
+    program.until(values, ["86400", "88"])
+
+
+def test_preparing_sets_kernel_parameters_and_writes_no_rules(spare: Cluster, file: File) -> None:
+    node = spare.lab.node
+    node.run([sys.executable, "-m", "kproxy", "cleanup"])
+    node.sysctl("net.ipv4.conf.all.route_localnet", 0)
+    node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 60)
+    node.run([sys.executable, "-m", "kproxy", "run", "--config", str(file.path), "--init-only"])
+    assert node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait") == "3600"
+    if spare.mode.name != "ipvs":
+        assert node.sysctl("net.ipv4.conf.all.route_localnet") == "1"
+    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+
+
+def test_the_flag_cleanup_is_the_command(spare: Cluster, file: File) -> None:
+    start(spare, file)
+    spare.stop()
+    assert [rule for rule in spare.rules(4) if "KUBE-" in rule]
+    spare.lab.node.run([sys.executable, "-m", "kproxy", "run", "--cleanup"])
+    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+
+
+def test_a_taken_health_port_leaves_the_rules_alone_unless_the_file_says_so(
+    spare: Cluster, file: File
+) -> None:
+    with spare.lab.node.listen("0.0.0.0", 10256):
+        program = start(spare, file)
+        assert "10256" in program.wait_log("bind_failed")
+        pods = spare.lab.pods[:2]
+        service = spare.publish(pods)
+        assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
+        spare.stop()
+        file.set(bindAddressHardFail=True)
+        ended = spare.lab.node.run(
+            [sys.executable, "-m", "kproxy", "run", "--config", str(file.path)], check=False
+        )
+    assert ended.returncode == 1
+    assert "in use" in ended.stderr
