@@ -43,14 +43,15 @@ def test_what_is_said_to_be_live_exists() -> None:
             "",
             "mode: ipvs\nclusterCIDR: 10.0.0.0/8\n"
             + OWN_HEAD
-            + "{ipvs: {gracefulPeriod: 1m}, iptables: {variant: nft}}",
+            + "ipvs: {gracefulPeriod: 1m}\niptables: {variant: nft}",
             ("clusterCIDR", "KproxyConfiguration ipvs.gracefulPeriod"),
             ("mode", "KproxyConfiguration iptables.variant"),
         ),
     ],
 )
 def test_changes_are_sorted(old: str, new: str, applied: tuple[str, ...], restart: tuple[str, ...]) -> None:
-    before, after = read_documents(HEAD + old)[0], read_documents(HEAD + new)[0]
+    (before, _), (after, defects) = read_documents(HEAD + old), read_documents(HEAD + new)
+    assert defects == []
     changes = changes_between(before, after)
     assert set(changes.applied) == set(applied)
     assert set(changes.restart) == set(restart)
