@@ -22,7 +22,7 @@ run_options = together(
     # Where objects come from
     flag(
         "--kubeconfig",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, path_type=Path),
         help="How to reach the API server; without it and --manifests, as a pod of the cluster.",
     ),
     flag("--master", metavar="URL", help="The API server's address, instead of the kubeconfig's."),

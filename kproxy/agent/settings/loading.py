@@ -71,11 +71,13 @@ class CommandLine(msgspec.Struct, frozen=True):
         )
 
     def check_files(self, config: ProxyConfig) -> None:
-        """Raise FileError if the kubeconfig that the file names cannot be read."""
-        kubeconfig = config.kubeconfig
-        if self.config is not None and kubeconfig is not None and not os.access(kubeconfig, os.R_OK):
-            problem = f'clientConnection.kubeconfig: "{kubeconfig}" does not exist or cannot be read'
-            raise FileError(self.config, [problem])
+        """Raise FileError, or ConfigError for a flag, if the kubeconfig cannot be read."""
+        if config.kubeconfig is None or os.access(config.kubeconfig, os.R_OK):
+            return
+        told = f'"{config.kubeconfig}" does not exist or cannot be read'
+        if self.config is not None:
+            raise FileError(self.config, [f"clientConnection.kubeconfig: {told}"])
+        raise ConfigError([f"--kubeconfig: {told}"])
 
 
 def read_file(path: Path) -> Settings:

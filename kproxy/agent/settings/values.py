@@ -166,7 +166,6 @@ def _scheduler(value: str) -> None:
 
 _DURATION = Reader(_duration, format_duration)
 
-Duration = Annotated[float, _DURATION]
 Period = Annotated[float, _DURATION, Check(_positive), EmptyIsDefault()]
 MinPeriod = Annotated[float, _DURATION, Check(_not_negative), EmptyIsDefault()]
 NotNegativeDuration = Annotated[float, _DURATION, Check(_not_negative)]
