@@ -196,6 +196,18 @@ def test_a_change_before_the_watch_begins_is_not_missed(running: Running) -> Non
         assert running.applied.get(timeout=30).cluster_cidrs == ("10.9.0.0/16",)
 
 
+def test_what_a_signal_applied_is_taken_back_with_the_old_file(running: Running) -> None:
+    """The watch may sleep through a file that comes and goes; what counts is what was applied last."""
+    with running.watching():
+        rename_over(running.file, HEAD + "clusterCIDR: 10.2.0.0/16\n")
+        assert running.applied.get(timeout=30).cluster_cidrs == ("10.2.0.0/16",)
+        rename_over(running.file, HEAD + "clusterCIDR: 10.3.0.0/16\n")
+        running.reloader.reload("SIGHUP")
+        assert running.applied.get(timeout=0).cluster_cidrs == ("10.3.0.0/16",)
+        rename_over(running.file, HEAD + "clusterCIDR: 10.2.0.0/16\n")
+        assert running.applied.get(timeout=30).cluster_cidrs == ("10.2.0.0/16",)
+
+
 def test_a_relative_path_is_watched_too(
     running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._seen = running
         self._refused: list[str] = []
+        self._content: bytes | None = None
 
     def reload(self, reason: str, *, first: bool = False) -> None:
         """Read the file and apply what changed; `reason` is for the log.
@@ -131,6 +132,7 @@ class Reloader:
             log.info("nothing_to_reload", reason="no --config")
             return
         with self._lock:
+            self._content = _content(file)
             try:
                 settings = self._command_line.load()
             except ConfigError as error:
@@ -155,15 +157,13 @@ class Reloader:
         file = self._command_line.config
         if file is None:
             return
-        last: bytes | None = None
         first = True
         with DirectoryWatch(file.absolute().parent, stop, settle=SETTLE, settle_max=1.0, hold=1.0) as watch:
             while not stop.is_set():
                 held = watch.held()
-                content = _content(file)
-                if first or (content != last and file.name not in held):
+                if first or (file.name not in held and _content(file) != self._content):
                     self.reload("the file changed", first=first)
-                    first, last = False, content
+                    first = False
                 watch.wait(RESCAN)
 
     def _take(self, file: Path, settings: Settings, reason: str) -> None:
