@@ -10,6 +10,7 @@ import yaml
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
+from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.outcomes import names
 from tests.packets.program import Kproxy
@@ -109,6 +110,55 @@ def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> N
     program.until(outcomes, primary)
     file.set(nodePortAddresses=None)
     program.until(outcomes, everywhere)
+
+
+@pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)
+def test_node_ports_on_localhost_come_and_go(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pod = spare.lab.local_pods[0]
+    service = spare.publish([pod], type="NodePort")
+    for wanted, expected in ((False, "Refused"), (True, pod.name)):
+        file.set(iptables={"localhostNodePorts": wanted})
+        program.until(lambda: spare.outcome(spare.lab.node, "127.0.0.1", service.node_port), expected)
+
+
+def test_the_mark_and_the_way_to_tell_pods_change_under_traffic(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    asker, *pods = spare.lab.pods[:4]
+    service = spare.publish(pods)
+    for changes in (
+        {"iptables": {"masqueradeBit": 20}},
+        {"detectLocalMode": "NodeCIDR"},
+        {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "mynet"}},
+        {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "mynet0"}},
+    ):
+        mark = program.mark()
+        file.set(**changes)
+        program.wait_log("configuration_reloaded", since=mark)
+        program.wait_log("synced", "family=IPv6", since=mark)
+        for family in FAMILIES:
+            own = {pod.name: {asker.ip(family)} for pod in pods}
+            assert spare.ask(asker, service.ip(family), 80).sources == own
+            outside = spare.ask(spare.lab.client, service.ip(family), 80)
+            assert outside.sources == spare.as_node(pods, family)
+
+
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+def test_the_scheduler_of_virtual_servers_changes(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    service = spare.publish(spare.lab.pods[:2])
+    node = spare.lab.node
+
+    def scheduler() -> str:
+        lines = node.run(["ipvsadm", "-Sn"]).stdout.splitlines()
+        return next(line.split()[4] for line in lines if line.startswith(f"-A -t {service.ip(4)}:80 "))
+
+    assert scheduler() == "rr"
+    file.set(ipvs={"scheduler": "wlc", "tcpTimeout": "15m2s"})
+    program.until(scheduler, "wlc")
+    assert "902 120 300" in node.run(["ipvsadm", "-L", "--timeout"]).stdout
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(spare.lab.pods[:2])
 
 
 def test_a_bad_file_and_another_mode_leave_everything_as_it_is(spare: Cluster, file: File) -> None:

@@ -165,6 +165,8 @@ class Reloader:
                     self.reload("the file changed", first=first)
                     first = False
                 watch.wait(RESCAN)
+                if not watch.has_events:
+                    watch.refresh()
 
     def _take(self, file: Path, settings: Settings, reason: str) -> None:
         changes = changes_between(self._running, settings)
