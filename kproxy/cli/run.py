@@ -34,7 +34,7 @@ def run(
     from kproxy.agent.removal import remove_everything
     from kproxy.agent.service import prepare
     from kproxy.agent.service import run as run_service
-    from kproxy.agent.settings.loading import FileError, tell, write_file
+    from kproxy.agent.settings.loading import FileError, tell_flags, tell_settings, write_file
     from kproxy.agent.settings.reload import Reloader
 
     given = command_line(context)
@@ -42,7 +42,8 @@ def run(
         settings = given.load()
         config = given.resolve(settings)
         logs.configure(config.verbosity)
-        tell(given, settings)
+        tell_flags(given)
+        tell_settings(settings)
         if write_config_to is not None:
             write_file(write_config_to, settings)
             return

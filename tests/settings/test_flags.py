@@ -7,7 +7,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.flags import FLAGS, OWN_FLAGS, PORT_FLAGS, PROCESS_FLAGS
+from kproxy.agent.settings.loading import CommandLine
+from kproxy.agent.settings.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
+from kproxy.agent.settings.translate import proxy_config
 from kproxy.cli.main import main
 from kproxy.cli.params import flag_name
 from kproxy.cli.run import run
@@ -253,3 +257,34 @@ def test_a_kubeconfig_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_manifests_and_a_kubeconfig_exclude_each_other() -> None:
     status, told = refused("--manifests=/srv", "--kubeconfig=/dev/null")
     assert (status, "--manifests: excludes --kubeconfig" in told) == (2, True)
+
+
+def test_what_is_no_field_reaches_the_process_too() -> None:
+    given = CommandLine(
+        None, {"master": "https://192.0.2.1:6443", "once": True, "hostname-override": " Node-A "}
+    )
+    config = given.resolve(given.load())
+    assert (config.master, config.once, config.node_name) == ("https://192.0.2.1:6443", True, "node-a")
+
+
+@pytest.mark.parametrize(
+    ("mode", "bit", "everything", "periods", "node_ports"),
+    [
+        ("iptables", 1, True, (10.0, 1.0), ()),
+        ("ipvs", 1, True, (20.0, 2.0), ()),
+        ("nftables", 3, False, (30.0, 3.0), ("primary",)),
+    ],
+)
+def test_each_mode_takes_its_own_section(
+    mode: str, bit: int, everything: bool, periods: tuple[float, float], node_ports: tuple[str, ...]
+) -> None:
+    kube = KubeProxyConfiguration(
+        mode=mode,
+        iptables=Iptables(masquerade_bit=1, masquerade_all=True, sync_period=10.0, min_sync_period=1.0),
+        ipvs=Ipvs(sync_period=20.0, min_sync_period=2.0),
+        nftables=Nftables(masquerade_bit=3, sync_period=30.0, min_sync_period=3.0),
+    )
+    config = proxy_config(Settings(kube), host="host")
+    assert (config.masquerade_bit, config.masquerade_all) == (bit, everything)
+    assert (config.sync_period, config.min_sync_period) == periods
+    assert config.node_port_addresses == node_ports

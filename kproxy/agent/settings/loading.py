@@ -106,10 +106,14 @@ def write_file(path: Path, settings: Settings) -> None:
     path.write_text(yaml.safe_dump_all(documents, sort_keys=True, default_flow_style=False))
 
 
-def tell(command_line: CommandLine, settings: Settings) -> None:
-    """Log what was given and does nothing."""
+def tell_flags(command_line: CommandLine) -> None:
+    """Log the flags that do not count."""
     if ignored := command_line.ignored:
         log.warning("flags_ignored", flags=ignored, reason="--config is given, and the file counts")
+
+
+def tell_settings(settings: Settings) -> None:
+    """Log what is set and does nothing."""
     if paths := without_effect(settings.kube):
         log.info("settings_without_effect", settings=paths)
     if gates := unknown_gates(settings.kube):

@@ -15,7 +15,7 @@ import structlog
 from kproxy.agent.config import ConfigError, ProxyConfig
 from kproxy.agent.settings.codec import flatten, replace
 from kproxy.agent.settings.documents import Settings
-from kproxy.agent.settings.loading import MAX_BYTES, CommandLine, tell
+from kproxy.agent.settings.loading import MAX_BYTES, CommandLine, tell_settings
 from kproxy.agent.settings.schema import Section
 from kproxy.agent.settings.translate import has_no_effect
 from kproxy.sources.directory_watch import DirectoryWatch
@@ -175,7 +175,7 @@ class Reloader:
         log.info("configuration_reloaded", file=str(file), reason=reason, applied=list(changes.applied))
         if changes.restart:
             log.warning("restart_needed", settings=list(changes.restart), effect="the old values stay")
-        tell(self._command_line, settings)
+        tell_settings(settings)
         if changes.applied:
             self._apply(self._command_line.resolve(changes.settings))
 
