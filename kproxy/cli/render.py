@@ -34,11 +34,12 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     from kproxy.addresses import Family
     from kproxy.agent.config import ConfigError
     from kproxy.agent.offline import render_manifests
-    from kproxy.agent.settings.loading import FileError
+    from kproxy.agent.settings.loading import FileError, tell_flags
 
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
     given = command_line(context)
+    tell_flags(given)
     try:
         config = given.resolve(given.load())
         if node:

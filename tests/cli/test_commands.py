@@ -80,3 +80,16 @@ def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
 def test_flags_can_come_from_the_environment() -> None:
     result = CliRunner().invoke(main, RENDER, env={"KPROXY_CLUSTER_CIDR": "10.9.0.0/16"})
     assert "! -s 10.9.0.0/16" in result.stdout
+
+
+def test_render_takes_the_configuration_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "config.conf"
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+    file.write_text(head + "clusterCIDR: 10.9.0.0/16\n")
+    status, text, log = run(*RENDER, "--config", str(file), "--masquerade-all")
+    assert status == 0
+    assert "! -s 10.9.0.0/16 -d 10.96.0.80/32" in text
+    assert "flags_ignored flags=['--masquerade-all']" in log
+    file.write_text(head + "clusterCIDR: 10.9.0.0\n")
+    status, _, message = run(*RENDER, "--config", str(file))
+    assert (status, 'clusterCIDR: "10.9.0.0" is not a CIDR' in message) == (1, True)
