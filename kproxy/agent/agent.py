@@ -80,6 +80,8 @@ class Agent:
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
         self._facts_stale = True
+        self._wanted = config
+        self._reconfigured = False
         self._replan = True
         self._drifted = False
         self._problems: dict[str, tuple[Problem, ...]] = {}
@@ -118,6 +120,11 @@ class Agent:
     def interfaces_changed(self) -> None:
         """Look at the interfaces' addresses again before the next sync; may be called from any thread."""
         self._facts_stale = True
+        self._inbox.wake()
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Work with other settings from the next sync on; may be called from any thread."""
+        self._wanted = config
         self._inbox.wake()
 
     def sync(self) -> Mapping[Family, SyncReport]:
@@ -193,9 +200,18 @@ class Agent:
         if not self._inbox.ready:
             return False
         node = self._inbox.node()
+        if self._wanted is not self._config:
+            self._take_settings(self._wanted)
         if self._facts_stale or node is not self._facts_of:
             self._refresh_facts(node)
         return self._facts is not None
+
+    def _take_settings(self, config: ProxyConfig) -> None:
+        self._config = config
+        self._schedule.set_periods(config.min_sync_period, config.sync_period)
+        self._health.set_sync_period(config.sync_period)
+        self._mode.reconfigure(config)
+        self._facts_stale = self._reconfigured = True
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False
@@ -208,9 +224,10 @@ class Agent:
                 "waiting_for_pod_cidrs", node=self._config.node_name, mode=self._config.detect_local_mode
             )
             return
-        if facts == self._facts:
+        if facts == self._facts and not self._reconfigured:
             return
-        if self._facts is not None:
+        self._reconfigured = False
+        if self._facts is not None and facts != self._facts:
             log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
         self._facts = facts
         self._replan = True

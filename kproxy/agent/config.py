@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from kproxy.addresses import Family, parse_cidr
+from kproxy.addresses import Family, parse_cidr, parse_ip
 from kproxy.backends.iptables.choice import LAYOUTS
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import parse_scheduler
@@ -31,16 +31,34 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
+class ConntrackSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Kernel parameters of connection tracking, as kube-proxy sets them at start.
+
+    Times in seconds, 0: the kernel's own. `max_per_core` 0: the kernel's own limit, whatever `min` says.
+    """
+
+    max_per_core: int = 32768
+    min: int = 131072
+    tcp_established_timeout: float = 86400.0
+    tcp_close_wait_timeout: float = 3600.0
+    tcp_be_liberal: bool = False
+    udp_timeout: float = 0.0
+    udp_stream_timeout: float = 0.0
+
+
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one kproxy. Times are seconds.
 
     Exactly one of `kubeconfig`, `manifests` and neither (in-cluster) says where objects come from.
-    `min_sync_period` is the least time between the end of one sync and the start of the next.
+    `min_sync_period` is the least time between the end of one sync and the start of the next. `master` is
+    the API server's URL, if it is not the kubeconfig's. `bind_address` is the node's primary address of its
+    family, unless it is unspecified; nothing is bound to it (kube-proxy's name is history).
     """
 
     node_name: str
     proxy_mode: str = "iptables"
     kubeconfig: Path | None = None
+    master: str = ""
     manifests: Path | None = None
     cluster_cidrs: tuple[str, ...] = ()
     detect_local_mode: str = "ClusterCIDR"
@@ -52,7 +70,13 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     sync_period: float = 30.0
     min_sync_period: float = 0.1
     node_port_addresses: tuple[str, ...] = ()
+    bind_address: str = "0.0.0.0"  # noqa: S104
+    bind_address_hard_fail: bool = False
     healthz_bind_address: str = "0.0.0.0:10256"
+    metrics_bind_address: str = "127.0.0.1:10249"
+    conntrack: ConntrackSettings = ConntrackSettings()
+    oom_score_adj: int = -999
+    verbosity: int = 0
     iptables_variant: Variant | None = None
     iptables_layout: str = "auto"
     ipvs_scheduler: str = "rr"
@@ -63,6 +87,11 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_udp_timeout: float = 0.0
     ipvs_graceful_period: float = 3600.0
     once: bool = False
+
+
+def is_interface(name: str) -> bool:
+    """Whether this can be the name of a network interface (IFNAMSIZ is 16 with the closing zero)."""
+    return _INTERFACE.fullmatch(name) is not None
 
 
 def cidrs_by_family(texts: tuple[str, ...]) -> dict[Family, list[str]]:
@@ -97,6 +126,10 @@ def validate(config: ProxyConfig) -> None:
                 problems.append(f"{name} {value!r}: {error}")
     if config.iptables_layout not in LAYOUTS:
         problems.append(f"--iptables-layout {config.iptables_layout!r}: not one of {', '.join(LAYOUTS)}")
+    try:
+        parse_ip(config.bind_address)
+    except ValueError as error:
+        problems.append(f"--bind-address {config.bind_address!r}: {error}")
     if not 0 <= config.masquerade_bit <= 31:
         problems.append(f"--iptables-masquerade-bit {config.masquerade_bit}: not in 0-31")
     if config.sync_period <= 0:
@@ -139,6 +172,6 @@ def _local_mode_problems(config: ProxyConfig) -> list[str]:
         ("BridgeInterface", "--pod-bridge-interface", config.pod_bridge_interface),
         ("InterfaceNamePrefix", "--pod-interface-name-prefix", config.pod_interface_name_prefix),
     ):
-        if mode == wanted and _INTERFACE.fullmatch(value) is None:
+        if mode == wanted and not is_interface(value):
             return [f"{flag} {value!r}: not an interface name, and --detect-local-mode {mode} needs one"]
     return []

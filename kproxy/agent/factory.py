@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent import ipvs_mode
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
-from kproxy.agent.iptables_mode import IptablesMode
+from kproxy.agent.iptables_mode import IptablesMode, allow_localhost_node_ports
 from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, NoFamilyUsable
 from kproxy.backends.ipvs.keeper import KernelHandles
@@ -31,6 +32,14 @@ def make_mode(config: ProxyConfig) -> Mode:
         return IpvsMode(config, tables, handles)
     departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     return IptablesMode(config, tables, departing)
+
+
+def set_sysctls(config: ProxyConfig) -> None:
+    """Set the kernel parameters that the mode depends on. Raises ModeUnavailable."""
+    if config.proxy_mode == "ipvs":
+        ipvs_mode.set_sysctls(strict_arp=config.ipvs_strict_arp)
+    elif config.proxy_mode == "iptables" and config.localhost_node_ports:
+        allow_localhost_node_ports()
 
 
 def ipvs_handles() -> KernelHandles:

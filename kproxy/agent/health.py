@@ -51,6 +51,11 @@ class HealthState:
         self._behind: dict[Family, float | None] = {}
         self._eligible = True
 
+    def set_sync_period(self, sync_period: float) -> None:
+        """Take another period; changes may wait for two of it."""
+        with self._lock:
+            self._patience = 2 * sync_period
+
     def add_family(self, family: Family) -> None:
         """Begin to report on a family; it counts as healthy before its first sync."""
         with self._lock:

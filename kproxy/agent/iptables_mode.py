@@ -63,6 +63,12 @@ class IptablesMode:
             backend.reconfigure(layout, larger)
         return backend
 
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings."""
+        if config.iptables_layout != self._config.iptables_layout:
+            self._layouts = {f: _usable_layout(config, xtables) for f, xtables in self.tables.items()}
+        self._config = config
+
     def settled(self) -> None:
         """Let what an IPVS mode left here go."""
         self._departing.begin()

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 
+import msgspec
 import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
@@ -75,6 +76,19 @@ class IpvsMode:
             backend.reconfigure(config)
         return backend
 
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings; a scheduler that this kernel does not have is not taken."""
+        scheduler = parse_scheduler(config.ipvs_scheduler).name
+        try:
+            if not self._handles.ipvs.has_scheduler(scheduler):
+                log.warning("scheduler_missing", scheduler=scheduler, effect="the old one stays")
+                config = msgspec.structs.replace(config, ipvs_scheduler=self._config.ipvs_scheduler)
+            self._config = config
+            self._set_timeouts()
+            set_sysctls(strict_arp=config.ipvs_strict_arp)
+        except (*KERNEL_ERRORS, ModeUnavailable) as error:
+            log.warning("settings_failed", reason=str(error))
+
     def settled(self) -> None:
         """What another mode left are rules, and these went with the first sync."""
 
@@ -102,13 +116,7 @@ class IpvsMode:
                 ipvs.servers(family)
             if ipvs.has_scheduler(wanted):
                 self._handles.device.ensure()
-                timeouts = Timeouts(
-                    round(self._config.ipvs_tcp_timeout),
-                    round(self._config.ipvs_tcpfin_timeout),
-                    round(self._config.ipvs_udp_timeout),
-                )
-                if timeouts != Timeouts():
-                    ipvs.set_timeouts(timeouts)
+                self._set_timeouts()
                 return
             offered = [name for name in SCHEDULERS if ipvs.has_scheduler(name)]
         except KERNEL_ERRORS as error:
@@ -116,6 +124,15 @@ class IpvsMode:
         raise ModeUnavailable(
             f"--ipvs-scheduler {wanted}: this kernel does not have it; it has {', '.join(offered) or 'none'}"
         )
+
+    def _set_timeouts(self) -> None:
+        timeouts = Timeouts(
+            round(self._config.ipvs_tcp_timeout),
+            round(self._config.ipvs_tcpfin_timeout),
+            round(self._config.ipvs_udp_timeout),
+        )
+        if timeouts != Timeouts():
+            self._handles.ipvs.set_timeouts(timeouts)
 
 
 def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) -> IpvsConfig:

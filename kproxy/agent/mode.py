@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from kproxy.addresses import Family
+from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
 from kproxy.backends.base import Backend
 
@@ -29,6 +30,12 @@ class Mode(Protocol):
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family, made on the first call and given new facts on later ones."""
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings of the operator; every family is configured anew after it.
+
+        What cannot be used is logged and stays as it was.
+        """
 
     def settled(self) -> None:
         """Every family has been synced for the first time: what another mode left may go."""

@@ -39,7 +39,7 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
 
     `interfaces` are the canonical addresses of all network interfaces of this host.
     """
-    addresses = LOOPBACK | node_addresses(node)
+    addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
     view = NodeView(config.node_name, zone, addresses)
     local = _local_traffic(config, node)
@@ -74,6 +74,12 @@ def node_addresses(node: Node | None) -> dict[Family, str]:
                 continue
             found.setdefault(family, ip)
     return found
+
+
+def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
+    """The operator's word on the node's primary address, unless it is 0.0.0.0 or ::."""
+    family, ip = parse_ip(config.bind_address)
+    return {} if ip in {"0.0.0.0", "::"} else {family: ip}  # noqa: S104
 
 
 def needs_interfaces(config: ProxyConfig) -> bool:

@@ -28,6 +28,11 @@ class Schedule:
         self._retry_at: float | None = None
         self._blocked = False
 
+    def set_periods(self, min_period: float, max_period: float) -> None:
+        """Take other periods from the next sync on."""
+        self._min_period = min_period
+        self._max_period = max_period
+
     @property
     def failures(self) -> int:
         """How many syncs in a row left something undone."""

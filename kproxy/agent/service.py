@@ -12,15 +12,17 @@ from contextlib import contextmanager
 
 import structlog
 
-from kproxy import __version__
+from kproxy import __version__, logs
 from kproxy.agent import factory
 from kproxy.agent.agent import Agent
 from kproxy.agent.config import ProxyConfig, validate
 from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthServer, HealthState
 from kproxy.agent.inbox import Inbox
-from kproxy.agent.node import needs_interfaces
+from kproxy.agent.listening import serving
+from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.agent.service_health import ServiceHealth
+from kproxy.agent.settings.reload import Reloader
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
@@ -29,16 +31,21 @@ from kproxy.state.decode import Kind
 
 log = structlog.stdlib.get_logger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
+"""Makes the reloader that hands new settings to a function."""
 
 
-def run(config: ProxyConfig) -> bool:
+def run(config: ProxyConfig, reloader_for: ReloaderFor | None = None) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
     Returns whether all went well: with `once`, whether every service was applied. The rules stay in place.
-    Raises ConfigError, ModeUnavailable, or OSError if the health address cannot be bound.
+    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, or OSError if the health
+    address cannot be bound and `bind_address_hard_fail` is set.
     """
     validate(config)
+    set_up_node(config)
     stop = threading.Event()
     inbox = Inbox(frozenset(Kind))
     mode = factory.make_mode(config)
@@ -48,14 +55,14 @@ def run(config: ProxyConfig) -> bool:
     interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
     agent = Agent(config, inbox, mode, health, interfaces, flows, services)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    with _stopped_by_signals(stop, inbox), _health_server(config, health):
+    reloader = reloader_for(_Settings(config, agent).take) if reloader_for is not None else None
+    with _led_by_signals(stop, inbox, reloader), _health_server(config, health):
         threads = [_start("source", functools.partial(_source(config).run, inbox, stop), stop, inbox)]
         threads.append(_start("service-health", functools.partial(services.run, stop), stop, inbox))
         threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
-        if needs_interfaces(config):
-            threads.append(
-                _start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox)
-            )
+        threads.append(_start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox))
+        if reloader is not None and not config.once:
+            threads.append(_start("settings", functools.partial(_watch, reloader, stop), stop, inbox))
         try:
             complete = True
             if config.once:
@@ -73,6 +80,38 @@ def run(config: ProxyConfig) -> bool:
     return complete
 
 
+def prepare(config: ProxyConfig) -> None:
+    """Set the kernel parameters that need more than CAP_NET_ADMIN, and nothing else (--init-only).
+
+    Raises ConfigError, ModeUnavailable.
+    """
+    validate(config)
+    set_up_node(config)
+    factory.set_sysctls(config)
+
+
+class _Settings:
+    """Hands new settings to everything that works with them."""
+
+    def __init__(self, config: ProxyConfig, agent: Agent) -> None:
+        self._config = config
+        self._agent = agent
+
+    def take(self, config: ProxyConfig) -> None:
+        old, self._config = self._config, config
+        logs.configure(config.verbosity)
+        if config.conntrack != old.conntrack:
+            set_conntrack(config.conntrack)
+        if config.oom_score_adj != old.oom_score_adj:
+            set_oom_score(config.oom_score_adj)
+        self._agent.reconfigure(config)
+
+
+def _watch(reloader: Reloader, stop: threading.Event) -> None:
+    reloader.watch(stop)
+    stop.wait()
+
+
 def _source(config: ProxyConfig) -> Source:
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
@@ -81,7 +120,9 @@ def _source(config: ProxyConfig) -> Source:
     from kproxy.sources.cluster import ClusterAccess
     from kproxy.sources.kubernetes import KubernetesSource
 
-    return KubernetesSource(ClusterAccess(kubeconfig=config.kubeconfig), config.node_name)
+    return KubernetesSource(
+        ClusterAccess(kubeconfig=config.kubeconfig, master=config.master or None), config.node_name
+    )
 
 
 def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: Inbox) -> threading.Thread:
@@ -112,8 +153,8 @@ def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(stop: threading.Event, inbox: Inbox) -> Iterator[None]:
-    """Set `stop` on the first signal, from a thread of its own.
+def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader | None) -> Iterator[None]:
+    """Set `stop` on SIGTERM and SIGINT, reload on SIGHUP, from a thread of its own.
 
     A handler may run while the main thread is inside the very lock that setting an Event takes, and would
     wait for it for ever; so the handler does nothing, and a thread reads what the interpreter writes to the
@@ -123,8 +164,13 @@ def _stopped_by_signals(stop: threading.Event, inbox: Inbox) -> Iterator[None]:
     os.set_blocking(writer.fileno(), False)
 
     def follow() -> None:
-        for number in reader.recv(1):
-            log.info("stopping", signal=signal.Signals(number).name)
+        while received := reader.recv(1):
+            number = signal.Signals(received[0])
+            if number is signal.SIGHUP:
+                if reloader is not None:
+                    reloader.reload(number.name)
+                continue
+            log.info("stopping", signal=number.name)
             stop.set()
             inbox.wake()
 
@@ -148,9 +194,7 @@ def _health_server(config: ProxyConfig, state: HealthState) -> Iterator[None]:
     if not config.healthz_bind_address or config.once:
         yield
         return
-    server = HealthServer(config.healthz_bind_address, state)
-    server.start()
-    try:
+    address = config.healthz_bind_address
+    make = functools.partial(HealthServer, address, state)
+    with serving("health", address, make, hard_fail=config.bind_address_hard_fail):
         yield
-    finally:
-        server.stop()

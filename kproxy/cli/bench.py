@@ -5,21 +5,41 @@ from pathlib import Path
 
 import click
 
-from kproxy.cli.params import CommaList, Duration
+from kproxy.agent.settings.durations import parse_duration
+
+
+class _List(click.ParamType[tuple[str, ...]]):
+    name = "LIST"
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        del param, ctx
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
+
+
+class _Duration(click.ParamType[float]):
+    name = "DURATION"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
 
 
 @click.command()
 @click.option(
     "--modes",
-    type=CommaList(),
+    type=_List(),
     default="nft,legacy",
     show_default=True,
     help="Of nft, legacy, ipvs and nftables.",
 )
 @click.option(
-    "--sizes", type=CommaList(), default="100,1000,5000,10000", show_default=True, help="Numbers of services."
+    "--sizes", type=_List(), default="100,1000,5000,10000", show_default=True, help="Numbers of services."
 )
-@click.option("--endpoints", type=CommaList(), default="5", show_default=True, help="Endpoints of each.")
+@click.option("--endpoints", type=_List(), default="5", show_default=True, help="Endpoints of each.")
 @click.option(
     "--peer",
     "peers",
@@ -31,14 +51,14 @@ from kproxy.cli.params import CommaList, Duration
 @click.option("--repeats", default=15, show_default=True, help="How many single changes to time.")
 @click.option(
     "--rest",
-    type=Duration(),
+    type=_Duration(),
     default="1.2s",
     show_default=True,
     help="Pause between single changes; longer than the least time between two syncs of any contender.",
 )
 @click.option("--connects", default=2000, show_default=True, help="How many handshakes to time.")
-@click.option("--idle", type=Duration(), default="30s", show_default=True, help="How long to do nothing.")
-@click.option("--churn-time", type=Duration(), default="1m", show_default=True, help="How long to churn.")
+@click.option("--idle", type=_Duration(), default="30s", show_default=True, help="How long to do nothing.")
+@click.option("--churn-time", type=_Duration(), default="1m", show_default=True, help="How long to churn.")
 @click.option(
     "--churn", default=0.01, show_default=True, help="Share of services that get new endpoints each second."
 )

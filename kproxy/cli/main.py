@@ -6,18 +6,17 @@ from kproxy import __version__
 from kproxy.cli.bench import bench
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
+from kproxy.cli.params import read_environment
 from kproxy.cli.render import render
 from kproxy.cli.run import run
 
 
-@click.group(context_settings={"auto_envvar_prefix": "KPROXY", "help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kproxy")
 def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""
 
 
-main.add_command(run)
-main.add_command(render)
-main.add_command(cleanup)
-main.add_command(demo)
-main.add_command(bench)
+for command in (run, render, cleanup, demo, bench):
+    read_environment(command)
+    main.add_command(command)

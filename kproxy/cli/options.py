@@ -1,91 +1,91 @@
-"""The flags that say what the rules look like, shared by `run` and `render`, under kube-proxy's names."""
+"""The flags that say what the rules look like, shared by `run` and `render`, under kube-proxy's names.
 
-from collections.abc import Callable
-from functools import reduce
-from typing import Any
+Flags have no defaults of their own: what was not given is the configuration's business.
+"""
+
+from pathlib import Path
 
 import click
 
 from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
 from kproxy.backends.iptables.choice import LAYOUTS
-from kproxy.cli.params import CommaList, boolean
+from kproxy.cli.params import Decorator, boolean, flag, together
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-_RULES: tuple[Decorator, ...] = (
-    click.option(
+rule_options = together(
+    flag(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="A KubeProxyConfiguration; most other flags do not count next to it, as with kube-proxy.",
+    ),
+    flag(
         "--proxy-mode",
-        default="iptables",
-        show_default=True,
+        usual="iptables",
         type=click.Choice(PROXY_MODES),
         help="What carries the traffic.",
     ),
-    click.option(
+    flag(
         "--cluster-cidr",
-        "cluster_cidrs",
-        type=CommaList(),
-        default="",
         metavar="CIDR[,CIDR]",
         help="Pod addresses of the cluster; traffic from elsewhere to cluster IPs is masqueraded.",
     ),
-    click.option(
+    flag(
         "--detect-local-mode",
         type=click.Choice(DETECT_LOCAL_MODES),
-        default="ClusterCIDR",
-        show_default=True,
+        usual="ClusterCIDR",
         help="How pods' traffic is told from other traffic.",
     ),
-    click.option("--pod-bridge-interface", default="", metavar="IFACE", help="For mode BridgeInterface."),
-    click.option(
-        "--pod-interface-name-prefix", default="", metavar="PREFIX", help="For mode InterfaceNamePrefix."
-    ),
-    boolean("--masquerade-all", default=False, help="Masquerade all traffic to cluster IPs."),
-    click.option(
+    flag("--pod-bridge-interface", metavar="IFACE", help="For mode BridgeInterface."),
+    flag("--pod-interface-name-prefix", metavar="PREFIX", help="For mode InterfaceNamePrefix."),
+    boolean("--masquerade-all", help="Masquerade all traffic to cluster IPs."),
+    flag(
         "--iptables-masquerade-bit",
-        "masquerade_bit",
-        type=click.IntRange(0, 31),
-        default=14,
-        show_default=True,
+        type=int,
+        metavar="0-31",
+        usual="14",
         help="Bit of the packet mark that asks for masquerading.",
     ),
     boolean(
         "--iptables-localhost-nodeports",
-        "localhost_node_ports",
-        default=True,
+        usual="true",
         help="Answer node ports on 127.0.0.1 (IPv4).",
     ),
-    click.option(
+    flag(
         "--nodeport-addresses",
-        "node_port_addresses",
-        type=CommaList(),
-        default="",
         metavar="CIDR,...|primary",
         help="Local addresses that accept node ports; empty: all.",
     ),
-    click.option(
+    flag(
         "--iptables-layout",
-        default="auto",
-        show_default=True,
+        usual="auto",
         type=click.Choice(LAYOUTS),
         help="kube-proxy's chains, or fewer and smaller ones for large clusters.",
     ),
-    click.option(
+    flag(
         "--ipvs-scheduler",
-        default="rr",
-        show_default=True,
+        usual="rr",
         metavar="NAME[,FLAG]",
         help="How IPVS chooses endpoints: rr, wrr, lc, wlc, sh, mh, ...",
     ),
-    click.option(
+    flag(
         "--ipvs-exclude-cidrs",
-        type=CommaList(),
-        default="",
         metavar="CIDR,...",
         help="Virtual servers in these are never removed unless a service has them.",
     ),
+    flag(
+        "--bind-address",
+        metavar="IP",
+        usual="0.0.0.0",  # noqa: S104
+        help="The node's primary address, if not the Node object's; nothing is bound to it.",
+    ),
 )
+"""For `run` and `render`."""
 
 
-def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags to a command."""
-    return reduce(lambda wrapped, option: option(wrapped), reversed(_RULES), command)
+def duration(name: str, default: str, help: str) -> Decorator:  # noqa: A002
+    """A flag that takes a Go duration such as 30s."""
+    return flag(name, metavar="DURATION", usual=default, help=help)
+
+
+def size(name: str, default: str, help: str) -> Decorator:  # noqa: A002
+    """A flag that takes a whole number."""
+    return flag(name, type=int, metavar="N", usual=default, help=help)

@@ -1,59 +1,65 @@
-"""Flag types in the forms that Kubernetes components use, with errors that name what is wrong."""
+"""Flags in Go's manner, and how what was given reaches the configuration."""
 
-import re
-import socket
 from collections.abc import Callable
+from functools import reduce
+from pathlib import PurePath
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+from kproxy.agent.settings.flags import PORT_FLAGS
+from kproxy.agent.settings.loading import CommandLine
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-class Duration(click.ParamType[float]):
-    """A Go duration (`30s`, `1m30s`, `100ms`, `0`), read as seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse; fail with a usage error."""
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        if text == "0":
-            return 0.0
-        parts = _DURATION.findall(text)
-        if not parts or "".join(a + b for a, b in parts) != text:
-            self.fail(f"{text!r} is not a duration such as 30s, 1m30s or 100ms", param, ctx)
-        return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
-class CommaList(click.ParamType[tuple[str, ...]]):
-    """Values separated by commas; blanks around them do not count."""
-
-    name = "list"
-
-    def convert(self, value: Any, *_: Any) -> tuple[str, ...]:
-        """Split."""
-        if isinstance(value, tuple):
-            return value
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+def flag(*names: str, usual: str = "", **settings: Any) -> Decorator:
+    """An option without a default: what was not given is None. `usual`: the default that --help tells."""
+    if usual:
+        settings["help"] += f"  [default: {usual}]"
+    return click.option(*names, default=None, **settings)
 
 
-def node_name(override: str | None) -> str:
-    """The node's name: the override or the host's, in lower case without blanks, as kube-proxy has it."""
-    return (override or socket.gethostname()).strip().lower()
-
-
-def boolean(*names: str, default: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # noqa: A002
+def boolean(*names: str, **settings: Any) -> Decorator:
     """A flag in Go's manner: `--flag`, `--flag=true` and `--flag=false` all work."""
-    return click.option(
-        *names,
-        type=click.BOOL,
-        is_flag=False,
-        flag_value="true",
-        default=default,
-        show_default=True,
-        help=help,
-    )
+    return flag(*names, type=click.BOOL, is_flag=False, flag_value="true", **settings)
+
+
+def together(*options: Decorator) -> Decorator:
+    """One decorator for many, listed by --help in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        return reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+    return decorate
+
+
+def flag_name(option: click.Parameter) -> str:
+    """The first long name of an option without dashes: `proxy-mode`, `v`."""
+    return next((name for name in option.opts if name.startswith("--")), option.opts[0]).lstrip("-")
+
+
+def read_environment(command: click.Command) -> None:
+    """Let each flag of a command be given as a variable: `--cluster-cidr` as KPROXY_CLUSTER_CIDR.
+
+    Not --healthz-port and --metrics-port: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods of a
+    namespace that has a Service kproxy-metrics.
+    """
+    for option in command.params:
+        name = flag_name(option)
+        if isinstance(option, click.Option) and name not in {*PORT_FLAGS, "help", "version"}:
+            option.envvar = "KPROXY_" + name.upper().replace("-", "_")
+
+
+def command_line(context: click.Context) -> CommandLine:
+    """What was given for this command, on the command line or in the environment."""
+    flags: dict[str, object] = {}
+    for option in context.command.params:
+        if option.name is not None and context.get_parameter_source(option.name) in _GIVEN:
+            value = context.params[option.name]
+            flags[flag_name(option)] = str(value) if isinstance(value, PurePath) else value
+    flags.pop("config", None)
+    return CommandLine(context.params.get("config"), flags)

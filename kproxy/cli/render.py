@@ -7,7 +7,7 @@ import click
 
 from kproxy import logs
 from kproxy.cli.options import rule_options
-from kproxy.cli.params import node_name
+from kproxy.cli.params import command_line
 
 
 @click.command()
@@ -22,21 +22,31 @@ from kproxy.cli.params import node_name
     "--ip-family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="IPv4 or IPv6 rules."
 )
 @rule_options
-def render(manifests: Path, node: str | None, ip_family: str, **flags: Any) -> None:
+@click.pass_context
+def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any) -> None:
     """Print all that a node would be given for the services in a directory of manifests.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
     ipset.
     """
+    import msgspec
+
     from kproxy.addresses import Family
-    from kproxy.agent.config import ConfigError, ProxyConfig
+    from kproxy.agent.config import ConfigError
     from kproxy.agent.offline import render_manifests
+    from kproxy.agent.settings.loading import FileError, tell_flags
 
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
-    config = ProxyConfig(node_name=node_name(node), manifests=manifests, **flags)
+    given = command_line(context)
+    tell_flags(given)
     try:
+        config = given.resolve(given.load())
+        if node:
+            config = msgspec.structs.replace(config, node_name=node.strip().lower())
         text, problems = render_manifests(config, family)
+    except FileError as error:
+        raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:
         raise click.UsageError("\n".join(error.problems)) from error
     for problem in problems:

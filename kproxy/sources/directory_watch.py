@@ -1,4 +1,4 @@
-"""Know when a directory of manifests is worth reading again, and which of its files are being written.
+"""Know when a directory of files is worth reading again, and which of them are being written.
 
 inotify tells at once; a slow rescan is the net under it (network file systems and targets of symbolic links
 send no events). A file that is open for writing is held back until it is closed, so that half of it is not
@@ -44,7 +44,7 @@ class DirectoryWatch:
         self._parent: Path | None = None
         self._poll = select.poll()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._waker = threading.Thread(target=self._wake_on_stop, name="manifests-stop", daemon=True)
+        self._waker = threading.Thread(target=self._wake_on_stop, name="directory-stop", daemon=True)
 
     def __enter__(self) -> Self:
         self._poll.register(self._stop_fd, select.POLLIN)
@@ -52,7 +52,9 @@ class DirectoryWatch:
         try:
             self._inotify = Inotify()
         except OSError as error:
-            log.warning("manifest_events_unavailable", error=str(error), fallback="rescan")
+            log.warning(
+                "file_events_unavailable", directory=str(self._directory), error=str(error), fallback="rescan"
+            )
         else:
             self._poll.register(self._inotify.fileno(), select.POLLIN)
         self.refresh()
@@ -92,7 +94,7 @@ class DirectoryWatch:
         try:
             parent_watch = self._inotify.add(ancestor, _ENTRIES | _SELF | Mask.ONLYDIR)
         except OSError as error:
-            log.debug("manifest_watch_failed", path=str(ancestor), error=str(error))
+            log.debug("file_watch_failed", path=str(ancestor), error=str(error))
         else:
             if self._parent_watch not in (None, parent_watch):
                 self._inotify.remove(self._parent_watch)
@@ -100,7 +102,7 @@ class DirectoryWatch:
         try:
             watch = self._inotify.add(self._directory, _CONTENT | Mask.ATTRIB | _SELF | Mask.ONLYDIR)
         except OSError as error:
-            log.debug("manifest_watch_failed", path=str(self._directory), error=str(error))
+            log.debug("file_watch_failed", path=str(self._directory), error=str(error))
             if self._watch is not None:
                 self._inotify.remove(self._watch)
             self._watch = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
@@ -151,3 +152,26 @@ def test_the_default_scheduler_has_its_flags() -> None:
         msgspec.structs.replace(CONFIG, ipvs_scheduler="mh"), IptablesConfig(Family.IPV4), facts
     )
     assert config.scheduler == Scheduler("mh", hash_port=True)
+
+
+def test_new_settings_are_taken_while_it_runs(sysctls: Sysctls) -> None:
+    ipvs = FakeIpvs()
+    running = mode(ipvs)
+    facts = FamilyFacts(None, None, localhost_node_ports=True)
+    backend = running.configure(Family.IPV4, facts)
+    changed = msgspec.structs.replace(
+        CONFIG, ipvs_scheduler="sh", ipvs_tcp_timeout=900.0, ipvs_strict_arp=True, masquerade_all=True
+    )
+    running.reconfigure(changed)
+    assert ipvs.timeouts.tcp == 900
+    assert sysctls.values["net/ipv4/conf/all/arp_ignore"] == 1
+    assert running.configure(Family.IPV4, facts) is backend
+
+
+def test_a_new_scheduler_that_the_kernel_lacks_is_not_taken(sysctls: Sysctls) -> None:
+    running = mode(FakeIpvs(schedulers=["rr", "sh"]))
+    with capture_logs() as logs:
+        running.reconfigure(msgspec.structs.replace(CONFIG, ipvs_scheduler="mh", masquerade_all=True))
+    assert [(line["event"], line["scheduler"]) for line in logs if line["log_level"] == "warning"] == [
+        ("scheduler_missing", "mh")
+    ]

@@ -127,3 +127,23 @@ def test_every_bad_setting_is_named_at_once() -> None:
         "--iptables-sync-period",
     ):
         assert flag in told
+
+
+def test_the_bind_address_stands_for_the_primary_address_of_its_family() -> None:
+    primary = node(
+        status={
+            "addresses": [
+                {"type": "InternalIP", "address": "10.0.0.7"},
+                {"type": "InternalIP", "address": "fd00::7"},
+            ]
+        }
+    )
+    for given, expected in (
+        ("0.0.0.0", {V4: "10.0.0.7", V6: "fd00::7"}),
+        ("::", {V4: "10.0.0.7", V6: "fd00::7"}),
+        ("192.168.1.5", {V4: "192.168.1.5", V6: "fd00::7"}),
+        ("fd00::5", {V4: "10.0.0.7", V6: "fd00::5"}),
+    ):
+        facts = node_facts(config(bind_address=given), primary, ())
+        assert facts is not None
+        assert facts.view.addresses == expected

@@ -6,7 +6,6 @@ import pytest
 from click.testing import CliRunner
 
 from kproxy.cli.main import main
-from kproxy.cli.params import node_name
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 RENDER = ["render", "--manifests", str(EXAMPLES), "--node", "node-a"]
@@ -64,10 +63,10 @@ def test_a_defect_is_a_warning_and_the_rest_is_rendered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([*RENDER, "--cluster-cidr", "10.0.0.0/40"], "--cluster-cidr '10.0.0.0/40'"),
-        ([*RENDER, "--detect-local-mode", "BridgeInterface"], "--pod-bridge-interface ''"),
+        ([*RENDER, "--cluster-cidr", "10.0.0.0/40"], '--cluster-cidr: "10.0.0.0/40"'),
+        ([*RENDER, "--detect-local-mode", "BridgeInterface"], '--pod-bridge-interface: ""'),
         ([*RENDER, "--detect-local-mode", "NodeCIDR", "--node", "nobody"], "no Node nobody"),
-        (["run", "--iptables-sync-period", "soon"], "'soon' is not a duration"),
+        (["run", "--iptables-sync-period", "soon"], '--iptables-sync-period: "soon" is not a duration'),
         (["run", "--kubeconfig", "/does/not/exist"], "does not exist"),
         (["run", "--proxy-mode", "magic"], "magic"),
     ],
@@ -78,11 +77,19 @@ def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
     assert told in message
 
 
-def test_the_nodes_name_is_normalised() -> None:
-    assert node_name(" Node-A ") == "node-a"
-    assert node_name(None) == node_name(None).strip().lower() != ""
-
-
 def test_flags_can_come_from_the_environment() -> None:
-    result = CliRunner().invoke(main, RENDER, env={"KPROXY_RENDER_CLUSTER_CIDRS": "10.9.0.0/16"})
+    result = CliRunner().invoke(main, RENDER, env={"KPROXY_CLUSTER_CIDR": "10.9.0.0/16"})
     assert "! -s 10.9.0.0/16" in result.stdout
+
+
+def test_render_takes_the_configuration_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "config.conf"
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+    file.write_text(head + "clusterCIDR: 10.9.0.0/16\n")
+    status, text, log = run(*RENDER, "--config", str(file), "--masquerade-all")
+    assert status == 0
+    assert "! -s 10.9.0.0/16 -d 10.96.0.80/32" in text
+    assert "flags_ignored flags=['--masquerade-all']" in log
+    file.write_text(head + "clusterCIDR: 10.9.0.0\n")
+    status, _, message = run(*RENDER, "--config", str(file))
+    assert (status, 'clusterCIDR: "10.9.0.0" is not a CIDR' in message) == (1, True)

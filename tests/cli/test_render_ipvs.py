@@ -55,7 +55,7 @@ def test_the_scheduler_is_the_operators() -> None:
 def test_a_scheduler_that_nobody_knows_is_refused(name: str) -> None:
     result = CliRunner().invoke(main, ["render", *FLAGS, "--ipvs-scheduler", name])
     assert result.exit_code == 2
-    assert f"--ipvs-scheduler '{name}'" in result.output
+    assert f'--ipvs-scheduler: "{name}" is ' in result.output
 
 
 def printed(*command: str) -> list[str]:

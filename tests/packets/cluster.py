@@ -76,6 +76,7 @@ class Cluster:
             *("--hostname-override", self.lab.spec.node_name),
             *("--cluster-cidr", CLUSTER_CIDRS),
             *("--iptables-min-sync-period", "10ms"),
+            *("--ipvs-min-sync-period", "10ms"),
             *("-v", "2"),
             *self.mode.arguments,
             *flags,

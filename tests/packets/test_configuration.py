@@ -1,0 +1,245 @@
+"""The real program with a configuration file: as kubeadm writes it, changed while it runs, and broken."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import CLUSTER_CIDRS, Cluster
+from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES
+from tests.packets.outcomes import names
+from tests.packets.program import Kproxy
+
+pytestmark = pytest.mark.root
+
+KUBEADM = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
+
+
+class File:
+    """kubeadm's file with what this cluster needs in it, written anew as a whole."""
+
+    def __init__(self, path: Path, cluster: Cluster) -> None:
+        self.path = path
+        self._document: dict[str, Any] = yaml.safe_load(KUBEADM.read_text())
+        modes = dict(zip(cluster.mode.arguments, cluster.mode.arguments[1:], strict=False))
+        self._document["clientConnection"]["kubeconfig"] = str(cluster.kubeconfig)
+        self._document["clusterCIDR"] = CLUSTER_CIDRS
+        self._document["mode"] = modes.get("--proxy-mode", "")
+        self.set()
+
+    def set(self, **sections: Any) -> None:
+        """Change fields, those of sections one by one, and put the file in place at once."""
+        for name, value in sections.items():
+            if isinstance(value, dict):
+                self._document[name] |= value
+            else:
+                self._document[name] = value
+        self._write()
+
+    def unset(self, section: str, field: str) -> None:
+        """Take a field out of a section; the file itself follows with the next `set`."""
+        del self._document[section][field]
+
+    def _write(self) -> None:
+        new = self.path.with_name(".new")
+        new.write_text(yaml.safe_dump(self._document))
+        new.rename(self.path)
+
+
+@pytest.fixture
+def file(spare: Cluster, tmp_path: Path) -> File:
+    return File(tmp_path / "config.conf", spare)
+
+
+def start(cluster: Cluster, file: File) -> Kproxy:
+    return cluster.start("--config", str(file.path))
+
+
+def test_a_file_as_kubeadm_writes_it_programs_the_node(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods, type="NodePort")
+    for family in FAMILIES:
+        outside = spare.ask(spare.lab.client, service.ip(family), 80)
+        assert (outside.pods, outside.sources) == (names(pods), spare.as_node(pods, family))
+        address = (NODE_IP4, NODE_IP6)[FAMILIES.index(family)][0]
+        assert spare.ask(spare.lab.client, address, service.node_port).pods == names(pods)
+    ignored = program.wait_log("flags_ignored")
+    assert "--cluster-cidr" in ignored
+    assert "--hostname-override" not in ignored
+
+
+def test_settings_change_under_traffic(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    asker, *pods = spare.lab.pods[:4]
+    service = spare.publish(pods)
+
+    def sources(family: Family) -> dict[str, set[str]]:
+        return spare.ask(asker, service.ip(family), 80).sources
+
+    own = {family: {pod.name: {asker.ip(family)} for pod in pods} for family in FAMILIES}
+    assert {family: sources(family) for family in FAMILIES} == own
+    hidden = {family: spare.as_node(pods, family) for family in FAMILIES}
+    for wanted, expected in ((True, hidden), (False, own)):
+        mark = program.mark()
+        file.set(iptables={"masqueradeAll": wanted})
+        program.wait_log("configuration_reloaded", "iptables.masqueradeAll", since=mark)
+        for family in FAMILIES:
+            program.until(lambda family=family: sources(family), expected[family])  # type: ignore[misc]
+
+
+def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pod = spare.lab.local_pods[0]
+    service = spare.publish([pod], type="NodePort")
+
+    def outcomes() -> list[str]:
+        client = spare.lab.client
+        return [spare.outcome(client, ip, service.node_port) for ip in (*NODE_IP4, *NODE_IP6)]
+
+    everywhere = [pod.name] * len((*NODE_IP4, *NODE_IP6))
+    assert outcomes() == everywhere
+    file.set(nodePortAddresses=["primary"])
+    program.send(signal.SIGHUP)
+    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
+    program.until(outcomes, primary)
+    file.set(nodePortAddresses=None)
+    program.until(outcomes, everywhere)
+
+
+@pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)
+def test_node_ports_on_localhost_come_and_go(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pod = spare.lab.local_pods[0]
+    service = spare.publish([pod], type="NodePort")
+    for wanted, expected in ((False, "Refused"), (True, pod.name)):
+        file.set(iptables={"localhostNodePorts": wanted})
+        program.until(lambda: spare.outcome(spare.lab.node, "127.0.0.1", service.node_port), expected)
+
+
+def test_the_mark_and_the_way_to_tell_pods_change_under_traffic(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    asker, *pods = spare.lab.pods[:4]
+    service = spare.publish(pods)
+    for changes in (
+        {"iptables": {"masqueradeBit": 20}},
+        {"detectLocalMode": "NodeCIDR"},
+        {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "mynet"}},
+        {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "mynet0"}},
+    ):
+        mark = program.mark()
+        file.set(**changes)
+        program.wait_log("configuration_reloaded", since=mark)
+        program.wait_log("synced", "family=IPv6", since=mark)
+        for family in FAMILIES:
+            own = {pod.name: {asker.ip(family)} for pod in pods}
+            assert spare.ask(asker, service.ip(family), 80).sources == own
+            outside = spare.ask(spare.lab.client, service.ip(family), 80)
+            assert outside.sources == spare.as_node(pods, family)
+
+
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+def test_the_scheduler_of_virtual_servers_changes(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    service = spare.publish(spare.lab.pods[:2])
+    node = spare.lab.node
+
+    def scheduler() -> str:
+        lines = node.run(["ipvsadm", "-Sn"]).stdout.splitlines()
+        return next(line.split()[4] for line in lines if line.startswith(f"-A -t {service.ip(4)}:80 "))
+
+    assert scheduler() == "rr"
+    file.set(ipvs={"scheduler": "wlc", "tcpTimeout": "15m2s"})
+    program.until(scheduler, "wlc")
+    assert "902 120 300" in node.run(["ipvsadm", "-L", "--timeout"]).stdout
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(spare.lab.pods[:2])
+
+
+def test_a_bad_file_and_another_mode_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods)
+    mark = program.mark()
+    file.set(iptables={"syncPeriod": "3x", "foo": 1})
+    told = program.wait_log("configuration_rejected", since=mark)
+    assert "iptables.syncPeriod" in told
+    assert "iptables.foo: unknown field" in told
+    mark = program.mark()
+    other = "iptables" if spare.mode.name == "ipvs" else "ipvs"
+    file.unset("iptables", "foo")
+    file.set(iptables={"syncPeriod": "20s"}, mode=other, hostnameOverride="another")
+    assert "'mode'" in program.wait_log("restart_needed", since=mark)
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(pods)
+    added = spare.publish(pods)
+    for family in FAMILIES:
+        assert spare.ask(spare.lab.client, added.ip(family), 80).pods == names(pods)
+
+
+def test_a_signal_without_a_file_is_harmless(spare: Cluster) -> None:
+    program = spare.start()
+    program.send(signal.SIGHUP)
+    program.wait_log("nothing_to_reload")
+    pods = spare.lab.pods[:2]
+    service = spare.publish(pods)
+    assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
+
+
+def test_kernel_parameters_of_the_file_are_set_and_follow_it(spare: Cluster, file: File) -> None:
+    names_of = {
+        "tcpEstablishedTimeout": "nf_conntrack_tcp_timeout_established",
+        "udpStreamTimeout": "nf_conntrack_udp_timeout_stream",
+    }
+
+    def values() -> list[str]:
+        return [spare.lab.node.sysctl(f"net.netfilter.{name}") for name in names_of.values()]
+
+    file.set(conntrack={"tcpEstablishedTimeout": "2h", "udpStreamTimeout": "77s"})
+    program = start(spare, file)
+    assert values() == ["7200", "77"]
+    file.set(conntrack={"tcpEstablishedTimeout": None, "udpStreamTimeout": "88s"})
+    program.until(values, ["86400", "88"])
+
+
+def test_preparing_sets_kernel_parameters_and_writes_no_rules(spare: Cluster, file: File) -> None:
+    node = spare.lab.node
+    node.run([sys.executable, "-m", "kproxy", "cleanup"])
+    node.sysctl("net.ipv4.conf.all.route_localnet", 0)
+    node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 60)
+    node.run([sys.executable, "-m", "kproxy", "run", "--config", str(file.path), "--init-only"])
+    assert node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait") == "3600"
+    if spare.mode.name != "ipvs":
+        assert node.sysctl("net.ipv4.conf.all.route_localnet") == "1"
+    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+
+
+def test_the_flag_cleanup_is_the_command(spare: Cluster, file: File) -> None:
+    start(spare, file)
+    spare.stop()
+    assert [rule for rule in spare.rules(4) if "KUBE-" in rule]
+    spare.lab.node.run([sys.executable, "-m", "kproxy", "run", "--cleanup"])
+    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+
+
+def test_a_taken_health_port_leaves_the_rules_alone_unless_the_file_says_so(
+    spare: Cluster, file: File
+) -> None:
+    with spare.lab.node.listen("0.0.0.0", 10256):
+        program = start(spare, file)
+        assert "10256" in program.wait_log("bind_failed")
+        pods = spare.lab.pods[:2]
+        service = spare.publish(pods)
+        assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
+        spare.stop()
+        file.set(bindAddressHardFail=True)
+        ended = spare.lab.node.run(
+            [sys.executable, "-m", "kproxy", "run", "--config", str(file.path)], check=False
+        )
+    assert ended.returncode == 1
+    assert "in use" in ended.stderr

@@ -1,0 +1,1 @@
+"""What operators write: files, flags, variables, and changes of them."""

@@ -1,0 +1,218 @@
+"""A changed file: what is applied, what is named as needing a restart, and what is refused."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+from structlog.testing import capture_logs
+
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.settings.codec import flatten
+from kproxy.agent.settings.documents import read_documents
+from kproxy.agent.settings.loading import CommandLine
+from kproxy.agent.settings.reload import LIVE, LIVE_OWN, Reloader, changes_between
+from kproxy.agent.settings.schema import KproxyConfiguration, KubeProxyConfiguration
+
+HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+OWN_HEAD = "---\napiVersion: kproxy.io/v1alpha1\nkind: KproxyConfiguration\n"
+
+
+def test_what_is_said_to_be_live_exists() -> None:
+    assert {path for path, _ in flatten(KubeProxyConfiguration())} >= LIVE
+    assert {path for path, _ in flatten(KproxyConfiguration())} >= LIVE_OWN
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "applied", "restart"),
+    [
+        ("", "", (), ()),
+        ("", "iptables: {masqueradeAll: true}", ("iptables.masqueradeAll",), ()),
+        ("ipvs: {scheduler: wlc}", "", ("ipvs.scheduler",), ()),
+        ("", "mode: ipvs", (), ("mode",)),
+        ("", "hostnameOverride: b", (), ("hostnameOverride",)),
+        ("", "clientConnection: {kubeconfig: /k}", (), ("clientConnection.kubeconfig",)),
+        ("", "healthzBindAddress: 0.0.0.0:1", (), ("healthzBindAddress",)),
+        ("", "conntrack: {tcpBeLiberal: true, min: 1}", ("conntrack.min",), ("conntrack.tcpBeLiberal",)),
+        ("", "configSyncPeriod: 1m", ("configSyncPeriod",), ()),
+        ("", "featureGates: {A: true}", ("featureGates",), ()),
+        (
+            "",
+            "mode: ipvs\nclusterCIDR: 10.0.0.0/8\n"
+            + OWN_HEAD
+            + "ipvs: {gracefulPeriod: 1m}\niptables: {variant: nft}",
+            ("clusterCIDR", "KproxyConfiguration ipvs.gracefulPeriod"),
+            ("mode", "KproxyConfiguration iptables.variant"),
+        ),
+    ],
+)
+def test_changes_are_sorted(old: str, new: str, applied: tuple[str, ...], restart: tuple[str, ...]) -> None:
+    (before, _), (after, defects) = read_documents(HEAD + old), read_documents(HEAD + new)
+    assert defects == []
+    changes = changes_between(before, after)
+    assert set(changes.applied) == set(applied)
+    assert set(changes.restart) == set(restart)
+    again = changes_between(changes.settings, after)
+    assert (again.applied, set(again.restart)) == ((), set(restart))
+
+
+class Running:
+    """A reloader over a real file; what it applies comes out of a queue."""
+
+    def __init__(self, file: Path, **flags: object) -> None:
+        self.file = file
+        self.applied: SimpleQueue[ProxyConfig] = SimpleQueue()
+        given = CommandLine(file, flags)
+        self.reloader = Reloader(given, given.load(), self.applied.put)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self.reloader.watch, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Running:
+    file = tmp_path / "config.conf"
+    file.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\n")
+    return Running(file, **{"hostname-override": "node-a"})
+
+
+def test_what_changed_is_applied_and_the_rest_stays(running: Running) -> None:
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n")
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+    config = running.applied.get(timeout=0)
+    assert (config.cluster_cidrs, config.proxy_mode, config.node_name) == (
+        ("10.2.0.0/16",),
+        "iptables",
+        "node-a",
+    )
+    assert [line["event"] for line in logs] == ["configuration_reloaded", "restart_needed"]
+    assert logs[0]["applied"] == ["clusterCIDR"]
+    assert logs[1]["settings"] == ["mode"]
+
+
+def test_a_file_that_says_the_same_changes_nothing(running: Running) -> None:
+    running.file.write_text(HEAD + "# a comment\nclusterCIDR: '10.1.0.0/16'\nipvs: {}\n")
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+    assert running.applied.empty()
+    assert [line["event"] for line in logs] == ["configuration_unchanged"]
+
+
+@pytest.mark.parametrize("content", ["clusterCIDR: 10.2.0.0/40\nfoo: 1\n", ": [", None])
+def test_a_bad_file_changes_nothing_and_is_told_once(running: Running, content: str | None) -> None:
+    if content is None:
+        running.file.unlink()
+    else:
+        running.file.write_text(HEAD + content)
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+        running.reloader.reload("SIGHUP")
+    assert running.applied.empty()
+    assert [line["event"] for line in logs] == ["configuration_rejected"]
+    assert all(str(running.file) in problem for problem in logs[0]["problems"])
+    running.file.write_text(HEAD + "clusterCIDR: 10.3.0.0/16\n")
+    running.reloader.reload("SIGHUP")
+    assert running.applied.get(timeout=0).cluster_cidrs == ("10.3.0.0/16",)
+
+
+def test_what_needs_a_restart_is_named_again_with_the_next_change(running: Running) -> None:
+    running.file.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\nmode: ipvs\n")
+    running.reloader.reload("SIGHUP")
+    assert running.applied.empty()
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n")
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+    assert running.applied.get(timeout=0).proxy_mode == "iptables"
+    assert [line["settings"] for line in logs if line["event"] == "restart_needed"] == [["mode"]]
+
+
+def test_without_a_file_there_is_nothing_to_reload() -> None:
+    given = CommandLine(None, {})
+    with capture_logs() as logs:
+        reloader = Reloader(given, given.load(), lambda _: pytest.fail("nothing changed"))
+        reloader.reload("SIGHUP")
+        reloader.watch(threading.Event())
+    assert [line["event"] for line in logs] == ["nothing_to_reload"]
+
+
+def rewrite(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def rename_over(file: Path, text: str) -> None:
+    new = file.with_name(".new")
+    new.write_text(text)
+    new.rename(file)
+
+
+def delete_and_write(file: Path, text: str) -> None:
+    file.unlink()
+    file.write_text(text)
+
+
+@pytest.mark.parametrize("change", [rewrite, rename_over, delete_and_write])
+def test_a_changed_file_is_noticed(running: Running, change: Callable[[Path, str], None]) -> None:
+    with running.watching():
+        for number in (2, 3):
+            change(running.file, HEAD + f"clusterCIDR: 10.{number}.0.0/16\n")
+            assert running.applied.get(timeout=30).cluster_cidrs == (f"10.{number}.0.0/16",)
+
+
+def test_a_mounted_config_map_is_noticed(tmp_path: Path) -> None:
+    """As kubelet does it: the file is a link through ..data, which is replaced by another link."""
+
+    def publish(number: int) -> None:
+        versioned = tmp_path / f"..version_{number}"
+        versioned.mkdir()
+        (versioned / "config.conf").write_text(HEAD + f"clusterCIDR: 10.{number}.0.0/16\n")
+        (tmp_path / "..data_tmp").symlink_to(versioned.name)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    publish(1)
+    (tmp_path / "config.conf").symlink_to("..data/config.conf")
+    running = Running(tmp_path / "config.conf")
+    with running.watching():
+        for number in (2, 3):
+            publish(number)
+            assert running.applied.get(timeout=30).cluster_cidrs == (f"10.{number}.0.0/16",)
+
+
+def test_a_change_before_the_watch_begins_is_not_missed(running: Running) -> None:
+    running.file.write_text(HEAD + "clusterCIDR: 10.9.0.0/16\n")
+    with running.watching():
+        assert running.applied.get(timeout=30).cluster_cidrs == ("10.9.0.0/16",)
+
+
+def test_what_a_signal_applied_is_taken_back_with_the_old_file(running: Running) -> None:
+    """The watch may sleep through a file that comes and goes; what counts is what was applied last."""
+    with running.watching():
+        rename_over(running.file, HEAD + "clusterCIDR: 10.2.0.0/16\n")
+        assert running.applied.get(timeout=30).cluster_cidrs == ("10.2.0.0/16",)
+        rename_over(running.file, HEAD + "clusterCIDR: 10.3.0.0/16\n")
+        running.reloader.reload("SIGHUP")
+        assert running.applied.get(timeout=0).cluster_cidrs == ("10.3.0.0/16",)
+        rename_over(running.file, HEAD + "clusterCIDR: 10.2.0.0/16\n")
+        assert running.applied.get(timeout=30).cluster_cidrs == ("10.2.0.0/16",)
+
+
+def test_a_relative_path_is_watched_too(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = Running(Path(os.path.relpath(running.file)))
+    with relative.watching():
+        rename_over(running.file, HEAD + "clusterCIDR: 10.4.0.0/16\n")
+        assert relative.applied.get(timeout=30).cluster_cidrs == ("10.4.0.0/16",)
