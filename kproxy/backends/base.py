@@ -28,14 +28,17 @@ class SyncReport(msgspec.Struct, frozen=True):
 
     All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
-    `changes` counts what was written, by name of the object kind. `degraded` services work, but not in every
-    respect as they were asked for; it says in which.
+    `changes` counts what was written, by name of the object kind, and `rules` the iptables rules among it by
+    table. `degraded` services work, but not in every respect as they were asked for; it says in which.
+    `full`: the kernel was read first, and all of it was compared with what is desired.
     """
 
     failed: Mapping[str, str] = {}
     error: str | None = None
     changes: Mapping[str, int] = {}
     degraded: Mapping[str, str] = {}
+    rules: Mapping[str, int] = {}
+    full: bool = False
 
 
 class CheckError(Exception):

@@ -142,6 +142,10 @@ class IpvsBackend:
         self._next_look = self._clock() + self._config.look_period
         return drifts
 
+    def rules(self) -> dict[str, int]:
+        """How many iptables rules of ours the kernel is known to hold, by table."""
+        return self._rules.rules()
+
     def _want(self, plan: ServicePlan) -> None:
         key = plan.key
         self._degraded.pop(key, None)
@@ -194,7 +198,8 @@ class IpvsBackend:
             self._settled = True
         keeper.tidy(written)
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
-        return SyncReport({**report.failed, **keeper.refused, **stuck})
+        failed = {**report.failed, **keeper.refused, **stuck}
+        return SyncReport(failed, rules=report.rules, full=report.full)
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""
