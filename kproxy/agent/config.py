@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.addresses import Family, parse_cidr
+from kproxy.agent.http_server import split_host_port
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import parse_scheduler
 
@@ -52,6 +53,9 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     min_sync_period: float = 0.1
     node_port_addresses: tuple[str, ...] = ()
     healthz_bind_address: str = "0.0.0.0:10256"
+    metrics_bind_address: str = "127.0.0.1:10249"
+    bind_address_hard_fail: bool = False
+    metrics_service_limit: int = 500
     iptables_variant: Variant | None = None
     ipvs_scheduler: str = "rr"
     ipvs_exclude_cidrs: tuple[str, ...] = ()
@@ -101,6 +105,17 @@ def validate(config: ProxyConfig) -> None:
         problems.append(
             f"--iptables-min-sync-period {config.min_sync_period:g}s: not between 0 and the sync period"
         )
+    for flag, address in (
+        ("--healthz-bind-address", config.healthz_bind_address),
+        ("--metrics-bind-address", config.metrics_bind_address),
+    ):
+        try:
+            if address:
+                split_host_port(address)
+        except ValueError as error:
+            problems.append(f"{flag}: {error}")
+    if config.metrics_service_limit < 0:
+        problems.append(f"--metrics-service-limit {config.metrics_service_limit}: negative")
     problems += _local_mode_problems(config)
     problems += _ipvs_problems(config)
     if not config.node_name:

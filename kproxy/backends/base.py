@@ -41,6 +41,31 @@ class SyncReport(msgspec.Struct, frozen=True):
     full: bool = False
 
 
+class PortTraffic(msgspec.Struct, frozen=True, gc=False):
+    """What its counters say of one service port: `name` is PortPlan's, `protocol` TCP, UDP or SCTP.
+
+    `sent` and `answered` are (packets, bytes) from and to clients. Where the kernel looks at the first packet
+    of a connection only, `sent` holds just those, and `answered` is None.
+    """
+
+    name: str
+    protocol: str
+    connections: int
+    sent: tuple[int, int]
+    answered: tuple[int, int] | None = None
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What one family's kernel holds: traffic per service port, iptables rules of ours per table."""
+
+    traffic: tuple[PortTraffic, ...] = ()
+    rules: Mapping[str, int] = {}
+
+
+class MeasureError(Exception):
+    """The kernel's counters could not be read."""
+
+
 class CheckError(Exception):
     """The kernel could not be compared with what was applied."""
 

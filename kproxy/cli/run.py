@@ -78,6 +78,26 @@ from kproxy.cli.params import Duration, boolean, node_name
     metavar="ADDRESS",
     help='Where /healthz and /livez answer; "" turns them off.',
 )
+@click.option(
+    "--metrics-bind-address",
+    default="127.0.0.1:10249",
+    show_default=True,
+    metavar="ADDRESS",
+    help='Where /metrics, /status, /proxyMode and /configz answer; "" turns them off.',
+)
+@boolean(
+    "--bind-address-hard-fail",
+    default=False,
+    help="End where one of these addresses cannot be bound, instead of trying again every few seconds.",
+)
+@click.option(
+    "--metrics-service-limit",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Count connections, packets and bytes for the N busiest service ports of a family; 0: for none.",
+)
 @boolean("--once", default=False, help="Exit as soon as one complete sync is applied: 0 if all of it was.")
 @click.option("-v", "verbosity", type=int, default=0, help="Log verbosity; 4 logs every sync.")
 def run(verbosity: int, hostname_override: str | None, iptables_variant: str | None, **flags: Any) -> None:
