@@ -254,7 +254,7 @@ class Agent:
                 shown = [str(drift) for drift in drifts[:10]]
                 log.warning("drift_found", family=side.family.value, objects=len(drifts), first=shown)
                 self._drifted = True
-            elif self._inbox.pending_since is None:
+            elif self._schedule.failures == 0 and self._inbox.pending_since is None:
                 self._reporter.confirmed(side.family)
         cost = self._clock() - now
         self._next_check = self._clock() + CHECK_SHARE * cost

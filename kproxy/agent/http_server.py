@@ -41,9 +41,10 @@ def split_host_port(address: str) -> tuple[str, int]:
 
 
 class HttpServer:
-    """Serves `routes` at an address; `name` is what the log calls it."""
+    """Serves `routes` at an address; `name` is what the log calls it. `listening` is set once it is bound."""
 
     def __init__(self, name: str, address: str, routes: Routes) -> None:
+        self.listening = threading.Event()
         self._name = name
         self._address = address
         self._host, self._port = split_host_port(address)
@@ -98,6 +99,7 @@ class HttpServer:
         server = kind((self._host, self._port), _handler(self._name, self._routes))
         server.daemon_threads = True
         self._server = server
+        self.listening.set()
         log.debug("listening", server=self._name, address=self._address)
 
     def _tell(self, error: OSError) -> None:

@@ -1,5 +1,7 @@
 """What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it."""
 
+import http.client
+import urllib.request
 from datetime import datetime
 
 import msgspec
@@ -93,6 +95,17 @@ def encode(status: Status) -> bytes:
     return msgspec.json.format(msgspec.json.encode(status), indent=2) + b"\n"
 
 
-def decode(data: bytes) -> Status:
-    """The status in an answer. Raises msgspec.ValidationError or DecodeError for anything else."""
-    return msgspec.json.decode(data, type=Status)
+class StatusUnavailable(Exception):
+    """No kproxy answers there; the message names the address and the reason."""
+
+
+def fetch(address: str, seconds: float = 10.0) -> Status:
+    """Ask the kproxy that listens at `host:port`. Raises StatusUnavailable."""
+    url = f"http://{address}/status"
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            url, timeout=seconds
+        ) as answer:
+            return msgspec.json.decode(answer.read(), type=Status)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise StatusUnavailable(f"no status from {url}: {error}") from error

@@ -7,6 +7,7 @@ from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
 from kproxy.cli.render import render
 from kproxy.cli.run import run
+from kproxy.cli.status import status
 
 
 @click.group(context_settings={"auto_envvar_prefix": "KPROXY", "help_option_names": ["-h", "--help"]})
@@ -16,6 +17,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(status)
 main.add_command(render)
 main.add_command(cleanup)
 main.add_command(demo)
