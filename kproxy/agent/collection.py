@@ -1,6 +1,8 @@
 """What is looked up at scrape time: changes that wait, rules in the kernel, packets per service.
 
-Series per service are bounded: the busiest service ports are exported, the rest are counted.
+Series per service are bounded: the busiest service ports are exported, the rest are counted. So is what it
+costs to read them, which is a dump of all rules where there are no virtual servers: the longer it takes, the
+less often it is done.
 """
 
 import time
@@ -21,6 +23,9 @@ from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.state.decode import Kind
 
+TRAFFIC_SHARE = 100
+"""Reading traffic takes at most one part in so many of the time."""
+
 Nfacct = Callable[[], dict[str, tuple[int, int]]]
 
 
@@ -30,12 +35,13 @@ def readers(
     reporter: Reporter,
     service_limit: int,
     accounts: Nfacct = nfacct.read,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Sequence[tuple[str, Reader]]:
     """All readers. `service_limit` bounds the service ports that have series of their own; 0: none has."""
     return (
         ("changes", partial(_changes, mode, inbox)),
         ("objects", partial(_objects, inbox, reporter)),
-        ("kernel", partial(_measurements, mode, service_limit)),
+        ("kernel", _Kernel(mode, service_limit, clock).read),
         ("nfacct", partial(_accounts, accounts)),
     )
 
@@ -61,21 +67,38 @@ def _objects(inbox: Inbox, reporter: Reporter) -> Iterator[Sample]:
     yield Sample(series.REJECTED, (), len(inbox.rejected()))
 
 
-def _measurements(mode: Callable[[], Mode], service_limit: int) -> list[Sample]:
-    found: list[Sample] = []
-    current = mode()
-    for family in current.families:
-        try:
-            measured = current.measure(family, traffic=service_limit > 0)
-        except MeasureError as error:
-            raise CollectionError(f"{family.value}: {error}") from error
-        found += [
-            Sample(series.RULES, (table, family.value), measured.rules.get(table, 0))
-            for table in ("nat", "filter")
-        ]
-        if service_limit:
-            found += _traffic(family, measured.traffic, service_limit)
-    return found
+class _Kernel:
+    """Rules and traffic of all families; traffic that took t seconds to read is kept TRAFFIC_SHARE times t."""
+
+    def __init__(self, mode: Callable[[], Mode], service_limit: int, clock: Callable[[], float]) -> None:
+        self._mode = mode
+        self._limit = service_limit
+        self._clock = clock
+        self._traffic: dict[Family, list[Sample]] = {}
+        self._next = 0.0
+
+    def read(self) -> list[Sample]:
+        """All samples. Raises CollectionError."""
+        found: list[Sample] = []
+        mode = self._mode()
+        began = self._clock()
+        due = self._limit > 0 and began >= self._next
+        for family in mode.families:
+            try:
+                measured = mode.measure(family, traffic=due)
+            except MeasureError as error:
+                raise CollectionError(f"{family.value}: {error}") from error
+            if due:
+                self._traffic[family] = list(_traffic(family, measured.traffic, self._limit))
+            found += [
+                Sample(series.RULES, (table, family.value), measured.rules.get(table, 0))
+                for table in ("nat", "filter")
+            ]
+            found += self._traffic.get(family, ())
+        if due:
+            ended = self._clock()
+            self._next = ended + TRAFFIC_SHARE * (ended - began)
+        return found
 
 
 def _traffic(family: Family, ports: Sequence[PortTraffic], limit: int) -> Iterator[Sample]:

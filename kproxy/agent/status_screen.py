@@ -1,52 +1,57 @@
-"""The status as tables on a terminal: first what runs, then only what is wrong."""
+"""The status as tables for people: first what runs, then only what is wrong.
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+Plain text: a library for terminals would be loaded by every kproxy that runs, for structlog takes what it
+finds.
+"""
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
-from kproxy.agent.status import Status
+from kproxy.agent.status import FamilyStatus, Status
 from kproxy.state.problems import Problem
 
+_GAP = "  "
 
-def show(status: Status, console: Console | None = None) -> None:
-    """Print a status."""
-    out = console or Console()
-    now = datetime.now(UTC)
-    verdict = Text("healthy", "green") if status.healthy else Text("behind with its changes", "bold red")
-    head = Text(
-        f"kproxy {status.version} on {status.node}, mode {status.mode}, for {age(status.since, now)}: "
-    )
-    out.print(head + verdict)
+
+def screen(status: Status, now: datetime) -> str:
+    """The text; `now` is what ages are counted to."""
+    verdict = "healthy" if status.healthy else "BEHIND WITH ITS CHANGES"
+    since = age(status.since, now)
+    lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict}"]
     if not status.node_eligible:
-        out.print(Text("this node is going: load balancers are told so", "yellow"))
+        lines.append("this node is going: load balancers are told so")
     pending = status.pending
     if pending.oldest_seconds is not None:
         waiting = f"{pending.services} of services, {pending.endpoints} of endpoints"
-        out.print(Text(f"changes waiting: {waiting}; the oldest for {pending.oldest_seconds:g} s", "yellow"))
-    out.print(_families(status, now))
-    troubles = [
-        (family.value, trouble.service, trouble.reason, age(trouble.since, now))
+        lines.append(f"changes waiting: {waiting}; the oldest for {pending.oldest_seconds:g} s")
+    families = [(family.value, *_family(each, now)) for family, each in status.families.items()]
+    lines += ["", *_table(("FAMILY", "SERVICES", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families)]
+    quarantined = [
+        (family.value, trouble.service, age(trouble.since, now), trouble.reason)
         for family, each in status.families.items()
         for trouble in each.quarantined
     ]
-    _table(out, "refused by the kernel, tried again", ("family", "service", "reason", "for"), troubles)
     degraded = [
         (family.value, service, reason)
         for family, each in status.families.items()
         for service, reason in each.degraded.items()
     ]
-    _table(out, "served, but not as asked for", ("family", "service", "reason"), degraded)
-    _table(out, "not obeyed", ("object", "field", "value", "reason"), map(_cells, status.problems))
-    _table(out, "not readable", ("object", "field", "value", "reason"), map(_cells, status.rejected))
     broken = [
         (watch.kind, str(watch.consecutive_failures), watch.last_error or "")
         for watch in status.watches
         if watch.connected_since is None
     ]
-    _table(out, "watches that are down", ("kind", "failures", "last error"), broken)
+    fields = ("OBJECT", "FIELD", "VALUE", "REASON")
+    for title, columns, rows in (
+        ("refused by the kernel, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
+        ("served, but not as asked for", ("FAMILY", "SERVICE", "REASON"), degraded),
+        ("not obeyed", fields, _cells(status.problems)),
+        ("not readable", fields, _cells(status.rejected)),
+        ("watches that are down", ("KIND", "FAILURES", "LAST ERROR"), broken),
+    ):
+        if rows:
+            lines += ["", f"{title}: {len(rows)}", *_table(columns, rows)]
+    return "\n".join(lines) + "\n"
 
 
 def age(since: datetime, now: datetime) -> str:
@@ -58,31 +63,20 @@ def age(since: datetime, now: datetime) -> str:
     return f"{seconds}s"
 
 
-def _families(status: Status, now: datetime) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("family", "services", "last success", "last failure", "repaired"):
-        table.add_column(name)
-    for family, each in status.families.items():
-        succeeded = f"{age(each.last_success, now)} ago" if each.last_success is not None else "never"
-        failure = each.last_failure
-        failed = f"{age(failure.at, now)} ago: {failure.reason}" if failure is not None else ""
-        repaired = f"{each.drift.repaired} of {each.drift.found}" if each.drift.found else ""
-        table.add_row(*map(Text, (family.value, str(each.services), succeeded, failed, repaired)))
-    return table
+def _family(status: FamilyStatus, now: datetime) -> tuple[str, str, str, str]:
+    succeeded = f"{age(status.last_success, now)} ago" if status.last_success is not None else "never"
+    failure = status.last_failure
+    failed = f"{age(failure.at, now)} ago: {failure.reason}" if failure is not None else "-"
+    drift = status.drift
+    repaired = f"{drift.repaired} of {drift.found}" if drift.found else "-"
+    return str(status.services), succeeded, failed, repaired
 
 
-def _cells(problem: Problem) -> tuple[str, str, str, str]:
-    return problem.object, problem.field, problem.value, problem.reason
+def _cells(problems: Iterable[Problem]) -> list[tuple[str, ...]]:
+    return [(each.object, each.field, each.value, each.reason) for each in problems]
 
 
-def _table(out: Console, title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    found = list(rows)
-    if not found:
-        return
-    table = Table(title=f"{title}: {len(found)}", title_justify="left", box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in found:
-        table.add_row(*map(Text, row))
-    out.print()
-    out.print(table)
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    clean = [tuple(" ".join(cell.split()) for cell in row) for row in (columns, *rows)]
+    widths = [max(len(row[n]) for row in clean) for n in range(len(columns))]
+    return [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in clean]

@@ -1,6 +1,7 @@
 """`kproxy status`: how the kproxy on this node is doing."""
 
 import sys
+from datetime import UTC, datetime
 
 import click
 
@@ -31,9 +32,9 @@ def status(address: str, output: str | None) -> None:
     except StatusUnavailable as error:
         raise click.ClickException(str(error)) from error
     if output == "table" or (output is None and sys.stdout.isatty()):
-        from kproxy.agent.status_screen import show
+        from kproxy.agent.status_screen import screen
 
-        show(found)
+        click.echo(screen(found, datetime.now(UTC)), nl=False)
     else:
         click.echo(encode(found), nl=False)
     sys.exit(0 if found.good else 1)

@@ -1,5 +1,7 @@
 """The exported series: those of kube-proxy with its names, types, labels and buckets, in each mode."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -161,3 +163,11 @@ def test_no_two_series_share_a_name() -> None:
     names = [each.name for each in series.ALL]
     assert len(set(names)) == len(names)
     assert all(isinstance(each, Series) and each.help for each in series.ALL)
+
+
+def test_no_client_library_is_loaded_before_the_first_scrape() -> None:
+    loaded = "import sys, kproxy.agent.service; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "kproxy.agent.exposition" in modules
+    assert not {"prometheus_client", "kubernetes"} & modules

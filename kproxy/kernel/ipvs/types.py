@@ -69,7 +69,10 @@ class DestinationState(msgspec.Struct, frozen=True, gc=False):
 
 
 class Statistics(msgspec.Struct, frozen=True, gc=False):
-    """Counters of a virtual server since it was made (struct ip_vs_kstats); `in` is from clients."""
+    """Counters of a virtual server since it was made (struct ip_vs_kstats); `in` is from clients.
+
+    The kernel adds them up every two seconds (ip_vs_est.c), so they are that much behind.
+    """
 
     connections: int = 0
     packets_in: int = 0
