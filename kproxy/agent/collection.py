@@ -68,7 +68,7 @@ def _objects(inbox: Inbox, reporter: Reporter) -> Iterator[Sample]:
 
 
 class _Kernel:
-    """Rules and traffic of all families; traffic that took t seconds to read is kept TRAFFIC_SHARE times t."""
+    """Rules and traffic of all families; traffic that took t s to read is kept for TRAFFIC_SHARE times t."""
 
     def __init__(self, mode: Callable[[], Mode], service_limit: int, clock: Callable[[], float]) -> None:
         self._mode = mode

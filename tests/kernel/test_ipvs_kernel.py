@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -190,6 +191,8 @@ def test_counters_of_a_virtual_server_count_its_connections() -> None:
     for _ in range(3):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"x" * 72, ("127.0.0.1", 5353))
-    found = ipvs.statistics(Family.IPV4)
+    deadline = time.monotonic() + 30
+    while not (found := ipvs.statistics(Family.IPV4))[one].connections:
+        assert time.monotonic() < deadline  # the kernel adds up every two seconds
     assert found[other] == Statistics()
     assert (found[one].connections, found[one].packets_in, found[one].bytes_in) == (3, 3, 300)

@@ -14,7 +14,7 @@ from kproxy.testing.lab import Lab
 from kproxy.testing.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import NAMESPACE
+from tests.packets.objects import FAMILIES, FAMILY_NAMES, NAMESPACE
 
 pytestmark = pytest.mark.root
 
@@ -72,6 +72,12 @@ def value(found: Values, name: str, **labels: str) -> float:
     return found.get((name, frozenset(f"{key}={each}" for key, each in labels.items())), 0.0)
 
 
+def programmed(found: Values) -> float:
+    """How many changes of slices have been timed, in both families."""
+    name = "kubeproxy_network_programming_duration_seconds_count"
+    return sum(value(found, name, ip_family=family) for family in FAMILY_NAMES.values())
+
+
 def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
     spare.start()
     pod = spare.lab.local_pods[0]
@@ -86,6 +92,8 @@ def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
     for family in (4, 6):
         spare.api.edit("EndpointSlice", NAMESPACE, f"{service.name}-a-{family}", without_endpoints)
     spare.settle()
+    # Packets obey a little before the sync that they obey has ended.
+    spare.running.until(lambda: programmed(scrape(spare)) - programmed(before), 2)
     after = scrape(spare)
 
     def gained(name: str, **labels: str) -> float:
@@ -114,49 +122,59 @@ def test_connections_to_a_service_are_counted(spare: Cluster) -> None:
     spare.ask(lab.client, service.ip(4), 80, n=7)
     spare.ask(lab.client, NODE_IP4[0], service.node_port, n=5)
     spare.ask(lab.client, service.ip(6), 80, n=3)
+    port = {"namespace": NAMESPACE, "service": service.name, "port": service.ports[0].name, "protocol": "TCP"}
+    asked = {"IPv4": 12.0, "IPv6": 3.0}
+    # IPVS adds its counters up every two seconds, and what was read is kept for a while.
+    spare.running.until(
+        lambda: {name: value(scrape(spare), CONNECTIONS, **port, ip_family=name) for name in asked}, asked
+    )
     found = scrape(spare)
-    common = {
-        "namespace": NAMESPACE,
-        "service": service.name,
-        "port": service.ports[0].name,
-        "protocol": "TCP",
-    }
-    for family_name, expected in (("IPv4", 12), ("IPv6", 3)):
-        labels = common | {"ip_family": family_name}
-        assert value(found, CONNECTIONS, **labels) == expected
-        assert value(found, "kproxy_service_packets_total", direction="in", **labels) >= expected
-        assert value(found, "kproxy_service_bytes_total", direction="in", **labels) >= 40 * expected
+    for family_name, expected in asked.items():
+        labels = port | {"ip_family": family_name, "direction": "in"}
+        assert value(found, "kproxy_service_packets_total", **labels) >= expected
+        assert value(found, "kproxy_service_bytes_total", **labels) >= 40 * expected
 
 
 def test_series_of_services_are_bounded_to_the_busiest(spare: Cluster) -> None:
     spare.start("--metrics-service-limit", "1")
     service = spare.publish([spare.lab.local_pods[0]])
     spare.ask(spare.lab.client, service.ip(4), 80, n=60)
-    found = scrape(spare)
-    counted = {labels: each for (name, labels), each in found.items() if name == CONNECTIONS}
-    assert sorted("ip_family=IPv4" in labels for labels in counted) == [False, True]
-    assert max(counted.values()) >= 60
-    assert value(found, "kproxy_service_ports_omitted", ip_family="IPv4") >= 1
+
+    def counted() -> dict[frozenset[str], float]:
+        return {labels: each for (name, labels), each in scrape(spare).items() if name == CONNECTIONS}
+
+    spare.running.until(lambda: max(counted().values()) >= 60, expected=True)
+    assert sorted("ip_family=IPv4" in labels for labels in counted()) == [False, True]
+    assert value(scrape(spare), "kproxy_service_ports_omitted", ip_family="IPv4") >= 1
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
 def test_the_rules_in_the_kernel_are_counted(spare: Cluster) -> None:
     spare.start()
     spare.publish(spare.lab.local_pods)
-    found = scrape(spare)
-    for family, family_name in ((4, "IPv4"), (6, "IPv6")):
-        rules = spare.rules(family)  # type: ignore[arg-type]
-        tables = {"nat": 0, "filter": 0}
-        table = ""
-        for line in rules:
-            table = line[1:] if line.startswith("*") else table
-            if line.startswith("-A KUBE-") and table in tables:
-                tables[table] += 1
-        for table, expected in tables.items():
-            total = value(
-                found, "kubeproxy_sync_proxy_rules_iptables_total", table=table, ip_family=family_name
+
+    def in_kernel() -> dict[tuple[str, str], int]:
+        counts: dict[tuple[str, str], int] = {}
+        for family in FAMILIES:
+            table = ""
+            for line in spare.rules(family):
+                table = line[1:] if line.startswith("*") else table
+                if line.startswith("-A KUBE-"):
+                    key = table, FAMILY_NAMES[family]
+                    counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    def told() -> dict[tuple[str, str], float]:
+        found = scrape(spare)
+        return {
+            (table, family): value(
+                found, "kubeproxy_sync_proxy_rules_iptables_total", table=table, ip_family=family
             )
-            assert total == expected > 0
+            for table, family in in_kernel()
+        }
+
+    assert len(in_kernel()) == 4
+    spare.running.until(lambda: told() == in_kernel(), expected=True)
 
 
 def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare: Cluster) -> None:
