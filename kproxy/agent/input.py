@@ -48,5 +48,5 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
             for each in source.status()
         ]
 
-    errors = (ApiError, ClusterAccessError)
+    errors = (ApiError, ClusterAccessError, ValueError)  # ValueError: text that cannot be sent
     return Input(source, EventRecorder(source.objects(), config.node_name, metrics, errors), watches)

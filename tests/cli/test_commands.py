@@ -86,3 +86,18 @@ def test_the_nodes_name_is_normalised() -> None:
 def test_flags_can_come_from_the_environment() -> None:
     result = CliRunner().invoke(main, RENDER, env={"KPROXY_RENDER_CLUSTER_CIDRS": "10.9.0.0/16"})
     assert "! -s 10.9.0.0/16" in result.stdout
+
+
+def test_addresses_that_are_none_are_named_all_at_once() -> None:
+    flags = ["--metrics-bind-address", "10249", "--healthz-bind-address", "here:http"]
+    status, _, errors = run("run", "--manifests", str(EXAMPLES), *flags)
+    assert status == 2
+    assert "--metrics-bind-address: '10249' is not host:port" in errors
+    assert "--healthz-bind-address: 'here:http' is not host:port" in errors
+
+
+def test_status_says_where_it_found_nobody() -> None:
+    status, text, errors = run("status", "--address", "127.0.0.1:1")
+    assert (status, text) == (1, "")
+    assert "http://127.0.0.1:1/status" in errors
+    assert "Connection refused" in errors

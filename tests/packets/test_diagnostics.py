@@ -93,7 +93,7 @@ def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
         spare.api.edit("EndpointSlice", NAMESPACE, f"{service.name}-a-{family}", without_endpoints)
     spare.settle()
     # Packets obey a little before the sync that they obey has ended.
-    spare.running.until(lambda: programmed(scrape(spare)) - programmed(before), 2)
+    spare.running.until(lambda: programmed(scrape(spare)) - programmed(before), 2.0)
     after = scrape(spare)
 
     def gained(name: str, **labels: str) -> float:
