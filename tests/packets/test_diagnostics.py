@@ -6,10 +6,12 @@ import socket
 import sys
 from datetime import UTC, datetime
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kproxy.agent.events import Reason
 from kproxy.testing.lab import Lab
 from kproxy.testing.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.root
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+EXTENSIONS = Path("/usr/lib")
 
 CONNECTIONS = "kproxy_service_connections_total"
 
@@ -199,17 +203,8 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
         "Node",
     }
     assert found["families"]["IPv4"]["lastSuccess"] > found["since"]
-
-    def conflicts() -> list[str]:
-        events = spare.api.list("Event.events.k8s.io")
-        return [
-            event["note"]
-            for event in events
-            if event["reason"] == "AddressConflict" and event["regarding"]["name"] == loser.name
-        ]
-
-    program.until(lambda: len(conflicts()), 1)
-    assert address in conflicts()[0]
+    program.until(lambda: len(events_of(spare, loser.name, Reason.CONFLICT)), 1)
+    assert address in events_of(spare, loser.name, Reason.CONFLICT)[0]
     told = spare.lab.node.run([sys.executable, "-m", "kproxy", "status", "-o", "table"], check=False)
     assert told.returncode == 1
     assert loser.key in told.stdout
@@ -228,6 +223,67 @@ def test_damage_and_its_repair_are_counted(spare: Cluster) -> None:
     assert value(found, "kproxy_drift_found_total", ip_family="IPv4") == drift["found"]
     assert value(found, "kproxy_drift_repaired_total", ip_family="IPv4") == drift["found"]
     assert value(found, "kproxy_drift_found_total", ip_family="IPv6") == 0
+
+
+def events_of(cluster: Cluster, service: str, reason: Reason) -> list[str]:
+    """The notes of the Events that stand at a service for a reason."""
+    return [
+        event["note"]
+        for event in cluster.api.list("Event.events.k8s.io")
+        if event["reason"] == reason.value and event["regarding"]["name"] == service
+    ]
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
+    spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions = next(EXTENSIONS.glob("*/xtables"), None)
+    if extensions is None:
+        pytest.skip("no extensions of iptables in the usual place")
+    without_recent = tmp_path / "xtables"
+    without_recent.mkdir()
+    for each in extensions.glob("*.so"):
+        (without_recent / each.name).symlink_to(each)
+    (without_recent / "libxt_recent.so").unlink()
+    monkeypatch.setenv("XTABLES_LIBDIR", str(without_recent))
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    sticky = spare.service(sessionAffinity="ClientIP")
+    spare.slices(sticky, [pod])
+    good = spare.publish([pod])
+    program.wait_log("service_refused", sticky.key, "IPv6")
+    assert spare.outcome(spare.lab.client, good.ip(4), 80) == pod.name
+    program.until(lambda: len(events_of(spare, sticky.name, Reason.QUARANTINED)), 2)
+    found = status(spare)["families"]
+    for family in FAMILY_NAMES.values():
+        (trouble,) = found[family]["quarantined"]
+        assert trouble["service"] == sticky.key
+        assert "recent" in trouble["reason"]
+        assert any(
+            note.endswith(f"{family}: {trouble['reason']}")
+            for note in events_of(spare, sticky.name, Reason.QUARANTINED)
+        )
+        numbers = scrape(spare)
+        assert value(numbers, "kproxy_quarantined_services", ip_family=family) == 1
+        assert value(numbers, RESTORE_FAILURES.name, ip_family=family) > 0
+    (without_recent / "libxt_recent.so").symlink_to(extensions / "libxt_recent.so")
+    program.until(lambda: spare.outcome(spare.lab.client, sticky.ip(4), 80), pod.name)
+    program.until(lambda: status(spare)["families"]["IPv4"]["quarantined"], [])
+
+
+def test_a_health_check_port_that_is_taken_becomes_an_event(spare: Cluster) -> None:
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    number = spare.free_node_port()
+    with spare.lab.node.listen("0.0.0.0", number):
+        service = spare.publish(
+            [pod], type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=number
+        )
+        program.until(lambda: len(events_of(spare, service.name, Reason.HEALTH_PORT)), 1)
+    (note,) = events_of(spare, service.name, Reason.HEALTH_PORT)
+    assert f"port {number}: " in note
+    assert "in use" in note
 
 
 def test_healthz_and_livez_answers_are_counted_and_configz_tells_the_settings(spare: Cluster) -> None:
