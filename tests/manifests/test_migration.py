@@ -54,11 +54,7 @@ def test_kubeadms_configuration_is_taken_over_by_the_commands_of_the_guide(tmp_p
         done = subprocess.run(
             ["bash", "-eu", "-o", "pipefail", "-c", BLOCKS[0]],
             cwd=tmp_path,
-            env={
-                **os.environ,
-                "KUBECONFIG": str(api.kubeconfig(tmp_path / "kubeconfig")),
-                "HOME": str(tmp_path),
-            },
+            env=environment,
             capture_output=True,
             text=True,
             timeout=60,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kproxy.agent.events import Reason
+from kproxy.agent.metric_series import RESTORE_FAILURES
 from kproxy.testing.lab import Lab
 from kproxy.testing.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
