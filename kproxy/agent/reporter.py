@@ -92,6 +92,8 @@ class Reporter:
             if not report.full:
                 metrics.add(series.PARTIAL_RESTORE_FAILURES, name)
         for key in new if report.error is None else ():
+            if key.startswith("("):  # an object of the kernel's that belongs to no service any more
+                continue
             self._notify(Notice(Reason.QUARANTINED, key, f"{name}: {report.failed[key]}"))
 
     def applied(self, triggers: Iterable[Trigger]) -> None:

@@ -1,7 +1,5 @@
 """What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it."""
 
-import http.client
-import urllib.request
 from datetime import datetime
 
 import msgspec
@@ -93,19 +91,3 @@ class Status(_Camel, frozen=True):
 def encode(status: Status) -> bytes:
     """JSON, indented: people read it too."""
     return msgspec.json.format(msgspec.json.encode(status), indent=2) + b"\n"
-
-
-class StatusUnavailable(Exception):
-    """No kproxy answers there; the message names the address and the reason."""
-
-
-def fetch(address: str, seconds: float = 10.0) -> Status:
-    """Ask the kproxy that listens at `host:port`. Raises StatusUnavailable."""
-    url = f"http://{address}/status"
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            url, timeout=seconds
-        ) as answer:
-            return msgspec.json.decode(answer.read(), type=Status)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise StatusUnavailable(f"no status from {url}: {error}") from error

@@ -24,7 +24,8 @@ from kproxy import logs
 )
 def status(address: str, output: str | None) -> None:
     """Tell what runs on this node, since when, and what is wrong; exits 0 if nothing is, else 1."""
-    from kproxy.agent.status import StatusUnavailable, encode, fetch
+    from kproxy.agent.status import encode
+    from kproxy.agent.status_client import StatusUnavailable, fetch
 
     logs.configure()
     try:

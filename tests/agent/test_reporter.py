@@ -95,6 +95,12 @@ def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(worl
     assert world.reporter.family_status()[IPV4].quarantined == []
 
 
+def test_what_belongs_to_no_service_is_in_the_status_and_no_event(world: World) -> None:
+    world.sync(failed={"(virtual server TCP 10.0.0.1:80)": "device busy"})
+    assert len(world.reporter.family_status()[IPV4].quarantined) == 1
+    assert world.notices == []
+
+
 def test_local_policies_without_local_endpoints_are_counted(world: World) -> None:
     plan = ServicePlan("ns/a", IPV4, ports=(LOCAL, LOCAL))
     world.sync({"ns/a": plan})

@@ -14,11 +14,10 @@ from kproxy.agent.status import (
     Repair,
     ServiceTrouble,
     Status,
-    StatusUnavailable,
     Watch,
     encode,
-    fetch,
 )
+from kproxy.agent.status_client import StatusUnavailable, fetch
 from kproxy.agent.status_screen import age, screen
 from kproxy.state.problems import Problem
 
