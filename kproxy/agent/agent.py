@@ -19,6 +19,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.backends.base import Backend, CheckError, SyncReport
@@ -65,6 +66,7 @@ class Agent:
         interfaces: Callable[[], Sequence[str]],
         flows: FlowCleaner,
         service_health: ServiceHealth,
+        reporter: Reporter,
     ) -> None:
         self._config = config
         self._inbox = inbox
@@ -73,6 +75,7 @@ class Agent:
         self._interfaces = interfaces
         self._flows = flows
         self._service_health = service_health
+        self._reporter = reporter
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
@@ -91,6 +94,7 @@ class Agent:
         self._next_tending: float | None = None
         for family in mode.families:
             health.add_family(family)
+        reporter.begin(mode.families)
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set (and the inbox woken)."""
@@ -132,7 +136,8 @@ class Agent:
         started = self._clock()
         facts = self._facts
         assert facts is not None  # noqa: S101 - only called once _ready() has said so
-        if self._schedule.retry_due():
+        retried = self._schedule.retry_due()
+        if retried:
             for side in self._sides.values():
                 side.backend.retry()
         inputs = self._inbox.take(everything=self._replan)
@@ -147,7 +152,9 @@ class Agent:
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             reports[side.family] = report = side.backend.sync()
-            self._tell(side, report, len(plans), planned - began, self._clock() - planned)
+            ended = self._clock()
+            self._tell(side, report, len(plans), planned - began, ended - planned)
+            self._reporter.synced(side.family, report, plans, ended - began, retried=retried)
             if report.error is None:
                 self._forget_flows(side, plans, report.failed)
                 self._service_health.update(
@@ -157,7 +164,7 @@ class Agent:
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
-            self._inbox.commit(given for given in inputs if given.key not in failed)
+            self._reporter.applied(self._inbox.commit(given for given in inputs if given.key not in failed))
         if blocked or failed:
             self._schedule.failed(started, blocked=blocked)
         else:
@@ -260,9 +267,12 @@ class Agent:
                 log.warning("check_failed", family=side.family.value, reason=str(error))
                 continue
             if drifts:
+                self._reporter.drifted(side.family, drifts)
                 shown = [str(drift) for drift in drifts[:10]]
                 log.warning("drift_found", family=side.family.value, objects=len(drifts), first=shown)
                 self._drifted = True
+            elif self._schedule.failures == 0 and self._inbox.pending_since is None:
+                self._reporter.confirmed(side.family)
         cost = self._clock() - now
         self._next_check = self._clock() + CHECK_SHARE * cost
         if thorough:
@@ -297,6 +307,7 @@ class Agent:
             log.debug("nothing_to_write", family=family.value, services=services, **cost)
 
     def _tell_problems(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
+        self._reporter.problems(found)
         for key, problems in found.items():
             known = self._problems.get(key, ())
             for problem in problems:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.addresses import Family, parse_cidr, parse_ip
+from kproxy.agent.http_server import split_host_port
 from kproxy.backends.iptables.choice import LAYOUTS
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import parse_scheduler
@@ -77,6 +78,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     conntrack: ConntrackSettings = ConntrackSettings()
     oom_score_adj: int = -999
     verbosity: int = 0
+    metrics_service_limit: int = 500
     iptables_variant: Variant | None = None
     iptables_layout: str = "auto"
     ipvs_scheduler: str = "rr"
@@ -138,6 +140,17 @@ def validate(config: ProxyConfig) -> None:
         problems.append(
             f"--iptables-min-sync-period {config.min_sync_period:g}s: not between 0 and the sync period"
         )
+    for flag, address in (
+        ("--healthz-bind-address", config.healthz_bind_address),
+        ("--metrics-bind-address", config.metrics_bind_address),
+    ):
+        try:
+            if address:
+                split_host_port(address)
+        except ValueError as error:
+            problems.append(f"{flag}: {error}")
+    if config.metrics_service_limit < 0:
+        problems.append(f"--metrics-service-limit {config.metrics_service_limit}: negative")
     problems += _local_mode_problems(config)
     problems += _ipvs_problems(config)
     if not config.node_name:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent.metric_series import CONNTRACK_DELETED, CONNTRACK_SYNC
+from kproxy.agent.metrics import Metrics
 from kproxy.kernel.conntrack.types import Conntrack, ConntrackError
 from kproxy.plan.flows import Stale
 
@@ -19,8 +21,9 @@ _AGAIN = 5.0
 class FlowCleaner:
     """Takes what to look for from the run loop and looks for it, many changes at a time."""
 
-    def __init__(self, make: Callable[[], Conntrack]) -> None:
+    def __init__(self, make: Callable[[], Conntrack], metrics: Metrics | None = None) -> None:
         self._make = make
+        self._metrics = metrics or Metrics()
         self._wanted: dict[Family, Stale] = {}
         self._news = threading.Condition()
 
@@ -62,7 +65,10 @@ class FlowCleaner:
         except ConntrackError as error:
             log.warning("flows_kept", family=family.value, reason=str(error))
             return False
+        seconds = time.monotonic() - began
+        self._metrics.observe(CONNTRACK_SYNC, family.value, value=seconds)
+        self._metrics.add(CONNTRACK_DELETED, family.value, amount=removed)
         if removed:
-            cost = round((time.monotonic() - began) * 1000, 1)
+            cost = round(seconds * 1000, 1)
             log.info("flows_removed", family=family.value, flows=removed, ms=cost)
         return True

@@ -5,21 +5,19 @@ A proxy is healthy as long as no change has waited for the kernel longer than tw
 (KEP-3836); /livez leaves that out, so that a dying node's proxy is not restarted.
 """
 
-import http.server
 import json
-import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
-import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent.http_server import Answer, HttpServer
 from kproxy.state.wire import Node
 
-log = structlog.stdlib.get_logger(__name__)
-
+HEALTHZ, LIVEZ = "/healthz", "/livez"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -125,66 +123,15 @@ def _text(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def split_host_port(address: str) -> tuple[str, int]:
-    """`0.0.0.0:10256` or `[::]:10256`. Raises ValueError."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not host:port")
-    return host, int(port)
+class HealthServer(HttpServer):
+    """Serves the two paths; `answered` is told path and status of every answer."""
 
+    def __init__(
+        self, address: str, state: HealthState, answered: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
+        def respond(path: str) -> Answer:
+            status, body = answer(state.report(), include_node=path == HEALTHZ)
+            answered(path, status)
+            return Answer(body, "application/json", status)
 
-class HealthServer:
-    """Serves the two paths on a thread of its own."""
-
-    def __init__(self, address: str, state: HealthState) -> None:
-        host, port = split_host_port(address)
-        handler = _handler(state)
-        server_class = _Server6 if ":" in host else http.server.ThreadingHTTPServer
-        self._server = server_class((host, port), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server6(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-def _handler(state: HealthState) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        server_version = "kproxy"
-        sys_version = ""
-        timeout = 10
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path not in {"/healthz", "/livez"}:
-                self.send_error(404)
-                return
-            status, body = answer(state.report(), include_node=path == "/healthz")
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            log.debug("health_request", client=self.client_address[0], line=format % args)
-
-    return Handler
+        super().__init__("healthz", address, {path: partial(respond, path) for path in (HEALTHZ, LIVEZ)})

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
 
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
-from kproxy.state.tables import ServiceInput, Tables
+from kproxy.state.tables import Changes, ServiceInput, Tables, Trigger
 from kproxy.state.wire import Node
 
 log = structlog.stdlib.get_logger(__name__)
@@ -23,6 +23,7 @@ class Inbox:
         self._wake = threading.Event()
         self._required = frozenset(required)
         self._changed_since: float | None = None
+        self._changed_at: float | None = None
         self._taken = -1
         self._rejected: dict[tuple[Kind, str | None], Problem] = {}
 
@@ -77,6 +78,21 @@ class Inbox:
         with self._lock:
             return self._changed_since
 
+    @property
+    def changed_at(self) -> float | None:
+        """When the last change came in, in seconds since the epoch; None before the first."""
+        return self._changed_at
+
+    def changes(self) -> Mapping[Kind, Changes]:
+        """How many changes there were of Services and EndpointSlices, and what of them waits."""
+        with self._lock:
+            return {kind: self._tables.changes(kind) for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE)}
+
+    def rejected(self) -> list[Problem]:
+        """Every object that could not be decoded, with what is wrong with it."""
+        with self._lock:
+            return sorted(self._rejected.values())
+
     def node(self) -> Node | None:
         """The node's object as last seen."""
         with self._lock:
@@ -90,12 +106,13 @@ class Inbox:
             self._taken = self._tables.revision
             return self._tables.dirty()
 
-    def commit(self, applied: Iterable[ServiceInput]) -> None:
-        """Clear the marks of what is applied."""
+    def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
+        """Clear the marks of what is applied; return the triggers of the changes of endpoints among it."""
         with self._lock:
-            self._tables.commit(applied)
+            triggers = self._tables.commit(applied)
             if not self._tables.pending:
                 self._changed_since = None
+            return triggers
 
     def wait(self, timeout: float | None) -> None:
         """Sleep until something changes, `wake` is called or `timeout` seconds have passed."""
@@ -110,4 +127,5 @@ class Inbox:
         if changed:
             if self._changed_since is None:
                 self._changed_since = time.monotonic()
+            self._changed_at = time.time()
             self._wake.set()

@@ -8,13 +8,14 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
-from kproxy.backends.base import Backend
+from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.traffic import port_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.xtables.types import RestoreError, Variant, Xtables
@@ -76,6 +77,17 @@ class IptablesMode:
     def tend(self) -> float | None:
         """See to what an IPVS mode left here."""
         return self._departing.tend()
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Count rules as the backend knows them, and traffic as the kernel does."""
+        backend = self._backends.get(family)
+        rules = backend.rules() if backend is not None else {}
+        if not traffic:
+            return Measurement(rules=rules)
+        try:
+            return Measurement(port_traffic(self.tables[family].counters("nat")), rules)
+        except RestoreError as error:
+            raise MeasureError(error.message) from error
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
         counters = self._counters[family]

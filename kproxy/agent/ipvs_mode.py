@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -13,7 +13,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts
-from kproxy.backends.base import Backend
+from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import KERNEL_ERRORS, IpvsBackend
@@ -21,7 +21,8 @@ from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.keeper import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel import sysctl
-from kproxy.kernel.ipvs.types import Timeouts
+from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
 from kproxy.kernel.xtables.types import Xtables
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
@@ -47,12 +48,23 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
 
 class IpvsMode:
-    """The IPVS mode. Raises ModeUnavailable when made where it cannot work."""
+    """The IPVS mode. Raises ModeUnavailable when made where it cannot work.
 
-    def __init__(self, config: ProxyConfig, tables: Mapping[Family, Xtables], handles: KernelHandles) -> None:
+    `statistics` opens a second way to the kernel, for counters are read beside the run loop.
+    """
+
+    def __init__(
+        self,
+        config: ProxyConfig,
+        tables: Mapping[Family, Xtables],
+        handles: KernelHandles,
+        statistics: Callable[[], Ipvs] = NetlinkIpvs,
+    ) -> None:
         self._config = config
         self._tables = tables
         self._handles = handles
+        self._open_statistics = statistics
+        self._statistics: Ipvs | None = None
         self._scheduler = parse_scheduler(config.ipvs_scheduler)
         self._backends: dict[Family, IpvsBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
@@ -95,6 +107,20 @@ class IpvsMode:
     def tend(self) -> float | None:
         """Nothing but what the backends do."""
         return None
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Count rules as the backend knows them, and traffic as the virtual servers do."""
+        backend = self._backends.get(family)
+        if backend is None:
+            return Measurement()
+        if not traffic:
+            return Measurement(rules=backend.rules())
+        if self._statistics is None:
+            self._statistics = self._open_statistics()
+        try:
+            return Measurement(backend.traffic(self._statistics.statistics(family)), backend.rules())
+        except IpvsError as error:
+            raise MeasureError(str(error)) from error
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IpvsConfig:
         config = self._config

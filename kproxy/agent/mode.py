@@ -6,7 +6,7 @@ from typing import Protocol
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
-from kproxy.backends.base import Backend
+from kproxy.backends.base import Backend, Measurement
 
 
 class ModeUnavailable(RuntimeError):
@@ -42,3 +42,9 @@ class Mode(Protocol):
 
     def tend(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Count rules, and `traffic` too; runs beside the run loop, on one thread at a time.
+
+        Raises MeasureError.
+        """

@@ -7,26 +7,33 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import structlog
 
 from kproxy import __version__, logs
 from kproxy.agent import factory
 from kproxy.agent.agent import Agent
+from kproxy.agent.collection import readers
 from kproxy.agent.config import ProxyConfig, validate
+from kproxy.agent.diagnostics import Inspector
+from kproxy.agent.exposition import Exposition
 from kproxy.agent.flows import FlowCleaner
-from kproxy.agent.health import HealthServer, HealthState
+from kproxy.agent.health import HEALTHZ, HealthServer, HealthState
+from kproxy.agent.http_server import HttpServer, Routes
 from kproxy.agent.inbox import Inbox
-from kproxy.agent.listening import serving
+from kproxy.agent.input import make_input
+from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
+from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
+from kproxy.agent.metrics import Metrics
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
+from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.settings.reload import Reloader
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
-from kproxy.sources.base import Source
 from kproxy.state.decode import Kind
 
 log = structlog.stdlib.get_logger(__name__)
@@ -37,31 +44,50 @@ ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
 """Makes the reloader that hands new settings to a function."""
 
 
-def run(config: ProxyConfig, reloader_for: ReloaderFor | None = None) -> bool:
+def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
     Returns whether all went well: with `once`, whether every service was applied. The rules stay in place.
-    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, or OSError if the health
-    address cannot be bound and `bind_address_hard_fail` is set.
+    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, or OSError if an address
+    cannot be bound and that shall be the end.
     """
     validate(config)
     set_up_node(config)
     stop = threading.Event()
     inbox = Inbox(frozenset(Kind))
     mode = factory.make_mode(config)
-    flows = FlowCleaner(NetlinkConntrack)
+    metrics = Metrics()
+    flows = FlowCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
-    services = ServiceHealth(health.proxy_healthy)
+    given = make_input(config, metrics)
+    events = given.events
+    reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
+    services = ServiceHealth(health.proxy_healthy, reporter.port_refused)
     interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
-    agent = Agent(config, inbox, mode, health, interfaces, flows, services)
+    agent = Agent(config, inbox, mode, health, interfaces, flows, services, reporter)
+    settings = _Settings(config, agent)
+    reloader = reloader_for(settings.take)
+    inspector = Inspector(
+        settings.current, reloader.running, inbox, health, reporter, given.watches, time.monotonic
+    )
+    exposition = Exposition(
+        metrics,
+        lambda: config.proxy_mode,
+        readers(lambda: mode, inbox, reporter, config.metrics_service_limit),
+    )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    reloader = reloader_for(_Settings(config, agent).take) if reloader_for is not None else None
-    with _led_by_signals(stop, inbox, reloader), _health_server(config, health):
-        threads = [_start("source", functools.partial(_source(config).run, inbox, stop), stop, inbox)]
+    servers = _servers(config, health, metrics, inspector.routes(exposition))
+    with (
+        _led_by_signals(stop, inbox, reloader),
+        _serving(servers, hard_fail=config.bind_address_hard_fail),
+    ):
+        threads = [_start("source", functools.partial(given.source.run, inbox, stop), stop, inbox)]
+        if events is not None:
+            threads.append(_start("events", functools.partial(events.run, stop), stop, inbox))
         threads.append(_start("service-health", functools.partial(services.run, stop), stop, inbox))
         threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
         threads.append(_start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox))
-        if reloader is not None and not config.once:
+        if not config.once:
             threads.append(_start("settings", functools.partial(_watch, reloader, stop), stop, inbox))
         try:
             complete = True
@@ -74,6 +100,8 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor | None = None) -> bool:
             inbox.wake()
             flows.wake()
             services.wake()
+            if events is not None:
+                events.wake()
             for thread in threads:
                 thread.join(timeout=5)
     log.info("stopped", rules="left in place")
@@ -97,6 +125,9 @@ class _Settings:
         self._config = config
         self._agent = agent
 
+    def current(self) -> ProxyConfig:
+        return self._config
+
     def take(self, config: ProxyConfig) -> None:
         old, self._config = self._config, config
         logs.configure(config.verbosity)
@@ -110,19 +141,6 @@ class _Settings:
 def _watch(reloader: Reloader, stop: threading.Event) -> None:
     reloader.watch(stop)
     stop.wait()
-
-
-def _source(config: ProxyConfig) -> Source:
-    if config.manifests is not None:
-        from kproxy.sources.manifests import ManifestSource
-
-        return ManifestSource(config.manifests, config.node_name)
-    from kproxy.sources.cluster import ClusterAccess
-    from kproxy.sources.kubernetes import KubernetesSource
-
-    return KubernetesSource(
-        ClusterAccess(kubeconfig=config.kubeconfig, master=config.master or None), config.node_name
-    )
 
 
 def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: Inbox) -> threading.Thread:
@@ -153,7 +171,7 @@ def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
 
 
 @contextmanager
-def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader | None) -> Iterator[None]:
+def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader) -> Iterator[None]:
     """Set `stop` on SIGTERM and SIGINT, reload on SIGHUP, from a thread of its own.
 
     A handler may run while the main thread is inside the very lock that setting an Event takes, and would
@@ -167,8 +185,7 @@ def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader | No
         while received := reader.recv(1):
             number = signal.Signals(received[0])
             if number is signal.SIGHUP:
-                if reloader is not None:
-                    reloader.reload(number.name)
+                reloader.reload(number.name)
                 continue
             log.info("stopping", signal=number.name)
             stop.set()
@@ -189,12 +206,22 @@ def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader | No
         reader.close()
 
 
+def _servers(config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes) -> list[HttpServer]:
+    def answered(path: str, status: int) -> None:
+        metrics.add(HEALTHZ_ANSWERS if path == HEALTHZ else LIVEZ_ANSWERS, str(status))
+
+    servers: list[HttpServer] = []
+    if config.healthz_bind_address and not config.once:
+        servers.append(HealthServer(config.healthz_bind_address, health, answered))
+    if config.metrics_bind_address and not config.once:
+        servers.append(HttpServer("metrics", config.metrics_bind_address, routes))
+    return servers
+
+
 @contextmanager
-def _health_server(config: ProxyConfig, state: HealthState) -> Iterator[None]:
-    if not config.healthz_bind_address or config.once:
-        yield
-        return
-    address = config.healthz_bind_address
-    make = functools.partial(HealthServer, address, state)
-    with serving("health", address, make, hard_fail=config.bind_address_hard_fail):
+def _serving(servers: Iterable[HttpServer], *, hard_fail: bool) -> Iterator[None]:
+    with ExitStack() as started:
+        for server in servers:
+            server.start(hard_fail=hard_fail)
+            started.callback(server.stop)
         yield

@@ -55,10 +55,16 @@ def body(service: str, endpoints: int, *, proxy_healthy: bool) -> bytes:
 
 
 class ServiceHealth:
-    """The servers of all services. `proxy_healthy` tells whether this proxy keeps up."""
+    """The servers of all services. `proxy_healthy` tells whether this proxy keeps up.
 
-    def __init__(self, proxy_healthy: Callable[[], bool]) -> None:
+    `refused` is told service, port and reason where a port cannot be opened.
+    """
+
+    def __init__(
+        self, proxy_healthy: Callable[[], bool], refused: Callable[[str, int, str], None] = lambda *_: None
+    ) -> None:
         self._proxy_healthy = proxy_healthy
+        self._tell_refused = refused
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = threading.Event()
         self._checks: dict[Key, Check] = {}
@@ -145,6 +151,7 @@ class ServiceHealth:
             reason = error.strerror or str(error)
             if self._refused.get(key) != reason:
                 self._refused[key] = reason
+                self._tell_refused(key[1], check.port, reason)
                 log.error(
                     "health_check_port_failed",
                     service=key[1],

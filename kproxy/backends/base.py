@@ -28,14 +28,42 @@ class SyncReport(msgspec.Struct, frozen=True):
 
     All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
-    `changes` counts what was written, by name of the object kind. `degraded` services work, but not in every
-    respect as they were asked for; it says in which.
+    `changes` counts what was written, by name of the object kind, and `rules` the iptables rules among it by
+    table. `degraded` services work, but not in every respect as they were asked for; it says in which.
+    `full`: the kernel was read first, and all of it was compared with what is desired.
     """
 
     failed: Mapping[str, str] = {}
     error: str | None = None
     changes: Mapping[str, int] = {}
     degraded: Mapping[str, str] = {}
+    rules: Mapping[str, int] = {}
+    full: bool = False
+
+
+class PortTraffic(msgspec.Struct, frozen=True, gc=False):
+    """What its counters say of one service port: `name` is PortPlan's, `protocol` TCP, UDP or SCTP.
+
+    `sent` and `answered` are (packets, bytes) from and to clients. Where the kernel looks at the first packet
+    of a connection only, `sent` holds just those, and `answered` is None.
+    """
+
+    name: str
+    protocol: str
+    connections: int
+    sent: tuple[int, int]
+    answered: tuple[int, int] | None = None
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What one family's kernel holds: traffic per service port, iptables rules of ours per table."""
+
+    traffic: tuple[PortTraffic, ...] = ()
+    rules: Mapping[str, int] = {}
+
+
+class MeasureError(Exception):
+    """The kernel's counters could not be read."""
 
 
 class CheckError(Exception):

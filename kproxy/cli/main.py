@@ -9,6 +9,7 @@ from kproxy.cli.demo import demo
 from kproxy.cli.params import read_environment
 from kproxy.cli.render import render
 from kproxy.cli.run import run
+from kproxy.cli.status import status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,6 +18,6 @@ def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""
 
 
-for command in (run, render, cleanup, demo, bench):
+for command in (run, status, render, cleanup, demo, bench):
     read_environment(command)
     main.add_command(command)

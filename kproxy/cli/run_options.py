@@ -55,6 +55,13 @@ run_options = together(
     ),
     # Servers
     flag(
+        "--metrics-service-limit",
+        type=int,
+        usual="500",
+        metavar="N",
+        help="Count connections, packets and bytes for the N busiest service ports of a family; 0: for none.",
+    ),
+    flag(
         "--healthz-bind-address",
         usual="0.0.0.0:10256",
         metavar="IP:PORT",

@@ -75,7 +75,9 @@ class Claims:
             if winner is None or winner.port == _identity(port):
                 return True
             reason = f"{port.protocol} port {number} already belongs to {winner.port.rpartition(' ')[0]}"
-            problems.append(Problem(f"Service {plan.key}", field, show(address or number), reason))
+            problems.append(
+                Problem(f"Service {plan.key}", field, show(address or number), reason, conflict=True)
+            )
             return False
 
         if not mine(port.cluster_ip, port.port, "spec.clusterIP"):

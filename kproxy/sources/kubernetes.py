@@ -9,8 +9,9 @@ from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.listing import resources
+from kproxy.sources.objects import ObjectApi
 from kproxy.sources.reflector import Reflector, StreamedListSupport, WatchStatus
-from kproxy.sources.transport import Transport
+from kproxy.sources.transport import Observe, Transport
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "KubernetesSource", "KubernetesSourceConfig", "WatchStatus"]
 
@@ -21,11 +22,15 @@ class KubernetesSource:
     """Lists and watches Services, EndpointSlices and one Node (implements Source)."""
 
     def __init__(
-        self, access: ClusterAccess, node: str | None = None, config: KubernetesSourceConfig | None = None
+        self,
+        access: ClusterAccess,
+        node: str | None = None,
+        config: KubernetesSourceConfig | None = None,
+        observe: Observe = lambda *_: None,
     ) -> None:
-        """`node` is the name of the Node to watch; None: no Node at all."""
+        """`node` is the name of the Node to watch; None: no Node. `observe` is told of each request."""
         self._config = config or KubernetesSourceConfig()
-        self._transport = Transport(access, self._config.transport)
+        self._transport = Transport(access, self._config.transport, observe)
         support = StreamedListSupport(self._config)
         self._reflectors = tuple(
             Reflector(self._transport, each, self._config, support) for each in resources(node)
@@ -34,6 +39,10 @@ class KubernetesSource:
     def status(self) -> tuple[WatchStatus, ...]:
         """How the watch of each kind is doing; may be called from any thread at any time."""
         return tuple(each.status for each in self._reflectors)
+
+    def objects(self) -> ObjectApi:
+        """What reads and writes single objects, over the same connections and credentials."""
+        return ObjectApi(self._transport)
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
         """Feed `sink` until `stop` is set; can be run once.

@@ -1,4 +1,4 @@
-"""Raw GET requests to a Kubernetes API server, with the `kubernetes` package only for who we are to it.
+"""Raw requests to a Kubernetes API server, with the `kubernetes` package only for who we are to it.
 
 Its configuration loaders know kubeconfig, in-cluster files, client certificates, bearer tokens and exec
 plugins; its ApiClient builds the urllib3 pool. Its models never come near. What it leaves out is added here:
@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.parse
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 _CHUNK = 256 * 1024
 _ERROR_BODY = 64 * 1024
+_SMALL_BODY = 4 * 1024 * 1024
+_SUCCESS = frozenset({200, 201})
 
 
 class ApiError(Exception):
@@ -75,6 +77,8 @@ class TransportConfig:
     """For the TCP and TLS handshakes."""
     retry_after_max_seconds: float = 300.0
     """The longest Retry-After that is obeyed."""
+    send_seconds: float = 10.0
+    """For the whole answer to a request that is not a watch or a list."""
 
 
 class Stream:
@@ -122,12 +126,22 @@ class Stream:
         self._response.close()
 
 
+Observe = Callable[[str, str, str, float], None]
+"""Told of each request: host, method, HTTP status (`<error>`, as in client-go, without one) and seconds."""
+
+
 class Transport:
     """Opens requests from any thread; reloads credentials; can be closed from outside at any moment."""
 
-    def __init__(self, access: ClusterAccess, config: TransportConfig | None = None) -> None:
+    def __init__(
+        self,
+        access: ClusterAccess,
+        config: TransportConfig | None = None,
+        observe: Observe = lambda *_: None,
+    ) -> None:
         self._access = access
         self._config = config or TransportConfig()
+        self._observe = observe
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._stale = False
@@ -142,17 +156,33 @@ class Transport:
     def open(self, path: str, query: Mapping[str, str], read_seconds: float) -> Stream:
         """GET a path of the API; `read_seconds` is the longest silence.
 
-        Raises StatusError for any answer but 200, DisconnectedError, StalledError (no answer at all) and
+        Raises StatusError for any answer but success, DisconnectedError, StalledError (no answer at all) and
         ClusterAccessError.
         """
+        return self._exchange("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds, None, "")
+
+    def send(
+        self, method: str, path: str, body: bytes | None, content_type: str = "application/json"
+    ) -> bytes:
+        """One request with a small answer, as a whole; raises what `open` does."""
+        seconds = self._config.send_seconds
+        stream = self._exchange(method, path, seconds, body, content_type)
+        try:
+            return stream.read_all(_SMALL_BODY, seconds)
+        finally:
+            stream.close()
+
+    def _exchange(
+        self, method: str, target: str, read_seconds: float, body: bytes | None, content_type: str
+    ) -> Stream:
         session = self._prepare()
-        response = self._request(session, path, query, read_seconds)
+        response = self._request(session, method, target, read_seconds, body, content_type)
         if response.status == 401:
             response.close()
             log.debug("credentials_refused", server=session.host)
             session = self._reload(session)
-            response = self._request(session, path, query, read_seconds)
-        if response.status == 200:
+            response = self._request(session, method, target, read_seconds, body, content_type)
+        if response.status in _SUCCESS:
             return Stream(response)
         if response.status in (401, 403):
             self._stale = True
@@ -218,18 +248,47 @@ class Transport:
             if closed:
                 _shut(sock)
 
-    def _request(self, session: Session, path: str, query: Mapping[str, str], read_seconds: float) -> Any:
+    def _request(
+        self,
+        session: Session,
+        method: str,
+        target: str,
+        read_seconds: float,
+        body: bytes | None,
+        content_type: str,
+    ) -> Any:
+        began = time.monotonic()
+        code = "<error>"
+        try:
+            response = self._try(session, method, target, read_seconds, body, content_type)
+            code = str(response.status)
+        finally:
+            host = urllib.parse.urlsplit(session.host).netloc
+            self._observe(host, method, code, time.monotonic() - began)
+        return response
+
+    def _try(
+        self,
+        session: Session,
+        method: str,
+        target: str,
+        read_seconds: float,
+        body: bytes | None,
+        content_type: str,
+    ) -> Any:
         if self._closed:
             raise DisconnectedError("closed")
-        url = f"{session.host}{path}?{urllib.parse.urlencode(query)}"
         with self._lock:
             headers = session.headers()
         headers |= {"accept": "application/json", "user-agent": f"kproxy/{kproxy.__version__}"}
+        if body is not None:
+            headers["content-type"] = content_type
         timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=read_seconds)
         try:
             return session.pool.request(
-                "GET",
-                url,
+                method,
+                f"{session.host}{target}",
+                body=body,
                 headers=headers,
                 timeout=timeout,
                 retries=False,
@@ -289,6 +348,7 @@ __all__ = [
     "ApiError",
     "ClusterAccessError",
     "DisconnectedError",
+    "Observe",
     "StalledError",
     "Status",
     "StatusError",

@@ -8,12 +8,16 @@ _SHOWN = 120
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A defect of one object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, the value, why."""
+    """A defect of one object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, the value, why.
+
+    `conflict`: nothing is wrong with the value, but another object has it already.
+    """
 
     object: str
     field: str
     value: str
     reason: str
+    conflict: bool = False
 
     def __str__(self) -> str:
         return f"{self.object}: {self.field}={self.value}: {self.reason}"

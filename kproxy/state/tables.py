@@ -2,7 +2,8 @@
 
 A service is dirty from the moment anything about it changes until `commit` is called with the revision at
 which it was read: a change that arrives while an older one is being applied keeps it dirty, and a failed
-apply simply does not commit. That is how a change is never lost.
+apply simply does not commit. That is how a change is never lost. The same marks tell how long a change of
+endpoints took: its trigger waits here until the change is committed.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -22,6 +23,21 @@ class ServiceInput(msgspec.Struct, frozen=True, gc=False):
     slices: tuple[EndpointSlice, ...]
 
 
+class Trigger(msgspec.Struct, frozen=True, gc=False):
+    """What a slice said of the moment its cause changed: the slice's key, its address type and the text."""
+
+    slice: str
+    address_type: str
+    text: str
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """Relevant changes of one kind: how many there were, and how many services wait for one to be applied."""
+
+    total: int
+    pending: int
+
+
 class Tables:
     """Services, EndpointSlices and the Node, with dirty tracking. Not thread-safe: the owner locks."""
 
@@ -31,6 +47,9 @@ class Tables:
         self._slices_of: dict[str, dict[str, EndpointSlice]] = {}
         self._dirty: dict[str, int] = {}
         self._revision = 0
+        self._totals = {Kind.SERVICE: 0, Kind.ENDPOINT_SLICE: 0}
+        self._waiting: dict[Kind, dict[str, int]] = {kind: {} for kind in self._totals}
+        self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
         self._synced: set[Kind] = set()
         self.node: Node | None = None
 
@@ -48,6 +67,10 @@ class Tables:
     def pending(self) -> int:
         """How many services changed since their last commit."""
         return len(self._dirty)
+
+    def changes(self, kind: Kind) -> Changes:
+        """How many changes of Services or EndpointSlices there were, and what waits of them."""
+        return Changes(self._totals[kind], len(self._waiting[kind]))
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str] = ()) -> bool:
         """Make `objects` the whole of `kind`, but keep what is known of `unreadable`; True if changed."""
@@ -80,6 +103,7 @@ class Tables:
             if self._services.pop(key, None) is None:
                 return False
             self._touch(key)
+            self._count(kind, key)
             return True
         if kind is Kind.ENDPOINT_SLICE:
             return self._forget_slice(key)
@@ -109,11 +133,25 @@ class Tables:
         ordered = tuple(slices[name] for name in sorted(slices))
         return ServiceInput(key, self._dirty.get(key, 0), self._services.get(key), ordered)
 
-    def commit(self, applied: Iterable[ServiceInput]) -> None:
-        """Clear the dirty mark of services that are applied and have not changed since they were read."""
+    def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
+        """Clear the dirty mark of services that are applied and have not changed since they were read.
+
+        Returns the triggers of the changes that are applied now.
+        """
+        done: list[Trigger] = []
         for each in applied:
             if self._dirty.get(each.key) == each.revision:
                 del self._dirty[each.key]
+            for waiting in self._waiting.values():
+                if waiting.get(each.key, each.revision + 1) <= each.revision:
+                    del waiting[each.key]
+            triggers = self._triggers.pop(each.key, None)
+            if triggers is None:
+                continue
+            done += [trigger for revision, trigger in triggers if revision <= each.revision]
+            if later := [entry for entry in triggers if entry[0] > each.revision]:
+                self._triggers[each.key] = later
+        return done
 
     def _keys(self, kind: Kind) -> set[str]:
         if kind is Kind.SERVICE:
@@ -126,6 +164,10 @@ class Tables:
         self._revision += 1
         self._dirty[key] = self._revision
 
+    def _count(self, kind: Kind, key: str) -> None:
+        self._totals[kind] += 1
+        self._waiting[kind][key] = self._revision
+
     def _upsert_service(self, service: Service) -> bool:
         labels = service.metadata.labels
         if labels is not None and labels.service_proxy_name is not None:
@@ -134,11 +176,18 @@ class Tables:
             return False
         self._services[service.key] = service
         self._touch(service.key)
+        self._count(Kind.SERVICE, service.key)
         return True
 
     def _upsert_slice(self, piece: EndpointSlice) -> bool:
         labels = piece.metadata.labels
         owner = piece.service_key
+        annotations = piece.metadata.annotations
+        if annotations is not None:
+            # When it changed is no part of what it says: without it, equal slices compare equal.
+            piece = msgspec.structs.replace(
+                piece, metadata=msgspec.structs.replace(piece.metadata, annotations=None)
+            )
         if owner is None or (labels is not None and labels.headless is not None):
             return self._forget_slice(piece.key)
         known = self._slices.get(piece.key)
@@ -149,6 +198,10 @@ class Tables:
         self._slices[piece.key] = piece
         self._slices_of.setdefault(owner, {})[piece.key] = piece
         self._touch(owner)
+        self._count(Kind.ENDPOINT_SLICE, owner)
+        if annotations is not None and annotations.trigger_time is not None:
+            trigger = Trigger(piece.key, piece.address_type, annotations.trigger_time)
+            self._triggers.setdefault(owner, []).append((self._revision, trigger))
         return True
 
     def _forget_slice(self, key: str) -> bool:
@@ -162,4 +215,7 @@ class Tables:
             if not siblings:
                 del self._slices_of[owner]
             self._touch(owner)
+            self._count(Kind.ENDPOINT_SLICE, owner)
+            # The last trigger was that of an earlier change; when the slice's end began, nobody says.
+            self._triggers.pop(owner, None)
         return True

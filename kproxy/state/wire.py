@@ -120,12 +120,19 @@ class SliceLabels(_Wire, frozen=True):
     headless: str | None = field(name="service.kubernetes.io/headless", default=None)
 
 
+class SliceAnnotations(_Wire, frozen=True):
+    """Annotations of an EndpointSlice: when the pod or service changed that it follows (RFC 3339)."""
+
+    trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
+
+
 class SliceMeta(_Wire, frozen=True):
     """metadata of an EndpointSlice."""
 
     name: str
     namespace: str = "default"
     labels: SliceLabels | None = None
+    annotations: SliceAnnotations | None = None
 
 
 class EndpointConditions(_Wire, frozen=True):

@@ -27,6 +27,7 @@ from kproxy.kernel.ipvs.types import (
     IpvsUnavailable,
     Request,
     ServerId,
+    Statistics,
     Timeouts,
     VirtualServer,
 )
@@ -75,6 +76,7 @@ class FakeIpvs:
     def __init__(self, faults: Faults | None = None, schedulers: Iterable[str] = SCHEDULERS) -> None:
         self.table: dict[ServerId, tuple[VirtualServer, dict[DestinationId, int]]] = {}
         self.connections: dict[tuple[ServerId, DestinationId], int] = {}
+        self.counters: dict[ServerId, Statistics] = {}
         self.schedulers = set(schedulers)
         self.sent: list[Request] = []
         self.reads = 0
@@ -101,6 +103,10 @@ class FakeIpvs:
         self._available()
         self.reads += 1
         return {server: settings for server, (settings, _) in self.table.items() if server.family is family}
+
+    def statistics(self, family: Family) -> dict[ServerId, Statistics]:
+        """The counters of a family's virtual servers: whatever a test has put into `counters`."""
+        return {server: self.counters.get(server, Statistics()) for server in self.servers(family)}
 
     def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
         """The destinations of a virtual server."""

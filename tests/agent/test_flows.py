@@ -11,6 +11,8 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.agent import flows as module
 from kproxy.agent.flows import FlowCleaner
+from kproxy.agent.metric_series import CONNTRACK_DELETED, CONNTRACK_SYNC
+from kproxy.agent.metrics import Distribution, Metrics
 from kproxy.kernel.conntrack.types import ConntrackError, Flow
 from kproxy.plan.flows import Stale
 
@@ -27,6 +29,7 @@ class FakeConntrack:
         self.flows = [OLD, NEW, ELSEWHERE]
         self.failures = failures
         self.changed = threading.Event()
+        self.metrics = Metrics()
 
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
         assert family is Family.IPV4
@@ -47,7 +50,7 @@ def running() -> Iterator[functools.partial[None]]:
     ends: list[functools.partial[None]] = []
 
     def start(fake: FakeConntrack) -> FlowCleaner:
-        cleaner, stop = FlowCleaner(lambda: fake), threading.Event()
+        cleaner, stop = FlowCleaner(lambda: fake, fake.metrics), threading.Event()
         thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
         thread.start()
 
@@ -74,6 +77,23 @@ def test_stale_flows_go_and_others_stay(
     running(fake).submit(Family.IPV4, MOVED)
     assert fake.changed.wait(5)
     assert fake.flows == [NEW, ELSEWHERE]
+
+
+def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
+    fake, stop = FakeConntrack(), threading.Event()
+    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner.submit(Family.IPV4, MOVED)
+    thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
+    thread.start()
+    assert fake.changed.wait(5)
+    stop.set()
+    cleaner.wake()
+    thread.join(5)
+    values = {sample.series.name: sample.value for sample in fake.metrics.samples()}
+    assert values[CONNTRACK_DELETED.name] == 1
+    timed = values[CONNTRACK_SYNC.name]
+    assert isinstance(timed, Distribution)
+    assert sum(timed.counts) == 1
 
 
 def test_nothing_to_look_for_reads_nothing(running: functools.partial[FlowCleaner]) -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.health import HealthServer, HealthState, split_host_port
+from kproxy.agent.health import HealthServer, HealthState
+from kproxy.agent.http_server import split_host_port
 from kproxy.state.wire import Node
 
 PERIOD = 30.0

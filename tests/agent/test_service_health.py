@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ class Running:
 
     def __init__(self) -> None:
         self.healthy = True
-        self.health = ServiceHealth(lambda: self.healthy)
+        self.refused: queue.Queue[tuple[str, int, str]] = queue.Queue()
+        self.health = ServiceHealth(lambda: self.healthy, lambda *told: self.refused.put(told))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.health.run, args=(self._stop,), daemon=True)
         self._thread.start()
@@ -138,7 +140,9 @@ def test_a_port_that_is_taken_is_tried_again(running: Running, monkeypatch: pyte
         taken.listen()
         port = int(taken.getsockname()[1])
         running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+        assert running.refused.get(timeout=5)[:2] == ("ns1/svc1", port)
     running.until(port, 200)
+    assert running.refused.empty()
 
 
 def test_garbage_costs_nothing_but_its_connection(running: Running) -> None:

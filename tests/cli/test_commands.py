@@ -93,3 +93,18 @@ def test_render_takes_the_configuration_file_too(tmp_path: Path) -> None:
     file.write_text(head + "clusterCIDR: 10.9.0.0\n")
     status, _, message = run(*RENDER, "--config", str(file))
     assert (status, 'clusterCIDR: "10.9.0.0" is not a CIDR' in message) == (1, True)
+
+
+def test_addresses_that_are_none_are_named_all_at_once() -> None:
+    flags = ["--metrics-bind-address", "10249", "--healthz-bind-address", "here:http"]
+    status, _, errors = run("run", "--manifests", str(EXAMPLES), *flags)
+    assert status == 2
+    assert '--metrics-bind-address: "10249" is not IP:port' in errors
+    assert '--healthz-bind-address: "here:http" is not IP:port' in errors
+
+
+def test_status_says_where_it_found_nobody() -> None:
+    status, text, errors = run("status", "--address", "127.0.0.1:1")
+    assert (status, text) == (1, "")
+    assert "http://127.0.0.1:1/status" in errors
+    assert "Connection refused" in errors

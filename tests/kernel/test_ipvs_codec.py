@@ -22,6 +22,7 @@ from kproxy.kernel.ipvs.types import (
     DestinationId,
     Request,
     ServerId,
+    Statistics,
     VirtualServer,
 )
 from kproxy.kernel.netlink.messages import attribute, attributes, message, nested
@@ -108,6 +109,16 @@ def test_servers_keyed_by_firewall_mark_are_passed_over() -> None:
         1, attribute(1, struct.pack("=H", 2)), attribute(5, struct.pack("=I", 7))
     )
     assert codec.decode_service(payload) is None
+
+
+def test_counters_are_read_in_64_bits() -> None:
+    server = ServerId("TCP", "10.0.0.1", 80)
+    header, encoded = (whole := codec.encode(Request(Command.DEL_SERVICE, server)))[:4], whole[8:]
+    counted = [2**33 + n for n in range(5)]
+    stats = b"".join(attribute(n + 1, struct.pack("=Q", value)) for n, value in enumerate(counted))
+    decoded = codec.decode_statistics(header + nested(1, encoded, nested(12, stats)))
+    assert decoded == (server, Statistics(*counted))
+    assert codec.decode_statistics(whole) == (server, Statistics())
 
 
 def test_truncated_attributes_end_the_reading() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import subprocess
+import time
 
 import pytest
 
@@ -19,6 +21,7 @@ from kproxy.kernel.ipvs.types import (
     IpvsError,
     Request,
     ServerId,
+    Statistics,
     Timeouts,
     VirtualServer,
 )
@@ -175,3 +178,21 @@ def test_news_of_the_device_itself_does_not_count() -> None:
         assert not events.drain()
         subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
         assert events.drain()
+
+
+@fresh_network
+def test_counters_of_a_virtual_server_count_its_connections() -> None:
+    up()
+    ipvs, one = NetlinkIpvs(), server("127.0.0.1", "UDP", 5353)
+    other = server("127.0.0.2", "UDP", 5353)
+    destination = DestinationId("127.0.0.3", 5353)
+    requests = [Request(Command.NEW_SERVICE, each, RR) for each in (one, other)]
+    assert ipvs.apply([*requests, Request(Command.NEW_DEST, one, destination=destination, weight=1)]) == {}
+    for _ in range(3):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"x" * 72, ("127.0.0.1", 5353))
+    deadline = time.monotonic() + 30
+    while not (found := ipvs.statistics(Family.IPV4))[one].connections:
+        assert time.monotonic() < deadline  # the kernel adds up every two seconds
+    assert found[other] == Statistics()
+    assert (found[one].connections, found[one].packets_in, found[one].bytes_in) == (3, 3, 300)

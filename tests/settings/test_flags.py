@@ -80,6 +80,7 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
     ("iptables-variant", "legacy", "iptables.variant", "legacy"),
     ("ipvs-graceful-period", "5m", "ipvs.gracefulPeriod", "5m0s"),
     ("manifests", "/srv/m", "manifests", "/srv/m"),
+    ("metrics-service-limit", "9", "metrics.serviceLimit", 9),
 ]
 
 

@@ -75,6 +75,7 @@ OWN_FLAGS: Mapping[str, str] = {
     "iptables-variant": "iptables.variant",
     "ipvs-graceful-period": "ipvs.gracefulPeriod",
     "manifests": "manifests",
+    "metrics-service-limit": "metrics.serviceLimit",
 }
 """kproxy's flags -> paths in KproxyConfiguration."""
 

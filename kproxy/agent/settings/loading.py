@@ -100,9 +100,9 @@ def read_file(path: Path) -> Settings:
 
 def write_file(path: Path, settings: Settings) -> None:
     """Write the settings as a file that `read_file` reads as the same. Raises OSError."""
-    documents = [_document(KUBE_PROXY, settings.kube)]
+    documents = [document(KUBE_PROXY, settings.kube)]
     if settings.own != KproxyConfiguration():
-        documents.append(_document(KPROXY, settings.own))
+        documents.append(document(KPROXY, settings.own))
     path.write_text(yaml.safe_dump_all(documents, sort_keys=True, default_flow_style=False))
 
 
@@ -120,5 +120,6 @@ def tell_settings(settings: Settings) -> None:
         log.warning("unknown_feature_gates", gates=gates)
 
 
-def _document(named: tuple[str, str], section: Section) -> dict[str, object]:
+def document(named: tuple[str, str], section: Section) -> dict[str, object]:
+    """A document as a file has it; `named` is its apiVersion and kind."""
     return {"apiVersion": named[0], "kind": named[1]} | encode(section)

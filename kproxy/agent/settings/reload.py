@@ -122,6 +122,10 @@ class Reloader:
         self._refused: list[str] = []
         self._content: bytes | None = None
 
+    def running(self) -> Settings:
+        """What kproxy works with now; may be asked from any thread."""
+        return self._running
+
     def reload(self, reason: str, *, first: bool = False) -> None:
         """Read the file and apply what changed; `reason` is for the log.
 

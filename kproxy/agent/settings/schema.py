@@ -194,6 +194,12 @@ class OwnIpvs(Section, frozen=True):
     graceful_period: NotNegativeDuration = 3600.0
 
 
+class OwnMetrics(Section, frozen=True):
+    """`metrics` of kproxy's own document."""
+
+    service_limit: Count = 500
+
+
 class KproxyConfiguration(Section, frozen=True):
     """The second document, which is kproxy's own and may be left out.
 
@@ -203,4 +209,5 @@ class KproxyConfiguration(Section, frozen=True):
 
     manifests: str = ""
     iptables: OwnIptables = OwnIptables()
+    metrics: OwnMetrics = OwnMetrics()
     ipvs: OwnIpvs = OwnIpvs()

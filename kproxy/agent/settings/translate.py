@@ -85,6 +85,7 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         bind_address_hard_fail=kube.bind_address_hard_fail,
         healthz_bind_address=kube.healthz_bind_address,
         metrics_bind_address=kube.metrics_bind_address,
+        metrics_service_limit=own.metrics.service_limit,
         iptables_variant=Variant(own.iptables.variant) if own.iptables.variant else None,
         iptables_layout=own.iptables.layout,
         ipvs_scheduler=kube.ipvs.scheduler,

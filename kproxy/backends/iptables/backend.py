@@ -115,21 +115,24 @@ class IptablesBackend:
 
     def _guarded(self, work: Callable[[Writer], None]) -> SyncReport:
         written: Counter[str] = Counter()
+        rules: Counter[str] = Counter()
+        full = self._kernel is None
         self._looked_again = False
         try:
             try:
-                work(self._writer(written))
+                work(self._writer(written, rules))
             except _DoubtfulError:
                 self._kernel = None
-                self._looked_again = True
-                work(self._writer(written))
+                self._looked_again = full = True
+                work(self._writer(written, rules))
         except RestoreError as error:
             self._settled = False
             # A lock that was not granted means that nothing happened; anything else leaves doubt.
             if error.kind is not FailureKind.LOCKED:
                 self._kernel = None
-            return SyncReport(error=f"{error.kind}: {error.message}", changes=dict(written))
-        return SyncReport(dict(self._quarantine), None, dict(written))
+            message = f"{error.kind}: {error.message}"
+            return SyncReport(error=message, changes=dict(written), rules=dict(rules), full=full)
+        return SyncReport(dict(self._quarantine), None, dict(written), rules=dict(rules), full=full)
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
@@ -167,6 +170,11 @@ class IptablesBackend:
             self._kernel = None
         return True
 
+    def rules(self) -> dict[str, int]:
+        """How many rules of ours the kernel is known to hold, by table; may be asked from any thread."""
+        kernel = self._kernel
+        return kernel.rules() if kernel is not None else {}
+
     def _wants_comments(self) -> bool:
         return self._endpoints <= self._layout.large_cluster_endpoints
 
@@ -190,9 +198,9 @@ class IptablesBackend:
         except ValueError as error:
             raise RestoreError(FailureKind.OTHER, f"the rules cannot be read: {error}") from error
 
-    def _writer(self, written: Counter[str]) -> Writer:
+    def _writer(self, written: Counter[str], rules: Counter[str]) -> Writer:
         kernel = self._kernel or self._adopt(self._observe())
-        return Writer(self._xtables, self._watch, self._layout, kernel, written)
+        return Writer(self._xtables, self._watch, self._layout, kernel, written, rules)
 
     def _adopt(self, observed: Observed) -> KernelState:
         kernel = from_observation(observed, self._desired, self._layout)

@@ -1,6 +1,7 @@
 """A record of what the kernel holds of ours, exact down to the chain, moved only by successful restores."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kproxy.backends.base import Drift
@@ -51,6 +52,15 @@ class KernelState:
             if holds(placement, chain_id):
                 lines = [rerooted(placement, rule) for rule in rules]
                 yield from (line for line in lines if line not in owned and placement.places(line))
+
+    def rules(self) -> dict[str, int]:
+        """How many rules stand, by table. May run beside the thread that writes: it reads whole copies."""
+        found = Counter({"nat": 0, "filter": 0})
+        for (table, _), lines in list(self.chains.items()):
+            found[table] += len(lines)
+        for service in list(self.services.values()):
+            found["nat"] += sum(text.count("\n") for text in list(service.chains.values()))
+        return dict(found)
 
 
 def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> KernelState:

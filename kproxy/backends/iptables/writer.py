@@ -52,9 +52,11 @@ class Writer:
         layout: Layout,
         kernel: KernelState,
         written: Counter[str],
+        rules: Counter[str] | None = None,
     ) -> None:
         self.kernel = kernel
         self.written = written
+        self._rules_in: Counter[str] = Counter() if rules is None else rules
         self._xtables = xtables
         self._watch = watch
         self._layout = layout
@@ -271,4 +273,6 @@ class Writer:
             self._xtables.restore(text)
         self.written["restores"] += 1
         self.written["chains"] += len(chains)
-        self.written["rules"] += sum(rule.count("\n") for rule in rules)
+        count = sum(rule.count("\n") for rule in rules)
+        self.written["rules"] += count
+        self._rules_in[table] += count

@@ -7,13 +7,13 @@ the virtual servers stand that take over from them; and what lists a virtual ser
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
@@ -21,9 +21,10 @@ from kproxy.backends.ipvs.keeper import DoubtError, Keeper, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import PEER_SETS
 from kproxy.backends.ipvs.render import NOTHING, render_service
+from kproxy.backends.ipvs.traffic import port_traffic
 from kproxy.kernel.addresses import DeviceError
 from kproxy.kernel.ipset.types import IpsetError
-from kproxy.kernel.ipvs.types import IpvsError, ServerId
+from kproxy.kernel.ipvs.types import IpvsError, ServerId, Statistics
 from kproxy.plan.model import ServicePlan
 
 log = structlog.stdlib.get_logger(__name__)
@@ -142,6 +143,14 @@ class IpvsBackend:
         self._next_look = self._clock() + self._config.look_period
         return drifts
 
+    def rules(self) -> dict[str, int]:
+        """How many iptables rules of ours the kernel is known to hold, by table."""
+        return self._rules.rules()
+
+    def traffic(self, statistics: Mapping[ServerId, Statistics]) -> tuple[PortTraffic, ...]:
+        """What went to each service port, from the counters of virtual servers; for any thread."""
+        return port_traffic(list(self._plans.values()), statistics, self._config.node_addresses)
+
     def _want(self, plan: ServicePlan) -> None:
         key = plan.key
         self._degraded.pop(key, None)
@@ -194,7 +203,8 @@ class IpvsBackend:
             self._settled = True
         keeper.tidy(written)
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
-        return SyncReport({**report.failed, **keeper.refused, **stuck})
+        failed = {**report.failed, **keeper.refused, **stuck}
+        return SyncReport(failed, rules=report.rules, full=report.full)
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""

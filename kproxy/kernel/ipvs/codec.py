@@ -6,6 +6,7 @@ takes a few microseconds; the classes of a general netlink library take half a m
 
 import socket
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
 
 from kproxy.addresses import Family, parse_ip
@@ -17,6 +18,7 @@ from kproxy.kernel.ipvs.types import (
     DestinationState,
     Request,
     ServerId,
+    Statistics,
     Timeouts,
     VirtualServer,
 )
@@ -33,6 +35,8 @@ _CMD_SERVICE, _CMD_DEST = 1, 2
 _CMD_TIMEOUT_TCP, _CMD_TIMEOUT_TCP_FIN, _CMD_TIMEOUT_UDP = 4, 5, 6
 _SVC_AF, _SVC_PROTOCOL, _SVC_ADDR, _SVC_PORT, _SVC_FWMARK, _SVC_SCHED_NAME = 1, 2, 3, 4, 5, 6
 _SVC_FLAGS, _SVC_TIMEOUT, _SVC_NETMASK = 7, 8, 9
+_SVC_STATS64 = 12
+_STATS_CONNS, _STATS_INPKTS, _STATS_OUTPKTS, _STATS_INBYTES, _STATS_OUTBYTES = 1, 2, 3, 4, 5
 _DEST_ADDR, _DEST_PORT, _DEST_FWD_METHOD, _DEST_WEIGHT = 1, 2, 3, 4
 _DEST_U_THRESH, _DEST_L_THRESH, _DEST_ACTIVE, _DEST_INACT = 5, 6, 7, 8
 
@@ -44,6 +48,7 @@ _NETMASK = {Family.IPV4: b"\xff\xff\xff\xff", Family.IPV6: struct.pack("=I", 128
 
 _U16 = struct.Struct("=H")
 _U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
 _PORT = struct.Struct("!H")
 _GENL = struct.Struct("=BBH")
 _FLAGS = struct.Struct("=II")
@@ -106,17 +111,43 @@ def decode_timeouts(payload: bytes) -> Timeouts:
 def decode_service(payload: bytes) -> tuple[ServerId, VirtualServer] | None:
     """A virtual server; None for one that is keyed by a firewall mark or of a protocol we do not know."""
     found = attributes(attributes(payload[_GENL.size :]).get(_CMD_SERVICE, b""))
+    server = _decode_server(found)
+    if server is None:
+        return None
+    flags = _FLAGS.unpack(found[_SVC_FLAGS])[0] & SETTABLE_FLAGS
+    scheduler = found.get(_SVC_SCHED_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
+    timeout = _U32.unpack(found[_SVC_TIMEOUT])[0] if flags & 1 else 0
+    return server, VirtualServer(scheduler, flags, timeout)
+
+
+def decode_statistics(payload: bytes) -> tuple[ServerId, Statistics] | None:
+    """The 64-bit counters of a virtual server (since Linux 4.1); None as for decode_service."""
+    found = attributes(attributes(payload[_GENL.size :]).get(_CMD_SERVICE, b""))
+    server = _decode_server(found)
+    if server is None:
+        return None
+    counters = attributes(found.get(_SVC_STATS64, b""))
+
+    def value(kind: int) -> int:
+        return int(_U64.unpack(counters[kind])[0]) if kind in counters else 0
+
+    return server, Statistics(
+        connections=value(_STATS_CONNS),
+        packets_in=value(_STATS_INPKTS),
+        packets_out=value(_STATS_OUTPKTS),
+        bytes_in=value(_STATS_INBYTES),
+        bytes_out=value(_STATS_OUTBYTES),
+    )
+
+
+def _decode_server(found: Mapping[int, bytes]) -> ServerId | None:
     if _SVC_FWMARK in found or _SVC_PROTOCOL not in found:
         return None
     protocol = _NAMES.get(_U16.unpack(found[_SVC_PROTOCOL])[0])
     if protocol is None:
         return None
     ip = _decode_ip(_U16.unpack(found[_SVC_AF])[0], found[_SVC_ADDR])
-    server = ServerId(protocol, ip, _PORT.unpack(found[_SVC_PORT])[0])
-    flags = _FLAGS.unpack(found[_SVC_FLAGS])[0] & SETTABLE_FLAGS
-    scheduler = found.get(_SVC_SCHED_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
-    timeout = _U32.unpack(found[_SVC_TIMEOUT])[0] if flags & 1 else 0
-    return server, VirtualServer(scheduler, flags, timeout)
+    return ServerId(protocol, ip, _PORT.unpack(found[_SVC_PORT])[0])
 
 
 def decode_destination(payload: bytes, family: Family) -> tuple[DestinationId, DestinationState]:

@@ -14,6 +14,7 @@ from kproxy.kernel.ipvs.types import (
     IpvsUnavailable,
     Request,
     ServerId,
+    Statistics,
     Timeouts,
     VirtualServer,
 )
@@ -48,6 +49,12 @@ class NetlinkIpvs:
         answers = self._dump("list virtual servers", codec.header(codec.CMD_GET_SERVICE))
         found = (decoded for answer in answers if (decoded := codec.decode_service(answer)) is not None)
         return {server: settings for server, settings in found if server.family is family}
+
+    def statistics(self, family: Family) -> dict[ServerId, Statistics]:
+        """The counters of all virtual servers of a family. Raises IpvsError."""
+        answers = self._dump("read counters", codec.header(codec.CMD_GET_SERVICE))
+        found = (decoded for answer in answers if (decoded := codec.decode_statistics(answer)) is not None)
+        return {server: counters for server, counters in found if server.family is family}
 
     def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
         """The destinations of one virtual server; empty if there is none. Raises IpvsError."""

@@ -68,6 +68,19 @@ class DestinationState(msgspec.Struct, frozen=True, gc=False):
         return self.active + self.inactive
 
 
+class Statistics(msgspec.Struct, frozen=True, gc=False):
+    """Counters of a virtual server since it was made (struct ip_vs_kstats); `in` is from clients.
+
+    The kernel adds them up every two seconds (ip_vs_est.c), so they are that much behind.
+    """
+
+    connections: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class Command(enum.Enum):
     """The requests that change something; the values are IPVS_CMD_* of include/uapi/linux/ip_vs.h."""
 
@@ -120,6 +133,9 @@ class Ipvs(Protocol):
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """All virtual servers of a family that are keyed by address, whoever made them. Raises IpvsError."""
+
+    def statistics(self, family: Family) -> dict[ServerId, Statistics]:
+        """The counters of all virtual servers of a family that are keyed by address. Raises IpvsError."""
 
     def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
         """The destinations of one virtual server; empty if there is no such server. Raises IpvsError."""

@@ -74,18 +74,29 @@ class SubprocessXtables:
         """
         argv = [self.tools.save]
         if table is not None:
-            if not _TABLE_NAME.match(table):
-                msg = f"not a table name: {table!r}"
-                raise ValueError(msg)
-            argv += ["-t", table]
-        status, dump, stderr = run(argv, b"", self._timeout)
-        if status:
-            raise failures.from_exit(status, stderr)
-        return without_noise(dump)
+            argv += _in_table(table)
+        return without_noise(self._dump(argv))
+
+    def counters(self, table: str) -> bytes:
+        """The rules of one table with their counters; see Xtables.counters.  Raises RestoreError."""
+        return self._dump([self.tools.save, "-c", *_in_table(table)])
 
     def stamp(self) -> Stamp | None:
         """See Xtables.stamp."""
         return stamps.stamp(self.family, self.variant)
+
+    def _dump(self, argv: list[str]) -> bytes:
+        status, dump, stderr = run(argv, b"", self._timeout)
+        if status:
+            raise failures.from_exit(status, stderr)
+        return dump
+
+
+def _in_table(table: str) -> list[str]:
+    if not _TABLE_NAME.match(table):
+        msg = f"not a table name: {table!r}"
+        raise ValueError(msg)
+    return ["-t", table]
 
 
 def without_noise(dump: bytes) -> bytes:

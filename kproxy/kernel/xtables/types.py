@@ -98,5 +98,8 @@ class Xtables(Protocol):
         Without comment lines; packet counters of built-in chains read [0:0].  Raises RestoreError.
         """
 
+    def counters(self, table: str) -> bytes:
+        """The rules of one table, each after its counters: `[packets:bytes] -A ...`. Raises RestoreError."""
+
     def stamp(self) -> Stamp | None:
         """A fingerprint that changes when somebody changes the ruleset; None if the kernel gives none."""

@@ -1,0 +1,23 @@
+# syntax=docker/dockerfile:1
+# Two stages: what builds stays behind, and the image holds kproxy, its virtual environment and iptables.
+ARG PYTHON=3.13-slim-bookworm
+
+FROM python:${PYTHON} AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY kproxy kproxy
+RUN python -m venv /opt/kproxy \
+ && PIP_CONSTRAINT=constraints.txt /opt/kproxy/bin/pip install --no-cache-dir --disable-pip-version-check . \
+ && rm -rf /opt/kproxy/lib/python*/site-packages/pip* \
+ && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
+
+FROM python:${PYTHON}
+# iptables brings both variants; kmod and procps are for the init containers.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends iptables kmod procps \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/kproxy /opt/kproxy
+ENV PATH=/opt/kproxy/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["kproxy"]
+CMD ["run"]

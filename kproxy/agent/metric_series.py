@@ -1,0 +1,241 @@
+"""Every series that is exported: name, type, labels, buckets, and the modes that have it.
+
+Those named kubeproxy_* are kube-proxy 1.36's (pkg/proxy/metrics/metrics.go), so that dashboards and alerts
+written for it find what they ask for. Some of its gauges end in `_total`, against Prometheus' own advice;
+they stay as they are. What it does not have is named kproxy_*.
+"""
+
+import enum
+from itertools import accumulate, repeat
+
+import msgspec
+
+
+class SeriesType(enum.StrEnum):
+    """The types of the text exposition format."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One metric family. `buckets` are upper bounds without +Inf; `modes` is empty if all modes have it."""
+
+    name: str
+    type: SeriesType
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+SYNC_BUCKETS = tuple(accumulate(repeat(2.0, 14), float.__mul__, initial=0.001))
+"""0.001 s, doubled 14 times (ExponentialBuckets(0.001, 2, 15))."""
+PROGRAMMING_BUCKETS = (
+    0.25,
+    0.5,
+    *map(float, range(1, 60)),
+    *map(float, range(60, 120, 5)),
+    *map(float, range(120, 301, 30)),
+)
+"""Seconds from 0.25 to 300, as the network programming latency SLI has them (sig-scalability)."""
+REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+"""component-base/metrics/prometheus/restclient."""
+
+_FAMILY = ("ip_family",)
+_RULES = ("iptables", "nftables")
+_RESTORES = ("iptables", "ipvs")
+
+
+def _counter(name: str, labels: tuple[str, ...], text: str, modes: tuple[str, ...] = ()) -> Series:
+    return Series(name, SeriesType.COUNTER, labels, text, modes=modes)
+
+
+def _gauge(name: str, labels: tuple[str, ...], text: str, modes: tuple[str, ...] = ()) -> Series:
+    return Series(name, SeriesType.GAUGE, labels, text, modes=modes)
+
+
+def _seconds(
+    name: str, labels: tuple[str, ...], text: str, buckets: tuple[float, ...], modes: tuple[str, ...] = ()
+) -> Series:
+    return Series(name, SeriesType.HISTOGRAM, labels, text, buckets, modes)
+
+
+SYNC = _seconds("kubeproxy_sync_proxy_rules_duration_seconds", _FAMILY, "How long syncs took.", SYNC_BUCKETS)
+SYNC_FULL = _seconds(
+    "kubeproxy_sync_full_proxy_rules_duration_seconds",
+    _FAMILY,
+    "How long syncs took that first read what the kernel holds.",
+    SYNC_BUCKETS,
+    _RULES,
+)
+SYNC_PARTIAL = _seconds(
+    "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+    _FAMILY,
+    "How long syncs took that looked at what changed only.",
+    SYNC_BUCKETS,
+    _RULES,
+)
+PROGRAMMING = _seconds(
+    "kubeproxy_network_programming_duration_seconds",
+    _FAMILY,
+    "From the change of a pod or service, as its EndpointSlice tells it, until the kernel obeyed.",
+    PROGRAMMING_BUCKETS,
+)
+LAST_SYNC = _gauge(
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+    _FAMILY,
+    "When the rules were last synced, or found to need nothing.",
+)
+LAST_QUEUED = _gauge(
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", _FAMILY, "When a sync was last asked for."
+)
+ENDPOINT_CHANGES = _counter(
+    "kubeproxy_sync_proxy_rules_endpoint_changes_total", (), "Changes of endpoints that arrived."
+)
+ENDPOINT_PENDING = _gauge(
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+    (),
+    "Services with a change of endpoints that is not applied yet.",
+)
+SERVICE_CHANGES = _counter(
+    "kubeproxy_sync_proxy_rules_service_changes_total", (), "Changes of services that arrived."
+)
+SERVICE_PENDING = _gauge(
+    "kubeproxy_sync_proxy_rules_service_changes_pending",
+    (),
+    "Services with a change of their own that is not applied yet.",
+)
+NO_LOCAL_ENDPOINTS = _gauge(
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+    ("traffic_policy", "ip_family"),
+    "Service ports with a Local policy that have endpoints on other nodes only.",
+)
+HEALTHZ = _counter("kubeproxy_proxy_healthz_total", ("code",), "Answers of /healthz by HTTP status.")
+LIVEZ = _counter("kubeproxy_proxy_livez_total", ("code",), "Answers of /livez by HTTP status.")
+RESTORE_FAILURES = _counter(
+    "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+    _FAMILY,
+    "Syncs in which iptables-restore failed or refused a service.",
+    _RESTORES,
+)
+PARTIAL_RESTORE_FAILURES = _counter(
+    "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+    _FAMILY,
+    "Those of them that looked at what changed only.",
+    ("iptables",),
+)
+RULES = _gauge(
+    "kubeproxy_sync_proxy_rules_iptables_total",
+    ("table", "ip_family"),
+    "iptables rules that the kernel holds of ours.",
+    ("iptables",),
+)
+RULES_LAST = _gauge(
+    "kubeproxy_sync_proxy_rules_iptables_last",
+    ("table", "ip_family"),
+    "iptables rules that the last sync wrote.",
+    ("iptables",),
+)
+INVALID_DROPPED = _counter(
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+    (),
+    "Packets dropped because conntrack calls them invalid.",
+    ("iptables",),
+)
+LOCALHOST_ACCEPTED = _counter(
+    "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+    (),
+    "First packets of connections to node ports on localhost.",
+    ("iptables",),
+)
+NFTABLES_SYNC_FAILURES = _counter(
+    "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+    _FAMILY,
+    "Syncs in which nftables failed.",
+    ("nftables",),
+)
+NFTABLES_CLEANUP_FAILURES = _counter(
+    "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+    _FAMILY,
+    "Deletions of stale chains in which nftables failed.",
+    ("nftables",),
+)
+CONNTRACK_SYNC = _seconds(
+    "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+    _FAMILY,
+    "How long looking for stale flows took.",
+    SYNC_BUCKETS,
+)
+CONNTRACK_DELETED = _counter(
+    "kubeproxy_conntrack_reconciler_deleted_entries_total", _FAMILY, "Stale flows that were deleted."
+)
+BUILD_INFO = _gauge(
+    "kubernetes_build_info",
+    (
+        "major",
+        "minor",
+        "git_version",
+        "git_commit",
+        "git_tree_state",
+        "build_date",
+        "go_version",
+        "compiler",
+        "platform",
+    ),
+    "Always 1; the labels tell what runs.",
+)
+REQUESTS = _counter(
+    "rest_client_requests_total", ("code", "host", "method"), "Requests to the API server by status."
+)
+REQUEST_SECONDS = _seconds(
+    "rest_client_request_duration_seconds",
+    ("host", "verb"),
+    "Seconds until the API server began to answer.",
+    REQUEST_BUCKETS,
+)
+
+QUARANTINED = _gauge(
+    "kproxy_quarantined_services", _FAMILY, "Services that the kernel refused and that are tried again."
+)
+DEGRADED = _gauge("kproxy_degraded_services", _FAMILY, "Services that work, but not in every respect.")
+PROBLEMS = _gauge("kproxy_services_with_problems", (), "Services with a field that cannot be obeyed.")
+REJECTED = _gauge("kproxy_rejected_objects", (), "Objects that could not be decoded at all.")
+SYNC_FAILURES = _counter("kproxy_sync_failures_total", _FAMILY, "Syncs that failed as a whole.")
+DRIFT_FOUND = _counter("kproxy_drift_found_total", _FAMILY, "Objects of ours found changed by others.")
+DRIFT_REPAIRED = _counter("kproxy_drift_repaired_total", _FAMILY, "Those of them that were set right.")
+WRITES = _counter(
+    "kproxy_sync_writes_total", ("ip_family", "object"), "What syncs wrote: rules, chains, messages, ..."
+)
+OLDEST_PENDING = _gauge(
+    "kproxy_oldest_pending_change_seconds", (), "Age of the oldest change that is not applied; 0: none."
+)
+EVENTS = _counter("kproxy_events_total", ("outcome",), "Kubernetes Events: sent, dropped or failed.")
+COLLECTION_FAILURES = _counter(
+    "kproxy_collection_failures_total", ("part",), "Parts of a scrape that could not be read."
+)
+
+_PORT = ("ip_family", "namespace", "service", "port", "protocol")
+CONNECTIONS = _counter("kproxy_service_connections_total", _PORT, "Connections to a service port.")
+PACKETS = _counter(
+    "kproxy_service_packets_total",
+    (*_PORT, "direction"),
+    "Packets of a service port; in iptables mode, the first ones of its connections.",
+)
+BYTES = _counter(
+    "kproxy_service_bytes_total",
+    (*_PORT, "direction"),
+    "Bytes of a service port; in iptables mode, of the first packets of its connections.",
+)
+OMITTED = _gauge(
+    "kproxy_service_ports_omitted",
+    _FAMILY,
+    "Service ports beyond --metrics-service-limit, the quietest ones.",
+)
+
+ALL: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))
+"""All of them, in the order above."""

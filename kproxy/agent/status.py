@@ -1,0 +1,93 @@
+"""What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it."""
+
+from datetime import datetime
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.state.problems import Problem
+
+
+class _Camel(msgspec.Struct, frozen=True, rename="camel", order=True):
+    """Base: field names as Kubernetes writes them."""
+
+
+class Failure(_Camel, frozen=True):
+    """A sync that failed as a whole: when, and why."""
+
+    at: datetime
+    reason: str
+
+
+class ServiceTrouble(_Camel, frozen=True):
+    """A service that the kernel refused, and since when for this reason; it is tried again."""
+
+    service: str
+    reason: str
+    since: datetime
+
+
+class Repair(_Camel, frozen=True):
+    """Objects of ours that somebody else changed: how many were found and set right, when last, which."""
+
+    found: int = 0
+    repaired: int = 0
+    last_found: datetime | None = None
+    last_objects: tuple[str, ...] = ()
+
+
+class FamilyStatus(_Camel, frozen=True):
+    """One IP family. `degraded` services work, but not in the respect that is said of each."""
+
+    services: int
+    last_success: datetime | None
+    last_failure: Failure | None
+    quarantined: list[ServiceTrouble]
+    degraded: dict[str, str]
+    drift: Repair
+
+
+class Pending(_Camel, frozen=True):
+    """Services with changes that wait: of their own, of endpoints; seconds since the oldest came."""
+
+    services: int
+    endpoints: int
+    oldest_seconds: float | None
+
+
+class Watch(_Camel, frozen=True):
+    """How the watch of one kind is doing. Times are seconds since the epoch."""
+
+    kind: str
+    synced: bool
+    connected_since: float | None
+    consecutive_failures: int
+    last_error: str | None
+
+
+class Status(_Camel, frozen=True):
+    """Everything. `healthy` is that of /livez, `node_eligible` what /healthz says beyond it."""
+
+    version: str
+    node: str
+    mode: str
+    since: datetime
+    healthy: bool
+    node_eligible: bool
+    pending: Pending
+    families: dict[Family, FamilyStatus]
+    problems: list[Problem]
+    rejected: list[Problem]
+    watches: list[Watch] = []
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing needs an operator."""
+        return self.healthy and not any(
+            (self.problems, self.rejected, *(family.quarantined for family in self.families.values()))
+        )
+
+
+def encode(status: Status) -> bytes:
+    """JSON, indented: people read it too."""
+    return msgspec.json.format(msgspec.json.encode(status), indent=2) + b"\n"

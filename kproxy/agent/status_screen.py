@@ -1,0 +1,82 @@
+"""The status as tables for people: first what runs, then only what is wrong.
+
+Plain text: a library for terminals would be loaded by every kproxy that runs, for structlog takes what it
+finds.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from kproxy.agent.status import FamilyStatus, Status
+from kproxy.state.problems import Problem
+
+_GAP = "  "
+
+
+def screen(status: Status, now: datetime) -> str:
+    """The text; `now` is what ages are counted to."""
+    verdict = "healthy" if status.healthy else "BEHIND WITH ITS CHANGES"
+    since = age(status.since, now)
+    lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict}"]
+    if not status.node_eligible:
+        lines.append("this node is going: load balancers are told so")
+    pending = status.pending
+    if pending.oldest_seconds is not None:
+        waiting = f"{pending.services} of services, {pending.endpoints} of endpoints"
+        lines.append(f"changes waiting: {waiting}; the oldest for {pending.oldest_seconds:g} s")
+    families = [(family.value, *_family(each, now)) for family, each in status.families.items()]
+    lines += ["", *_table(("FAMILY", "SERVICES", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families)]
+    quarantined = [
+        (family.value, trouble.service, age(trouble.since, now), trouble.reason)
+        for family, each in status.families.items()
+        for trouble in each.quarantined
+    ]
+    degraded = [
+        (family.value, service, reason)
+        for family, each in status.families.items()
+        for service, reason in each.degraded.items()
+    ]
+    broken = [
+        (watch.kind, str(watch.consecutive_failures), watch.last_error or "")
+        for watch in status.watches
+        if watch.connected_since is None
+    ]
+    fields = ("OBJECT", "FIELD", "VALUE", "REASON")
+    for title, columns, rows in (
+        ("refused by the kernel, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
+        ("served, but not as asked for", ("FAMILY", "SERVICE", "REASON"), degraded),
+        ("not obeyed", fields, _cells(status.problems)),
+        ("not readable", fields, _cells(status.rejected)),
+        ("watches that are down", ("KIND", "FAILURES", "LAST ERROR"), broken),
+    ):
+        if rows:
+            lines += ["", f"{title}: {len(rows)}", *_table(columns, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def age(since: datetime, now: datetime) -> str:
+    """A time span in its largest unit that is not zero: `5d`, `3h`, `12m`, `40s`."""
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _family(status: FamilyStatus, now: datetime) -> tuple[str, str, str, str]:
+    succeeded = f"{age(status.last_success, now)} ago" if status.last_success is not None else "never"
+    failure = status.last_failure
+    failed = f"{age(failure.at, now)} ago: {failure.reason}" if failure is not None else "-"
+    drift = status.drift
+    repaired = f"{drift.repaired} of {drift.found}" if drift.found else "-"
+    return str(status.services), succeeded, failed, repaired
+
+
+def _cells(problems: Iterable[Problem]) -> list[tuple[str, ...]]:
+    return [(each.object, each.field, each.value, each.reason) for each in problems]
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    clean = [tuple(" ".join(cell.split()) for cell in row) for row in (columns, *rows)]
+    widths = [max(len(row[n]) for row in clean) for n in range(len(columns))]
+    return [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in clean]

@@ -1,0 +1,122 @@
+"""Events as the API server gets them: complete, at their service, few, and never in anybody's way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kproxy.agent import metric_series as series
+from kproxy.agent.events import (
+    BURST,
+    REFILL_SECONDS,
+    REMEMBERED_SECONDS,
+    UPDATE_SECONDS,
+    EventRecorder,
+    Notice,
+    Reason,
+)
+from kproxy.agent.metrics import Metrics
+from kproxy.sources.cluster import ClusterAccess
+from kproxy.sources.objects import ObjectApi
+from kproxy.sources.transport import ApiError, ClusterAccessError, Transport
+from kproxy.testing.apiserver import ApiServer
+
+NOTICE = Notice(Reason.QUARANTINED, "default/web", "IPv4: iptables-restore: line 4 failed")
+
+
+class World:
+    def __init__(self, api: ApiServer, kubeconfig: Path) -> None:
+        self.api = api
+        self.now = 0.0
+        self.metrics = Metrics()
+        transport = Transport(ClusterAccess(kubeconfig=kubeconfig))
+        self.recorder = EventRecorder(
+            ObjectApi(transport), "node-a", self.metrics, (ApiError, ClusterAccessError), lambda: self.now
+        )
+
+    def events(self) -> list[dict[str, object]]:
+        return list(self.api.list("Event.events.k8s.io"))
+
+    def outcomes(self) -> dict[str, float]:
+        return {s.labels[0]: s.value for s in self.metrics.samples() if s.series is series.EVENTS}  # type: ignore[misc]
+
+
+def service(name: str) -> dict[str, object]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"ports": [{"port": 80}]},
+    }
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with ApiServer() as api:
+        api.apply(service("web"))
+        yield World(api, api.kubeconfig(tmp_path / "kubeconfig"))
+
+
+def test_an_event_is_complete_and_stands_at_its_service(world: World) -> None:
+    stored = world.api.get("Service", "default", "web")
+    assert stored is not None
+    world.recorder.send(NOTICE)
+    (event,) = world.events()
+    assert event["regarding"] == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "namespace": "default",
+        "name": "web",
+        "uid": stored["metadata"]["uid"],
+    }
+    told = {key: event[key] for key in ("type", "reason", "action", "note", "reportingController")}
+    assert told == {
+        "type": "Warning",
+        "reason": "ServiceQuarantined",
+        "action": "ProgramService",
+        "note": "node node-a: IPv4: iptables-restore: line 4 failed",
+        "reportingController": "kproxy.io/kproxy",
+    }
+    assert event["reportingInstance"] == "kproxy-node-a"
+    assert world.outcomes() == {"sent": 1}
+
+
+def test_what_is_said_again_is_counted_in_the_first_event(world: World) -> None:
+    for _ in range(3):
+        world.recorder.send(NOTICE)
+    (event,) = world.events()
+    assert "series" not in event
+    world.now += UPDATE_SECONDS
+    world.recorder.send(NOTICE)
+    (event,) = world.events()
+    assert event["series"]["count"] == 4  # type: ignore[index]
+    world.now += REMEMBERED_SECONDS + 1
+    world.recorder.send(NOTICE)
+    assert len(world.events()) == 2
+
+
+def test_a_flood_becomes_a_handful(world: World) -> None:
+    notices = [Notice(Reason.CONFLICT, "default/web", f"port {n}") for n in range(BURST + 10)]
+    for notice in notices:
+        world.recorder.send(notice)
+    assert len(world.events()) == BURST
+    assert world.outcomes() == {"sent": BURST, "dropped": 10}
+    world.now += REFILL_SECONDS
+    world.recorder.send(notices[-1])
+    assert len(world.events()) == BURST + 1
+
+
+def test_a_failure_is_counted_and_the_next_notice_is_sent(world: World) -> None:
+    world.recorder.send(Notice(Reason.CONFLICT, "default/gone", "already belongs to another"))
+    assert world.outcomes() == {"failed": 1}
+    world.recorder.send(NOTICE)
+    assert len(world.events()) == 1
+
+
+def test_a_long_note_is_cut_to_what_the_api_takes(world: World) -> None:
+    world.recorder.send(Notice(Reason.CONFLICT, "default/web", "é" * 1000))
+    (event,) = world.events()
+    note = event["note"]
+    assert isinstance(note, str)
+    assert len(note.encode()) <= 1024
+    assert note.endswith("é...")

@@ -1,0 +1,161 @@
+"""What the run loop's reports become: numbers, a status, notices for operators."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import structlog.testing
+
+from kproxy.addresses import Family
+from kproxy.agent import metric_series as series
+from kproxy.agent.events import Notice, Reason
+from kproxy.agent.metric_series import Series
+from kproxy.agent.metrics import Distribution, Metrics
+from kproxy.agent.reporter import Reporter
+from kproxy.backends.base import Drift, SyncReport
+from kproxy.plan.model import PortPlan, Protocol, ServicePlan
+from kproxy.state.problems import Problem
+from kproxy.state.tables import Trigger
+
+IPV4 = Family.IPV4
+LOCAL = PortPlan("ns/a", Protocol.TCP, "10.0.0.1", 80, internal_local=True, has_endpoints=True)
+CONFLICT = Problem("Service ns/a", "spec.externalIPs", '"1.2.3.4"', "already belongs to ns/b", conflict=True)
+DEFECT = Problem("Service ns/a", "spec.externalIPs", '"x"', "not an address")
+
+
+class World:
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.notices: list[Notice] = []
+        self.reporter = Reporter(self.metrics, self.notices.append)
+        self.reporter.begin([IPV4])
+
+    def sync(
+        self, plans: Mapping[str, ServicePlan] | None = None, *, retried: bool = False, **report: object
+    ) -> None:
+        made = SyncReport(**report)  # type: ignore[arg-type]
+        self.reporter.synced(IPV4, made, plans or {}, 0.003, retried=retried)
+
+    def value(self, wanted: Series, *labels: str) -> float:
+        for sample in self.metrics.samples():
+            if (sample.series, sample.labels) == (wanted, labels):
+                assert not isinstance(sample.value, Distribution)
+                return sample.value
+        return 0.0
+
+    def observed(self, wanted: Series, *labels: str) -> int:
+        return sum(
+            sum(sample.value.counts)
+            for sample in self.metrics.samples()
+            if (sample.series, sample.labels) == (wanted, labels) and isinstance(sample.value, Distribution)
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_sync_is_timed_and_its_writes_are_counted(world: World) -> None:
+    world.sync(full=True, changes={"rules": 7, "restores": 2}, rules={"nat": 5, "filter": 2})
+    world.sync(changes={"rules": 1}, rules={"nat": 1})
+    assert world.observed(series.SYNC, "IPv4") == 2
+    assert world.observed(series.SYNC_FULL, "IPv4") == 1
+    assert world.observed(series.SYNC_PARTIAL, "IPv4") == 1
+    assert world.value(series.WRITES, "IPv4", "rules") == 8
+    assert world.value(series.RULES_LAST, "nat", "IPv4") == 1
+    assert world.value(series.RULES_LAST, "filter", "IPv4") == 0
+    assert world.value(series.LAST_SYNC, "IPv4") == pytest.approx(datetime.now(UTC).timestamp(), abs=60)
+
+
+def test_a_sync_that_fails_is_no_sync_and_says_why(world: World) -> None:
+    world.sync(error="locked: another program holds the lock")
+    status = world.reporter.family_status()[IPV4]
+    assert status.last_success is None
+    assert status.last_failure is not None
+    assert status.last_failure.reason == "locked: another program holds the lock"
+    assert world.value(series.LAST_SYNC, "IPv4") == 0
+    assert world.value(series.SYNC_FAILURES, "IPv4") == 1
+    assert world.value(series.RESTORE_FAILURES, "IPv4") == 1
+    assert world.notices == []
+
+
+def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(world: World) -> None:
+    world.sync(failed={"ns/a": "line 3 failed"})
+    first = world.reporter.family_status()[IPV4].quarantined
+    world.sync(failed={"ns/a": "line 3 failed"})
+    world.sync(failed={"ns/a": "line 3 failed"}, retried=True)
+    assert world.reporter.family_status()[IPV4].quarantined == first
+    assert [(each.service, each.reason) for each in first] == [("ns/a", "line 3 failed")]
+    assert world.notices == [Notice(Reason.QUARANTINED, "ns/a", "IPv4: line 3 failed")]
+    assert world.value(series.RESTORE_FAILURES, "IPv4") == 2
+    assert world.value(series.QUARANTINED, "IPv4") == 1
+    world.sync()
+    assert world.value(series.QUARANTINED, "IPv4") == 0
+    assert world.reporter.family_status()[IPV4].quarantined == []
+
+
+def test_what_belongs_to_no_service_is_in_the_status_and_no_event(world: World) -> None:
+    world.sync(failed={"(virtual server TCP 10.0.0.1:80)": "device busy"})
+    assert len(world.reporter.family_status()[IPV4].quarantined) == 1
+    assert world.notices == []
+
+
+def test_local_policies_without_local_endpoints_are_counted(world: World) -> None:
+    plan = ServicePlan("ns/a", IPV4, ports=(LOCAL, LOCAL))
+    world.sync({"ns/a": plan})
+    assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 2
+    assert world.value(series.NO_LOCAL_ENDPOINTS, "external", "IPv4") == 0
+    assert world.reporter.family_status()[IPV4].services == 1
+    world.sync({"ns/a": ServicePlan("ns/a", IPV4)}, error="nothing was applied")
+    assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 2
+    world.sync({"ns/a": ServicePlan("ns/a", IPV4)})
+    assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 0
+    assert world.reporter.family_status()[IPV4].services == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "count"), [(1, 1), (-3600, 0)], ids=["changed since the start", "changed before the start"]
+)
+def test_programming_time_counts_from_the_change(world: World, offset: float, count: int) -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=offset)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "789Z"
+    world.reporter.applied([Trigger("ns/a-x", "IPv4", text)])
+    assert world.observed(series.PROGRAMMING, "IPv4") == count
+
+
+def test_a_trigger_time_that_cannot_be_read_is_named(world: World) -> None:
+    with structlog.testing.capture_logs() as told:
+        world.reporter.applied([Trigger("ns/a-x", "IPv4", "yesterday")])
+    assert [(line["object"], line["value"]) for line in told] == [("EndpointSlice ns/a-x", "yesterday")]
+    assert world.observed(series.PROGRAMMING, "IPv4") == 0
+
+
+def test_a_conflict_is_told_once_for_both_families_and_again_when_it_returns(world: World) -> None:
+    notice = Notice(Reason.CONFLICT, "ns/a", 'spec.externalIPs "1.2.3.4": already belongs to ns/b')
+    world.reporter.problems({"ns/a": (CONFLICT, DEFECT)})
+    world.reporter.problems({"ns/a": (DEFECT, CONFLICT)})
+    assert world.notices == [notice]
+    assert world.reporter.known_problems() == sorted([CONFLICT, DEFECT])
+    world.reporter.problems({"ns/a": ()})
+    assert world.reporter.known_problems() == []
+    world.reporter.problems({"ns/a": (CONFLICT,)})
+    assert world.notices == [notice, notice]
+
+
+def test_drift_counts_as_repaired_once_a_sync_got_through(world: World) -> None:
+    world.reporter.drifted(IPV4, [Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")])
+    world.sync(error="missing: no iptables-restore")
+    assert world.value(series.DRIFT_FOUND, "IPv4") == 2
+    assert world.value(series.DRIFT_REPAIRED, "IPv4") == 0
+    world.sync()
+    drift = world.reporter.family_status()[IPV4].drift
+    assert (drift.found, drift.repaired) == (2, 2)
+    assert drift.last_objects == ("chain nat/A is missing", "chain nat/B is missing")
+    assert world.value(series.DRIFT_REPAIRED, "IPv4") == 2
+
+
+def test_a_look_that_finds_nothing_wrong_is_as_good_as_a_sync(world: World) -> None:
+    world.reporter.confirmed(IPV4)
+    assert world.value(series.LAST_SYNC, "IPv4") > 0
+    assert world.observed(series.SYNC, "IPv4") == 0

@@ -1,0 +1,267 @@
+"""What clusters are given: each object strictly decoded, each part held against the program it starts."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from kproxy.agent import metric_series as series
+from kproxy.agent.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
+from kproxy.agent.exposition import Exposition
+from kproxy.agent.metrics import Metrics
+from kproxy.cli.run import run
+from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
+from kproxy.sources.transport import ApiError
+from kproxy.testing.apiserver import ApiServer
+from tests.agent.test_metrics import filled
+from tests.manifests.openapi import documents, load, problems
+from tests.sources.recording import RecordingSink
+
+ROOT = Path(__file__).parents[2] / "manifests"
+OVERLAYS = ("iptables", "ipvs")
+MONITORING = ROOT / "components" / "monitoring"
+OBJECTS = sorted(
+    path
+    for folder in (ROOT / "base", MONITORING)
+    for path in folder.glob("*.yaml")
+    if path.name != "kustomization.yaml"
+)
+_METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|rest_client|kubernetes|up)(?:_\w+)?\b")
+_SELECTOR = re.compile(r"\b(\w+)\{([^}]*)\}")
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = [each for each in objects if each["kind"] == kind]
+    return found
+
+
+def pod_spec(daemon_set: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = daemon_set["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.stem)
+def test_every_object_decodes_strictly(path: Path) -> None:
+    objects = load(path)
+    assert objects
+    assert [problem for each in objects for problem in problems(each)] == []
+
+
+def test_the_check_itself_finds_what_is_wrong() -> None:
+    daemon_set = one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet")
+    container = pod_spec(daemon_set)["containers"][0]
+    container["securityContext"]["runAsUsr"] = 0
+    container["ports"][0]["containerPort"] = "10256"
+    del daemon_set["spec"]["selector"]
+    found = problems(daemon_set)
+    where = "DaemonSet.spec.template.spec.containers[0]"
+    assert f"{where}.ports[0].containerPort: '10256' is not int" in found
+    assert f"{where}.securityContext.runAsUsr: unknown field" in found
+    assert any(each.startswith("DaemonSet.spec: ") and "selector" in each for each in found)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_builds_to_a_whole_that_fits_together(overlay: str) -> None:
+    objects = built(ROOT / "overlays" / overlay)
+    assert [problem for each in objects for problem in problems(each)] == []
+    spec = pod_spec(one(objects, "DaemonSet"))
+    config_map = one(objects, "ConfigMap")
+    (config,) = [volume for volume in spec["volumes"] if volume["name"] == "config"]
+    assert config["configMap"]["name"] == config_map["metadata"]["name"]
+    account = one(objects, "ServiceAccount")["metadata"]
+    assert spec["serviceAccountName"] == account["name"]
+    (subject,) = one(objects, "ClusterRoleBinding")["subjects"]
+    assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
+    volumes = {volume["name"] for volume in spec["volumes"]}
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert ":" in container["image"]
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    configuration = yaml.safe_load(config_map["data"]["config.conf"])
+    assert (configuration["kind"], configuration["mode"]) == ("KubeProxyConfiguration", overlay)
+    folder = next(m["mountPath"] for m in spec["containers"][0]["volumeMounts"] if m["name"] == "config")
+    assert configuration["clientConnection"]["kubeconfig"] == f"{folder}/kubeconfig.conf"
+    assert f"--config={folder}/config.conf" in spec["containers"][0]["args"]
+
+
+@needs_kubectl
+def test_modules_are_loaded_before_the_sysctls_that_come_with_them() -> None:
+    spec = pod_spec(one(built(ROOT / "overlays" / "ipvs"), "DaemonSet"))
+    assert [container["name"] for container in spec["initContainers"]] == ["modules", "sysctls"]
+
+
+def test_the_container_is_confined() -> None:
+    daemon_set = one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet")
+    spec = pod_spec(daemon_set)
+    (container,) = spec["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert spec["hostNetwork"] is True
+    assert spec["priorityClassName"] == "system-node-critical"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    assert paths == {"/run/xtables.lock", "/lib/modules"}
+
+
+def test_the_flags_are_those_of_the_program() -> None:
+    known = {name for option in run.params if isinstance(option, click.Option) for name in option.opts}
+    (container,) = pod_spec(one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet"))["containers"]
+    assert container["args"][0] == run.name
+    kustomization = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
+    patches = [op["value"] for patch in kustomization["patches"] for op in yaml.safe_load(patch["patch"])]
+    flags = {argument.partition("=")[0] for argument in (*container["args"][1:], *patches)}
+    assert flags <= known | {"--config"}
+
+
+def test_the_rights_are_what_the_program_uses_and_nothing_else(tmp_path: Path) -> None:
+    now = 0.0
+    with ApiServer() as api:
+        api.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": "web", "namespace": "default"},
+                "spec": {"ports": [{"port": 80}]},
+            }
+        )
+        source = KubernetesSource(ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "k")), "node-a")
+        stop = threading.Event()
+        thread = threading.Thread(target=source.run, args=(RecordingSink(), stop), daemon=True)
+        thread.start()
+        for resource in ("services", "endpointslices", "nodes"):
+            assert api.requests.wait(resource=resource, verb="watch")
+        recorder = EventRecorder(source.objects(), "node-a", Metrics(), (ApiError,), lambda: now)
+        notice = Notice(Reason.CONFLICT, "default/web", "taken")
+        recorder.send(notice)
+        now = UPDATE_SECONDS
+        recorder.send(notice)
+        stop.set()
+        thread.join(10)
+        used = {(record.resource, record.verb) for record in api.requests.all()}
+        refused = [record for record in api.requests.all() if record.status not in {0, 200, 201}]
+    assert refused == []
+    (role,) = [each for each in load(ROOT / "base" / "rbac.yaml") if each["kind"] == "ClusterRole"]
+    granted = {
+        (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+    }
+    # A list is streamed where the server can do so, and read in pages where not.
+    lists = {("services", "list"), ("endpointslices", "list"), ("nodes", "list")}
+    assert granted == used | lists
+
+
+def exported() -> dict[str, set[str]]:
+    """Every series name on the wire with its labels."""
+    text = Exposition(filled(), lambda: "iptables", ()).text().decode()
+    found: dict[str, set[str]] = {"up": set()}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, _, rest = line.rpartition(" ")[0].partition("{")
+            found.setdefault(name, set()).update(re.findall(r'(\w+)="', rest))
+    return found
+
+
+def expressions() -> list[str]:
+    rule = one(load(MONITORING / "prometheusrule.yaml"), "PrometheusRule")
+    found = [alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]]
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    return found + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *expressions(),
+        # of kubernetes-mixin: alerts/kube_proxy.libsonnet and dashboards/proxy.libsonnet
+        'absent(up{job="kube-proxy"})',
+        'sum(rate(kubeproxy_sync_proxy_rules_duration_seconds_count{job="kube-proxy"}[5m]))',
+        'histogram_quantile(0.99,rate(kubeproxy_sync_proxy_rules_duration_seconds_bucket{job="kube-proxy"}[5m]))',
+        'sum(rate(kubeproxy_network_programming_duration_seconds_count{job="kube-proxy"}[5m])) by (instance)',
+        'sum(rate(kubeproxy_network_programming_duration_seconds_bucket{job="kube-proxy"}[5m])) by (le)',
+        'sum(rate(rest_client_requests_total{job="kube-proxy",code=~"2.."}[5m]))',
+        'rate(rest_client_request_duration_seconds_bucket{job="kube-proxy",verb="POST"}[5m])',
+        'process_resident_memory_bytes{job="kube-proxy"}',
+        'rate(process_cpu_seconds_total{job="kube-proxy"}[5m])',
+    ],
+)
+def test_what_is_asked_for_is_exported(expression: str) -> None:
+    known = exported()
+    from_scraping = {"job", "node", "instance"}
+    names = set(_METRIC.findall(re.sub(r'"[^"]*"', '""', expression)))
+    assert names
+    assert names <= known.keys()
+    for name, selector in _SELECTOR.findall(expression):
+        assert set(re.findall(r"(\w+)\s*(?:=|!)", selector)) <= known[name] | from_scraping
+
+
+def test_every_alert_has_a_line_in_the_runbook() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "RUNBOOK.md").read_text(), re.MULTILINE)
+    rule = one(load(MONITORING / "prometheusrule.yaml"), "PrometheusRule")
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    assert sorted(headings) == sorted(alert["alert"] for alert in alerts)
+    for alert in alerts:
+        assert alert["annotations"]["runbook_url"] == f"manifests/RUNBOOK.md#{alert['alert'].lower()}"
+        assert {"summary", "description"} <= alert["annotations"].keys()
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_monitoring_can_be_added_to_an_overlay(tmp_path: Path, overlay: str) -> None:
+    copied = shutil.copytree(ROOT, tmp_path / "manifests")
+    kustomization = copied / "overlays" / overlay / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text() + "components: [../../components/monitoring]\n")
+    objects = built(copied / "overlays" / overlay)
+    assert [problem for each in objects for problem in problems(each)] == []
+    (container,) = pod_spec(one(objects, "DaemonSet"))["containers"]
+    assert container["args"][-1] == "--metrics-bind-address=0.0.0.0:10249"
+    monitor = one(objects, "PodMonitor")["spec"]
+    assert monitor["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container["ports"]}
+    labels = one(objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    dashboards = [each for each in objects if each["metadata"]["name"] == "kproxy-dashboard"]
+    assert [json.loads(each["data"]["dashboard.json"])["title"] for each in dashboards] == ["kproxy"]
+
+
+@needs_promtool
+def test_promtool_takes_the_rules(tmp_path: Path) -> None:
+    rule = one(load(MONITORING / "prometheusrule.yaml"), "PrometheusRule")
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(rule["spec"]))
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_promtool_takes_the_metrics() -> None:
+    """It objects to nothing but the names that are kube-proxy's own."""
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=Exposition(filled(), lambda: "iptables", ()).text(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = (done.stdout + done.stderr).decode().splitlines()
+    theirs = {each.name for each in (series.NO_LOCAL_ENDPOINTS, series.RULES)}
+    assert {line.partition(" ")[0] for line in complaints if line} <= theirs

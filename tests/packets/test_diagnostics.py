@@ -1,0 +1,314 @@
+"""The real program, asked over HTTP: what it says of itself moves as the cluster and the kernel do."""
+
+import json
+import re
+import socket
+import sys
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxy.agent.events import Reason
+from kproxy.agent.metric_series import RESTORE_FAILURES
+from kproxy.testing.lab import Lab
+from kproxy.testing.lab.topology import NODE_IP4
+from tests.packets.cluster import Cluster
+from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES, FAMILY_NAMES, NAMESPACE
+
+pytestmark = pytest.mark.root
+
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+EXTENSIONS = Path("/usr/lib")
+
+CONNECTIONS = "kproxy_service_connections_total"
+
+Values = dict[tuple[str, frozenset[str]], float]
+
+
+class Page(HTTPConnection):
+    """A connection that is opened inside the node."""
+
+    def __init__(self, lab: Lab, port: int) -> None:
+        super().__init__("127.0.0.1", port, timeout=20)
+        self._lab = lab
+
+    def connect(self) -> None:
+        self.sock = self._lab.node.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect((self.host, self.port))
+
+
+def get(cluster: Cluster, path: str, port: int = 10249) -> tuple[int, bytes]:
+    page = Page(cluster.lab, port)
+    try:
+        page.request("GET", path)
+        answer = page.getresponse()
+        return answer.status, answer.read()
+    finally:
+        page.close()
+
+
+def status(cluster: Cluster) -> dict[str, Any]:
+    code, body = get(cluster, "/status")
+    assert code == 200
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def scrape(cluster: Cluster) -> Values:
+    code, body = get(cluster, "/metrics")
+    assert code == 200
+    found: Values = {}
+    for line in body.decode().splitlines():
+        if (match := _SAMPLE.match(line)) is not None:
+            labels = frozenset(f"{name}={value}" for name, value in _LABEL.findall(match[2] or ""))
+            found[match[1], labels] = float(match[3])
+    return found
+
+
+def value(found: Values, name: str, **labels: str) -> float:
+    """The value of one series; 0 if it has none yet."""
+    return found.get((name, frozenset(f"{key}={each}" for key, each in labels.items())), 0.0)
+
+
+def programmed(found: Values) -> float:
+    """How many changes of slices have been timed, in both families."""
+    name = "kubeproxy_network_programming_duration_seconds_count"
+    return sum(value(found, name, ip_family=family) for family in FAMILY_NAMES.values())
+
+
+def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
+    spare.start()
+    pod = spare.lab.local_pods[0]
+    service = spare.publish([pod])
+    before = scrape(spare)
+
+    def without_endpoints(obj: dict[str, Any]) -> None:
+        annotations = obj["metadata"].setdefault("annotations", {})
+        annotations["endpoints.kubernetes.io/last-change-trigger-time"] = datetime.now(UTC).isoformat()
+        obj["endpoints"] = []
+
+    for family in (4, 6):
+        spare.api.edit("EndpointSlice", NAMESPACE, f"{service.name}-a-{family}", without_endpoints)
+    spare.settle()
+    # Packets obey a little before the sync that they obey has ended.
+    spare.running.until(lambda: programmed(scrape(spare)) - programmed(before), 2.0)
+    after = scrape(spare)
+
+    def gained(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    for family_name in ("IPv4", "IPv6"):
+        assert gained("kubeproxy_network_programming_duration_seconds_count", ip_family=family_name) == 1
+        assert gained("kubeproxy_sync_proxy_rules_duration_seconds_count", ip_family=family_name) >= 1
+        last = value(after, "kubeproxy_sync_proxy_rules_last_timestamp_seconds", ip_family=family_name)
+        queued = value(
+            after, "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", ip_family=family_name
+        )
+        assert value(before, "process_start_time_seconds") < queued <= last
+    # two slices of the service, two of the fence that settle() writes, and the fence's own spec
+    assert gained("kubeproxy_sync_proxy_rules_endpoint_changes_total") == 4
+    assert gained("kubeproxy_sync_proxy_rules_service_changes_total") == 1
+    assert value(after, "kubeproxy_sync_proxy_rules_endpoint_changes_pending") == 0
+    assert value(after, "kubeproxy_sync_proxy_rules_service_changes_pending") == 0
+    assert value(after, "rest_client_requests_total", code="200", host="127.0.0.1:6443", method="GET") >= 3
+
+
+def test_connections_to_a_service_are_counted(spare: Cluster) -> None:
+    spare.start()
+    lab = spare.lab
+    service = spare.publish([lab.local_pods[0]], type="NodePort")
+    spare.ask(lab.client, service.ip(4), 80, n=7)
+    spare.ask(lab.client, NODE_IP4[0], service.node_port, n=5)
+    spare.ask(lab.client, service.ip(6), 80, n=3)
+    port = {"namespace": NAMESPACE, "service": service.name, "port": service.ports[0].name, "protocol": "TCP"}
+    asked = {"IPv4": 12.0, "IPv6": 3.0}
+    # IPVS adds its counters up every two seconds, and what was read is kept for a while.
+    spare.running.until(
+        lambda: {name: value(scrape(spare), CONNECTIONS, **port, ip_family=name) for name in asked}, asked
+    )
+    found = scrape(spare)
+    for family_name, expected in asked.items():
+        labels = port | {"ip_family": family_name, "direction": "in"}
+        assert value(found, "kproxy_service_packets_total", **labels) >= expected
+        assert value(found, "kproxy_service_bytes_total", **labels) >= 40 * expected
+
+
+def test_series_of_services_are_bounded_to_the_busiest(spare: Cluster) -> None:
+    spare.start("--metrics-service-limit", "1")
+    service = spare.publish([spare.lab.local_pods[0]])
+    spare.ask(spare.lab.client, service.ip(4), 80, n=60)
+
+    def counted() -> dict[frozenset[str], float]:
+        return {labels: each for (name, labels), each in scrape(spare).items() if name == CONNECTIONS}
+
+    spare.running.until(lambda: max(counted().values()) >= 60, expected=True)
+    assert sorted("ip_family=IPv4" in labels for labels in counted()) == [False, True]
+    assert value(scrape(spare), "kproxy_service_ports_omitted", ip_family="IPv4") >= 1
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_the_rules_in_the_kernel_are_counted(spare: Cluster) -> None:
+    spare.start()
+    spare.publish(spare.lab.local_pods)
+
+    def in_kernel() -> dict[tuple[str, str], int]:
+        counts: dict[tuple[str, str], int] = {}
+        for family in FAMILIES:
+            table = ""
+            for line in spare.rules(family):
+                table = line[1:] if line.startswith("*") else table
+                if line.startswith("-A KUBE-"):
+                    key = table, FAMILY_NAMES[family]
+                    counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    def told() -> dict[tuple[str, str], float]:
+        found = scrape(spare)
+        return {
+            (table, family): value(
+                found, "kubeproxy_sync_proxy_rules_iptables_total", table=table, ip_family=family
+            )
+            for table, family in in_kernel()
+        }
+
+    assert len(in_kernel()) == 4
+    spare.running.until(lambda: told() == in_kernel(), expected=True)
+
+
+def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare: Cluster) -> None:
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    assert status(spare)["problems"] == []
+    assert spare.lab.node.run([sys.executable, "-m", "kproxy", "status"], check=False).returncode == 0
+    address = spare.external_ips()[4]
+    spare.publish([pod], externalIPs=[address])
+    since = program.mark()
+    loser = spare.publish([pod], externalIPs=[address])
+    program.wait_log("object_problem", loser.key, since=since)
+    found = status(spare)
+    assert found["mode"] == get(spare, "/proxyMode")[1].decode()
+    assert [(each["object"], each["field"]) for each in found["problems"]] == [
+        (f"Service {loser.key}", "spec.externalIPs")
+    ]
+    assert found["pending"] == {"services": 0, "endpoints": 0, "oldestSeconds": None}
+    assert {watch["kind"] for watch in found["watches"] if watch["synced"]} == {
+        "Service",
+        "EndpointSlice",
+        "Node",
+    }
+    assert found["families"]["IPv4"]["lastSuccess"] > found["since"]
+    program.until(lambda: len(events_of(spare, loser.name, Reason.CONFLICT)), 1)
+    assert address in events_of(spare, loser.name, Reason.CONFLICT)[0]
+    told = spare.lab.node.run([sys.executable, "-m", "kproxy", "status", "-o", "table"], check=False)
+    assert told.returncode == 1
+    assert loser.key in told.stdout
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_damage_and_its_repair_are_counted(spare: Cluster) -> None:
+    program = spare.start()
+    spare.publish([spare.lab.local_pods[0]])
+    spare.iptables(4, "-t", "nat", "-F", "KUBE-SERVICES")
+    program.until(lambda: bool(status(spare)["families"]["IPv4"]["drift"]["repaired"]), expected=True)
+    drift = status(spare)["families"]["IPv4"]["drift"]
+    assert drift["found"] == drift["repaired"]
+    assert any("nat/KUBE-SERVICES" in each for each in drift["lastObjects"])
+    found = scrape(spare)
+    assert value(found, "kproxy_drift_found_total", ip_family="IPv4") == drift["found"]
+    assert value(found, "kproxy_drift_repaired_total", ip_family="IPv4") == drift["found"]
+    assert value(found, "kproxy_drift_found_total", ip_family="IPv6") == 0
+
+
+def events_of(cluster: Cluster, service: str, reason: Reason) -> list[str]:
+    """The notes of the Events that stand at a service for a reason."""
+    return [
+        event["note"]
+        for event in cluster.api.list("Event.events.k8s.io")
+        if event["reason"] == reason.value and event["regarding"]["name"] == service
+    ]
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
+    spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions = next(EXTENSIONS.glob("*/xtables"), None)
+    if extensions is None:
+        pytest.skip("no extensions of iptables in the usual place")
+    without_recent = tmp_path / "xtables"
+    without_recent.mkdir()
+    for each in extensions.glob("*.so"):
+        (without_recent / each.name).symlink_to(each)
+    (without_recent / "libxt_recent.so").unlink()
+    monkeypatch.setenv("XTABLES_LIBDIR", str(without_recent))
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    sticky = spare.service(sessionAffinity="ClientIP")
+    spare.slices(sticky, [pod])
+    good = spare.publish([pod])
+    program.wait_log("service_refused", sticky.key, "IPv6")
+    assert spare.outcome(spare.lab.client, good.ip(4), 80) == pod.name
+    program.until(lambda: len(events_of(spare, sticky.name, Reason.QUARANTINED)), 2)
+    found = status(spare)["families"]
+    for family in FAMILY_NAMES.values():
+        (trouble,) = found[family]["quarantined"]
+        assert trouble["service"] == sticky.key
+        assert "recent" in trouble["reason"]
+        assert any(
+            note.endswith(f"{family}: {trouble['reason']}")
+            for note in events_of(spare, sticky.name, Reason.QUARANTINED)
+        )
+        numbers = scrape(spare)
+        assert value(numbers, "kproxy_quarantined_services", ip_family=family) == 1
+        assert value(numbers, RESTORE_FAILURES.name, ip_family=family) > 0
+    (without_recent / "libxt_recent.so").symlink_to(extensions / "libxt_recent.so")
+    program.until(lambda: spare.outcome(spare.lab.client, sticky.ip(4), 80), pod.name)
+    program.until(lambda: status(spare)["families"]["IPv4"]["quarantined"], [])
+
+
+def test_a_health_check_port_that_is_taken_becomes_an_event(spare: Cluster) -> None:
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    number = spare.free_node_port()
+    with spare.lab.node.listen("0.0.0.0", number):
+        service = spare.publish(
+            [pod], type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=number
+        )
+        program.until(lambda: len(events_of(spare, service.name, Reason.HEALTH_PORT)), 1)
+    (note,) = events_of(spare, service.name, Reason.HEALTH_PORT)
+    assert f"port {number}: " in note
+    assert "in use" in note
+
+
+def test_healthz_and_livez_answers_are_counted_and_configz_tells_the_settings(spare: Cluster) -> None:
+    spare.start()
+    assert get(spare, "/healthz", 10256)[0] == 200
+    assert get(spare, "/livez", 10256)[0] == 200
+    node = spare.lab.spec.node_name
+    spare.api.edit(
+        "Node",
+        "",
+        node,
+        lambda obj: obj["spec"].update(
+            taints=[{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]
+        ),
+    )
+    spare.running.until(lambda: get(spare, "/healthz", 10256)[0], 503)
+    assert get(spare, "/livez", 10256)[0] == 200
+    assert status(spare)["nodeEligible"] is False
+    spare.set_node()
+    spare.running.until(lambda: get(spare, "/healthz", 10256)[0], 200)
+    found = scrape(spare)
+    assert value(found, "kubeproxy_proxy_healthz_total", code="503") >= 1
+    assert value(found, "kubeproxy_proxy_livez_total", code="200") == 2
+    assert get(spare, "/healthz") == (200, b"ok")
+    configuration = json.loads(get(spare, "/configz")[1])["kubeproxy.config.k8s.io"]
+    assert configuration["kind"] == "KubeProxyConfiguration"
+    assert configuration["hostnameOverride"] == node
