@@ -8,6 +8,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
+from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
@@ -61,7 +62,8 @@ class IptablesMode:
         return backend
 
     def settled(self) -> None:
-        """Let what an IPVS mode left here go."""
+        """Let what another mode left here go."""
+        remove_tables()
         self._departing.begin()
 
     def tend(self) -> float | None:

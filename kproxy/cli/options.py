@@ -41,6 +41,7 @@ _RULES: tuple[Decorator, ...] = (
     boolean("--masquerade-all", default=False, help="Masquerade all traffic to cluster IPs."),
     click.option(
         "--iptables-masquerade-bit",
+        "--nftables-masquerade-bit",
         "masquerade_bit",
         type=click.IntRange(0, 31),
         default=14,
@@ -59,7 +60,20 @@ _RULES: tuple[Decorator, ...] = (
         type=CommaList(),
         default="",
         metavar="CIDR,...|primary",
-        help="Local addresses that accept node ports; empty: all.",
+        help="Local addresses that accept node ports; empty: all, in nftables mode the primary ones.",
+    ),
+    boolean(
+        "--nftables-reject-unallocated",
+        default=True,
+        help="Refuse ports of a cluster IP that no service has, instead of routing them on.",
+    ),
+    click.option(
+        "--service-cidr",
+        "service_cidrs",
+        type=CommaList(),
+        default="",
+        metavar="CIDR,...",
+        help="In nftables mode, drop what goes to addresses in these that no service has.",
     ),
     click.option(
         "--ipvs-scheduler",

@@ -26,7 +26,7 @@ def render(manifests: Path, node: str | None, ip_family: str, **flags: Any) -> N
     """Print all that a node would be given for the services in a directory of manifests.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
-    ipset.
+    ipset; in nftables mode that of nft.
     """
     from kproxy.addresses import Family
     from kproxy.agent.config import ConfigError, ProxyConfig

@@ -27,6 +27,7 @@ from kproxy.cli.params import Duration, boolean, node_name
 @click.option(
     "--iptables-sync-period",
     "--ipvs-sync-period",
+    "--nftables-sync-period",
     "sync_period",
     type=Duration(),
     default="30s",
@@ -36,6 +37,7 @@ from kproxy.cli.params import Duration, boolean, node_name
 @click.option(
     "--iptables-min-sync-period",
     "--ipvs-min-sync-period",
+    "--nftables-min-sync-period",
     "min_sync_period",
     type=Duration(),
     default="100ms",

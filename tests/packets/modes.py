@@ -60,9 +60,17 @@ class Mode:
 
 _IPTABLES = frozenset({Capability.LOCALHOST_NODE_PORTS, Capability.SERVICE_CHAINS})
 
+KUBE_PROXY_LIKE = ("--nftables-reject-unallocated=false",)
+
 MODES = (
     Mode("nft", "nft", ("--iptables-variant", "nft"), _IPTABLES),
     Mode("legacy", "legacy", ("--iptables-variant", "legacy"), _IPTABLES | {Capability.XTABLES_LOCK}),
+    Mode(
+        "nftables",
+        "nft",
+        ("--proxy-mode", "nftables", "--nodeport-addresses", "0.0.0.0/0,::/0", *KUBE_PROXY_LIKE),
+        frozenset(),
+    ),
     pytest.param(
         Mode(
             "ipvs",
