@@ -20,7 +20,7 @@ def remove_tables() -> bool:
     clean = True
     for family in Family:
         try:
-            if nft.structure(family, TABLE) is None:
+            if nft.listing(family, TABLE, terse=True) is None:
                 continue
             script = Script(NftablesConfig(family))
             script.remove_table()

@@ -111,7 +111,7 @@ class NftablesBackend:
             return ()
         try:
             if calm and not thorough:
-                self._baseline = read_chains(self._structure() or "")
+                self._baseline = read_chains(self._nft.listing(self.family, names.TABLE, terse=True) or "")
                 return ()
             drifts = self._compare()
         except NftError as error:
@@ -142,13 +142,6 @@ class NftablesBackend:
         else:
             self._objects[key] = new
 
-    def _structure(self) -> str | None:
-        return self._nft.structure(self.family, names.TABLE)
-
-    def _elements(self, structure: str) -> Contents:
-        wanted = [what for what in read_containers(structure) if names.is_filled(what.split(" ")[1])]
-        return read_elements(self._nft.elements(self.family, names.TABLE, sorted(wanted)))
-
     def _is_usable(self, chains: Structure, structure: str) -> bool:
         """Whether the table is of this layout, with all that cannot be written a second time."""
         present = read_containers(structure)
@@ -166,11 +159,11 @@ class NftablesBackend:
     def _observe(self, written: Counter[str]) -> Contents:
         """Read the table; where it is not of this layout, one is made anew in its place."""
         self._seen_foreign = self._watch.foreign
-        text = self._structure()
+        text = self._nft.listing(self.family, names.TABLE)
         chains = read_chains(text or "")
         usable = text is not None and self._is_usable(chains, text)
         if usable:
-            held = self._elements(text or "")
+            held = read_elements(text or "")
         else:
             held, chains = no_contents(), {}
         self._adopt(held, chains)
@@ -357,12 +350,12 @@ class NftablesBackend:
 
     def _compare(self) -> tuple[Drift, ...]:
         """Look at everything; where it is not as recorded, the record becomes what was found."""
-        text = self._structure()
+        text = self._nft.listing(self.family, names.TABLE)
         chains = read_chains(text or "")
         if text is None or not self._is_usable(chains, text):
             self._held = None
             return (Drift(f"table {names.TABLE}", "is not there" if text is None else "is not whole"),)
-        found = self._elements(text)
+        found = read_elements(text)
         assert self._held is not None  # noqa: S101 - asked only with a record
         drifts = [
             *_chain_drifts(self._written_chains, self._baseline, chains),

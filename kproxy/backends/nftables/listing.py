@@ -7,6 +7,7 @@ for every version of nft prints them differently; they are compared with an earl
 import re
 
 from kproxy.backends.nftables.ledger import Contents, no_contents
+from kproxy.backends.nftables.names import is_filled
 
 Structure = dict[str, tuple[str, ...]]
 """Chain -> its rules as nft prints them."""
@@ -18,9 +19,11 @@ _CHAIN = re.compile(r"^\tchain (\S+) \{\n((?:\t\t.*\n)*)\t\}", re.MULTILINE)
 
 
 def read_elements(text: str) -> Contents:
-    """The elements of each map and set that has any."""
+    """The elements of each map and set that kproxy fills and that has any."""
     contents = no_contents()
     for name, body in _CONTAINER.findall(text):
+        if not is_filled(name):
+            continue
         found = contents[name]
         for element in body.split(","):
             key, _, value = element.partition(" : ")

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure
@@ -12,7 +11,7 @@ from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Varian
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _SHOWN = 400  # characters of stderr in an error
-_ABSENT = b"No such file or directory"
+_ABSENT = "No such file or directory"
 _FORBIDDEN = b"Operation not permitted"
 
 
@@ -34,22 +33,15 @@ class NftProgram:
         """See Nft.run."""
         self._nft(["-f", "-"], script.encode())
 
-    def structure(self, family: Family, table: str) -> str | None:
-        """See Nft.structure."""
+    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
+        """See Nft.listing."""
+        options = ["-nn", "-t"] if terse else ["-nn"]
         try:
-            return self._nft(["-nn", "-t", "list", "table", TABLE_FAMILY[family], table]).decode()
+            return self._nft([*options, "list", "table", TABLE_FAMILY[family], table]).decode()
         except NftError as error:
-            if error.kind is NftFailure.REFUSED and _ABSENT.decode() in error.message:
+            if error.kind is NftFailure.REFUSED and _ABSENT in error.message:
                 return None
             raise
-
-    def elements(self, family: Family, table: str, names: Iterable[str]) -> str:
-        """See Nft.elements."""
-        script = "".join(
-            f"list {kind} {TABLE_FAMILY[family]} {table} {name}\n"
-            for kind, name in (one.split(" ") for one in names)
-        )
-        return self._nft(["-nn", "-f", "-"], script.encode()).decode()
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""

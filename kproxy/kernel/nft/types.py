@@ -4,7 +4,6 @@ The protocol is small so that the in-memory stand-in of kproxy.testing can obey 
 """
 
 import enum
-from collections.abc import Iterable
 from typing import Protocol
 
 from kproxy.addresses import Family
@@ -40,11 +39,8 @@ class Nft(Protocol):
     def run(self, script: str) -> None:
         """Apply a script as one transaction: all of it or nothing."""
 
-    def structure(self, family: Family, table: str) -> str | None:
-        """The table as `nft -nn list table` prints it, without elements; None if there is no such table."""
-
-    def elements(self, family: Family, table: str, names: Iterable[str]) -> str:
-        """The named maps and sets (`map x`, `set y`) with their elements, in the same form."""
+    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
+        """The table as `nft -nn list table` prints it, `terse` without elements; None if it is not there."""
 
     def stamp(self) -> Stamp | None:
         """A fingerprint that changes with every transaction of anybody; None if the kernel gives none."""
