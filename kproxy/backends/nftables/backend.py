@@ -26,7 +26,7 @@ from kproxy.plan.model import ServicePlan
 log = structlog.stdlib.get_logger(__name__)
 
 PIECE = 10000
-"""Elements per transaction of a big change: the kernel's commit lock is held for some ten milliseconds."""
+"""Elements per transaction of a big change: for as many, the kernel's commit lock is held about 30 ms."""
 
 
 class _DoubtfulError(Exception):
