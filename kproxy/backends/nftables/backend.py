@@ -229,7 +229,8 @@ class NftablesBackend:
         """Write a group of services as one transaction."""
         slots = set().union(*(self._pending[key] for key in keys))
         chains: dict[str, Chain] = {}
-        for key in keys:
+        # What a service gives up may be another's from now on, which is perhaps not written yet.
+        for key in {*keys, *(owner for slot in slots if (owner := self._ledger.owner(slot)))}:
             objects = self._objects.get(key, NOTHING)
             chains |= {n: r for n, r in objects.chains.items() if self._written_chains.get(n) != r}
         doomed: dict[str, list[str]] = {}
