@@ -105,6 +105,19 @@ def test_a_refused_change_keeps_what_the_service_had() -> None:
     assert elements(node, "endpoint-0") == {"10.96.0.1 . 6 . 80": "10.1.0.1 . 8080"}
 
 
+def test_what_a_refused_change_would_have_removed_goes_with_the_next_one() -> None:
+    node = NftablesNode()
+    node.put(web(externalIPs=["203.0.113.1"]), pods("a", "10.1.0.1"))
+    node.done()
+    node.fake.refuse = lambda line: "10.1.0.2" in line
+    node.put(web(), pods("a", "10.1.0.2"))
+    assert list(node.sync().failed) == ["ns1/a"]
+    assert "203.0.113.1 . 6 . 80" in elements(node, "services")
+    node.put(None, pods("a", "10.1.0.3"))
+    node.done()
+    assert node.state() == node.fresh()
+
+
 def test_after_a_loss_the_table_is_read_again() -> None:
     node = NftablesNode()
     node.put(web(), pods("a", "10.1.0.1"))
@@ -171,6 +184,10 @@ def _change_rule(table: FakeTable) -> None:
     table.chains["firewall"] = ("", [table.chains["firewall"][1][0], "accept"])
 
 
+def _change_class(table: FakeTable) -> None:
+    table.chains["cluster-all-2"] = ("", ["goto all-2"])
+
+
 def _add_chain(table: FakeTable) -> None:
     table.chains["strange"] = ("", [])
 
@@ -191,6 +208,7 @@ def _delete_map(table: FakeTable) -> None:
         (_add_element, "element { 10.96.6.6 . 6 . 80 } of services is new"),
         (_flush_chain, "chain nat-output has other rules"),
         (_change_rule, "chain firewall has other rules"),
+        (_change_class, "chain cluster-all-2 has other rules"),
         (_add_chain, "chain strange is not ours"),
         (_flush_pick, "table kproxy is not whole"),
         (_delete_map, "table kproxy is not whole"),

@@ -129,7 +129,8 @@ class NftablesBackend:
             return
         slots = self._ledger.replace(key, old.elements, new.elements)
         self._pending.setdefault(key, set()).update(slots)
-        self._quarantine.pop(key, None)
+        if self._quarantine.pop(key, None) is not None:
+            self._kept.clear()
         for name, rules in new.chains.items():
             self._uses[name] += 1
             self._chains[name] = rules
