@@ -246,9 +246,34 @@ def test_a_table_of_another_layout_is_replaced_at_once() -> None:
     node.put(web(), pods("a", "10.1.0.1"))
     node.fake.run("add table ip kproxy\nadd map ip kproxy services { type mark : verdict; }\n")
     node.fake.run("add table ip other\nadd chain ip other services\n")
+    scripts = len(node.fake.scripts)
     node.done()
+    assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()
     assert list(node.fake.table(Family.IPV4, "other").chains) == ["services"]
+
+
+def test_a_table_that_lost_its_parts_is_replaced_without_a_gap() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.3"))
+    node.done()
+    del node.fake.table(Family.IPV4).containers["admitted"]
+    node.fake.commits += 1
+    assert node.backend.check() != ()
+    served: list[set[str]] = []
+    node.fake.after = lambda: served.append(node.served())
+    node.fake.refuse = lambda line: "10.1.0.3" in line
+    assert list(node.sync().failed) == ["ns1/b"]
+    assert served[-1] == {"10.96.0.1 . 6 . 80"}
+    node.fake.refuse = lambda _: False
+    del node.fake.table(Family.IPV4).containers["admitted"]
+    node.fake.commits += 1
+    assert node.backend.check() != ()
+    served.clear()
+    node.done()
+    assert served == [{"10.96.0.1 . 6 . 80", "10.96.0.2 . 6 . 80"}]
+    assert node.state() == node.fresh()
 
 
 def test_other_settings_rewrite_the_chains_they_change() -> None:

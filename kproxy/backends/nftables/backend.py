@@ -6,7 +6,7 @@ the service at fault is found, which keeps what it had while all others get thei
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -16,8 +16,9 @@ from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
 from kproxy.backends.nftables.ledger import Contents, Ledger, Slot, no_contents
-from kproxy.backends.nftables.listing import Structure, read_chains, read_containers, read_elements
+from kproxy.backends.nftables.listing import Structure, read_chains, read_elements
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
 from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
@@ -143,37 +144,52 @@ class NftablesBackend:
         else:
             self._objects[key] = new
 
-    def _is_usable(self, chains: Structure, structure: str) -> bool:
-        """Whether the table is of this layout, with all that cannot be written a second time."""
-        present = read_containers(structure)
-        if names.LAYOUT not in chains or not present >= names.declarations(self.family).keys():
-            return False
-        for name, rules in chains.items():
-            picking = pick_of(self.family, name)
-            if picking is None:
-                continue
-            container, expected = picking
-            if len(rules) != len(expected) or (container and f"map {container}" not in present):
-                return False
-        return True
-
     def _observe(self, written: Counter[str]) -> Contents:
-        """Read the table; where it is not of this layout, one is made anew in its place."""
+        """Read the table; where it cannot be kept, one is made anew in its place."""
         self._seen_foreign = self._watch.foreign
         text = self._nft.listing(self.family, names.TABLE)
         chains = read_chains(text or "")
-        usable = text is not None and self._is_usable(chains, text)
-        if usable:
-            held = read_elements(text or "")
-        else:
-            held, chains = no_contents(), {}
-        self._adopt(held, chains)
-        if not usable:
+        if text is not None and is_whole(self.family, chains, text):
+            held = read_elements(text)
+            self._adopt(held, chains)
+            return held
+        held = no_contents()
+        self._adopt(held, ())
+        if text is None or not self._exchange(held, written):
             script = Script(self._config)
             script.remove_table()
             script.declare(self._config)
             self._base(script, written)
         return held
+
+    def _exchange(self, held: Contents, written: Counter[str]) -> bool:
+        """Put a complete table in the place of another, so that no packet meets an empty one.
+
+        False if it was refused: then the service at fault must be found first, on a table without services.
+        """
+        script = Script(self._config)
+        script.remove_table()
+        script.declare(self._config)
+        script.fixed(self._config)
+        script.chains(self._chains)
+        for container, elements in self._ledger.wanted.items():
+            script.add_elements(container, elements)
+        try:
+            self._commit(script)
+        except NftError as error:
+            if error.kind is not NftFailure.REFUSED:
+                raise
+            return False
+        for container, elements in self._ledger.wanted.items():
+            held[container].update(elements)
+            written["elements"] += len(elements)
+        self._written_chains = {**rules_of(self._config), **self._chains}
+        self._based, self._sweep = True, False
+        self._pending.clear()
+        self._quarantine.clear()
+        written["transactions"] += 1
+        written["chains"] += len(self._written_chains)
+        return True
 
     def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
         self._held = held
@@ -354,14 +370,14 @@ class NftablesBackend:
         """Look at everything; where it is not as recorded, the record becomes what was found."""
         text = self._nft.listing(self.family, names.TABLE)
         chains = read_chains(text or "")
-        if text is None or not self._is_usable(chains, text):
+        if text is None or not is_whole(self.family, chains, text):
             self._held = None
             return (Drift(f"table {names.TABLE}", "is not there" if text is None else "is not whole"),)
         found = read_elements(text)
         assert self._held is not None  # noqa: S101 - asked only with a record
         drifts = [
-            *_chain_drifts(self._written_chains, self._baseline, chains),
-            *_element_drifts(self._held, found),
+            *chain_drifts(self._written_chains, self._baseline, chains),
+            *element_drifts(self._held, found),
         ]
         if drifts:
             self._adopt(found, chains)
@@ -372,37 +388,6 @@ class NftablesBackend:
 
 _LEADING = ("cluster-", "external-", "local-")
 """Class chains, which lead to those that pick."""
-
-
-def _chain_drifts(
-    written: Mapping[str, Chain | None], baseline: Structure | None, found: Structure
-) -> Iterator[Drift]:
-    for name in sorted(written.keys() | found.keys()):
-        rules = found.get(name)
-        if rules is None:
-            yield Drift(f"chain {name}", "is not there")
-        elif name not in written:
-            yield Drift(f"chain {name}", "is not ours")
-        elif baseline is not None:
-            if rules != baseline.get(name):
-                yield Drift(f"chain {name}", "has other rules")
-        elif written[name] is not None and _count(rules) != len(written[name] or ()):
-            yield Drift(f"chain {name}", "has other rules")
-
-
-def _count(lines: Collection[str]) -> int:
-    return sum(not line.startswith("type ") for line in lines)
-
-
-def _element_drifts(held: Contents, found: Contents) -> Iterator[Drift]:
-    for container in sorted(held.keys() | found.keys()):
-        elements, there = held[container], found[container]
-        if there == elements:
-            continue
-        for key in sorted(elements.keys() | there.keys()):
-            if elements.get(key) != there.get(key):
-                state = "is gone" if key not in there else "is new" if key not in elements else "is changed"
-                yield Drift(f"element {{ {key} }} of {container}", state)
 
 
 def _nonzero(written: Counter[str]) -> dict[str, int]:
