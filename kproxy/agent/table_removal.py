@@ -13,9 +13,12 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def remove_tables() -> bool:
-    """Remove them where they are; False if one could not be (which is logged). Without nft there are none."""
+    """Remove them where they are; False if one could not be (which is logged).
+
+    Without nft, or in a kernel without nftables, there are none.
+    """
     nft = find_nft()
-    if nft is None:
+    if nft is None or nft.stamp() is None:
         return True
     clean = True
     for family in Family:
