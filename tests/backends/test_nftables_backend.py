@@ -50,7 +50,7 @@ def test_a_new_count_brings_its_chains_and_the_old_ones_go() -> None:
     node.done()
     node.put(None, pods("a", "10.1.0.1"))
     assert node.done().changes == {
-        "transactions": 1,
+        "transactions": 2,
         "chains": 2,
         "elements": 1,
         "elements_deleted": 1,

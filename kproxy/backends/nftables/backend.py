@@ -6,21 +6,19 @@ the service at fault is found, which keeps what it had while all others get thei
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import Chain, pick_of
+from kproxy.backends.nftables.chains import Chain
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
-from kproxy.backends.nftables.ledger import Contents, Ledger, Slot, no_contents
-from kproxy.backends.nftables.listing import Structure, read_chains, read_elements
+from kproxy.backends.nftables.ledger import Ledger, Slot
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
-from kproxy.backends.nftables.script import Script, rules_of
+from kproxy.backends.nftables.script import rules_of
+from kproxy.backends.nftables.table import Table
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.plan.model import ServicePlan
 
@@ -51,11 +49,8 @@ class NftablesBackend:
         self._pending: dict[str, set[Slot]] = {}
         self._quarantine: dict[str, str] = {}
         self._kept: set[str] = set()
-        self._held: Contents | None = None
-        self._written_chains: dict[str, Chain | None] = {}
-        self._based = False
+        self._table: Table | None = None
         self._sweep = False
-        self._baseline: Structure | None = None
         self._seen_foreign = 0
         self._looked_again = False
 
@@ -74,7 +69,8 @@ class NftablesBackend:
         if config == self._config:
             return
         self._config = config
-        self._based = False
+        if self._table is not None:
+            self._table.based = False
         for plan in self._plans.values():
             self._want(plan.key, render_service(plan, config))
 
@@ -91,11 +87,11 @@ class NftablesBackend:
             try:
                 self._write(written)
             except _DoubtfulError:
-                self._held = None
+                self._table = None
                 self._looked_again = True
                 self._write(written)
         except NftError as error:
-            self._held = None
+            self._table = None
             return SyncReport(error=f"{error.kind}: {error.message}", changes=_nonzero(written))
         return SyncReport(dict(self._quarantine), None, _nonzero(written))
 
@@ -104,19 +100,24 @@ class NftablesBackend:
 
         Raises CheckError if the table cannot be read.
         """
-        if self._held is None:
+        table = self._table
+        if table is None:
             return ()
         foreign = self._watch.foreign
         calm = foreign == self._seen_foreign
-        if calm and self._baseline is not None and not thorough:
+        if calm and table.remembers and not thorough:
             return ()
         try:
             if calm and not thorough:
-                self._baseline = read_chains(self._nft.listing(self.family, names.TABLE, terse=True) or "")
+                table.remember()
                 return ()
-            drifts = self._compare()
+            drifts, whole = table.compare()
         except NftError as error:
             raise CheckError(error.message) from error
+        if not whole:
+            self._table = None
+        elif drifts:
+            self._doubt_all(table)
         self._seen_foreign = foreign
         return drifts
 
@@ -144,90 +145,64 @@ class NftablesBackend:
         else:
             self._objects[key] = new
 
-    def _observe(self, written: Counter[str]) -> Contents:
-        """Read the table; where it cannot be kept, one is made anew in its place."""
+    def _known_table(self, written: Counter[str]) -> Table:
+        """The table; read if nothing is known of it, and made anew where it cannot be kept."""
+        table = self._table
+        if table is not None:
+            table.written = written
+            return table
         self._seen_foreign = self._watch.foreign
-        text = self._nft.listing(self.family, names.TABLE)
-        chains = read_chains(text or "")
-        if text is not None and is_whole(self.family, chains, text):
-            held = read_elements(text)
-            self._adopt(held, chains)
-            return held
-        held = no_contents()
-        self._adopt(held, ())
-        if text is None or not self._exchange(held, written):
-            script = Script(self._config)
-            script.remove_table()
-            script.declare(self._config)
-            self._base(script, written)
-        return held
+        table = Table(self._config, self._nft, self._watch)
+        table.written = written
+        if table.observe():
+            self._doubt_all(table)
+        elif not (table.exists and self._exchange(table)):
+            table.make()
+            self._doubt_all(table)
+        self._table = table
+        return table
 
-    def _exchange(self, held: Contents, written: Counter[str]) -> bool:
-        """Put a complete table in the place of another, so that no packet meets an empty one.
+    def _exchange(self, table: Table) -> bool:
+        """Put a complete table in the place of one that cannot be kept.
 
         False if it was refused: then the service at fault must be found first, on a table without services.
         """
-        script = Script(self._config)
-        script.remove_table()
-        script.declare(self._config)
-        script.fixed(self._config)
-        script.chains(self._chains)
-        for container, elements in self._ledger.wanted.items():
-            script.add_elements(container, elements)
         try:
-            self._commit(script)
+            table.exchange(self._chains, self._ledger.wanted)
         except NftError as error:
             if error.kind is not NftFailure.REFUSED:
                 raise
             return False
-        for container, elements in self._ledger.wanted.items():
-            held[container].update(elements)
-            written["elements"] += len(elements)
-        self._written_chains = {**rules_of(self._config), **self._chains}
-        self._based, self._sweep = True, False
         self._pending.clear()
         self._quarantine.clear()
-        written["transactions"] += 1
-        written["chains"] += len(self._written_chains)
+        self._kept.clear()
+        self._sweep = False
         return True
 
-    def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
-        self._held = held
-        self._written_chains = {}
-        for name in chains:
-            picking = pick_of(self.family, name)
-            self._written_chains[name] = picking[1] if picking is not None else None
-        self._based = False
-        self._baseline = None
+    def _doubt_all(self, table: Table) -> None:
+        """Let the next sync bring everything in step with what the table was found to hold."""
         self._sweep = True
         self._kept.clear()
         for key, objects in self._objects.items():
             differing = {
                 (e.container, e.key)
                 for e in objects.elements
-                if held[e.container].get(e.key) != self._ledger.wanted[e.container][e.key]
+                if table.held[e.container].get(e.key) != self._ledger.wanted[e.container][e.key]
             }
             if differing or objects.chains:
                 self._pending.setdefault(key, set()).update(differing)
 
-    def _base(self, script: Script, written: Counter[str]) -> None:
-        script.fixed(self._config)
-        self._commit(script)
-        written["transactions"] += 1
-        self._written_chains |= rules_of(self._config)
-        self._based = True
-
     def _write(self, written: Counter[str]) -> None:
-        held = self._held if self._held is not None else self._observe(written)
-        if not self._based:
-            self._base(Script(self._config), written)
+        table = self._known_table(written)
+        if not table.based:
+            table.base(self._config)
         keys = sorted(self._pending.keys() - self._quarantine.keys())
         for group in self._pieces(keys):
-            self._bisect(group, lambda some: self._group(held, some, written), self._refuse)
+            self._bisect(group, lambda some: self._group(table, some), self._refuse)
         if self._sweep:
-            self._remove_strangers(held, written)
+            self._remove_strangers(table)
             self._sweep = False
-        self._remove_chains(written)
+        self._remove_chains(table)
 
     def _pieces(self, keys: Iterable[str]) -> Iterator[list[str]]:
         """The services in groups whose elements fit into one transaction."""
@@ -242,18 +217,18 @@ class NftablesBackend:
         if group:
             yield group
 
-    def _group(self, held: Contents, keys: Sequence[str], written: Counter[str]) -> None:
+    def _group(self, table: Table, keys: Sequence[str]) -> None:
         """Write a group of services as one transaction."""
         slots = set().union(*(self._pending[key] for key in keys))
         chains: dict[str, Chain] = {}
         # What a service gives up may be another's from now on, which is perhaps not written yet.
         for key in {*keys, *(owner for slot in slots if (owner := self._ledger.owner(slot)))}:
             objects = self._objects.get(key, NOTHING)
-            chains |= {n: r for n, r in objects.chains.items() if self._written_chains.get(n) != r}
+            chains |= {n: r for n, r in objects.chains.items() if table.chains.get(n) != r}
         doomed: dict[str, list[str]] = {}
         fresh: dict[str, dict[str, str]] = {}
         for container, key in sorted(slots):
-            have = held[container].get(key)
+            have = table.held[container].get(key)
             want = self._ledger.wanted[container].get(key)
             if have == want:
                 continue
@@ -261,87 +236,39 @@ class NftablesBackend:
                 doomed.setdefault(container, []).append(key)
             if want is not None:
                 fresh.setdefault(container, {})[key] = want
-        self._apply(held, chains, doomed, fresh, written)
+        table.apply(chains, doomed, fresh)
         for key in keys:
             del self._pending[key]
 
-    def _apply(
-        self,
-        held: Contents,
-        chains: Mapping[str, Chain],
-        doomed: Mapping[str, Sequence[str]],
-        fresh: Mapping[str, Mapping[str, str]],
-        written: Counter[str],
-    ) -> None:
-        script = Script(self._config)
-        script.chains(chains)
-        for container, keys in doomed.items():
-            script.delete_elements(container, keys)
-        for container, elements in fresh.items():
-            script.add_elements(container, elements)
-        if not script:
-            return
-        self._commit(script)
-        self._written_chains |= chains
-        if chains:
-            self._baseline = None
-        for container, keys in doomed.items():
-            for key in keys:
-                del held[container][key]
-        for container, elements in fresh.items():
-            held[container].update(elements)
-        written["transactions"] += 1
-        written["chains"] += len(chains)
-        written["elements"] += sum(len(elements) for elements in fresh.values())
-        written["elements_deleted"] += sum(
-            key not in fresh.get(container, ()) for container, keys in doomed.items() for key in keys
-        )
-
-    def _remove_strangers(self, held: Contents, written: Counter[str]) -> None:
+    def _remove_strangers(self, table: Table) -> None:
         """Delete elements that no service wants, such as those of services that went while nobody looked."""
         kept = {slot for key in self._quarantine for slot in self._pending.get(key, ())}
-        for container, elements in held.items():
+        for container, elements in table.held.items():
             wanted = self._ledger.wanted[container]
             extra = [key for key in elements if key not in wanted and (container, key) not in kept]
             for start in range(0, len(extra), self._piece):
-                self._apply(held, {}, {container: extra[start : start + self._piece]}, {}, written)
+                table.apply({}, {container: extra[start : start + self._piece]}, {})
 
-    def _remove_chains(self, written: Counter[str]) -> None:
+    def _remove_chains(self, table: Table) -> None:
         """Delete chains that nothing leads to any more; one that is still in use is left for a later sync."""
         fixed = rules_of(self._config).keys()
         idle = [
             name
-            for name in self._written_chains
+            for name in table.chains
             if name not in self._chains and name not in fixed and name not in self._kept
         ]
-
-        def delete(some: Sequence[str]) -> None:
-            script = Script(self._config)
-            script.delete_chains(some)
-            self._commit(script)
-            for name in some:
-                del self._written_chains[name]
-            self._baseline = None
-            written["chains_deleted"] += len(some)
 
         def keep(name: str, error: NftError) -> None:
             self._kept.add(name)
             log.info("chain_kept", family=self.family.value, chain=name, reason=error.message)
 
         # What leads to others goes first, so that one that must stay holds back only what it leads to.
-        for some in (
-            [n for n in idle if n.startswith(_LEADING)],
-            [n for n in idle if not n.startswith(_LEADING)],
-        ):
-            self._bisect(some, delete, keep)
+        idle.sort(key=lambda name: not name.startswith(_LEADING))
+        self._bisect(idle, table.delete_chains, keep)
 
     def _refuse(self, key: str, error: NftError) -> None:
         self._quarantine[key] = error.message
         log.error("service_refused", family=self.family.value, service=key, reason=error.message)
-
-    def _commit(self, script: Script) -> None:
-        with self._watch.writing():
-            self._nft.run(str(script))
 
     def _bisect(
         self,
@@ -365,25 +292,6 @@ class NftablesBackend:
             middle = len(items) // 2
             self._bisect(items[:middle], attempt, give_up)
             self._bisect(items[middle:], attempt, give_up)
-
-    def _compare(self) -> tuple[Drift, ...]:
-        """Look at everything; where it is not as recorded, the record becomes what was found."""
-        text = self._nft.listing(self.family, names.TABLE)
-        chains = read_chains(text or "")
-        if text is None or not is_whole(self.family, chains, text):
-            self._held = None
-            return (Drift(f"table {names.TABLE}", "is not there" if text is None else "is not whole"),)
-        found = read_elements(text)
-        assert self._held is not None  # noqa: S101 - asked only with a record
-        drifts = [
-            *chain_drifts(self._written_chains, self._baseline, chains),
-            *element_drifts(self._held, found),
-        ]
-        if drifts:
-            self._adopt(found, chains)
-        else:
-            self._baseline = chains
-        return tuple(drifts)
 
 
 _LEADING = ("cluster-", "external-", "local-")
