@@ -105,6 +105,21 @@ def test_a_refused_change_keeps_what_the_service_had() -> None:
     assert elements(node, "endpoint-0") == {"10.96.0.1 . 6 . 80": "10.1.0.1 . 8080"}
 
 
+def test_services_that_went_while_it_was_down_go_first() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.3", "10.1.0.4"))
+    node.done()
+    node.drop("ns1/b")
+    node.put(None, pods("a", "10.1.0.1"))
+    node.start()
+    seen: list[set[str]] = []
+    node.fake.after = lambda: seen.append(node.served())
+    node.done()
+    assert seen[1:] == [{"10.96.0.1 . 6 . 80"}] * (len(seen) - 1)
+    assert node.state() == node.fresh()
+
+
 def test_what_a_refused_change_would_have_removed_goes_with_the_next_one() -> None:
     node = NftablesNode()
     node.put(web(externalIPs=["203.0.113.1"]), pods("a", "10.1.0.1"))

@@ -13,6 +13,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.ledger import Ledger, Slot
@@ -196,11 +197,13 @@ class NftablesBackend:
         table = self._known_table(written)
         if not table.based:
             table.base(self._config)
+        if self._sweep:
+            self._remove_strangers(table, names.FRONTENDS)
         keys = sorted(self._pending.keys() - self._quarantine.keys())
         for group in self._pieces(keys):
             self._bisect(group, lambda some: self._group(table, some), self._refuse)
         if self._sweep:
-            self._remove_strangers(table)
+            self._remove_strangers(table, tuple(table.held))
             self._sweep = False
         self._remove_chains(table)
 
@@ -240,10 +243,14 @@ class NftablesBackend:
         for key in keys:
             del self._pending[key]
 
-    def _remove_strangers(self, table: Table) -> None:
-        """Delete elements that no service wants, such as those of services that went while nobody looked."""
+    def _remove_strangers(self, table: Table, containers: Iterable[str]) -> None:
+        """Delete elements that no service wants, such as those of services that went while nobody looked.
+
+        Their frontends go before anything is written; endpoints only when nothing leads to them any more.
+        """
         kept = {slot for key in self._quarantine for slot in self._pending.get(key, ())}
-        for container, elements in table.held.items():
+        for container in containers:
+            elements = table.held[container]
             wanted = self._ledger.wanted[container]
             extra = [key for key in elements if key not in wanted and (container, key) not in kept]
             for start in range(0, len(extra), self._piece):

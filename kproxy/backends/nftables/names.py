@@ -22,6 +22,9 @@ HAIRPIN = "hairpin"
 CLUSTER_IPS = "cluster-ips"
 AFFINITY = "affinity"
 
+FRONTENDS = (SERVICES, ADMITTED, REFUSALS, CLUSTER_IPS)
+"""What decides whether an address is answered at all."""
+
 AFFINITY_SIZE = 131072
 """Pairs of client and endpoint that are remembered at most; the kernel takes 16 bytes for each in advance."""
 
