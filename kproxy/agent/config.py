@@ -14,7 +14,7 @@ from kproxy.plan.schedulers import parse_scheduler
 PRIMARY = "primary"
 """The value of --nodeport-addresses that stands for the node's own primary addresses."""
 
-PROXY_MODES = ("iptables", "ipvs")
+PROXY_MODES = ("iptables", "ipvs", "nftables")
 
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 
@@ -88,6 +88,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_tcpfin_timeout: float = 0.0
     ipvs_udp_timeout: float = 0.0
     ipvs_graceful_period: float = 3600.0
+    nftables_reject_unallocated: bool = True
+    service_cidrs: tuple[str, ...] = ()
     once: bool = False
 
 
@@ -116,6 +118,7 @@ def validate(config: ProxyConfig) -> None:
         ("--cluster-cidr", config.cluster_cidrs),
         ("--nodeport-addresses", config.node_port_addresses),
         ("--ipvs-exclude-cidrs", config.ipvs_exclude_cidrs),
+        ("--service-cidr", config.service_cidrs),
     ):
         for value in values:
             if name == "--nodeport-addresses" and value == PRIMARY:

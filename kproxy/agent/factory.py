@@ -11,12 +11,15 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.iptables_mode import IptablesMode, allow_localhost_node_ports
 from kproxy.agent.ipvs_mode import IpvsMode
-from kproxy.agent.mode import Mode, NoFamilyUsable
+from kproxy.agent.mode import Mode, ModeUnavailable, NoFamilyUsable
+from kproxy.agent.nftables_mode import NftablesMode
 from kproxy.backends.ipvs.keeper import KernelHandles
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.nft.program import NftProgram, find_nft
+from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Xtables, XtablesUnavailable
@@ -26,11 +29,13 @@ log = structlog.stdlib.get_logger(__name__)
 
 def make_mode(config: ProxyConfig) -> Mode:
     """Probe the kernel for the mode that is set. Raises ModeUnavailable."""
-    tables = _find_tables(config)
     handles = ipvs_handles()
+    departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
+    if config.proxy_mode == "nftables":
+        return NftablesMode(config, _find_nft(), departing)
+    tables = _find_tables(config)
     if config.proxy_mode == "ipvs":
         return IpvsMode(config, tables, handles)
-    departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     return IptablesMode(config, tables, departing)
 
 
@@ -40,6 +45,18 @@ def set_sysctls(config: ProxyConfig) -> None:
         ipvs_mode.set_sysctls(strict_arp=config.ipvs_strict_arp)
     elif config.proxy_mode == "iptables" and config.localhost_node_ports:
         allow_localhost_node_ports()
+
+
+def _find_nft() -> NftProgram:
+    nft = find_nft()
+    if nft is None:
+        raise ModeUnavailable("--proxy-mode nftables: the program nft is not installed")
+    try:
+        version = nft.version()
+    except NftError as error:
+        raise ModeUnavailable(f"--proxy-mode nftables: {error.message}") from error
+    log.info("nft_found", path=nft.path, version=".".join(map(str, version)))
+    return nft
 
 
 def ipvs_handles() -> KernelHandles:

@@ -8,6 +8,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
+from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
@@ -71,7 +72,8 @@ class IptablesMode:
         self._config = config
 
     def settled(self) -> None:
-        """Let what an IPVS mode left here go."""
+        """Let what another mode left here go."""
+        remove_tables()
         self._departing.begin()
 
     def tend(self) -> float | None:

@@ -13,6 +13,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts
+from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
@@ -102,7 +103,8 @@ class IpvsMode:
             log.warning("settings_failed", reason=str(error))
 
     def settled(self) -> None:
-        """What another mode left are rules, and these went with the first sync."""
+        """What an iptables mode left went with the first sync; take away what an nftables mode did."""
+        remove_tables()
 
     def tend(self) -> float | None:
         """Nothing but what the backends do."""

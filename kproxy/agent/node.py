@@ -10,6 +10,9 @@ from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
 from kproxy.state.wire import Node
 
+BY_ADDRESS = ("ipvs", "nftables")
+"""Modes that program node ports at each address that has them."""
+
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 
@@ -52,7 +55,7 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
             local.get(family),
             _matching(ranges[family], local_addresses),
             config.localhost_node_ports and _covers_loopback(ranges[Family.IPV4]),
-            _of_family(family, local_addresses) if config.proxy_mode == "ipvs" else (),
+            _of_family(family, local_addresses) if config.proxy_mode in BY_ADDRESS else (),
         )
         for family in Family
     }
@@ -83,8 +86,8 @@ def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
 
 
 def needs_interfaces(config: ProxyConfig) -> bool:
-    """Whether the interfaces' addresses matter: IPVS has a virtual server at each that has node ports."""
-    return bool(config.node_port_addresses) or config.proxy_mode == "ipvs"
+    """Whether the interfaces' addresses matter."""
+    return bool(config.node_port_addresses) or config.proxy_mode in BY_ADDRESS
 
 
 def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, LocalTraffic] | None:
@@ -105,7 +108,8 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
 
 
 def _node_port_ranges(config: ProxyConfig, addresses: dict[Family, str]) -> dict[Family, list[str]]:
-    if config.node_port_addresses == (PRIMARY,):
+    by_default = config.proxy_mode == "nftables" and not config.node_port_addresses
+    if by_default or config.node_port_addresses == (PRIMARY,):
         return {family: [host_cidr(addresses[family])] for family in Family}
     return cidrs_by_family(config.node_port_addresses)
 

@@ -3,11 +3,13 @@
 from kproxy.addresses import Family, parse_ip
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.ipvs_mode import ipvs_config
+from kproxy.agent.nftables_mode import nftables_config
 from kproxy.agent.node import node_facts
 from kproxy.backends.iptables.choice import fitting, layouts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.text import render_text as render_iptables
 from kproxy.backends.ipvs.text import render_text as render_ipvs
+from kproxy.backends.nftables.text import render_text as render_nftables
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
 from kproxy.state.decode import Kind
@@ -43,7 +45,9 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
         localhost_node_ports=of_family.localhost_node_ports,
         node_port_addresses=of_family.node_port_addresses,
     )
-    if config.proxy_mode == "ipvs":
+    if config.proxy_mode == "nftables":
+        text = render_nftables(plans.values(), nftables_config(config, family, of_family))
+    elif config.proxy_mode == "ipvs":
         text = render_ipvs(plans.values(), ipvs_config(config, rules, of_family))
     else:
         usual, larger = layouts(rules, config.iptables_layout)

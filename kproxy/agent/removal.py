@@ -1,20 +1,11 @@
-"""Remove all that kproxy made on this node, in whatever mode: both variants of iptables, both families."""
+"""Remove all that kproxy made on this node, in whatever mode: nftables, both variants of iptables, IPVS."""
 
 import time
 
-import structlog
-
-from kproxy.addresses import Family
 from kproxy.agent.departure import Departure
 from kproxy.agent.factory import ipvs_handles
-from kproxy.backends.iptables.cleanup import cleanup
-from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
-from kproxy.kernel import nfacct
-from kproxy.kernel.xtables.detect import find_tools
-from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
-
-log = structlog.stdlib.get_logger(__name__)
+from kproxy.agent.rules_removal import remove_rules
+from kproxy.agent.table_removal import remove_tables
 
 
 def remove_everything() -> bool:
@@ -24,41 +15,7 @@ def remove_everything() -> bool:
     """
     ipvs = Departure(ipvs_handles(), 0, (), time.monotonic)
     cleared = ipvs.clear()
-    clean = _remove_rules() and cleared
+    clean = remove_tables() and cleared
+    clean = remove_rules() and clean
     # While a virtual server stands, the sets must go on saying that it is ours.
     return cleared and ipvs.dissolve() and clean
-
-
-def _remove_rules() -> bool:
-    clean = True
-    for family in Family:
-        for variant in Variant:
-            try:
-                tools = find_tools(family, variant, probe=False)
-            except XtablesUnavailable as error:
-                log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
-                continue
-            try:
-                removals = cleanup(SubprocessXtables(family, tools))
-            except RestoreError as error:
-                log.error("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
-                clean = False
-                continue
-            for removal in removals:
-                log.info(
-                    "removed",
-                    family=family.value,
-                    variant=variant.value,
-                    table=removal.table,
-                    chains=len(removal.chains) - len(removal.kept),
-                    jumps=len(removal.rules),
-                )
-                for chain, rule in removal.kept.items():
-                    log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
-                    clean = False
-    for counter in (INVALID_COUNTER, LOCALHOST_COUNTER):
-        try:
-            nfacct.delete(counter)
-        except nfacct.NfacctError as error:
-            log.debug("counter_kept", counter=counter, reason=str(error))
-    return clean

@@ -52,7 +52,17 @@ rule_options = together(
     flag(
         "--nodeport-addresses",
         metavar="CIDR,...|primary",
-        help="Local addresses that accept node ports; empty: all.",
+        help="Local addresses that accept node ports; empty: all, in nftables mode the primary ones.",
+    ),
+    boolean(
+        "--nftables-reject-unallocated",
+        usual="true",
+        help="Refuse ports of a cluster IP that no service has, instead of routing them on.",
+    ),
+    flag(
+        "--service-cidr",
+        metavar="CIDR,...",
+        help="In nftables mode, drop what goes to addresses in these that no service has.",
     ),
     flag(
         "--iptables-layout",

@@ -27,7 +27,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     """Print all that a node would be given for the services in a directory of manifests.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
-    ipset.
+    ipset; in nftables mode that of nft.
     """
     import msgspec
 

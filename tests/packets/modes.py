@@ -19,6 +19,7 @@ class Capability(enum.Enum):
     LOCALHOST_NODE_PORTS = "node ports on 127.0.0.1"
     SERVICE_CHAINS = "a chain of iptables rules for each service, which others can damage"
     VIRTUAL_SERVERS = "virtual servers with IPVS' schedulers"
+    NFTABLES = "tables of its own in nftables"
     XTABLES_LOCK = "writing under the xtables lock"
 
 
@@ -60,10 +61,19 @@ class Mode:
 
 _IPTABLES = frozenset({Capability.LOCALHOST_NODE_PORTS, Capability.SERVICE_CHAINS})
 
+ROUTED_ON = ("--nftables-reject-unallocated=false",)
+"""What no service has is routed on, as in iptables mode; what is refused by default has tests of its own."""
+
 MODES = (
     Mode("nft", "nft", ("--iptables-variant", "nft"), _IPTABLES),
     Mode("legacy", "legacy", ("--iptables-variant", "legacy"), _IPTABLES | {Capability.XTABLES_LOCK}),
     Mode("scalable", "nft", ("--iptables-variant", "nft", "--iptables-layout", "scalable"), _IPTABLES),
+    Mode(
+        "nftables",
+        "nft",
+        ("--proxy-mode", "nftables", "--nodeport-addresses", "0.0.0.0/0,::/0", *ROUTED_ON),
+        frozenset({Capability.NFTABLES}),
+    ),
     pytest.param(
         Mode(
             "ipvs",

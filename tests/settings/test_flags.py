@@ -80,6 +80,8 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
     ("iptables-variant", "legacy", "iptables.variant", "legacy"),
     ("ipvs-graceful-period", "5m", "ipvs.gracefulPeriod", "5m0s"),
     ("manifests", "/srv/m", "manifests", "/srv/m"),
+    ("nftables-reject-unallocated", "false", "nftables.rejectUnallocated", False),
+    ("service-cidr", "10.96.0.0/12", "nftables.serviceCIDRs", ["10.96.0.0/12"]),
     ("metrics-service-limit", "9", "metrics.serviceLimit", 9),
 ]
 
@@ -270,15 +272,15 @@ def test_what_is_no_field_reaches_the_process_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "bit", "everything", "periods", "node_ports"),
+    ("mode", "bit", "everything", "periods"),
     [
-        ("iptables", 1, True, (10.0, 1.0), ()),
-        ("ipvs", 1, True, (20.0, 2.0), ()),
-        ("nftables", 3, False, (30.0, 3.0), ("primary",)),
+        ("iptables", 1, True, (10.0, 1.0)),
+        ("ipvs", 1, True, (20.0, 2.0)),
+        ("nftables", 3, False, (30.0, 3.0)),
     ],
 )
 def test_each_mode_takes_its_own_section(
-    mode: str, bit: int, everything: bool, periods: tuple[float, float], node_ports: tuple[str, ...]
+    mode: str, bit: int, everything: bool, periods: tuple[float, float]
 ) -> None:
     kube = KubeProxyConfiguration(
         mode=mode,
@@ -289,4 +291,3 @@ def test_each_mode_takes_its_own_section(
     config = proxy_config(Settings(kube), host="host")
     assert (config.masquerade_bit, config.masquerade_all) == (bit, everything)
     assert (config.sync_period, config.min_sync_period) == periods
-    assert config.node_port_addresses == node_ports

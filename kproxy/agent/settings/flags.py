@@ -76,6 +76,8 @@ OWN_FLAGS: Mapping[str, str] = {
     "ipvs-graceful-period": "ipvs.gracefulPeriod",
     "manifests": "manifests",
     "metrics-service-limit": "metrics.serviceLimit",
+    "nftables-reject-unallocated": "nftables.rejectUnallocated",
+    "service-cidr": "nftables.serviceCIDRs",
 }
 """kproxy's flags -> paths in KproxyConfiguration."""
 
@@ -83,7 +85,7 @@ PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "
 """What this process shall do; no field of either document."""
 
 _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
-_LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses"})
+_LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
 
 
 def counts_with_file(flag: str) -> bool:

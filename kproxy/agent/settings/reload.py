@@ -62,7 +62,9 @@ LIVE = frozenset(
 )
 """Paths of KubeProxyConfiguration that take effect without a restart."""
 
-LIVE_OWN = frozenset({"iptables.layout", "ipvs.gracefulPeriod"})
+LIVE_OWN = frozenset(
+    {"iptables.layout", "ipvs.gracefulPeriod", "nftables.rejectUnallocated", "nftables.serviceCIDRs"}
+)
 """The same of kproxy's own document."""
 
 SETTLE = 0.1

@@ -200,6 +200,13 @@ class OwnMetrics(Section, frozen=True):
     service_limit: Count = 500
 
 
+class OwnNftables(Section, frozen=True):
+    """`nftables` of kproxy's own document."""
+
+    reject_unallocated: bool = True
+    service_cidrs: tuple[Cidr, ...] = msgspec.field(default=(), name="serviceCIDRs")
+
+
 class KproxyConfiguration(Section, frozen=True):
     """The second document, which is kproxy's own and may be left out.
 
@@ -210,4 +217,5 @@ class KproxyConfiguration(Section, frozen=True):
     manifests: str = ""
     iptables: OwnIptables = OwnIptables()
     metrics: OwnMetrics = OwnMetrics()
+    nftables: OwnNftables = OwnNftables()
     ipvs: OwnIpvs = OwnIpvs()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from kproxy.agent.config import PRIMARY, ConntrackSettings, ProxyConfig
+from kproxy.agent.config import ConntrackSettings, ProxyConfig
 from kproxy.agent.settings.codec import flatten
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
@@ -60,9 +60,6 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
     elif kube.mode == "nftables":
         section = kube.nftables
     masquerading = kube.nftables if kube.mode == "nftables" else kube.iptables
-    node_ports = kube.node_port_addresses
-    if kube.mode == "nftables" and not node_ports:
-        node_ports = (PRIMARY,)
     from_cluster = not own.manifests
     kubeconfig = kube.client_connection.kubeconfig
     return ProxyConfig(
@@ -80,12 +77,14 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         localhost_node_ports=kube.iptables.localhost_node_ports,
         sync_period=section.sync_period,
         min_sync_period=section.min_sync_period,
-        node_port_addresses=node_ports,
+        node_port_addresses=kube.node_port_addresses,
         bind_address=kube.bind_address,
         bind_address_hard_fail=kube.bind_address_hard_fail,
         healthz_bind_address=kube.healthz_bind_address,
         metrics_bind_address=kube.metrics_bind_address,
         metrics_service_limit=own.metrics.service_limit,
+        nftables_reject_unallocated=own.nftables.reject_unallocated,
+        service_cidrs=own.nftables.service_cidrs,
         iptables_variant=Variant(own.iptables.variant) if own.iptables.variant else None,
         iptables_layout=own.iptables.layout,
         ipvs_scheduler=kube.ipvs.scheduler,

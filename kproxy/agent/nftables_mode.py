@@ -1,0 +1,88 @@
+"""The nftables mode on this kernel: find nft, try the whole layout on it, and see a former mode off."""
+
+import structlog
+
+from kproxy.addresses import Family, is_link_local, is_loopback
+from kproxy.agent.config import ProxyConfig, cidrs_by_family
+from kproxy.agent.departure import Departure
+from kproxy.agent.mode import NoFamilyUsable
+from kproxy.agent.node import FamilyFacts
+from kproxy.agent.rules_removal import remove_rules
+from kproxy.backends.base import Backend, Measurement
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables.backend import NftablesBackend
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.probe import probe
+from kproxy.kernel.nft.types import Nft, NftError
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class NftablesMode:
+    """The nftables mode. Raises NoFamilyUsable when made where nft or the kernel cannot carry it.
+
+    `departing` takes away what an IPVS mode left here, once the first sync is done.
+    """
+
+    def __init__(self, config: ProxyConfig, nft: Nft, departing: Departure) -> None:
+        self._config = config
+        self._nft = nft
+        self._departing = departing
+        self._watch = ChangeWatch(nft.stamp)
+        self._backends: dict[Family, NftablesBackend] = {}
+        self.families = self._usable()
+
+    def configure(self, family: Family, facts: FamilyFacts) -> Backend:
+        """The backend of a family."""
+        config = nftables_config(self._config, family, facts)
+        backend = self._backends.get(family)
+        if backend is None:
+            backend = self._backends[family] = NftablesBackend(config, self._nft, self._watch)
+        else:
+            backend.reconfigure(config)
+        return backend
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings."""
+        self._config = config
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Nothing that the kernel would have to be asked for: plain services have no rules of their own."""
+        del family, traffic
+        return Measurement()
+
+    def settled(self) -> None:
+        """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
+        remove_rules()
+        self._departing.begin()
+
+    def tend(self) -> float | None:
+        """See to what an IPVS mode left here."""
+        return self._departing.tend()
+
+    def _usable(self) -> tuple[Family, ...]:
+        reasons: dict[Family, str] = {}
+        for family in Family:
+            try:
+                probe(self._nft, NftablesConfig(family))
+            except NftError as error:
+                reasons[family] = f"--proxy-mode nftables: {error.message}"
+        if len(reasons) == len(Family):
+            raise NoFamilyUsable(reasons)
+        for family, reason in reasons.items():
+            log.warning("family_unusable", family=family.value, reason=reason)
+        return tuple(family for family in Family if family not in reasons)
+
+
+def nftables_config(config: ProxyConfig, family: Family, facts: FamilyFacts) -> NftablesConfig:
+    """The settings of one family, on a node with these facts."""
+    accepting = facts.local_addresses if facts.node_port_addresses is None else facts.node_port_addresses
+    return NftablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=facts.local_traffic,
+        node_addresses=tuple(ip for ip in accepting if not is_loopback(ip) and not is_link_local(ip)),
+        reject_unallocated=config.nftables_reject_unallocated,
+        service_cidrs=tuple(cidrs_by_family(config.service_cidrs)[family]),
+    )

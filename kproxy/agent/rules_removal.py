@@ -1,0 +1,53 @@
+"""Take away the iptables rules of every mode that has some: both variants, both families."""
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables.cleanup import cleanup
+from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.kernel import nfacct
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def remove_rules() -> bool:
+    """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
+    clean = True
+    for family in Family:
+        for variant in Variant:
+            try:
+                tools = find_tools(family, variant, probe=False)
+            except XtablesUnavailable as error:
+                log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
+                continue
+            try:
+                removals = cleanup(SubprocessXtables(family, tools))
+            except RestoreError as error:
+                log.error("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
+                clean = False
+                continue
+            for removal in removals:
+                log.info(
+                    "removed",
+                    family=family.value,
+                    variant=variant.value,
+                    table=removal.table,
+                    chains=len(removal.chains) - len(removal.kept),
+                    jumps=len(removal.rules),
+                )
+                for chain, rule in removal.kept.items():
+                    log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
+                    clean = False
+    _remove_counters()
+    return clean
+
+
+def _remove_counters() -> None:
+    for counter in (INVALID_COUNTER, LOCALHOST_COUNTER):
+        try:
+            nfacct.delete(counter)
+        except nfacct.NfacctError as error:
+            log.debug("counter_kept", counter=counter, reason=str(error))

@@ -1,0 +1,309 @@
+"""The nftables mode of one family: elements and chains brought into step, one transaction a sync.
+
+The record of what the kernel holds is read from it once, moved forward by every transaction that it took, and
+thrown away after any failure that leaves doubt. A transaction is refused as a whole; it is then halved until
+the service at fault is found, which keeps what it had while all others get theirs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.chains import Chain
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.ledger import Ledger, Slot
+from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
+from kproxy.backends.nftables.script import rules_of
+from kproxy.backends.nftables.table import Table
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure
+from kproxy.plan.model import ServicePlan
+
+log = structlog.stdlib.get_logger(__name__)
+
+PIECE = 10000
+"""Elements per transaction of a big change: for as many, the kernel's commit lock is held about 30 ms."""
+
+
+class _DoubtfulError(Exception):
+    """The kernel refused, but somebody else has written since it was observed: look again before judging."""
+
+
+class NftablesBackend:
+    """One family's table."""
+
+    def __init__(self, config: NftablesConfig, nft: Nft, watch: ChangeWatch, *, piece: int = PIECE) -> None:
+        self.family: Family = config.family
+        self._config = config
+        self._nft = nft
+        self._watch = watch
+        self._piece = piece
+        self._plans: dict[str, ServicePlan] = {}
+        self._objects: dict[str, ServiceObjects] = {}
+        self._ledger = Ledger()
+        self._uses: Counter[str] = Counter()
+        self._chains: dict[str, Chain] = {}
+        self._pending: dict[str, set[Slot]] = {}
+        self._quarantine: dict[str, str] = {}
+        self._kept: set[str] = set()
+        self._table: Table | None = None
+        self._sweep = False
+        self._seen_foreign = 0
+        self._looked_again = False
+
+    def update(self, plans: Iterable[ServicePlan]) -> None:
+        """Take new desired states; a plan without ports removes its service."""
+        for plan in plans:
+            if plan.ports:
+                self._plans[plan.key] = plan
+                self._want(plan.key, render_service(plan, self._config))
+            else:
+                self._plans.pop(plan.key, None)
+                self._want(plan.key, NOTHING)
+
+    def reconfigure(self, config: NftablesConfig) -> None:
+        """Take new settings of the same family; the next sync writes what they change."""
+        if config == self._config:
+            return
+        self._config = config
+        if self._table is not None:
+            self._table.based = False
+        for plan in self._plans.values():
+            self._want(plan.key, render_service(plan, config))
+
+    def retry(self) -> None:
+        """Let the next sync try again the services that were refused, and chains that could not go."""
+        self._quarantine.clear()
+        self._kept.clear()
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel to the desired state, writing only what differs."""
+        written: Counter[str] = Counter()
+        self._looked_again = False
+        try:
+            try:
+                self._write(written)
+            except _DoubtfulError:
+                self._table = None
+                self._looked_again = True
+                self._write(written)
+        except NftError as error:
+            self._table = None
+            return SyncReport(error=f"{error.kind}: {error.message}", changes=_nonzero(written))
+        return SyncReport(dict(self._quarantine), None, _nonzero(written))
+
+    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+        """Compare the kernel with the record; what differs is named, and written by the next sync.
+
+        Raises CheckError if the table cannot be read.
+        """
+        table = self._table
+        if table is None:
+            return ()
+        foreign = self._watch.foreign
+        calm = foreign == self._seen_foreign
+        if calm and table.remembers and not thorough:
+            return ()
+        try:
+            if calm and not thorough:
+                table.remember()
+                return ()
+            drifts, whole = table.compare()
+        except NftError as error:
+            raise CheckError(error.message) from error
+        if not whole:
+            self._table = None
+        elif drifts:
+            self._doubt_all(table)
+        self._seen_foreign = foreign
+        return drifts
+
+    def tend(self) -> float | None:
+        """Nothing here depends on time: the kernel itself forgets clients."""
+        return None
+
+    def _want(self, key: str, new: ServiceObjects) -> None:
+        old = self._objects.get(key, NOTHING)
+        if old == new:
+            return
+        slots = self._ledger.replace(key, old.elements, new.elements)
+        self._pending.setdefault(key, set()).update(slots)
+        if self._quarantine.pop(key, None) is not None:
+            self._kept.clear()
+        for name, rules in new.chains.items():
+            self._uses[name] += 1
+            self._chains[name] = rules
+        for name in old.chains:
+            self._uses[name] -= 1
+            if not self._uses[name]:
+                del self._uses[name], self._chains[name]
+        if new is NOTHING or not new.elements:
+            self._objects.pop(key, None)
+        else:
+            self._objects[key] = new
+
+    def _known_table(self, written: Counter[str]) -> Table:
+        """The table; read if nothing is known of it, and made anew where it cannot be kept."""
+        table = self._table
+        if table is not None:
+            table.written = written
+            return table
+        self._seen_foreign = self._watch.foreign
+        table = Table(self._config, self._nft, self._watch)
+        table.written = written
+        if table.observe():
+            self._doubt_all(table)
+        elif not (table.exists and self._exchange(table)):
+            table.make()
+            self._doubt_all(table)
+        self._table = table
+        return table
+
+    def _exchange(self, table: Table) -> bool:
+        """Put a complete table in the place of one that cannot be kept.
+
+        False if it was refused: then the service at fault must be found first, on a table without services.
+        """
+        try:
+            table.exchange(self._chains, self._ledger.wanted)
+        except NftError as error:
+            if error.kind is not NftFailure.REFUSED:
+                raise
+            return False
+        self._pending.clear()
+        self._quarantine.clear()
+        self._kept.clear()
+        self._sweep = False
+        return True
+
+    def _doubt_all(self, table: Table) -> None:
+        """Let the next sync bring everything in step with what the table was found to hold."""
+        self._sweep = True
+        self._kept.clear()
+        for key, objects in self._objects.items():
+            differing = {
+                (e.container, e.key)
+                for e in objects.elements
+                if table.held[e.container].get(e.key) != self._ledger.wanted[e.container][e.key]
+            }
+            if differing or objects.chains:
+                self._pending.setdefault(key, set()).update(differing)
+
+    def _write(self, written: Counter[str]) -> None:
+        table = self._known_table(written)
+        if not table.based:
+            table.base(self._config)
+        if self._sweep:
+            self._remove_strangers(table, names.FRONTENDS)
+        keys = sorted(self._pending.keys() - self._quarantine.keys())
+        for group in self._pieces(keys):
+            self._bisect(group, lambda some: self._group(table, some), self._refuse)
+        if self._sweep:
+            self._remove_strangers(table, tuple(table.held))
+            self._sweep = False
+        self._remove_chains(table)
+
+    def _pieces(self, keys: Iterable[str]) -> Iterator[list[str]]:
+        """The services in groups whose elements fit into one transaction."""
+        group: list[str] = []
+        size = 0
+        for key in keys:
+            group.append(key)
+            size += len(self._pending[key])
+            if size >= self._piece:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _group(self, table: Table, keys: Sequence[str]) -> None:
+        """Write a group of services as one transaction."""
+        slots = set().union(*(self._pending[key] for key in keys))
+        chains: dict[str, Chain] = {}
+        # What a service gives up may be another's from now on, which is perhaps not written yet.
+        for key in {*keys, *(owner for slot in slots if (owner := self._ledger.owner(slot)))}:
+            objects = self._objects.get(key, NOTHING)
+            chains |= {n: r for n, r in objects.chains.items() if table.chains.get(n) != r}
+        doomed: dict[str, list[str]] = {}
+        fresh: dict[str, dict[str, str]] = {}
+        for container, key in sorted(slots):
+            have = table.held[container].get(key)
+            want = self._ledger.wanted[container].get(key)
+            if have == want:
+                continue
+            if have is not None:
+                doomed.setdefault(container, []).append(key)
+            if want is not None:
+                fresh.setdefault(container, {})[key] = want
+        table.apply(chains, doomed, fresh)
+        for key in keys:
+            del self._pending[key]
+
+    def _remove_strangers(self, table: Table, containers: Iterable[str]) -> None:
+        """Delete elements that no service wants, such as those of services that went while nobody looked.
+
+        Their frontends go before anything is written; endpoints only when nothing leads to them any more.
+        """
+        kept = {slot for key in self._quarantine for slot in self._pending.get(key, ())}
+        for container in containers:
+            elements = table.held[container]
+            wanted = self._ledger.wanted[container]
+            extra = [key for key in elements if key not in wanted and (container, key) not in kept]
+            for start in range(0, len(extra), self._piece):
+                table.apply({}, {container: extra[start : start + self._piece]}, {})
+
+    def _remove_chains(self, table: Table) -> None:
+        """Delete chains that nothing leads to any more; one that is still in use is left for a later sync."""
+        fixed = rules_of(self._config).keys()
+        idle = [
+            name
+            for name in table.chains
+            if name not in self._chains and name not in fixed and name not in self._kept
+        ]
+
+        def keep(name: str, error: NftError) -> None:
+            self._kept.add(name)
+            log.info("chain_kept", family=self.family.value, chain=name, reason=error.message)
+
+        # What leads to others goes first, so that one that must stay holds back only what it leads to.
+        idle.sort(key=lambda name: not name.startswith(_LEADING))
+        self._bisect(idle, table.delete_chains, keep)
+
+    def _refuse(self, key: str, error: NftError) -> None:
+        self._quarantine[key] = error.message
+        log.error("service_refused", family=self.family.value, service=key, reason=error.message)
+
+    def _bisect(
+        self,
+        items: Sequence[str],
+        attempt: Callable[[Sequence[str]], None],
+        give_up: Callable[[str, NftError], None],
+    ) -> None:
+        """Run `attempt` on all items, or on halves while the kernel refuses, down to the single one."""
+        if not items:
+            return
+        try:
+            attempt(items)
+        except NftError as error:
+            if error.kind is not NftFailure.REFUSED:
+                raise
+            if not self._looked_again and self._watch.foreign != self._seen_foreign:
+                raise _DoubtfulError from error
+            if len(items) == 1:
+                give_up(items[0], error)
+                return
+            middle = len(items) // 2
+            self._bisect(items[:middle], attempt, give_up)
+            self._bisect(items[middle:], attempt, give_up)
+
+
+_LEADING = ("cluster-", "external-", "local-")
+"""Class chains, which lead to those that pick."""
+
+
+def _nonzero(written: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in written.items() if count}

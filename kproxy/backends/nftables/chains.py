@@ -1,0 +1,201 @@
+"""Every chain of the table: the fixed ones, and the classes that services share.
+
+A frontend's verdict leads to a class chain, which decides about masquerading and policy, and from there to a
+chain that picks one of N endpoints; both depend on nothing but their names. Only a service with affinity has
+chains of its own, because the kernel can remember a client's endpoint only by rules that name it.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+
+from kproxy.addresses import Family, join_host_port
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.config import NftablesConfig
+
+Chain = tuple[str, ...]
+"""Rules, as nft reads them."""
+
+REFUSE = "refuse"
+FIREWALL = "firewall"
+
+_TRANSPORT = "meta l4proto { 6, 17, 132 }"
+
+
+class BaseChain(msgspec.Struct, frozen=True):
+    """A chain that the kernel calls: its hook and priority, and its rules."""
+
+    hook: str
+    rules: Chain
+
+
+def frontend(ip: str) -> str:
+    """The expression for what a packet asks for; `ip` is the family's name in nftables."""
+    return f"{ip} daddr . meta l4proto . th dport"
+
+
+def base_chains(config: NftablesConfig) -> dict[str, BaseChain]:
+    """The chains that the kernel calls, by name.
+
+    Translation sees the first packet of a connection only; so does, by its match, what refuses.
+    """
+    ip, mark = config.ip, config.mark
+    asked = frontend(ip)
+    services = (f"{asked} vmap @{names.SERVICES}",)
+    refusals = [f"ct state new {asked} vmap @{names.REFUSALS}"]
+    unallocated = []
+    if config.reject_unallocated:
+        unallocated.append(f"ct state new {ip} daddr @{names.CLUSTER_IPS} goto {REFUSE}")
+    if config.service_cidrs:
+        unallocated.append(f"ct state new {ip} daddr {{ {', '.join(config.service_cidrs)} }} drop")
+    return {
+        "nat-prerouting": BaseChain("type nat hook prerouting priority -100;", services),
+        "nat-output": BaseChain("type nat hook output priority -100;", services),
+        "nat-postrouting": BaseChain(
+            "type nat hook postrouting priority 100;",
+            (
+                f"meta mark & {mark} != 0 meta mark set meta mark ^ {mark} masquerade fully-random",
+                f"ct status dnat {ip} saddr . {asked} @{names.HAIRPIN} masquerade fully-random",
+            ),
+        ),
+        "filter-input": BaseChain("type filter hook input priority 0;", tuple(refusals)),
+        "filter-forward": BaseChain("type filter hook forward priority 0;", (*refusals, *unallocated)),
+        "filter-output": BaseChain("type filter hook output priority 0;", (*refusals, *unallocated)),
+    }
+
+
+def fixed_chains(config: NftablesConfig) -> dict[str, Chain]:
+    """The chains that elements lead to and that do not depend on services, by name."""
+    asked = frontend(config.ip)
+    return {
+        names.LAYOUT: (),
+        REFUSE: ("reject",),
+        FIREWALL: (
+            f"{asked} . {config.ip} saddr @{names.SOURCE_RANGES} {asked} vmap @{names.ADMITTED}",
+            "drop",
+        ),
+    }
+
+
+@lru_cache(maxsize=4096)
+def pick(family: Family, count: int, *, local: bool = False) -> tuple[str, Chain]:
+    """The chain that picks one of `count` endpoints of the frontend; its name and rules.
+
+    Number 0 is in no numbered map, so its share falls to the last rule; as does a packet that met the
+    frontend before a change of the count and its endpoints after it.
+    """
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    asked = frontend(ip)
+    rules = [f"{asked} map @{names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0}"]
+    if count > 1:
+        container = names.numbered(count, local=local)
+        rules.insert(0, f"{asked} . numgen random mod {count} map @{container}")
+    return f"{'here' if local else 'all'}-{count}", tuple(
+        f"{_TRANSPORT} dnat {ip} to {rule}" for rule in rules
+    )
+
+
+_PICK = re.compile(r"(all|here)-(\d{1,5})")
+
+
+def pick_of(family: Family, name: str) -> tuple[str | None, Chain] | None:
+    """The numbered map and the rules of a chain of that name if it is one that picks, else None.
+
+    The map is None where there is but one endpoint.
+    """
+    found = _PICK.fullmatch(name)
+    if found is None:
+        return None
+    count, local = int(found[2]), found[1] == "here"
+    return names.numbered(count, local=local) if count > 1 else None, pick(family, count, local=local)[1]
+
+
+@lru_cache(maxsize=4096)
+def internal(config: NftablesConfig, target: str) -> tuple[str, Chain]:
+    """The chain for a cluster IP: traffic from outside the cluster has to come back through this node."""
+    if config.masquerade_all:
+        match = ""
+    elif config.local_traffic is None:
+        return f"cluster-{target}", (f"goto {target}",)
+    else:
+        match = _from_pods(config, but=True)
+    return f"cluster-{target}", (f"{match}{_mark(config)}", f"goto {target}")
+
+
+@lru_cache(maxsize=4096)
+def external(config: NftablesConfig, target: str) -> tuple[str, Chain]:
+    """The chain for an outside address under the Cluster policy: everything is masqueraded."""
+    return f"external-{target}", (_mark(config), f"goto {target}")
+
+
+@lru_cache(maxsize=4096)
+def external_local(config: NftablesConfig, everywhere: str, here: str) -> tuple[str, Chain]:
+    """The chain for an outside address under the Local policy; `here` is "" without local endpoints.
+
+    Pods and the node itself are not outside: they may use every endpoint. What has nowhere to go leaves the
+    chain untranslated and meets the refusals.
+    """
+    rules: list[str] = []
+    if config.local_traffic is not None:
+        rules.append(f"{_from_pods(config)}goto {everywhere}")
+    rules += [
+        f"fib saddr type local {_mark(config)}",
+        f"fib saddr type local goto {everywhere}",
+    ]
+    if here:
+        rules.append(f"goto {here}")
+    return f"local-{everywhere}-{here or 'none'}", tuple(rules)
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An endpoint as a rule of an affinity chain names it: its share, and the number it is remembered by."""
+
+    ip: str
+    port: int
+    weight: int
+    number: int
+
+
+def sticky(family: Family, protocol: int, targets: Sequence[Target], seconds: int) -> Chain:
+    """The rules of an affinity chain: who was here before goes where it went, others are remembered.
+
+    A concatenation with a constant is no valid look-up in nft 1.0, but with a number generator of one value
+    it is. Where the set is full, the last rule spreads without remembering.
+    """
+    ip = "ip" if family is Family.IPV4 else "ip6"
+
+    def key(target: Target) -> str:
+        return f"{ip} saddr . numgen inc mod 1 offset {target.number}"
+
+    def remember(target: Target) -> str:
+        return (
+            f"update @{names.AFFINITY} {{ {key(target)} timeout {seconds}s }} "
+            f"meta l4proto {protocol} dnat {ip} to {join_host_port(target.ip, target.port)}"
+        )
+
+    rules = [f"{key(target)} @{names.AFFINITY} {remember(target)}" for target in targets]
+    left = sum(target.weight for target in targets)
+    for target in targets:
+        share = f"numgen random mod {left} < {target.weight} " if left > target.weight else ""
+        rules.append(share + remember(target))
+        left -= target.weight
+    spread = ", ".join(f"{n} : {target.ip} . {target.port}" for n, target in enumerate(targets))
+    rules.append(f"meta l4proto {protocol} dnat {ip} to numgen random mod {len(targets)} map {{ {spread} }}")
+    return tuple(rules)
+
+
+def _mark(config: NftablesConfig) -> str:
+    return f"meta mark set meta mark | {config.mark}"
+
+
+def _from_pods(config: NftablesConfig, *, but: bool = False) -> str:
+    local = config.local_traffic
+    assert local is not None  # noqa: S101 - asked only where pods' traffic can be told
+    operator = "!= " if but else ""
+    if local.cidr is not None:
+        return f"{config.ip} saddr {operator}{local.cidr} "
+    interface = local.interface or ""
+    pattern = interface[:-1] + "*" if interface.endswith("+") else interface
+    return f'iifname {operator}"{pattern}" '

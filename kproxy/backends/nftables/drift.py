@@ -1,0 +1,61 @@
+"""Where the table in the kernel is not as it was written, object by object."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from kproxy.addresses import Family
+from kproxy.backends.base import Drift
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.chains import Chain, pick_of
+from kproxy.backends.nftables.ledger import Contents
+from kproxy.backends.nftables.listing import Structure, read_containers
+
+
+def is_whole(family: Family, chains: Structure, listing: str) -> bool:
+    """Whether the table is of this layout, with all that cannot be written a second time."""
+    present = read_containers(listing)
+    if names.LAYOUT not in chains or not present >= names.declarations(family).keys():
+        return False
+    for name, rules in chains.items():
+        picking = pick_of(family, name)
+        if picking is None:
+            continue
+        container, expected = picking
+        if len(rules) != len(expected) or (container and f"map {container}" not in present):
+            return False
+    return True
+
+
+def chain_drifts(
+    written: Mapping[str, Chain | None], baseline: Structure | None, found: Structure
+) -> Iterator[Drift]:
+    """Chains that differ; `baseline` is how nft printed the rules when nobody else had written yet.
+
+    Without it only the number of rules can be compared.
+    """
+    for name in sorted(written.keys() | found.keys()):
+        rules = found.get(name)
+        if rules is None:
+            yield Drift(f"chain {name}", "is not there")
+        elif name not in written:
+            yield Drift(f"chain {name}", "is not ours")
+        elif baseline is not None:
+            if rules != baseline.get(name):
+                yield Drift(f"chain {name}", "has other rules")
+        elif written[name] is not None and _count(rules) != len(written[name] or ()):
+            yield Drift(f"chain {name}", "has other rules")
+
+
+def _count(lines: Collection[str]) -> int:
+    return sum(not line.startswith("type ") for line in lines)
+
+
+def element_drifts(held: Contents, found: Contents) -> Iterator[Drift]:
+    """Elements that differ."""
+    for container in sorted(held.keys() | found.keys()):
+        elements, there = held[container], found[container]
+        if there == elements:
+            continue
+        for key in sorted(elements.keys() | there.keys()):
+            if elements.get(key) != there.get(key):
+                state = "is gone" if key not in there else "is new" if key not in elements else "is changed"
+                yield Drift(f"element {{ {key} }} of {container}", state)

@@ -1,0 +1,77 @@
+"""Which elements are wanted, and by whom.
+
+Two services may want the same element: an endpoint behind both has one entry in the hairpin set, and a node
+port may meet an external address of the node. Who wins must not depend on the order in which they came.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from kproxy.backends.nftables.render import Element
+
+Slot = tuple[str, str]
+"""(map or set, key)."""
+
+Contents = defaultdict[str, dict[str, str]]
+"""Map or set -> key -> value ("" in sets)."""
+
+
+def no_contents() -> Contents:
+    """Nothing in any map or set."""
+    return defaultdict(dict)
+
+
+class Ledger:
+    """The wanted elements of all services; `wanted` is what the kernel shall hold."""
+
+    def __init__(self) -> None:
+        self.wanted: Contents = no_contents()
+        self._owners: dict[str, dict[str, str]] = no_contents()
+        self._rivals: dict[Slot, dict[str, Element]] = {}
+
+    def replace(self, service: str, old: Iterable[Element], new: Iterable[Element]) -> set[Slot]:
+        """Let a service want other elements; returns the slots that it wanted or wants."""
+        slots: set[Slot] = set()
+        for element in old:
+            self._drop(service, element)
+            slots.add((element.container, element.key))
+        for element in new:
+            self._add(service, element)
+            slots.add((element.container, element.key))
+        return slots
+
+    def owner(self, slot: Slot) -> str | None:
+        """The service whose element a slot holds."""
+        return self._owners[slot[0]].get(slot[1])
+
+    def _add(self, service: str, element: Element) -> None:
+        container, key = element.container, element.key
+        owners = self._owners[container]
+        if key not in owners:
+            owners[key] = service
+            self.wanted[container][key] = element.value
+            if element.late:
+                self._rivals[container, key] = {service: element}
+            return
+        rivals = self._rivals.setdefault((container, key), {})
+        if not rivals:
+            rivals[owners[key]] = Element(container, key, self.wanted[container][key])
+        rivals[service] = element
+        self._settle(container, key, rivals)
+
+    def _drop(self, service: str, element: Element) -> None:
+        container, key = element.container, element.key
+        rivals = self._rivals.get((container, key))
+        if rivals is not None:
+            rivals.pop(service, None)
+            if rivals:
+                self._settle(container, key, rivals)
+                return
+            del self._rivals[container, key]
+        self._owners[container].pop(key, None)
+        self.wanted[container].pop(key, None)
+
+    def _settle(self, container: str, key: str, rivals: Mapping[str, Element]) -> None:
+        service, element = min(rivals.items(), key=lambda item: (item[1].late, item[0]))
+        self._owners[container][key] = service
+        self.wanted[container][key] = element.value

@@ -1,0 +1,72 @@
+"""The table's maps and sets. Their elements are all that a service needs; see chains.py for who reads them.
+
+A frontend is `address . protocol number . port`. Protocols are numbers, so that neither nft nor the
+comparison with what it lists depends on /etc/protocols.
+"""
+
+from kproxy.addresses import Family
+from kproxy.plan.model import Protocol
+
+TABLE = "kproxy"
+
+LAYOUT = "layout-1"
+"""An empty chain that tells which declarations the table has: another number means to make it anew."""
+
+SERVICES = "services"
+ADMITTED = "admitted"
+REFUSALS = "refusals"
+ENDPOINT_0 = "endpoint-0"
+LOCAL_ENDPOINT_0 = "local-endpoint-0"
+SOURCE_RANGES = "source-ranges"
+HAIRPIN = "hairpin"
+CLUSTER_IPS = "cluster-ips"
+AFFINITY = "affinity"
+
+FRONTENDS = (SERVICES, ADMITTED, REFUSALS, CLUSTER_IPS)
+"""What decides whether an address is answered at all."""
+
+AFFINITY_SIZE = 131072
+"""Pairs of client and endpoint that are remembered at most; the kernel takes 16 bytes for each in advance."""
+
+PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+"""IANA protocol numbers."""
+
+
+def numbered(count: int, *, local: bool = False) -> str:
+    """The map that holds the endpoints 1 to N-1 of every frontend that has N; number 0 is in a map for all.
+
+    There is one for each count in use, because nft 1.0 cannot write a rule that looks up such a key unless
+    it declares the map in the same run: map and rule come together, and neither changes.
+    """
+    return f"local-endpoints-{count}" if local else f"endpoints-{count}"
+
+
+def is_filled(name: str) -> bool:
+    """Whether kproxy fills a map or set of the table; `affinity` is filled by the kernel."""
+    return name != AFFINITY
+
+
+def declarations(family: Family) -> dict[str, str]:
+    """What declares each map and set that is always there, by `map NAME` or `set NAME`."""
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    address = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
+    frontend = f"{address} . inet_proto . inet_service"
+    return {
+        f"map {SERVICES}": f"type {frontend} : verdict;",
+        f"map {ADMITTED}": f"type {frontend} : verdict;",
+        f"map {REFUSALS}": f"type {frontend} : verdict;",
+        f"map {ENDPOINT_0}": f"type {frontend} : {address} . inet_service;",
+        f"map {LOCAL_ENDPOINT_0}": f"type {frontend} : {address} . inet_service;",
+        f"set {SOURCE_RANGES}": f"type {frontend} . {address}; flags interval;",
+        f"set {HAIRPIN}": f"type {address} . {frontend};",
+        f"set {CLUSTER_IPS}": f"type {address};",
+        f"set {AFFINITY}": (
+            f"typeof {ip} saddr . numgen inc mod 2; flags dynamic,timeout; size {AFFINITY_SIZE};"
+        ),
+    }
+
+
+def numbered_declaration(family: Family) -> str:
+    """What declares a map of numbered endpoints."""
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    return f"typeof {ip} daddr . meta l4proto . th dport . numgen random mod 2 : {ip} daddr . th dport;"

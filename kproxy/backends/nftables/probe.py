@@ -1,0 +1,25 @@
+"""Find out before anything is written whether this nft and this kernel can carry the mode."""
+
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.chains import Target, pick, sticky
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.script import Script
+from kproxy.kernel.nft.types import Nft
+from kproxy.plan.model import Protocol
+
+
+def probe(nft: Nft, config: NftablesConfig) -> None:
+    """Make the whole layout and delete it in one transaction, in a table of its own. Raises NftError."""
+    ip = "192.0.2.1" if config.ip == "ip" else "2001:db8::1"
+    script = Script(config, table=f"{names.TABLE}-probe")
+    script.declare(config)
+    script.fixed(config)
+    picks = dict([pick(config.family, 2), pick(config.family, 2, local=True)])
+    target = Target(ip, 80, 1, 1)
+    picks["sticky"] = sticky(config.family, names.PROTOCOL_NUMBERS[Protocol.TCP], [target, target], 60)
+    script.chains(picks)
+    script.add_elements(names.SERVICES, {f"{ip} . 6 . 80": "goto all-2"})
+    script.add_elements(names.ENDPOINT_0, {f"{ip} . 6 . 80": f"{ip} . 80"})
+    script.add_elements(names.SOURCE_RANGES, {f"{ip} . 6 . 80 . {ip}": ""})
+    script.remove_table()
+    nft.run(str(script))

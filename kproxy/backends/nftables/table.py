@@ -1,0 +1,170 @@
+"""The table in the kernel as far as it is known, moved forward by every transaction that the kernel took."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from kproxy.backends.base import Drift
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.chains import Chain, pick_of
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
+from kproxy.backends.nftables.ledger import Contents, no_contents
+from kproxy.backends.nftables.listing import Structure, read_chains, read_elements
+from kproxy.backends.nftables.script import Script, rules_of
+from kproxy.kernel.nft.types import Nft
+
+
+class Table:
+    """One family's table: `held` are its elements, `chains` the rules by chain, None where these are unknown.
+
+    Nothing is known of a new one but that it is to be made; `exists` tells whether another stands in its
+    place, and `based` whether its fixed chains are written. Every method that writes may raise NftError;
+    the record is then as before.
+    """
+
+    def __init__(self, config: NftablesConfig, nft: Nft, watch: ChangeWatch) -> None:
+        self.held: Contents = no_contents()
+        self.chains: dict[str, Chain | None] = {}
+        self.exists = False
+        self.based = False
+        self.written: Counter[str] = Counter()
+        self._config = config
+        self._nft = nft
+        self._watch = watch
+        self._printed: Structure | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it is known how nft prints the rules as they were written."""
+        return self._printed is not None
+
+    def observe(self) -> bool:
+        """Read what the kernel holds; False if that cannot be kept. Raises NftError."""
+        text = self._nft.listing(self._config.family, names.TABLE)
+        self.exists = text is not None
+        chains = read_chains(text or "")
+        if text is None or not is_whole(self._config.family, chains, text):
+            return False
+        self._adopt(read_elements(text), chains)
+        return True
+
+    def remember(self) -> None:
+        """Take down how nft prints the rules, while nobody else has written. Raises NftError."""
+        text = self._nft.listing(self._config.family, names.TABLE, terse=True)
+        self._printed = read_chains(text or "")
+
+    def compare(self) -> tuple[tuple[Drift, ...], bool]:
+        """What differs from the record, which becomes what was found; False if that cannot be kept.
+
+        Raises NftError.
+        """
+        text = self._nft.listing(self._config.family, names.TABLE)
+        chains = read_chains(text or "")
+        if text is None or not is_whole(self._config.family, chains, text):
+            found = "is not there" if text is None else "is not whole"
+            return (Drift(f"table {names.TABLE}", found),), False
+        elements = read_elements(text)
+        drifts = (
+            *chain_drifts(self.chains, self._printed, chains),
+            *element_drifts(self.held, elements),
+        )
+        if drifts:
+            self._adopt(elements, chains)
+        else:
+            self._printed = chains
+        return drifts, True
+
+    def make(self) -> None:
+        """Make it without services, in the place of what stands there."""
+        script = Script(self._config)
+        script.remove_table()
+        script.declare(self._config)
+        self._base(script)
+
+    def exchange(self, chains: Mapping[str, Chain], wanted: Contents) -> None:
+        """Put it, complete, in the place of another, so that no packet meets an empty one."""
+        script = Script(self._config)
+        script.remove_table()
+        script.declare(self._config)
+        script.chains(chains)
+        script.fixed(self._config)
+        for container, elements in wanted.items():
+            script.add_elements(container, elements)
+        self._commit(script)
+        self.chains = {**rules_of(self._config), **chains}
+        self.based = True
+        for container, elements in wanted.items():
+            self.held[container].update(elements)
+            self.written["elements"] += len(elements)
+        self.written["chains"] += len(self.chains)
+
+    def base(self, config: NftablesConfig) -> None:
+        """Write the fixed chains, for these settings from now on."""
+        self._config = config
+        self._base(Script(config))
+
+    def apply(
+        self,
+        chains: Mapping[str, Chain],
+        doomed: Mapping[str, Sequence[str]],
+        fresh: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Write chains, delete elements (keys by container), and add some (values by key by container)."""
+        script = Script(self._config)
+        script.chains(chains)
+        for container, keys in doomed.items():
+            script.delete_elements(container, keys)
+        for container, elements in fresh.items():
+            script.add_elements(container, elements)
+        if not script:
+            return
+        self._commit(script)
+        self._note_chains(chains)
+        for container, keys in doomed.items():
+            for key in keys:
+                del self.held[container][key]
+        for container, elements in fresh.items():
+            self.held[container].update(elements)
+        self.written["chains"] += len(chains)
+        self.written["elements"] += sum(len(elements) for elements in fresh.values())
+        self.written["elements_deleted"] += sum(
+            key not in fresh.get(container, ()) for container, keys in doomed.items() for key in keys
+        )
+
+    def delete_chains(self, some: Iterable[str]) -> None:
+        """Delete chains that may refer to each other."""
+        doomed = tuple(some)
+        script = Script(self._config)
+        script.delete_chains(doomed)
+        self._commit(script)
+        for name in doomed:
+            del self.chains[name]
+        self._printed = None
+        self.written["chains_deleted"] += len(doomed)
+
+    def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
+        """What is found of chains that pick is as it must be, or the table would not be whole."""
+        self.held = held
+        self.chains = {}
+        for name in chains:
+            picking = pick_of(self._config.family, name)
+            self.chains[name] = picking[1] if picking is not None else None
+        self.based = False
+        self._printed = None
+
+    def _base(self, script: Script) -> None:
+        script.fixed(self._config)
+        self._commit(script)
+        self._note_chains(rules_of(self._config))
+        self.based = True
+
+    def _note_chains(self, chains: Mapping[str, Chain]) -> None:
+        if chains:
+            self.chains |= chains
+            self._printed = None
+
+    def _commit(self, script: Script) -> None:
+        with self._watch.writing():
+            self._nft.run(str(script))
+        self.written["transactions"] += 1

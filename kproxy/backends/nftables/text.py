@@ -1,0 +1,34 @@
+"""The whole of a family's table as one nft script, an object a line, for people and for fresh namespaces.
+
+`kproxy render` prints it. What a running kproxy writes is smaller, but built from the same parts.
+"""
+
+from collections.abc import Iterable
+
+from kproxy.backends.nftables.chains import Chain
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.ledger import Ledger
+from kproxy.backends.nftables.render import render_service
+from kproxy.backends.nftables.script import Script
+from kproxy.plan.model import ServicePlan
+
+
+def render_text(plans: Iterable[ServicePlan], config: NftablesConfig) -> str:
+    """What `nft -f` makes the table of, from settled plans of the configuration's family, in any order.
+
+    Maps and sets, fixed chains, the chains that services need by name, elements by map and key.
+    """
+    ledger = Ledger()
+    chains: dict[str, Chain] = {}
+    for plan in plans:
+        objects = render_service(plan, config)
+        ledger.replace(plan.key, (), objects.elements)
+        chains |= objects.chains
+    script = Script(config)
+    script.declare(config)
+    script.fixed(config)
+    script.chains(dict(sorted(chains.items())))
+    for container, elements in sorted(ledger.wanted.items()):
+        for key in sorted(elements):
+            script.add_elements(container, {key: elements[key]})
+    return str(script)

@@ -1,0 +1,96 @@
+"""The nftables mode at start: what it needs, what it serves, and where node ports answer."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent.config import ConfigError, ProxyConfig, validate
+from kproxy.agent.departure import Departure
+from kproxy.agent.factory import ipvs_handles
+from kproxy.agent.mode import NoFamilyUsable
+from kproxy.agent.nftables_mode import NftablesMode, nftables_config
+from kproxy.agent.node import needs_interfaces, node_facts
+from kproxy.state.wire import Node
+from kproxy.testing.fake_nft import FakeNft
+
+CONFIG = ProxyConfig(node_name="node1", proxy_mode="nftables")
+ADDRESSES = ("127.0.0.1", "192.168.0.2", "192.168.0.3", "::1", "fe80::1", "fd00:168::2")
+NODE = msgspec.convert(
+    {
+        "metadata": {"name": "node1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.2"}]},
+    },
+    Node,
+)
+
+
+def make(fake: FakeNft) -> NftablesMode:
+    return NftablesMode(CONFIG, fake, Departure(ipvs_handles(), 0, (), lambda: 0.0))
+
+
+def test_both_families_are_tried_and_nothing_is_left_of_the_trial() -> None:
+    fake = FakeNft()
+    assert make(fake).families == (Family.IPV4, Family.IPV6)
+    assert len(fake.scripts) == 2
+    assert fake.tables == {}
+
+
+def test_a_family_that_the_kernel_refuses_is_left_out() -> None:
+    fake = FakeNft()
+    fake.refuse = lambda line: " ip6 " in line
+    assert make(fake).families == (Family.IPV4,)
+
+
+def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
+    fake = FakeNft()
+    fake.refuse = lambda line: "flags interval" in line
+    with pytest.raises(NoFamilyUsable) as caught:
+        make(fake)
+    assert set(caught.value.reasons) == set(Family)
+    assert "--proxy-mode nftables: told to refuse: add set ip kproxy-probe source-ranges" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ((), {Family.IPV4: ("192.168.0.2",), Family.IPV6: ()}),
+        (("primary",), {Family.IPV4: ("192.168.0.2",), Family.IPV6: ()}),
+        (("0.0.0.0/0",), {Family.IPV4: ("192.168.0.2", "192.168.0.3"), Family.IPV6: ("fd00:168::2",)}),
+        (("192.168.0.3/32", "::/0"), {Family.IPV4: ("192.168.0.3",), Family.IPV6: ("fd00:168::2",)}),
+    ],
+    ids=["default", "primary", "all", "cidr"],
+)
+def test_node_ports_answer_at_these_addresses(
+    flag: tuple[str, ...], expected: dict[Family, tuple[str, ...]]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, node_port_addresses=flag)
+    assert needs_interfaces(config)
+    facts = node_facts(config, NODE, ADDRESSES)
+    assert facts is not None
+    found = {f: nftables_config(config, f, facts.families[f]).node_addresses for f in Family}
+    assert found == expected
+
+
+def test_settings_reach_the_family_they_are_of() -> None:
+    config = msgspec.structs.replace(
+        CONFIG,
+        service_cidrs=("10.96.0.0/16", "fd00:96::/112"),
+        cluster_cidrs=("10.1.0.0/16",),
+        nftables_reject_unallocated=False,
+        masquerade_bit=3,
+    )
+    facts = node_facts(config, NODE, ADDRESSES)
+    assert facts is not None
+    four, six = (nftables_config(config, family, facts.families[family]) for family in Family)
+    assert (four.service_cidrs, six.service_cidrs) == (("10.96.0.0/16",), ("fd00:96::/112",))
+    assert four.local_traffic is not None
+    assert four.local_traffic.cidr == "10.1.0.0/16"
+    assert six.local_traffic is None
+    assert (four.mark, four.reject_unallocated) == ("0x8", False)
+
+
+def test_a_service_cidr_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--service-cidr '10\.96\.0\.0'"):
+        validate(msgspec.structs.replace(CONFIG, service_cidrs=("10.96.0.0",)))

@@ -1,0 +1,121 @@
+"""A node in memory in nftables mode: tables, planner and backend over a fake, driven as the agent does."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables.backend import NftablesBackend
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.kernel.nft.types import Nft
+from kproxy.plan.model import ServicePlan
+from kproxy.plan.planner import Planner
+from kproxy.state.decode import Kind
+from kproxy.state.tables import Tables
+from kproxy.testing.fake_nft import FakeNft
+from tests.builders import NODE, as_service, as_slice
+
+CONFIG = NftablesConfig(
+    Family.IPV4,
+    local_traffic=LocalTraffic(cidr="10.1.0.0/16"),
+    node_addresses=("192.168.0.2", "203.0.113.2"),
+)
+"""The second node address is also one that services contest as an external one."""
+
+_PARTS = re.compile(r"(all|here)-(\d+)\b")
+
+
+class NftablesNode:
+    """One node. Without another `nft`, its kernel is a fake."""
+
+    def __init__(self, config: NftablesConfig = CONFIG, nft: Nft | None = None, *, piece: int = 40) -> None:
+        self.config = config
+        self.fake = FakeNft()
+        self.nft: Nft = nft or self.fake
+        self.piece = piece
+        self.tables = Tables()
+        self.start()
+
+    def start(self) -> None:
+        """Start, or start again over the same kernel and the same objects."""
+        self.planner = Planner(self.config.family)
+        self.plans: dict[str, ServicePlan] = {}
+        self.backend = NftablesBackend(self.config, self.nft, ChangeWatch(self.nft.stamp), piece=self.piece)
+        self.tables.touch_all()
+
+    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
+        """Write objects to the API."""
+        if service is not None:
+            self.tables.upsert(as_service(service))
+        for each in slices:
+            self.tables.upsert(as_slice(each))
+
+    def drop(self, key: str) -> None:
+        """Delete a service."""
+        self.tables.delete(Kind.SERVICE, key)
+
+    def sync(self) -> SyncReport:
+        """Plan and write what changed."""
+        read = self.tables.dirty()
+        changed = self.planner.update(read, NODE)
+        self.plans |= changed
+        self.backend.update(changed.values())
+        report = self.backend.sync()
+        if report.error is None:
+            self.tables.commit(given for given in read if given.key not in report.failed)
+        return report
+
+    def done(self) -> SyncReport:
+        """Sync, with nothing going wrong."""
+        report = self.sync()
+        assert (report.error, report.failed) == (None, {})
+        return report
+
+    def state(self) -> list[str]:
+        """Everything in the table, a line for each object."""
+        table = self.fake.table(self.config.family)
+        lines = [f"{c.kind} {name} {c.declaration}" for name, c in table.containers.items()]
+        lines += [
+            f"{name} {{ {key} : {value} }}"
+            for name, c in table.containers.items()
+            for key, value in c.elements.items()
+        ]
+        lines += [
+            f"{name} {hook} | {rule}" for name, (hook, rules) in table.chains.items() for rule in ("", *rules)
+        ]
+        return sorted(lines)
+
+    def fresh(self) -> list[str]:
+        """What a new node would have for the same objects."""
+        other = NftablesNode(self.config)
+        inputs = [self.tables.read(key) for key in sorted(self.plans)]
+        other.backend.update(Planner(self.config.family).update(inputs, NODE).values())
+        report = other.backend.sync()
+        assert (report.error, report.failed) == (None, {})
+        return other.state()
+
+    def served(self) -> set[str]:
+        """The frontends that lead to an endpoint, whatever number is drawn; the rest is named by an error."""
+        table = self.fake.table(self.config.family)
+        elements = {name: c.elements for name, c in table.containers.items()}
+        found = set()
+        for asked, verdict in elements["services"].items():
+            way = elements["admitted"][asked] if verdict == "goto firewall" else verdict
+            assert way.removeprefix("goto ") in table.chains
+            for part, count in _PARTS.findall(way):
+                prefix = "local-" if part == "here" else ""
+                assert asked in elements[f"{prefix}endpoint-0"], (asked, way)
+                for number in range(1, int(count)):
+                    assert f"{asked} . {number}" in elements[f"{prefix}endpoints-{count}"], (asked, way)
+            found.add(asked)
+        return found
+
+
+def with_config(**settings: Any) -> NftablesConfig:
+    """CONFIG with other settings."""
+    return msgspec.structs.replace(CONFIG, **settings)

@@ -1,0 +1,423 @@
+"""What the nftables backend does when things are refused, lost, contested or changed by others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.backends.base import LocalTraffic
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables.backend import NftablesBackend
+from kproxy.backends.nftables.probe import probe
+from kproxy.kernel.nft.program import NftProgram, find_nft
+from kproxy.kernel.nft.types import NftError, NftFailure
+from kproxy.testing.fake_nft import FakeNft, FakeTable
+from tests.backends.nftables_node import CONFIG, NftablesNode, with_config
+from tests.builders import endpoint, endpoint_slice, port, service
+from tests.kernel.namespace import fresh_network
+
+
+def web(name: str = "a", ip: str = "10.96.0.1", **fields: Any) -> dict[str, Any]:
+    return service(name, ip, ports=[port(80, None)], **fields)
+
+
+def pods(name: str, *ips: str) -> dict[str, Any]:
+    endpoints = [endpoint(ip, node="node2") for ip in ips]
+    return endpoint_slice(*endpoints, service=name, name=f"{name}-1", ports=[port(8080, None)])
+
+
+def elements(node: NftablesNode, container: str) -> dict[str, str]:
+    return node.fake.table(node.config.family).containers[container].elements
+
+
+def test_a_moved_endpoint_is_one_element() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.done()
+    node.put(None, pods("a", "10.1.0.1", "10.1.0.3"))
+    assert node.done().changes == {"transactions": 1, "elements": 1}
+    assert node.fake.scripts[-1].splitlines() == [
+        "delete element ip kproxy endpoints-2 { 10.96.0.1 . 6 . 80 . 1 }",
+        "add element ip kproxy endpoints-2 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.3 . 8080 }",
+    ]
+
+
+def test_a_new_count_brings_its_chains_and_the_old_ones_go() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.done()
+    node.put(None, pods("a", "10.1.0.1"))
+    assert node.done().changes == {
+        "transactions": 2,
+        "chains": 2,
+        "elements": 1,
+        "elements_deleted": 1,
+        "chains_deleted": 2,
+    }
+    table = node.fake.table(Family.IPV4)
+    assert {"all-1", "cluster-all-1"} <= set(table.chains)
+    assert not {"all-2", "cluster-all-2"} & set(table.chains)
+    assert "endpoints-2" not in table.containers
+
+
+def test_a_big_change_is_cut_between_services() -> None:
+    node = NftablesNode(piece=10)
+    for number in range(1, 9):
+        node.put(web(f"s{number}", f"10.96.0.{number}"), pods(f"s{number}", "10.1.0.1", "10.1.0.2"))
+    report = node.done()
+    groups = [script for script in node.fake.scripts if "add element" in script]
+    assert report.changes["transactions"] == len(groups) + 1
+    for number in range(1, 9):
+        asked = f"10.96.0.{number} . 6 . 80"
+        assert sum(asked in script for script in groups) == 1
+    assert len(groups) == 3
+
+
+def test_a_refused_service_is_named_and_the_others_are_written() -> None:
+    node = NftablesNode()
+    for number in range(1, 9):
+        node.put(web(f"s{number}", f"10.96.0.{number}"), pods(f"s{number}", f"10.1.0.{number}"))
+    node.fake.refuse = lambda line: "10.1.0.5" in line
+    report = node.sync()
+    assert report.error is None
+    assert list(report.failed) == ["ns1/s5"]
+    assert "told to refuse" in report.failed["ns1/s5"]
+    assert len(node.served()) == 7
+    scripts = len(node.fake.scripts)
+    node.put(web("s9", "10.96.0.9"), pods("s9", "10.1.0.9"))
+    assert list(node.sync().failed) == ["ns1/s5"]
+    assert len(node.fake.scripts) == scripts + 1
+    node.fake.refuse = lambda _: False
+    node.backend.retry()
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_a_refused_change_keeps_what_the_service_had() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    node.fake.refuse = lambda line: "10.1.0.2" in line
+    node.put(None, pods("a", "10.1.0.2"))
+    assert list(node.sync().failed) == ["ns1/a"]
+    assert elements(node, "endpoint-0") == {"10.96.0.1 . 6 . 80": "10.1.0.1 . 8080"}
+
+
+def test_services_that_went_while_it_was_down_go_first() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.3", "10.1.0.4"))
+    node.done()
+    node.drop("ns1/b")
+    node.put(None, pods("a", "10.1.0.1"))
+    node.start()
+    seen: list[set[str]] = []
+    node.fake.after = lambda: seen.append(node.served())
+    node.done()
+    assert seen[1:] == [{"10.96.0.1 . 6 . 80"}] * (len(seen) - 1)
+    assert node.state() == node.fresh()
+
+
+def test_what_a_refused_change_would_have_removed_goes_with_the_next_one() -> None:
+    node = NftablesNode()
+    node.put(web(externalIPs=["203.0.113.1"]), pods("a", "10.1.0.1"))
+    node.done()
+    node.fake.refuse = lambda line: "10.1.0.2" in line
+    node.put(web(), pods("a", "10.1.0.2"))
+    assert list(node.sync().failed) == ["ns1/a"]
+    assert "203.0.113.1 . 6 . 80" in elements(node, "services")
+    node.put(None, pods("a", "10.1.0.3"))
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_after_a_loss_the_table_is_read_again() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    node.put(None, pods("a", "10.1.0.2"))
+    node.fake.lose = "after"
+    report = node.sync()
+    assert report.error is not None
+    assert "interrupted" in report.error
+    read = node.fake.listings
+    node.done()
+    assert node.fake.listings == read + 1
+    assert node.state() == node.fresh()
+
+
+@pytest.mark.parametrize("external_first", [True, False])
+def test_a_node_port_gives_way_to_an_external_address(external_first: bool) -> None:
+    node = NftablesNode(piece=1)
+    nodes = service("a", "10.96.0.1", ports=[port(80, None, nodePort=30001)], type="NodePort")
+    outside = service("b", "10.96.0.2", ports=[port(30001, None)], externalIPs=["192.168.0.2"])
+    asked = "192.168.0.2 . 6 . 30001"
+    for document in (outside, nodes) if external_first else (nodes, outside):
+        name = document["metadata"]["name"]
+        node.put(document, pods(name, *(["10.1.0.1", "10.1.0.2"] if name == "a" else ["10.1.0.9"])))
+        node.done()
+    assert elements(node, "services")[asked] == "goto external-all-1"
+    assert elements(node, "endpoint-0")[asked] == "10.1.0.9 . 8080"
+    node.drop("ns1/b")
+    node.done()
+    assert elements(node, "services")[asked] == "goto external-all-2"
+    assert elements(node, "endpoint-0")[asked] == "10.1.0.1 . 8080"
+    assert node.state() == node.fresh()
+
+
+def test_what_passes_to_a_service_that_is_not_written_yet_finds_its_chains() -> None:
+    node = NftablesNode(piece=1)
+    outside = service("a", "10.96.0.2", ports=[port(30001, None)], externalIPs=["192.168.0.2"])
+    node.put(outside, pods("a", "10.1.0.9"))
+    node.done()
+    node.drop("ns1/a")
+    nodes = service("b", "10.96.0.1", ports=[port(80, None, nodePort=30001)], type="NodePort")
+    node.put(nodes, pods("b", "10.1.0.1", "10.1.0.2"))
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def _delete_element(table: FakeTable) -> None:
+    del table.containers["endpoint-0"].elements["10.96.0.1 . 6 . 80"]
+
+
+def _change_element(table: FakeTable) -> None:
+    table.containers["endpoint-0"].elements["10.96.0.1 . 6 . 80"] = "6.6.6.6 . 66"
+
+
+def _add_element(table: FakeTable) -> None:
+    table.containers["services"].elements["10.96.6.6 . 6 . 80"] = "drop"
+
+
+def _flush_chain(table: FakeTable) -> None:
+    table.chains["nat-output"] = (table.chains["nat-output"][0], [])
+
+
+def _change_rule(table: FakeTable) -> None:
+    table.chains["firewall"] = ("", [table.chains["firewall"][1][0], "accept"])
+
+
+def _change_class(table: FakeTable) -> None:
+    table.chains["cluster-all-2"] = ("", ["goto all-2"])
+
+
+def _add_chain(table: FakeTable) -> None:
+    table.chains["strange"] = ("", [])
+
+
+def _flush_pick(table: FakeTable) -> None:
+    table.chains["all-2"] = ("", [])
+
+
+def _delete_map(table: FakeTable) -> None:
+    del table.containers["admitted"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_delete_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"),
+        (_change_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is changed"),
+        (_add_element, "element { 10.96.6.6 . 6 . 80 } of services is new"),
+        (_flush_chain, "chain nat-output has other rules"),
+        (_change_rule, "chain firewall has other rules"),
+        (_change_class, "chain cluster-all-2 has other rules"),
+        (_add_chain, "chain strange is not ours"),
+        (_flush_pick, "table kproxy is not whole"),
+        (_delete_map, "table kproxy is not whole"),
+    ],
+)
+def test_drift_is_named_and_repaired(damage: Any, named: str) -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.done()
+    before = node.state()
+    assert node.backend.check() == ()  # takes down how the rules are printed
+    damage(node.fake.table(Family.IPV4))
+    node.fake.commits += 1
+    assert [str(drift) for drift in node.backend.check()] == [named]
+    node.done()
+    assert node.state() == before
+    assert node.backend.check(thorough=True) == ()
+
+
+def test_a_glance_reads_nothing_while_nobody_writes() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    node.backend.check()
+    read = node.fake.listings
+    assert node.backend.check() == ()
+    assert node.fake.listings == read
+    node.fake.commits += 1
+    assert node.backend.check() == ()
+    assert node.fake.listings == read + 1
+
+
+def test_a_table_of_another_layout_is_replaced_at_once() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.fake.run("add table ip kproxy\nadd map ip kproxy services { type mark : verdict; }\n")
+    node.fake.run("add table ip other\nadd chain ip other services\n")
+    scripts = len(node.fake.scripts)
+    node.done()
+    assert len(node.fake.scripts) == scripts + 1
+    assert node.state() == node.fresh()
+    assert list(node.fake.table(Family.IPV4, "other").chains) == ["services"]
+
+
+def test_a_table_that_lost_its_parts_is_replaced_without_a_gap() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.3"))
+    node.done()
+    del node.fake.table(Family.IPV4).containers["admitted"]
+    node.fake.commits += 1
+    assert node.backend.check() != ()
+    served: list[set[str]] = []
+    node.fake.after = lambda: served.append(node.served())
+    node.fake.refuse = lambda line: "10.1.0.3" in line
+    assert list(node.sync().failed) == ["ns1/b"]
+    assert served[-1] == {"10.96.0.1 . 6 . 80"}
+    node.fake.refuse = lambda _: False
+    del node.fake.table(Family.IPV4).containers["admitted"]
+    node.fake.commits += 1
+    assert node.backend.check() != ()
+    served.clear()
+    node.done()
+    assert served == [{"10.96.0.1 . 6 . 80", "10.96.0.2 . 6 . 80"}]
+    assert node.state() == node.fresh()
+
+
+def test_other_settings_rewrite_the_chains_they_change() -> None:
+    node = NftablesNode()
+    node.put(web(type="NodePort"), pods("a", "10.1.0.1"))
+    node.done()
+    node.config = with_config(masquerade_bit=3, local_traffic=LocalTraffic(interface="veth+"))
+    node.backend.reconfigure(node.config)
+    node.done()
+    assert node.state() == node.fresh()
+    rules = node.fake.table(Family.IPV4).chains["cluster-all-1"][1]
+    assert rules == ['iifname != "veth*" meta mark set meta mark | 0x8', "goto all-1"]
+
+
+def test_a_chain_that_others_use_is_left_and_tried_again() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
+    node.done()
+    node.fake.table(Family.IPV4).chains["strange"] = ("", ["goto cluster-all-2"])
+    node.put(None, pods("a", "10.1.0.1"))
+    node.done()
+    assert "cluster-all-2" in node.fake.table(Family.IPV4).chains
+    del node.fake.table(Family.IPV4).chains["strange"]
+    node.backend.retry()
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_a_node_that_cannot_carry_the_mode_says_why() -> None:
+    fake = FakeNft()
+    probe(fake, CONFIG)
+    assert fake.tables == {}
+    fake.refuse = lambda line: "fib" in line or "numgen inc" in line
+    with pytest.raises(NftError, match="numgen inc"):
+        probe(fake, CONFIG)
+
+
+def _program() -> NftProgram:
+    found = find_nft()
+    if found is None:
+        pytest.skip("nft is not installed")
+    return found
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_the_kernel_holds_what_was_written_and_a_restart_changes_no_element(family: Family) -> None:
+    _over_the_kernel(family)
+
+
+@fresh_network
+def _over_the_kernel(family: Family) -> None:
+    six = family is Family.IPV6
+    cidr = "fd00:1::/64" if six else "10.1.0.0/16"
+    config = with_config(
+        family=family,
+        local_traffic=LocalTraffic(cidr=cidr),
+        node_addresses=("fd00:168::2", "::2:1") if six else ("192.168.0.2",),
+        service_cidrs=("fd00:96::/112",) if six else ("10.96.0.0/16",),
+    )
+
+    def ip(number: int, of: str = "96") -> str:
+        return f"fd00:{of}::{number:x}" if six else f"10.{of}.0.{number}"
+
+    nft = _program()
+    node = NftablesNode(config, nft)
+    ranges = (
+        ["fd00:7::/48", "fd00:7:0:1::/64", "fd00:8::1/128"] if six else ["198.18.0.0/15", "198.18.1.9/32"]
+    )
+    settings: tuple[dict[str, Any], ...] = (
+        {},
+        {"type": "NodePort", "nodePort": 30001},
+        {"sessionAffinity": "ClientIP", "type": "NodePort", "nodePort": 30002},
+        {"externalTrafficPolicy": "Local", "type": "LoadBalancer", "ingress": [ip(3, "97")]},
+        {"loadBalancerSourceRanges": ranges, "type": "LoadBalancer", "ingress": [ip(4, "97")]},
+        {"internalTrafficPolicy": "Local"},
+    )
+    for number, fields in enumerate(settings, 1):
+        ports = [port(80, None, nodePort=fields.pop("nodePort", 0)), port(53, "dns", "UDP")]
+        node.put(
+            service(f"s{number}", ip(number), ports=ports, **fields),
+            endpoint_slice(
+                *(endpoint(ip(n, "1"), node=f"node{n % 2 + 1}") for n in range(1, number + 1)),
+                service=f"s{number}",
+                name=f"s{number}-1",
+                ports=[port(8080, None), port(5353, "dns", "UDP")],
+            ),
+        )
+    assert node.done().changes["elements"] > 50
+    assert node.backend.check(thorough=True) == ()
+    node.start()
+    changes = node.done().changes
+    assert "elements" not in changes
+    assert "elements_deleted" not in changes
+    assert node.backend.check(thorough=True) == ()
+    assert node.done().changes == {}
+    node.drop("ns1/s5")
+    node.drop("ns1/s3")
+    node.done()
+    assert node.backend.check(thorough=True) == ()
+
+
+@fresh_network
+def test_what_the_kernel_refuses_is_told_from_what_is_missing() -> None:
+    nft = _program()
+    assert nft.version() >= (1, 0, 0)
+    assert nft.listing(Family.IPV4, "kproxy") is None
+    with pytest.raises(NftError, match="No such file") as caught:
+        nft.run("add table ip kproxy\nadd element ip kproxy services { 1.2.3.4 }\n")
+    assert caught.value.kind is NftFailure.REFUSED
+    assert nft.listing(Family.IPV4, "kproxy") is None
+    with pytest.raises(NftError) as caught:
+        NftProgram("/nowhere/nft").run("")
+    assert caught.value.kind is NftFailure.MISSING
+
+
+@fresh_network
+def test_both_families_share_one_watch() -> None:
+    nft = _program()
+    watch = ChangeWatch(nft.stamp)
+    backends = [
+        NftablesBackend(with_config(family=family, node_addresses=(), local_traffic=None), nft, watch)
+        for family in Family
+    ]
+    for backend in backends:
+        assert backend.sync().error is None
+    for backend in backends:
+        assert backend.check() == ()
+    nft.run("delete table ip kproxy\n")
+    assert [str(drift) for drift in backends[0].check()] == ["table kproxy is not there"]
+    assert backends[1].check() == ()
+    assert backends[0].sync().error is None
+    assert nft.listing(Family.IPV4, "kproxy", terse=True) is not None

@@ -1,0 +1,181 @@
+"""What only the nftables mode has: its tables, its defaults, and the way from and to the iptables mode."""
+
+import re
+import sys
+
+import pytest
+
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from tests.packets.cluster import Cluster
+from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES, Service
+from tests.packets.outcomes import Target, Traffic, names
+
+pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.NFTABLES)]
+
+FLAGS = {
+    "nftables": (),
+    "iptables-nft": ("--proxy-mode", "iptables", "--iptables-variant", "nft"),
+    "iptables-legacy": ("--proxy-mode", "iptables", "--iptables-variant", "legacy"),
+}
+TABLES = {4: "ip kproxy", 6: "ip6 kproxy"}
+
+
+def nft(cluster: Cluster, *words: str) -> str:
+    return cluster.lab.node.run(["nft", *words]).stdout
+
+
+def contents(cluster: Cluster, table: str) -> list[str]:
+    """Everything in a table, in an order that does not depend on the kernel's hashing."""
+    listing = cluster.lab.node.run(["nft", "-nn", f"list table {table}"], check=False).stdout
+    return sorted(part.strip(" \t}") for part in re.split(r"[\n,]|elements = \{", listing))
+
+
+def tables(cluster: Cluster) -> list[str]:
+    return [line.removeprefix("table ") for line in nft(cluster, "list", "tables").splitlines()]
+
+
+def clean_node(cluster: Cluster) -> None:
+    cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
+
+
+def chains_of_iptables(cluster: Cluster) -> list[str]:
+    found = []
+    for family in ("", "6"):
+        for variant in ("nft", "legacy"):
+            dump = cluster.lab.node.run([f"ip{family}tables-{variant}-save"]).stdout
+            found += [line for line in dump.splitlines() if "KUBE" in line]
+    return found
+
+
+def targets(cluster: Cluster, service: Service) -> list[Target]:
+    client, pod = cluster.lab.client, cluster.lab.local_pods[2]
+    found: list[Target] = [(client, NODE_IP4[0], service.node_port)]
+    for family in FAMILIES:
+        found += [(client, service.ip(family), 80), (pod, service.ip(family), 80)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("iptables-nft", "nftables"),
+        ("iptables-legacy", "nftables"),
+        ("nftables", "iptables-nft"),
+        ("nftables", "iptables-legacy"),
+    ],
+)
+def test_a_switch_cuts_no_connection_and_leaves_nothing(spare: Cluster, first: str, second: str) -> None:
+    clean_node(spare)
+    lab = spare.lab
+    spare.start(*FLAGS[first])
+    service = spare.publish(lab.local_pods[:2], type="NodePort")
+    refused = spare.publish([])
+    with lab.hold(lab.client, service.ip(4), 80) as held, lab.hold(lab.client, service.ip(6), 80) as held6:
+        who, who6 = held.exchange("who?").pod, held6.exchange("who?").pod
+        with Traffic(lab, targets(spare, service)) as traffic:
+            spare.stop()
+            spare.start(*FLAGS[second])
+            traffic.flow()
+        assert held.exchange("still there?").pod == who
+        assert held6.exchange("still there?").pod == who6
+    assert traffic.failures == []
+    for family in FAMILIES:
+        assert spare.outcome(lab.client, refused.ip(family), 80) == "Refused"
+        assert spare.ask(lab.client, service.ip(family), 80, n=20).pods == names(lab.local_pods[:2])
+    if second == "nftables":
+        spare.running.until(lambda: len(chains_of_iptables(spare)), 0)
+    else:
+        spare.running.until(lambda: any("kproxy" in table for table in tables(spare)), expected=False)
+    spare.scale(service, lab.local_pods[1:2])
+    assert spare.ask(lab.client, service.ip(4), 80, n=5).pods == names(lab.local_pods[1:2])
+
+
+def test_cleanup_takes_its_tables_away_and_nobody_elses(spare: Cluster) -> None:
+    clean_node(spare)
+    nft(
+        spare, "add table ip foreign; add chain ip foreign kproxy; add map ip foreign m { type mark : mark; }"
+    )
+    before = nft(spare, "list table ip foreign")
+    spare.start()
+    service = spare.publish([spare.lab.local_pods[0]])
+    assert set(TABLES.values()) <= set(tables(spare))
+    spare.stop()
+    assert spare.outcome(spare.lab.client, service.ip(4), 80) == spare.lab.local_pods[0].name
+    clean_node(spare)
+    assert not [table for table in tables(spare) if "kproxy" in table]
+    assert nft(spare, "list table ip foreign") == before
+    assert spare.outcome(spare.lab.client, service.ip(4), 80) == "Unreachable"
+    nft(spare, "delete table ip foreign")
+
+
+@pytest.mark.parametrize("damage", ["delete table", "element", "frontend", "rule", "pick", "base chain"])
+def test_damage_is_named_and_repaired(spare: Cluster, family: Family, damage: str) -> None:
+    program = spare.start()
+    lab, table = spare.lab, TABLES[family]
+    pods = lab.local_pods[:2]
+    service, empty = spare.publish(pods), spare.publish([])
+    before = contents(spare, table)
+    asked = f"{service.ip(family)} . tcp . 80"
+    since = program.mark()
+    match damage:
+        case "delete table":
+            nft(spare, f"delete table {table}")
+            told = "table"
+        case "element":
+            nft(spare, f"delete element {table} endpoint-0 {{ {asked} }}")
+            told = "endpoint-0"
+        case "frontend":
+            nft(spare, f"delete element {table} services {{ {asked} }}")
+            told = "services"
+        case "rule":
+            nft(spare, f"flush chain {table} refuse")
+            told = "refuse"
+        case "pick":
+            nft(spare, f"flush chain {table} all-2")
+            told = "table"
+        case _:
+            nft(spare, f"flush chain {table} nat-prerouting")
+            told = "nat-prerouting"
+    program.wait_log("drift_found", told, since=since)
+    program.until(lambda: contents(spare, table), before)
+    assert spare.ask(lab.client, service.ip(family), 80).pods == names(pods)
+    assert spare.outcome(lab.client, empty.ip(family), 80) == "Refused"
+
+
+def test_by_default_unallocated_ports_are_refused_and_node_ports_are_at_the_primary_address(
+    spare: Cluster,
+) -> None:
+    spare.start("--nftables-reject-unallocated", "--nodeport-addresses", "")
+    pod, client = spare.lab.local_pods[0], spare.lab.client
+    service = spare.publish([pod], type="NodePort")
+    for family in FAMILIES:
+        addresses = NODE_IP4 if family == 4 else NODE_IP6
+        assert spare.outcome(client, service.ip(family), 80) == pod.name
+        assert spare.outcome(client, service.ip(family), 81) == "Refused"
+        assert spare.outcome(spare.lab.node, service.ip(family), 81) == "Refused"
+        first, *others = [spare.outcome(client, address, service.node_port) for address in addresses]
+        assert first == pod.name
+        assert set(others) == {"Refused"}
+
+
+def test_unallocated_cluster_ips_are_dropped_where_that_is_asked_for(spare: Cluster) -> None:
+    spare.start("--service-cidr", "10.96.0.0/16,fd00:10:96::/112")
+    pod, client = spare.lab.local_pods[0], spare.lab.client
+    service = spare.publish([pod])
+    unallocated = {4: "10.96.250.250", 6: "fd00:10:96::fafa"}
+    for family in FAMILIES:
+        assert spare.outcome(client, service.ip(family), 80) == pod.name
+        assert spare.silent(client, unallocated[family], 80)
+
+
+def test_only_the_counts_in_use_have_chains(spare: Cluster) -> None:
+    spare.start()
+    lab = spare.lab
+    service = spare.publish(lab.pods[:4])
+    assert "chain all-4 {" in nft(spare, "list table ip kproxy")
+    spare.scale(service, lab.pods[:3])
+    listing = nft(spare, "list table ip kproxy")
+    assert "all-4" not in listing
+    assert "endpoints-4" not in listing
+    assert spare.ask(lab.client, service.ip(4), 80).pods == names(lab.pods[:3])
