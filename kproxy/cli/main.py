@@ -5,6 +5,7 @@ import click
 from kproxy import __version__
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
+from kproxy.cli.diff import diff
 from kproxy.cli.render import render
 from kproxy.cli.run import run
 
@@ -17,5 +18,6 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(render)
+main.add_command(diff)
 main.add_command(cleanup)
 main.add_command(demo)
