@@ -3,6 +3,7 @@
 import click
 
 from kproxy import __version__
+from kproxy.cli.check import check
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
 from kproxy.cli.diff import diff
@@ -18,6 +19,7 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(render)
+main.add_command(check)
 main.add_command(diff)
 main.add_command(cleanup)
 main.add_command(demo)
