@@ -37,6 +37,7 @@ _MASK = {
     Family.IPV4: "255.255.255.255",
     Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 }
+_NO_BPF = "the scalable layout is not used"
 _REJECT_MODULE = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
 
 
@@ -89,9 +90,7 @@ def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feat
         found.append(Feature("match set", "nat", f"-m set --match-set {TRIAL} dst", "xt_set"))
     elif layout != "standard":
         match = hairpin_match(family).strip()
-        found.append(
-            Feature("match bpf", "filter", match, "xt_bpf", False, "the scalable layout is not used")
-        )
+        found.append(Feature("match bpf", "filter", match, "xt_bpf", essential=False, without=_NO_BPF))
     return tuple(found)
 
 

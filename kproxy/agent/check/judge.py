@@ -28,7 +28,7 @@ class Trial(msgspec.Struct, frozen=True):
 class Sysctl(msgspec.Struct, frozen=True):
     """A kernel parameter: what it should be and is (None: there is none), and who sets it.
 
-    `effect` is what it is good for. `sets`: kproxy sets it where it may. `essential`: it ends where it cannot.
+    `effect` is what it is good for. `sets`: kproxy sets it. `essential`: it ends where that cannot be.
     """
 
     name: str
@@ -166,23 +166,20 @@ def judge_variants(
         yield warning(
             f"iptables variants {family}", f"legacy tables exist and cannot be read: {reason}", remedy
         )
-    told = []
-    for family in Family:
-        if legacy.get(family) and nft.get(family):
-            told.append(f"{family}: legacy {_counts(legacy[family])}, nft {_counts(nft[family])}")
-    if told:
-        other = legacy if chosen is Variant.NFT else nft
+    both = [
+        f"{family}: legacy {_counts(legacy[family])}, nft {_counts(nft[family])}"
+        for family in Family
+        if legacy.get(family) and nft.get(family)
+    ]
+    if both:
+        which, other = (Variant.LEGACY, legacy) if chosen is Variant.NFT else (Variant.NFT, nft)
         chains = {chain for found in other.values() for table in found.values() for chain in table}
-        left = any(chain.startswith("KUBE-") for chain in chains)
-        which = Variant.LEGACY if chosen is Variant.NFT else Variant.NFT
-        yield warning(
-            "iptables variants",
-            f"both are in use at once ({'; '.join(told)})",
-            "`kproxy cleanup --peer kube-proxy` removes the service rules, in both variants; then start kproxy"
-            if left
-            else f"iptables-{which}-save shows the rules that {chosen} does not see: let the program that wrote "
-            f"them use {chosen}, and remove them",
+        remedy = (
+            f"iptables-{which}-save shows the rules that {chosen} does not: let what wrote them use {chosen}"
         )
+        if any(chain.startswith("KUBE-") for chain in chains):
+            remedy = "`kproxy cleanup --peer kube-proxy` removes service rules of both; then start kproxy"
+        yield warning("iptables variants", f"both are in use at once ({'; '.join(both)})", remedy)
     elif not unreadable:
         yield ok("iptables variants", f"one is in use: {chosen}" if chosen else "none is in use")
 
@@ -211,4 +208,4 @@ def _family_remedy(family: Family, reason: str) -> str:
         return "install the package iptables"
     if family is Family.IPV6 and "IPv6" in reason:
         return "none is needed in a cluster without IPv6; else enable IPv6 in the kernel"
-    return "run with CAP_NET_ADMIN, load the kernel's NAT (modprobe iptable_nat or nft_chain_nat), see the reason"
+    return "load the kernel's address translation: modprobe iptable_nat ip6table_nat, or nft_chain_nat"

@@ -10,7 +10,6 @@ from kproxy.agent.check.peers import judge_peers
 from kproxy.agent.check.trials import Trials, run_trials
 from kproxy.agent.config import ProxyConfig, validate
 from kproxy.backends.ipvs.names import DEVICE
-from kproxy.kernel import links
 from kproxy.kernel.addresses import DeviceError
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
@@ -18,6 +17,8 @@ from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from kproxy.plan.schedulers import parse_scheduler
+
+_IPVS_SYSCTLS = "net/ipv4/vs/"
 
 
 def check_node(config: ProxyConfig) -> Report:
@@ -56,7 +57,11 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         if trials.device is not None:
             yield from judge.judge_device(trials.device)
         yield from _check_device_name()
-    yield from judge.judge_sysctls(sight.sysctls(config, tuple(usable)))
+    sysctls = sight.sysctls(config, tuple(usable))
+    # Without IPVS its sysctls do not exist either, which has been said.
+    yield from judge.judge_sysctls(
+        [each for each in sysctls if not (trials.ipvs and each.name.startswith(_IPVS_SYSCTLS))]
+    )
     legacy, unreadable = sight.legacy_counts()
     nft = sight.nft_counts()
     yield from judge.judge_variants(chosen, legacy, nft, unreadable)
@@ -91,9 +96,11 @@ def _try(config: ProxyConfig, tools: dict[Family, XtablesTools]) -> Trials:
 
 def _check_device_name() -> Iterator[Finding]:
     """The device itself is not made, but one of another type must not have its name."""
-    if not links.exists(DEVICE):
-        return
     try:
-        DummyDevice(DEVICE).ensure()
+        kind = DummyDevice(DEVICE).kind()
     except DeviceError as error:
-        yield obstacle(DEVICE, str(error), f"remove the interface: ip link delete {DEVICE}")
+        yield warning(f"interface {DEVICE}", "cannot be looked at", str(error))
+        return
+    if kind not in (None, "dummy"):
+        told = f"it exists and is of type {kind or 'unknown'}, not dummy"
+        yield obstacle(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")

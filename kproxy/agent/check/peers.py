@@ -9,9 +9,6 @@ from kproxy.agent.check.findings import Finding, ok, warning
 from kproxy.backends.iptables import names
 from kproxy.backends.ipvs.names import PEER_SETS
 
-PEER_TABLE = "kube-proxy"
-"""The nftables table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
-
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen on the node, by name.
@@ -91,7 +88,7 @@ def _kube_proxy(seen: Sight) -> Iterator[Finding]:
             f"it runs here, as process {', '.join(map(str, running))}, and writes the same chains",
             "stop it before kproxy starts: give its DaemonSet a nodeSelector that this node does not match",
         )
-    left = sorted(f"{family} {table}" for family, table in seen.tables if table == PEER_TABLE)
+    left = sorted(f"{family} {table}" for family, table in seen.tables if table == names.PEER_NFT_TABLE)
     if left:
         yield warning(
             "kube-proxy",
@@ -105,9 +102,7 @@ def _kube_proxy(seen: Sight) -> Iterator[Finding]:
             "kube-proxy", f"its IPVS mode left {len(sets)} sets and {len(chains)} chains: kproxy takes over"
         )
     elif names.KUBE_SERVICES in seen.chains:
-        yield ok(
-            "kube-proxy", f"chain {names.KUBE_SERVICES} stands, of kube-proxy or kproxy: it is taken over"
-        )
+        yield ok("kube-proxy", "its chains stand here, or those of a kproxy: kproxy takes over")
 
 
 def _beginning(found: Iterable[str], prefixes: tuple[str, ...]) -> list[str]:

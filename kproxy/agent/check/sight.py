@@ -23,6 +23,7 @@ from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailabl
 _STATUS = Path("/proc/thread-self/status")
 _PROC = Path("/proc")
 _FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
+_BRIDGED = "traffic between pods of one bridge passes the rules"
 _BRIDGES = {
     Family.IPV4: "net/bridge/bridge-nf-call-iptables",
     Family.IPV6: "net/bridge/bridge-nf-call-ip6tables",
@@ -47,14 +48,9 @@ def sysctls(config: ProxyConfig, families: Collection[Family]) -> tuple[Sysctl, 
     elif config.localhost_node_ports and config.proxy_mode == "iptables":
         wanted[ROUTE_LOCALNET] = ("1", "node ports answer on 127.0.0.1", True, False)
     for family in families:
-        wanted.setdefault(_FORWARDING[family], ("1", "packets are forwarded", False, False))
+        wanted.setdefault(_FORWARDING[family], ("1", f"{family} packets are forwarded", False, False))
         if sysctl.path(_BRIDGES[family]).exists():
-            wanted[_BRIDGES[family]] = (
-                "1",
-                "traffic between pods of one bridge passes the rules",
-                False,
-                False,
-            )
+            wanted[_BRIDGES[family]] = ("1", _BRIDGED, False, False)
     return tuple(
         Sysctl(name, value, _value(name), _writable(name), effect, sets, essential)
         for name, (value, effect, sets, essential) in wanted.items()

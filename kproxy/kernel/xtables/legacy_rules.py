@@ -1,7 +1,7 @@
 """How many rules stand in the legacy tables, whichever variant this node's programs speak.
 
 python-iptables reads these tables through libiptc and sees no others, which is what is wanted here. It may
-crash where its struct layouts do not fit the libraries, and it serves one family per process; so it works in a
+crash where its struct layouts do not fit the libraries, and serves one family per process; so it works in a
 process of its own, opens only tables that exist (opening one creates it), and never commits. Where it is not
 installed, iptables-legacy-save tells the same.
 """
