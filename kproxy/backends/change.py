@@ -23,3 +23,8 @@ class Change(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         told = f" ({self.detail})" if self.detail else ""
         return f"{self.sign} {self.object}{told}"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: `1 rule`, `2 rules`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -65,9 +65,9 @@ def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -
     for family, reason in missing.items():
         if found:
             told = f"{reason}; services of this family are not served"
-            yield warning(f"iptables {family}", told, _family_remedy(family, reason))
+            yield warning(f"iptables {family}", told, _family_remedy(reason))
         else:
-            yield obstacle(f"iptables {family}", reason, _family_remedy(family, reason))
+            yield obstacle(f"iptables {family}", reason, _family_remedy(reason))
 
 
 def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> Iterator[Finding]:
@@ -203,9 +203,10 @@ def _feature_remedy(feature: Feature, refusal: str) -> str:
     return f"load the kernel module {feature.module} (modprobe {feature.module}), or use a kernel that has it"
 
 
-def _family_remedy(family: Family, reason: str) -> str:
+def _family_remedy(reason: str) -> str:
     if "installed" in reason:
         return "install the package iptables"
-    if family is Family.IPV6 and "IPv6" in reason:
+    if "has no IPv6" in reason or "IPv6 is disabled" in reason:
         return "none is needed in a cluster without IPv6; else enable IPv6 in the kernel"
-    return "load the kernel's address translation: modprobe iptable_nat ip6table_nat, or nft_chain_nat"
+    modules = "modprobe iptable_nat ip6table_nat, or nft_chain_nat"
+    return f"load the kernel's address translation ({modules}), or try the other --iptables-variant"

@@ -29,7 +29,7 @@ PEER_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-
 """Further chains of kube-proxy's own IPVS mode (pkg/proxy/ipvs/proxier.go)."""
 
 PEER_NFT_TABLE = "kube-proxy"
-"""The nftables table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
+"""The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
 
 CLUSTER_POLICY = "KUBE-SVC-"
 LOCAL_POLICY = "KUBE-SVL-"

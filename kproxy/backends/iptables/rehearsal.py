@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from kproxy.addresses import Family
-from kproxy.backends.change import Change, Sign
+from kproxy.backends.change import Change, Sign, counted
 from kproxy.backends.iptables.canonical import canonical_rule, parse_save
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
@@ -72,9 +72,9 @@ class RehearsedXtables:
                 if chain in BUILT_IN.get(table, ()):
                     yield from _jumps(table, old or [], new or [])
                 elif old is None:
-                    yield Change(f"chain {table}/{chain}", Sign.ADD, _rules(len(new or ())))
+                    yield Change(f"chain {table}/{chain}", Sign.ADD, counted(len(new or ()), "rule"))
                 elif new is None:
-                    yield Change(f"chain {table}/{chain}", Sign.REMOVE, _rules(len(old)))
+                    yield Change(f"chain {table}/{chain}", Sign.REMOVE, counted(len(old), "rule"))
                 elif told := _difference(old, new):
                     yield Change(f"chain {table}/{chain}", Sign.CHANGE, told)
 
@@ -152,9 +152,5 @@ def _difference(old: list[str], new: list[str]) -> str:
     forms, wanted = [canonical_rule(rule) for rule in old], [canonical_rule(rule) for rule in new]
     lacks, extra = Counter(wanted) - Counter(forms), Counter(forms) - Counter(wanted)
     if lacks or extra:
-        return f"lacks {_rules(lacks.total())} and has {extra.total()} not wanted"
+        return f"lacks {counted(lacks.total(), 'rule')} and has {extra.total()} not wanted"
     return "" if forms == wanted else "has its rules in another order"
-
-
-def _rules(count: int) -> str:
-    return "1 rule" if count == 1 else f"{count} rules"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.change import Change, Sign
+from kproxy.backends.change import Change, Sign, counted
 from kproxy.backends.ipvs.record import describe
 from kproxy.kernel.addresses import AddressDevice
 from kproxy.kernel.ipset.types import MAX_ELEMENTS, Entry, EntryChange, Ipset, SetHeader, SetSpec
@@ -78,7 +78,7 @@ class RehearsedIpvs:
                 yield Change(name, Sign.REMOVE)
             elif old is None:
                 count = len(self._destinations[server])
-                yield Change(name, Sign.ADD, f"{_words(new)}, {count} destination{'' if count == 1 else 's'}")
+                yield Change(name, Sign.ADD, f"{_words(new)}, {counted(count, 'destination')}")
             else:
                 if old != new:
                     yield Change(name, Sign.CHANGE, f"{_words(old)} -> {_words(new)}")
@@ -95,7 +95,8 @@ class RehearsedIpvs:
                 yield Change(name, Sign.ADD, f"weight {new.weight}")
             elif old != new:
                 told = "masqueraded, " if old.forwarding != new.forwarding else ""
-                yield Change(name, Sign.CHANGE, f"{told}weight {old.weight} -> {new.weight}")
+                drains = "" if new.weight else ", to drain"
+                yield Change(name, Sign.CHANGE, f"{told}weight {old.weight} -> {new.weight}{drains}")
 
     def _take(self, request: Request) -> int:
         server, settings, destination = request.server, request.settings, request.destination
@@ -193,14 +194,22 @@ class RehearsedIpset:
         before = self._before or {}
         for name in before.keys() | self._headers.keys():
             if name not in self._headers:
-                yield Change(f"set {name}", Sign.REMOVE, f"{before[name].entries} entries")
+                yield Change(f"set {name}", Sign.REMOVE, _entries(before[name].entries))
                 continue
             now = self._entries.get(name, set())
             if name not in before:
-                yield Change(f"set {name}", Sign.ADD, f"{self._headers[name].type}, {len(now)} entries")
+                yield Change(
+                    f"set {name}",
+                    Sign.ADD,
+                    f"{self._headers[name].type}, {counted(len(now), 'entry', 'entries')}",
+                )
             elif name in self._stood and now != self._stood[name]:
                 lacks, extra = len(now - self._stood[name]), len(self._stood[name] - now)
-                yield Change(f"set {name}", Sign.CHANGE, f"lacks {lacks} entries and has {extra} not wanted")
+                yield Change(
+                    f"set {name}",
+                    Sign.CHANGE,
+                    f"lacks {counted(lacks, 'entry', 'entries')} and has {extra} not wanted",
+                )
 
     def _entries_of(self, spec: SetSpec) -> set[Entry]:
         if spec.name not in self._entries:
@@ -270,3 +279,7 @@ def _words(settings: VirtualServer) -> str:
     sticky = f", affinity {settings.timeout} s" if settings.flags & PERSISTENT else ""
     flags = settings.flags & ~PERSISTENT
     return f"{settings.scheduler}{f' flags {flags:#x}' if flags else ''}{sticky}"
+
+
+def _entries(count: int) -> str:
+    return counted(count, "entry", "entries")
