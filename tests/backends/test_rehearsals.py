@@ -234,5 +234,6 @@ def test_each_object_of_ipvs_is_a_line() -> None:
         "~ set KPROXY-CLUSTER-IP (lacks 1 entry and has 0 not wanted)",
         "~ set KPROXY-EXTERNAL-IP (lacks 2 entries and has 0 not wanted)",
         "~ set KPROXY-IPVS-IPS (lacks 1 entry and has 0 not wanted)",
+        "~ set KPROXY-LOOP-BACK (lacks 1 entry and has 2 not wanted)",
         "~ virtual server TCP 10.96.0.1 port 80 (rr -> rr, affinity 10800 s)",
     ]
