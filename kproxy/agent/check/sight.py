@@ -114,10 +114,13 @@ def _tables(family: Family) -> frozenset[str]:
 
 
 def _processes() -> Iterator[tuple[int, str]]:
+    """Those in this network namespace: what runs in another one writes other rules."""
+    here = (_PROC / "thread-self/ns/net").readlink()
     for directory in _PROC.iterdir():
         if directory.name.isdigit():
             try:
-                yield int(directory.name), (directory / "comm").read_text(encoding="utf-8").strip()
+                if (directory / "ns/net").readlink() == here:
+                    yield int(directory.name), (directory / "comm").read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError):
                 continue
 
