@@ -169,7 +169,8 @@ def test_ipvs_differences_and_the_way_to_another_mode() -> None:
     assert _virtual() == stood
     run_once(*flags)
     assert told(*flags) == (0, [])
-    _, leaving = told("--iptables-variant", "legacy")
-    assert "- device kube-ipvs0" in leaving
-    assert "- virtual server TCP 10.96.0.80 port 80" in leaving
-    assert not any("192.0.2.99" in line for line in leaving)
+    _, draining = told("--iptables-variant", "legacy")
+    assert any(x.startswith("~ destination TCP 10.96.0.80") and "to drain" in x for x in draining)
+    _, leaving = told("--iptables-variant", "legacy", "--ipvs-graceful-period", "0")
+    assert {"- device kube-ipvs0", "- virtual server TCP 10.96.0.80 port 80"} < set(leaving)
+    assert not any("192.0.2.99" in line for line in (*draining, *leaving))
