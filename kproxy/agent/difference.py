@@ -108,8 +108,8 @@ def of_this_node(config: ProxyConfig) -> Difference:
             for xtables in (SubprocessXtables(family, found),)
         }
         found = _rehearse(config, tables, facts, dumps, _abilities(config, tools))
-    except (RestoreError, *KERNEL_ERRORS) as error:
-        raise DifferenceError(str(error)) from error
+    except (RestoreError, ValueError, *KERNEL_ERRORS) as error:
+        raise DifferenceError(f"the kernel cannot be read: {error}") from error
     others = (*found.others, *_sysctl_changes(config, facts))
     return msgspec.structs.replace(found, others=others, problems=(*problems, *found.problems))
 

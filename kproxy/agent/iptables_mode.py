@@ -10,6 +10,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
 from kproxy.backends.base import Backend
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
@@ -168,7 +169,7 @@ def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
 
 def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
     """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to."""
-    chain = "KPROXY-PROBE"
+    chain = names.PROBE
     try:
         xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
         xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())

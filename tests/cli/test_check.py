@@ -123,6 +123,26 @@ def test_parameters_that_cannot_be_set() -> None:
 
 
 @fresh_network
+def test_programs_that_are_not_installed() -> None:
+    good_node()
+    iptables("legacy", "-A INPUT -j ACCEPT")
+
+    def without(*programs: str) -> tuple[str, ...]:
+        hidden = [f"mount --bind /dev/null $(readlink -f $(command -v {program}))" for program in programs]
+        return ("unshare", "--mount", "sh", "-c", " && ".join([*hidden, 'exec "$@"']), "sh")
+
+    status, found = check(*OFFLINE, through=without("iptables-nft"))
+    assert (status, found["warning"]) == (0, [])
+    assert begins(found["ok"][1:3], "iptables IPv4: variant legacy", "iptables IPv6: variant legacy")
+    status, found = check(*OFFLINE, "--iptables-variant", "nft", through=without("iptables-nft"))
+    assert status == 1
+    assert begins(found["obstacle"], "iptables IPv4: variant nft was asked for", "iptables IPv6: variant nft")
+    status, found = check(*OFFLINE, through=without("iptables-nft", "iptables-legacy"))
+    assert status == 1
+    assert begins(found["obstacle"], "iptables IPv4: neither ", "iptables IPv6: neither ")
+
+
+@fresh_network
 def test_a_family_that_is_disabled_is_a_warning() -> None:
     good_node()
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")

@@ -173,6 +173,17 @@ def test_kproxy_s_own_rules_go_as_without_the_flag(variant: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+@fresh_network
+def test_a_trial_that_was_killed_leaves_nothing_for_ever(variant: str) -> None:
+    iptables(variant, "-t nat -A POSTROUTING -j RETURN")
+    before = rules()
+    iptables(variant, "-t nat -N KPROXY-PROBE")
+    iptables(variant, "-t nat -A KPROXY-PROBE -m mark --mark 0x4000/0x4000")
+    assert kproxy("cleanup").returncode == 0
+    assert rules() == before
+
+
 def test_another_peer_is_refused() -> None:
     done = kproxy("cleanup", "--peer", "cilium")
     assert (done.returncode, "'kube-proxy'" in done.stderr) == (2, True)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kproxy.addresses import Family
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.kernel.ipset.types import SetKind
 
-TRIAL = "KPROXY-PROBE"
-"""The chain and the set of trials; the name is kproxy's own, and neither outlives a trial."""
+TRIAL = names.PROBE
+"""The chain and the set of trials; neither outlives a trial."""
 
 TRIAL_DEVICE = "kproxy-probe0"
 

@@ -208,5 +208,7 @@ def _family_remedy(reason: str) -> str:
         return "install the package iptables"
     if "has no IPv6" in reason or "IPv6 is disabled" in reason:
         return "none is needed in a cluster without IPv6; else enable IPv6 in the kernel"
+    if "lock file" in reason:
+        return "run as root with the node's own xtables lock (/run/xtables.lock mounted into the container)"
     modules = "modprobe iptable_nat ip6table_nat, or nft_chain_nat"
     return f"load the kernel's address translation ({modules}), or try the other --iptables-variant"

@@ -78,6 +78,10 @@ def test_capabilities(effective: int, variant: Variant | None, expected: list[st
             {}, {V6: "the kernel refuses IPv6's nat table to ip6tables-nft-restore: TABLE_ADD failed"},
             ["obstacle iptables IPv6: the kernel refuses ... => load ... try the other --iptables-variant"],
         ),
+        (
+            {V6: "legacy"}, {V4: "Fatal: can't open lock file /run/xtables.lock: Permission denied"},
+            ["ok iptables IPv6: legacy", "warning iptables IPv4: ... not served => run as root ... lock"],
+        ),
     ],
 )  # fmt: skip
 def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
