@@ -80,7 +80,7 @@ def try_rules(xtables: Xtables, features: Sequence[Feature]) -> tuple[tuple[Feat
         for table in sorted({feature.table for feature in features}):
             _delete_chain(xtables, table)
         if needs_set and not refused:
-            NetlinkIpset().destroy(TRIAL)
+            _destroy()
     return tuple(found)
 
 
@@ -108,11 +108,17 @@ def _create(spec: SetSpec) -> str:
     return ""
 
 
+def _destroy() -> str:
+    try:
+        NetlinkIpset().destroy(TRIAL)
+    except IpsetError as error:
+        return str(error)
+    return ""
+
+
 def _set_refusal(kind: SetKind, family: Family) -> str:
     refusal = _create(SetSpec(TRIAL, kind, family))
-    if not refusal:
-        NetlinkIpset().destroy(TRIAL)
-    return refusal
+    return refusal or _destroy()
 
 
 def _conntrack_refusal() -> str:
