@@ -34,6 +34,8 @@ $(READY): pyproject.toml constraints.txt tools/debian-packages
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' || \
+	  echo "python-iptables was not built (it takes a C compiler): iptables-legacy-save is used instead" >&2
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows.
@@ -41,7 +43,7 @@ constraints:
 	rm -rf $(VENV)
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]' hatchling editables
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev,legacy]' hatchling editables
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean:

@@ -1,7 +1,7 @@
 """One way to log: structured key=value lines on stderr.
 
 kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 adds each change of state,
-4 and above adds the detail of every sync.
+4 and above adds the detail of every sync. Below 0, only what went wrong is left.
 """
 
 import logging
@@ -12,7 +12,7 @@ import structlog
 
 def configure(verbosity: int = 0) -> None:
     """Send structlog events to stderr as logfmt; `verbosity` is klog's level (>= 4 shows debug events)."""
-    level = logging.DEBUG if verbosity >= 4 else logging.INFO
+    level = logging.DEBUG if verbosity >= 4 else logging.INFO if verbosity >= 0 else logging.ERROR
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import msgspec
 import structlog
 
 from kproxy.addresses import Family
@@ -10,6 +11,7 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, MeasureError, Measurement
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
@@ -24,7 +26,21 @@ from kproxy.kernel.xtables.types import RestoreError, Variant, Xtables
 log = structlog.stdlib.get_logger(__name__)
 
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+COUNTERS = (INVALID_COUNTER, LOCALHOST_COUNTER)
 TCP_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """What a kernel and its iptables can do for one family, as far as the rules depend on it.
+
+    `layout` is the one that was asked for, if it can be had. `counters` tells of nfacct counters by name
+    whether rules may use them. `liberal`: conntrack drops nothing as invalid.
+    """
+
+    layout: str
+    counters: Mapping[str, bool] = {}
+    random_fully: bool = True
+    liberal: bool = False
 
 
 class IptablesMode:
@@ -39,10 +55,10 @@ class IptablesMode:
         self._departing = departing
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
-        self._liberal = _is_liberal()
-        self._layouts = {family: _usable_layout(config, xtables) for family, xtables in tables.items()}
+        self._liberal = is_liberal()
+        self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
         self._counters = {
-            family: {name: _countable(xtables, name) for name in (INVALID_COUNTER, LOCALHOST_COUNTER)}
+            family: {name: countable(xtables, name) for name in COUNTERS}
             for family, xtables in tables.items()
         }
 
@@ -68,7 +84,7 @@ class IptablesMode:
     def reconfigure(self, config: ProxyConfig) -> None:
         """Take new settings."""
         if config.iptables_layout != self._config.iptables_layout:
-            self._layouts = {f: _usable_layout(config, xtables) for f, xtables in self.tables.items()}
+            self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
 
     def settled(self) -> None:
@@ -92,19 +108,31 @@ class IptablesMode:
             raise MeasureError(error.message) from error
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
-        counters = self._counters[family]
-        return IptablesConfig(
-            family=family,
-            masquerade_bit=self._config.masquerade_bit,
-            masquerade_all=self._config.masquerade_all,
-            local_traffic=facts.local_traffic,
-            localhost_node_ports=facts.localhost_node_ports,
-            node_port_addresses=facts.node_port_addresses,
+        able = Abilities(
+            layout=self._layouts[family],
+            counters=self._counters[family],
             random_fully=self.tables[family].random_fully,
-            drop_invalid=not self._liberal,
-            count_invalid=counters[INVALID_COUNTER],
-            count_localhost=counters[LOCALHOST_COUNTER],
+            liberal=self._liberal,
         )
+        return iptables_config(self._config, family, facts, able)
+
+
+def iptables_config(
+    config: ProxyConfig, family: Family, facts: FamilyFacts, able: Abilities
+) -> IptablesConfig:
+    """The settings of one family's rules, on a node with these facts and abilities."""
+    return IptablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=facts.local_traffic,
+        localhost_node_ports=facts.localhost_node_ports,
+        node_port_addresses=facts.node_port_addresses,
+        random_fully=able.random_fully,
+        drop_invalid=not able.liberal,
+        count_invalid=able.counters.get(INVALID_COUNTER, False),
+        count_localhost=able.counters.get(LOCALHOST_COUNTER, False),
+    )
 
 
 def rules_backend(
@@ -130,14 +158,15 @@ def allow_localhost_node_ports() -> None:
         )
 
 
-def _is_liberal() -> bool:
+def is_liberal() -> bool:
+    """Whether conntrack takes what is out of window for valid, so that nothing needs to be dropped."""
     try:
         return sysctl.read(TCP_BE_LIBERAL) != "0"
     except sysctl.SysctlError:
         return False
 
 
-def _countable(xtables: Xtables, name: str) -> bool:
+def countable(xtables: Xtables, name: str) -> bool:
     """Whether the kernel has nfacct counters, and iptables the match for them."""
     try:
         if not nfacct.ensure(name):
@@ -148,7 +177,7 @@ def _countable(xtables: Xtables, name: str) -> bool:
     return _takes(xtables, f"-m nfacct --nfacct-name {name}", "nfacct_unavailable", counter=name)
 
 
-def _usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
+def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
     """The layout that was asked for, unless this kernel cannot do what it takes."""
     wanted = config.iptables_layout
     if wanted == "standard" or _takes(
@@ -160,7 +189,7 @@ def _usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
 
 def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
     """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to."""
-    chain = "KPROXY-PROBE"
+    chain = names.PROBE
     try:
         xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
         xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())

@@ -126,13 +126,7 @@ class IpvsMode:
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IpvsConfig:
         config = self._config
-        rules = IptablesConfig(
-            family=family,
-            masquerade_bit=config.masquerade_bit,
-            masquerade_all=config.masquerade_all,
-            local_traffic=facts.local_traffic,
-            random_fully=self._tables[family].random_fully,
-        )
+        rules = rules_config(config, family, facts, random_fully=self._tables[family].random_fully)
         return ipvs_config(config, rules, facts)
 
     def _probe(self) -> None:
@@ -163,6 +157,19 @@ class IpvsMode:
             self._handles.ipvs.set_timeouts(timeouts)
 
 
+def rules_config(
+    config: ProxyConfig, family: Family, facts: FamilyFacts, *, random_fully: bool
+) -> IptablesConfig:
+    """The settings of the rules around IPVS, for one family on a node with these facts."""
+    return IptablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=facts.local_traffic,
+        random_fully=random_fully,
+    )
+
+
 def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) -> IpvsConfig:
     """The settings of one family, on a node with these facts."""
     local = facts.local_addresses
@@ -178,6 +185,17 @@ def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) 
     )
 
 
+def wanted_sysctls(*, strict_arp: bool, release: str | None = None) -> dict[str, tuple[int, str]]:
+    """What else the mode sets on a kernel of this release: name -> value, and what it is good for."""
+    wanted = dict(SYSCTLS)
+    if strict_arp:
+        wanted |= STRICT_ARP
+    match = _RELEASE.match(release or os.uname().release)
+    if match is not None and (4, 1) <= (int(match[1]), int(match[2])) < (5, 9):
+        wanted[CONN_REUSE] = (0, "a reused client port costs no second")
+    return wanted
+
+
 def set_sysctls(*, strict_arp: bool, release: str | None = None) -> None:
     """Set what the mode depends on. Raises ModeUnavailable if conntrack cannot be switched on.
 
@@ -188,13 +206,7 @@ def set_sysctls(*, strict_arp: bool, release: str | None = None) -> None:
             log.info("sysctl_set", name=CONNTRACK, value=1, reason="connections can be masqueraded")
     except sysctl.SysctlError as error:
         raise ModeUnavailable(f"--proxy-mode ipvs: {error}; without it nothing can be masqueraded") from error
-    wanted = dict(SYSCTLS)
-    if strict_arp:
-        wanted |= STRICT_ARP
-    match = _RELEASE.match(release or os.uname().release)
-    if match is not None and (4, 1) <= (int(match[1]), int(match[2])) < (5, 9):
-        wanted[CONN_REUSE] = (0, "a reused client port costs no second")
-    for name, (value, effect) in wanted.items():
+    for name, (value, effect) in wanted_sysctls(strict_arp=strict_arp, release=release).items():
         try:
             if sysctl.ensure(name, value):
                 log.info("sysctl_set", name=name, value=value, reason=effect)

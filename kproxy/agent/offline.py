@@ -31,7 +31,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     tables = Tables()
     for kind in Kind:
         tables.replace(kind, [obj for obj in loaded.objects[kind] if _is_relevant(obj, config)])
-    facts = node_facts(config, tables.node, _addresses(tables.node))
+    facts = node_facts(config, tables.node, addresses_of(tables.node))
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     of_family = facts.families[family]
@@ -57,7 +57,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     return text, tuple(problems)
 
 
-def _addresses(node: Node | None) -> list[str]:
+def addresses_of(node: Node | None) -> list[str]:
     """The node's addresses as far as the API knows them; in IPVS mode they accept node ports."""
     found = []
     for address in node.status.addresses or () if node is not None and node.status is not None else ():

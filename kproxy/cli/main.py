@@ -4,8 +4,10 @@ import click
 
 from kproxy import __version__
 from kproxy.cli.bench import bench
+from kproxy.cli.check import check
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
+from kproxy.cli.diff import diff
 from kproxy.cli.params import read_environment
 from kproxy.cli.render import render
 from kproxy.cli.run import run
@@ -18,6 +20,6 @@ def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""
 
 
-for command in (run, status, render, cleanup, demo, bench):
+for command in (run, check, diff, status, render, cleanup, demo, bench):
     read_environment(command)
     main.add_command(command)

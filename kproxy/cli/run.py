@@ -10,7 +10,7 @@ import click
 from kproxy import __version__, logs
 from kproxy.cli.options import rule_options
 from kproxy.cli.params import command_line
-from kproxy.cli.run_options import run_options
+from kproxy.cli.run_options import node_options, run_options
 
 
 @click.command(
@@ -19,6 +19,7 @@ from kproxy.cli.run_options import run_options
     "flags count, and kproxy's own (--manifests, --iptables-variant, --ipvs-graceful-period)."
 )
 @rule_options
+@node_options
 @run_options
 @click.version_option(__version__, prog_name="kproxy")
 @click.pass_context

@@ -1,4 +1,4 @@
-"""The flags of `kproxy run` alone: the rest of kube-proxy 1.36's, the deprecated too, and kproxy's own."""
+"""The flags of `kproxy run` that do not shape rules: the rest of kube-proxy 1.36's, and our own."""
 
 from pathlib import Path
 
@@ -9,16 +9,7 @@ from kproxy.cli.params import boolean, flag, together
 
 _MEANINGLESS = "Accepted; means nothing here."
 
-run_options = together(
-    # What to do
-    flag(
-        "--write-config-to",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write the configuration that results to this file, and end.",
-    ),
-    boolean("--once", help="End as soon as one complete sync is applied: 0 if all of it was."),
-    boolean("--init-only", help="Set the kernel parameters that need all of root's rights, and end."),
-    boolean("--cleanup", help="Remove what kproxy made, and end (as `kproxy cleanup`)."),
+node_options = together(
     # Where objects come from
     flag(
         "--kubeconfig",
@@ -32,17 +23,12 @@ run_options = together(
         help="Take objects from the YAML and JSON files of this directory instead.",
     ),
     flag("--hostname-override", metavar="NAME", help="This node's name, if it is not the host's."),
-    # Syncs
-    duration("--iptables-sync-period", "30s", "Longest wait before a failed sync is tried again."),
-    duration("--iptables-min-sync-period", "100ms", "Shortest time between the end of a sync and the next."),
-    duration("--ipvs-sync-period", "30s", "The same in IPVS mode, and the time between looks for drift."),
-    duration("--ipvs-min-sync-period", "100ms", "The same in IPVS mode."),
+    # How to work here
     flag(
         "--iptables-variant",
         type=click.Choice(["legacy", "nft"]),
         help="Which iptables to use, instead of the one this node already uses.",
     ),
-    # IPVS
     boolean(
         "--ipvs-strict-arp",
         help="Do not answer ARP for addresses that only kube-ipvs0 holds (for MetalLB and its like).",
@@ -53,6 +39,24 @@ run_options = together(
     duration(
         "--ipvs-graceful-period", "1h", "How long an endpoint that left is kept for its connections, at most."
     ),
+)
+"""For `check` and `diff` as well: where objects come from, and what a node is asked to do."""
+
+run_options = together(
+    # What to do
+    flag(
+        "--write-config-to",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the configuration that results to this file, and end.",
+    ),
+    boolean("--once", help="End as soon as one complete sync is applied: 0 if all of it was."),
+    boolean("--init-only", help="Set the kernel parameters that need all of root's rights, and end."),
+    boolean("--cleanup", help="Remove what kproxy made, and end (as `kproxy cleanup`)."),
+    # Syncs
+    duration("--iptables-sync-period", "30s", "Longest wait before a failed sync is tried again."),
+    duration("--iptables-min-sync-period", "100ms", "Shortest time between the end of a sync and the next."),
+    duration("--ipvs-sync-period", "30s", "The same in IPVS mode, and the time between looks for drift."),
+    duration("--ipvs-min-sync-period", "100ms", "The same in IPVS mode."),
     # Servers
     flag(
         "--metrics-service-limit",

@@ -31,7 +31,7 @@ class DummyDevice:
 
     def ensure(self) -> bool:
         """Create the device if there is none; True if it was created. Raises DeviceError."""
-        kind = self._kind()
+        kind = self.kind()
         if kind == "dummy":
             return False
         if kind is not None:
@@ -41,7 +41,7 @@ class DummyDevice:
 
     def delete(self) -> None:
         """Delete the device; one that does not exist is no error. Raises DeviceError."""
-        if self._kind() == "dummy":
+        if self.kind() == "dummy":
             self._change("del")
 
     def addresses(self, family: Family) -> frozenset[str]:
@@ -87,8 +87,11 @@ class DummyDevice:
         except OSError:
             return None
 
-    def _kind(self) -> str | None:
-        """The type of the interface of this name; None if there is none, "" if it has no type."""
+    def kind(self) -> str | None:
+        """The type of the interface of this name; None if there is none, "" if it has no type.
+
+        Raises DeviceError.
+        """
         index = self._index()
         if index is None:
             return None

@@ -24,6 +24,11 @@ def local_addresses(exclude: Collection[str] = ()) -> tuple[str, ...]:
         return tuple(sorted({ip for index, ip in addresses.dump(sock) if index not in left_out}))
 
 
+def exists(name: str) -> bool:
+    """Whether there is an interface of this name."""
+    return _index(name) is not None
+
+
 class AddressEvents:
     """Tells when an interface gains or loses an address; readable (`fileno`) when there is news."""
 

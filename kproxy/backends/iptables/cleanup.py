@@ -73,7 +73,9 @@ def cleanup(xtables: Xtables) -> list[Removal]:
 
 
 def _is_ours(table: str, chain: str) -> bool:
-    return is_known(table, chain) or (table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES))
+    if chain == names.PROBE or is_known(table, chain):
+        return True
+    return table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES)
 
 
 def _target(line: str) -> str:

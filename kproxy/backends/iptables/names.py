@@ -28,6 +28,12 @@ PEER_IPVS_NAT = ("KUBE-LOAD-BALANCER", "KUBE-NODE-PORT")
 PEER_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-OUT-FILTER")
 """Further chains of kube-proxy's own IPVS mode (pkg/proxy/ipvs/proxier.go)."""
 
+PROBE = "KPROXY-PROBE"
+"""The chain in which rules are tried: nothing leads to it, and it is gone after the trial."""
+
+PEER_NFT_TABLE = "kube-proxy"
+"""The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
+
 CLUSTER_POLICY = "KUBE-SVC-"
 LOCAL_POLICY = "KUBE-SVL-"
 EXTERNAL = "KUBE-EXT-"

@@ -1,0 +1,66 @@
+"""The API server as this node sees it: is it there, and may kproxy read what it needs."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from kproxy.agent.check.findings import Finding, obstacle, ok, warning
+from kproxy.sources.access import Inquirer, Question
+from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
+from kproxy.sources.transport import ApiError
+
+_ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
+
+
+def questions(node: str) -> tuple[Question, ...]:
+    """What kproxy needs to be allowed: all of it but events is essential."""
+    read = [
+        Question(verb, group, resource, name)
+        for group, resource, name in (
+            ("", "services", ""),
+            ("discovery.k8s.io", "endpointslices", ""),
+            ("", "nodes", node),
+        )
+        for verb in ("list", "watch")
+    ]
+    return (*read, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
+
+
+def check_cluster(kubeconfig: Path | None, node: str) -> Iterator[Finding]:
+    """Ask the API server."""
+    try:
+        inquirer = Inquirer(ClusterAccess(kubeconfig=kubeconfig))
+    except ClusterAccessError as error:
+        yield obstacle(
+            "API server", str(error), "give a working --kubeconfig, or run in a pod of the cluster"
+        )
+        return
+    try:
+        version = inquirer.version()
+    except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
+        remedy = "see that this address is reachable from the node itself, not through a service address"
+        yield obstacle("API server", str(error), remedy)
+        return
+    yield ok("API server", f"{inquirer.server} answers, version {version}")
+    answers: dict[Question, bool] = {}
+    try:
+        for question in questions(node):
+            answers[question] = inquirer.may(question)
+    except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
+        yield warning("permissions in the cluster", f"cannot be asked for: {error}", _ROLE)
+        return
+    yield from judge_access(answers)
+
+
+def judge_access(answers: Mapping[Question, bool]) -> Iterator[Finding]:
+    """What is allowed and what is not."""
+    denied = [question for question, allowed in answers.items() if not allowed]
+    for question in denied:
+        subject = "permissions in the cluster"
+        if question.resource == "events":
+            yield warning(subject, f"may not {question}: problems are told in the log only", _ROLE)
+        else:
+            yield obstacle(subject, f"may not {question}", _ROLE)
+    if not denied:
+        yield ok("permissions in the cluster", "all that are needed are given")

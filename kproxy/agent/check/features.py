@@ -1,0 +1,104 @@
+"""What the rules, sets and virtual servers of each mode ask of a kernel and its iptables.
+
+Every match and target that a layout can write is here as a rule that uses it; a test compares this list with
+what the layouts render. A feature that is not essential has a substitute, or only some services need it.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.hairpin import hairpin_match
+from kproxy.kernel.ipset.types import SetKind
+
+TRIAL = names.PROBE
+"""The chain and the set of trials; neither outlives a trial."""
+
+TRIAL_DEVICE = "kproxy-probe0"
+
+
+class Feature(NamedTuple):
+    """A match or target: `rule` uses it in `table`; `module` is the kernel's name for it.
+
+    `without` says what does not work where it is missing.
+    """
+
+    name: str
+    table: str
+    rule: str
+    module: str
+    essential: bool = True
+    without: str = ""
+
+
+_ADDRESS = {Family.IPV4: "192.0.2.1", Family.IPV6: "[2001:db8::1]"}
+_REFUSAL = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
+_MASK = {
+    Family.IPV4: "255.255.255.255",
+    Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+}
+_NO_BPF = "the scalable layout is not used"
+_REJECT_MODULE = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
+
+
+def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feature, ...]:
+    """The matches and targets that a mode's rules use in a family; none for a mode that is not known here."""
+    if mode not in ("iptables", "ipvs"):
+        return ()
+    found = [
+        Feature("match comment", "filter", '-m comment --comment "a trial"', "xt_comment"),
+        Feature(
+            "match conntrack", "filter", "-m conntrack --ctstate NEW,RELATED,ESTABLISHED", "xt_conntrack"
+        ),
+        Feature("match addrtype", "nat", "-m addrtype --dst-type LOCAL", "xt_addrtype"),
+        Feature("match mark", "nat", "-m mark --mark 0x4000/0x4000", "xt_mark"),
+        Feature(
+            "match statistic",
+            "nat",
+            "-m statistic --mode random --probability 0.5",
+            "xt_statistic",
+        ),
+        Feature(
+            "match recent",
+            "nat",
+            f"-m recent --rcheck --seconds 10800 --reap --name {TRIAL} --mask {_MASK[family]} --rsource",
+            "xt_recent",
+            essential=False,
+            without="services with session affinity are refused",
+        ),
+        Feature("match tcp", "nat", "-p tcp -m tcp --dport 80", "xt_tcpudp"),
+        Feature("match udp", "nat", "-p udp -m udp --dport 80", "xt_tcpudp"),
+        Feature(
+            "match sctp",
+            "nat",
+            "-p sctp -m sctp --dport 80",
+            "xt_sctp",
+            essential=False,
+            without="services with protocol SCTP are refused",
+        ),
+        Feature("target MARK", "nat", "-j MARK --set-xmark 0x4000/0x4000", "xt_mark"),
+        Feature("target MASQUERADE", "nat", "-j MASQUERADE --random-fully", "xt_MASQUERADE"),
+        Feature("target DNAT", "nat", f"-p tcp -j DNAT --to-destination {_ADDRESS[family]}:80", "xt_nat"),
+        Feature(
+            "target REJECT",
+            "filter",
+            f"-j REJECT --reject-with {_REFUSAL[family]}",
+            _REJECT_MODULE[family],
+        ),
+    ]
+    if mode == "ipvs":
+        found.append(Feature("match set", "nat", f"-m set --match-set {TRIAL} dst", "xt_set"))
+    elif layout != "standard":
+        match = hairpin_match(family).strip()
+        found.append(Feature("match bpf", "filter", match, "xt_bpf", essential=False, without=_NO_BPF))
+    return tuple(found)
+
+
+SET_MODULES: Mapping[SetKind, str] = {
+    SetKind.IP: "ip_set_hash_ip",
+    SetKind.IP_PORT: "ip_set_hash_ipport",
+    SetKind.IP_PORT_IP: "ip_set_hash_ipportip",
+    SetKind.IP_PORT_NET: "ip_set_hash_ipportnet",
+}
+"""The kernel module of each set type that the IPVS mode uses."""

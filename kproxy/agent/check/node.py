@@ -1,0 +1,135 @@
+"""`kproxy check`: look, try, judge. The order of findings is that in which an operator would mend things."""
+
+from collections.abc import Iterator
+
+from kproxy.addresses import Family
+from kproxy.agent.check import judge, sight
+from kproxy.agent.check.cluster import check_cluster
+from kproxy.agent.check.findings import Finding, Report, obstacle, ok, warning
+from kproxy.agent.check.peers import judge_peers
+from kproxy.agent.check.trials import Trials, run_trials
+from kproxy.agent.config import ProxyConfig, validate
+from kproxy.backends.ipvs.names import DEVICE
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.probe import probe
+from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.dummy import DummyDevice
+from kproxy.kernel.nft.program import find_nft
+from kproxy.kernel.nft.types import NftError
+from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import XtablesTools
+from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
+from kproxy.plan.schedulers import parse_scheduler
+
+_IPVS_SYSCTLS = "net/ipv4/vs/"
+
+
+def check_node(config: ProxyConfig) -> Report:
+    """Check this node for the mode and settings of `config`. Raises ConfigError."""
+    validate(config)
+    return Report((*_check_kernel(config), *_check_source(config)))
+
+
+def _check_source(config: ProxyConfig) -> Iterator[Finding]:
+    if config.manifests is None:
+        yield from check_cluster(config.kubeconfig, config.node_name)
+    elif not config.manifests.is_dir():
+        told = f"--manifests {config.manifests} is not a directory"
+        yield warning("manifests", told, "make it: kproxy waits for it and serves nothing until then")
+
+
+def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
+    tools, missing = _find_programs(config)
+    chosen = next((found.variant for found in tools.values()), None)
+    permissions = tuple(judge.judge_capabilities(sight.capabilities(), chosen))
+    yield from permissions
+    if not Report(permissions).passed:
+        yield from judge.judge_programs(_described(tools), missing)
+        return
+    if config.proxy_mode == "nftables":
+        yield from _check_nftables()
+        yield from _check_others(chosen)
+        return
+    trials = _try(config, tools)
+    usable = {family: found for family, found in tools.items() if family not in trials.unusable}
+    yield from judge.judge_programs(_described(usable), missing | dict(trials.unusable))
+    for family, tried in trials.rules.items():
+        yield from judge.judge_features(family, tried)
+    yield from judge.judge_conntrack(trials.conntrack)
+    if config.proxy_mode == "ipvs":
+        yield from judge.judge_sets(trials.sets)
+        yield from judge.judge_ipvs(
+            parse_scheduler(config.ipvs_scheduler).name, trials.ipvs, trials.schedulers
+        )
+        if trials.device is not None:
+            yield from judge.judge_device(trials.device)
+        yield from _check_device_name()
+    sysctls = sight.sysctls(config, tuple(usable))
+    # Without IPVS its sysctls do not exist either, which has been said.
+    yield from judge.judge_sysctls(
+        [each for each in sysctls if not (trials.ipvs and each.name.startswith(_IPVS_SYSCTLS))]
+    )
+    yield from _check_others(chosen)
+
+
+def _check_nftables() -> Iterator[Finding]:
+    """The whole layout is made and taken away in one transaction, in a table of its own."""
+    nft = find_nft()
+    if nft is None:
+        yield obstacle("program nft", "it is not installed", "install the package nftables, 1.0.1 or newer")
+        return
+    for family in Family:
+        subject = f"nftables {family.value}"
+        try:
+            probe(nft, NftablesConfig(family))
+        except NftError as error:
+            remedy = "use another --proxy-mode, or a newer kernel and nft"
+            yield obstacle(subject, f"its maps and chains cannot be made: {error.message}", remedy)
+        else:
+            yield ok(subject, "all maps, sets and chains of the mode work")
+
+
+def _check_others(chosen: Variant | None) -> Iterator[Finding]:
+    legacy, unreadable = sight.legacy_counts()
+    nft = sight.nft_counts()
+    yield from judge.judge_variants(chosen, legacy, nft, unreadable)
+    yield from judge_peers(sight.others((legacy, nft)))
+
+
+def _find_programs(config: ProxyConfig) -> tuple[dict[Family, XtablesTools], dict[Family, str]]:
+    found: dict[Family, XtablesTools] = {}
+    missing: dict[Family, str] = {}
+    for family in Family:
+        try:
+            found[family] = find_tools(family, config.iptables_variant, probe=False)
+        except XtablesUnavailable as error:
+            missing[family] = error.reason
+    return found, missing
+
+
+def _described(tools: dict[Family, XtablesTools]) -> dict[Family, str]:
+    return {
+        family: f"variant {found.variant}, version {'.'.join(map(str, found.version))}"
+        for family, found in tools.items()
+    }
+
+
+def _try(config: ProxyConfig, tools: dict[Family, XtablesTools]) -> Trials:
+    variants: dict[Family, Variant] = {family: found.variant for family, found in tools.items()}
+    try:
+        return in_scratch_network(lambda: run_trials(config, variants))
+    except ScratchUnavailable:
+        return run_trials(config, variants)
+
+
+def _check_device_name() -> Iterator[Finding]:
+    """The device itself is not made, but one of another type must not have its name."""
+    try:
+        kind = DummyDevice(DEVICE).kind()
+    except DeviceError as error:
+        yield warning(f"interface {DEVICE}", "cannot be looked at", str(error))
+        return
+    if kind not in (None, "dummy"):
+        told = f"it exists and is of type {kind or 'unknown'}, not dummy"
+        yield obstacle(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")

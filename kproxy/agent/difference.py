@@ -1,0 +1,291 @@
+"""What the next sync would change on this node: the real backends, run against a rehearsal of its kernel.
+
+Everything is read as `kproxy run` reads it, objects from their source once, rules, sets and virtual servers
+from the kernel or from a saved dump; then the first sync of a new kproxy takes place in memory. What it would
+take to find out what the kernel can do is tried in a network namespace that ends with the trial.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.agent.config import ConfigError, ProxyConfig, validate
+from kproxy.agent.departure import Departure
+from kproxy.agent.factory import ipvs_handles
+from kproxy.agent.iptables_mode import (
+    COUNTERS,
+    ROUTE_LOCALNET,
+    Abilities,
+    countable,
+    iptables_config,
+    is_liberal,
+    rules_backend,
+    usable_layout,
+)
+from kproxy.agent.ipvs_mode import CONNTRACK, ipvs_config, rules_config, wanted_sysctls
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.offline import addresses_of
+from kproxy.backends.base import Backend
+from kproxy.backends.change import Change, Sign
+from kproxy.backends.iptables.choice import layouts
+from kproxy.backends.iptables.rehearsal import RehearsedXtables
+from kproxy.backends.ipvs.backend import KERNEL_ERRORS, IpvsBackend
+from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.backends.ipvs.names import DEVICE
+from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs
+from kproxy.kernel import links, nfacct, sysctl
+from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.ipvs.types import IpvsError
+from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
+from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+from kproxy.plan.planner import Planner
+from kproxy.sources.manifests import LoadedManifests, load_manifests
+from kproxy.state.decode import Kind
+from kproxy.state.tables import Tables
+from kproxy.state.wire import Node
+
+
+class DifferenceError(Exception):
+    """The difference cannot be told; the message says why."""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """All that the next sync would change.
+
+    `rules` are chains and rules of built-in chains by family; `others` all other objects. `failed` says of
+    services that could not be programmed why not, `problems` what is wrong with objects.
+    """
+
+    rules: Mapping[Family, tuple[Change, ...]]
+    others: tuple[Change, ...] = ()
+    failed: Mapping[str, str] = {}
+    problems: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would change."""
+        return not self.others and not any(self.rules.values())
+
+    def lines(self) -> Iterator[str]:
+        """A line for each object."""
+        for family, changes in self.rules.items():
+            for change in changes:
+                yield f"{change.sign} {family} {str(change).removeprefix(change.sign + ' ')}"
+        yield from map(str, self.others)
+
+    def json(self) -> bytes:
+        """The same for programs: `changes` with family (of rules), sign, object, detail; failed; problems."""
+        changes = [
+            {"family": family, **msgspec.structs.asdict(change)}
+            for family, found in self.rules.items()
+            for change in found
+        ]
+        changes += [msgspec.structs.asdict(change) for change in self.others]
+        found = {"changes": changes, "failed": self.failed, "problems": self.problems}
+        return msgspec.json.format(msgspec.json.encode(found), indent=2)
+
+
+def of_this_node(config: ProxyConfig) -> Difference:
+    """Compare with this node's kernel.
+
+    Raises ConfigError, DifferenceError, and what the source raises: OSError, ClusterAccessError, ApiError.
+    """
+    validate(config)
+    if config.proxy_mode == "nftables":
+        raise DifferenceError("--proxy-mode nftables: a difference is told in modes iptables and ipvs only")
+    tables, problems = _load(config)
+    interfaces = links.local_addresses(exclude={DEVICE}) if needs_interfaces(config) else ()
+    facts = _facts(config, tables, interfaces)
+    tools = _tools(config)
+    try:
+        dumps = {
+            family: RehearsedXtables(family, found.variant, xtables.save(), random_fully=xtables.random_fully)
+            for family, found in tools.items()
+            for xtables in (SubprocessXtables(family, found),)
+        }
+        found = _rehearse(config, tables, facts, dumps, _abilities(config, tools))
+    except (RestoreError, ValueError, *KERNEL_ERRORS) as error:
+        raise DifferenceError(f"the kernel cannot be read: {error}") from error
+    others = (*found.others, *_sysctl_changes(config, facts))
+    return msgspec.structs.replace(found, others=others, problems=(*problems, *found.problems))
+
+
+def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:
+    """Compare with the rules in a file that iptables-save or ip6tables-save printed.
+
+    What the dump does not tell of the kernel is taken to be as its rules suggest, node addresses as the Node
+    has them. Raises as of_this_node does.
+    """
+    validate(config)
+    if config.proxy_mode != "iptables":
+        raise ConfigError([f"--against: only for --proxy-mode iptables, not {config.proxy_mode}"])
+    tables, problems = _load(config)
+    facts = _facts(config, tables, addresses_of(tables.node))
+    dump = file.read_bytes()
+    try:
+        rehearsed = RehearsedXtables(family, config.iptables_variant or Variant.NFT, dump)
+    except ValueError as error:
+        raise DifferenceError(f"{file}: {error}") from error
+    able = {family: _abilities_in(dump, config)}
+    found = _rehearse(config, tables, facts, {family: rehearsed}, able, departing=False)
+    return msgspec.structs.replace(found, problems=(*problems, *found.problems))
+
+
+def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...]]:
+    loaded = _objects(config)
+    tables = Tables()
+    for kind in Kind:
+        objects = [
+            obj
+            for obj in loaded.objects[kind]
+            if not isinstance(obj, Node) or obj.metadata.name == config.node_name
+        ]
+        tables.replace(kind, objects)
+    return tables, tuple(str(problem) for problem in loaded.problems)
+
+
+def _objects(config: ProxyConfig) -> LoadedManifests:
+    if config.manifests is not None:
+        return load_manifests(config.manifests)
+    from kproxy.sources.cluster import ClusterAccess
+    from kproxy.sources.once import list_once
+
+    return list_once(ClusterAccess(kubeconfig=config.kubeconfig), config.node_name)
+
+
+def _facts(config: ProxyConfig, tables: Tables, interfaces: Sequence[str]) -> NodeFacts:
+    facts = node_facts(config, tables.node, interfaces)
+    if facts is None:
+        raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
+    return facts
+
+
+def _tools(config: ProxyConfig) -> dict[Family, XtablesTools]:
+    found: dict[Family, XtablesTools] = {}
+    reasons: list[str] = []
+    for family in Family:
+        try:
+            found[family] = find_tools(family, config.iptables_variant, probe=False)
+        except XtablesUnavailable as error:
+            reasons.append(f"{family}: {error.reason}")
+    if not found:
+        raise DifferenceError("; ".join(reasons))
+    return found
+
+
+def _rehearse(
+    config: ProxyConfig,
+    tables: Tables,
+    facts: NodeFacts,
+    dumps: Mapping[Family, RehearsedXtables],
+    able: Mapping[Family, Abilities],
+    *,
+    departing: bool = True,
+) -> Difference:
+    """Let a new kproxy sync once, in memory; `departing` says whether another mode's remains count."""
+    real = ipvs_handles()
+    ipvs = RehearsedIpvs(real.ipvs, _offers)
+    ipset = RehearsedIpset(real.ipset)
+    device = RehearsedDevice(real.device, exists=departing and links.exists(DEVICE))
+    handles = KernelHandles(ipvs, ipset, device)
+    inputs = tables.dirty()
+    problems: dict[str, None] = {}
+    failed: dict[str, str] = {}
+    for family, rehearsed in dumps.items():
+        backend = _backend(config, facts, rehearsed, able[family], handles)
+        plans = Planner(family).update(inputs, facts.view)
+        problems |= dict.fromkeys(str(problem) for plan in plans.values() for problem in plan.problems)
+        backend.update(plans.values())
+        report = backend.sync()
+        if report.error is not None:
+            raise DifferenceError(f"{family}: {report.error}")
+        failed |= report.failed
+    if departing and config.proxy_mode != "ipvs":
+        leaving = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
+        leaving.begin()
+        leaving.tend()
+    rules = {family: tuple(sorted(rehearsed.changes())) for family, rehearsed in dumps.items()}
+    others = (*sorted(device.changes()), *sorted(ipset.changes()), *sorted(ipvs.changes()))
+    return Difference(rules, others, failed, tuple(problems))
+
+
+def _backend(
+    config: ProxyConfig, facts: NodeFacts, xtables: RehearsedXtables, able: Abilities, handles: KernelHandles
+) -> Backend:
+    family = xtables.family
+    of_family = facts.families[family]
+    if config.proxy_mode == "ipvs":
+        rules = rules_config(config, family, of_family, random_fully=able.random_fully)
+        settings = ipvs_config(config, rules, of_family)
+        return IpvsBackend(settings, handles, rules_backend(IpvsLayout(rules), xtables, {}), time.monotonic)
+    usual, larger = layouts(iptables_config(config, family, of_family, able), able.layout)
+    return rules_backend(usual, xtables, {}, larger)
+
+
+def _abilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dict[Family, Abilities]:
+    """What this kernel can do, tried where it changes nothing; else what stands in it suggests."""
+    liberal = is_liberal()
+
+    def tried() -> dict[Family, Abilities]:
+        found = {}
+        for family, programs in tools.items():
+            xtables = SubprocessXtables(family, programs)
+            counters = {name: countable(xtables, name) for name in COUNTERS}
+            layout = usable_layout(config, xtables)
+            found[family] = Abilities(layout, counters, xtables.random_fully, liberal)
+        return found
+
+    try:
+        return in_scratch_network(tried)
+    except ScratchUnavailable:
+        standing = _standing_counters()
+        return {
+            family: Abilities(
+                config.iptables_layout, standing, SubprocessXtables(family, programs).random_fully, liberal
+            )
+            for family, programs in tools.items()
+        }
+
+
+def _standing_counters() -> dict[str, bool]:
+    """The counters that an earlier kproxy or kube-proxy could make here."""
+    try:
+        return {name: name in nfacct.read() for name in COUNTERS}
+    except nfacct.NfacctError:
+        return {}
+
+
+def _abilities_in(dump: bytes, config: ProxyConfig) -> Abilities:
+    counters = {name: name.encode() in dump for name in COUNTERS}
+    liberal = b":KUBE-FORWARD " in dump and b"--ctstate INVALID" not in dump
+    plain = b"-j MASQUERADE\n" in dump and b"--random-fully" not in dump
+    return Abilities(config.iptables_layout, counters, not plain, liberal)
+
+
+def _offers(scheduler: str) -> bool:
+    try:
+        return in_scratch_network(lambda: NetlinkIpvs().has_scheduler(scheduler))
+    except (ScratchUnavailable, IpvsError):
+        return True
+
+
+def _sysctl_changes(config: ProxyConfig, facts: NodeFacts) -> Iterator[Change]:
+    wanted: dict[str, int] = {}
+    if config.proxy_mode == "ipvs":
+        settings = wanted_sysctls(strict_arp=config.ipvs_strict_arp)
+        wanted = {CONNTRACK: 1} | {name: value for name, (value, _) in settings.items()}
+    elif facts.families[Family.IPV4].localhost_node_ports:
+        wanted = {ROUTE_LOCALNET: 1}
+    for name, value in wanted.items():
+        try:
+            now = sysctl.read(name)
+        except sysctl.SysctlError:
+            continue
+        if now != str(value):
+            yield Change(f"sysctl {name}", Sign.CHANGE, f"{now} -> {value}")

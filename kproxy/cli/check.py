@@ -1,0 +1,44 @@
+"""`kproxy check`: what this node lacks, with a remedy for each finding; also as an init container."""
+
+import sys
+from typing import Any
+
+import click
+
+from kproxy import logs
+from kproxy.cli.options import rule_options
+from kproxy.cli.params import command_line
+from kproxy.cli.run_options import node_options
+
+
+@click.command()
+@rule_options
+@node_options
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@click.pass_context
+def check(context: click.Context, /, output: str, **_: Any) -> None:
+    """Find out what this node lacks for kproxy with these flags, by trying it.
+
+    Exits 0 if kproxy can do its work here, whatever warnings there are, and 1 if something stands in its way.
+    What is tried is tried in a network namespace of its own or, where none can be made, in chains and sets
+    that nothing uses, and taken away again.
+    """
+    from kproxy.agent.check.node import check_node
+    from kproxy.agent.config import ConfigError
+    from kproxy.agent.settings.loading import FileError, tell_flags
+
+    logs.configure(-1)
+    given = command_line(context)
+    tell_flags(given)
+    try:
+        report = check_node(given.resolve(given.load()))
+    except FileError as error:
+        raise click.ClickException("\n".join(error.problems)) from error
+    except ConfigError as error:
+        raise click.UsageError("\n".join(error.problems)) from error
+    if output == "json":
+        click.echo(report.json())
+    else:
+        for line in report.lines():
+            click.echo(line)
+    sys.exit(0 if report.passed else 1)

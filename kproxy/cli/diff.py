@@ -1,0 +1,78 @@
+"""`kproxy diff`: what the next sync would change on this node, without changing it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kproxy import logs
+from kproxy.cli.options import rule_options
+from kproxy.cli.params import command_line
+from kproxy.cli.run_options import node_options
+
+
+class _ErrorsAreOne(click.Command):
+    """A command whose status 2 has a meaning of its own, so that bad flags end it with 1."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the arguments."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise click.ClickException(error.format_message()) from error
+
+
+@click.command(cls=_ErrorsAreOne)
+@rule_options
+@node_options
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare with what iptables-save printed into this file instead of the kernel; needs no root.",
+)
+@click.option(
+    "--ip-family",
+    type=click.Choice(["4", "6"]),
+    default="4",
+    show_default=True,
+    help="The family of the file given by --against.",
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@click.pass_context
+def diff(context: click.Context, /, against: Path | None, ip_family: str, output: str, **_: Any) -> None:
+    """Show what the next sync would change in this kernel, an object a line, without changing it.
+
+    Exits 0 if nothing would change, 2 if something would, 1 if it cannot be told.
+    """
+    from kproxy.addresses import Family
+    from kproxy.agent import difference
+    from kproxy.agent.config import ConfigError
+    from kproxy.agent.settings.loading import tell_flags
+    from kproxy.sources.cluster import ClusterAccessError
+    from kproxy.sources.transport import ApiError
+
+    logs.configure(-1)
+    given = command_line(context)
+    tell_flags(given)
+    family = Family.IPV4 if ip_family == "4" else Family.IPV6
+    try:
+        config = given.resolve(given.load())
+        given.check_files(config)
+        if against is not None:
+            found = difference.of_dump(config, against, family)
+        else:
+            found = difference.of_this_node(config)
+    except ConfigError as error:
+        raise click.ClickException("\n".join(error.problems)) from error
+    except (difference.DifferenceError, ClusterAccessError, ApiError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if output == "json":
+        click.echo(found.json())
+    else:
+        for line in found.lines():
+            click.echo(line)
+        for problem in (*found.problems, *(f"{key}: {why}" for key, why in found.failed.items())):
+            click.echo(f"warning: {problem}", err=True)
+    sys.exit(0 if found.empty else 2)

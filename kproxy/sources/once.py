@@ -1,0 +1,52 @@
+"""All objects from an API server, listed once and not watched."""
+
+import threading
+from collections.abc import Collection, Sequence
+
+from kproxy.sources.cluster import ClusterAccess
+from kproxy.sources.config import KubernetesSourceConfig
+from kproxy.sources.listing import list_paged, resources
+from kproxy.sources.manifests import LoadedManifests
+from kproxy.sources.transport import Transport
+from kproxy.state.decode import Kind, WireObject
+from kproxy.state.problems import Problem
+
+
+def list_once(
+    access: ClusterAccess, node: str, config: KubernetesSourceConfig | None = None
+) -> LoadedManifests:
+    """Every Service and EndpointSlice that a proxy asks for, and the Node.
+
+    Raises ClusterAccessError if the configuration cannot be used, ApiError if a list fails.
+    """
+    config = config or KubernetesSourceConfig()
+    transport = Transport(access, config.transport)
+    taken = _Collector()
+    try:
+        transport.load()
+        for resource in resources(node):
+            snapshot, _ = list_paged(transport, resource, config, threading.Event())
+            snapshot.deliver(taken)
+    finally:
+        transport.close()
+    return LoadedManifests(taken.objects, tuple(taken.problems))
+
+
+class _Collector:
+    """Keeps what is delivered (implements Sink)."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Kind, tuple[WireObject, ...]] = dict.fromkeys(Kind, ())
+        self.problems: list[Problem] = []
+
+    def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:  # noqa: ARG002
+        self.objects[kind] = tuple(objects)
+
+    def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:  # noqa: ARG002
+        self.problems.append(problem)
+
+    def upsert(self, kind: Kind, obj: WireObject) -> None:
+        raise NotImplementedError
+
+    def delete(self, kind: Kind, key: str) -> None:
+        raise NotImplementedError

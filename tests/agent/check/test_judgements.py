@@ -1,0 +1,361 @@
+"""What is made of what was found: each thing that can be wrong, with its level and its remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent.check import judge
+from kproxy.agent.check.cluster import judge_access, questions
+from kproxy.agent.check.features import SET_MODULES, rule_features
+from kproxy.agent.check.findings import Finding, Level, Report, obstacle, ok, warning
+from kproxy.agent.check.judge import Sysctl, Trial
+from kproxy.agent.check.peers import Sight, judge_peers
+from kproxy.backends.iptables.canonical import tokenize
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import Layout, StandardLayout
+from kproxy.backends.iptables.scalable import ScalableLayout
+from kproxy.backends.iptables.text import render_text
+from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.kernel.ipset.types import SetKind
+from kproxy.kernel.xtables.types import Variant
+from kproxy.plan.planner import Planner
+from kproxy.state.tables import Tables
+from tests.builders import NODE, as_service, as_slice, endpoint_slice, port, service
+
+V4, V6 = Family.IPV4, Family.IPV6
+ADMIN, RAW = 1 << 12, 1 << 13
+
+
+def lines(findings: Any) -> list[str]:
+    return [f"{f.level} {f.subject}: {f.found}" + (f" => {f.remedy}" if f.remedy else "") for f in findings]
+
+
+def like(found: list[str], expected: list[str]) -> bool:
+    """Whether each line begins as expected, `...` standing for any text."""
+    patterns = [".*".join(map(re.escape, line.split("..."))) for line in expected]
+    return len(found) == len(expected) and all(
+        re.match(pattern, line) for pattern, line in zip(patterns, found, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("effective", "variant", "expected"),
+    [
+        (ADMIN, Variant.NFT, ["ok permissions: the capabilities that are needed are there"]),
+        (ADMIN | RAW, Variant.LEGACY, ["ok permissions: the capabilities that are needed are there"]),
+        (
+            ADMIN, Variant.LEGACY,
+            ["obstacle permissions: ... does not have CAP_NET_RAW => ... add NET_RAW to"],
+        ),
+        (
+            0, None,
+            ["obstacle permissions: ... does not have CAP_NET_ADMIN => ... add NET_ADMIN to"],
+        ),
+    ],
+)  # fmt: skip
+def test_capabilities(effective: int, variant: Variant | None, expected: list[str]) -> None:
+    assert like(lines(judge.judge_capabilities(effective, variant)), expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "missing", "expected"),
+    [
+        ({V4: "nft", V6: "nft"}, {}, ["ok iptables IPv4: nft", "ok iptables IPv6: nft"]),
+        (
+            {V4: "nft"}, {V6: "IPv6 is disabled (net/ipv6/conf/all/disable_ipv6 is 1)"},
+            ["ok iptables IPv4: nft", "warning iptables IPv6: ... not served => none is needed ... enable"],
+        ),
+        (
+            {}, {V4: "neither iptables-nft-restore nor iptables-restore is installed"},
+            ["obstacle iptables IPv4: neither ... is installed => install the package iptables"],
+        ),
+        (
+            {}, {V6: "the kernel refuses IPv6's nat table to ip6tables-nft-restore: TABLE_ADD failed"},
+            ["obstacle iptables IPv6: the kernel refuses ... => load ... try the other --iptables-variant"],
+        ),
+        (
+            {V6: "legacy"}, {V4: "Fatal: can't open lock file /run/xtables.lock: Permission denied"},
+            ["ok iptables IPv6: legacy", "warning iptables IPv4: ... not served => run as root ... lock"],
+        ),
+    ],
+)  # fmt: skip
+def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
+    assert like(lines(judge.judge_programs(found, missing)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal", "expected"),
+    [
+        (
+            "match conntrack", "iptables-nft-restore v1.8.9: \nline 3: RULE_APPEND failed (No such file)",
+            "obstacle match conntrack IPv4: ... v1.8.9: line 3: ... => load ... (modprobe xt_conntrack)",
+        ),
+        (
+            "match recent", "Warning: Extension recent revision 0 not supported, missing kernel module?",
+            "warning match recent IPv4: ...; services with session affinity ... => ... xt_recent",
+        ),
+        (
+            "match statistic", "Couldn't load match `statistic':No such file or directory",
+            "obstacle match statistic IPv4: ... => install an iptables with the extension statistic",
+        ),
+        (
+            "target DNAT", "Chain 'DNAT' does not exist",
+            "obstacle target DNAT IPv4: ... => install an iptables with the extension DNAT",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
+    features = rule_features("iptables", V4)
+    trials = [(each, Trial(each.name, refusal if each.name == name else "")) for each in features]
+    assert any(each.name == name for each in features)
+    good, bad = lines(judge.judge_features(V4, trials))
+    assert like([bad], [expected])
+    assert good.startswith("ok rules IPv4: 13 matches and targets work: ")
+    assert f" {name.split()[1]}" not in good.replace(",", "").split(": ", 2)[2].split(" ")
+
+
+@pytest.mark.parametrize(
+    ("sysctl", "expected"),
+    [
+        (Sysctl("net/a", "1", "1", writable=False, effect="x works"), "ok sysctls: as needed: net/a"),
+        (
+            Sysctl("net/a", "1", "0", writable=True, effect="x works"),
+            "ok sysctl net/a: is 0, not 1; kproxy sets it",
+        ),
+        (
+            Sysctl("net/a", "1", "0", writable=False, effect="x works"),
+            "warning sysctl net/a: is 0, not 1 and cannot be set; ... so that x works => sysctl -w net.a=1",
+        ),
+        (
+            Sysctl("net/a", "1", "0", writable=True, effect="x works", sets=False),
+            "warning sysctl net/a: is 0, not 1; needed so that x works => sysctl -w net.a=1",
+        ),
+        (
+            Sysctl("net/a", "1", "0", writable=False, effect="x works", essential=True),
+            "obstacle sysctl net/a: is 0, not 1 and cannot be set; ... so that x works => sysctl -w net.a=1",
+        ),
+        (
+            Sysctl("net/a", "1", None, writable=False, effect="x works", essential=True),
+            "obstacle sysctl net/a: does not exist and cannot be set; ... => sysctl -w net.a=1",
+        ),
+    ],
+)
+def test_sysctls(sysctl: Sysctl, expected: str) -> None:
+    assert like(lines(judge.judge_sysctls([sysctl])), [expected])
+
+
+SHOW = "iptables-{}-save shows the rules that {} does not: let what wrote them use {}"
+CLEAN = "`kproxy cleanup --peer kube-proxy` removes service rules of both; then start kproxy"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "legacy", "nft", "expected"),
+    [
+        (Variant.NFT, {}, {V4: {"nat": {"OUTPUT": 2}}}, "ok iptables variants: one is in use: nft"),
+        (
+            Variant.NFT, {V6: {"nat": {"OUTPUT": 1}}}, {V4: {"nat": {"OUTPUT": 2}}},
+            "ok iptables variants: one is in use: nft",
+        ),
+        (
+            Variant.NFT, {V4: {"nat": {"A": 1, "OUTPUT": 1}, "filter": {"B": 3}}}, {V4: {"nat": {"B": 2}}},
+            "warning iptables variants: ... (IPv4: legacy 3 in filter, 2 in nat, nft 2 in nat)"
+            " => " + SHOW.format("legacy", "nft", "nft"),
+        ),
+        (
+            Variant.LEGACY, {V4: {"nat": {"A": 1}}}, {V4: {"nat": {"B": 2}}},
+            "warning iptables variants: both are in use at once (IPv4: legacy 1 in nat, nft 2 in nat)"
+            " => " + SHOW.format("nft", "legacy", "legacy"),
+        ),
+        (
+            Variant.NFT, {V4: {"nat": {"KUBE-SERVICES": 1}}}, {V4: {"nat": {"B": 2}}},
+            "warning iptables variants: both are in use at once (IPv4: legacy 1 in nat, nft 2 in nat)"
+            " => " + CLEAN,
+        ),
+    ],
+)  # fmt: skip
+def test_variants(chosen: Variant, legacy: Any, nft: Any, expected: str) -> None:
+    assert like(lines(judge.judge_variants(chosen, legacy, nft, {})), [expected])
+
+
+def test_legacy_tables_that_cannot_be_read_are_a_warning() -> None:
+    (found,) = judge.judge_variants(Variant.NFT, {}, {}, {V4: "nothing reads them"})
+    assert (found.level, found.subject) == (Level.WARNING, "iptables variants IPv4")
+    assert "nothing reads them" in found.found
+
+
+def test_ipvs() -> None:
+    assert lines(judge.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
+        "obstacle IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
+    ]
+    assert lines(judge.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
+        "ok IPVS: schedulers: rr, wlc; not fo"
+    ]
+    have, lack = lines(judge.judge_ipvs("fo", "", {"rr": True, "fo": False}))
+    assert have == "ok IPVS: schedulers: rr; not fo"
+    assert like(
+        [lack], ["obstacle scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"]
+    )
+
+
+def test_sets_device_and_conntrack() -> None:
+    assert SET_MODULES.keys() == set(SetKind)
+    refusal = "cannot use sets of type hash:ip,port"
+    assert like(
+        lines(judge.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
+        [
+            "ok sets: types work: hash:ip",
+            f"obstacle set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
+        ],
+    )
+    assert [f.level for f in judge.judge_device(Trial("dummy device", "no"))] == [Level.OBSTACLE]
+    assert [f.level for f in judge.judge_device(Trial("dummy device"))] == [Level.OK]
+    assert [f.level for f in judge.judge_conntrack("no such subsystem")] == [Level.WARNING]
+    assert [f.level for f in judge.judge_conntrack("")] == [Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (Sight(chains=frozenset({"KUBE-KUBELET-CANARY", "cali-FORWARD"})), []),
+        (
+            Sight(processes={7: "kubelet", 12: "kube-proxy"}),
+            ["warning kube-proxy: it runs here, as process 12"],
+        ),
+        (Sight(tables=frozenset({(V4, "filter"), (V4, "cilium")})), []),
+        (
+            Sight(tables=frozenset({(V4, "kube-proxy"), (V6, "kube-proxy")})),
+            ["warning kube-proxy: ... (nftables tables IPv4 kube-proxy, IPv6 kube-proxy)"],
+        ),
+        (Sight(chains=frozenset({"KUBE-SERVICES"})), ["ok kube-proxy: its chains stand here"]),
+        (
+            Sight(chains=frozenset({"KUBE-LOAD-BALANCER"}), sets=frozenset({"KUBE-LOOP-BACK", "mine"})),
+            ["ok kube-proxy: its IPVS mode left 1 sets and 1 chains"],
+        ),
+        (Sight(links=frozenset({"lo", "cilium_host"})), ["warning Cilium: interface cilium_host: two"]),
+        (
+            Sight(chains=frozenset({"CILIUM_FORWARD", "CILIUM_INPUT", "CILIUM_OUTPUT", "OLD_CILIUM_INPUT"})),
+            ["warning Cilium: chain CILIUM_FORWARD, chain CILIUM_INPUT, chain CILIUM_OUTPUT and 1 more: two"],
+        ),
+        (
+            Sight(links=frozenset({"kube-dummy-if"}), sets=frozenset({"kube-router-svip-prt"})),
+            ["warning kube-router's service proxy: interface kube-dummy-if, set kube-router-svip-prt: two"],
+        ),
+        (Sight(links=frozenset({"bpfin.cali"})), ["warning Calico's eBPF data plane: interface bpfin.cali"]),
+        (Sight(chains=frozenset({"OVN-KUBE-NODEPORT"})), ["warning OVN-Kubernetes: chain OVN-KUBE-NODEPORT"]),
+    ],
+)  # fmt: skip
+def test_other_proxies(seen: Sight, expected: list[str]) -> None:
+    found = lines(judge_peers(seen))
+    assert like(found, expected)
+    assert all(" => " in line for line in found if line.startswith("warning"))
+
+
+def test_what_is_allowed() -> None:
+    asked = questions("node-a")
+    assert [str(each) for each in asked] == [
+        "list services", "watch services",
+        "list endpointslices.discovery.k8s.io", "watch endpointslices.discovery.k8s.io",
+        "list nodes node-a", "watch nodes node-a",
+        "create events.events.k8s.io", "patch events.events.k8s.io",
+    ]  # fmt: skip
+    assert [f.level for f in judge_access(dict.fromkeys(asked, True))] == [Level.OK]
+    for denied in asked:
+        (found,) = judge_access({each: each != denied for each in asked})
+        assert found.found.startswith(f"may not {denied}")
+        assert found.level is (Level.WARNING if denied.resource == "events" else Level.OBSTACLE)
+
+
+def test_only_obstacles_fail_a_report() -> None:
+    good = (ok("a", "fine"), warning("b", "so so", "do this"))
+    assert Report(good).passed
+    report = Report((*good, obstacle("c", "missing", "do that")))
+    assert not report.passed
+    assert list(report.lines()) == [
+        "ok        a: fine",
+        "warning   b: so so", "          remedy: do this",
+        "obstacle  c: missing", "          remedy: do that",
+    ]  # fmt: skip
+    assert json.loads(report.json()) == {
+        "passed": False,
+        "findings": [
+            {"level": "ok", "subject": "a", "found": "fine", "remedy": ""},
+            {"level": "warning", "subject": "b", "found": "so so", "remedy": "do this"},
+            {"level": "obstacle", "subject": "c", "found": "missing", "remedy": "do that"},
+        ],
+    }
+    assert Finding(Level.OK, "a", "fine") == good[0]
+
+
+# The list of features and what the layouts write -----------------------------------------------------------
+
+
+def _everything(family: Family) -> Tables:
+    """Services that make use of all that there is."""
+    v4 = family is V4
+    tables = Tables()
+    kinds: list[tuple[dict[str, Any], str]] = [
+            ({}, "TCP"), ({}, "UDP"), ({}, "SCTP"), ({"sessionAffinity": "ClientIP"}, "TCP"),
+            ({"externalIPs": ["203.0.113.9" if v4 else "2001:db8::9"]}, "TCP"),
+            ({"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}, "TCP"),
+        ]  # fmt: skip
+    for n, (spec, protocol) in enumerate(kinds):
+        exposed: dict[str, Any] = {
+            "type": "LoadBalancer",
+            "ingress": [f"198.51.100.{n}" if v4 else f"2001:db8:1::{n}"],
+            "loadBalancerSourceRanges": ["192.0.2.0/24" if v4 else "2001:db8:2::/64"],
+            "healthCheckNodePort": 32000 + n if "externalTrafficPolicy" in spec else 0,
+        }
+        for empty in (False, True):
+            number = n + 1 + 100 * empty
+            name = f"svc{number}"
+            ports = [port(protocol=protocol, nodePort=30000 + number)]
+            ip = f"10.96.0.{number}" if v4 else f"fd00:10:96::{number}"
+            tables.upsert(as_service(service(name, ip, ports=ports, **exposed, **spec)))
+            pods = [] if empty else ["10.1.1.1", "10.1.2.2"] if v4 else ["fd00:1::1", "fd00:1::2"]
+            pieces = endpoint_slice(
+                *pods, service=name, ports=[port(8080, protocol=protocol)], address_type=str(family)
+            )
+            tables.upsert(as_slice(pieces))
+    assert len(tables.dirty()) == 12
+    return tables
+
+
+def _used(text: str) -> set[str]:
+    found = set()
+    for line in text.splitlines():
+        if line.startswith(("-A ", "-I ")):
+            words = [word for word, _ in tokenize(line)]
+            found |= {f"match {words[n + 1]}" for n, word in enumerate(words) if word == "-m"}
+            targets = (words[n + 1] for n, word in enumerate(words) if word == "-j")
+            found |= {
+                f"target {target}"
+                for target in targets
+                if not target.startswith("KUBE-") and target not in ("ACCEPT", "DROP", "RETURN")
+            }
+    return found
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize(
+    ("mode", "layout"), [("iptables", StandardLayout), ("iptables", ScalableLayout), ("ipvs", IpvsLayout)]
+)
+def test_every_match_and_target_that_rules_use_is_tried(
+    family: Family, mode: str, layout: type[StandardLayout | ScalableLayout | IpvsLayout]
+) -> None:
+    plans = Planner(family).update(_everything(family).dirty(), NODE).values()
+    made: Layout = layout(IptablesConfig(family))
+    used = _used(render_text(plans, made))
+    tried = {feature.name for feature in rule_features(mode, family)}
+    assert used <= tried
+    assert len(used) >= 10
+
+
+def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
+    assert "match bpf" in {f.name for f in rule_features("iptables", V4, "auto")}
+    assert "match bpf" not in {f.name for f in rule_features("iptables", V4, "standard")}
+    assert rule_features("another mode", V4) == ()

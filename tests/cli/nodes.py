@@ -1,0 +1,42 @@
+"""Nodes for the commands that look at one: a fresh network namespace, and commands run in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+CLUSTER = "10.244.0.0/16,fd00:10:244::/56"
+FLAGS = ["--manifests", str(EXAMPLES), "--cluster-cidr", CLUSTER, "--hostname-override", "node-a"]
+
+
+def kproxy(*arguments: str, through: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command in this thread's network namespace, `through` another program."""
+    command = [*through, sys.executable, "-m", "kproxy", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def do(*command: str, stdin: str | None = None) -> str:
+    """Run a tool that must succeed; what it printed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, input=stdin).stdout
+
+
+def iptables(variant: str, command: str, six: bool = False) -> str:
+    """`iptables` of a variant with these arguments."""
+    return do(f"ip{'6' if six else ''}tables-{variant}", *command.split())
+
+
+def rules() -> str:
+    """Everything that rules are, of both variants and families, without packet counters."""
+    dumps = [
+        do(f"{name}-{variant}-save") for name in ("iptables", "ip6tables") for variant in ("nft", "legacy")
+    ]
+    lines = [line for dump in dumps for line in dump.splitlines() if not line.startswith("#")]
+    return "\n".join(line.partition(" [")[0] if line.startswith(":") else line for line in lines)
+
+
+def run_once(*flags: str) -> None:
+    """Let `kproxy run` program this node."""
+    done = kproxy("run", "--once", "--healthz-bind-address", "", *FLAGS, *flags)
+    assert done.returncode == 0, done.stderr

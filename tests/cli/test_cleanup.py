@@ -1,0 +1,189 @@
+"""`kproxy cleanup --peer kube-proxy` removes what kube-proxy left in each of its modes, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.nodes import do, iptables, kproxy, rules, run_once
+from tests.kernel.namespace import fresh_network
+
+IPTABLES_MODE = """*mangle
+:KUBE-PROXY-CANARY - [0:0]
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SEP-Q3UCPZ54E6Q2R4UT - [0:0]
+-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp \
+--dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -m comment --comment "default/kubernetes:https" -j KUBE-SEP-Q3UCPZ54E6Q2R4UT
+-A KUBE-SEP-Q3UCPZ54E6Q2R4UT -p tcp -m tcp -j DNAT --to-destination 192.0.2.1:6443
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FIREWALL - [0:0]
+-I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-I INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" \
+-j KUBE-EXTERNAL-SERVICES
+-I INPUT -j KUBE-FIREWALL
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FIREWALL -m conntrack --ctstate INVALID -j DROP
+COMMIT
+"""
+"""As kube-proxy 1.36 leaves it when it is stopped (pkg/proxy/iptables/proxier.go)."""
+
+IPVS_MODE = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-NODE-PORT - [0:0]
+-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+-A KUBE-NODE-PORT -p tcp -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
+:KUBE-IPVS-FILTER - [0:0]
+:KUBE-IPVS-OUT-FILTER - [0:0]
+-I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-I INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
+-I INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-I FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-I INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
+-I OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
+-A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
+-A KUBE-NODE-PORT -m comment --comment "Kubernetes health check node port" -m set \
+--match-set KUBE-HEALTH-CHECK-NODE-PORT dst -j ACCEPT
+COMMIT
+"""
+"""The rules around IPVS (pkg/proxy/ipvs/proxier.go)."""
+
+IPVS_SETS = """create KUBE-CLUSTER-IP hash:ip,port family inet maxelem 65536
+add KUBE-CLUSTER-IP 10.96.0.1,tcp:443
+create KUBE-6-CLUSTER-IP hash:ip,port family inet6 maxelem 65536
+create KUBE-LOOP-BACK hash:ip,port,ip family inet maxelem 65536
+create KUBE-NODE-PORT-TCP bitmap:port range 0-65535
+add KUBE-NODE-PORT-TCP 30080
+create KUBE-HEALTH-CHECK-NODE-PORT bitmap:port range 0-65535
+create KUBE-6-LOAD-BALANCER-SOURCE-CID hash:ip,port,net family inet6 maxelem 65536
+"""
+
+
+def kubelet_and_others(variant: str) -> str:
+    """Make what must survive; what all rules were before kube-proxy came."""
+    iptables(variant, "-t mangle -N KUBE-KUBELET-CANARY")
+    iptables(variant, "-t nat -N CNI-1234")
+    iptables(variant, "-t nat -A POSTROUTING -s 10.244.0.5/32 -j CNI-1234")
+    iptables(variant, "-A FORWARD -j ACCEPT")
+    do("nft", "add table inet kube-proxy")
+    do("nft", "add table ip mine; add chain ip mine kube-proxy")
+    return rules()
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+@fresh_network
+def test_the_iptables_mode(variant: str) -> None:
+    before = kubelet_and_others(variant)
+    do(f"iptables-{variant}-restore", "--noflush", stdin=IPTABLES_MODE)
+    do(f"ip6tables-{variant}-restore", "--noflush", stdin=IPTABLES_MODE.replace(
+        "10.96.0.1/32", "fd00:10:96::1/128").replace("192.0.2.1:6443", "[2001:db8::1]:6443"))  # fmt: skip
+    done = kproxy("cleanup", "--peer", "kube-proxy")
+    assert done.returncode == 0, done.stderr
+    after = rules().splitlines()
+    # Where the kubelet is, it keeps the chains that it makes too; they hold what it put there.
+    assert sorted(line for line in after if line.startswith("-A") and line not in before.splitlines()) == [
+        "-A INPUT -j KUBE-FIREWALL",
+        "-A KUBE-FIREWALL -m conntrack --ctstate INVALID -j DROP",
+        "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
+    ]
+    assert [line for line in before.splitlines() if line not in after] == []
+
+
+@fresh_network
+def test_the_nftables_mode() -> None:
+    before = kubelet_and_others("nft")
+    for family in ("ip", "ip6"):
+        do("nft", f'add table {family} kube-proxy {{ comment "rules for kube-proxy"; }}')
+        do("nft", f"add chain {family} kube-proxy services")
+        do("nft", f"add chain {family} kube-proxy nat {{ type nat hook output priority -100; }}")
+        do("nft", f"add rule {family} kube-proxy nat jump services")
+        do("nft", f"add set {family} kube-proxy ports {{ type inet_service; }}")
+    assert kproxy("cleanup").returncode == 0
+    assert "table ip kube-proxy" in do("nft", "list", "tables")
+    done = kproxy("cleanup", "--peer", "kube-proxy")
+    assert done.returncode == 0
+    assert done.stderr.count("nftables_table_removed") == 2
+    tables = do("nft", "list", "tables").splitlines()
+    assert {"table inet kube-proxy", "table ip mine"} < set(tables)
+    assert not {"table ip kube-proxy", "table ip6 kube-proxy"} & set(tables)
+    assert rules() == before
+    again = kproxy("cleanup", "--peer", "kube-proxy")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.ipvs
+@fresh_network
+def test_the_ipvs_mode() -> None:
+    iptables("legacy", "-t nat -A POSTROUTING -s 10.244.0.5/32 -j RETURN")
+    do("ipset", "create", "mine", "hash:ip")
+    before = rules()
+    do("ipset", "restore", stdin=IPVS_SETS)
+    do("iptables-legacy-restore", "--noflush", stdin=IPVS_MODE)
+    do("ip", "link", "add", "kube-ipvs0", "type", "dummy")
+    do("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
+    for address in ("10.96.0.1:443", "192.0.2.10:30080"):
+        do("ipvsadm", "-A", "-t", address, "-s", "rr")
+        do("ipvsadm", "-a", "-t", address, "-r", "10.244.0.7:8080", "-m")
+    done = kproxy("cleanup", "--peer", "kube-proxy")
+    assert done.returncode == 0, done.stderr
+    assert (do("ipvsadm", "-Sn"), do("ipset", "list", "-n")) == ("", "mine\n")
+    assert "kube-ipvs0" not in do("ip", "-br", "link")
+    left = set(rules().splitlines()) - set(before.splitlines())
+    assert not any("KUBE" in line for line in left)
+    assert "-A POSTROUTING -s 10.244.0.5/32 -j RETURN" in rules()
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+@fresh_network
+def test_kproxy_s_own_rules_go_as_without_the_flag(variant: str) -> None:
+    before = kubelet_and_others(variant)
+    run_once("--iptables-variant", variant)
+    assert kproxy("cleanup", "--peer", "kube-proxy").returncode == 0
+    made = set(rules().splitlines()) - set(before.splitlines())
+    assert {line.split()[1] for line in made if line.startswith("-A")} <= {
+        "INPUT", "OUTPUT", "KUBE-FIREWALL", "KUBE-MARK-MASQ",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+@fresh_network
+def test_a_trial_that_was_killed_leaves_nothing_for_ever(variant: str) -> None:
+    iptables(variant, "-t nat -A POSTROUTING -j RETURN")
+    before = rules()
+    iptables(variant, "-t nat -N KPROXY-PROBE")
+    iptables(variant, "-t nat -A KPROXY-PROBE -m mark --mark 0x4000/0x4000")
+    assert kproxy("cleanup").returncode == 0
+    assert rules() == before
+
+
+def test_another_peer_is_refused() -> None:
+    done = kproxy("cleanup", "--peer", "cilium")
+    assert (done.returncode, "'kube-proxy'" in done.stderr) == (2, True)
