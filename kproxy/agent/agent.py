@@ -168,7 +168,7 @@ class Agent:
         if blocked or failed:
             self._schedule.failed(started, blocked=blocked)
         else:
-            self._schedule.succeeded(started)
+            self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
         if self._next_thorough == 0 and not blocked:
             self._after_first_sync()
         self._next_tending = self._clock()

@@ -11,6 +11,9 @@ from collections.abc import Callable
 FIRST_RETRY = 0.2
 """Ceiling of the first backoff in seconds; it doubles with every failure, up to the sync period."""
 
+EMPTY_REST = 10
+"""Rest after a sync that wrote nothing, as a multiple of its cost: it takes a tenth of a core at most."""
+
 
 class Schedule:
     """Due times of syncs on the time line of `clock` (seconds, monotonic)."""
@@ -38,9 +41,17 @@ class Schedule:
         """How many syncs in a row left something undone."""
         return self._failures
 
-    def succeeded(self, started: float) -> None:
-        """Note that a sync which began at `started` has just ended with everything applied."""
-        self._ended(started)
+    def succeeded(self, started: float, *, wrote: bool = True) -> None:
+        """Note that a sync which began at `started` has just ended with everything applied.
+
+        One that found nothing to write makes the next wait a little only: a service often comes in two
+        parts, and the first alone changes nothing.
+        """
+        if wrote:
+            self._ended(started)
+        else:
+            now = self._clock()
+            self._not_before = now + min(self._min_period, EMPTY_REST * (now - started))
         self._failures = 0
         self._retry_at = None
         self._blocked = False

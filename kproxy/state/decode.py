@@ -9,6 +9,7 @@ import re
 import msgspec
 
 from kproxy.state.problems import ObjectRejected, Problem, show
+from kproxy.state.sharing import share
 from kproxy.state.wire import EndpointSlice, Node, Service
 
 
@@ -44,6 +45,8 @@ def decode(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
         raise _rejected(kind, raw, error) from error
     metadata = decoded.metadata
     _check_name(kind, decoded.key, "metadata.name", metadata.name)
+    if isinstance(decoded, EndpointSlice):
+        share(decoded)
     if not isinstance(decoded, Node):
         _check_name(kind, decoded.key, "metadata.namespace", decoded.metadata.namespace)
     return decoded

@@ -59,6 +59,17 @@ def test_slow_syncs_are_followed_by_as_long_a_rest(
     assert schedule.due_in(changed=True) == pytest.approx(rest)
 
 
+def test_a_sync_that_wrote_nothing_hardly_delays_the_next(schedule: Schedule, clock: Clock) -> None:
+    started = clock.now
+    clock.now += 0.001
+    schedule.succeeded(started, wrote=False)
+    assert schedule.due_in(changed=True) == pytest.approx(0.01)
+    started = clock.now
+    clock.now += 2.0
+    schedule.succeeded(started, wrote=False)
+    assert schedule.due_in(changed=True) == pytest.approx(1.0)
+
+
 def test_a_blocked_sync_makes_changes_wait_for_the_retry(schedule: Schedule, clock: Clock) -> None:
     schedule.failed(clock.now, blocked=True)
     waiting = schedule.due_in(changed=True)

@@ -1,0 +1,39 @@
+"""Keep once what endpoints of a large cluster have in common: node names, zones, conditions, ports.
+
+A hundred thousand endpoints on a thousand nodes are ready in one way and listen on a few ports; each object
+comes with copies of its own.
+"""
+
+import sys
+from functools import lru_cache
+
+from msgspec.structs import force_setattr
+
+from kproxy.state.wire import EndpointConditions, EndpointPort, EndpointSlice
+
+Ports = tuple[EndpointPort, ...]
+
+
+def share(decoded: EndpointSlice) -> None:
+    """Replace parts of a slice that was just decoded, and that nobody else has seen, by equal ones."""
+    if decoded.ports is not None:
+        force_setattr(decoded, "ports", _ports(decoded.ports))
+    for endpoint in decoded.endpoints or ():
+        if endpoint.conditions is not None:
+            force_setattr(endpoint, "conditions", _conditions(endpoint.conditions))
+        if endpoint.node_name is not None:
+            force_setattr(endpoint, "node_name", sys.intern(endpoint.node_name))
+        if endpoint.zone is not None:
+            force_setattr(endpoint, "zone", sys.intern(endpoint.zone))
+        if endpoint.target_ref is not None and endpoint.target_ref.kind is not None:
+            force_setattr(endpoint.target_ref, "kind", sys.intern(endpoint.target_ref.kind))
+
+
+@lru_cache(maxsize=64)
+def _conditions(conditions: EndpointConditions) -> EndpointConditions:
+    return conditions
+
+
+@lru_cache(maxsize=4096)
+def _ports(ports: Ports) -> Ports:
+    return ports
