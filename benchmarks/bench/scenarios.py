@@ -74,7 +74,6 @@ class Scenarios:
                     self.tell(scenario.__name__.replace("_", " "))
                     scenario()
             finally:
-                self.result["memory_mb"] = self.stage.peak_mb() if self.stage.program else None
                 self.result["memory_with_children_mb"] = memory.peak_mb
 
     def cold_start(self) -> None:
@@ -93,6 +92,7 @@ class Scenarios:
         before = self.stage.cpu_seconds()
         seen = len(self.stage.log())
         samples = [self._move(n * 7 % self.plan.services) for n in range(self.plan.repeats)]
+        self._rest()
         self.result["endpoint_changed_ms"] = samples
         self.result["endpoint_changed_cpu_ms"] = (self.stage.cpu_seconds() - before) / len(samples) * 1000
         self.result["endpoint_changed_phases"] = _phases(self.stage.log()[seen:])
@@ -141,7 +141,8 @@ class Scenarios:
             self.stage.command({"do": "connect", "count": 200, **command})
             answer = self.stage.command({"do": "connect", "count": self.plan.connects, **command})
             self.result[f"connect_{which}_us"] = answer["us"]
-            rate = self.stage.command({"do": "rate", "seconds": 2.0, **command})
+            seconds = min(2.0, self.plan.churn_seconds)
+            rate = self.stage.command({"do": "rate", "seconds": seconds, **command})
             self.result[f"connections_per_second_{which}"] = rate["per_second"]
 
     def idle(self) -> None:

@@ -131,7 +131,7 @@ class Stage:
         return int(self._proc("status").partition("VmHWM:")[2].split()[0]) / 1024
 
     def _proc(self, name: str) -> str:
-        if self.program is None:
+        if self.program is None or self.program.poll() is not None:
             raise GaveUp("it does not run")
         return Path(f"/proc/{self.program.pid}/{name}").read_text()
 

@@ -1,0 +1,125 @@
+"""The benchmark itself: it runs with any proxy, tells who gave up, and computes what it shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from benchmarks.bench.plots import draw
+from benchmarks.bench.report import show
+from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
+from benchmarks.cluster import pods
+from kproxy.cli.main import main
+
+SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20"]
+SHORT = ["--rest", "200ms", "--idle", "100ms", "--churn-time", "500ms", "--churn", "2"]
+
+
+def row(contender: str, mode: str = "nft", services: int = 10, **result: Any) -> Row:
+    plan = {"services": services, "endpoints": 5}
+    return {"contender": contender, "mode": mode, "plan": plan, "result": result}
+
+
+def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "kproxy", "bench", "--modes", "nft", *SMALL, *SHORT, *flags]
+    return subprocess.run([*argv, "--output", str(folder)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_every_figure_is_measured_for_kproxy_and_for_a_peer(tmp_path: Path) -> None:
+    peer = f"{sys.executable} -m kproxy run --iptables-layout standard"
+    done = bench(tmp_path, "--peer", f"other={peer}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [each["contender"] for each in found["rows"]] == ["kproxy", "other"]
+    assert found["machine"]["cores"] == os.cpu_count()
+    for each in found["rows"]:
+        assert [figure.title for figure in FIGURES if figure.of(each) is None] == []
+        assert each["result"]["churn_lost"] == 0
+        assert each["result"]["churn_changes"] == 10
+    assert "how many times better kproxy is" in done.stdout
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "results.json", "latency.png", "latency.svg", "churn.png", "churn.svg", "phases.png", "phases.svg",
+    }  # fmt: skip
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_peer_that_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--peer", "broken=sh -c 'echo no such thing >&2; exit 3'")
+    assert done.returncode == 1
+    assert "broken nft 10 x 2: 10.96.1." in done.stdout.replace("\n", "")
+    assert "the program ended" in done.stdout
+    assert "no such thing" in done.stdout
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert ["gave_up" in each for each in rows] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--peer", "kube-proxy"], "--peer 'kube-proxy': not NAME=COMMAND"),
+        (["--peer", "kproxy=x"], "--peer 'kproxy=x': the name is taken"),
+        (["--modes", "ebpf"], "--modes 'ebpf': not one of nft, legacy, ipvs, nftables"),
+        (["--sizes", "10,0"], "--sizes: a number below 1"),
+        (["--sizes", "many"], "--sizes: invalid literal for int() with base 10: 'many'"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root this is what is said first")
+def test_what_cannot_be_run_is_named(flags: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", *flags, "--output", str(tmp_path)])
+    assert result.exit_code != 0
+    assert message in result.output
+
+
+def test_ratios_compare_the_same_mode_and_size() -> None:
+    ours, theirs = row("kproxy", cold_start_ms=[200.0]), row("peer", cold_start_ms=[3000.0])
+    elsewhere = row("peer", services=20, cold_start_ms=[1.0])
+    assert pairs([ours, theirs, elsewhere]) == [(ours, theirs)]
+    cold = next(figure for figure in FIGURES if figure.key == "cold_start_ms")
+    assert ratio(cold, ours, theirs) == 15.0
+    assert ratio(cold, ours, row("peer")) is None
+    rate = next(figure for figure in FIGURES if figure.key == "connections_per_second_last")
+    fast = row("kproxy", connections_per_second_last=900.0)
+    slow = row("peer", connections_per_second_last=300.0)
+    assert ratio(rate, fast, slow) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "expected"),
+    [([5.0], 0.99, 5.0), ([3.0, 1.0, 2.0], 0.5, 2.0), (list(map(float, range(1, 101))), 0.99, 99.0)],
+)
+def test_quantiles(samples: list[float], share: float, expected: float) -> None:
+    assert quantile(samples, share) == expected
+
+
+def test_a_contender_that_gave_up_early_is_shown_and_drawn(tmp_path: Path) -> None:
+    rows = [row("kproxy", cold_start_ms=[200.0], churn_ms=[1.0, 2.0]), {**row("peer"), "gave_up": "it ended"}]
+    console = Console(record=True, width=120, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    show(rows, console)
+    told = console.export_text()
+    assert "peer nft 10 x 5: it ended" in told
+    assert "200" in told
+    files = draw(rows, tmp_path)
+    assert sorted(file.name for file in files) == ["churn.png", "churn.svg", "latency.png", "latency.svg"]
+    assert all(file.stat().st_size > 1000 for file in files)
+
+
+def test_generations_of_pods_share_no_address() -> None:
+    size, endpoints = 10_000, 50
+    seen: set[str] = set()
+    for generation in range(3):
+        for index in (0, 1, size - 1):
+            hosts = pods(index, endpoints, generation=generation)
+            assert seen.isdisjoint(hosts)
+            seen.update(hosts)
+    assert seen.isdisjoint(pods(0, endpoints, moved=7)[-1:])
