@@ -1,0 +1,97 @@
+"""Somebody else takes rules, sets, virtual servers or the device away: only what is mended may be told.
+
+While rules are missing, requests fail, and that is theirs; but none is delivered to somebody else's pod, and
+connections live on wherever the kernel still knows them.
+"""
+
+import pytest
+
+from tests.faults.site import Site
+from tests.packets.modes import Capability
+
+pytestmark = pytest.mark.root
+
+REPEATS = 2
+
+RULES: dict[str, list[list[str]]] = {
+    "table nat flushed": [["-t", "nat", "-F"]],
+    "table filter flushed": [["-t", "filter", "-F"]],
+    "jumps deleted": [["-t", "nat", "-D", "PREROUTING", "1"], ["-t", "nat", "-D", "OUTPUT", "1"]],
+    "all tables emptied": [
+        argument
+        for table in ("nat", "filter", "mangle")
+        for argument in (["-t", table, "-F"], ["-t", table, "-X"])
+    ],
+}
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+@pytest.mark.parametrize("name", RULES)
+def test_rules_taken_away(site: Site, name: str) -> None:
+    program = site.start()
+    with site.ordeal(f"damage: {name}", refuses=True) as case:
+        case.times = REPEATS
+        for _ in range(REPEATS):
+            since = program.mark()
+            for family in (4, 6):
+                for arguments in RULES[name]:
+                    site.cluster.iptables(family, *arguments)
+            site.change()
+            program.wait_log("synced", "family=IPv6", since=since)
+        case.over()
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_rules_of_one_service_bent(site: Site) -> None:
+    """A rule that leads to a pod of another service is deleted before it is repaired by a rule that does not."""
+    program = site.start()
+    with site.ordeal("damage: chains of a service emptied", refuses=True) as case:
+        for family in (4, 6):
+            chains = {line.split()[1] for line in site.cluster.rules(family) if site.shop.key in line}
+            own = sorted(chain for chain in chains if chain.startswith(("KUBE-SVC-", "KUBE-SEP-")))
+            case.times = len(own)
+            since = program.mark()
+            for chain in own:
+                site.cluster.iptables(family, "-t", "nat", "-F", chain)
+            for chain in own:
+                program.wait_log("drift_found", chain, since=since)
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_others_write_all_the_time(site: Site) -> None:
+    """Rules of others come and go while services change: theirs stay, ours are right."""
+    site.start()
+    with site.ordeal("damage: others write all the time") as case:
+        case.times = 40
+        for number in range(case.times):
+            for family in (4, 6):
+                site.cluster.iptables(family, "-t", "nat", "-N", f"OTHER-{number}")
+            site.change()
+        left = site.state()
+        for number in range(case.times):
+            for family in (4, 6):
+                site.cluster.iptables(family, "-t", "nat", "-X", f"OTHER-{number}")
+    assert {f"IPv4 nat/OTHER-{number}" for number in range(case.times)} <= left.keys()
+
+
+VIRTUAL: dict[str, tuple[list[str], bool]] = {
+    "virtual servers cleared": (["ipvsadm", "-C"], True),
+    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], False),
+    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], False),
+    "sets flushed": (["ipset", "flush"], False),
+}
+
+
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
+    command, cuts = VIRTUAL[name]
+    program = site.start("--ipvs-sync-period", "1s")
+    with site.ordeal(f"damage: {name}", refuses=True, cuts=cuts) as case:
+        case.times = REPEATS
+        for _ in range(REPEATS):
+            since = program.mark()
+            site.cluster.lab.node.run(command)
+            site.change()
+            program.wait_log("drift_found", since=since)
+        case.over()
