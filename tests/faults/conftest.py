@@ -7,15 +7,17 @@ import pytest
 
 from tests.faults.report import table
 from tests.faults.site import Counts, Site
+from tests.packets import conftest as packets
+from tests.packets.cluster import Cluster
 from tests.packets.conftest import (  # noqa: F401 - fixtures and hooks
     _capable,
     mode,
     pytest_configure,
     pytest_runtest_makereport,
-    spare,
     spare_cluster,
 )
-from tests.packets.cluster import Cluster
+
+spare = packets.spare
 
 
 @pytest.fixture

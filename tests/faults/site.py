@@ -122,8 +122,10 @@ class Site:
 
     @contextmanager
     def ordeal(self, fault: str, *, cuts: bool = False, refuses: bool = False) -> Iterator[Case]:
-        """Watch over a fault and judge it. Where the fault itself takes rules away, requests may be refused
-        until it has ended (`refuses`), and connections be cut (`cuts`).
+        """Watch over a fault and judge it.
+
+        Where the fault itself takes rules away, requests may fail until the kernel is right again
+        (`refuses`), and connections be cut (`cuts`).
         """
         before = self.cluster.running
         memory = resident_mb(before.pid)
@@ -158,7 +160,8 @@ class Site:
     def converge(self) -> None:
         """Wait until the kernel holds exactly what a full sync from nothing leaves in an empty one."""
         wanted = self.fresh()
-        self.cluster.running.until(lambda: fresh.differences(self.state(), wanted), [])
+        none: list[str] = []
+        self.cluster.running.until(lambda: fresh.differences(self.state(), wanted), none)
 
     def state(self, place: Namespace | None = None) -> dict[str, list[str]]:
         """What the kernel holds of both families, in the node or elsewhere."""

@@ -3,15 +3,16 @@
 import os
 import random
 import signal
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
-from tests.faults.site import Site, resident_mb
+from tests.faults.site import Site
 from tests.packets.modes import MODES
-from tests.packets.outcomes import names
 from tests.packets.program import Kproxy
 
 pytestmark = pytest.mark.root
@@ -96,8 +97,9 @@ def test_nobody_reads_the_log(site: Site) -> None:
 @pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
 def test_events_of_addresses_are_lost(site: Site) -> None:
     """While kproxy is stopped, more addresses come and go than its socket can hold (ENOBUFS)."""
+    site.cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
     program = site.start("--nodeport-addresses", "192.168.100.10/32,198.51.100.0/24,fd00:192:168:100::10/128")
-    lab, link = site.cluster.lab, "lo"
+    lab, link = site.cluster.lab, UPLINK
     flood = [
         f"address {verb} 198.18.{n // 250}.{n % 250 + 1}/32 dev {link}"
         for n in range(1000)

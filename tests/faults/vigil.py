@@ -1,7 +1,8 @@
 """Traffic that is judged: nobody but an endpoint may answer, and what is connected must stay so."""
 
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from kproxy.testing.lab import Answer, AskError, HeldConnection, Lab, Namespace, Pod
@@ -33,7 +34,7 @@ class Vigil(Traffic):
     `allowed` says which pods may answer for a service. A connection that was opened stays with its pod.
     """
 
-    def __init__(self, lab: Lab, doors: Sequence[Door], allowed: Mapping[str, Set[str]]) -> None:
+    def __init__(self, lab: Lab, doors: Sequence[Door], allowed: Mapping[str, AbstractSet[str]]) -> None:
         super().__init__(lab, [door.target for door in doors])
         self._services = {door.target: door.service for door in doors}
         self._allowed = allowed
@@ -47,7 +48,7 @@ class Vigil(Traffic):
         self.wrong: list[str] = []
         self.cut: list[str] = []
 
-    def allow(self, allowed: Mapping[str, Set[str]]) -> None:
+    def allow(self, allowed: Mapping[str, AbstractSet[str]]) -> None:
         """Judge the answers to requests that begin later by this."""
         self.flow(1)
         with self._judging:

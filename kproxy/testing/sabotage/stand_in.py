@@ -1,12 +1,13 @@
 """What runs in place of iptables-restore and iptables-save, and does what the order beside it says.
 
-A script of its own: it is copied to a directory under the names of the programs and runs as isolated Python, so
-it imports little. Without an order it becomes the real program. The file `order` holds one line,
+A script of its own: it is copied to a directory under the names of the programs, and runs as isolated Python
+that imports little (no pathlib, say) to start quickly. Without an order it becomes the real program. The file
+`order` holds one line of fields with tabs between,
 
     DEED CHANCE PROGRAMS WORD
 
-(tab-separated: a `Deed`; a probability; the end of the names of the programs meant; a text that the input must
-contain), and every order that is carried out appends a line, `PROGRAM DEED`, to the file `done`.
+which are a `Deed`, a probability, the end of the names of the programs meant, and a text that must be in the
+input. Every order that is carried out appends a line, `PROGRAM DEED`, to the file `done`.
 """
 
 import enum
@@ -54,11 +55,11 @@ def main() -> None:
     path = os.path.join(own, "order")
     order = _read(path)
     if not order:
-        os.execv(real, argv)
+        os.execv(real, argv)  # noqa: S606
     deed, chance, programs, word = order.split("\t")
     lucky = int.from_bytes(os.urandom(4), "big") >= float(chance) * (1 << 32)
     if lucky or "--version" in argv or not name.endswith(programs):
-        os.execv(real, argv)
+        os.execv(real, argv)  # noqa: S606
     text = b"" if name.endswith("save") else sys.stdin.buffer.read()
     if word.encode() not in text:
         sys.exit(subprocess.run([real, *argv[1:]], input=text, check=False).returncode)
