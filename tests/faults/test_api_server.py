@@ -41,7 +41,7 @@ STRIKES: dict[str, tuple[Fault, bool]] = {
 
 @pytest.mark.parametrize("name", STRIKES)
 def test_answers_that_are_wrong(site: Site, name: str) -> None:
-    site.start()
+    site.start(anew=True)
     fault, drop = STRIKES[name]
     times = fault.times or 2
     with site.ordeal(f"API: {name}") as case:
@@ -50,7 +50,7 @@ def test_answers_that_are_wrong(site: Site, name: str) -> None:
 
 
 def test_watches_cut_at_random_bytes(site: Site) -> None:
-    site.start()
+    site.start(anew=True)
     chance = random.Random(410)
     with site.ordeal("API: watches cut at random bytes") as case:
         case.times = 12
@@ -92,7 +92,7 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
 
 @pytest.mark.parametrize("name", OUTAGES)
 def test_outages(site: Site, name: str) -> None:
-    site.start()
+    site.start(anew=True)
     with site.ordeal(f"API: {name}") as case:
         outage, case.times = OUTAGES[name]
         for _ in range(case.times):
@@ -102,7 +102,7 @@ def test_outages(site: Site, name: str) -> None:
 
 def test_a_server_that_counts_anew(site: Site) -> None:
     """Restored from a backup, say: resourceVersions are lower than those that were seen."""
-    site.start()
+    site.start(anew=True)
     cluster = site.cluster
     old = cluster.api
     objects = [obj for kind in ("Node", "Service", "EndpointSlice") for obj in old.list(kind)]

@@ -13,7 +13,6 @@ from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
 from tests.faults.site import Site
 from tests.packets.modes import MODES
-from tests.packets.program import Kproxy
 
 pytestmark = pytest.mark.root
 
@@ -27,7 +26,6 @@ def test_killed_at_random_moments(site: Site) -> None:
     program = site.start()
     chance = random.Random(9)
     died = threading.Event()
-    cluster = site.cluster
     with site.ordeal("life: SIGKILL at random moments") as case:
         case.times = KILLS
         for _ in range(KILLS):
@@ -37,7 +35,7 @@ def test_killed_at_random_moments(site: Site) -> None:
                 site.change()
                 died.wait(0.005)
             assert program.wait() == -signal.SIGKILL
-            program = cluster.program = Kproxy(cluster.lab.node, cluster.command("-v", "4"), cluster.prefix)
+            program = site.start_again()
         case.over(program)
 
 
