@@ -194,7 +194,7 @@ class IpvsBackend:
             self._settled = True
         keeper.tidy(written)
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
-        return SyncReport({**report.failed, **keeper.refused, **stuck})
+        return SyncReport({**report.failed, **keeper.refused, **stuck}, leftovers=report.leftovers)
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""
