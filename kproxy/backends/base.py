@@ -29,8 +29,8 @@ class SyncReport(msgspec.Struct, frozen=True):
     All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
     `changes` counts what was written, by name of the object kind. `degraded` services work, but not in every
-    respect as they were asked for; it says in which. `leftovers` counts objects nobody needs any more that the
-    kernel would not let go: they harm nobody, and are tried again.
+    respect as they were asked for; it says in which. `leftovers` counts objects that nobody needs any more
+    and the kernel would not let go: they harm nobody, and are tried again.
     """
 
     failed: Mapping[str, str] = {}
