@@ -4,10 +4,29 @@ kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 a
 4 and above adds the detail of every sync. Below 0, only what went wrong is left.
 """
 
+import contextlib
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
+
+
+class _Lossy:
+    """A stream that drops what it cannot write: a full disk or a reader that is gone stops no proxy."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write, or lose the text."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, or lose what was to be written."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure(verbosity: int = 0) -> None:
@@ -24,6 +43,6 @@ def configure(verbosity: int = 0) -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
         cache_logger_on_first_use=False,
     )

@@ -165,7 +165,7 @@ class Agent:
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
             self._reporter.applied(self._inbox.commit(given for given in inputs if given.key not in failed))
-        if blocked or failed:
+        if blocked or failed or any(report.leftovers for report in reports.values()):
             self._schedule.failed(started, blocked=blocked)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))

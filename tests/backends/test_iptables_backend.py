@@ -409,6 +409,20 @@ def test_a_chain_that_others_refer_to_does_not_hold_back_its_service(
     assert cluster.state() == cluster.fresh()
 
 
+@ways
+def test_a_chain_that_could_not_be_deleted_is_counted_until_it_is(
+    variant: Variant, piece: int | None
+) -> None:
+    cluster = _cluster(variant, piece)
+    cluster.fake.edit(f"*nat\n:MINE - [0:0]\n-A MINE -j {SEP1}\nCOMMIT\n")
+    cluster.drop("ns1/svc1")
+    assert [cluster.sync().leftovers for _ in range(2)] == [1, 1]
+    cluster.fake.edit("*nat\n-F MINE\n-X MINE\nCOMMIT\n")
+    cluster.backend.retry()
+    assert cluster.sync().leftovers == 0
+    assert cluster.state() == cluster.fresh()
+
+
 class _OtherWords(WatchedXtables):
     """An iptables of another version: the same rules, told in another way."""
 

@@ -55,6 +55,7 @@ class Cluster:
         self.api = api
         self.kubeconfig = kubeconfig
         self.program: Kproxy | None = None
+        self.prefix: Sequence[str] = ()
         self._numbers = itertools.count(1)
         self._node_ports = itertools.count(30000)
         self._fences = itertools.count(1000)
@@ -85,7 +86,7 @@ class Cluster:
     def start(self, *flags: str) -> Kproxy:
         """Start kproxy (later flags win over the usual ones) and wait until packets obey it."""
         assert self.program is None or not self.program.running, "one kproxy is enough"
-        self.program = Kproxy(self.lab.node, self.command(*flags))
+        self.program = Kproxy(self.lab.node, self.command(*flags), self.prefix)
         self.settle()
         return self.program
 

@@ -89,6 +89,18 @@ class Traffic:
         self._stop.set()
         self._thread.join(DEADLINE)
 
+    def judge(self, target: Target, answer: Answer) -> None:
+        """Hear of every answer, on the traffic's thread."""
+
+    def between(self) -> None:
+        """Do something more each time all targets have been asked, on the traffic's thread."""
+
+    @property
+    def asked(self) -> int:
+        """How many requests have come to an end."""
+        with self._changed:
+            return self._answered
+
     def flow(self, rounds: int = 5) -> None:
         """Wait until every target has been asked this many times more."""
         with self._changed:
@@ -98,11 +110,13 @@ class Traffic:
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            for source, ip, port in self._targets:
+            for target in self._targets:
+                source, ip, port = target
                 try:
-                    self._lab.ask(source, ip, port, timeout=DEADLINE)
+                    self.judge(target, self._lab.ask(source, ip, port, timeout=DEADLINE))
                 except AskError as error:
                     self.failures.append(repr(error))
                 with self._changed:
                     self._answered += 1
                     self._changed.notify_all()
+            self.between()

@@ -1,12 +1,13 @@
 """The real kproxy as a child process inside the lab's node, and what it says on stderr."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kproxy.testing.lab import Namespace
@@ -20,12 +21,14 @@ _EVENT = re.compile(r"\bevent=(\S+)")
 
 
 class Kproxy:
-    """One running process; its log lines are kept, and everybody who waits wakes with each of them."""
+    """One running process; its log lines are kept, and everybody who waits wakes with each of them.
 
-    def __init__(self, node: Namespace, arguments: list[str]) -> None:
-        self._process = node.popen(
-            [sys.executable, "-m", "kproxy", *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+    `prefix` is a command that becomes the one after it, such as a `Room`.
+    """
+
+    def __init__(self, node: Namespace, arguments: Sequence[str], prefix: Sequence[str] = ()) -> None:
+        argv = [*prefix, sys.executable, "-m", "kproxy", *arguments]
+        self._process = node.popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="kproxy-log", daemon=True)
@@ -85,6 +88,11 @@ class Kproxy:
     def send(self, number: signal.Signals) -> None:
         """Send a signal that does not end it."""
         self._process.send_signal(number)
+
+    def close_log(self) -> None:
+        """Stop reading its log: whatever it writes from now on meets a broken pipe."""
+        assert self._process.stderr is not None
+        os.dup2(os.open(os.devnull, os.O_RDONLY), self._process.stderr.fileno())
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; the exit status."""

@@ -62,6 +62,7 @@ class IptablesBackend:
         self._kernel: KernelState | None = None
         self._settled = False
         self._kept: set[str] = set()
+        self._told: set[str] = set()
         self._seen_foreign = 0
         self._looked_again = False
 
@@ -132,7 +133,14 @@ class IptablesBackend:
                 self._kernel = None
             message = f"{error.kind}: {error.message}"
             return SyncReport(error=message, changes=dict(written), rules=dict(rules), full=full)
-        return SyncReport(dict(self._quarantine), None, dict(written), rules=dict(rules), full=full)
+        return SyncReport(
+            dict(self._quarantine),
+            None,
+            dict(written),
+            rules=dict(rules),
+            full=full,
+            leftovers=len(self._kept),
+        )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
@@ -277,8 +285,11 @@ class IptablesBackend:
 
         def give_up(chain: str, error: RestoreError) -> None:
             self._kept.add(chain)
-            log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=error.message)
+            if chain not in self._told:
+                self._told.add(chain)
+                log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=error.message)
 
+        self._told &= writer.kernel.stale
         stale = sorted(writer.kernel.stale - self._kept, key=names.referrers_first)
         size = len(stale) if self._piece is None else self._piece * 4
         for start in range(0, len(stale), size or 1):

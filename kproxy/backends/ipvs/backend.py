@@ -204,7 +204,7 @@ class IpvsBackend:
         keeper.tidy(written)
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
         failed = {**report.failed, **keeper.refused, **stuck}
-        return SyncReport(failed, rules=report.rules, full=report.full)
+        return SyncReport(failed, rules=report.rules, full=report.full, leftovers=report.leftovers)
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""

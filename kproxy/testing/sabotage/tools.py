@@ -1,0 +1,60 @@
+"""A directory of iptables programs that can be told to fail while somebody uses them."""
+
+import itertools
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from kproxy.testing.sabotage import stand_in
+from kproxy.testing.sabotage.stand_in import Deed
+
+NAMES = tuple(
+    "-".join(words)
+    for words in itertools.product(("iptables", "ip6tables"), ("nft", "legacy"), ("restore", "save"))
+)
+
+
+class BrokenTools:
+    """Stand-ins for the programs of both variants; see `Room` for how they get in the way."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        text = Path(stand_in.__file__).read_text(encoding="utf-8")
+        self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{text}"
+        self.bring_back()
+
+    def order(self, deed: Deed, *, chance: float = 1.0, programs: str = "restore", word: str = "") -> None:
+        """Have the runs that begin from now on go wrong.
+
+        `chance` of each, of the programs whose names end with `programs`, and only with `word` in the input.
+        """
+        new = self.directory / "order.new"
+        new.write_text(f"{deed}\t{chance}\t{programs}\t{word}", encoding="utf-8")
+        new.rename(self.directory / "order")
+
+    def behave(self) -> None:
+        """Withdraw the order."""
+        (self.directory / "order").unlink(missing_ok=True)
+
+    def take_away(self, programs: str = "restore") -> None:
+        """Remove the programs whose names end so, as an upgrade of the package does for a moment."""
+        for name in NAMES:
+            if name.endswith(programs):
+                (self.directory / name).unlink(missing_ok=True)
+
+    def bring_back(self) -> None:
+        """Put every program in its place."""
+        for name in NAMES:
+            new = self.directory / f"{name}.new"
+            new.write_text(self._script, encoding="utf-8")
+            new.chmod(0o755)
+            new.rename(self.directory / name)
+
+    @property
+    def done(self) -> Counter[str]:
+        """How many runs went wrong, by deed."""
+        journal = self.directory / "done"
+        lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+        return Counter(line.split()[1] for line in lines)

@@ -1,0 +1,91 @@
+"""Somebody else takes rules, sets, virtual servers or the device away: only what is mended may be told.
+
+While rules are missing, requests fail, and that is theirs; but none is delivered to somebody else's pod, and
+connections live on wherever the kernel still knows them.
+"""
+
+import pytest
+
+from tests.faults.site import Site
+from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES
+
+pytestmark = pytest.mark.root
+
+RULES: dict[str, tuple[list[list[str]], bool]] = {
+    "table nat flushed": ([["-t", "nat", "-F"]], False),
+    "table nat flushed while services change": ([["-t", "nat", "-F"]], True),
+    "table filter flushed": ([["-t", "filter", "-F"]], True),
+    "jumps deleted": ([["-t", "nat", "-D", "PREROUTING", "1"], ["-t", "nat", "-D", "OUTPUT", "1"]], False),
+    "all tables emptied": (
+        [["-t", table, command] for table in ("nat", "filter", "mangle") for command in ("-F", "-X")],
+        True,
+    ),
+}
+"""What is done, and whether services change at the same time."""
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+@pytest.mark.parametrize("name", RULES)
+def test_rules_taken_away(site: Site, name: str) -> None:
+    """Without any rule left, the kernel stops tracking connections, and all that were translated are cut."""
+    site.start()
+    commands, changes = RULES[name]
+    with site.ordeal(f"damage: {name}", refuses=True, cuts=name == "all tables emptied"):
+        for family in FAMILIES:
+            for arguments in commands:
+                site.cluster.iptables(family, *arguments)
+        if changes:
+            site.change()
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_chains_of_one_service_emptied(site: Site) -> None:
+    program = site.start()
+    with site.ordeal("damage: chains of a service emptied", refuses=True) as case:
+        for family in FAMILIES:
+            chains = {line.split()[1] for line in site.cluster.rules(family) if site.shop.key in line}
+            own = sorted(chain for chain in chains if chain.startswith(("KUBE-SVC-", "KUBE-SEP-")))
+            case.times = len(own)
+            since = program.mark()
+            for chain in own:
+                site.cluster.iptables(family, "-t", "nat", "-F", chain)
+            for chain in own:
+                program.wait_log("drift_found", chain, since=since)
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_others_write_all_the_time(site: Site) -> None:
+    """Rules of others come and go while services change: theirs stay, ours are right."""
+    site.start()
+    with site.ordeal("damage: others write all the time") as case:
+        case.times = 40
+        for number in range(case.times):
+            for family in FAMILIES:
+                site.cluster.iptables(family, "-t", "nat", "-N", f"OTHER-{number}")
+            site.change()
+        left = site.state()
+        for number in range(case.times):
+            for family in FAMILIES:
+                site.cluster.iptables(family, "-t", "nat", "-X", f"OTHER-{number}")
+    assert {f"IPv4 nat/OTHER-{number}" for number in range(case.times)} <= left.keys()
+
+
+VIRTUAL: dict[str, tuple[list[str], bool]] = {
+    "virtual servers cleared": (["ipvsadm", "-C"], True),
+    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], False),
+    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], False),
+    "sets flushed": (["ipset", "flush"], False),
+}
+
+
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
+    command, cuts = VIRTUAL[name]
+    program = site.start("--ipvs-sync-period", "1s")
+    with site.ordeal(f"damage: {name}", refuses=True, cuts=cuts):
+        since = program.mark()
+        site.cluster.lab.node.run(command)
+        site.change()
+        program.wait_log("drift_found", since=since)

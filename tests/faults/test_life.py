@@ -1,0 +1,126 @@
+"""kproxy is killed, stopped, started with another clock, on a full disk, without anybody to read its log."""
+
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kproxy.testing.lab.topology import UPLINK
+from kproxy.testing.sabotage import Room
+from tests.faults.site import Site
+from tests.packets.modes import MODES
+
+pytestmark = pytest.mark.root
+
+KILLS = int(os.environ.get("KPROXY_KILLS", "20"))
+LONGEST_LIFE = 1.2
+"""Seconds: from before the first sync until long after it."""
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str, indirect=True)
+def test_killed_at_random_moments(site: Site) -> None:
+    program = site.start()
+    chance = random.Random(9)
+    died = threading.Event()
+    with site.ordeal("life: SIGKILL at random moments") as case:
+        case.times = KILLS
+        for _ in range(KILLS):
+            killer = threading.Timer(chance.uniform(0, LONGEST_LIFE), os.kill, (program.pid, signal.SIGKILL))
+            killer.start()
+            while program.running:
+                site.change()
+                died.wait(0.005)
+            assert program.wait() == -signal.SIGKILL
+            program = site.start_again()
+        case.over(program)
+
+
+@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+def test_stopped_and_continued(site: Site) -> None:
+    """To the program, that is a clock that jumps ahead."""
+    program = site.start()
+    with site.ordeal("life: SIGSTOP, SIGCONT") as case:
+        case.times = 3
+        for _ in range(case.times):
+            os.kill(program.pid, signal.SIGSTOP)
+            site.change()
+            threading.Event().wait(1)
+            site.change()
+            os.kill(program.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+@pytest.mark.parametrize("years", [10, 0, -1], ids=["ahead", "as it is", "just booted"])
+def test_another_monotonic_clock(site: Site, years: int) -> None:
+    """A restart in a time namespace: as after a suspend of years, or in the first second after a boot."""
+    if not Path("/proc/self/ns/time").exists():
+        pytest.skip("this kernel has no time namespaces")
+    uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    clock = int(years * 365 * 86400 if years >= 0 else -uptime)
+    program = site.start()
+    with site.ordeal(f"life: restart with the clock {clock:+} s") as case:
+        program.end()
+        site.change()
+        again = site.start(room=Room(tools=site.tools.directory, clock=clock))
+        site.change()
+        case.over(again)
+
+
+@pytest.mark.parametrize("mode", MODES[:2], ids=str, indirect=True)
+@pytest.mark.parametrize("device", [False, True], ids=["disk", "disk and stderr"])
+def test_full_disk(site: Site, tmp_path: Path, *, device: bool) -> None:
+    room = Room(tools=site.tools.directory, full=tmp_path, stderr=Path("/dev/full") if device else None)
+    program = site.start(room=room)
+    with site.ordeal("life: disk full" + (", stderr too" if device else "")) as case:
+        for _ in range(5):
+            site.change()
+        site.cluster.settle()
+        case.times = 5
+    assert program.log == [] or not device
+
+
+@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+def test_nobody_reads_the_log(site: Site) -> None:
+    program = site.start()
+    with site.ordeal("life: log's reader gone"):
+        program.close_log()
+        for _ in range(5):
+            site.change()
+
+
+@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+def test_events_of_addresses_are_lost(site: Site) -> None:
+    """While kproxy is stopped, more addresses come and go than its socket can hold (ENOBUFS)."""
+    site.cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
+    program = site.start("--nodeport-addresses", "192.168.100.10/32,198.51.100.0/24,fd00:192:168:100::10/128")
+    lab, link = site.cluster.lab, UPLINK
+    flood = [
+        f"address {verb} 198.18.{n // 250}.{n % 250 + 1}/32 dev {link}"
+        for n in range(1000)
+        for verb in ("add", "del")
+    ]
+    flood.append(f"address add 198.51.100.7/32 dev {link}")
+    with site.ordeal("netlink: ENOBUFS for address events") as case:
+        case.times = len(flood)
+        os.kill(program.pid, signal.SIGSTOP)
+        lab.node.run(["ip", "-batch", "-"], stdin="\n".join(flood) + "\n")
+        lost = drops(program.pid)
+        site.change()
+        os.kill(program.pid, signal.SIGCONT)
+        program.until(
+            lambda: site.cluster.outcome(lab.node, "198.51.100.7", site.web.node_port) in site.ever["web"],
+            expected=True,
+        )
+    assert lost > 0
+    lab.node.run(["ip", "address", "del", "198.51.100.7/32", "dev", link])
+
+
+def drops(pid: int) -> int:
+    """Datagrams that the netlink sockets of a process' namespace were sent in vain (/proc/net/netlink)."""
+    lines = Path(f"/proc/{pid}/net/netlink").read_text(encoding="ascii").splitlines()
+    column = lines[0].split().index("Drops")
+    return sum(int(line.split()[column]) for line in lines[1:])

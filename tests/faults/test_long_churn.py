@@ -1,0 +1,20 @@
+"""The long churn, in short: many changes, restores that fail at random, and the state of a fresh sync."""
+
+import pytest
+
+from benchmarks.long_churn import DEEDS, Settings, run
+from kproxy.testing.lab import Lab
+
+pytestmark = pytest.mark.root
+
+
+def test_a_churn_with_failures_ends_as_a_fresh_sync() -> None:
+    if reasons := Lab.missing():
+        pytest.skip("; ".join(reasons))
+    outcome = run(Settings(seconds=6, services=50, endpoints=3, rate=100, failures=0.1), tell=lambda _: None)
+    assert outcome.differences == []
+    assert outcome.changes.total() == 600
+    assert outcome.failures.keys() <= set(DEEDS)
+    assert outcome.failures.total() > 0
+    assert outcome.chains > 50
+    assert outcome.growth < 8

@@ -1,0 +1,37 @@
+"""Faults that come back again and again leave nothing behind in memory."""
+
+import pytest
+
+from kproxy.testing.sabotage import Deed
+from tests.faults.site import Site, resident_mb
+from tests.packets.modes import MODES
+
+WARM_UP = 10
+ROUNDS = 30
+BOUND_MB = 2.0
+"""What resident memory may grow by over all rounds: 70 KB each, and none of it is expected."""
+
+pytestmark = [pytest.mark.root, pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)]
+
+
+def test_memory_is_flat(site: Site) -> None:
+    program = site.start()
+
+    def one_round() -> None:
+        since = program.mark()
+        site.tools.order(Deed.HALF, chance=0.5)
+        site.cluster.iptables(4, "-t", "nat", "-N", "SOMEBODY-ELSE")
+        site.cluster.iptables(4, "-t", "nat", "-X", "SOMEBODY-ELSE")
+        site.change()
+        site.tools.behave()
+        program.wait_log("synced", "family=IPv4", since=since)
+
+    with site.ordeal("memory: restores fail, others write") as case:
+        for _ in range(WARM_UP):
+            one_round()
+        before = resident_mb(program.pid)
+        for _ in range(ROUNDS):
+            one_round()
+        after = resident_mb(program.pid)
+        case.times = WARM_UP + ROUNDS
+    assert after - before <= BOUND_MB
