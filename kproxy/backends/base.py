@@ -30,8 +30,8 @@ class SyncReport(msgspec.Struct, frozen=True):
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
     `changes` counts what was written, by name of the object kind, and `rules` the iptables rules among it by
     table. `degraded` services work, but not in every respect as they were asked for; it says in which.
-    `leftovers` counts objects that nobody needs any more and the kernel would not let go: they harm nobody, and
-    are tried again. `full`: the kernel was read first, and all of it was compared with what is desired.
+    `leftovers` counts objects that nobody needs any more and the kernel would not let go: they harm nobody,
+    and are tried again. `full`: the kernel was read first, and all of it was compared with what is desired.
     """
 
     failed: Mapping[str, str] = {}
