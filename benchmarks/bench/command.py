@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.bench.contenders import Contender, contenders
-from benchmarks.bench.report import show
+from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import Row, machine
 from benchmarks.bench.scenarios import Plan
 
@@ -61,6 +61,7 @@ def run(order: Order) -> int:
         rows.append(row)
         text = json.dumps({"machine": told, "command": sys.argv[1:], "rows": rows}, indent=1)
         (order.output / "results.json").write_text(text)
+    (order.output / "table.md").write_text(markdown(rows))
     show(rows, console)
     files = draw_plots(rows, order.output)
     console.print(f"{order.output / 'results.json'}" + "".join(f"\n{file}" for file in files))

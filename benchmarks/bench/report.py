@@ -33,6 +33,16 @@ def show(rows: Sequence[Row], console: Console) -> None:
             console.print(f"[bold red]{row['contender']} {row['mode']} {_size(row)}:[/] {row['gave_up']}")
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The figures as a table of a README: a line for each contender and size."""
+    shown = [figure for figure in FIGURES if any(figure.of(row) is not None for row in rows)]
+    lines = ["| | " + " | ".join(figure.title for figure in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for row in rows:
+        name = f"{row['contender']} {row['mode']} {_size(row)}"
+        lines.append(f"| {name} | " + " | ".join(_number(figure.of(row)) for figure in shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _size(row: Row) -> str:
     return f"{row['plan']['services']} x {row['plan']['endpoints']}"
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks.bench.plots import draw
-from benchmarks.bench.report import show
+from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
 from benchmarks.cluster import pods
 from kproxy.cli.main import main
@@ -48,7 +48,7 @@ def test_every_figure_is_measured_for_kproxy_and_for_a_peer(tmp_path: Path) -> N
         assert each["result"]["churn_changes"] == 10
     assert "how many times better kproxy is" in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {
-        "results.json", "latency.png", "latency.svg", "churn.png", "churn.svg", "phases.png", "phases.svg",
+        "results.json", "table.md", "latency.png", "latency.svg", "churn.png", "churn.svg", "phases.png", "phases.svg",
     }  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def test_a_contender_that_gave_up_early_is_shown_and_drawn(tmp_path: Path) -> No
     rows = [row("kproxy", cold_start_ms=[200.0], churn_ms=[1.0, 2.0]), {**row("peer"), "gave_up": "it ended"}]
     console = Console(record=True, width=120, file=Path(os.devnull).open("w"))  # noqa: SIM115
     show(rows, console)
+    assert "| peer nft 10 x 5 | - |" in markdown(rows)
     told = console.export_text()
     assert "peer nft 10 x 5: it ended" in told
     assert "200" in told
