@@ -210,9 +210,7 @@ class Site:
             if rules or chain.partition("/")[2] not in _BUILT_IN
         }
         if Capability.VIRTUAL_SERVERS in self.cluster.mode.capabilities:
-            found["virtual servers"] = sorted(inside.run(["ipvsadm", "-Sn"]).stdout.splitlines())
-            found["sets"] = sorted(_SIZES.sub("", inside.run(["ipset", "save"]).stdout).splitlines())
-            found["addresses"] = sorted(_addresses(inside).get("kube-ipvs0", ()))
+            found |= _virtual(inside)
         return found
 
     def fresh(self) -> dict[str, list[str]]:
@@ -232,6 +230,33 @@ class Site:
             fresh.write_manifests(self.cluster.api, Path(directory))
             fresh.sync_once(place, Path(directory), arguments)
             return self.state(place)
+
+
+def _virtual(place: Namespace) -> dict[str, list[str]]:
+    """Virtual servers, sets and addresses, without what only drains: a fresh sync has nothing to drain."""
+    lines = [line.split() for line in place.run(["ipvsadm", "-Sn"]).stdout.splitlines()]
+    targets = {(words[2], words[-1]) for words in lines if words[0] == "-a"}
+    ending = {server for server, _ in targets} - {server for server, weight in targets if weight != "0"}
+    draining = {server.rpartition(":")[::2] for server in ending}
+    entries = [
+        line
+        for line in _SIZES.sub("", place.run(["ipset", "save"]).stdout).splitlines()
+        if not any(f"{ip.strip('[]')},tcp:{port}" in line.split()[2:] for ip, port in draining)
+    ]
+    staying = {words[2].rpartition(":")[0] for words in lines if words[2] not in ending}
+    ips = {ip.strip("[]") for ip, _ in draining if ip not in staying}
+    kept = [
+        words for words in lines if words[2] not in ending and not (words[0] == "-a" and words[-1] == "0")
+    ]
+    return {
+        "virtual servers": sorted(" ".join(words) for words in kept),
+        "sets": sorted(entries),
+        "addresses": sorted(
+            address
+            for address in _addresses(place).get("kube-ipvs0", ())
+            if address.partition("/")[0] not in ips
+        ),
+    }
 
 
 def _addresses(place: Namespace) -> dict[str, list[str]]:
