@@ -192,12 +192,13 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
     since = program.mark()
     loser = spare.publish([pod], externalIPs=[address])
     program.wait_log("object_problem", loser.key, since=since)
+    # Packets obey, and problems are told, a little before the sync that they are of has ended.
+    program.until(lambda: status(spare)["pending"], {"services": 0, "endpoints": 0, "oldestSeconds": None})
     found = status(spare)
     assert found["mode"] == get(spare, "/proxyMode")[1].decode()
     assert [(each["object"], each["field"]) for each in found["problems"]] == [
         (f"Service {loser.key}", "spec.externalIPs")
     ]
-    assert found["pending"] == {"services": 0, "endpoints": 0, "oldestSeconds": None}
     assert {watch["kind"] for watch in found["watches"] if watch["synced"]} == {
         "Service",
         "EndpointSlice",
