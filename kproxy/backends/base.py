@@ -30,7 +30,8 @@ class SyncReport(msgspec.Struct, frozen=True):
     `error` is set if the sync as a whole could not be done: then nothing is known of any service.
     `changes` counts what was written, by name of the object kind, and `rules` the iptables rules among it by
     table. `degraded` services work, but not in every respect as they were asked for; it says in which.
-    `full`: the kernel was read first, and all of it was compared with what is desired.
+    `full`: the kernel was read first, and all of it was compared with what is desired. `kept` objects should
+    have gone, but the kernel would not let them.
     """
 
     failed: Mapping[str, str] = {}
@@ -39,6 +40,7 @@ class SyncReport(msgspec.Struct, frozen=True):
     degraded: Mapping[str, str] = {}
     rules: Mapping[str, int] = {}
     full: bool = False
+    kept: int = 0
 
 
 class PortTraffic(msgspec.Struct, frozen=True, gc=False):
@@ -56,10 +58,14 @@ class PortTraffic(msgspec.Struct, frozen=True, gc=False):
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """What one family's kernel holds: traffic per service port, iptables rules of ours per table."""
+    """What one family's kernel holds of ours.
+
+    Traffic per service port, iptables rules per table, and objects of nftables by kind.
+    """
 
     traffic: tuple[PortTraffic, ...] = ()
     rules: Mapping[str, int] = {}
+    objects: Mapping[str, int] = {}
 
 
 class MeasureError(Exception):

@@ -27,7 +27,7 @@ def nft(cluster: Cluster, *words: str) -> str:
 
 def contents(cluster: Cluster, table: str) -> list[str]:
     """Everything in a table, in an order that does not depend on the kernel's hashing."""
-    listing = cluster.lab.node.run(["nft", "-nn", f"list table {table}"], check=False).stdout
+    listing = cluster.lab.node.run(["nft", "-nn", "-s", f"list table {table}"], check=False).stdout
     return sorted(part.strip(" \t}") for part in re.split(r"[\n,]|elements = \{", listing))
 
 
