@@ -68,7 +68,7 @@ def _objects(inbox: Inbox, reporter: Reporter) -> Iterator[Sample]:
 
 
 class _Kernel:
-    """Rules, objects, traffic of all families; traffic that took t s to read is kept TRAFFIC_SHARE times t."""
+    """Rules, objects, traffic of families; traffic that took t s to read is kept TRAFFIC_SHARE times t."""
 
     def __init__(self, mode: Callable[[], Mode], service_limit: int, clock: Callable[[], float]) -> None:
         self._mode = mode

@@ -55,6 +55,7 @@ class NftablesBackend:
         self._sweep = False
         self._seen_foreign = 0
         self._looked_again = False
+        self._immovable = 0
         self._traffic = Traffic()
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
@@ -86,7 +87,7 @@ class NftablesBackend:
         """Bring the kernel to the desired state, writing only what differs."""
         written: Counter[str] = Counter()
         self._looked_again = False
-        full, kept = self._table is None, len(self._kept)
+        full, self._immovable = self._table is None, 0
         try:
             try:
                 self._write(written)
@@ -101,7 +102,7 @@ class NftablesBackend:
             dict(self._quarantine),
             changes=_nonzero(written),
             full=full,
-            kept=max(0, len(self._kept) - kept),
+            kept=self._immovable,
         )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
@@ -295,6 +296,7 @@ class NftablesBackend:
 
         def keep(name: str, error: NftError) -> None:
             self._kept.add(name)
+            self._immovable += 1
             log.info("chain_kept", family=self.family.value, chain=name, reason=error.message)
 
         # What leads to others goes first, so that one that must stay holds back only what it leads to.
