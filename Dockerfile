@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Two stages: what builds stays behind, and the image holds kproxy, its virtual environment and iptables.
+# Two stages: what builds stays behind, and the image holds kproxy, its virtual environment, iptables and nft.
 ARG PYTHON=3.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
@@ -12,9 +12,9 @@ RUN python -m venv /opt/kproxy \
  && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
 
 FROM python:${PYTHON}
-# iptables brings both variants; kmod and procps are for the init containers.
+# iptables brings both variants, nftables is for the mode of that name; kmod and procps are for the init containers.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends iptables kmod procps \
+ && apt-get install -y --no-install-recommends iptables nftables kmod procps \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/kproxy /opt/kproxy
 ENV PATH=/opt/kproxy/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

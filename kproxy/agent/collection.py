@@ -68,7 +68,7 @@ def _objects(inbox: Inbox, reporter: Reporter) -> Iterator[Sample]:
 
 
 class _Kernel:
-    """Rules and traffic of all families; traffic that took t s to read is kept for TRAFFIC_SHARE times t."""
+    """Rules, objects, traffic of families; traffic that took t s to read is kept TRAFFIC_SHARE times t."""
 
     def __init__(self, mode: Callable[[], Mode], service_limit: int, clock: Callable[[], float]) -> None:
         self._mode = mode
@@ -93,6 +93,10 @@ class _Kernel:
             found += [
                 Sample(series.RULES, (table, family.value), measured.rules.get(table, 0))
                 for table in ("nat", "filter")
+            ]
+            found += [
+                Sample(series.NFTABLES_OBJECTS, (kind, family.value), count)
+                for kind, count in measured.objects.items()
             ]
             found += self._traffic.get(family, ())
         if due:

@@ -13,6 +13,7 @@ from kproxy.agent.iptables_mode import IptablesMode, allow_localhost_node_ports
 from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, ModeUnavailable, NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode
+from kproxy.agent.peer_tables import warn_of_peer_tables
 from kproxy.backends.ipvs.keeper import KernelHandles
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
@@ -29,6 +30,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 def make_mode(config: ProxyConfig) -> Mode:
     """Probe the kernel for the mode that is set. Raises ModeUnavailable."""
+    warn_of_peer_tables()
     handles = ipvs_handles()
     departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     if config.proxy_mode == "nftables":

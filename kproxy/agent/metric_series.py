@@ -211,6 +211,12 @@ DRIFT_REPAIRED = _counter("kproxy_drift_repaired_total", _FAMILY, "Those of them
 WRITES = _counter(
     "kproxy_sync_writes_total", ("ip_family", "object"), "What syncs wrote: rules, chains, messages, ..."
 )
+NFTABLES_OBJECTS = _gauge(
+    "kproxy_nftables_objects",
+    ("object", "ip_family"),
+    "Elements of maps and sets, and chains, that the kernel holds of ours.",
+    ("nftables",),
+)
 OLDEST_PENDING = _gauge(
     "kproxy_oldest_pending_change_seconds", (), "Age of the oldest change that is not applied; 0: none."
 )
@@ -224,12 +230,12 @@ CONNECTIONS = _counter("kproxy_service_connections_total", _PORT, "Connections t
 PACKETS = _counter(
     "kproxy_service_packets_total",
     (*_PORT, "direction"),
-    "Packets of a service port; in iptables mode, the first ones of its connections.",
+    "Packets of a service port; in iptables and nftables mode, the first ones of its connections.",
 )
 BYTES = _counter(
     "kproxy_service_bytes_total",
     (*_PORT, "direction"),
-    "Bytes of a service port; in iptables mode, of the first packets of its connections.",
+    "Bytes of a service port; in iptables and nftables mode, of the first packets of its connections.",
 )
 OMITTED = _gauge(
     "kproxy_service_ports_omitted",

@@ -8,7 +8,7 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.mode import NoFamilyUsable
 from kproxy.agent.node import FamilyFacts
 from kproxy.agent.rules_removal import remove_rules
-from kproxy.backends.base import Backend, Measurement
+from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
@@ -47,9 +47,14 @@ class NftablesMode:
         self._config = config
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
-        """Nothing that the kernel would have to be asked for: plain services have no rules of their own."""
-        del family, traffic
-        return Measurement()
+        """Count objects as the backend knows them, and traffic as the kernel does."""
+        backend = self._backends.get(family)
+        if backend is None:
+            return Measurement()
+        try:
+            return Measurement(backend.traffic() if traffic else (), objects=backend.objects())
+        except NftError as error:
+            raise MeasureError(error.message) from error
 
     def settled(self) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""

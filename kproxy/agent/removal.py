@@ -7,6 +7,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.agent.departure import Departure
 from kproxy.agent.factory import ipvs_handles
+from kproxy.agent.peer_tables import warn_of_peer_tables
 from kproxy.agent.rules_removal import remove_rules
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.iptables import names
@@ -19,10 +20,12 @@ def remove_everything(*, peer: bool = False) -> bool:
     """Remove what is there; False if anything could not be removed (each failure is logged).
 
     kube-proxy's iptables and IPVS modes write the chains, sets and device that kproxy knows as its own; with
-    `peer`, the tables of its nftables mode go too.
+    `peer`, the tables of its nftables mode go too; without, they are named and stay.
 
     Virtual servers go first, as long as the sets tell which are ours; the sets last, when no rule names them.
     """
+    if not peer:
+        warn_of_peer_tables()
     ipvs = Departure(ipvs_handles(), 0, (), time.monotonic)
     cleared = ipvs.clear()
     clean = remove_tables() and cleared

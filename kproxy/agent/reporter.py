@@ -79,6 +79,8 @@ class Reporter:
             metrics.add(series.WRITES, name, kind, amount=count)
         for table in ("nat", "filter"):
             metrics.set(series.RULES_LAST, table, name, value=report.rules.get(table, 0))
+        if report.leftovers:
+            metrics.add(series.NFTABLES_CLEANUP_FAILURES, name)
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             new = [key for key, reason in report.failed.items() if self._is_new(record, key, reason)]
@@ -89,6 +91,7 @@ class Reporter:
                 self._succeeded(record, family, report, plans, now)
         if report.error is not None or new or (retried and report.failed):
             metrics.add(series.RESTORE_FAILURES, name)
+            metrics.add(series.NFTABLES_SYNC_FAILURES, name)
             if not report.full:
                 metrics.add(series.PARTIAL_RESTORE_FAILURES, name)
         for key in new if report.error is None else ():

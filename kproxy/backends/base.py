@@ -58,10 +58,14 @@ class PortTraffic(msgspec.Struct, frozen=True, gc=False):
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """What one family's kernel holds: traffic per service port, iptables rules of ours per table."""
+    """What one family's kernel holds of ours.
+
+    Traffic per service port, iptables rules per table, and objects of nftables by kind.
+    """
 
     traffic: tuple[PortTraffic, ...] = ()
     rules: Mapping[str, int] = {}
+    objects: Mapping[str, int] = {}
 
 
 class MeasureError(Exception):

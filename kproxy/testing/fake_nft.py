@@ -26,11 +26,33 @@ _LOOKUP = re.compile(r"@(\S+)")
 
 @dataclass
 class FakeContainer:
-    """A map (`kind` map) or set, its declaration, and its elements: key -> value, "" in sets."""
+    """A map (`kind` map) or set, its declaration, and its elements: key -> value, "" in sets.
+
+    `counts`: key -> (packets, bytes), where the declaration has elements counted.
+    """
 
     kind: str
     declaration: str
     elements: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def listed(self, name: str, *, terse: bool = False, counts: bool = False) -> list[str]:
+        """The lines of a listing."""
+        lines = [f"\t{self.kind} {name} {{", f"\t\t{self.declaration}"]
+        if self.elements and not terse:
+            shown = [
+                f"{k}{self._counted(k, counts=counts)} : {v}" if v else k for k, v in self.elements.items()
+            ]
+            lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
+        return [*lines, "\t}"]
+
+    def _counted(self, key: str, *, counts: bool) -> str:
+        if "counter" not in self.declaration:
+            return ""
+        if not counts:
+            return " counter"
+        packets, octets = self.counts.get(key, (0, 0))
+        return f" counter packets {packets} bytes {octets}"
 
 
 @dataclass
@@ -99,15 +121,23 @@ class FakeNft:
             return None
         lines = [f"table {TABLE_FAMILY[family]} {table} {{"]
         for name, container in known.containers.items():
-            lines += [f"\t{container.kind} {name} {{", f"\t\t{container.declaration}"]
-            if container.elements and not terse:
-                shown = [f"{k} : {v}" if v else k for k, v in container.elements.items()]
-                lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
-            lines += ["\t}", ""]
+            lines += [*container.listed(name, terse=terse), ""]
         for name, (hook, rules) in known.chains.items():
             lines += [f"\tchain {name} {{", *([f"\t\t{hook} policy accept;"] if hook else [])]
             lines += [*(f"\t\t{rule}" for rule in rules), "\t}", ""]
         return "\n".join([*lines[:-1], "}", ""])
+
+    def map_listing(self, family: Family, table: str, name: str) -> str | None:
+        """See Nft.map_listing."""
+        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
+        if known is None or name not in known.containers:
+            return None
+        lines = known.containers[name].listed(name, counts=True)
+        return "\n".join([f"table {TABLE_FAMILY[family]} {table} {{", *lines, "}", ""])
+
+    def table_names(self) -> tuple[str, ...]:
+        """See Nft.table_names."""
+        return tuple(self.tables)
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
@@ -196,6 +226,7 @@ def _elements(table: FakeTable, line: str, verb: str, name: str, rest: str) -> N
             if key not in container.elements:
                 raise _refused(element, "No such file or directory")
             del container.elements[key]
+            container.counts.pop(key, None)
             continue
         if container.elements.get(key, value) != value or _overlaps(container, key):
             raise _refused(element, "File exists")

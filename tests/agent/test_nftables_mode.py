@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+import structlog.testing
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
@@ -12,8 +13,13 @@ from kproxy.agent.factory import ipvs_handles
 from kproxy.agent.mode import NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode, nftables_config
 from kproxy.agent.node import needs_interfaces, node_facts
+from kproxy.agent.peer_tables import warn_of_peer_tables
+from kproxy.backends.base import MeasureError, Measurement, PortTraffic
+from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.state.wire import Node
-from kproxy.testing.fake_nft import FakeNft
+from kproxy.testing.fake_nft import FakeNft, FakeTable
+from tests import builders
+from tests.builders import plan_of
 
 CONFIG = ProxyConfig(node_name="node1", proxy_mode="nftables")
 ADDRESSES = ("127.0.0.1", "192.168.0.2", "192.168.0.3", "::1", "fe80::1", "fd00:168::2")
@@ -50,6 +56,54 @@ def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
         make(fake)
     assert set(caught.value.reasons) == set(Family)
     assert "--proxy-mode nftables: told to refuse: add set ip kproxy-probe source-ranges" in str(caught.value)
+
+
+class Busy(FakeNft):
+    """Lists no map once it is `busy`."""
+
+    busy = False
+
+    def map_listing(self, family: Family, table: str, name: str) -> str | None:
+        if self.busy:
+            raise NftError(NftFailure.INTERRUPTED, "nft took too long")
+        return super().map_listing(family, table, name)
+
+
+def test_what_a_family_holds_is_measured_and_a_refusal_is_no_measurement() -> None:
+    fake = Busy()
+    mode = make(fake)
+    facts = node_facts(CONFIG, NODE, ADDRESSES)
+    assert facts is not None
+    assert mode.measure(Family.IPV4, traffic=True) == Measurement()
+    backend = mode.configure(Family.IPV4, facts.families[Family.IPV4])
+    backend.update([plan_of(builders.service(), builders.endpoint_slice("10.1.0.1"))])
+    backend.sync()
+    chains = len(fake.table(Family.IPV4).chains)
+    fake.table(Family.IPV4).containers["services"].counts["10.96.0.1 . 6 . 80"] = 3, 180
+    objects = {"elements": 4, "chains": chains}
+    assert mode.measure(Family.IPV4, traffic=False) == Measurement(objects=objects)
+    counted = PortTraffic("ns1/svc1:p80", "TCP", 3, (3, 180))
+    assert mode.measure(Family.IPV4, traffic=True) == Measurement((counted,), objects=objects)
+    fake.busy = True
+    with pytest.raises(MeasureError, match="too long"):
+        mode.measure(Family.IPV4, traffic=True)
+
+
+@pytest.mark.parametrize(
+    ("tables", "warned"),
+    [
+        ({}, []),
+        ({"ip kproxy": FakeTable(), "inet kube-proxy": FakeTable()}, []),
+        ({"ip6 kube-proxy": FakeTable(), "ip kube-proxy": FakeTable()}, ["ip kube-proxy", "ip6 kube-proxy"]),
+    ],
+    ids=["none", "others", "both"],
+)
+def test_tables_of_kube_proxy_are_named(tables: dict[str, FakeTable], warned: list[str]) -> None:
+    fake = FakeNft()
+    fake.tables = tables
+    with structlog.testing.capture_logs() as logs:
+        warn_of_peer_tables(fake)
+    assert [each["tables"] for each in logs] == ([warned] if warned else [])
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,17 @@ def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(worl
     assert world.reporter.family_status()[IPV4].quarantined == []
 
 
+def test_failures_count_for_nftables_too_and_so_does_what_could_not_be_deleted(world: World) -> None:
+    world.sync(error="refused: table is busy")
+    world.sync(failed={"ns/a": "File exists"})
+    world.sync(failed={"ns/a": "File exists"})
+    assert world.value(series.NFTABLES_SYNC_FAILURES, "IPv4") == 2
+    assert world.value(series.NFTABLES_CLEANUP_FAILURES, "IPv4") == 0
+    world.sync(leftovers=2)
+    world.sync()
+    assert world.value(series.NFTABLES_CLEANUP_FAILURES, "IPv4") == 1
+
+
 def test_what_belongs_to_no_service_is_in_the_status_and_no_event(world: World) -> None:
     world.sync(failed={"(virtual server TCP 10.0.0.1:80)": "device busy"})
     assert len(world.reporter.family_status()[IPV4].quarantined) == 1

@@ -277,7 +277,7 @@ def _through_the_kernel(family: Family) -> None:
     subprocess.run(["nft", "-f", "-"], input=printed, text=True, check=True)
     table = f"{'ip6' if family is Family.IPV6 else 'ip'} kproxy"
     listed = subprocess.run(
-        ["nft", "-nn", f"list table {table}"], capture_output=True, text=True, check=True
+        ["nft", "-nn", "-s", f"list table {table}"], capture_output=True, text=True, check=True
     ).stdout
     wanted = [line for line in printed.splitlines() if line.startswith("add element ")]
     found = [

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.root
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 
 
-def once(variant: str, *capabilities: str) -> subprocess.CompletedProcess[str]:
+def once(flags: tuple[str, ...], *capabilities: str) -> subprocess.CompletedProcess[str]:
     """One sync in a fresh network namespace, as root with these capabilities only."""
     kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
     kproxy = [sys.executable, "-m", "kproxy", "run", "--once", "--manifests", str(EXAMPLES)]
@@ -23,7 +23,7 @@ def once(variant: str, *capabilities: str) -> subprocess.CompletedProcess[str]:
             *("unshare", "--net", "setpriv", f"--bounding-set={kept}", "--inh-caps=-all"),
             *kproxy,
             *("--hostname-override", "node-a", "--cluster-cidr", "10.244.0.0/16"),
-            *("--iptables-variant", variant),
+            *flags,
         ],
         capture_output=True,
         text=True,
@@ -42,16 +42,20 @@ def _possible() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "capabilities", "status"),
+    ("mode", "capabilities", "status"),
     [
         ("nft", ("NET_ADMIN", "NET_RAW"), 0),
         ("legacy", ("NET_ADMIN", "NET_RAW"), 0),
+        ("nftables", ("NET_ADMIN", "NET_RAW"), 0),
         ("nft", ("NET_ADMIN",), 0),
         ("legacy", ("NET_ADMIN",), 1),
+        ("nftables", ("NET_ADMIN",), 0),
         ("nft", ("NET_RAW",), 1),
+        ("nftables", ("NET_RAW",), 1),
     ],
 )
-def test_these_capabilities_decide(variant: str, capabilities: tuple[str, ...], status: int) -> None:
-    done = once(variant, *capabilities)
+def test_these_capabilities_decide(mode: str, capabilities: tuple[str, ...], status: int) -> None:
+    flags = ("--proxy-mode", mode) if mode == "nftables" else ("--iptables-variant", mode)
+    done = once(flags, *capabilities)
     assert done.returncode == status, done.stderr
     assert ("event=synced" in done.stderr) == (status == 0)

@@ -25,7 +25,7 @@ from tests.manifests.openapi import documents, load, problems
 from tests.sources.recording import RecordingSink
 
 ROOT = Path(__file__).parents[2] / "manifests"
-OVERLAYS = ("iptables", "ipvs")
+OVERLAYS = ("iptables", "ipvs", "nftables")
 MONITORING = ROOT / "components" / "monitoring"
 OBJECTS = sorted(
     path

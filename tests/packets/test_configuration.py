@@ -21,12 +21,16 @@ KUBEADM = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
 
 
 class File:
-    """kubeadm's file with what this cluster needs in it, written anew as a whole."""
+    """kubeadm's file with what this cluster needs in it, written anew as a whole.
+
+    `masquerading` is the section whose masqueradeAll and masqueradeBit count in the cluster's mode.
+    """
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         self.path = path
         self._document: dict[str, Any] = yaml.safe_load(KUBEADM.read_text())
         modes = dict(zip(cluster.mode.arguments, cluster.mode.arguments[1:], strict=False))
+        self.masquerading = "nftables" if modes.get("--proxy-mode") == "nftables" else "iptables"
         self._document["clientConnection"]["kubeconfig"] = str(cluster.kubeconfig)
         self._document["clusterCIDR"] = CLUSTER_CIDRS
         self._document["mode"] = modes.get("--proxy-mode", "")
@@ -60,6 +64,15 @@ def start(cluster: Cluster, file: File) -> Kproxy:
     return cluster.start("--config", str(file.path))
 
 
+def written(cluster: Cluster) -> list[str]:
+    """What the node has of kproxy: rules of iptables, tables of nftables."""
+    found = [rule for family in FAMILIES for rule in cluster.rules(family) if "KUBE-" in rule]
+    if Capability.NFTABLES in cluster.mode.capabilities:
+        tables = cluster.lab.node.run(["nft", "list", "tables"]).stdout.splitlines()
+        found += [table for table in tables if table.endswith(" kproxy")]
+    return found
+
+
 def test_a_file_as_kubeadm_writes_it_programs_the_node(spare: Cluster, file: File) -> None:
     program = start(spare, file)
     pods = spare.lab.pods[:2]
@@ -87,8 +100,8 @@ def test_settings_change_under_traffic(spare: Cluster, file: File) -> None:
     hidden = {family: spare.as_node(pods, family) for family in FAMILIES}
     for wanted, expected in ((True, hidden), (False, own)):
         mark = program.mark()
-        file.set(iptables={"masqueradeAll": wanted})
-        program.wait_log("configuration_reloaded", "iptables.masqueradeAll", since=mark)
+        file.set(**{file.masquerading: {"masqueradeAll": wanted}})
+        program.wait_log("configuration_reloaded", f"{file.masquerading}.masqueradeAll", since=mark)
         for family in FAMILIES:
             program.until(lambda family=family: sources(family), expected[family])  # type: ignore[misc]
 
@@ -103,13 +116,19 @@ def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> N
         return [spare.outcome(client, ip, service.node_port) for ip in (*NODE_IP4, *NODE_IP6)]
 
     everywhere = [pod.name] * len((*NODE_IP4, *NODE_IP6))
-    assert outcomes() == everywhere
+    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
+    by_default = primary if Capability.NFTABLES in spare.mode.capabilities else everywhere
+    assert outcomes() == by_default
+    file.set(nodePortAddresses=["0.0.0.0/0", "::/0"])
+    program.send(signal.SIGHUP)
+    program.until(outcomes, everywhere)
     file.set(nodePortAddresses=["primary"])
     program.send(signal.SIGHUP)
-    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
     program.until(outcomes, primary)
-    file.set(nodePortAddresses=None)
+    file.set(nodePortAddresses=["0.0.0.0/0", "::/0"])
     program.until(outcomes, everywhere)
+    file.set(nodePortAddresses=None)
+    program.until(outcomes, by_default)
 
 
 @pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)
@@ -127,7 +146,7 @@ def test_the_mark_and_the_way_to_tell_pods_change_under_traffic(spare: Cluster, 
     asker, *pods = spare.lab.pods[:4]
     service = spare.publish(pods)
     for changes in (
-        {"iptables": {"masqueradeBit": 20}},
+        {file.masquerading: {"masqueradeBit": 20}},
         {"detectLocalMode": "NodeCIDR"},
         {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "mynet"}},
         {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "mynet0"}},
@@ -214,17 +233,17 @@ def test_preparing_sets_kernel_parameters_and_writes_no_rules(spare: Cluster, fi
     node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 60)
     node.run([sys.executable, "-m", "kproxy", "run", "--config", str(file.path), "--init-only"])
     assert node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait") == "3600"
-    if spare.mode.name != "ipvs":
-        assert node.sysctl("net.ipv4.conf.all.route_localnet") == "1"
-    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+    localhost = Capability.LOCALHOST_NODE_PORTS in spare.mode.capabilities
+    assert node.sysctl("net.ipv4.conf.all.route_localnet") == ("1" if localhost else "0")
+    assert written(spare) == []
 
 
 def test_the_flag_cleanup_is_the_command(spare: Cluster, file: File) -> None:
     start(spare, file)
     spare.stop()
-    assert [rule for rule in spare.rules(4) if "KUBE-" in rule]
+    assert written(spare) != []
     spare.lab.node.run([sys.executable, "-m", "kproxy", "run", "--cleanup"])
-    assert not [rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-" in rule]
+    assert written(spare) == []
 
 
 def test_a_taken_health_port_leaves_the_rules_alone_unless_the_file_says_so(

@@ -153,6 +153,33 @@ def test_series_of_services_are_bounded_to_the_busiest(spare: Cluster) -> None:
     assert value(scrape(spare), "kproxy_service_ports_omitted", ip_family="IPv4") >= 1
 
 
+@pytest.mark.needs(Capability.NFTABLES)
+def test_elements_and_chains_in_the_kernel_are_counted(spare: Cluster) -> None:
+    spare.start()
+    spare.publish(spare.lab.local_pods)
+
+    def in_kernel() -> dict[tuple[str, str], int]:
+        counts = {}
+        for family in FAMILIES:
+            table = ("ip", "ip6")[FAMILIES.index(family)]
+            listed = spare.lab.node.run(["nft", "-j", "list", "table", table, "kproxy"]).stdout
+            objects = json.loads(listed)["nftables"]
+            counts["chains", FAMILY_NAMES[family]] = sum("chain" in each for each in objects)
+            filled = [each.get("map") or each.get("set") or {} for each in objects]
+            counts["elements", FAMILY_NAMES[family]] = sum(len(each.get("elem", ())) for each in filled)
+        return counts
+
+    def told() -> dict[tuple[str, str], float]:
+        found = scrape(spare)
+        return {
+            (kind, family): value(found, "kproxy_nftables_objects", object=kind, ip_family=family)
+            for kind, family in in_kernel()
+        }
+
+    assert min(in_kernel().values()) > 0
+    spare.running.until(lambda: told() == in_kernel(), expected=True)
+
+
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
 def test_the_rules_in_the_kernel_are_counted(spare: Cluster) -> None:
     spare.start()
@@ -192,12 +219,13 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
     since = program.mark()
     loser = spare.publish([pod], externalIPs=[address])
     program.wait_log("object_problem", loser.key, since=since)
+    # Packets obey, and problems are told, a little before the sync that they are of has ended.
+    program.until(lambda: status(spare)["pending"], {"services": 0, "endpoints": 0, "oldestSeconds": None})
     found = status(spare)
     assert found["mode"] == get(spare, "/proxyMode")[1].decode()
     assert [(each["object"], each["field"]) for each in found["problems"]] == [
         (f"Service {loser.key}", "spec.externalIPs")
     ]
-    assert found["pending"] == {"services": 0, "endpoints": 0, "oldestSeconds": None}
     assert {watch["kind"] for watch in found["watches"] if watch["synced"]} == {
         "Service",
         "EndpointSlice",

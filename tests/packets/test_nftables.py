@@ -27,7 +27,7 @@ def nft(cluster: Cluster, *words: str) -> str:
 
 def contents(cluster: Cluster, table: str) -> list[str]:
     """Everything in a table, in an order that does not depend on the kernel's hashing."""
-    listing = cluster.lab.node.run(["nft", "-nn", f"list table {table}"], check=False).stdout
+    listing = cluster.lab.node.run(["nft", "-nn", "-s", f"list table {table}"], check=False).stdout
     return sorted(part.strip(" \t}") for part in re.split(r"[\n,]|elements = \{", listing))
 
 
@@ -107,6 +107,23 @@ def test_cleanup_takes_its_tables_away_and_nobody_elses(spare: Cluster) -> None:
     assert nft(spare, "list table ip foreign") == before
     assert spare.outcome(spare.lab.client, service.ip(4), 80) == "Unreachable"
     nft(spare, "delete table ip foreign")
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_what_kube_proxy_left_in_nftables_is_named_and_stays(spare: Cluster, flags: tuple[str, ...]) -> None:
+    nft(spare, "add table ip kube-proxy; add chain ip kube-proxy services")
+    try:
+        program = spare.start(*flags)
+        assert "['ip kube-proxy']" in program.wait_log("peer_tables_found")
+        pods = spare.lab.local_pods[:1]
+        service = spare.publish(pods)
+        assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
+        spare.stop()
+        cleaned = spare.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
+        assert "event=peer_tables_found" in cleaned.stderr
+        assert [table for table in tables(spare) if "proxy" in table] == ["ip kube-proxy"]
+    finally:
+        nft(spare, "delete table ip kube-proxy")
 
 
 @pytest.mark.parametrize("damage", ["delete table", "element", "frontend", "rule", "pick", "base chain"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain
@@ -20,8 +20,9 @@ from kproxy.backends.nftables.ledger import Ledger, Slot
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
 from kproxy.backends.nftables.script import rules_of
 from kproxy.backends.nftables.table import Table
+from kproxy.backends.nftables.traffic import Traffic, port_of
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
-from kproxy.plan.model import ServicePlan
+from kproxy.plan.model import PortPlan, ServicePlan
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,6 +55,8 @@ class NftablesBackend:
         self._sweep = False
         self._seen_foreign = 0
         self._looked_again = False
+        self._immovable = 0
+        self._traffic = Traffic()
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Take new desired states; a plan without ports removes its service."""
@@ -84,17 +87,23 @@ class NftablesBackend:
         """Bring the kernel to the desired state, writing only what differs."""
         written: Counter[str] = Counter()
         self._looked_again = False
+        full, self._immovable = self._table is None, 0
         try:
             try:
                 self._write(written)
             except _DoubtfulError:
                 self._table = None
-                self._looked_again = True
+                self._looked_again = full = True
                 self._write(written)
         except NftError as error:
             self._table = None
-            return SyncReport(error=f"{error.kind}: {error.message}", changes=_nonzero(written))
-        return SyncReport(dict(self._quarantine), None, _nonzero(written))
+            return SyncReport(error=f"{error.kind}: {error.message}", changes=_nonzero(written), full=full)
+        return SyncReport(
+            dict(self._quarantine),
+            changes=_nonzero(written),
+            full=full,
+            leftovers=self._immovable,
+        )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
@@ -125,6 +134,26 @@ class NftablesBackend:
     def tend(self) -> float | None:
         """Nothing here depends on time: the kernel itself forgets clients."""
         return None
+
+    def objects(self) -> dict[str, int]:
+        """How many elements and chains the kernel is known to hold. May be called from any thread."""
+        table = self._table
+        if table is None:
+            return {}
+        elements = sum(map(len, tuple(table.held.values())))
+        return {"elements": elements, "chains": len(table.chains)}
+
+    def traffic(self) -> tuple[PortTraffic, ...]:
+        """The traffic of every service port that has endpoints. Raises NftError.
+
+        May be called from any thread, but from one at a time.
+        """
+        listing = self._nft.map_listing(self.family, names.TABLE, names.SERVICES)
+        return self._traffic.read(listing or "", self._port_at)
+
+    def _port_at(self, asked: str) -> PortPlan | None:
+        plan = self._plans.get(self._ledger.owner((names.SERVICES, asked)) or "")
+        return None if plan is None else port_of(plan, asked)
 
     def _want(self, key: str, new: ServiceObjects) -> None:
         old = self._objects.get(key, NOTHING)
@@ -267,6 +296,7 @@ class NftablesBackend:
 
         def keep(name: str, error: NftError) -> None:
             self._kept.add(name)
+            self._immovable += 1
             log.info("chain_kept", family=self.family.value, chain=name, reason=error.message)
 
         # What leads to others goes first, so that one that must stay holds back only what it leads to.

@@ -1,4 +1,4 @@
-"""Read what `nft -nn list` prints: elements as kproxy writes them, and chains line by line.
+"""Read what `nft -nn -s list` prints: elements as kproxy writes them, and chains line by line.
 
 Elements are compared as text: their form has no freedom once protocols and ports are numbers. Rules are not,
 for every version of nft prints them differently; they are compared with an earlier listing.
@@ -7,7 +7,7 @@ for every version of nft prints them differently; they are compared with an earl
 import re
 
 from kproxy.backends.nftables.ledger import Contents, no_contents
-from kproxy.backends.nftables.names import is_filled
+from kproxy.backends.nftables.names import SERVICES, is_filled
 
 Structure = dict[str, tuple[str, ...]]
 """Chain -> its rules as nft prints them."""
@@ -25,6 +25,8 @@ def read_elements(text: str) -> Contents:
         if not is_filled(name):
             continue
         found = contents[name]
+        if name == SERVICES:
+            body = body.replace(" counter", "")  # noqa: PLW2901
         for element in body.split(","):
             key, _, value = element.partition(" : ")
             found[key.strip()] = value.strip()

@@ -9,7 +9,7 @@ from kproxy.plan.model import Protocol
 
 TABLE = "kproxy"
 
-LAYOUT = "layout-1"
+LAYOUT = "layout-2"
 """An empty chain that tells which declarations the table has: another number means to make it anew."""
 
 SERVICES = "services"
@@ -52,7 +52,7 @@ def declarations(family: Family) -> dict[str, str]:
     address = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
     frontend = f"{address} . inet_proto . inet_service"
     return {
-        f"map {SERVICES}": f"type {frontend} : verdict;",
+        f"map {SERVICES}": f"type {frontend} : verdict; counter;",
         f"map {ADMITTED}": f"type {frontend} : verdict;",
         f"map {REFUSALS}": f"type {frontend} : verdict;",
         f"map {ENDPOINT_0}": f"type {frontend} : {address} . inet_service;",

@@ -35,17 +35,29 @@ class NftProgram:
 
     def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
         """See Nft.listing."""
-        options = ["-nn", "-t"] if terse else ["-nn"]
-        try:
-            return self._nft([*options, "list", "table", TABLE_FAMILY[family], table]).decode()
-        except NftError as error:
-            if error.kind is NftFailure.REFUSED and _ABSENT in error.message:
-                return None
-            raise
+        options = ["-nn", "-s", "-t"] if terse else ["-nn", "-s"]
+        return self._listed(*options, "list", "table", TABLE_FAMILY[family], table)
+
+    def map_listing(self, family: Family, table: str, name: str) -> str | None:
+        """See Nft.map_listing."""
+        return self._listed("-nn", "list", "map", TABLE_FAMILY[family], table, name)
+
+    def table_names(self) -> tuple[str, ...]:
+        """See Nft.table_names."""
+        lines = self._nft(["list", "tables"]).decode().splitlines()
+        return tuple(line.removeprefix("table ") for line in lines)
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
         return stamps.stamp(Family.IPV4, Variant.NFT)
+
+    def _listed(self, *arguments: str) -> str | None:
+        try:
+            return self._nft([*arguments]).decode()
+        except NftError as error:
+            if error.kind is NftFailure.REFUSED and _ABSENT in error.message:
+                return None
+            raise
 
     def _nft(self, arguments: list[str], stdin: bytes = b"") -> bytes:
         try:

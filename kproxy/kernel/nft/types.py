@@ -40,7 +40,16 @@ class Nft(Protocol):
         """Apply a script as one transaction: all of it or nothing."""
 
     def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
-        """The table as `nft -nn list table` prints it, `terse` without elements; None if it is not there."""
+        """The table as `nft -nn -s list table` prints it, `terse` without elements; None if it is not there.
+
+        What counts is named, its counts are not.
+        """
+
+    def map_listing(self, family: Family, table: str, name: str) -> str | None:
+        """One map with its counts, as `nft -nn list map` prints it; None if it is not there."""
+
+    def table_names(self) -> tuple[str, ...]:
+        """Every table as `ip NAME`, `inet NAME`, ..., whoever made it."""
 
     def stamp(self) -> Stamp | None:
         """A fingerprint that changes with every transaction of anybody; None if the kernel gives none."""
