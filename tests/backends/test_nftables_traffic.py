@@ -134,13 +134,13 @@ def test_a_chain_that_cannot_go_is_counted_once_for_each_attempt() -> None:
     node = started()
     node.drop("ns1/svc1")
     node.fake.refuse = lambda line: line == "delete chain ip kproxy all-1"
-    assert node.done().kept == 1
-    assert node.done().kept == 0
+    assert node.done().leftovers == 1
+    assert node.done().leftovers == 0
     node.backend.retry()
-    assert node.done().kept == 1
+    assert node.done().leftovers == 1
     node.backend.retry()
     node.fake.refuse = lambda _: False
-    assert node.done().kept == 0
+    assert node.done().leftovers == 0
 
 
 @pytest.mark.root
