@@ -26,6 +26,7 @@ from kproxy.agent.iptables_mode import (
     usable_layout,
 )
 from kproxy.agent.ipvs_mode import CONNTRACK, ipvs_config, rules_config, wanted_sysctls
+from kproxy.agent.nftables_difference import compare_tables, former_rules, former_tables
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.offline import addresses_of
 from kproxy.backends.base import Backend
@@ -40,6 +41,7 @@ from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, Rehe
 from kproxy.kernel import links, nfacct, sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
+from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
@@ -97,11 +99,15 @@ def of_this_node(config: ProxyConfig) -> Difference:
     Raises ConfigError, DifferenceError, and what the source raises: OSError, ClusterAccessError, ApiError.
     """
     validate(config)
-    if config.proxy_mode == "nftables":
-        raise DifferenceError("--proxy-mode nftables: a difference is told in modes iptables and ipvs only")
     tables, problems = _load(config)
     interfaces = links.local_addresses(exclude={DEVICE}) if needs_interfaces(config) else ()
     facts = _facts(config, tables, interfaces)
+    if config.proxy_mode == "nftables":
+        try:
+            found = _rehearse_nftables(config, tables, facts)
+        except (NftError, ScratchUnavailable, RestoreError, ValueError, *KERNEL_ERRORS) as error:
+            raise DifferenceError(f"--proxy-mode nftables: {error}") from error
+        return msgspec.structs.replace(found, problems=(*problems, *found.problems))
     tools = _tools(config)
     try:
         dumps = {
@@ -112,7 +118,7 @@ def of_this_node(config: ProxyConfig) -> Difference:
         found = _rehearse(config, tables, facts, dumps, _abilities(config, tools))
     except (RestoreError, ValueError, *KERNEL_ERRORS) as error:
         raise DifferenceError(f"the kernel cannot be read: {error}") from error
-    others = (*found.others, *_sysctl_changes(config, facts))
+    others = (*found.others, *former_tables(), *_sysctl_changes(config, facts))
     return msgspec.structs.replace(found, others=others, problems=(*problems, *found.problems))
 
 
@@ -207,12 +213,30 @@ def _rehearse(
             raise DifferenceError(f"{family}: {report.error}")
         failed |= report.failed
     if departing and config.proxy_mode != "ipvs":
-        leaving = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
-        leaving.begin()
-        leaving.tend()
+        _leave(config, handles)
     rules = {family: tuple(sorted(rehearsed.changes())) for family, rehearsed in dumps.items()}
     others = (*sorted(device.changes()), *sorted(ipset.changes()), *sorted(ipvs.changes()))
     return Difference(rules, others, failed, tuple(problems))
+
+
+def _rehearse_nftables(config: ProxyConfig, tables: Tables, facts: NodeFacts) -> Difference:
+    """The same for the nftables mode, after which the rules and virtual servers of other modes go."""
+    found = compare_tables(config, tables.dirty(), facts)
+    real = ipvs_handles()
+    ipvs = RehearsedIpvs(real.ipvs, _offers)
+    ipset = RehearsedIpset(real.ipset)
+    device = RehearsedDevice(real.device, exists=links.exists(DEVICE))
+    _leave(config, KernelHandles(ipvs, ipset, device))
+    rules = {family: (*changes, *former_rules(family)) for family, changes in found.tables.items()}
+    others = (*sorted(device.changes()), *sorted(ipset.changes()), *sorted(ipvs.changes()))
+    return Difference(rules, others, found.failed, found.problems)
+
+
+def _leave(config: ProxyConfig, handles: KernelHandles) -> None:
+    """Take away what an IPVS mode left, as another mode would."""
+    leaving = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
+    leaving.begin()
+    leaving.tend()
 
 
 def _backend(

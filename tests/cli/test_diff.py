@@ -175,3 +175,43 @@ def test_ipvs_differences_and_the_way_to_another_mode() -> None:
     _, leaving = told("--iptables-variant", "legacy", "--ipvs-graceful-period", "0")
     assert {"- device kube-ipvs0", "- virtual server TCP 10.96.0.80 port 80"} < set(leaving)
     assert not any("192.0.2.99" in line for line in (*draining, *leaving))
+
+
+NFTABLES = ("--proxy-mode", "nftables")
+
+
+@fresh_network
+def test_in_nftables_mode_elements_and_chains_are_told() -> None:
+    status, lines = told(*NFTABLES)
+    assert status == 2
+    assert {line.split()[0] for line in lines} == {"+"}
+    assert "+ IPv4 table ip kproxy" in lines
+    run_once(*NFTABLES)
+    commits = stamps.generation()
+    assert told(*NFTABLES) == (0, [])
+    assert stamps.generation() == commits
+    do("nft", "add", "element", "ip", "kproxy", "endpoint-0", "{ 10.9.9.9 . 6 . 80 : 10.1.1.1 . 80 }")
+    do("nft", "flush", "chain", "ip", "kproxy", "nat-output")
+    do("nft", "add", "table", "ip", "mine")
+    assert told(*NFTABLES) == (
+        2,
+        [
+            "~ IPv4 chain nat-output (lacks 1 rule and has 0 not wanted)",
+            "- IPv4 element endpoint-0 10.9.9.9 . 6 . 80 (10.1.1.1 . 80)",
+        ],
+    )
+    run_once(*NFTABLES)
+    assert told(*NFTABLES) == (0, [])
+
+
+@fresh_network
+def test_what_a_former_mode_left_is_told_too() -> None:
+    run_once(*NFTABLES)
+    _, lines = told()
+    assert [line for line in lines if "kproxy" in line] == ["- table ip kproxy", "- table ip6 kproxy"]
+    run_once("--iptables-variant", "nft")
+    status, lines = told(*NFTABLES)
+    assert status == 2
+    assert "- IPv4 chain nat/KUBE-SERVICES" in " ".join(lines)
+    run_once(*NFTABLES)
+    assert told(*NFTABLES) == (0, [])

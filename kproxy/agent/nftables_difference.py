@@ -1,0 +1,92 @@
+"""What the next sync would change where nftables is the mode, or was.
+
+The whole table is made in a network namespace that ends with it, so that both listings, the one that stands
+and the one that shall, are printed by the same nft.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.nftables_mode import nftables_config
+from kproxy.agent.node import NodeFacts
+from kproxy.backends.change import Change, Sign
+from kproxy.backends.iptables.cleanup import cleanup
+from kproxy.backends.iptables.rehearsal import RehearsedXtables
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables.backend import NftablesBackend
+from kproxy.backends.nftables.comparison import changes
+from kproxy.backends.nftables.names import TABLE
+from kproxy.kernel.nft.program import find_nft
+from kproxy.kernel.nft.types import TABLE_FAMILY
+from kproxy.kernel.scratch import in_scratch_network
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
+from kproxy.plan.planner import Planner
+from kproxy.state.tables import ServiceInput
+
+
+class TableChanges(msgspec.Struct, frozen=True):
+    """What would change in each family's table; `failed` services have a reason each."""
+
+    tables: Mapping[Family, tuple[Change, ...]]
+    failed: Mapping[str, str]
+    problems: tuple[str, ...]
+
+
+def compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFacts) -> TableChanges:
+    """Compare what stands with what all services need. Raises NftError, ScratchUnavailable, ValueError."""
+    nft = find_nft()
+    if nft is None:
+        raise ValueError("the program nft is not installed")
+    standing = {family: nft.listing(family, TABLE) for family in Family}
+    problems: dict[str, None] = {}
+    failed: dict[str, str] = {}
+
+    def desired() -> dict[Family, str]:
+        found = {}
+        for family in Family:
+            settings = nftables_config(config, family, facts.families[family])
+            backend = NftablesBackend(settings, nft, ChangeWatch(nft.stamp))
+            plans = Planner(family).update(inputs, facts.view)
+            problems.update(dict.fromkeys(str(each) for plan in plans.values() for each in plan.problems))
+            backend.update(plans.values())
+            report = backend.sync()
+            if report.error is not None:
+                raise ValueError(f"{family}: {report.error}")
+            failed.update(report.failed)
+            found[family] = nft.listing(family, TABLE) or ""
+        return found
+
+    wanted = in_scratch_network(desired)
+    tables = {
+        family: tuple(sorted(changes(standing[family], wanted[family], f"{TABLE_FAMILY[family]} {TABLE}")))
+        for family in Family
+    }
+    return TableChanges(tables, failed, tuple(problems))
+
+
+def former_rules(family: Family) -> Iterator[Change]:
+    """What the nftables mode would take away of iptables rules of ours, in both variants."""
+    for variant in Variant:
+        try:
+            tools = find_tools(family, variant, probe=False)
+        except XtablesUnavailable:
+            continue
+        rehearsed = RehearsedXtables(family, variant, SubprocessXtables(family, tools).save())
+        cleanup(rehearsed)
+        yield from sorted(rehearsed.changes())
+
+
+def former_tables() -> Iterator[Change]:
+    """The tables of the nftables mode, which the other modes would take away."""
+    nft = find_nft()
+    if nft is not None and nft.stamp() is not None:
+        standing = nft.table_names()
+        for family in Family:
+            name = f"{TABLE_FAMILY[family]} {TABLE}"
+            if name in standing:
+                yield Change(f"table {name}", Sign.REMOVE)

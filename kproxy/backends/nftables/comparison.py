@@ -1,0 +1,48 @@
+"""In what two listings of the table differ, an object each, for people who want to know before it happens.
+
+Both have to come from the same nft: every version prints rules in its own words.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from kproxy.backends.change import Change, Sign, counted
+from kproxy.backends.nftables.listing import read_chains, read_containers, read_elements
+
+
+def changes(now: str | None, then: str, table: str) -> Iterator[Change]:
+    """What leads from one listing to another; `now` is None where the table does not exist yet."""
+    if now is None:
+        yield Change(f"table {table}", Sign.ADD)
+    before, after = read_chains(now or ""), read_chains(then)
+    for name in before.keys() | after.keys():
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            yield _chain(name, old, new)
+    standing, wanted = read_containers(now or ""), read_containers(then)
+    yield from (Change(name, Sign.REMOVE) for name in standing - wanted)
+    yield from (Change(name, Sign.ADD) for name in wanted - standing)
+    elements, desired = read_elements(now or ""), read_elements(then)
+    for container in elements.keys() | desired.keys():
+        yield from _elements(container, elements.get(container, {}), desired.get(container, {}))
+
+
+def _chain(name: str, old: tuple[str, ...] | None, new: tuple[str, ...] | None) -> Change:
+    if new is None:
+        return Change(f"chain {name}", Sign.REMOVE, counted(len(old or ()), "rule"))
+    if old is None:
+        return Change(f"chain {name}", Sign.ADD, counted(len(new), "rule"))
+    missing, extra = len(set(new) - set(old)), len(set(old) - set(new))
+    return Change(
+        f"chain {name}", Sign.CHANGE, f"lacks {counted(missing, 'rule')} and has {extra} not wanted"
+    )
+
+
+def _elements(container: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Change]:
+    for key in old.keys() | new.keys():
+        name = f"element {container} {key}"
+        if key not in new:
+            yield Change(name, Sign.REMOVE, old[key])
+        elif key not in old:
+            yield Change(name, Sign.ADD, new[key])
+        elif old[key] != new[key]:
+            yield Change(name, Sign.CHANGE, f"{old[key]} -> {new[key]}")
