@@ -77,7 +77,7 @@ VIRTUAL: dict[str, tuple[list[str], bool]] = {
     "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], True),
     "sets flushed": (["ipset", "flush"], False),
 }
-"""The command, and whether it cuts connections by itself: without the address, packets are routed past IPVS."""
+"""The command, and whether it cuts connections by itself: without the address, packets pass IPVS by."""
 
 
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
