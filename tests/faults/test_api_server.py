@@ -30,7 +30,6 @@ STRIKES: dict[str, tuple[Fault, bool]] = {
     "410 to a request": (Fault.status(410, times=REPEATS), True),
     "429 with Retry-After": (Fault.status(429, retry_after=1, times=REPEATS), True),
     "500": (Fault.status(500, times=REPEATS), True),
-    "503": (Fault.status(503, times=REPEATS), True),
     "garbage in watches": (Fault.garbage(verb="watch", times=REPEATS), False),
     "garbage in answers": (Fault.garbage(times=REPEATS), True),
     "stalled watches": (Fault.stall(verb="watch", times=None), False),

@@ -13,7 +13,7 @@ from tests.packets.modes import MODES, Capability
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("mode", MODES[:2], ids=str, indirect=True)]
 
-STRIKES = 6
+STRIKES = 4
 
 
 def carried_out(site: Site, deed: Deed, times: int) -> Callable[[], bool]:
@@ -27,9 +27,7 @@ def carried_out(site: Site, deed: Deed, times: int) -> Callable[[], bool]:
     [
         pytest.param(name, *order, id=name)
         for name, order in {
-            "restore fails": (Deed.FAIL, "restore", 1.0),
             "restore fails at random": (Deed.FAIL, "restore", 0.5),
-            "restore killed half-way": (Deed.HALF, "restore", 1.0),
             "restore killed half-way at random": (Deed.HALF, "restore", 0.5),
             "restore killed after its commit": (Deed.LATE, "restore", 1.0),
             "restore and save killed at random": (Deed.HALF, "", 0.7),
