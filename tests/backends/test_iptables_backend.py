@@ -14,7 +14,7 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
-from tests.backends.cluster import CONFIG, Cluster, State, WatchedXtables, config_with, sync_checked
+from tests.backends.cluster import CONFIG, Cluster, State, WatchedXtables, config_with, divided, sync_checked
 from tests.backends.packets import Packet, is_served, outcomes
 from tests.builders import endpoint, endpoint_slice, port, service
 
@@ -417,6 +417,26 @@ def test_a_chain_that_could_not_be_deleted_is_counted_until_it_is(
     cluster.fake.edit(f"*nat\n:MINE - [0:0]\n-A MINE -j {SEP1}\nCOMMIT\n")
     cluster.drop("ns1/svc1")
     assert [cluster.sync().leftovers for _ in range(2)] == [1, 1]
+    cluster.fake.edit("*nat\n-F MINE\n-X MINE\nCOMMIT\n")
+    cluster.backend.retry()
+    assert cluster.sync().leftovers == 0
+    assert cluster.state() == cluster.fresh()
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_a_divided_chain_that_somebody_refers_to_is_emptied_and_goes_later(variant: Variant) -> None:
+    cluster = Cluster(variant, layout=divided)
+    for n, ip in enumerate(("10.96.0.1", "10.96.0.2", "10.96.0.3", "10.97.0.1"), 1):
+        cluster.put(service(f"svc{n}", ip), endpoint_slice(f"10.1.0.{n}", service=f"svc{n}"))
+    assert cluster.sync().error is None
+    divisions = [chain for chain in cluster.state()["nat"] if chain.startswith("KUBE-AT-")]
+    assert divisions
+    cluster.fake.edit(f"*nat\n:MINE - [0:0]\n-A MINE -j {divisions[0]}\nCOMMIT\n")
+    for n in (1, 2):
+        cluster.drop(f"ns1/svc{n}")
+    report = cluster.sync()
+    assert (report.error, report.failed, report.leftovers) == (None, {}, 1)
+    assert cluster.state()["nat"][divisions[0]] == []
     cluster.fake.edit("*nat\n-F MINE\n-X MINE\nCOMMIT\n")
     cluster.backend.retry()
     assert cluster.sync().leftovers == 0

@@ -102,6 +102,8 @@ class IptablesBackend:
         """Let the next sync try the services again that were refused."""
         self._quarantine.clear()
         self._kept.clear()
+        if self._kernel is not None and self._kernel.emptied:
+            self._settled = False
 
     def sync(self, *, retire: bool = True) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs.
@@ -139,7 +141,7 @@ class IptablesBackend:
             dict(written),
             rules=dict(rules),
             full=full,
-            leftovers=len(self._kept),
+            leftovers=len(self._kept) + (len(self._kernel.emptied) if self._kernel is not None else 0),
         )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:

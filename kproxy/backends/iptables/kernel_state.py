@@ -27,9 +27,10 @@ class KernelState:
 
     `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
     and the version of its shared lines that the shared chains are meant to hold. `entries`: by field of
-    SharedLines, the lines that the shared chains are made of, once these were written as a whole. `widened`:
-    services of which table filter may hold lines of two versions. `stale`: chains of services that nobody
-    wants any more. `retired`: fixed and shared chains of other layouts, whose time is over.
+    SharedLines, the lines that the shared chains are made of, once these were written as a whole.
+    `widened`: services of which table filter may hold lines of two versions. `emptied`: shared chains that
+    are not needed and could not be deleted. `stale`: chains of services that nobody wants any more.
+    `retired`: fixed and shared chains of other layouts, whose time is over.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class KernelState:
         self.services: dict[str, ServiceRules] = {}
         self.entries: dict[str, list[Entry]] = {}
         self.widened: set[str] = set()
+        self.emptied: set[ChainId] = set()
         self.stale: set[str] = set()
         self.retired: set[ChainId] = set()
         self.jumps: set[Jump] = set()

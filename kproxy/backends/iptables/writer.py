@@ -238,11 +238,14 @@ class Writer:
             self._restore(step.table, declare=step.declare, rules=step.rules, delete=doomed)
             self.written["chains_deleted"] += len(doomed)
         kernel.chains |= step.reached
-        for chain in step.gone:
+        kernel.emptied.difference_update(step.reached)
+        for chain_id in [(step.table, chain) for chain in step.gone]:
             if delete:
-                del kernel.chains[step.table, chain]
+                del kernel.chains[chain_id]
+                kernel.emptied.discard(chain_id)
             else:
-                kernel.chains[step.table, chain] = ()
+                kernel.chains[chain_id] = ()
+                kernel.emptied.add(chain_id)
         kernel.entries |= step.entries
 
     def _record(self, key: str, new: ServiceRules, part: Part) -> None:
