@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from kproxy.addresses import Family
 from kproxy.backends.iptables.dispatch import Tree
 from kproxy.backends.iptables.names import LONGEST_CHAIN_NAME
-from kproxy.backends.iptables.shared import Entry, around, entries_of, replaced
+from kproxy.backends.iptables.shared import Entry, changed_chains, entries_of, replaced
 
 Chains = Mapping[str, tuple[str, ...]]
 
@@ -88,7 +89,7 @@ def services(tree: Tree) -> st.SearchStrategy[dict[str, tuple[str, ...]]]:
     lines = st.builds(line, address, port, st.sampled_from(["tcp", "udp", "sctp"]))
     return st.dictionaries(
         st.sampled_from([f"ns/{name}" for name in "abcdefghijklmnop"]),
-        st.lists(lines, max_size=4, unique=True).map(tuple),
+        st.lists(lines, max_size=5, unique=True).map(tuple),
         max_size=16,
     )
 
@@ -118,20 +119,40 @@ def test_each_line_is_met_by_its_packets_once_and_names_fit(tree: Tree, data: st
 
 
 @TREES
+@pytest.mark.parametrize("longest", [3, 7])
 @given(data=st.data())
-@settings(deadline=None, derandomize=True, max_examples=200)
-def test_what_changes_is_found_near_the_change(tree: Tree, data: st.DataObject) -> None:
-    before = data.draw(services(tree))
-    changes = data.draw(services(tree))
-    old = entries_of(tree, before)
-    new, keys = replaced(tree, old, changes)
-    assert new == entries_of(tree, before | changes)
-    near = around(old, keys) | around(new, keys)
-    chains = dict(tree.chains(old))
-    for chain in tree.chains(old, near).keys() - tree.chains(new, near).keys():
-        del chains[chain]
-    chains |= tree.chains(new, near)
-    assert chains == tree.chains(new)
+@settings(deadline=None, derandomize=True, max_examples=150)
+def test_what_changes_is_all_that_a_full_division_would_change(
+    tree: Tree, longest: int, data: st.DataObject
+) -> None:
+    tree = dataclasses.replace(tree, longest=longest)
+    lines = data.draw(services(tree))
+    entries = entries_of(tree, lines)
+    chains = dict(tree.chains(entries))
+    for _ in range(3):
+        changes = data.draw(services(tree))
+        lines |= changes
+        new, keys = replaced(tree, entries, changes)
+        assert new == entries_of(tree, lines)
+        written, gone = changed_chains(tree, entries, new, keys, chains.__contains__)
+        for chain in gone:
+            del chains[chain]
+        chains |= written
+        assert chains == tree.chains(new)
+        entries = new
+
+
+def test_chains_that_come_to_be_divided_bring_those_that_nothing_changed_in() -> None:
+    tree = dataclasses.replace(IPV4, longest=5)
+    near = [(f"10.96.0.{n}", 80) for n in (17, 18, 19, 33, 34)]
+    old = entries_of(tree, {"ns/a": [line(*each) for each in near]})
+    new, keys = replaced(tree, old, {"ns/b": [line("10.96.0.65", 80)]})
+    chains = tree.chains(old)
+    assert set(chains) == {"KUBE-SERVICES"}
+    written, gone = changed_chains(tree, old, new, keys, chains.__contains__)
+    assert (set(written), gone) == ({"KUBE-SERVICES", "KUBE-AT-10.96.0.16/28"}, set())
+    back, gone = changed_chains(tree, new, old, keys, written.__contains__)
+    assert (back, gone) == (chains, {"KUBE-AT-10.96.0.16/28"})
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ leaves all others as they are.
 import re
 import socket
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.shared import Entry
+from kproxy.backends.iptables.shared import Entry, Known, nothing
 
 LONGEST = 16
 """A chain with up to this many lines is not divided: crossing it costs no more than one more level would."""
@@ -78,13 +78,25 @@ class Tree:
         return chain.startswith(self.prefix)
 
     def chains(
-        self, entries: Sequence[Entry], at: Collection[int] | None = None
+        self, entries: Sequence[Entry], at: Collection[int] | None = None, known: Known = nothing
     ) -> dict[str, tuple[str, ...]]:
-        """The chains with their rules: all of them, or those that the keys lead through."""
+        """The chains with their rules: all of them, or without known ones that no key leads through."""
+        keys = None if at is None else sorted(at)
         found: dict[str, tuple[str, ...]] = {}
-        self._divide(self.root[1], entries, 0, len(entries), None if at is None else sorted(at), found)
+
+        def wanted(chain: str, first: int, past: int) -> bool:
+            return keys is None or _any_between(keys, first, past) or not known(chain)
+
+        self._divide(self.root[1], entries, 0, len(entries), wanted, found)
         found[self.root[1]] += self.tail
         return found
+
+    def inner(self, rules: Iterable[str]) -> Iterator[str]:
+        """The chains of the tree that rules lead to."""
+        for rule in rules:
+            target = rule.rsplit(" ", 1)[1].rstrip("\n")
+            if target.startswith(self.prefix):
+                yield target
 
     @property
     def _address_bits(self) -> int:
@@ -100,7 +112,7 @@ class Tree:
         entries: Sequence[Entry],
         start: int,
         end: int,
-        at: Sequence[int] | None,
+        wanted: Callable[[str, int, int], bool],
         found: dict[str, tuple[str, ...]],
     ) -> None:
         skip = len(f"-A {self.root[1]} ")
@@ -119,8 +131,8 @@ class Tree:
             else:
                 match, name = self._describe(group)
                 rules.append(f"-A {chain} {match}-j {name}\n")
-                if at is None or _any_between(at, first, past):
-                    self._divide(name, entries, start, stop, at, found)
+                if wanted(name, first, past):
+                    self._divide(name, entries, start, stop, wanted, found)
             start = stop
         found[chain] = tuple(rules)
 

@@ -5,8 +5,7 @@ chain each really stands; it is a pure function of the lines, so that an increme
 one would.
 """
 
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +13,16 @@ from kproxy.backends.iptables.names import ChainId
 
 Entry = tuple[int, str, int, str]
 """(sort key, service, position among the service's lines, `-A ROOT ...` with its line feed)."""
+
+
+Known = Callable[[str], bool]
+"""Whether a chain stands as it shall, as long as no key in it changes."""
+
+
+def nothing(chain: str) -> bool:
+    """No chain is known."""
+    del chain
+    return False
 
 
 class Placement(Protocol):
@@ -33,13 +42,16 @@ class Placement(Protocol):
         """Whether a chain of the root's table is one of these, the root aside."""
 
     def chains(
-        self, entries: Sequence[Entry], at: Collection[int] | None = None
+        self, entries: Sequence[Entry], at: Collection[int] | None = None, known: Known = nothing
     ) -> dict[str, tuple[str, ...]]:
-        """The chains with their rules, for sorted entries: all of them, or those that the keys lead through.
+        """The chains with their rules, for sorted entries.
 
-        Where two lists of entries differ, the chains that differ are among those of the keys `around` the
-        difference in either.
+        With `at`, chains that no key of these leads through are left out, with all that they lead to, if they
+        are `known`.
         """
+
+    def inner(self, rules: Iterable[str]) -> Iterator[str]:
+        """Those of these chains that rules lead to."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,16 @@ class Flat:
         return False
 
     def chains(
-        self, entries: Sequence[Entry], at: Collection[int] | None = None
+        self, entries: Sequence[Entry], at: Collection[int] | None = None, known: Known = nothing
     ) -> dict[str, tuple[str, ...]]:
         """The root chain."""
-        del at
+        del at, known
         return {self.root[1]: (*[entry[3] for entry in entries], *self.tail)}
+
+    def inner(self, rules: Iterable[str]) -> Iterator[str]:
+        """None."""
+        del rules
+        yield from ()
 
 
 def entries_of(placement: Placement, lines: Mapping[str, Iterable[str]]) -> list[Entry]:
@@ -96,16 +113,19 @@ def replaced(
     return kept, differs
 
 
-def around(entries: Sequence[Entry], keys: Iterable[int]) -> set[int]:
-    """Some keys with those next to them: one that comes or goes may divide its neighbours."""
-    found = set(keys)
-    for key in tuple(found):
-        before, after = bisect_left(entries, (key,)), bisect_left(entries, (key + 1,))
-        if before > 0:
-            found.add(entries[before - 1][0])
-        if after < len(entries):
-            found.add(entries[after][0])
-    return found
+def changed_chains(
+    placement: Placement, old: Sequence[Entry], new: Sequence[Entry], keys: Collection[int], known: Known
+) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+    """What leads from the chains of `old` to those of `new`, which differ at some keys.
+
+    The chains that may have other rules, with these, and those that are not needed any more. A chain without
+    any of the keys in it changes as well where one above it comes to be divided, or ceases to be: it is not
+    `known` yet, or nothing leads to it any more.
+    """
+    written = placement.chains(new, keys, known)
+    needed = {*written, *(chain for rules in written.values() for chain in placement.inner(rules))}
+    before = placement.chains(old, keys, needed.__contains__)
+    return written, before.keys() - needed
 
 
 def rerooted(placement: Placement, line: str) -> str:

@@ -15,7 +15,7 @@ from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.restore import edit, restore_text
-from kproxy.backends.iptables.shared import Entry, Placement, around, entries_of, replaced
+from kproxy.backends.iptables.shared import Entry, Placement, changed_chains, entries_of, replaced
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import Xtables
 
@@ -209,13 +209,14 @@ class Writer:
             new, _ = replaced(placement, entries_of(placement, kernel.lines(field)), lines)
             wanted = placement.chains(new)
             standing = {c for t, c in kernel.chains if t == table and placement.contains(c)}
+            gone = standing - wanted.keys()
         else:
             new, keys = replaced(placement, old, lines)
             if not keys:
                 return
-            near = around(old, keys) | around(new, keys)
-            wanted = placement.chains(new, near)
-            standing = set(placement.chains(old, near))
+            wanted, gone = changed_chains(
+                placement, old, new, keys, lambda chain: bool(kernel.chains.get((table, chain)))
+            )
         step.entries[field] = new
         for chain, rules in wanted.items():
             change = edit(chain, kernel.chains.get((table, chain)), rules)
@@ -224,7 +225,7 @@ class Writer:
                 step.rules += change.lines
                 if change.flush:
                     step.declare.append(chain)
-        step.gone += [chain for chain in standing - wanted.keys() if (table, chain) in kernel.chains]
+        step.gone += [chain for chain in gone if (table, chain) in kernel.chains]
 
     def _take(self, step: _Step, deletions: Iterable[str] = (), *, delete: bool) -> None:
         """Write a step and record it; shared chains that are not needed any more are deleted, or emptied."""
