@@ -190,7 +190,7 @@ class Rig:
         self.inbox.upsert(Kind.SERVICE, as_service(obj))
         ready = [endpoint(pod) for pod in pods or ("10.1.0.1",)]
         self.inbox.upsert(
-            Kind.ENDPOINT_SLICE, as_slice(endpoint_slice(name, *ready, ports=[port(protocol="UDP")]))
+            Kind.ENDPOINT_SLICE, as_slice(endpoint_slice(*ready, service=name, ports=[port(protocol="UDP")]))
         )
 
     def work(self, config: ProxyConfig | None = None) -> list[str]:
