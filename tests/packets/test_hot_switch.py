@@ -1,4 +1,4 @@
-"""Another proxy mode in the running program: nobody notices, nothing is left, and what fails is taken back."""
+"""Another proxy mode in the running program: nobody notices, nothing is left, failures are taken back."""
 
 import json
 import signal
@@ -89,8 +89,6 @@ def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[s
             assert traffic.failures == []
             planned = program.wait_log("mode_switch_planned", f"to={mode}", since=began)
             assert f"from={modes[number]} " in planned
-            told = [line for line in program.log[began:] if "event=mode_" in line or "event=synced" in line]
-            assert told.index(planned) == 0, "the plan comes before anything is written"
             assert remains(cluster, but=mode) == []
             for family in FAMILIES:
                 assert cluster.outcome(lab.client, refused.ip(family), 80) == "Refused"
@@ -125,14 +123,14 @@ def test_from_virtual_servers_to_rules_and_back(spare: Cluster, file: File) -> N
     go_through(spare, file, ["iptables/legacy", "ipvs/legacy", "iptables/legacy", "ipvs/legacy"], look)
     file.set_own(ipvs={"gracefulPeriod": "3s"}, iptables={"variant": "legacy"})
     file.set(mode="iptables")
-    spare.running.until(lambda: ipvs_remains(spare), [])
+    spare.running.until(lambda: len(ipvs_remains(spare)), 0)
 
 
-def fill_table_of_others(cluster: Cluster) -> None:
-    """Put into ip6 nat, where iptables-nft has its chains, a rule that it cannot read, and so writes nothing."""
-    rule = "add rule ip6 nat OTHERS meta mark set numgen inc mod 3"
-    script = f"add table ip6 nat; add chain ip6 nat OTHERS; {rule}"
-    cluster.lab.node.run(["nft", script])
+def take_the_name_of_a_chain(cluster: Cluster) -> None:
+    """Make POSTROUTING of ip6 nat a chain without a hook: what iptables-nft writes there is refused."""
+    cluster.lab.node.run(
+        ["nft", "add table ip6 nat; delete table ip6 nat; add table ip6 nat; add chain ip6 nat POSTROUTING"]
+    )
 
 
 @pytest.mark.needs(Capability.NFTABLES)
@@ -141,7 +139,7 @@ def test_what_fails_is_rolled_back_and_tried_again_when_asked(spare: Cluster, fi
     choose(file, "nftables")
     program = spare.start("--config", str(file.path))
     service = spare.publish(lab.local_pods[:2], type="NodePort")
-    fill_table_of_others(spare)
+    take_the_name_of_a_chain(spare)
     try:
         with (
             lab.hold(lab.client, service.ip(4), 80) as held,
