@@ -127,7 +127,7 @@ def test_the_scheduler_of_virtual_servers_changes(spare: Cluster, file: File) ->
         assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(spare.lab.pods[:2])
 
 
-def test_a_bad_file_and_another_name_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
+def test_a_bad_file_and_what_needs_a_restart_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
     program = start(spare, file)
     pods = spare.lab.pods[:2]
     service = spare.publish(pods)
@@ -138,8 +138,8 @@ def test_a_bad_file_and_another_name_leave_everything_as_it_is(spare: Cluster, f
     assert "iptables.foo: unknown field" in told
     mark = program.mark()
     file.unset("iptables", "foo")
-    file.set(iptables={"syncPeriod": "20s"}, hostnameOverride="another")
-    assert "'hostnameOverride'" in program.wait_log("restart_needed", since=mark)
+    file.set(iptables={"syncPeriod": "20s"}, bindAddressHardFail=True)
+    assert "'bindAddressHardFail'" in program.wait_log("restart_needed", since=mark)
     for family in FAMILIES:
         assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(pods)
     added = spare.publish(pods)
