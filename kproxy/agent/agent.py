@@ -17,17 +17,21 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
-from kproxy.agent.mode import Mode
+from kproxy.agent.mode import Mode, ModeUnavailable
+from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.service_health import ServiceHealth
-from kproxy.backends.base import Backend, CheckError, SyncReport
+from kproxy.agent.side import Outcome, Side
+from kproxy.backends.base import CheckError, SyncReport
+from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import stale_after
-from kproxy.plan.model import Protocol, ServicePlan
-from kproxy.plan.planner import Planner
+from kproxy.plan.model import Protocol
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
+from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Node
 
 log = structlog.stdlib.get_logger(__name__)
@@ -42,20 +46,12 @@ CHECK_SHARE = 20
 """A comparison that took t seconds is not repeated within this many times t (500 times for thorough ones)."""
 
 
-class _Side:
-    """One family: its planner, its backend, and the defects it reported last."""
-
-    def __init__(self, family: Family, backend: Backend) -> None:
-        self.family = family
-        self.planner = Planner(family)
-        self.backend = backend
-        self.refused: dict[str, str] = {}
-        self.degraded: dict[str, str] = {}
-        self.applied: dict[str, ServicePlan] = {}
-
-
 class Agent:
-    """Ties inbox, planners and backends together; used by one thread."""
+    """Ties inbox, planners and backends together; used by one thread.
+
+    `make_mode` is asked when the settings name another mode; `refused` is told the settings whose mode could
+    not be taken, and those that stay in force.
+    """
 
     def __init__(
         self,
@@ -67,6 +63,8 @@ class Agent:
         flows: FlowCleaner,
         service_health: ServiceHealth,
         reporter: Reporter,
+        make_mode: Callable[[ProxyConfig], Mode],
+        refused: Callable[[ProxyConfig, ProxyConfig], None],
     ) -> None:
         self._config = config
         self._inbox = inbox
@@ -76,18 +74,23 @@ class Agent:
         self._flows = flows
         self._service_health = service_health
         self._reporter = reporter
+        self._make_mode = make_mode
+        self._refused = refused
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
-        self._sides: dict[Family, _Side] = {}
+        self._sides: dict[Family, Side] = {}
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
         self._facts_stale = True
-        self._wanted = config
+        self._wanted = self._seen = config
+        self._switch_to: ProxyConfig | None = None
+        self._former: Mapping[Family, Variant] = {}
+        self._settled = False
         self._reconfigured = False
         self._replan = True
         self._drifted = False
-        self._problems: dict[str, tuple[Problem, ...]] = {}
+        self._problem_log = ProblemLog()
         self._next_glance = 0.0
         self._next_check = 0.0
         self._next_thorough = 0.0
@@ -131,8 +134,20 @@ class Agent:
         self._wanted = config
         self._inbox.wake()
 
+    @property
+    def config(self) -> ProxyConfig:
+        """The settings in force; may be asked from any thread."""
+        return self._config
+
+    @property
+    def mode(self) -> Mode:
+        """The mode in force; may be asked from any thread."""
+        return self._mode
+
     def sync(self) -> Mapping[Family, SyncReport]:
-        """Plan what changed and bring both families' kernels to it."""
+        """Plan what changed and bring both kernels to it; change over to another mode if asked to."""
+        if self._switch_to is not None:
+            return self._switch(self._switch_to)
         started = self._clock()
         facts = self._facts
         assert facts is not None  # noqa: S101 - only called once _ready() has said so
@@ -142,25 +157,35 @@ class Agent:
                 side.backend.retry()
         inputs = self._inbox.take(everything=self._replan)
         self._replan = self._drifted = False
-        reports: dict[Family, SyncReport] = {}
+        outcomes = {family: side.sync(inputs, facts.view) for family, side in self._sides.items()}
+        return self._conclude(started, inputs, facts, outcomes, retried=retried)
+
+    def _conclude(
+        self,
+        started: float,
+        inputs: Sequence[ServiceInput],
+        facts: NodeFacts,
+        outcomes: Mapping[Family, Outcome],
+        *,
+        retried: bool,
+    ) -> Mapping[Family, SyncReport]:
+        """Say what a sync did, let go of the changes that are in the kernel, and see when the next is due."""
         problems: dict[str, tuple[Problem, ...]] = {given.key: () for given in inputs}
-        for side in self._sides.values():
-            began = self._clock()
-            plans = side.planner.update(inputs, facts.view)
-            side.backend.update(plans.values())
-            planned = self._clock()
+        for family, outcome in outcomes.items():
+            plans, report = outcome.plans, outcome.report
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
-            reports[side.family] = report = side.backend.sync()
-            ended = self._clock()
-            self._tell(side, report, len(plans), planned - began, ended - planned)
-            self._reporter.synced(side.family, report, plans, ended - began, retried=retried)
-            if report.error is None:
-                self._forget_flows(side, plans, report.failed)
-                self._service_health.update(
-                    plans.values(), {side.family: facts.families[side.family].node_port_addresses}
-                )
-        self._tell_problems(problems)
+            self._sides[family].tell(outcome)
+            self._reporter.synced(family, report, plans, outcome.seconds, retried=retried)
+            if report.error is not None:
+                self._health.failed(family)
+                continue
+            self._health.updated(family)
+            self._forget_flows(self._sides[family], outcome)
+            self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
+        self._reporter.problems(problems)
+        self._problem_log.tell(problems)
+        reports = {family: outcome.report for family, outcome in outcomes.items()}
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
@@ -169,15 +194,65 @@ class Agent:
             self._schedule.failed(started, blocked=blocked)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
-        if self._next_thorough == 0 and not blocked:
+        if not self._settled and not blocked:
             self._after_first_sync()
         self._next_tending = self._clock()
         return reports
 
-    def _forget_flows(self, side: _Side, plans: Mapping[str, ServicePlan], failed: Mapping[str, str]) -> None:
+    def _switch(self, config: ProxyConfig) -> Mapping[Family, SyncReport]:
+        """Bring everything into the kernel in another mode, beside the rules of this one, and change over.
+
+        If that cannot be done, this mode goes on, and what the other one wrote is taken away.
+        """
+        self._switch_to = None
+        plan = plan_switch(self._config, config, self._inbox.services)
+        log.info("mode_switch_planned", **plan.fields())
+        started = self._clock()
+        try:
+            mode = self._make_mode(config)
+            check_families(self._mode, mode)
+            facts = self._facts_for(config, self._inbox.node())
+            if facts is None:
+                raise ModeUnavailable("the node has no pod CIDRs yet")
+        except ModeUnavailable as error:
+            log.error("mode_unavailable", mode=plan.after, reason=str(error), effect=f"{plan.before} stays")
+            self._refused(config, self._config)
+            return {}
+        trial = try_mode(mode, facts, self._sides, self._inbox.take(everything=True))
+        if trial.reason is not None:
+            log.error(
+                "mode_switch_failed", mode=plan.after, reason=trial.reason, effect=f"{plan.before} stays"
+            )
+            self._refused(config, self._config)
+            return self._roll_back(mode)
+        for family in set(mode.families).difference(self._mode.families):
+            self._health.add_family(family)
+        self._reporter.begin(mode.families)
+        self._former = self._mode.variants
+        self._mode, self._sides, self._facts = mode, trial.sides, facts
+        self._adopt(config)
+        self._settled = self._replan = self._drifted = False
+        reports = self._conclude(started, trial.inputs, facts, trial.outcomes, retried=False)
+        log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
+        return reports
+
+    def _roll_back(self, failed: Mode) -> Mapping[Family, SyncReport]:
+        """Write again what another mode's first sync may have changed, and take away what is its own."""
+        self._former = failed.variants
+        self._settled, self._replan = False, True
+        for side in self._sides.values():
+            side.backend.doubt()
+        if self._facts is None:
+            return {}
+        reports = self.sync()
+        if self._settled:
+            log.info("mode_switch_rolled_back", mode=mode_name(self._config))
+        return reports
+
+    def _forget_flows(self, side: Side, outcome: Outcome) -> None:
         """Have flows forgotten that the applied plans leave stale; at a start, nothing is known to be."""
-        for key, plan in plans.items():
-            if key in failed:
+        for key, plan in outcome.plans.items():
+            if key in outcome.report.failed:
                 continue
             if self._next_thorough:
                 self._flows.submit(side.family, stale_after(side.applied.get(key), plan))
@@ -199,6 +274,8 @@ class Agent:
     def _sync_due_in(self) -> float | None:
         if not self._ready():
             return None
+        if self._switch_to is not None:
+            return 0.0
         changed = self._replan or self._drifted or self._inbox.changed
         return self._schedule.due_in(changed=changed)
 
@@ -207,25 +284,31 @@ class Agent:
         if not self._inbox.ready:
             return False
         node = self._inbox.node()
-        if self._wanted is not self._config:
-            self._take_settings(self._wanted)
+        wanted = self._wanted
+        if wanted is not self._seen:
+            self._seen = wanted
+            self._switch_to = wanted if is_switch(self._config, wanted) else None
+            if self._switch_to is None:
+                self._mode.reconfigure(wanted)
+                self._adopt(wanted)
+                self._facts_stale = self._reconfigured = True
         if self._facts_stale or node is not self._facts_of:
             self._refresh_facts(node)
-        return self._facts is not None
+        return self._facts is not None or self._switch_to is not None
 
-    def _take_settings(self, config: ProxyConfig) -> None:
+    def _adopt(self, config: ProxyConfig) -> None:
         self._config = config
         self._schedule.set_periods(config.min_sync_period, config.sync_period)
         self._health.set_sync_period(config.sync_period)
-        self._mode.reconfigure(config)
-        self._facts_stale = self._reconfigured = True
+
+    def _facts_for(self, config: ProxyConfig, node: Node | None) -> NodeFacts | None:
+        return node_facts(config, node, self._interfaces() if needs_interfaces(config) else ())
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False
         self._facts_of = node
         self._health.see_node(node, known=True)
-        interfaces = self._interfaces() if needs_interfaces(self._config) else ()
-        facts = node_facts(self._config, node, interfaces)
+        facts = self._facts_for(self._config, node)
         if facts is None:
             log.info(
                 "waiting_for_pod_cidrs", node=self._config.node_name, mode=self._config.detect_local_mode
@@ -246,7 +329,7 @@ class Agent:
                     log.warning(
                         "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
                     )
-                self._sides[family] = _Side(family, backend)
+                self._sides[family] = Side(family, backend)
 
     def _tend(self) -> None:
         """Let the mode and the backends do what time asks for."""
@@ -280,51 +363,13 @@ class Agent:
 
     def _after_first_sync(self) -> None:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
+        self._settled = True
         self._next_thorough = self._clock() + THOROUGH_PERIOD
-        self._mode.settled()
+        self._mode.settled(self._former)
+        self._former = {}
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
-
-    def _tell(self, side: _Side, report: SyncReport, services: int, planning: float, applying: float) -> None:
-        family = side.family
-        cost = {"plan_ms": round(planning * 1000, 1), "apply_ms": round(applying * 1000, 1)}
-        if report.error is not None:
-            self._health.failed(family)
-            log.error("sync_failed", family=family.value, reason=report.error, **cost)
-            return
-        self._health.updated(family)
-        for key in sorted(side.refused.keys() - report.failed.keys()):
-            log.info("service_recovered", family=family.value, service=key)
-        side.refused = dict(report.failed)
-        for key, reason in report.degraded.items():
-            if side.degraded.get(key) != reason:
-                log.warning("service_degraded", family=family.value, service=key, reason=reason)
-        side.degraded = dict(report.degraded)
-        if report.changes:
-            extra = {"failed": len(report.failed)} if report.failed else {}
-            log.info("synced", family=family.value, services=services, **cost, **report.changes, **extra)
-        else:
-            log.debug("nothing_to_write", family=family.value, services=services, **cost)
-
-    def _tell_problems(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
-        self._reporter.problems(found)
-        for key, problems in found.items():
-            known = self._problems.get(key, ())
-            for problem in problems:
-                if problem not in known:
-                    log.warning(
-                        "object_problem",
-                        object=problem.object,
-                        field=problem.field,
-                        value=problem.value,
-                        reason=problem.reason,
-                    )
-            if known and not problems:
-                log.info("object_mended", service=key)
-            if problems:
-                self._problems[key] = problems
-            else:
-                self._problems.pop(key, None)
 
 
 def required_kinds() -> frozenset[Kind]:

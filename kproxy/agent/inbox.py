@@ -83,6 +83,12 @@ class Inbox:
         """When the last change came in, in seconds since the epoch; None before the first."""
         return self._changed_at
 
+    @property
+    def services(self) -> int:
+        """How many Services are known."""
+        with self._lock:
+            return self._tables.services
+
     def changes(self) -> Mapping[Kind, Changes]:
         """How many changes there were of Services and EndpointSlices, and what of them waits."""
         with self._lock:

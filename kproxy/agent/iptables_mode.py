@@ -9,6 +9,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
+from kproxy.agent.rules_removal import remove_former_rules
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables import names
@@ -67,6 +68,11 @@ class IptablesMode:
         """The families whose programs were found."""
         return tuple(self.tables)
 
+    @property
+    def variants(self) -> Mapping[Family, Variant]:
+        """Those of the programs that were found."""
+        return {family: xtables.variant for family, xtables in self.tables.items()}
+
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family."""
         config = self._settings(family, facts)
@@ -87,9 +93,10 @@ class IptablesMode:
             self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
 
-    def settled(self) -> None:
+    def settled(self, former: Mapping[Family, Variant]) -> None:
         """Let what another mode left here go."""
         remove_tables()
+        remove_former_rules(former, self.variants)
         self._departing.begin()
 
     def tend(self) -> float | None:

@@ -13,6 +13,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts
+from kproxy.agent.rules_removal import remove_former_rules
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
@@ -24,7 +25,7 @@ from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
-from kproxy.kernel.xtables.types import Xtables
+from kproxy.kernel.xtables.types import Variant, Xtables
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
 log = structlog.stdlib.get_logger(__name__)
@@ -77,6 +78,11 @@ class IpvsMode:
         """The families whose iptables programs were found."""
         return tuple(self._tables)
 
+    @property
+    def variants(self) -> Mapping[Family, Variant]:
+        """Those of the programs that were found."""
+        return {family: xtables.variant for family, xtables in self._tables.items()}
+
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family."""
         config = self._settings(family, facts)
@@ -102,9 +108,10 @@ class IpvsMode:
         except (*KERNEL_ERRORS, ModeUnavailable) as error:
             log.warning("settings_failed", reason=str(error))
 
-    def settled(self) -> None:
-        """What an iptables mode left went with the first sync; take away what an nftables mode did."""
+    def settled(self, former: Mapping[Family, Variant]) -> None:
+        """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
+        remove_former_rules(former, self.variants)
 
     def tend(self) -> float | None:
         """Nothing but what the backends do."""

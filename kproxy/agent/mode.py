@@ -7,6 +7,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
 from kproxy.backends.base import Backend, Measurement
+from kproxy.kernel.xtables.types import Variant
 
 
 class ModeUnavailable(RuntimeError):
@@ -28,6 +29,10 @@ class Mode(Protocol):
     def families(self) -> tuple[Family, ...]:
         """The families that can be served here."""
 
+    @property
+    def variants(self) -> Mapping[Family, Variant]:
+        """The iptables variant in which each family's rules are written; empty if none are."""
+
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family, made on the first call and given new facts on later ones."""
 
@@ -37,8 +42,11 @@ class Mode(Protocol):
         What cannot be used is logged and stays as it was.
         """
 
-    def settled(self) -> None:
-        """Every family has been synced for the first time: what another mode left may go."""
+    def settled(self, former: Mapping[Family, Variant]) -> None:
+        """Every family has been synced for the first time: what another mode left may go.
+
+        `former` are the variants of a mode that this process ran before, or tried in vain.
+        """
 
     def tend(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""

@@ -1,5 +1,7 @@
 """The nftables mode on this kernel: find nft, try the whole layout on it, and see a former mode off."""
 
+from collections.abc import Mapping
+
 import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
@@ -14,6 +16,7 @@ from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
 from kproxy.kernel.nft.types import Nft, NftError
+from kproxy.kernel.xtables.types import Variant
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -31,6 +34,7 @@ class NftablesMode:
         self._watch = ChangeWatch(nft.stamp)
         self._backends: dict[Family, NftablesBackend] = {}
         self.families = self._usable()
+        self.variants: Mapping[Family, Variant] = {}
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family."""
@@ -56,8 +60,9 @@ class NftablesMode:
         except NftError as error:
             raise MeasureError(error.message) from error
 
-    def settled(self) -> None:
+    def settled(self, former: Mapping[Family, Variant]) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
+        del former
         remove_rules()
         self._departing.begin()
 

@@ -1,5 +1,7 @@
 """Take away the iptables rules of every mode that has some: both variants, both families."""
 
+from collections.abc import Collection, Mapping
+
 import structlog
 
 from kproxy.addresses import Family
@@ -15,9 +17,20 @@ log = structlog.stdlib.get_logger(__name__)
 
 def remove_rules() -> bool:
     """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
+    clean = _remove(dict.fromkeys(Family, tuple(Variant)))
+    _remove_counters()
+    return clean
+
+
+def remove_former_rules(former: Mapping[Family, Variant], used: Mapping[Family, Variant]) -> bool:
+    """Remove rules in `former` variants, but for families that have theirs in the same one now."""
+    return _remove({f: (variant,) for f, variant in former.items() if used.get(f) is not variant})
+
+
+def _remove(chosen: Mapping[Family, Collection[Variant]]) -> bool:
     clean = True
-    for family in Family:
-        for variant in Variant:
+    for family, variants in chosen.items():
+        for variant in variants:
             try:
                 tools = find_tools(family, variant, probe=False)
             except XtablesUnavailable as error:
@@ -41,7 +54,6 @@ def remove_rules() -> bool:
                 for chain, rule in removal.kept.items():
                     log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
                     clean = False
-    _remove_counters()
     return clean
 
 

@@ -64,16 +64,31 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
     services = ServiceHealth(health.proxy_healthy, reporter.port_refused)
     interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
-    agent = Agent(config, inbox, mode, health, interfaces, flows, services, reporter)
+
+    def mode_refused(wanted: ProxyConfig, kept: ProxyConfig) -> None:
+        reloader.take_back_mode(wanted, kept)
+
+    agent = Agent(
+        config,
+        inbox,
+        mode,
+        health,
+        interfaces,
+        flows,
+        services,
+        reporter,
+        factory.make_mode,
+        mode_refused,
+    )
     settings = _Settings(config, agent)
     reloader = reloader_for(settings.take)
     inspector = Inspector(
-        settings.current, reloader.running, inbox, health, reporter, given.watches, time.monotonic
+        lambda: agent.config, reloader.running, inbox, health, reporter, given.watches, time.monotonic
     )
     exposition = Exposition(
         metrics,
-        lambda: config.proxy_mode,
-        readers(lambda: mode, inbox, reporter, config.metrics_service_limit),
+        lambda: agent.config.proxy_mode,
+        readers(lambda: agent.mode, inbox, reporter, config.metrics_service_limit),
     )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     servers = _servers(config, health, metrics, inspector.routes(exposition))
@@ -124,9 +139,6 @@ class _Settings:
     def __init__(self, config: ProxyConfig, agent: Agent) -> None:
         self._config = config
         self._agent = agent
-
-    def current(self) -> ProxyConfig:
-        return self._config
 
     def take(self, config: ProxyConfig) -> None:
         old, self._config = self._config, config

@@ -97,6 +97,9 @@ class Backend(Protocol):
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs from what it is known to hold."""
 
+    def doubt(self) -> None:
+        """Forget what the kernel is known to hold, for others have written; the next sync looks first."""
+
     def retry(self) -> None:
         """Let the next sync try again the services that failed although nothing about them changed."""
 

@@ -64,6 +64,11 @@ class Tables:
         return frozenset(self._synced)
 
     @property
+    def services(self) -> int:
+        """How many Services there are."""
+        return len(self._services)
+
+    @property
     def pending(self) -> int:
         """How many services changed since their last commit."""
         return len(self._dirty)

@@ -3,56 +3,18 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
-from tests.packets.cluster import CLUSTER_CIDRS, Cluster
+from tests.packets.cluster import Cluster
+from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.outcomes import names
 from tests.packets.program import Kproxy
 
 pytestmark = pytest.mark.root
-
-KUBEADM = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
-
-
-class File:
-    """kubeadm's file with what this cluster needs in it, written anew as a whole.
-
-    `masquerading` is the section whose masqueradeAll and masqueradeBit count in the cluster's mode.
-    """
-
-    def __init__(self, path: Path, cluster: Cluster) -> None:
-        self.path = path
-        self._document: dict[str, Any] = yaml.safe_load(KUBEADM.read_text())
-        modes = dict(zip(cluster.mode.arguments, cluster.mode.arguments[1:], strict=False))
-        self.masquerading = "nftables" if modes.get("--proxy-mode") == "nftables" else "iptables"
-        self._document["clientConnection"]["kubeconfig"] = str(cluster.kubeconfig)
-        self._document["clusterCIDR"] = CLUSTER_CIDRS
-        self._document["mode"] = modes.get("--proxy-mode", "")
-        self.set()
-
-    def set(self, **sections: Any) -> None:
-        """Change fields, those of sections one by one, and put the file in place at once."""
-        for name, value in sections.items():
-            if isinstance(value, dict):
-                self._document[name] |= value
-            else:
-                self._document[name] = value
-        self._write()
-
-    def unset(self, section: str, field: str) -> None:
-        """Take a field out of a section; the file itself follows with the next `set`."""
-        del self._document[section][field]
-
-    def _write(self) -> None:
-        new = self.path.with_name(".new")
-        new.write_text(yaml.safe_dump(self._document))
-        new.rename(self.path)
 
 
 @pytest.fixture
@@ -180,7 +142,7 @@ def test_the_scheduler_of_virtual_servers_changes(spare: Cluster, file: File) ->
         assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(spare.lab.pods[:2])
 
 
-def test_a_bad_file_and_another_mode_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
+def test_a_bad_file_and_what_needs_a_restart_leave_everything_as_it_is(spare: Cluster, file: File) -> None:
     program = start(spare, file)
     pods = spare.lab.pods[:2]
     service = spare.publish(pods)
@@ -190,10 +152,9 @@ def test_a_bad_file_and_another_mode_leave_everything_as_it_is(spare: Cluster, f
     assert "iptables.syncPeriod" in told
     assert "iptables.foo: unknown field" in told
     mark = program.mark()
-    other = "iptables" if spare.mode.name == "ipvs" else "ipvs"
     file.unset("iptables", "foo")
-    file.set(iptables={"syncPeriod": "20s"}, mode=other, hostnameOverride="another")
-    assert "'mode'" in program.wait_log("restart_needed", since=mark)
+    file.set(iptables={"syncPeriod": "20s"}, bindAddressHardFail=True)
+    assert "'bindAddressHardFail'" in program.wait_log("restart_needed", since=mark)
     for family in FAMILIES:
         assert spare.ask(spare.lab.client, service.ip(family), 80).pods == names(pods)
     added = spare.publish(pods)

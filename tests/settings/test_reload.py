@@ -16,6 +16,7 @@ from kproxy.agent.settings.documents import read_documents
 from kproxy.agent.settings.loading import CommandLine
 from kproxy.agent.settings.reload import LIVE, LIVE_OWN, Reloader, changes_between
 from kproxy.agent.settings.schema import KproxyConfiguration, KubeProxyConfiguration
+from kproxy.kernel.xtables.types import Variant
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 OWN_HEAD = "---\napiVersion: kproxy.io/v1alpha1\nkind: KproxyConfiguration\n"
@@ -32,7 +33,8 @@ def test_what_is_said_to_be_live_exists() -> None:
         ("", "", (), ()),
         ("", "iptables: {masqueradeAll: true}", ("iptables.masqueradeAll",), ()),
         ("ipvs: {scheduler: wlc}", "", ("ipvs.scheduler",), ()),
-        ("", "mode: ipvs", (), ("mode",)),
+        ("", "mode: ipvs", ("mode",), ()),
+        ("mode: iptables", "mode: ''", (), ()),
         ("", "hostnameOverride: b", (), ("hostnameOverride",)),
         ("", "clientConnection: {kubeconfig: /k}", (), ("clientConnection.kubeconfig",)),
         ("", "healthzBindAddress: 0.0.0.0:1", (), ("healthzBindAddress",)),
@@ -41,11 +43,16 @@ def test_what_is_said_to_be_live_exists() -> None:
         ("", "featureGates: {A: true}", ("featureGates",), ()),
         (
             "",
-            "mode: ipvs\nclusterCIDR: 10.0.0.0/8\n"
+            "mode: ipvs\nhostnameOverride: b\nclusterCIDR: 10.0.0.0/8\n"
             + OWN_HEAD
-            + "ipvs: {gracefulPeriod: 1m}\niptables: {variant: nft}",
-            ("clusterCIDR", "KproxyConfiguration ipvs.gracefulPeriod"),
-            ("mode", "KproxyConfiguration iptables.variant"),
+            + "ipvs: {gracefulPeriod: 1m}\niptables: {variant: nft}\nmetrics: {serviceLimit: 1}",
+            (
+                "mode",
+                "clusterCIDR",
+                "KproxyConfiguration ipvs.gracefulPeriod",
+                "KproxyConfiguration iptables.variant",
+            ),
+            ("hostnameOverride", "KproxyConfiguration metrics.serviceLimit"),
         ),
     ],
 )
@@ -89,18 +96,19 @@ def running(tmp_path: Path) -> Running:
 
 
 def test_what_changed_is_applied_and_the_rest_stays(running: Running) -> None:
-    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n")
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\nhealthzBindAddress: 0.0.0.0:1\n")
     with capture_logs() as logs:
         running.reloader.reload("SIGHUP")
     config = running.applied.get(timeout=0)
-    assert (config.cluster_cidrs, config.proxy_mode, config.node_name) == (
+    assert (config.cluster_cidrs, config.proxy_mode, config.node_name, config.healthz_bind_address) == (
         ("10.2.0.0/16",),
-        "iptables",
+        "ipvs",
         "node-a",
+        "0.0.0.0:10256",
     )
     assert [line["event"] for line in logs] == ["configuration_reloaded", "restart_needed"]
-    assert logs[0]["applied"] == ["clusterCIDR"]
-    assert logs[1]["settings"] == ["mode"]
+    assert set(logs[0]["applied"]) == {"clusterCIDR", "mode"}
+    assert logs[1]["settings"] == ["healthzBindAddress"]
 
 
 def test_a_file_that_says_the_same_changes_nothing(running: Running) -> None:
@@ -129,14 +137,50 @@ def test_a_bad_file_changes_nothing_and_is_told_once(running: Running, content: 
 
 
 def test_what_needs_a_restart_is_named_again_with_the_next_change(running: Running) -> None:
-    running.file.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\nmode: ipvs\n")
+    running.file.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\nbindAddressHardFail: true\n")
     running.reloader.reload("SIGHUP")
     assert running.applied.empty()
-    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n")
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nbindAddressHardFail: true\n")
     with capture_logs() as logs:
         running.reloader.reload("SIGHUP")
-    assert running.applied.get(timeout=0).proxy_mode == "iptables"
-    assert [line["settings"] for line in logs if line["event"] == "restart_needed"] == [["mode"]]
+    assert running.applied.get(timeout=0).bind_address_hard_fail is False
+    assert [line["settings"] for line in logs if line["event"] == "restart_needed"] == [
+        ["bindAddressHardFail"]
+    ]
+
+
+def test_a_mode_that_could_not_be_taken_is_asked_for_again_at_the_next_reload_and_not_before(
+    running: Running,
+) -> None:
+    given = CommandLine(running.file, {})
+    before = given.resolve(running.reloader.running())
+    rest = "ipvs: {minSyncPeriod: 3s}\niptables: {minSyncPeriod: 2s}\n"
+    running.file.write_text(
+        HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n" + rest + OWN_HEAD + "iptables: {variant: nft}"
+    )
+    running.reloader.reload("SIGHUP")
+    refused = running.applied.get(timeout=0)
+    assert (refused.proxy_mode, refused.iptables_variant, refused.min_sync_period) == ("ipvs", Variant.NFT, 3)
+    running.reloader.take_back_mode(refused, before)
+    kept = running.applied.get(timeout=0)
+    assert (kept.proxy_mode, kept.iptables_variant, kept.min_sync_period) == ("iptables", None, 2)
+    assert kept.cluster_cidrs == ("10.2.0.0/16",)
+    assert running.reloader.running().kube.mode == "iptables"
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+    assert set(logs[0]["applied"]) == {"mode", "KproxyConfiguration iptables.variant"}
+    assert running.applied.get(timeout=0) == refused
+
+
+def test_what_was_asked_for_since_is_not_taken_back(running: Running) -> None:
+    before = CommandLine(running.file, {}).resolve(running.reloader.running())
+    for mode in ("ipvs", "nftables"):
+        running.file.write_text(HEAD + f"mode: {mode}\n")
+        running.reloader.reload("SIGHUP")
+    refused, wanted = running.applied.get(timeout=0), running.applied.get(timeout=0)
+    running.reloader.take_back_mode(refused, before)
+    assert running.applied.empty()
+    assert running.reloader.running().kube.mode == wanted.proxy_mode == "nftables"
 
 
 def test_without_a_file_there_is_nothing_to_reload() -> None:

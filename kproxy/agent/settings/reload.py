@@ -52,6 +52,7 @@ LIVE = frozenset(
         "ipvs.tcpTimeout",
         "ipvs.udpTimeout",
         "logging.verbosity",
+        "mode",
         "nftables.masqueradeAll",
         "nftables.masqueradeBit",
         "nftables.minSyncPeriod",
@@ -63,7 +64,13 @@ LIVE = frozenset(
 """Paths of KubeProxyConfiguration that take effect without a restart."""
 
 LIVE_OWN = frozenset(
-    {"iptables.layout", "ipvs.gracefulPeriod", "nftables.rejectUnallocated", "nftables.serviceCIDRs"}
+    {
+        "iptables.layout",
+        "iptables.variant",
+        "ipvs.gracefulPeriod",
+        "nftables.rejectUnallocated",
+        "nftables.serviceCIDRs",
+    }
 )
 """The same of kproxy's own document."""
 
@@ -121,12 +128,29 @@ class Reloader:
         self._apply = apply
         self._lock = threading.Lock()
         self._seen = running
+        self._offered: ProxyConfig | None = None
         self._refused: list[str] = []
         self._content: bytes | None = None
 
     def running(self) -> Settings:
         """What kproxy works with now; may be asked from any thread."""
         return self._running
+
+    def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig) -> None:
+        """Go on in the mode of `kept`, for that of `refused` could not be taken; the rest of it is applied.
+
+        The next reload asks for the mode again, even if the file stays as it is. Nothing is done if something
+        newer than `refused` has been applied: what becomes of it is still to come. Any thread may call this.
+        """
+        with self._lock:
+            if self._offered is not refused:
+                return
+            variant = kept.iptables_variant
+            self._running = self._seen = Settings(
+                replace(self._running.kube, "mode", kept.proxy_mode),
+                replace(self._running.own, "iptables.variant", "" if variant is None else variant.value),
+            )
+            self._offer()
 
     def reload(self, reason: str, *, first: bool = False) -> None:
         """Read the file and apply what changed; `reason` is for the log.
@@ -183,7 +207,11 @@ class Reloader:
             log.warning("restart_needed", settings=list(changes.restart), effect="the old values stay")
         tell_settings(settings)
         if changes.applied:
-            self._apply(self._command_line.resolve(changes.settings))
+            self._offer()
+
+    def _offer(self) -> None:
+        self._offered = self._command_line.resolve(self._running)
+        self._apply(self._offered)
 
 
 def _content(file: Path) -> bytes | None:

@@ -98,6 +98,10 @@ class IptablesBackend:
         self._kernel = None
         self._render_all()
 
+    def doubt(self) -> None:
+        """Let the next sync read the rules first, and compare all of them."""
+        self._kernel = None
+
     def retry(self) -> None:
         """Let the next sync try the services again that were refused."""
         self._quarantine.clear()

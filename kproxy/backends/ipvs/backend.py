@@ -81,6 +81,11 @@ class IpvsBackend:
             self._want(plan)
         self._rules.reconfigure(IpvsLayout(config.rules))
 
+    def doubt(self) -> None:
+        """Let the next sync read the kernel first, and compare all of it."""
+        self._keeper.doubt()
+        self._rules.doubt()
+
     def retry(self) -> None:
         """Let the next sync try the services again that were refused, and schedulers that were missing."""
         self._keeper.retry()

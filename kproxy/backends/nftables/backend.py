@@ -78,6 +78,10 @@ class NftablesBackend:
         for plan in self._plans.values():
             self._want(plan.key, render_service(plan, config))
 
+    def doubt(self) -> None:
+        """Let the next sync read the table first, and compare all of it."""
+        self._table = None
+
     def retry(self) -> None:
         """Let the next sync try again the services that were refused, and chains that could not go."""
         self._quarantine.clear()

@@ -1,0 +1,129 @@
+"""Another proxy mode in a running process: what counts as one, the plan, and the verdict on its first sync.
+
+The new mode writes all of its own while the rules of the old one stand. Only when every family got through
+does the old one's go, and connections that it began go on. Where a family did not, what the new mode wrote
+goes instead. The run loop keeps the one that works; how another is tried and judged is here.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.mode import Mode, ModeUnavailable
+from kproxy.agent.node import NodeFacts
+from kproxy.agent.side import Outcome, Side
+from kproxy.state.tables import ServiceInput
+
+WRITTEN = {
+    "iptables": "iptables rules of every service",
+    "ipvs": "sets, iptables rules around them, virtual servers of every service, addresses on kube-ipvs0",
+    "nftables": "tables ip kproxy and ip6 kproxy with every service",
+}
+"""What a mode writes at its first sync, in this order."""
+
+TAKEN_AWAY = {
+    "iptables": "the iptables rules that the new mode does not use",
+    "ipvs": "the iptables rules that the new mode does not use; virtual servers, sets and kube-ipvs0 after "
+    "their last connection",
+    "nftables": "tables ip kproxy and ip6 kproxy",
+}
+"""What of a mode goes once another one works."""
+
+
+class SwitchPlan(msgspec.Struct, frozen=True):
+    """From which mode to which, for how many Services; what is written `first`, what goes `afterwards`."""
+
+    before: str
+    after: str
+    services: int
+    first: str
+    afterwards: str
+
+    def fields(self) -> dict[str, str | int]:
+        """For the log."""
+        return {
+            "from": self.before,
+            "to": self.after,
+            "services": self.services,
+            "first": self.first,
+            "afterwards": self.afterwards,
+        }
+
+
+def is_switch(old: ProxyConfig, new: ProxyConfig) -> bool:
+    """Whether other settings mean another mode: its name, or the iptables variant where that matters."""
+    if new.proxy_mode != old.proxy_mode:
+        return True
+    return new.iptables_variant is not old.iptables_variant and new.proxy_mode != "nftables"
+
+
+def plan_switch(old: ProxyConfig, new: ProxyConfig, services: int) -> SwitchPlan:
+    """What a switch is going to do."""
+    return SwitchPlan(
+        mode_name(old), mode_name(new), services, WRITTEN[new.proxy_mode], TAKEN_AWAY[old.proxy_mode]
+    )
+
+
+def mode_name(config: ProxyConfig) -> str:
+    """`iptables`, with the variant behind a slash where one is asked for: `ipvs/legacy`."""
+    if config.iptables_variant is None or config.proxy_mode == "nftables":
+        return config.proxy_mode
+    return f"{config.proxy_mode}/{config.iptables_variant.value}"
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """A new mode after its first sync with `inputs`; `reason` says why it does not count, if so."""
+
+    mode: Mode
+    facts: NodeFacts
+    sides: dict[Family, Side]
+    inputs: Sequence[ServiceInput]
+    outcomes: Mapping[Family, Outcome]
+    reason: str | None
+
+
+def try_mode(
+    mode: Mode,
+    facts: NodeFacts,
+    known: Mapping[Family, Side],
+    inputs: Sequence[ServiceInput],
+) -> Trial:
+    """Sync every family in a new mode, knowing of UDP flows what the `known` sides of the old one do."""
+    sides = {}
+    for family in mode.families:
+        side = known.get(family)
+        backend = mode.configure(family, facts.families[family])
+        sides[family] = Side(family, backend, side.applied if side is not None else None)
+    outcomes = {family: side.sync(inputs, facts.view) for family, side in sides.items()}
+    reason = verdict(outcomes, {family: side.refused for family, side in known.items()})
+    return Trial(mode, facts, sides, inputs, outcomes, reason)
+
+
+def check_families(old: Mode, new: Mode) -> None:
+    """Raise ModeUnavailable if the new mode cannot serve a family that the old one serves."""
+    missing = [family.value for family in old.families if family not in new.families]
+    if missing:
+        raise ModeUnavailable(f"it cannot serve {', '.join(missing)} here")
+
+
+def verdict(outcomes: Mapping[Family, Outcome], refused: Mapping[Family, Collection[str]]) -> str | None:
+    """Why the first sync of a new mode does not count; None if it does.
+
+    A family whose sync failed as a whole is a reason, and one whose every service was refused, unless the
+    old mode had `refused` them all too. Single services are no reason: they are logged, and tried again.
+    """
+    reasons = []
+    for family, outcome in outcomes.items():
+        report = outcome.report
+        if report.error is not None:
+            reasons.append(f"{family.value}: {report.error}")
+            continue
+        wanted = {key for key, plan in outcome.plans.items() if plan.ports}
+        if wanted and wanted <= report.failed.keys() and not wanted <= set(refused.get(family, ())):
+            first = min(wanted)
+            reasons.append(
+                f"{family.value}: every service was refused, the first {first}: {report.failed[first]}"
+            )
+    return "; ".join(reasons) or None
