@@ -22,7 +22,7 @@ from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.traffic import port_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
-from kproxy.kernel.xtables.types import RestoreError, Variant, Xtables
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -195,12 +195,20 @@ def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
 
 
 def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
-    """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to."""
+    """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to.
+
+    Where others write at the same time, as a process that an earlier kproxy left may, it is tried again.
+    """
     chain = names.PROBE
-    try:
-        xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
-        xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
-    except RestoreError as error:
-        log.warning(event, family=xtables.family.value, reason=error.message, **told)
-        return False
-    return True
+    tries = 5
+    while True:
+        tries -= 1
+        try:
+            xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
+            xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
+        except RestoreError as error:
+            if error.kind is FailureKind.LOCKED and tries:
+                continue
+            log.warning(event, family=xtables.family.value, reason=error.message, **told)
+            return False
+        return True

@@ -118,4 +118,5 @@ def test_a_server_that_counts_anew(site: Site) -> None:
             new.stop()
         cluster.api = old
         site.change()
+        old.compact()  # else it would tell its own past to a client that knows the other's revisions
         old.start()

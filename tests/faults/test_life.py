@@ -90,6 +90,7 @@ def test_nobody_reads_the_log(site: Site) -> None:
         program.close_log()
         for _ in range(5):
             site.change()
+    site.cluster.stop()
 
 
 @pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
