@@ -34,12 +34,12 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The figures as a table of a README: a line for each contender and size."""
-    shown = [figure for figure in FIGURES if any(figure.of(row) is not None for row in rows)]
-    lines = ["| | " + " | ".join(figure.title for figure in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for row in rows:
-        name = f"{row['contender']} {row['mode']} {_size(row)}"
-        lines.append(f"| {name} | " + " | ".join(_number(figure.of(row)) for figure in shown) + " |")
+    """The figures as a table for a README: a column for each contender and size."""
+    heads = [f"{row['contender']} {row['mode']}, {_size(row)}" for row in rows]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(rows) + 1) + "|"]
+    for figure in FIGURES:
+        values = [_number(figure.of(row)) for row in rows]
+        lines.append(f"| {figure.title} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 
 
