@@ -29,7 +29,6 @@ from kproxy.backends.base import CheckError, SyncReport
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import stale_after
 from kproxy.plan.model import Protocol
-from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Node
@@ -370,8 +369,3 @@ class Agent:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-
-
-def required_kinds() -> frozenset[Kind]:
-    """The kinds whose first list must be complete before anything is programmed."""
-    return frozenset(Kind)
