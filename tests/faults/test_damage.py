@@ -88,5 +88,5 @@ def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
     with site.ordeal(f"damage: {name}", refuses=True, cuts=cuts):
         since = program.mark()
         site.cluster.lab.node.run(command)
-        site.change()
         program.wait_log("drift_found", since=since)
+        site.change()

@@ -103,9 +103,9 @@ def test_an_outage_and_a_new_list_remove_nothing_that_still_exists(make_source: 
             sink.wait_listed(*ALL)
             seen: list[int] = []
             for _ in range(5):
-                api.faults.add(Fault.watch_error(410, resource="services"))
-                api.faults.add(Fault.status(503, resource="services", times=2))
                 times = sink.lists[Kind.SERVICE] + 1
+                api.faults.add(Fault.status(503, resource="services", times=2))
+                api.faults.add(Fault.watch_error(410, resource="services"))
                 sink.wait_listed(Kind.SERVICE, times=times)
                 seen.append(len(sink.keys(Kind.SERVICE)))
             assert seen == [20] * 5
