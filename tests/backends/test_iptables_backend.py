@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kproxy.addresses import Family
 from kproxy.backends.base import CheckError, LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import StandardLayout
+from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
 from tests.backends.cluster import CONFIG, Cluster, State, WatchedXtables, config_with, divided, sync_checked
@@ -421,6 +422,24 @@ def test_a_chain_that_could_not_be_deleted_is_counted_until_it_is(
     cluster.backend.retry()
     assert cluster.sync().leftovers == 0
     assert cluster.state() == cluster.fresh()
+
+
+@both_variants
+@pytest.mark.parametrize("layout", [StandardLayout, divided])
+def test_a_new_verdict_counts_before_the_old_one_goes(
+    variant: Variant, layout: Callable[[IptablesConfig], Layout]
+) -> None:
+    cluster = Cluster(variant, layout=layout)
+    cluster.put(service("svc1", "10.96.0.1", internalTrafficPolicy="Local"))
+    cluster.sync()
+    packet = Packet("10.96.0.1", 80)
+    assert outcomes(cluster.fake, packet) == {"REJECT"}
+    seen: list[frozenset[str]] = []
+    cluster.fake.after = lambda: seen.append(outcomes(cluster.fake, packet))
+    cluster.put(None, endpoint_slice(endpoint("10.1.0.1", node="node2"), service="svc1"))
+    assert cluster.sync().error is None
+    assert seen == [{"DROP"}] * len(seen)
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("variant", list(Variant))

@@ -156,7 +156,10 @@ class Writer:
         return any(services.get(key, NO_RULES).shared != new.shared for key, new in changes.items())
 
     def _filter(self, changes: Mapping[str, ServiceRules], *, keep_old: bool, delete: bool) -> None:
-        """Add the refusals of some services (`keep_old`), or take away those that are not recorded."""
+        """Add the refusals of some services (`keep_old`), or take away those that are not recorded.
+
+        What is added stands before what an address had so far, and so counts at once.
+        """
         kernel = self.kernel
         step = _Step("filter")
         if keep_old:
@@ -166,7 +169,7 @@ class Writer:
                 lines = {}
                 for key, new in changes.items():
                     old = getattr(kernel.services.get(key, NO_RULES).shared, field)
-                    lines[key] = tuple(dict.fromkeys((*old, *getattr(new.shared, field))))
+                    lines[key] = tuple(dict.fromkeys((*getattr(new.shared, field), *old)))
                 if field not in kernel.entries:
                     lines[NOBODY] = tuple(kernel.unowned(field, placement))
                     kernel.widened.add(NOBODY)
