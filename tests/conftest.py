@@ -24,6 +24,14 @@ _SHARD = "KPROXY_IPVS_SHARD"
 _PATIENCE = 1500.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_xtables_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A lock file for each worker: one worker's tests that hold the lock are no fault of another's node."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("lock") / "xtables.lock"))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--ipvs-kernels",

@@ -14,6 +14,8 @@ from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailabl
 
 log = structlog.stdlib.get_logger(__name__)
 
+_LOCK_SECONDS = 60  # nobody comes back to what a removal could not do, so it waits longer than a sync
+
 
 def remove_rules() -> bool:
     """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
@@ -37,7 +39,7 @@ def _remove(chosen: Mapping[Family, Collection[Variant]]) -> bool:
                 log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
                 continue
             try:
-                removals = cleanup(SubprocessXtables(family, tools))
+                removals = cleanup(SubprocessXtables(family, tools, lock_wait=_LOCK_SECONDS))
             except RestoreError as error:
                 log.error("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
                 clean = False

@@ -3,10 +3,10 @@
 import fcntl
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.testing.sabotage import Deed
 from tests.faults.site import Site
 from tests.packets.modes import MODES, Capability
@@ -96,7 +96,7 @@ def test_restore_hangs(site: Site) -> None:
 @pytest.mark.needs(Capability.XTABLES_LOCK)
 def test_lock_held(site: Site) -> None:
     program = site.start()
-    with site.ordeal("tools: xtables lock held"), Path("/run/xtables.lock").open("w") as lock:
+    with site.ordeal("tools: xtables lock held"), lock_file_in_use().open("w") as lock:
         since = program.mark()
         fcntl.flock(lock, fcntl.LOCK_EX)
         site.change()

@@ -13,6 +13,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
+from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools, without_noise
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 from tests.kernel.namespace import fresh_network
@@ -81,17 +82,24 @@ def test_refused_rules_are_told_from_other_failures_and_located(variant: Variant
     assert 2 < caught.value.line <= text.count(b"\n")
 
 
+def test_the_lock_is_the_one_that_iptables_programs_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XTABLES_LOCKFILE", "/run/other.lock")
+    assert str(lock_file_in_use()) == "/run/other.lock"
+    monkeypatch.delenv("XTABLES_LOCKFILE")
+    assert str(lock_file_in_use()) == "/run/xtables.lock"
+
+
 @fresh_network
 def test_the_holder_of_the_lock_is_named() -> None:
     xtables = _xtables(Variant.LEGACY, lock_wait=1)
-    lock_file = Path("/run/xtables.lock")
+    lock_file = lock_file_in_use()
     lock_file.touch()
     with lock_file.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RestoreError) as caught:
             xtables.restore(b"*filter\nCOMMIT\n")
     assert caught.value.kind is FailureKind.LOCKED
-    assert "/run/xtables.lock" in caught.value.message
+    assert str(lock_file) in caught.value.message
     assert f"held by process {os.getpid()}" in caught.value.message
     xtables.restore(b"*filter\nCOMMIT\n")
 

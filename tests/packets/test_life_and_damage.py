@@ -3,10 +3,10 @@
 import fcntl
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
+from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.testing.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
@@ -117,7 +117,7 @@ def test_a_held_lock_is_reported_and_waited_for(spare: Cluster) -> None:
     one, other = spare.lab.local_pods[:2]
     service = spare.publish([one])
     since = program.mark()
-    with Path("/run/xtables.lock").open("w") as lock:
+    with lock_file_in_use().open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         spare.slices(service, [other])
         assert "lock" in program.wait_log("sync_failed", "xtables", since=since)

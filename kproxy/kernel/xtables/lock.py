@@ -1,7 +1,8 @@
 """Who holds the xtables lock.
 
-Legacy iptables programs serialise on an advisory lock of one file (libxtables' XT_LOCK_NAME).  "Locked" is of
-little use to an operator without the name of the program that has it, and the kernel tells: /proc/locks.
+Legacy iptables programs serialise on an advisory lock of one file (iptables/xshared.c: XT_LOCK_NAME, or what
+XTABLES_LOCKFILE names).  "Locked" is of little use to an operator without the name of the program that has
+it, and the kernel tells: /proc/locks.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-LOCK_FILE = Path("/run/xtables.lock")
+DEFAULT_LOCK_FILE = "/run/xtables.lock"
 
 
-def describe(lock_file: Path = LOCK_FILE) -> str:
+def lock_file_in_use() -> Path:
+    """The file that iptables programs started from here lock."""
+    return Path(os.environ.get("XTABLES_LOCKFILE", "") or DEFAULT_LOCK_FILE)
+
+
+def describe() -> str:
     """The lock file's path and, if /proc tells, the id and command of the process that holds it."""
+    lock_file = lock_file_in_use()
     pid = holder(lock_file)
     if pid is None:
         return str(lock_file)
@@ -24,7 +31,7 @@ def describe(lock_file: Path = LOCK_FILE) -> str:
     return f"{lock_file} held by process {pid} ({command})"
 
 
-def holder(lock_file: Path = LOCK_FILE) -> int | None:
+def holder(lock_file: Path) -> int | None:
     """The process id of the lock's holder; None if nobody has it or it is in another PID namespace."""
     try:
         status = lock_file.stat()
