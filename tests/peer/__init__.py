@@ -1,0 +1,1 @@
+"""kproxy beside a real kube-proxy: the same objects, the same packets, the same outcomes."""

@@ -1,0 +1,91 @@
+"""Who meets which endpoint again, and who is let in."""
+
+from tests.peer.cases.words import CLIENTS, EVERYWHERE, LOCAL, PODS, balancer, case, write
+from tests.peer.objects import port, served, service, slices, vips
+
+CASES = (
+    case("affinity", write(service("web", sessionAffinity="ClientIP"), EVERYWHERE)),
+    case(
+        "affinity, all kinds", write(balancer(sessionAffinity="ClientIP", externalIPs=vips(11)), EVERYWHERE)
+    ),
+    case("affinity, Local", write(balancer(sessionAffinity="ClientIP", **LOCAL), EVERYWHERE)),
+    case(
+        "affinity, UDP",
+        write(
+            service("web", port(53, "", "UDP"), sessionAffinity="ClientIP"),
+            slices("web", "local-0", "remote-0", ports=[served(protocol="UDP")]),
+        ),
+    ),
+    case(
+        "affinity comes and goes",
+        write(service("web"), EVERYWHERE),
+        write(service("web", sessionAffinity="ClientIP")),
+        write(service("web", sessionAffinity="None", sessionAffinityConfig=None)),
+    ),
+    case(
+        "affinity to one that leaves",
+        write(service("web", sessionAffinity="ClientIP"), EVERYWHERE),
+        write(slices("web", "remote-1")),
+        write(slices("web")),
+    ),
+    case("source ranges", write(balancer(loadBalancerSourceRanges=CLIENTS), EVERYWHERE)),
+    case(
+        "source ranges with blanks",
+        write(balancer(loadBalancerSourceRanges=[f" {one} " for one in CLIENTS]), EVERYWHERE),
+    ),
+    case(
+        "source ranges of this node",
+        write(balancer(loadBalancerSourceRanges=["192.168.100.0/24", "fd00:192:168:100::/64"]), EVERYWHERE),
+    ),
+    case("source ranges of pods", write(balancer(loadBalancerSourceRanges=PODS), EVERYWHERE)),
+    case(
+        "source ranges of nobody",
+        write(balancer(loadBalancerSourceRanges=["198.18.0.0/15", "2001:db8:99::/64"]), EVERYWHERE),
+    ),
+    case(
+        "source ranges of one family", write(balancer(loadBalancerSourceRanges=["192.0.2.10/32"]), EVERYWHERE)
+    ),
+    case(
+        "source ranges that are everything",
+        write(
+            balancer(loadBalancerSourceRanges=["0.0.0.0/0", "192.0.2.99/32", "2001:db8:1::99/128"]),
+            EVERYWHERE,
+        ),
+    ),
+    case("source ranges, Local", write(balancer(loadBalancerSourceRanges=CLIENTS, **LOCAL), EVERYWHERE)),
+    case(
+        "source ranges, Local, endpoints elsewhere only",
+        write(balancer(loadBalancerSourceRanges=CLIENTS, **LOCAL), slices("web", "remote-0")),
+    ),
+    case("source ranges, no endpoints", write(balancer(loadBalancerSourceRanges=CLIENTS))),
+    case(
+        "source ranges and external IPs",
+        write(balancer(loadBalancerSourceRanges=CLIENTS, externalIPs=vips(11)), EVERYWHERE),
+    ),
+    case(
+        "source ranges that overlap",
+        write(balancer(loadBalancerSourceRanges=["192.0.2.0/24", *CLIENTS, "192.0.2.10/31"]), EVERYWHERE),
+    ),
+    case(
+        "source ranges of a node port",
+        write(
+            service("web", type="NodePort", loadBalancerSourceRanges=CLIENTS, externalIPs=vips(11)),
+            EVERYWHERE,
+        ),
+    ),
+    case(
+        "source ranges change",
+        write(balancer(loadBalancerSourceRanges=CLIENTS), EVERYWHERE),
+        write(balancer(loadBalancerSourceRanges=PODS)),
+        write(balancer()),
+    ),
+    case(
+        "one address, two services, ranges of one",
+        write(
+            balancer(loadBalancerSourceRanges=CLIENTS),
+            EVERYWHERE,
+            balancer(port(81), name="two"),
+            slices("two", "local-1"),
+        ),
+    ),
+)

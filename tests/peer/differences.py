@@ -1,0 +1,128 @@
+"""Where outcomes may differ: what kproxy does differently on purpose, and what an old kube-proxy does.
+
+Every entry names its reason; nothing else may differ. A probe that an entry speaks of is not compared.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.peer.contenders import Contender, Version
+from tests.peer.objects import JSON
+from tests.peer.probes import Outcome, Probe
+
+NEWEST: Version = (1, 1000)
+
+
+class View:
+    """The services of one moment, as entries of the tables below look at them."""
+
+    def __init__(self, services: Sequence[JSON]) -> None:
+        self._specs: Mapping[str, JSON] = {s["metadata"]["name"]: s["spec"] for s in services}
+        claims = Counter(
+            (ip, p["port"], p.get("protocol", "TCP"))
+            for service in services
+            for ip in _addresses(service)
+            for p in service["spec"].get("ports") or ()
+        )
+        self._contested = {claim for claim, number in claims.items() if number > 1}
+
+    def contested(self, probe: Probe) -> bool:
+        """Whether several frontends have the address and port."""
+        return (probe.ip, probe.port, probe.protocol) in self._contested
+
+    def external_local(self, probe: Probe) -> bool:
+        """Whether the probe meets externalTrafficPolicy Local."""
+        return (
+            probe.frontend != "cluster" and self._specs[probe.service].get("externalTrafficPolicy") == "Local"
+        )
+
+    def ranged(self, probe: Probe) -> bool:
+        """Whether the probe meets source ranges."""
+        return probe.frontend == "balancer" and bool(
+            self._specs[probe.service].get("loadBalancerSourceRanges")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`before` is the first version of kube-proxy that no longer differs; `readme` where users are told."""
+
+    reason: str
+    applies: Callable[[Probe, View], bool]
+    contenders: str = "kproxy"
+    """The beginning of the names of the contenders that differ."""
+    before: Version = NEWEST
+    readme: str = ""
+    ends: tuple[Outcome, Outcome] | None = None
+    """Only where kube-proxy's requests end in some of the first ways, and the contender's in the second."""
+
+
+DELIBERATE = (
+    Difference(
+        "kube-proxy's rules for one address stand in random order; kproxy knows whose it is",
+        lambda probe, view: view.contested(probe),
+        contenders="k",
+        readme="What it does that kube-proxy does not",
+    ),
+    Difference(
+        "as in kube-proxy's own nftables mode, node ports do not answer on 127.0.0.1",
+        lambda probe, _: probe.frontend == "localhost",
+        contenders="kproxy nftables",
+        readme="nftables mode",
+    ),
+    Difference(
+        "the hairpin set holds endpoints that may be on this node; a pod elsewhere asks its own node",
+        lambda probe, _: probe.vantage.startswith("remote"),
+        contenders="kproxy nftables",
+        readme="nftables mode",
+    ),
+    Difference(
+        "the node itself is refused when it sends, outside addresses included, and not on the way in",
+        lambda probe, _: probe.vantage == "node" and probe.frontend != "cluster",
+        contenders="kproxy nftables",
+        readme="nftables mode",
+        ends=(frozenset({"NoAnswer", "Refused"}), frozenset({"Refused", "Unreachable"})),
+    ),
+)
+"""What users of kproxy are told is different."""
+
+AGED = (
+    Difference(
+        "up to 1.21, rules for external IPs do not match what the node itself sends",
+        lambda probe, _: probe.frontend == "external" and probe.vantage == "node",
+        before=(1, 22),
+    ),
+    Difference(
+        "node ports also translate what the node sends to ::1, which then goes nowhere",
+        lambda probe, _: probe.frontend == "localhost" and probe.family == 6,
+        before=(1, 25),
+    ),
+)
+"""What kube-proxy did otherwise in older versions."""
+
+
+def excused(
+    probe: Probe,
+    view: View,
+    contender: Contender,
+    version: Version,
+    ends: tuple[Outcome, Outcome] | None = None,
+) -> str:
+    """Why a contender may differ from the reference, "" if it may not; `ends` is how the two ended."""
+    for known in (*DELIBERATE, *AGED):
+        if str(contender).startswith(known.contenders) and version < known.before:
+            if known.ends is not None and (
+                ends is None or not (ends[0] <= known.ends[0] and ends[1] <= known.ends[1])
+            ):
+                continue
+            if known.applies(probe, view):
+                return known.reason
+    return ""
+
+
+def _addresses(service: JSON) -> list[str]:
+    spec = service["spec"]
+    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or ()
+    every = [*(spec.get("clusterIPs") or ()), *(spec.get("externalIPs") or ())]
+    return [ip for ip in every if ip not in {"", "None"}] + [e["ip"] for e in ingress if e.get("ip")]

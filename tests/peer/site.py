@@ -1,0 +1,229 @@
+"""One API server, and a lab for each contender that is fed by it; all labs have the same addresses.
+
+`settle()` is a fence as in tests/packets: a service and a slice that are written last are watched with
+packets until every contender obeys them in both families, so all that was written before is in force.
+"""
+
+import itertools
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kproxy.testing.apiserver import ApiServer
+from kproxy.testing.lab import AskError, Lab
+from tests.peer import old_peers
+from tests.peer.contenders import Contender, Peer, contenders
+from tests.peer.differences import View, excused
+from tests.peer.objects import (
+    JSON,
+    NAMESPACE,
+    OTHER_TARGET,
+    SPEC,
+    TARGET,
+    node,
+    port,
+    service,
+    slices,
+)
+from tests.peer.probes import FEW, MANY, PATIENCE, SILENCE, Asker, Outcome, Probe, probes
+
+DEADLINE = 60.0
+"""Seconds after which a contender that obeys no fence fails the test: never something that is measured."""
+FENCE = "zz-fence"
+AT_ONCE = 8
+"""Probes that are sent at the same time, each in every lab in turn."""
+ROUNDS = 5
+MOST = 12
+"""Probes that are sent again, at most: where more differ, these tell why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runner:
+    """A contender at work in its lab; its log is the file `log`."""
+
+    contender: Contender
+    lab: Lab
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Fail with the last lines of its log if it has ended."""
+        status = self.process.poll()
+        assert status is None, f"{self.contender} ended with {status}:\n{self.last()}"
+
+    def last(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Site:
+    """Writes objects, and compares what comes of them."""
+
+    def __init__(
+        self, api: ApiServer, peer: Peer, runners: Sequence[Runner], pool: ThreadPoolExecutor
+    ) -> None:
+        self.api = api
+        self.peer = peer
+        self.runners = runners
+        self._pool = pool
+        self._fences = itertools.count(1000)
+        self._made: dict[tuple[str, str], None] = {}
+
+    def write(self, *objects: JSON, validate: bool = True) -> None:
+        """Create or replace objects; they are gone after the test."""
+        for obj in objects:
+            self.api.apply(obj, validate=validate)
+            self._made[obj["kind"], obj["metadata"]["name"]] = None
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object."""
+        self.api.delete(kind, NAMESPACE, name)
+        self._made.pop((kind, name), None)
+
+    def forget(self) -> None:
+        """Delete what was written since the last time, services first as the API does."""
+        for kind, name in sorted(self._made, reverse=True):
+            self.delete(kind, name)
+        self.api.apply(node())
+
+    def services(self) -> list[JSON]:
+        """The services as stored, without the fence."""
+        return [s for s in self.api.list("Service", NAMESPACE) if s["metadata"]["name"] != FENCE]
+
+    def settle(self) -> None:
+        """Wait until every contender obeys all that is written."""
+        number = next(self._fences)
+        place = f"local-{number % 2}"
+        self.api.apply(service(FENCE, port(number)))
+        for each in slices(FENCE, place):
+            self.api.apply(each)
+        stored = self.api.get("Service", NAMESPACE, FENCE)
+        assert stored is not None
+        ips = stored["spec"]["clusterIPs"]
+        list(self._pool.map(lambda runner: self._wait(runner, ips, number, place), self.runners))
+
+    def differences(self, wanted: Sequence[Probe] | None = None) -> list[str]:
+        """Compare probes, by default all of all services; what differs without an excuse, a line each.
+
+        All probes are sent at once first, which a busy machine may answer late. So those that differ are
+        sent again one after the other, and what comes of that counts.
+        """
+        services = self.services()
+        view = View(services)
+        every = probes(services) if wanted is None else wanted
+        batches = [[probe] for probe in every if not probe.sticky]
+        sticky = {probe.service for probe in every if probe.sticky}
+        batches += [[probe for probe in every if probe.sticky and probe.service == name] for name in sticky]
+        suspects = list(itertools.chain(*self._pool.map(lambda batch: self._suspects(batch, view), batches)))
+        found = list(itertools.chain(*(self._judge(probe, view) for probe in suspects[:MOST])))
+        if found and len(suspects) > MOST:
+            found.append(f"and perhaps {len(suspects) - MOST} probes more")
+        for runner in self.runners:
+            runner.check()
+        return found
+
+    def _judged(self, probe: Probe, view: View) -> list[Runner]:
+        """The reference, and all that must not differ from it."""
+        first, *others = self.runners
+        return [first, *(r for r in others if not excused(probe, view, r.contender, self.peer.version))]
+
+    def _suspects(self, batch: Sequence[Probe], view: View) -> list[Probe]:
+        return [probe for probe in batch if not self._agree(probe, view)]
+
+    def _agree(self, probe: Probe, view: View) -> bool:
+        """Whether nobody differs, once chance has had its rounds to bring every endpoint."""
+        outcomes = dict.fromkeys(self._judged(probe, view), Outcome())
+        for _ in range(ROUNDS):
+            for runner, known in outcomes.items():
+                outcomes[runner] = known | Asker(runner.lab).ask(probe, FEW, SILENCE)
+            if not self._different(probe, view, outcomes):
+                return True
+        return False
+
+    def _different(self, probe: Probe, view: View, outcomes: Mapping[Runner, Outcome]) -> list[Runner]:
+        """Who differs from the reference without an excuse."""
+        reference, expected = next(iter(outcomes.items()))
+        version = self.peer.version
+        return [
+            runner
+            for runner, outcome in outcomes.items()
+            if runner is not reference
+            and outcome != expected
+            and not excused(probe, view, runner.contender, version, (expected, outcome))
+        ]
+
+    def _judge(self, probe: Probe, view: View) -> list[str]:
+        outcomes: dict[Runner, Outcome] = {}
+        for runner in self._judged(probe, view):
+            asker = Asker(runner.lab)
+            outcomes[runner] = asker.ask(probe, FEW, PATIENCE)
+            if any(" " in one for one in outcomes[runner]):
+                outcomes[runner] |= asker.ask(probe, MANY, PATIENCE)
+        alike: dict[Outcome, list[str]] = {}
+        for runner in self._different(probe, view, outcomes):
+            alike.setdefault(outcomes[runner], []).append(str(runner.contender))
+        reference, expected = next(iter(outcomes.items()))
+        return [
+            f"{probe}: {reference.contender} {_text(expected)}, {' and '.join(names)} {_text(outcome)}"
+            for outcome, names in alike.items()
+        ]
+
+    def _wait(self, runner: Runner, ips: Sequence[str], number: int, place: str) -> None:
+        deadline = time.monotonic() + DEADLINE
+        for ip in ips:
+            while True:
+                try:
+                    if runner.lab.ask(runner.lab.client, ip, number, timeout=0.5).pod == place:
+                        break
+                except AskError:
+                    pass
+                runner.check()
+                assert time.monotonic() < deadline, f"{runner.contender} does not come:\n{runner.last(40)}"
+
+
+def _text(outcome: Outcome) -> str:
+    return "{" + ", ".join(sorted(outcome)) + "}"
+
+
+@contextmanager
+def build(peer: Peer, directory: Path) -> Iterator[Site]:
+    """A site in which every contender runs."""
+    table: Any = old_peers.resources() if peer.version < (1, 21) else None
+    with ExitStack() as stack:
+        api = stack.enter_context(ApiServer(resources=table))
+        if table is not None:
+            old_peers.Beta(api)
+        api.apply(node())
+        everyone = contenders(peer)
+        pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE, "site"))
+        runners = [_start(stack, each, api, directory) for each in everyone]
+        yield Site(api, peer, runners, pool)
+
+
+def _start(stack: ExitStack, contender: Contender, api: ApiServer, directory: Path) -> Runner:
+    folder = directory / contender.name.replace(" ", "-")
+    environment = contender.environment(folder)
+    lab = stack.enter_context(Lab(SPEC))
+    servers = (*lab.pods, lab.node_pod, lab.peer_pod)
+    for pod, target in itertools.product(servers, (TARGET, OTHER_TARGET)):
+        lab.serve(pod, "TCP", target)
+        lab.serve(pod, "UDP", target)
+    if contender.peer is not None and contender.peer.version < (1, 25):
+        old_peers.drop_marked(lab.node, contender.variant)
+    at = lab.publish(api.port)
+    kubeconfig = api.kubeconfig(folder / "kubeconfig", server=f"http://127.0.0.1:{at}")
+    log = folder / "log"
+    with log.open("wb") as stream:
+        process = lab.node.popen(
+            contender.argv(kubeconfig),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+        )
+    return Runner(contender, lab, process, log)

@@ -1,0 +1,23 @@
+"""The named cases: after each of their steps, packets fare alike with kube-proxy and with kproxy."""
+
+import pytest
+
+from tests.peer.cases import CASES
+from tests.peer.cases.words import Case
+from tests.peer.site import Site
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_packets_fare_alike(case: Case, site: Site) -> None:
+    version = site.peer.version
+    if version < case.since:
+        pytest.skip(f"kube-proxy {version[0]}.{version[1]} is older than {case.since[0]}.{case.since[1]}")
+    for number, step in enumerate(case.steps):
+        site.write(*step.write, validate=step.validate)
+        for kind, name in step.delete:
+            site.delete(kind, name)
+        site.settle()
+        found = site.differences()
+        assert not found, f"after step {number}:\n" + "\n".join(found)
