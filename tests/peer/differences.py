@@ -37,6 +37,10 @@ class View:
             probe.frontend != "cluster" and self._specs[probe.service].get("externalTrafficPolicy") == "Local"
         )
 
+    def kind(self, probe: Probe) -> str:
+        """The type of the service."""
+        return str(self._specs[probe.service].get("type", "ClusterIP"))
+
     def ranged(self, probe: Probe) -> bool:
         """Whether the probe meets source ranges."""
         return probe.frontend == "balancer" and bool(
@@ -88,6 +92,17 @@ DELIBERATE = (
 """What users of kproxy are told is different."""
 
 AGED = (
+    Difference(
+        "what is to be dropped was only marked, and the mark dropped on the way in alone (KEP-3178)",
+        lambda probe, view: probe.frontend in {"external", "balancer"},
+        before=(1, 25),
+        ends=(frozenset({"Unreachable"}), frozenset({"NoAnswer"})),
+    ),
+    Difference(
+        "externalTrafficPolicy did not count for external IPs of type ClusterIP",
+        lambda probe, view: view.external_local(probe) and view.kind(probe) == "ClusterIP",
+        before=(1, 25),
+    ),
     Difference(
         "up to 1.21, rules for external IPs do not match what the node itself sends",
         lambda probe, _: probe.frontend == "external" and probe.vantage == "node",
