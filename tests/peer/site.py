@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.testing.apiserver import ApiServer
 from kproxy.testing.lab import AskError, Lab
 from tests.peer import old_peers
@@ -35,6 +36,9 @@ from tests.peer.probes import FEW, MANY, PATIENCE, SILENCE, Asker, Outcome, Prob
 DEADLINE = 60.0
 """Seconds after which a contender that obeys no fence fails the test: never something that is measured."""
 FENCE = "zz-fence"
+NETLINK_NETFILTER = 12
+_FLUSH = 1 << 8 | 2
+"""IPCTNL_MSG_CT_DELETE; without a tuple it means every flow (linux/netfilter/nfnetlink_conntrack.h)."""
 AT_ONCE = 8
 """Probes that are sent at the same time, each in every lab in turn."""
 ROUNDS = 5
@@ -113,6 +117,8 @@ class Site:
         All probes are sent at once first, which a busy machine may answer late. So those that differ are
         sent again one after the other, and what comes of that counts.
         """
+        for runner in self.runners:
+            runner.lab.node.call(_forget_flows)
         services = self.services()
         view = View(services)
         every = probes(services) if wanted is None else wanted
@@ -184,6 +190,15 @@ class Site:
                     pass
                 runner.check()
                 assert time.monotonic() < deadline, f"{runner.contender} does not come:\n{runner.last(40)}"
+
+
+def _forget_flows() -> None:
+    """Flush the connection tracking of the current namespace: earlier probes shall not answer later ones."""
+    link = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        link.batch([(_FLUSH, 0, bytes(4))])
+    finally:
+        link.close()
 
 
 def _text(outcome: Outcome) -> str:

@@ -94,6 +94,7 @@ CASES = (
             ),
             EVERYWHERE,
         ),
+        since=(1, 25),
     ),
     case(
         "an endpoint in two slices",
