@@ -39,12 +39,12 @@ def collect(
         parsed = [p for i, e in enumerate(piece.endpoints) if (p := _parse(piece, i, e, family, problems))]
         for index, port in enumerate(piece.ports):
             number = port.port
-            if not number:
+            if not number or port.name is None:  # the API server leaves no name out; as kube-proxy has it
                 continue
             if not 0 < number <= PORT_MAX:
                 problems.append(_problem(piece, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})"))
                 continue
-            into = found.setdefault((port.name or "", port.protocol or "TCP"), {})
+            into = found.setdefault((port.name, port.protocol or "TCP"), {})
             _add(into, parsed, number, node.name, weights)
     return {key: [candidates[text] for text in sorted(candidates)] for key, candidates in found.items()}
 

@@ -19,6 +19,7 @@ import structlog
 from kproxy.sources.yaml_documents import Fault, ManifestSyntaxError, YamlDocument, yaml_documents
 from kproxy.state.decode import Kind, WireObject, decode
 from kproxy.state.problems import ObjectRejected, Problem, show
+from kproxy.state.wire import EndpointSlice
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -125,6 +126,14 @@ def _broken(content: ManifestFile, name: str, line: int, reason: str, *, whole: 
     content.intact = False
 
 
+def _completed(decoded: WireObject) -> WireObject:
+    """Fill in what the API server would: a slice's port that has no name gets the empty one."""
+    if not isinstance(decoded, EndpointSlice) or all(port.name is not None for port in decoded.ports or ()):
+        return decoded
+    ports = tuple(msgspec.structs.replace(port, name=port.name or "") for port in decoded.ports or ())
+    return msgspec.structs.replace(decoded, ports=ports)
+
+
 def _take(content: ManifestFile, name: str, piece: _Piece) -> None:
     if piece.faults:
         for fault in piece.faults:
@@ -134,7 +143,7 @@ def _take(content: ManifestFile, name: str, piece: _Piece) -> None:
     if kind is None:
         return
     try:
-        decoded = decode(kind, piece.raw)
+        decoded = _completed(decode(kind, piece.raw))
     except ObjectRejected as rejected:
         problem = _placed(rejected.problem, name, piece.line)
         content.rejections.append(Rejection(kind, rejected.key, problem))

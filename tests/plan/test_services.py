@@ -40,6 +40,13 @@ def test_a_port_without_a_name() -> None:
     assert _texts(planned.cluster) == ["10.1.0.1:8080"]
 
 
+def test_a_slice_port_whose_name_is_missing_belongs_to_no_port() -> None:
+    unnamed = endpoint_slice("10.1.0.1", ports=[{"port": 8080, "protocol": "TCP"}])
+    planned = port_of(service(ports=[port(name=None)]), unnamed)
+    assert planned.cluster == ()
+    assert not planned.has_endpoints
+
+
 def test_dual_stack() -> None:
     document = service(
         ip=["10.96.0.1", "fd00:96::1"],

@@ -11,7 +11,7 @@ import yaml
 
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig, load_manifests
 from kproxy.state.decode import Kind
-from kproxy.state.wire import Service
+from kproxy.state.wire import EndpointSlice, Service
 from tests.sources.objects import endpoint_slice, node, service
 from tests.sources.recording import Running
 
@@ -59,6 +59,14 @@ def test_all_forms_of_a_file_are_read(tmp_path: Path) -> None:
     assert [obj.key for obj in loaded.objects[Kind.SERVICE]] == [f"default/{name}" for name in "abcde"]
     assert [obj.key for obj in loaded.objects[Kind.ENDPOINT_SLICE]] == ["default/a-1", "default/e-1"]
     assert [obj.key for obj in loaded.objects[Kind.NODE]] == ["n1"]
+
+
+def test_a_slice_port_without_a_name_gets_the_empty_one(tmp_path: Path) -> None:
+    unnamed = {**endpoint_slice("a", ["10.0.0.1"]), "ports": [{"port": 8080}, {"name": "b", "port": 8081}]}
+    write(tmp_path / "a.yaml", unnamed)
+    (loaded,) = load_manifests(tmp_path).objects[Kind.ENDPOINT_SLICE]
+    assert isinstance(loaded, EndpointSlice)
+    assert [(port.name, port.port) for port in loaded.ports or ()] == [("", 8080), ("b", 8081)]
 
 
 def test_a_kind_of_the_same_name_in_another_group_is_not_ours(tmp_path: Path) -> None:
