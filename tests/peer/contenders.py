@@ -15,6 +15,8 @@ CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
 PEER_VARIABLE = "KPROXY_PEER"
 
 Version = tuple[int, int]
+NEWEST: Version = (1, 1000)
+"""Newer than any."""
 
 _PROGRAMS = tuple(f"{stem}{part}" for stem in ("iptables", "ip6tables") for part in ("", "-save", "-restore"))
 _COMMON = (

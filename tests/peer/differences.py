@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.peer.contenders import Contender, Version
+from tests.peer.contenders import NEWEST, Contender, Version
 from tests.peer.objects import JSON
 from tests.peer.probes import Outcome, Probe
 
-NEWEST: Version = (1, 1000)
+ANY: Outcome = frozenset({"whatever"})
+"""Stands for every outcome in `Difference.ends`."""
 
 
 class View:
@@ -70,6 +71,13 @@ DELIBERATE = (
         readme="What it does that kube-proxy does not",
     ),
     Difference(
+        "kube-proxy goes on using a slice for the service that it once named",
+        lambda probe, _: probe.service == "left",
+        contenders="kproxy",
+        readme="What it does that kube-proxy does not",
+        ends=(ANY, frozenset({"Refused"})),
+    ),
+    Difference(
         "as in kube-proxy's own nftables mode, node ports do not answer on 127.0.0.1",
         lambda probe, _: probe.frontend == "localhost",
         contenders="kproxy nftables",
@@ -126,14 +134,18 @@ def excused(
 ) -> str:
     """Why a contender may differ from the reference, "" if it may not; `ends` is how the two ended."""
     for known in (*DELIBERATE, *AGED):
-        if str(contender).startswith(known.contenders) and version < known.before:
-            if known.ends is not None and (
-                ends is None or not (ends[0] <= known.ends[0] and ends[1] <= known.ends[1])
-            ):
-                continue
-            if known.applies(probe, view):
-                return known.reason
+        concerned = str(contender).startswith(known.contenders) and version < known.before
+        if concerned and _as_told(known, ends) and known.applies(probe, view):
+            return known.reason
     return ""
+
+
+def _as_told(known: Difference, ends: tuple[Outcome, Outcome] | None) -> bool:
+    if known.ends is None:
+        return True
+    if ends is None:
+        return False
+    return all(told is ANY or found <= told for told, found in zip(known.ends, ends, strict=True))
 
 
 def _addresses(service: JSON) -> list[str]:

@@ -17,7 +17,8 @@ from tests.peer.contenders import Version
 from tests.peer.objects import JSON, OTHER_TARGET, TARGET, Ep, port, served, service, slices, vips
 
 NAMES = ("a", "b", "c")
-PLACES = ("local-0", "local-1", "remote-0", "remote-1", "local")
+PLACES = {"a": ("local-0", "local-1", "remote-0"), "b": ("remote-1", "local")}
+"""The endpoints of each slice: of one that is in two slices, kube-proxy takes either."""
 SETTINGS = settings(
     phases=[Phase.explicit, Phase.generate],
     deadline=None,
@@ -107,12 +108,12 @@ def _slices(draw: st.DrawFn, era: Era) -> list[JSON]:
             {"ready": False, "serving": False, "terminating": True},
         ]
     name = draw(st.sampled_from(NAMES))
-    places = draw(st.lists(st.sampled_from(PLACES), unique=True, max_size=3))
+    suffix = draw(st.sampled_from(["a", "a", "b"]))
+    places = draw(st.lists(st.sampled_from(PLACES[suffix]), unique=True, max_size=3))
     endpoints = [Ep(place, **draw(st.sampled_from(conditions))) for place in places]
     ports = [served(draw(st.sampled_from([TARGET, OTHER_TARGET])), "web")]
     if draw(st.booleans()):
         ports.append(served(TARGET, "dns", "UDP"))
-    suffix = draw(st.sampled_from(["a", "a", "b"]))
     families = draw(st.sampled_from(_FAMILIES))
     return slices(name, *endpoints, ports=ports, suffix=suffix, families=families)
 

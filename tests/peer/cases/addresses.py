@@ -107,6 +107,7 @@ CASES = (
             slices("web", unready("local-0"), "remote-0"),
             slices("web", "local-0", suffix="b"),
         ),
+        until=(1, 21),
     ),
     case(
         "an endpoint in two slices, terminating in one",
@@ -140,6 +141,7 @@ CASES = (
             slices("web", "local-0", ports=[served(TARGET, "a")]),
             slices("web", "local-0", ports=[served(OTHER_TARGET, "a")], suffix="b"),
         ),
+        since=(1, 25),
     ),
     case(
         "ports with names",

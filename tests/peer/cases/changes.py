@@ -74,11 +74,11 @@ CASES = (
     ),
     case(
         "slices move to another service",
-        write(service("web"), EVERYWHERE, service("two")),
+        write(service("left"), slices("left", "local-0"), service("two")),
         write(
             [
                 obj | {"metadata": obj["metadata"] | {"labels": {"kubernetes.io/service-name": "two"}}}
-                for obj in EVERYWHERE
+                for obj in slices("left", "local-0")
             ]
         ),
     ),

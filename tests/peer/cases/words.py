@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tests.peer.contenders import Version
+from tests.peer.contenders import NEWEST, Version
 from tests.peer.objects import JSON, Ep, service, slices, vips
 
 NODE_IPS = ["192.168.100.10", "fd00:192:168:100::10"]
@@ -23,11 +23,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A history; `since` is the version in which kube-proxy learnt what it is about."""
+    """A history; `since` is the version in which kube-proxy learnt what it is about.
+
+    From the version `until` on, what kube-proxy does is a matter of chance.
+    """
 
     name: str
     steps: tuple[Step, ...]
     since: Version = (1, 0)
+    until: Version = NEWEST
 
     def __str__(self) -> str:
         return self.name
@@ -49,9 +53,9 @@ def delete(kind: str, *names: str) -> Step:
     return Step(delete=tuple((kind, name) for name in names))
 
 
-def case(name: str, *steps: Step, since: Version = (1, 0)) -> Case:
+def case(name: str, *steps: Step, since: Version = (1, 0), until: Version = NEWEST) -> Case:
     """A case."""
-    return Case(name, steps, since)
+    return Case(name, steps, since, until)
 
 
 LOCAL: JSON = {"externalTrafficPolicy": "Local"}
