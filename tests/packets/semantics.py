@@ -7,10 +7,10 @@ this node instead of the sender, or how it is turned away.
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.packets.objects import JSON, Ep
+from tests.packets.objects import Ep
 
 Kind = Literal["cluster", "external", "balancer", "node"]
 Vantage = Literal["outside", "node", "pod"]
@@ -52,11 +52,10 @@ class Pools:
 
 @dataclass(frozen=True)
 class Exposure:
-    """A service's spec and ingress with its endpoints."""
+    """A service's spec with its endpoints."""
 
     spec: Mapping[str, Any]
     endpoints: Sequence[Ep]
-    ingress: Sequence[JSON] = field(default=())
 
 
 def pools(endpoints: Sequence[Ep], site: Site) -> Pools:
