@@ -119,6 +119,9 @@ def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandl
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
+        # As with kube-proxy, every method asks; OPTIONS is how HAProxy does by default.
+        do_OPTIONS = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
         def do_HEAD(self) -> None:
             self._answer(with_body=False)
 

@@ -7,6 +7,7 @@ thread: idle ports cost nothing.
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
@@ -24,6 +25,8 @@ _LISTEN_AGAIN = 5.0
 """Seconds until a port that could not be bound is tried again."""
 _PATIENCE = 10.0
 _LONGEST_REQUEST = 16384
+_REQUEST = re.compile(rb"([A-Z]+) \S+ HTTP/1\.[01]\r\n")
+"""Every method is answered alike, as by kube-proxy: HAProxy asks with OPTIONS."""
 _REASONS = {200: "OK", 400: "Bad Request", 503: "Service Unavailable"}
 
 Key = tuple[Family, str]
@@ -175,8 +178,8 @@ class ServiceHealth:
 
     def _response(self, key: Key, request: bytes) -> bytes:
         check = self._checks.get(key)
-        method = request.split(b" ", 1)[0]
-        if method not in {b"GET", b"HEAD"}:
+        line = _REQUEST.match(request)
+        if line is None:
             return _http(400, (), b"")
         endpoints = check.endpoints if check is not None else 0
         healthy = self._proxy_healthy()
@@ -187,7 +190,7 @@ class ServiceHealth:
             ("X-Load-Balancing-Endpoint-Weight", str(endpoints)),
             ("Content-Length", str(len(content))),
         )
-        return _http(200 if endpoints and healthy else 503, headers, b"" if method == b"HEAD" else content)
+        return _http(200 if endpoints and healthy else 503, headers, b"" if line[1] == b"HEAD" else content)
 
 
 def _http(status: int, headers: Iterable[tuple[str, str]], content: bytes) -> bytes:

@@ -8,13 +8,13 @@ from kproxy.cli.check import check
 from kproxy.cli.cleanup import cleanup
 from kproxy.cli.demo import demo
 from kproxy.cli.diff import diff
-from kproxy.cli.params import read_environment
+from kproxy.cli.params import read_environment, words
 from kproxy.cli.render import render
 from kproxy.cli.run import run
 from kproxy.cli.status import status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": words})
 @click.version_option(__version__, prog_name="kproxy")
 def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""

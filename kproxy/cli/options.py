@@ -9,7 +9,7 @@ import click
 
 from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
 from kproxy.backends.iptables.choice import LAYOUTS
-from kproxy.cli.params import Decorator, boolean, flag, together
+from kproxy.cli.params import Decorator, OneOf, boolean, flag, several, together
 
 rule_options = together(
     flag(
@@ -20,7 +20,7 @@ rule_options = together(
     flag(
         "--proxy-mode",
         usual="iptables",
-        type=click.Choice(PROXY_MODES),
+        type=OneOf(PROXY_MODES),
         help="What carries the traffic.",
     ),
     flag(
@@ -30,7 +30,7 @@ rule_options = together(
     ),
     flag(
         "--detect-local-mode",
-        type=click.Choice(DETECT_LOCAL_MODES),
+        type=OneOf(DETECT_LOCAL_MODES),
         usual="ClusterCIDR",
         help="How pods' traffic is told from other traffic.",
     ),
@@ -49,7 +49,7 @@ rule_options = together(
         usual="true",
         help="Answer node ports on 127.0.0.1 (IPv4).",
     ),
-    flag(
+    several(
         "--nodeport-addresses",
         metavar="CIDR,...|primary",
         help="Local addresses that accept node ports; empty: all, in nftables mode the primary ones.",
@@ -59,7 +59,7 @@ rule_options = together(
         usual="true",
         help="Refuse ports of a cluster IP that no service has, instead of routing them on.",
     ),
-    flag(
+    several(
         "--service-cidr",
         metavar="CIDR,...",
         help="In nftables mode, drop what goes to addresses in these that no service has.",
@@ -76,7 +76,7 @@ rule_options = together(
         metavar="NAME[,FLAG]",
         help="How IPVS chooses endpoints: rr, wrr, lc, wlc, sh, mh, ...",
     ),
-    flag(
+    several(
         "--ipvs-exclude-cidrs",
         metavar="CIDR,...",
         help="Virtual servers in these are never removed unless a service has them.",

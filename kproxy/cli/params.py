@@ -28,6 +28,37 @@ def boolean(*names: str, **settings: Any) -> Decorator:
     return flag(*names, type=click.BOOL, is_flag=False, flag_value="true", **settings)
 
 
+def several(*names: str, **settings: Any) -> Decorator:
+    """A flag whose values add up, be they separated by commas or each given by a flag of its own."""
+    return flag(*names, multiple=True, callback=_joined, **settings)
+
+
+def _joined(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str:
+    del context, option
+    return ",".join(values)
+
+
+def shorthand_number(text: str) -> int:
+    """The number of a one-letter flag, which Go's programs take as `-v=2` too. Raises ValueError."""
+    digits = text.removeprefix("=")
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f'"{digits}" is not a whole number')
+    return int(digits)
+
+
+class OneOf(click.Choice[str]):
+    """One of these words, or nothing, which stands for the default."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it. Raises BadParameter."""
+        return super().convert(value, param, ctx) if value else value
+
+
+def words(name: str) -> str:
+    """A flag's name with the dashes that belong there: Kubernetes' programs take `--cluster_cidr` too."""
+    return name.replace("_", "-")
+
+
 def together(*options: Decorator) -> Decorator:
     """One decorator for many, listed by --help in this order."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kproxy.cli.options import duration, size
-from kproxy.cli.params import boolean, flag, together
+from kproxy.cli.params import boolean, flag, several, shorthand_number, together
 
 _MEANINGLESS = "Accepted; means nothing here."
 
@@ -94,16 +94,23 @@ run_options = together(
     duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
     duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
     # Logs
-    flag("-v", "--v", type=int, metavar="LEVEL", usual="0", help="Log verbosity; 4 logs every sync."),
+    flag(
+        "-v",
+        "--v",
+        type=shorthand_number,
+        metavar="LEVEL",
+        usual="0",
+        help="Log verbosity; 4 logs every sync.",
+    ),
     # Without a meaning here
-    flag("--vmodule", metavar="PATTERN=LEVEL,...", help=_MEANINGLESS),
+    several("--vmodule", metavar="PATTERN=LEVEL,...", help=_MEANINGLESS),
     flag("--logging-format", metavar="text|json", help=_MEANINGLESS),
     duration("--log-flush-frequency", "5s", _MEANINGLESS),
     boolean("--log-text-split-stream", help=_MEANINGLESS),
     flag("--log-text-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
     boolean("--log-json-split-stream", help=_MEANINGLESS),
     flag("--log-json-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
-    flag("--feature-gates", metavar="NAME=BOOL,...", help="Accepted; kproxy has none."),
+    several("--feature-gates", metavar="NAME=BOOL,...", help="Accepted; kproxy has none."),
     boolean("--profiling", help=_MEANINGLESS),
     flag("--show-hidden-metrics-for-version", metavar="1.X", help=_MEANINGLESS),
     duration("--config-sync-period", "15m", _MEANINGLESS),

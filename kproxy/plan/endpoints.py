@@ -1,8 +1,8 @@
 """Collect a service's endpoints from its slices: one list per port, duplicates between slices resolved.
 
-While a pod moves between slices it may stand in two of them; the better entry wins (ready over serving over
-neither, running over terminating, on this node over not), so the outcome does not depend on the order of
-events.
+While a pod moves between slices it may stand in two of them; the better entry wins (running over terminating,
+as in kube-proxy, for an address may have a new owner; then ready over serving over neither, on this node over
+not), so the outcome does not depend on the order of events.
 """
 
 from collections.abc import Iterable
@@ -89,8 +89,8 @@ def _weight(endpoint: Endpoint, weights: Weights) -> int:
 def _rank(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool, int]:
     plan = candidate.plan
     return (
-        candidate.ready,
         not candidate.terminating,
+        candidate.ready,
         candidate.serving,
         plan.local,
         plan.placed,

@@ -65,6 +65,10 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
         served = old.serving if old is not None else frozenset()
         if not served.issubset(port.serving) or (port.serving and not served):
             kept |= dict.fromkeys(_frontends(port), port.serving)
+        elif old is not None and port.serving:
+            # Flows to an address that is new went elsewhere until now, most of them nowhere.
+            had = set(_frontends(old))
+            kept |= {frontend: port.serving for frontend in _frontends(port) if frontend not in had}
     standing = {frontend for port in now.values() for frontend in _frontends(port)}
     for port in was.values():
         gone |= {frontend: port.serving for frontend in _frontends(port) if frontend not in standing}

@@ -36,7 +36,9 @@ def test_paths_methods_and_types() -> None:
         assert ask(server.port, "/gone") == (503, "application/json", b"{}")
         assert ask(server.port, "/healthz", "HEAD") == (200, "text/plain; charset=utf-8", b"")
         assert ask(server.port, "/nothing")[0] == 404
-        assert ask(server.port, "/healthz", "POST")[0] == 501
+        for method in ("OPTIONS", "POST"):
+            assert ask(server.port, "/healthz", method)[::2] == (200, b"ok")
+        assert ask(server.port, "/healthz", "BREW")[0] == 501
     finally:
         server.stop()
     with pytest.raises(ConnectionRefusedError):

@@ -143,6 +143,30 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             id="restricted load balancer with the Local policy",
         ),
         pytest.param(
+            service(
+                type="LoadBalancer",
+                externalIPs=["203.0.113.7"],
+                ingress=["203.0.113.7"],
+                loadBalancerSourceRanges=["198.18.0.0/15"],
+            ),
+            [THERE],
+            [
+                CLUSTER_IP,
+                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-1 }",
+                "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.2 . 8080 }",
+                "endpoint-0 { 203.0.113.7 . 6 . 80 : 10.1.0.2 . 8080 }",
+                "services { 203.0.113.7 . 6 . 80 : goto firewall }",
+                "admitted { 203.0.113.7 . 6 . 80 : goto external-all-1 }",
+                "source-ranges { 203.0.113.7 . 6 . 80 . 198.18.0.0/15 }",
+                TO_ONE,
+                f"cluster-all-1 | ip saddr != 10.1.0.0/16 {MARK}",
+                "cluster-all-1 | goto all-1",
+                f"external-all-1 | {MARK}",
+                "external-all-1 | goto all-1",
+            ],
+            id="a restricted load balancer's address that is an external one too",
+        ),
+        pytest.param(
             service(externalIPs=["203.0.113.7"], externalTrafficPolicy="Local"),
             [THERE],
             [

@@ -53,6 +53,19 @@ def test_a_flow_that_began_before_there_was_an_endpoint_is_served(cluster: Clust
         cluster.running.until(lambda: who(held), lab.pods[1].name)
 
 
+def test_a_flow_that_began_before_its_address_was_the_services_is_served(
+    cluster: Cluster, family: Family
+) -> None:
+    lab = cluster.lab
+    pod, outside = lab.pods[0], cluster.external_ips()
+    service = cluster.publish([pod], ports=DNS)
+    with lab.hold(lab.client, outside[family], 53, "UDP") as held:
+        assert who(held) in {"NoAnswer", "Unreachable"}
+        cluster.edit(service, lambda spec: spec.update(externalIPs=list(outside.values())))
+        cluster.settle()
+        cluster.running.until(lambda: who(held), pod.name)
+
+
 def test_an_endpoint_that_still_answers_keeps_its_flows(cluster: Cluster, family: Family) -> None:
     lab = cluster.lab
     one, other = lab.pods[:2]

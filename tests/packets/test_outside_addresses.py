@@ -103,6 +103,22 @@ def test_ranges_of_one_family_do_not_restrict_the_other(cluster: Cluster) -> Non
     assert cluster.outcome(cluster.lab.client, ips[6], 80) == pod.name
 
 
+def test_ranges_of_an_address_that_is_an_external_one_too(cluster: Cluster, family: Family) -> None:
+    """In iptables mode the rule of the external address comes first; the other modes judge the address."""
+    pod, ips = cluster.lab.local_pods[0], cluster.external_ips()
+    allowed, denied = cluster.client_ips(family)[:2]
+    cluster.publish(
+        [pod],
+        type="LoadBalancer",
+        externalIPs=list(ips.values()),
+        ingress=[{"ip": ip} for ip in ips.values()],
+        loadBalancerSourceRanges=[f"{cluster.client_ips(4)[0]}/32", f"{cluster.client_ips(6)[0]}/128"],
+    )
+    assert cluster.outcome(cluster.lab.client, ips[family], 80, source_ip=allowed) == pod.name
+    restricted = Capability.SERVICE_CHAINS not in cluster.mode.capabilities
+    assert cluster.silent(cluster.lab.client, ips[family], 80, source_ip=denied) is restricted
+
+
 def test_ranges_that_include_the_node_admit_the_node(cluster: Cluster, family: Family) -> None:
     pod, ips = cluster.lab.local_pods[0], cluster.external_ips()
     cluster.publish(

@@ -14,6 +14,8 @@ GOOD: dict[str, Any] = {"ready": True, "serving": True, "terminating": False}
 DRAINING: dict[str, Any] = {"ready": False, "serving": True, "terminating": True}
 DOWN: dict[str, Any] = {"ready": False, "serving": False, "terminating": False}
 GONE: dict[str, Any] = {"ready": False, "serving": False, "terminating": True}
+UNTIL_GONE: dict[str, Any] = {"ready": True, "serving": True, "terminating": True}
+"""Of a service with publishNotReadyAddresses."""
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ GONE: dict[str, Any] = {"ready": False, "serving": False, "terminating": True}
         (GOOD, GONE, True),
         (DRAINING, GONE, True),
         (DOWN, GONE, False),
+        (DOWN, DRAINING, False),
+        (DOWN, UNTIL_GONE, False),
     ],
 )
 def test_the_better_of_two_entries_wins(one: dict[str, Any], other: dict[str, Any], used: bool) -> None:

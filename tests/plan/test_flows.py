@@ -79,6 +79,19 @@ def test_every_address_of_a_service_counts() -> None:
     assert not lost.covers(*VIP, *ONE)
 
 
+def test_flows_to_an_address_that_the_service_did_not_have_are_stale() -> None:
+    exposed: dict[str, Any] = {
+        "type": "NodePort",
+        "externalIPs": ["203.0.113.2"],
+        "ports": [port(53, "dns", "UDP", nodePort=30053)],
+    }
+    found = stale_after(plan("10.1.0.1"), plan("10.1.0.1", **exposed))
+    for ip, number in (("203.0.113.2", 53), ("192.168.0.2", 30053)):
+        assert found.covers(ip, number, ip, number)
+        assert not found.covers(ip, number, *ONE)
+    assert not found.covers(*VIP, *VIP)
+
+
 def test_tcp_is_left_alone() -> None:
     tcp = [port(80, "web")]
     before = plan_of(service(ports=tcp), endpoint_slice("10.1.0.1", ports=tcp))

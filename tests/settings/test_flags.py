@@ -133,6 +133,35 @@ def test_the_tables_have_every_flag() -> None:
     assert options - {"version"} == {*FLAGS, *PORT_FLAGS, *OWN_FLAGS, *PROCESS_FLAGS}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "path", "expected"),
+    [
+        (["-v=4"], "logging.verbosity", 4),
+        (["-v4"], "logging.verbosity", 4),
+        (["-v", "4"], "logging.verbosity", 4),
+        (["--cluster_cidr=10.1.0.0/16"], "clusterCIDR", "10.1.0.0/16"),
+        (["--proxy-mode="], "mode", "iptables"),
+        (["--detect-local-mode="], "detectLocalMode", "ClusterCIDR"),
+        (
+            ["--nodeport-addresses=10.0.0.0/8,192.0.2.0/24", "--nodeport-addresses", "fd00::/8"],
+            "nodePortAddresses",
+            ["10.0.0.0/8", "192.0.2.0/24", "fd00::/8"],
+        ),
+        (
+            ["--ipvs-exclude-cidrs=10.0.0.0/8", "--ipvs-exclude-cidrs=fd00::/8"],
+            "ipvs.excludeCIDRs",
+            ["10.0.0.0/8", "fd00::/8"],
+        ),
+        (["--feature-gates=A=true", "--feature-gates=B=false"], "featureGates", {"A": True, "B": False}),
+    ],
+)
+def test_flags_are_written_as_go_programs_take_them(
+    arguments: list[str], path: str, expected: object, tmp_path: Path
+) -> None:
+    (kube,), _ = written(tmp_path, *arguments)
+    assert at(kube, path) == expected
+
+
 def test_a_switch_needs_no_value(tmp_path: Path) -> None:
     (kube,), _ = written(tmp_path, "--masquerade-all", "--ipvs-strict-arp=false")
     assert (kube["iptables"]["masqueradeAll"], kube["ipvs"]["strictARP"]) == (True, False)

@@ -101,7 +101,7 @@ def _frontends(port: PortPlan, config: IpvsConfig) -> Iterator[tuple[ServerId, F
 
     yield frontend(port.cluster_ip, port.port, bound=True, external=False)
     for ip in dict.fromkeys((*port.external_ips, *port.load_balancer_ips)):
-        more = () if ip in port.external_ips else _source_ranges(port, ip, config)
+        more = _source_ranges(port, ip, config) if ip in port.load_balancer_ips else ()
         yield frontend(ip, port.port, bound=ip not in config.local_addresses, more=more)
     if port.node_port:
         for ip in config.node_addresses:

@@ -87,10 +87,9 @@ class _PortRenderer:
         yield Element(names.CLUSTER_IPS, canonical(port.cluster_ip))
         yield from self._cluster_ip()
         for ip in port.external_ips:
-            yield from self._external(self._frontend(ip, port.port))
+            if ip not in port.load_balancer_ips:
+                yield from self._external(self._frontend(ip, port.port))
         for ip in port.load_balancer_ips:
-            if ip in port.external_ips:
-                continue
             restricted = port.source_ranges is not None and port.has_endpoints
             yield from self._external(self._frontend(ip, port.port), restricted=restricted)
             if restricted:
