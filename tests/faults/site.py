@@ -10,7 +10,6 @@ full sync from nothing leaves in an empty namespace, and only present endpoints 
 """
 
 import itertools
-import json
 import re
 import tempfile
 from collections import Counter
@@ -22,12 +21,12 @@ from pathlib import Path
 from kproxy.testing import fresh
 from kproxy.testing.lab import Namespace
 from kproxy.testing.sabotage import BrokenTools, Room
+from tests.faults.state import addresses, held
 from tests.faults.vigil import Door, Vigil
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
-from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES, FAMILY_NAMES, Service
+from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import names
-from tests.packets.program import Kproxy
+from tests.packets.program import DEADLINE, Kproxy
 
 SYNCS = 40
 """The most syncs of a family from the end of a fault until the kernel is as it should be."""
@@ -35,10 +34,12 @@ SYNCS = 40
 MEMORY_MB = 24.0
 """The most that the resident memory may grow by during one ordeal: what a first failure loads and keeps."""
 
+LOST = 10.0
+"""Seconds without an answer after which a request has failed where some may fail: who was sent elsewhere once
+meets silence for as long as the kernel remembers it."""
+
 _SYNC = re.compile(r"\bevent=(synced|nothing_to_write|sync_failed) family=IPv4\b")
 _LOUD = ("-v", "4")
-_BUILT_IN = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
-_SIZES = re.compile(r" (?:hashsize|bucketsize|initval) \S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Site:
         before = self.cluster.running
         memory = resident_mb(before.pid)
         case = Case(before)
-        vigil = Vigil(self.cluster.lab, self.doors, self.ever)
+        patience = LOST if refuses else DEADLINE
+        vigil = Vigil(self.cluster.lab, self.doors, self.ever, patience=patience)
         with ExitStack() as stack:
             stack.callback(vigil.release)
             with vigil:
@@ -202,16 +204,7 @@ class Site:
 
     def state(self, place: Namespace | None = None) -> dict[str, list[str]]:
         """What the kernel holds of both families, in the node or elsewhere."""
-        inside = place or self.cluster.lab.node
-        found = {
-            f"{FAMILY_NAMES[family]} {chain}": rules
-            for family in FAMILIES
-            for chain, rules in fresh.rules_in(inside, self.cluster.mode.program(family, "save")).items()
-            if rules or chain.partition("/")[2] not in _BUILT_IN
-        }
-        if Capability.VIRTUAL_SERVERS in self.cluster.mode.capabilities:
-            found |= _virtual(inside)
-        return found
+        return held(self.cluster.mode, place or self.cluster.lab.node)
 
     def fresh(self) -> dict[str, list[str]]:
         """The same of a namespace with the node's addresses, after nothing but a full sync."""
@@ -222,51 +215,14 @@ class Site:
             *self._started[0],
         ]
         with fresh.namespace() as place, tempfile.TemporaryDirectory() as directory:
-            for link, addresses in _addresses(self.cluster.lab.node).items():
+            for link, ips in addresses(self.cluster.lab.node).items():
                 if link not in {"lo", "kube-ipvs0"}:
                     place.run(["ip", "link", "add", link, "type", "bridge"])
-                    for address in addresses:
+                    for address in ips:
                         place.run(["ip", "address", "add", address, "dev", link])
             fresh.write_manifests(self.cluster.api, Path(directory))
             fresh.sync_once(place, Path(directory), arguments)
             return self.state(place)
-
-
-def _virtual(place: Namespace) -> dict[str, list[str]]:
-    """Virtual servers, sets and addresses, without what only drains: a fresh sync has nothing to drain."""
-    lines = [line.split() for line in place.run(["ipvsadm", "-Sn"]).stdout.splitlines()]
-    targets = {(words[2], words[-1]) for words in lines if words[0] == "-a"}
-    ending = {server for server, _ in targets} - {server for server, weight in targets if weight != "0"}
-    draining = {server.rpartition(":")[::2] for server in ending}
-    entries = [
-        line
-        for line in _SIZES.sub("", place.run(["ipset", "save"]).stdout).splitlines()
-        if not any(f"{ip.strip('[]')},tcp:{port}" in line.split()[2:] for ip, port in draining)
-    ]
-    staying = {words[2].rpartition(":")[0] for words in lines if words[2] not in ending}
-    ips = {ip.strip("[]") for ip, _ in draining if ip not in staying}
-    kept = [
-        words for words in lines if words[2] not in ending and not (words[0] == "-a" and words[-1] == "0")
-    ]
-    return {
-        "virtual servers": sorted(" ".join(words) for words in kept),
-        "sets": sorted(entries),
-        "addresses": sorted(
-            address
-            for address in _addresses(place).get("kube-ipvs0", ())
-            if address.partition("/")[0] not in ips
-        ),
-    }
-
-
-def _addresses(place: Namespace) -> dict[str, list[str]]:
-    """The addresses of each interface, with their prefix lengths; none of link scope."""
-    found: dict[str, list[str]] = {}
-    for link in json.loads(place.run(["ip", "-json", "address"]).stdout):
-        found[link["ifname"]] = [
-            f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"] if each["scope"] != "link"
-        ]
-    return found
 
 
 def resident_mb(pid: int) -> float:

@@ -7,6 +7,7 @@ connections live on wherever the kernel still knows them.
 import pytest
 
 from tests.faults.site import Site
+from tests.faults.state import TABLES
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 
@@ -69,6 +70,44 @@ def test_others_write_all_the_time(site: Site) -> None:
             for family in FAMILIES:
                 site.cluster.iptables(family, "-t", "nat", "-X", f"OTHER-{number}")
     assert {f"IPv4 nat/OTHER-{number}" for number in range(case.times)} <= left.keys()
+
+
+TABLE_DAMAGE: dict[str, tuple[str, bool]] = {
+    "rules of the table flushed": ("flush table {table}", True),
+    "a map emptied": ("flush map {table} services", False),
+    "the table deleted": ("delete table {table}", True),
+    "the table deleted, another in its place": (
+        "delete table {table}; add table {table}; add chain {table} nat-prerouting",
+        True,
+    ),
+}
+"""What is done, and whether nothing tracks connections any more, so that those that were translated are cut."""
+
+
+@pytest.mark.needs(Capability.NFTABLES)
+@pytest.mark.parametrize("name", TABLE_DAMAGE)
+@pytest.mark.parametrize("changes", [False, True], ids=["calm", "changes"])
+def test_table_damaged(site: Site, name: str, *, changes: bool) -> None:
+    site.start()
+    script, cuts = TABLE_DAMAGE[name]
+    fault = f"damage: {name}" + (" while services change" if changes else "")
+    with site.ordeal(fault, refuses=True, cuts=cuts):
+        site.cluster.lab.node.run(["nft", "; ".join(script.format(table=table) for table in TABLES.values())])
+        if changes:
+            site.change()
+
+
+@pytest.mark.needs(Capability.NFTABLES)
+def test_other_tables_come_and_go(site: Site) -> None:
+    """The kernel counts everybody's commits: ours are told from theirs while services change."""
+    site.start()
+    with site.ordeal("damage: others write all the time") as case:
+        case.times = 40
+        for number in range(case.times):
+            site.cluster.lab.node.run(["nft", f"add table inet other-{number}"])
+            site.change()
+        for number in range(case.times):
+            site.cluster.lab.node.run(["nft", f"delete table inet other-{number}"])
 
 
 VIRTUAL: dict[str, tuple[list[str], bool]] = {
