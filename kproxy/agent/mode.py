@@ -6,7 +6,8 @@ from typing import Protocol
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
-from kproxy.backends.base import Backend, Measurement
+from kproxy.backends.base import Backend, Drift, Measurement
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
 
 
@@ -50,6 +51,12 @@ class Mode(Protocol):
 
     def tend(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+        """Compare the mode's own addresses with the kernel's where the news are not what it did itself.
+
+        What drifted is pending again. Raises CheckError.
+        """
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         """Count rules, and `traffic` too; runs beside the run loop, on one thread at a time.

@@ -81,7 +81,7 @@ TABLE_DAMAGE: dict[str, tuple[str, bool]] = {
         True,
     ),
 }
-"""What is done, and whether nothing tracks connections any more, so that those that were translated are cut."""
+"""What is done, and whether nothing tracks connections any more: then those that were translated are cut."""
 
 
 @pytest.mark.needs(Capability.NFTABLES)
@@ -110,20 +110,24 @@ def test_other_tables_come_and_go(site: Site) -> None:
             site.cluster.lab.node.run(["nft", f"delete table inet other-{number}"])
 
 
-VIRTUAL: dict[str, tuple[list[str], bool]] = {
-    "virtual servers cleared": (["ipvsadm", "-C"], True),
-    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], True),
-    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], True),
-    "sets flushed": (["ipset", "flush"], False),
+VIRTUAL: dict[str, tuple[list[str], str, bool]] = {
+    "virtual servers cleared": (["ipvsadm", "-C"], "1s", True),
+    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], "1h", False),
+    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], "1h", False),
+    "sets flushed": (["ipset", "flush"], "1s", False),
 }
-"""The command, and whether it cuts connections by itself: without the address, packets pass IPVS by."""
+"""The command, --ipvs-sync-period, and whether it cuts connections by itself.
+
+Addresses are mended as soon as the kernel tells of their end. A connection whose virtual server is gone ends
+with its next packet (expire_nodest_conn).
+"""
 
 
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 @pytest.mark.parametrize("name", VIRTUAL)
 def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
-    command, cuts = VIRTUAL[name]
-    program = site.start("--ipvs-sync-period", "1s")
+    command, period, cuts = VIRTUAL[name]
+    program = site.start("--ipvs-sync-period", period)
     with site.ordeal(f"damage: {name}", refuses=True, cuts=cuts):
         since = program.mark()
         site.cluster.lab.node.run(command)
