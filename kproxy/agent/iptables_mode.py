@@ -104,7 +104,7 @@ class IptablesMode:
         """See to what an IPVS mode left here."""
         return self._departing.tend()
 
-    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
         """There are none: this mode gives the node no address."""
         return {}
 

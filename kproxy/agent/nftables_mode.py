@@ -51,7 +51,7 @@ class NftablesMode:
         """Take new settings."""
         self._config = config
 
-    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
         """There are none: this mode gives the node no address."""
         return {}
 
