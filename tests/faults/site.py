@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kproxy.testing import fresh
 from kproxy.testing.lab import Namespace
-from kproxy.testing.sabotage import BrokenTools, Room
+from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Room
 from tests.faults.state import addresses, held
 from tests.faults.vigil import Door, Vigil
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
@@ -86,6 +86,7 @@ class Site:
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         self.cluster = cluster
         self.tools = BrokenTools(directory / "tools")
+        self.sockets = BrokenSockets(directory / "sockets")
         self.counts: list[Counts] = []
         self._started: tuple[tuple[str, ...], Room] = ((), Room())
         self.renew()

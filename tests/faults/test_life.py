@@ -85,6 +85,20 @@ def test_full_disk(site: Site, tmp_path: Path, *, device: bool) -> None:
     assert program.log == [] or not device
 
 
+@modes("nft", "nftables")
+def test_stderr_closed(site: Site) -> None:
+    """The number of the closed descriptor must not become that of a socket to which log lines go."""
+    program = site.start(room=Room(tools=site.tools.directory, mute=True))
+    with site.ordeal("life: stderr closed") as case:
+        case.times = 5
+        for _ in range(case.times):
+            site.change()
+        since = program.mark()
+        site.cluster.api.drop_watches()
+        site.change()
+    assert program.log[since:] == []
+
+
 @modes("nft")
 def test_nobody_reads_the_log(site: Site) -> None:
     program = site.start()

@@ -1,13 +1,13 @@
 """What makes netlink sockets of a program fail, as the order in the file beside it says.
 
-It is copied as `sitecustomize.py` to a directory that becomes PYTHONPATH, and puts its own class in the place of
-`socket.socket` before the program begins, so everything else is the program's own. Without an order nothing is
+It is copied as `sitecustomize.py` to a directory that becomes PYTHONPATH, and puts its own class in the
+place of `socket.socket` before the program begins; all else is the program's own. Without an order nothing is
 different. The file `order` holds one line of fields with tabs between,
 
     LOSS CHANCE PROTOCOLS
 
-which are a `Loss`, a probability for each datagram, and numbers of netlink protocols with commas between. Every
-order that is carried out appends a line, `PROTOCOL LOSS`, to the file `done`.
+which are a `Loss`, a probability for each datagram, and numbers of netlink protocols with commas between.
+Every order that is carried out appends a line, `PROTOCOL LOSS`, to the file `done`.
 """
 
 import enum
