@@ -28,7 +28,6 @@ from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.kernel.links import AddressNews
-from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import stale_after
 from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
@@ -86,7 +85,6 @@ class Agent:
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
-        self._former: Mapping[Family, Variant] = {}
         self._settled = False
         self._reconfigured = False
         self._replan = True
@@ -231,11 +229,10 @@ class Agent:
                 "mode_switch_failed", mode=plan.after, reason=trial.reason, effect=f"{plan.before} stays"
             )
             self._refused(config, self._config)
-            return self._roll_back(mode)
+            return self._roll_back()
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._reporter.begin(mode.families)
-        self._former = self._mode.variants
         self._mode, self._sides, self._facts = mode, trial.sides, facts
         self._adopt(config)
         self._settled = self._replan = self._drifted = False
@@ -243,9 +240,8 @@ class Agent:
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
 
-    def _roll_back(self, failed: Mode) -> Mapping[Family, SyncReport]:
+    def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Write again what another mode's first sync may have changed, and take away what is its own."""
-        self._former = failed.variants
         self._settled, self._replan = False, True
         for side in self._sides.values():
             side.backend.doubt()
@@ -384,8 +380,7 @@ class Agent:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
         self._settled = True
         self._next_thorough = self._clock() + THOROUGH_PERIOD
-        self._mode.settled(self._former)
-        self._former = {}
+        self._mode.settled()
         gc.unfreeze()
         gc.collect()
         gc.freeze()

@@ -9,7 +9,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
-from kproxy.agent.rules_removal import remove_former_rules
+from kproxy.agent.rules_removal import remove_other_rules
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables import names
@@ -94,10 +94,10 @@ class IptablesMode:
             self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Let what another mode left here go."""
         remove_tables()
-        remove_former_rules(former, self.variants)
+        remove_other_rules(self.variants)
         self._departing.begin()
 
     def tend(self) -> float | None:

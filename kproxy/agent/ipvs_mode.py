@@ -13,7 +13,7 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts
-from kproxy.agent.rules_removal import remove_former_rules
+from kproxy.agent.rules_removal import remove_other_rules
 from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
@@ -109,10 +109,10 @@ class IpvsMode:
         except (*KERNEL_ERRORS, ModeUnavailable) as error:
             log.warning("settings_failed", reason=str(error))
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
-        remove_former_rules(former, self.variants)
+        remove_other_rules(self.variants)
 
     def tend(self) -> float | None:
         """Nothing but what the backends do."""

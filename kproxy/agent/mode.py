@@ -43,10 +43,10 @@ class Mode(Protocol):
         What cannot be used is logged and stays as it was.
         """
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Every family has been synced for the first time: what another mode left may go.
 
-        `former` are the variants of a mode that this process ran before, or tried in vain.
+        Whether this process ran that mode or one before it, which may have been killed at any moment.
         """
 
     def tend(self) -> float | None:

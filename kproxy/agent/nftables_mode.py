@@ -65,9 +65,8 @@ class NftablesMode:
         except NftError as error:
             raise MeasureError(error.message) from error
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
-        del former
         remove_rules()
         self._departing.begin()
 

@@ -126,7 +126,7 @@ class FakeMode:
     def reconfigure(self, config: ProxyConfig) -> None:
         pass
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         self._kernel.clear(other_than=self.name)
 
     def tend(self) -> float | None:

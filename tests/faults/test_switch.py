@@ -99,7 +99,7 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
         choose(file, final)
         site.change()
         again = site.start_again()
-        again.until(lambda: remains(site.cluster, but=final), [])
+        again.until(lambda: len(remains(site.cluster, but=final)), 0)
         site.cluster.settle()
         vigil.allow(site.now)
         vigil.flow()
