@@ -25,6 +25,9 @@ for _each in MODES:
 
 NAMES = tuple(_BY_NAME)
 
+IPVS = _BY_NAME["ipvs"]
+"""For what is done only in a kernel that nobody else uses."""
+
 
 def modes(*names: str) -> pytest.MarkDecorator:
     """Run a test in these modes, or in all."""

@@ -12,6 +12,7 @@ full sync from nothing leaves in an empty namespace, and only present endpoints 
 import itertools
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +45,11 @@ _LOUD = ("-v", "4")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of one ordeal, as it is reported."""
+    """What became of one ordeal, as it is reported.
+
+    `seconds` passed from the fault's end until the kernel was found to be right, which is looked for after a
+    full sync elsewhere.
+    """
 
     fault: str
     mode: str
@@ -56,6 +61,7 @@ class Counts:
     exchanges: int
     cut: int
     syncs: int
+    seconds: float
     grown_mb: float
 
 
@@ -66,6 +72,7 @@ class Case:
         self._program = program
         self.times = 1
         self.ended: int | None = None
+        self.ended_at = 0.0
         self.ended_in = program
 
     def over(self, program: Kproxy | None = None) -> None:
@@ -73,6 +80,7 @@ class Case:
         if self.ended is None or program is not None:
             self.ended_in = program or self._program
             self.ended = self.ended_in.mark() if program is None else 0
+            self.ended_at = time.monotonic()
 
     def syncs(self) -> int:
         """How many syncs there were since."""
@@ -167,15 +175,16 @@ class Site:
                 vigil.flow()
                 case.over()
                 self.converge()
+                seconds = time.monotonic() - case.ended_at
                 syncs = case.syncs()
                 vigil.allow(self.now)
                 vigil.flow()
             running = self.cluster.running
-            grown = resident_mb(running.pid) - memory if running is before else 0.0
+            grown = resident_mb(running.pid) - memory
             self.counts.append(
                 Counts(
                     fault, str(self.cluster.mode), case.times, vigil.asked, len(vigil.failures), vigil.late,
-                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(grown, 1),
+                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1), round(grown, 1),
                 )
             )  # fmt: skip
         counted = Counter(vigil.failures)

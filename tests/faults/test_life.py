@@ -5,21 +5,25 @@ import random
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
-from tests.faults.selection import KILLS, modes
+from tests.faults.selection import IPVS, KILLS, modes
 from tests.faults.site import Site
 
 pytestmark = pytest.mark.root
 
 CHEAP_KILLS = {"ipvs": 4}
 """In the user-mode kernel a start takes seconds."""
-LONGEST_LIFE = 1.2
-"""Seconds: from before the first sync until long after it."""
+JUMPS = (5, -11, 30)
+"""Hours by which the wall clock is set on."""
+
+LONGEST_LIFE = {"ipvs": 8.0}
+"""Seconds, else 1.2: from before the first sync until long after it."""
 
 
 @modes("nft", "legacy", "nftables", "ipvs")
@@ -29,9 +33,10 @@ def test_killed_at_random_moments(site: Site) -> None:
     chance = random.Random(9)
     died = threading.Event()
     with site.ordeal("life: SIGKILL at random moments") as case:
+        longest = LONGEST_LIFE.get(str(site.cluster.mode), 1.2)
         case.times = KILLS or CHEAP_KILLS.get(str(site.cluster.mode), 20)
         for _ in range(case.times):
-            killer = threading.Timer(chance.uniform(0, LONGEST_LIFE), os.kill, (program.pid, signal.SIGKILL))
+            killer = threading.Timer(chance.uniform(0, longest), os.kill, (program.pid, signal.SIGKILL))
             killer.start()
             while program.running:
                 site.change()
@@ -70,6 +75,27 @@ def test_another_monotonic_clock(site: Site, years: int) -> None:
         again = site.start(room=Room(tools=site.tools.directory, clock=clock))
         site.change()
         case.over(again)
+
+
+@pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
+def test_wall_clock_set(site: Site) -> None:
+    """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""
+    if "User Mode Linux" not in Path("/proc/cpuinfo").read_text(encoding="ascii"):
+        pytest.skip("the clock is that of this machine")
+    program = site.start()
+    began, steady = time.time(), time.monotonic()
+    with site.ordeal("life: wall clock set") as case:
+        try:
+            for hours in JUMPS:
+                time.clock_settime(time.CLOCK_REALTIME, time.time() + hours * 3600)
+                site.change()
+                site.cluster.api.drop_watches()
+                since = program.mark()
+                site.change()
+                program.wait_log("synced", since=since)
+                case.times += 1
+        finally:
+            time.clock_settime(time.CLOCK_REALTIME, began + time.monotonic() - steady)
 
 
 @modes("nft", "legacy", "nftables")

@@ -107,7 +107,7 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
     site.counts.append(
         Counts(
             fault, str(site.cluster.mode), 1, vigil.asked, len(vigil.failures), vigil.late,
-            len(vigil.wrong), vigil.exchanged, len(vigil.cut), 0, 0.0,
+            len(vigil.wrong), vigil.exchanged, len(vigil.cut), 0, 0.0, 0.0,
         )
     )  # fmt: skip
     assert (vigil.failures, vigil.wrong, vigil.cut) == ([], [], [])
