@@ -184,7 +184,8 @@ class Site:
             self.counts.append(
                 Counts(
                     fault, str(self.cluster.mode), case.times, vigil.asked, len(vigil.failures), vigil.late,
-                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1), round(grown, 1),
+                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1),
+                    round(grown, 1),
                 )
             )  # fmt: skip
         counted = Counter(vigil.failures)
