@@ -6,10 +6,14 @@ kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 a
 
 import contextlib
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import TextIO, cast
 
 import structlog
+
+_STDERR = 2
 
 
 class _Lossy:
@@ -27,6 +31,19 @@ class _Lossy:
         """Flush, or lose what was to be written."""
         with contextlib.suppress(OSError):
             self._stream.flush()
+
+
+def keep_descriptors() -> None:
+    """Have 0, 1 and 2 lead to /dev/null where they are closed.
+
+    Otherwise the next file or socket that is opened would get the number, and what is meant for stderr.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(opened, True)  # noqa: FBT003
+    os.close(opened)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def configure(verbosity: int = 0) -> None:

@@ -21,7 +21,9 @@ from kproxy.testing import uml
 
 _REPORTS = "KPROXY_IPVS_REPORTS"
 _SHARD = "KPROXY_IPVS_SHARD"
-_PATIENCE = 1500.0
+_SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS"}
+"""How much of the faults suite is wanted: tests/faults/selection.py."""
+_PATIENCE = 10000.0 if _SUITE & os.environ.keys() else 1500.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,6 +116,11 @@ class _Inside:
             raise pytest.UsageError(f"collecting {report.nodeid}: {report.longreprtext}")
 
 
+def _asked_for() -> dict[str, str]:
+    """How much of the faults suite is wanted."""
+    return {name: os.environ[name] for name in _SUITE & os.environ.keys()}
+
+
 class _Guest:
     """One kernel, running beside this session."""
 
@@ -130,7 +137,7 @@ class _Guest:
         self._thread.join()
 
     def _run(self) -> None:
-        environment = {_REPORTS: str(self.path), _SHARD: self._shard}
+        environment = {_REPORTS: str(self.path), _SHARD: self._shard, **_asked_for()}
         try:
             status = uml.run(
                 self._arguments, timeout=_PATIENCE, environment=environment, tell=self.lines.append

@@ -8,6 +8,7 @@ import gc
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -25,8 +26,8 @@ from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
-from kproxy.backends.base import CheckError, SyncReport
-from kproxy.kernel.xtables.types import Variant
+from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.kernel.links import AddressNews
 from kproxy.plan.flows import stale_after
 from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
@@ -84,11 +85,11 @@ class Agent:
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
-        self._former: Mapping[Family, Variant] = {}
         self._settled = False
         self._reconfigured = False
         self._replan = True
         self._drifted = False
+        self._news: deque[AddressNews] = deque()
         self._problem_log = ProblemLog()
         self._next_glance = 0.0
         self._next_check = 0.0
@@ -102,7 +103,9 @@ class Agent:
         """Work until `stop` is set (and the inbox woken)."""
         while not stop.is_set():
             delay = self._due_in()
-            if delay is None or delay > 0:
+            if self._news:
+                self._compare_addresses(self._news.popleft())
+            elif delay is None or delay > 0:
                 self._inbox.wait(delay)
             elif self._sync_due_in() == 0:
                 self.sync()
@@ -123,9 +126,12 @@ class Agent:
                 return not any(report.failed for report in reports.values())
         return False
 
-    def interfaces_changed(self) -> None:
-        """Look at the interfaces' addresses again before the next sync; may be called from any thread."""
-        self._facts_stale = True
+    def addresses_changed(self, news: AddressNews) -> None:
+        """Act on news of interfaces' addresses at once; may be called from any thread."""
+        if news.elsewhere:
+            self._facts_stale = True
+        if news.device or news.lost:
+            self._news.append(news)
         self._inbox.wake()
 
     def reconfigure(self, config: ProxyConfig) -> None:
@@ -223,11 +229,10 @@ class Agent:
                 "mode_switch_failed", mode=plan.after, reason=trial.reason, effect=f"{plan.before} stays"
             )
             self._refused(config, self._config)
-            return self._roll_back(mode)
+            return self._roll_back()
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._reporter.begin(mode.families)
-        self._former = self._mode.variants
         self._mode, self._sides, self._facts = mode, trial.sides, facts
         self._adopt(config)
         self._settled = self._replan = self._drifted = False
@@ -235,9 +240,8 @@ class Agent:
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
 
-    def _roll_back(self, failed: Mode) -> Mapping[Family, SyncReport]:
+    def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Write again what another mode's first sync may have changed, and take away what is its own."""
-        self._former = failed.variants
         self._settled, self._replan = False, True
         for side in self._sides.values():
             side.backend.doubt()
@@ -336,6 +340,21 @@ class Agent:
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._next_tending = None if soonest is None else self._clock() + soonest
 
+    def _compare_addresses(self, news: AddressNews) -> None:
+        try:
+            found = self._mode.compare_addresses(news)
+        except CheckError as error:
+            log.warning("check_failed", reason=str(error))
+            return
+        for family, drifts in found.items():
+            self._take_drift(family, drifts)
+
+    def _take_drift(self, family: Family, drifts: Sequence[Drift]) -> None:
+        self._reporter.drifted(family, drifts)
+        shown = [str(drift) for drift in drifts[:10]]
+        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
+        self._drifted = True
+
     def _look_for_drift(self) -> None:
         now = self._clock()
         self._next_glance = now + GLANCE_PERIOD
@@ -349,10 +368,7 @@ class Agent:
                 log.warning("check_failed", family=side.family.value, reason=str(error))
                 continue
             if drifts:
-                self._reporter.drifted(side.family, drifts)
-                shown = [str(drift) for drift in drifts[:10]]
-                log.warning("drift_found", family=side.family.value, objects=len(drifts), first=shown)
-                self._drifted = True
+                self._take_drift(side.family, drifts)
             elif self._schedule.failures == 0 and self._inbox.pending_since is None:
                 self._reporter.confirmed(side.family)
         cost = self._clock() - now
@@ -364,8 +380,7 @@ class Agent:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
         self._settled = True
         self._next_thorough = self._clock() + THOROUGH_PERIOD
-        self._mode.settled(self._former)
-        self._former = {}
+        self._mode.settled()
         gc.unfreeze()
         gc.collect()
         gc.freeze()

@@ -116,10 +116,14 @@ def of_this_node(config: ProxyConfig) -> Difference:
             for xtables in (SubprocessXtables(family, found),)
         }
         found = _rehearse(config, tables, facts, dumps, _abilities(config, tools))
+        rules = {
+            family: (*changes, *former_rules(family, used=tools[family].variant))
+            for family, changes in found.rules.items()
+        }
     except (RestoreError, ValueError, *KERNEL_ERRORS) as error:
         raise DifferenceError(f"the kernel cannot be read: {error}") from error
     others = (*found.others, *former_tables(), *_sysctl_changes(config, facts))
-    return msgspec.structs.replace(found, others=others, problems=(*problems, *found.problems))
+    return msgspec.structs.replace(found, rules=rules, others=others, problems=(*problems, *found.problems))
 
 
 def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:

@@ -9,9 +9,9 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
-from kproxy.agent.rules_removal import remove_former_rules
+from kproxy.agent.rules_removal import remove_other_rules
 from kproxy.agent.table_removal import remove_tables
-from kproxy.backends.base import Backend, MeasureError, Measurement
+from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
@@ -22,6 +22,7 @@ from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.traffic import port_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 
 log = structlog.stdlib.get_logger(__name__)
@@ -93,15 +94,19 @@ class IptablesMode:
             self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Let what another mode left here go."""
         remove_tables()
-        remove_former_rules(former, self.variants)
+        remove_other_rules(self.variants)
         self._departing.begin()
 
     def tend(self) -> float | None:
         """See to what an IPVS mode left here."""
         return self._departing.tend()
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
+        """There are none: this mode gives the node no address."""
+        return {}
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         """Count rules as the backend knows them, and traffic as the kernel does."""

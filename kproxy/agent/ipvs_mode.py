@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from kproxy.addresses import Family, is_link_local, is_loopback
+from kproxy.addresses import Family, is_link_local, is_loopback, parse_ip
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts
-from kproxy.agent.rules_removal import remove_former_rules
+from kproxy.agent.rules_removal import remove_other_rules
 from kproxy.agent.table_removal import remove_tables
-from kproxy.backends.base import Backend, MeasureError, Measurement
+from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import KERNEL_ERRORS, IpvsBackend
@@ -25,6 +25,7 @@ from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant, Xtables
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
@@ -108,14 +109,23 @@ class IpvsMode:
         except (*KERNEL_ERRORS, ModeUnavailable) as error:
             log.warning("settings_failed", reason=str(error))
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
-        remove_former_rules(former, self.variants)
+        remove_other_rules(self.variants)
 
     def tend(self) -> float | None:
         """Nothing but what the backends do."""
         return None
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+        """Those of the device, in each family that the news are about."""
+        found: dict[Family, tuple[Drift, ...]] = {}
+        for family, backend in self._backends.items():
+            told = {ip: there for ip, there in news.device.items() if parse_ip(ip)[0] is family}
+            if (told or news.lost) and (drifts := backend.compare_addresses(None if news.lost else told)):
+                found[family] = drifts
+        return found
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         """Count rules as the backend knows them, and traffic as the virtual servers do."""

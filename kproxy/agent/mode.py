@@ -6,7 +6,8 @@ from typing import Protocol
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.node import FamilyFacts
-from kproxy.backends.base import Backend, Measurement
+from kproxy.backends.base import Backend, Drift, Measurement
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
 
 
@@ -42,14 +43,20 @@ class Mode(Protocol):
         What cannot be used is logged and stays as it was.
         """
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Every family has been synced for the first time: what another mode left may go.
 
-        `former` are the variants of a mode that this process ran before, or tried in vain.
+        Whether this process ran that mode or one before it, which may have been killed at any moment.
         """
 
     def tend(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+        """Compare the mode's own addresses with the kernel's where the news are not what it did itself.
+
+        What drifted is pending again. Raises CheckError.
+        """
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         """Count rules, and `traffic` too; runs beside the run loop, on one thread at a time.

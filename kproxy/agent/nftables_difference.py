@@ -24,7 +24,7 @@ from kproxy.kernel.nft.types import TABLE_FAMILY
 from kproxy.kernel.scratch import in_scratch_network
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import ServiceInput
 
@@ -69,16 +69,30 @@ def compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: N
     return TableChanges(tables, failed, tuple(problems))
 
 
-def former_rules(family: Family) -> Iterator[Change]:
-    """What the nftables mode would take away of iptables rules of ours, in both variants."""
+def former_rules(family: Family, used: Variant | None = None) -> Iterator[Change]:
+    """What would go of iptables rules of ours, in both variants but for the one that is `used`.
+
+    Beside a used variant, which may have chains of the same names, each line says that it is the other; one
+    that cannot be read is left alone, as it is by a sync. Raises RestoreError.
+    """
     for variant in Variant:
+        if variant is used:
+            continue
         try:
             tools = find_tools(family, variant, probe=False)
         except XtablesUnavailable:
             continue
-        rehearsed = RehearsedXtables(family, variant, SubprocessXtables(family, tools).save())
+        try:
+            dump = SubprocessXtables(family, tools).save()
+        except RestoreError as error:
+            if used is not None and error.kind is FailureKind.MISSING:
+                continue
+            raise
+        rehearsed = RehearsedXtables(family, variant, dump)
         cleanup(rehearsed)
-        yield from sorted(rehearsed.changes())
+        for change in sorted(rehearsed.changes()):
+            told = change.object if used is None else f"{variant} {change.object}"
+            yield msgspec.structs.replace(change, object=told)
 
 
 def former_tables() -> Iterator[Change]:

@@ -10,11 +10,12 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.mode import NoFamilyUsable
 from kproxy.agent.node import FamilyFacts
 from kproxy.agent.rules_removal import remove_rules
-from kproxy.backends.base import Backend, MeasureError, Measurement
+from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.nft.types import Nft, NftError
 from kproxy.kernel.xtables.types import Variant
 
@@ -50,6 +51,10 @@ class NftablesMode:
         """Take new settings."""
         self._config = config
 
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
+        """There are none: this mode gives the node no address."""
+        return {}
+
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         """Count objects as the backend knows them, and traffic as the kernel does."""
         backend = self._backends.get(family)
@@ -60,9 +65,8 @@ class NftablesMode:
         except NftError as error:
             raise MeasureError(error.message) from error
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
-        del former
         remove_rules()
         self._departing.begin()
 

@@ -10,7 +10,7 @@ from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -24,12 +24,16 @@ def remove_rules() -> bool:
     return clean
 
 
-def remove_former_rules(former: Mapping[Family, Variant], used: Mapping[Family, Variant]) -> bool:
-    """Remove rules in `former` variants, but for families that have theirs in the same one now."""
-    return _remove({f: (variant,) for f, variant in former.items() if used.get(f) is not variant})
+def remove_other_rules(used: Mapping[Family, Variant]) -> bool:
+    """Remove, for each family, the rules in the variant that is not `used`.
+
+    Rules in both would act on the same packets. A variant that cannot be read is left alone.
+    """
+    others = {family: tuple(v for v in Variant if v is not own) for family, own in used.items()}
+    return _remove(others, readable_only=True)
 
 
-def _remove(chosen: Mapping[Family, Collection[Variant]]) -> bool:
+def _remove(chosen: Mapping[Family, Collection[Variant]], *, readable_only: bool = False) -> bool:
     clean = True
     for family, variants in chosen.items():
         for variant in variants:
@@ -41,6 +45,11 @@ def _remove(chosen: Mapping[Family, Collection[Variant]]) -> bool:
             try:
                 removals = cleanup(SubprocessXtables(family, tools, lock_wait=_LOCK_SECONDS))
             except RestoreError as error:
+                if readable_only and error.kind is FailureKind.MISSING:
+                    log.debug(
+                        "variant_absent", family=family.value, variant=variant.value, reason=error.message
+                    )
+                    continue
                 log.error("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
                 clean = False
                 continue

@@ -175,11 +175,12 @@ def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: In
 
 
 def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
-    with links.address_events(exclude={DEVICE}) as events:
+    with links.address_events(DEVICE) as events:
+        agent.addresses_changed(links.MISSED)
         while not stop.is_set():
             ready, _, _ = select.select([events], [], [], 1.0)
-            if ready and events.drain():
-                agent.interfaces_changed()
+            if ready:
+                agent.addresses_changed(events.drain())
 
 
 @contextmanager

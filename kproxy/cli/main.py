@@ -1,8 +1,10 @@
 """The `kproxy` command."""
 
+from typing import Any
+
 import click
 
-from kproxy import __version__
+from kproxy import __version__, logs
 from kproxy.cli.bench import bench
 from kproxy.cli.check import check
 from kproxy.cli.cleanup import cleanup
@@ -14,7 +16,18 @@ from kproxy.cli.run import run
 from kproxy.cli.status import status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": words})
+class _Kproxy(click.Group):
+    """The command; it begins with what every program may rely on, and a closed stderr would deny it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        logs.keep_descriptors()
+        return super().main(*args, **kwargs)
+
+
+@click.group(
+    cls=_Kproxy,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": words},
+)
 @click.version_option(__version__, prog_name="kproxy")
 def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""

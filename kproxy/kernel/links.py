@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
+from kproxy.addresses import is_link_local
 from kproxy.kernel.netlink import addresses
 from kproxy.kernel.netlink.messages import each_message
 from kproxy.kernel.netlink.socket import NetlinkSocket
@@ -12,6 +14,8 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
 _RECEIVE_BYTES = 1 << 16
+_MOST_DATAGRAMS = 1000
+"""Read at once, so that whoever waits for the news hears some while they keep coming."""
 
 
 def local_addresses(exclude: Collection[str] = ()) -> tuple[str, ...]:
@@ -29,38 +33,72 @@ def exists(name: str) -> bool:
     return _index(name) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class AddressNews:
+    """What became of addresses since the last news.
+
+    `elsewhere`: an interface other than the watched device gained or lost one. `device` says of addresses of
+    the device whether it had them in the end. `lost`: some news did not fit the socket's buffer.
+    """
+
+    elsewhere: bool = False
+    device: Mapping[str, bool] = field(default_factory=dict)
+    lost: bool = False
+
+
+MISSED = AddressNews(elsewhere=True, lost=True)
+"""What is known before anybody listened: anything may have happened."""
+
+
 class AddressEvents:
     """Tells when an interface gains or loses an address; readable (`fileno`) when there is news."""
 
-    def __init__(self, events: socket.socket, exclude: Collection[str]) -> None:
+    def __init__(self, events: socket.socket, device: str) -> None:
         self._events = events
-        self._exclude = exclude
+        self._device = device
+        self._indexes: set[int] = set()
 
     def fileno(self) -> int:
         """For select."""
         return self._events.fileno()
 
-    def drain(self) -> bool:
-        """Read the news; whether any of it is about an interface that is not excluded."""
-        left_out = {_index(name) for name in self._exclude}
-        try:
-            datagram = self._events.recv(_RECEIVE_BYTES)
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                return True
-            raise
-        return any(
-            addresses.interface_of(content) not in left_out for _, _, _, content in each_message(datagram)
-        )
+    def drain(self) -> AddressNews:
+        """Read the news that there are. Raises OSError.
+
+        News of a deleted device come under the index that it had, so former indexes are remembered: the
+        kernel does not use them again.
+        """
+        index = _index(self._device)
+        if index is not None:
+            self._indexes.add(index)
+        device: dict[str, bool] = {}
+        elsewhere = lost = False
+        for _ in range(_MOST_DATAGRAMS):
+            try:
+                datagram = self._events.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                elsewhere = lost = True
+                continue
+            for kind, _, _, content in each_message(datagram):
+                of, ip = addresses.subject(content)
+                if of not in self._indexes:
+                    elsewhere = True
+                elif ip is not None and not is_link_local(ip):
+                    device[ip] = kind == addresses.RTM_NEWADDR
+        return AddressNews(elsewhere, device, lost)
 
 
 @contextlib.contextmanager
-def address_events(exclude: Collection[str] = ()) -> Iterator[AddressEvents]:
-    """News of all interfaces' addresses but those of excluded ones (rtnetlink(7))."""
+def address_events(device: str) -> Iterator[AddressEvents]:
+    """News of all interfaces' addresses, those of one device told apart (rtnetlink(7))."""
     family = socket.AF_NETLINK
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, addresses.NETLINK_ROUTE) as events:
         events.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
-        yield AddressEvents(events, exclude)
+        yield AddressEvents(events, device)
 
 
 def _index(name: str) -> int | None:

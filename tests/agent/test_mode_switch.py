@@ -29,6 +29,7 @@ from kproxy.backends.base import Drift, Measurement, SyncReport
 from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.ipvs.keeper import KernelHandles
 from kproxy.kernel import nfacct, sysctl
+from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import Stale
 from kproxy.plan.model import ServicePlan
@@ -125,11 +126,14 @@ class FakeMode:
     def reconfigure(self, config: ProxyConfig) -> None:
         pass
 
-    def settled(self, former: Mapping[Family, Variant]) -> None:
+    def settled(self) -> None:
         self._kernel.clear(other_than=self.name)
 
     def tend(self) -> float | None:
         return None
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+        return {}
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
         return Measurement()

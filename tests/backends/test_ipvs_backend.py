@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.backends.base import CheckError
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.watch import ChangeWatch
@@ -372,6 +373,76 @@ def test_drift_is_named_and_mended() -> None:
     node.done()
     node.drained()
     assert node.state() == node.fresh()
+
+
+def test_a_lost_address_is_put_back_without_reading_anything_else() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.device.held = set()
+    reads = node.ipvs.reads, node.ipset.reads
+    named = [str(drift) for drift in node.backend.compare_addresses({"10.96.0.1": False})]
+    assert named == ["address 10.96.0.1 is missing"]
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+    assert (node.ipvs.reads, node.ipset.reads) == reads
+
+
+def test_a_lost_device_is_made_again() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.device.held = None
+    assert node.backend.compare_addresses({"10.96.0.1": False})
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+
+
+def test_an_address_that_somebody_added_goes() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    assert node.device.held is not None
+    node.device.held.add("10.9.9.9")
+    named = [str(drift) for drift in node.backend.compare_addresses({"10.9.9.9": True})]
+    assert named == ["address 10.9.9.9 is not wanted"]
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+
+
+def test_news_of_what_we_did_ourselves_cost_nothing() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    reads = node.device.reads
+    assert node.backend.compare_addresses({"10.96.0.1": True, "10.96.0.7": False}) == ()
+    assert node.device.reads == reads
+    node.now += CONFIG.look_period
+    assert node.backend.check() == ()
+    assert node.device.reads == reads
+
+
+def test_lost_news_make_all_addresses_be_read() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.device.held = set()
+    assert node.backend.compare_addresses(None)
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+
+
+def test_addresses_that_could_not_be_read_are_read_at_the_next_look() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.device.held = set()
+    node.faults.unavailable = "no buffer space"
+    with pytest.raises(CheckError):
+        node.backend.compare_addresses({"10.96.0.1": False})
+    node.faults.unavailable = ""
+    node.now += CONFIG.look_period
+    assert [str(drift) for drift in node.backend.check()] == ["address 10.96.0.1 is missing"]
 
 
 def test_what_drains_stays_ours_whatever_becomes_of_sets_and_addresses() -> None:

@@ -210,6 +210,12 @@ def test_what_a_former_mode_left_is_told_too() -> None:
     _, lines = told()
     assert [line for line in lines if "kproxy" in line] == ["- table ip kproxy", "- table ip6 kproxy"]
     run_once("--iptables-variant", "nft")
+    status, lines = told("--iptables-variant", "legacy")
+    assert status == 2
+    assert "- IPv4 nft chain nat/KUBE-SERVICES" in " ".join(lines)
+    run_once("--iptables-variant", "legacy")
+    assert told("--iptables-variant", "legacy") == (0, [])
+    assert "KUBE-SERVICES" not in do("iptables-nft-save")
     status, lines = told(*NFTABLES)
     assert status == 2
     assert "- IPv4 chain nat/KUBE-SERVICES" in " ".join(lines)

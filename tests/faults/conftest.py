@@ -28,6 +28,7 @@ def site(request: pytest.FixtureRequest, session_site: Site) -> Iterator[Site]:
     yield session_site
     session_site.tools.bring_back()
     session_site.tools.behave()
+    session_site.sockets.behave()
     session_site.cluster.api.faults.clear()
     request.node.user_properties.extend(("fault", asdict(counts)) for counts in session_site.counts)
     session_site.counts.clear()

@@ -10,9 +10,9 @@ full sync from nothing leaves in an empty namespace, and only present endpoints 
 """
 
 import itertools
-import json
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,13 +21,13 @@ from pathlib import Path
 
 from kproxy.testing import fresh
 from kproxy.testing.lab import Namespace
-from kproxy.testing.sabotage import BrokenTools, Room
+from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Room
+from tests.faults.state import addresses, held
 from tests.faults.vigil import Door, Vigil
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
-from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES, FAMILY_NAMES, Service
+from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import names
-from tests.packets.program import Kproxy
+from tests.packets.program import DEADLINE, Kproxy
 
 SYNCS = 40
 """The most syncs of a family from the end of a fault until the kernel is as it should be."""
@@ -35,15 +35,21 @@ SYNCS = 40
 MEMORY_MB = 24.0
 """The most that the resident memory may grow by during one ordeal: what a first failure loads and keeps."""
 
+LOST = 10.0
+"""Seconds without an answer after which a request has failed where some may fail: who was sent elsewhere once
+meets silence for as long as the kernel remembers it."""
+
 _SYNC = re.compile(r"\bevent=(synced|nothing_to_write|sync_failed) family=IPv4\b")
 _LOUD = ("-v", "4")
-_BUILT_IN = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
-_SIZES = re.compile(r" (?:hashsize|bucketsize|initval) \S+")
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of one ordeal, as it is reported."""
+    """What became of one ordeal, as it is reported.
+
+    `seconds` passed from the fault's end until the kernel was found to be right, which is looked for after a
+    full sync elsewhere.
+    """
 
     fault: str
     mode: str
@@ -55,6 +61,7 @@ class Counts:
     exchanges: int
     cut: int
     syncs: int
+    seconds: float
     grown_mb: float
 
 
@@ -65,6 +72,7 @@ class Case:
         self._program = program
         self.times = 1
         self.ended: int | None = None
+        self.ended_at = 0.0
         self.ended_in = program
 
     def over(self, program: Kproxy | None = None) -> None:
@@ -72,6 +80,7 @@ class Case:
         if self.ended is None or program is not None:
             self.ended_in = program or self._program
             self.ended = self.ended_in.mark() if program is None else 0
+            self.ended_at = time.monotonic()
 
     def syncs(self) -> int:
         """How many syncs there were since."""
@@ -85,6 +94,7 @@ class Site:
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         self.cluster = cluster
         self.tools = BrokenTools(directory / "tools")
+        self.sockets = BrokenSockets(directory / "sockets")
         self.counts: list[Counts] = []
         self._started: tuple[tuple[str, ...], Room] = ((), Room())
         self.renew()
@@ -156,7 +166,8 @@ class Site:
         before = self.cluster.running
         memory = resident_mb(before.pid)
         case = Case(before)
-        vigil = Vigil(self.cluster.lab, self.doors, self.ever)
+        patience = LOST if refuses else DEADLINE
+        vigil = Vigil(self.cluster.lab, self.doors, self.ever, patience=patience)
         with ExitStack() as stack:
             stack.callback(vigil.release)
             with vigil:
@@ -164,15 +175,17 @@ class Site:
                 vigil.flow()
                 case.over()
                 self.converge()
+                seconds = time.monotonic() - case.ended_at
                 syncs = case.syncs()
                 vigil.allow(self.now)
                 vigil.flow()
             running = self.cluster.running
-            grown = resident_mb(running.pid) - memory if running is before else 0.0
+            grown = resident_mb(running.pid) - memory
             self.counts.append(
                 Counts(
                     fault, str(self.cluster.mode), case.times, vigil.asked, len(vigil.failures), vigil.late,
-                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(grown, 1),
+                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1),
+                    round(grown, 1),
                 )
             )  # fmt: skip
         counted = Counter(vigil.failures)
@@ -202,16 +215,7 @@ class Site:
 
     def state(self, place: Namespace | None = None) -> dict[str, list[str]]:
         """What the kernel holds of both families, in the node or elsewhere."""
-        inside = place or self.cluster.lab.node
-        found = {
-            f"{FAMILY_NAMES[family]} {chain}": rules
-            for family in FAMILIES
-            for chain, rules in fresh.rules_in(inside, self.cluster.mode.program(family, "save")).items()
-            if rules or chain.partition("/")[2] not in _BUILT_IN
-        }
-        if Capability.VIRTUAL_SERVERS in self.cluster.mode.capabilities:
-            found |= _virtual(inside)
-        return found
+        return held(self.cluster.mode, place or self.cluster.lab.node)
 
     def fresh(self) -> dict[str, list[str]]:
         """The same of a namespace with the node's addresses, after nothing but a full sync."""
@@ -222,51 +226,14 @@ class Site:
             *self._started[0],
         ]
         with fresh.namespace() as place, tempfile.TemporaryDirectory() as directory:
-            for link, addresses in _addresses(self.cluster.lab.node).items():
+            for link, ips in addresses(self.cluster.lab.node).items():
                 if link not in {"lo", "kube-ipvs0"}:
                     place.run(["ip", "link", "add", link, "type", "bridge"])
-                    for address in addresses:
+                    for address in ips:
                         place.run(["ip", "address", "add", address, "dev", link])
             fresh.write_manifests(self.cluster.api, Path(directory))
             fresh.sync_once(place, Path(directory), arguments)
             return self.state(place)
-
-
-def _virtual(place: Namespace) -> dict[str, list[str]]:
-    """Virtual servers, sets and addresses, without what only drains: a fresh sync has nothing to drain."""
-    lines = [line.split() for line in place.run(["ipvsadm", "-Sn"]).stdout.splitlines()]
-    targets = {(words[2], words[-1]) for words in lines if words[0] == "-a"}
-    ending = {server for server, _ in targets} - {server for server, weight in targets if weight != "0"}
-    draining = {server.rpartition(":")[::2] for server in ending}
-    entries = [
-        line
-        for line in _SIZES.sub("", place.run(["ipset", "save"]).stdout).splitlines()
-        if not any(f"{ip.strip('[]')},tcp:{port}" in line.split()[2:] for ip, port in draining)
-    ]
-    staying = {words[2].rpartition(":")[0] for words in lines if words[2] not in ending}
-    ips = {ip.strip("[]") for ip, _ in draining if ip not in staying}
-    kept = [
-        words for words in lines if words[2] not in ending and not (words[0] == "-a" and words[-1] == "0")
-    ]
-    return {
-        "virtual servers": sorted(" ".join(words) for words in kept),
-        "sets": sorted(entries),
-        "addresses": sorted(
-            address
-            for address in _addresses(place).get("kube-ipvs0", ())
-            if address.partition("/")[0] not in ips
-        ),
-    }
-
-
-def _addresses(place: Namespace) -> dict[str, list[str]]:
-    """The addresses of each interface, with their prefix lengths; none of link scope."""
-    found: dict[str, list[str]] = {}
-    for link in json.loads(place.run(["ip", "-json", "address"]).stdout):
-        found[link["ifname"]] = [
-            f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"] if each["scope"] != "link"
-        ]
-    return found
 
 
 def resident_mb(pid: int) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from kproxy.testing.apiserver import ApiServer, Fault
+from tests.faults.selection import cases, modes
 from tests.faults.site import Site
-from tests.packets.modes import MODES
 
-pytestmark = [pytest.mark.root, pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)]
+pytestmark = pytest.mark.root
 
 REPEATS = 3
 
@@ -38,7 +38,12 @@ STRIKES: dict[str, tuple[Fault, bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRIKES)
+@cases(
+    "name",
+    STRIKES,
+    "nft",
+    {"nftables": ("410 to a request", "stalled altogether", "garbage in answers"), "ipvs": ("500",)},
+)
 def test_answers_that_are_wrong(site: Site, name: str) -> None:
     site.start(anew=True)
     fault, drop = STRIKES[name]
@@ -48,6 +53,7 @@ def test_answers_that_are_wrong(site: Site, name: str) -> None:
         struck(site, fault, times, drop=drop)
 
 
+@modes("nft", "nftables")
 def test_watches_cut_at_random_bytes(site: Site) -> None:
     site.start(anew=True)
     chance = random.Random(410)
@@ -89,7 +95,12 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", OUTAGES)
+@cases(
+    "name",
+    OUTAGES,
+    "nft",
+    {"nftables": ("restarted without history", "gone for a while"), "ipvs": ("gone for a while",)},
+)
 def test_outages(site: Site, name: str) -> None:
     site.start(anew=True)
     with site.ordeal(f"API: {name}") as case:
@@ -99,6 +110,7 @@ def test_outages(site: Site, name: str) -> None:
             site.change()
 
 
+@modes("nft", "nftables")
 def test_a_server_that_counts_anew(site: Site) -> None:
     """Restored from a backup, say: resourceVersions are lower than those that were seen."""
     site.start(anew=True)

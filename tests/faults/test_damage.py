@@ -7,6 +7,7 @@ connections live on wherever the kernel still knows them.
 import pytest
 
 from tests.faults.site import Site
+from tests.faults.state import TABLES
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 
@@ -71,21 +72,63 @@ def test_others_write_all_the_time(site: Site) -> None:
     assert {f"IPv4 nat/OTHER-{number}" for number in range(case.times)} <= left.keys()
 
 
-VIRTUAL: dict[str, tuple[list[str], bool]] = {
-    "virtual servers cleared": (["ipvsadm", "-C"], True),
-    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], True),
-    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], True),
-    "sets flushed": (["ipset", "flush"], False),
+TABLE_DAMAGE: dict[str, tuple[str, bool]] = {
+    "rules of the table flushed": ("flush table {table}", True),
+    "a map emptied": ("flush map {table} services", False),
+    "the table deleted": ("delete table {table}", True),
+    "the table deleted, another in its place": (
+        "delete table {table}; add table {table}; add chain {table} nat-prerouting",
+        True,
+    ),
 }
-"""The command, and whether it cuts connections by itself: without the address, packets pass IPVS by."""
+"""What is done, and whether nothing tracks connections any more: then those that were translated are cut."""
+
+
+@pytest.mark.needs(Capability.NFTABLES)
+@pytest.mark.parametrize("name", TABLE_DAMAGE)
+@pytest.mark.parametrize("changes", [False, True], ids=["calm", "changes"])
+def test_table_damaged(site: Site, name: str, *, changes: bool) -> None:
+    site.start()
+    script, cuts = TABLE_DAMAGE[name]
+    fault = f"damage: {name}" + (" while services change" if changes else "")
+    with site.ordeal(fault, refuses=True, cuts=cuts):
+        site.cluster.lab.node.run(["nft", "; ".join(script.format(table=table) for table in TABLES.values())])
+        if changes:
+            site.change()
+
+
+@pytest.mark.needs(Capability.NFTABLES)
+def test_other_tables_come_and_go(site: Site) -> None:
+    """The kernel counts everybody's commits: ours are told from theirs while services change."""
+    site.start()
+    with site.ordeal("damage: others write all the time") as case:
+        case.times = 40
+        for number in range(case.times):
+            site.cluster.lab.node.run(["nft", f"add table inet other-{number}"])
+            site.change()
+        for number in range(case.times):
+            site.cluster.lab.node.run(["nft", f"delete table inet other-{number}"])
+
+
+VIRTUAL: dict[str, tuple[list[str], str, bool, bool]] = {
+    "virtual servers cleared": (["ipvsadm", "-C"], "1s", True, True),
+    "the device deleted": (["ip", "link", "del", "kube-ipvs0"], "1h", False, False),
+    "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], "1h", False, False),
+    "sets flushed": (["ipset", "flush"], "1s", True, False),
+}
+"""The command, --ipvs-sync-period, and whether by itself it makes requests fail, or cuts connections.
+
+Addresses are mended as soon as the kernel tells of their end; meanwhile a rule drops what would go astray.
+A connection whose virtual server is gone ends with its next packet (expire_nodest_conn).
+"""
 
 
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 @pytest.mark.parametrize("name", VIRTUAL)
 def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
-    command, cuts = VIRTUAL[name]
-    program = site.start("--ipvs-sync-period", "1s")
-    with site.ordeal(f"damage: {name}", refuses=True, cuts=cuts):
+    command, period, refuses, cuts = VIRTUAL[name]
+    program = site.start("--ipvs-sync-period", period)
+    with site.ordeal(f"damage: {name}", refuses=refuses, cuts=cuts):
         since = program.mark()
         site.cluster.lab.node.run(command)
         program.wait_log("drift_found", since=since)

@@ -5,31 +5,38 @@ import random
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
+from tests.faults.selection import IPVS, KILLS, modes
 from tests.faults.site import Site
-from tests.packets.modes import MODES
 
 pytestmark = pytest.mark.root
 
-KILLS = int(os.environ.get("KPROXY_KILLS", "20"))
-LONGEST_LIFE = 1.2
-"""Seconds: from before the first sync until long after it."""
+CHEAP_KILLS = {"ipvs": 4}
+"""In the user-mode kernel a start takes seconds."""
+JUMPS = (5, -11, 30)
+"""Hours by which the wall clock is set on."""
+
+LONGEST_LIFE = {"ipvs": 8.0}
+"""Seconds, else 1.2: from before the first sync until long after it."""
 
 
-@pytest.mark.parametrize("mode", MODES[:2], ids=str, indirect=True)
+@modes("nft", "legacy", "nftables", "ipvs")
+@pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_at_random_moments(site: Site) -> None:
     program = site.start()
     chance = random.Random(9)
     died = threading.Event()
     with site.ordeal("life: SIGKILL at random moments") as case:
-        case.times = KILLS
-        for _ in range(KILLS):
-            killer = threading.Timer(chance.uniform(0, LONGEST_LIFE), os.kill, (program.pid, signal.SIGKILL))
+        longest = LONGEST_LIFE.get(str(site.cluster.mode), 1.2)
+        case.times = KILLS or CHEAP_KILLS.get(str(site.cluster.mode), 20)
+        for _ in range(case.times):
+            killer = threading.Timer(chance.uniform(0, longest), os.kill, (program.pid, signal.SIGKILL))
             killer.start()
             while program.running:
                 site.change()
@@ -39,7 +46,7 @@ def test_killed_at_random_moments(site: Site) -> None:
         case.over(program)
 
 
-@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+@modes("nft", "nftables")
 def test_stopped_and_continued(site: Site) -> None:
     """To the program, that is a clock that jumps ahead."""
     program = site.start()
@@ -53,7 +60,7 @@ def test_stopped_and_continued(site: Site) -> None:
             os.kill(program.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+@modes("nft")
 @pytest.mark.parametrize("years", [10, 0, -1], ids=["ahead", "as it is", "just booted"])
 def test_another_monotonic_clock(site: Site, years: int) -> None:
     """A restart in a time namespace: as after a suspend of years, or in the first second after a boot."""
@@ -70,7 +77,28 @@ def test_another_monotonic_clock(site: Site, years: int) -> None:
         case.over(again)
 
 
-@pytest.mark.parametrize("mode", MODES[:2], ids=str, indirect=True)
+@pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
+def test_wall_clock_set(site: Site) -> None:
+    """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""
+    if "User Mode Linux" not in Path("/proc/cpuinfo").read_text(encoding="ascii"):
+        pytest.skip("the clock is that of this machine")
+    program = site.start()
+    began, steady = time.time(), time.monotonic()
+    with site.ordeal("life: wall clock set") as case:
+        try:
+            for hours in JUMPS:
+                time.clock_settime(time.CLOCK_REALTIME, time.time() + hours * 3600)
+                site.change()
+                site.cluster.api.drop_watches()
+                since = program.mark()
+                site.change()
+                program.wait_log("synced", since=since)
+                case.times += 1
+        finally:
+            time.clock_settime(time.CLOCK_REALTIME, began + time.monotonic() - steady)
+
+
+@modes("nft", "legacy", "nftables")
 @pytest.mark.parametrize("device", [False, True], ids=["disk", "disk and stderr"])
 def test_full_disk(site: Site, tmp_path: Path, *, device: bool) -> None:
     room = Room(tools=site.tools.directory, full=tmp_path, stderr=Path("/dev/full") if device else None)
@@ -83,7 +111,21 @@ def test_full_disk(site: Site, tmp_path: Path, *, device: bool) -> None:
     assert program.log == [] or not device
 
 
-@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+@modes("nft", "nftables")
+def test_stderr_closed(site: Site) -> None:
+    """The number of the closed descriptor must not become that of a socket to which log lines go."""
+    program = site.start(room=Room(tools=site.tools.directory, mute=True))
+    with site.ordeal("life: stderr closed") as case:
+        case.times = 5
+        for _ in range(case.times):
+            site.change()
+        since = program.mark()
+        site.cluster.api.drop_watches()
+        site.change()
+    assert program.log[since:] == []
+
+
+@modes("nft")
 def test_nobody_reads_the_log(site: Site) -> None:
     program = site.start()
     with site.ordeal("life: log's reader gone"):
@@ -93,7 +135,7 @@ def test_nobody_reads_the_log(site: Site) -> None:
     site.cluster.stop()
 
 
-@pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)
+@modes("nft")
 def test_events_of_addresses_are_lost(site: Site) -> None:
     """While kproxy is stopped, more addresses come and go than its socket can hold (ENOBUFS)."""
     site.cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])

@@ -3,23 +3,24 @@
 import pytest
 
 from kproxy.testing.sabotage import Deed
+from tests.faults.selection import modes
 from tests.faults.site import Site, resident_mb
-from tests.packets.modes import MODES
 
 WARM_UP = 10
 ROUNDS = 20
 BOUND_MB = 2.0
 """What resident memory may grow by over all rounds: 100 KB each, and none of it is expected."""
 
-pytestmark = [pytest.mark.root, pytest.mark.parametrize("mode", MODES[:1], ids=str, indirect=True)]
+pytestmark = pytest.mark.root
 
 
+@modes("nft", "nftables")
 def test_memory_is_flat(site: Site) -> None:
     program = site.start()
 
     def one_round() -> None:
         since = program.mark()
-        site.tools.order(Deed.HALF, chance=0.5)
+        site.tools.order(Deed.HALF, chance=0.5, programs=site.cluster.mode.writer)
         site.cluster.iptables(4, "-t", "nat", "-N", "SOMEBODY-ELSE")
         site.cluster.iptables(4, "-t", "nat", "-X", "SOMEBODY-ELSE")
         site.change()

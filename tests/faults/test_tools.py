@@ -8,10 +8,11 @@ import pytest
 
 from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.testing.sabotage import Deed
+from tests.faults.selection import cases, modes
 from tests.faults.site import Site
-from tests.packets.modes import MODES, Capability
+from tests.packets.modes import Capability
 
-pytestmark = [pytest.mark.root, pytest.mark.parametrize("mode", MODES[:2], ids=str, indirect=True)]
+pytestmark = pytest.mark.root
 
 STRIKES = 4
 
@@ -22,20 +23,28 @@ def carried_out(site: Site, deed: Deed, times: int) -> Callable[[], bool]:
     return lambda: site.tools.done[deed] - before >= times
 
 
-@pytest.mark.parametrize(
-    ("name", "deed", "programs", "chance"),
-    [
-        pytest.param(name, *order, id=name)
-        for name, order in {
-            "restore fails at random": (Deed.FAIL, "restore", 0.5),
-            "restore killed half-way at random": (Deed.HALF, "restore", 0.5),
-            "restore killed after its commit": (Deed.LATE, "restore", 1.0),
-            "restore and save killed at random": (Deed.HALF, "", 0.7),
-        }.items()
-    ],
+DEEDS = {
+    "fails at random": (Deed.FAIL, 0.5),
+    "killed half-way at random": (Deed.HALF, 0.5),
+    "killed after its commit": (Deed.LATE, 1.0),
+    "and save killed at random": (Deed.HALF, 0.7),
+}
+
+
+@cases(
+    "name",
+    DEEDS,
+    "nft",
+    {
+        "legacy": tuple(DEEDS),
+        "nftables": ("fails at random", "killed half-way at random", "killed after its commit"),
+        "ipvs": ("and save killed at random",),
+    },
 )
-def test_programs_that_fail(site: Site, name: str, deed: Deed, programs: str, chance: float) -> None:
+def test_programs_that_fail(site: Site, name: str) -> None:
     program = site.start()
+    deed, chance = DEEDS[name]
+    programs = "" if "save" in name else site.cluster.mode.writer
     enough = carried_out(site, deed, STRIKES)
     looks = itertools.count()
 
@@ -44,18 +53,19 @@ def test_programs_that_fail(site: Site, name: str, deed: Deed, programs: str, ch
             site.change()
         return enough()
 
-    with site.ordeal(f"tools: {name}") as case:
+    with site.ordeal(f"tools: {site.cluster.mode.writer} {name}") as case:
         site.tools.order(deed, chance=chance, programs=programs)
         program.until(struck, expected=True)
         site.tools.behave()
         case.times = site.tools.done[deed]
 
 
-def test_restore_missing_for_a_while(site: Site) -> None:
-    program = site.start()
-    with site.ordeal("tools: restore missing"):
+@modes("nft", "legacy", "nftables", "ipvs")
+def test_program_missing_for_a_while(site: Site) -> None:
+    program, writer = site.start(), site.cluster.mode.writer
+    with site.ordeal(f"tools: {writer} missing"):
         since = program.mark()
-        site.tools.take_away("restore")
+        site.tools.take_away(writer)
         site.change()
         assert "cannot run" in program.wait_log("sync_failed", "missing", "family=IPv4", since=since)
         program.wait_log("sync_failed", "missing", "family=IPv6", since=since)
@@ -63,6 +73,7 @@ def test_restore_missing_for_a_while(site: Site) -> None:
         site.tools.bring_back()
 
 
+@modes("nft", "legacy")
 def test_restore_refused_for_one_service(site: Site) -> None:
     program = site.start()
     lab = site.cluster.lab
@@ -82,17 +93,19 @@ def test_restore_refused_for_one_service(site: Site) -> None:
         case.times = site.tools.done[Deed.REFUSE]
 
 
-def test_restore_hangs(site: Site) -> None:
-    program = site.start()
-    with site.ordeal("tools: restore hangs"):
+@modes("nft", "legacy")
+def test_program_hangs(site: Site) -> None:
+    program, writer = site.start(), site.cluster.mode.writer
+    with site.ordeal(f"tools: {writer} hangs"):
         enough = carried_out(site, Deed.HANG, 1)
-        site.tools.order(Deed.HANG)
+        site.tools.order(Deed.HANG, programs=writer)
         site.change()
         program.until(enough, expected=True)
         site.change()
         site.tools.behave()
 
 
+@modes("legacy")
 @pytest.mark.needs(Capability.XTABLES_LOCK)
 def test_lock_held(site: Site) -> None:
     program = site.start()

@@ -34,8 +34,15 @@ class Vigil(Traffic):
     `allowed` says which pods may answer for a service. A connection that was opened stays with its pod.
     """
 
-    def __init__(self, lab: Lab, doors: Sequence[Door], allowed: Mapping[str, AbstractSet[str]]) -> None:
-        super().__init__(lab, [door.target for door in doors])
+    def __init__(
+        self,
+        lab: Lab,
+        doors: Sequence[Door],
+        allowed: Mapping[str, AbstractSet[str]],
+        *,
+        patience: float = DEADLINE,
+    ) -> None:
+        super().__init__(lab, [door.target for door in doors], patience=patience)
         self._services = {door.target: door.service for door in doors}
         self._allowed = allowed
         self._judging = threading.Lock()
@@ -67,7 +74,7 @@ class Vigil(Traffic):
         """Exchange a line over each open connection; one that is cut is told once."""
         for held, pod in list(self._held):
             try:
-                answer = held.exchange(timeout=DEADLINE)
+                answer = held.exchange(timeout=self._patience)
             except AskError as error:
                 self.cut.append(repr(error))
                 self._held.remove((held, pod))

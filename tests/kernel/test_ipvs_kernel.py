@@ -170,14 +170,35 @@ def test_an_interface_of_another_type_is_not_touched() -> None:
 
 
 @fresh_network
-def test_news_of_the_device_itself_does_not_count() -> None:
+def test_news_of_the_device_is_told_apart() -> None:
+    device = DummyDevice("kube-ipvs0")
+    with links.address_events("kube-ipvs0") as events:
+        device.ensure()
+        device.add(["10.0.0.1", "fd00::1"])
+        assert events.drain() == links.AddressNews(device={"10.0.0.1": True, "fd00::1": True})
+        device.remove(["10.0.0.1"])
+        assert events.drain() == links.AddressNews(device={"10.0.0.1": False})
+        device.remove(["fd00::1"])
+        device.add(["fd00::1"])
+        subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
+        assert events.drain() == links.AddressNews(elsewhere=True, device={"fd00::1": True})
+        device.delete()
+        device.ensure()
+        assert events.drain() == links.AddressNews(device={"fd00::1": False})
+        assert events.drain() == links.AddressNews()
+
+
+@fresh_network
+def test_news_that_did_not_fit_are_told_to_be_lost() -> None:
     device = DummyDevice("kube-ipvs0")
     device.ensure()
-    with links.address_events(exclude={"kube-ipvs0"}) as events:
-        device.add(["10.0.0.1"])
-        assert not events.drain()
-        subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
-        assert events.drain()
+    with links.address_events("kube-ipvs0") as events:
+        for _ in range(20):
+            device.add([f"10.0.{n // 250}.{n % 250 + 1}" for n in range(1000)])
+            device.remove([f"10.0.{n // 250}.{n % 250 + 1}" for n in range(1000)])
+        seen = events.drain()
+        assert seen.lost
+        assert seen.elsewhere
 
 
 @fresh_network

@@ -45,6 +45,11 @@ class Mode:
         stem = "iptables" if family == 4 else "ip6tables"
         return f"{stem}-{self.variant}-{name}" if name else f"{stem}-{self.variant}"
 
+    @property
+    def writer(self) -> str:
+        """How the names of the programs end with which the mode writes rules."""
+        return "nft" if Capability.NFTABLES in self.capabilities else "restore"
+
     def missing(self, lab: Lab) -> list[str]:
         """The reasons why this mode cannot run in a lab here; empty when it can."""
         reasons = []

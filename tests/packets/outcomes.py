@@ -66,11 +66,12 @@ class Traffic:
     """Requests without a pause, on a thread of their own, for as long as the block lasts.
 
     A wrong rule shows at once as Refused or Unreachable; a request that is merely slow is not counted
-    against anybody.
+    against anybody, unless it takes more seconds than `patience`.
     """
 
-    def __init__(self, lab: Lab, targets: Sequence[Target]) -> None:
+    def __init__(self, lab: Lab, targets: Sequence[Target], *, patience: float = DEADLINE) -> None:
         self._lab = lab
+        self._patience = patience
         self._targets = targets
         self._thread = threading.Thread(target=self._work, name="traffic", daemon=True)
         self._stop = threading.Event()
@@ -113,7 +114,7 @@ class Traffic:
             for target in self._targets:
                 source, ip, port = target
                 try:
-                    self.judge(target, self._lab.ask(source, ip, port, timeout=DEADLINE))
+                    self.judge(target, self._lab.ask(source, ip, port, timeout=self._patience))
                 except AskError as error:
                     self.failures.append(repr(error))
                 with self._changed:

@@ -11,7 +11,7 @@ from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.static import JUMPS
 
 KNOWN_CHAINS: dict[str, frozenset[str]] = {
-    "mangle": frozenset({names.CANARY, names.KUBE_PROXY_FIREWALL}),
+    "mangle": frozenset({names.CANARY, names.KUBE_PROXY_FIREWALL, names.KUBE_IPVS_MISSED}),
     "nat": frozenset(
         {
             names.KUBE_SERVICES,

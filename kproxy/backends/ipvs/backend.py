@@ -148,6 +148,17 @@ class IpvsBackend:
         self._next_look = self._clock() + self._config.look_period
         return drifts
 
+    def compare_addresses(self, told: Mapping[str, bool] | None) -> tuple[Drift, ...]:
+        """Compare the device's addresses with what was applied; what drifted is pending again and named.
+
+        `told` are news: whether the device has an address. Nothing is read if they are what was applied; None
+        if anything may have happened. Raises CheckError if the kernel cannot be read.
+        """
+        try:
+            return self._keeper.compare_addresses(told)
+        except DeviceError as error:
+            raise CheckError(str(error)) from error
+
     def rules(self) -> dict[str, int]:
         """How many iptables rules of ours the kernel is known to hold, by table."""
         return self._rules.rules()

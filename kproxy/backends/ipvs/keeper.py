@@ -8,7 +8,7 @@ the reason and tried again later; all others get what they want.
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ from kproxy.backends.base import Drift
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import Record, describe, differences, observe
+from kproxy.backends.ipvs.record import Record, describe, differences, membership, observe
 from kproxy.backends.ipvs.render import Frontend, Member, ServiceObjects
 from kproxy.kernel.addresses import AddressDevice
 from kproxy.kernel.ipset.codec import reason as set_reason
@@ -75,6 +75,8 @@ class Keeper:
         self._theirs: set[ServerId] = set()
         self._looks_for_foreign = False
         self._sets = sets(family)
+        self._addresses_known = True
+        self._device_known = False
 
     def want(self, key: str, objects: ServiceObjects) -> None:
         """Take what a service wants now."""
@@ -104,14 +106,16 @@ class Keeper:
         """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
         kernel, record = self._kernel, self._record
         self.stuck.clear()
+        if device and (record is None or not self._device_known):
+            if kernel.device.ensure():
+                log.info("device_created", device=kernel.device.name)
+            self._device_known = True
         if record is not None:
             if record.foreign and self._looks_for_foreign:
                 record.foreign &= kernel.ipvs.servers(self.family).keys()
                 self._theirs &= record.foreign
             self._looks_for_foreign = False
             return False
-        if device and kernel.device.ensure():
-            log.info("device_created", device=kernel.device.name)
         for spec in self._sets.all:
             kernel.ipset.create(spec)
         self._adopt(self._observe())
@@ -194,7 +198,8 @@ class Keeper:
     def check(self, details_of: Callable[[ServerId], bool], *, thorough: bool) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is pending again.
 
-        Destinations are compared of servers with `details_of` only; sets by their size, unless `thorough`.
+        Destinations are compared of servers with `details_of` only, and unless `thorough`, sets by their size
+        and addresses not at all, for news of those come at once.
         """
         expected = self._record
         if expected is None:
@@ -204,6 +209,25 @@ class Keeper:
         if drifts:
             self.doubt()
         return drifts
+
+    def compare_addresses(self, told: Mapping[str, bool] | None) -> tuple[Drift, ...]:
+        """Compare the device's addresses with the record; what differs is pending again.
+
+        `told` says of some whether the device has them, by news; nothing is read if that is as recorded.
+        """
+        record = self._record
+        if record is None:
+            return ()
+        if told is not None and all((ip in record.addresses) is there for ip, there in told.items()):
+            return ()
+        self._addresses_known = False
+        found = set(self._kernel.device.addresses(self.family))
+        self._addresses_known = True
+        self.desired.addresses |= record.addresses ^ found
+        drifts = membership("address", record.addresses, found)
+        record.addresses = found
+        self._device_known = self._device_known and not drifts
+        return tuple(sorted(drifts))
 
     def _observe(
         self, details_of: Callable[[ServerId], bool] = lambda _: True, trusted: Record | None = None
@@ -218,6 +242,7 @@ class Keeper:
             lambda server: self.desired.owner(server) is not None,
             details_of=details_of,
             trusted=trusted,
+            addresses=trusted.addresses if trusted is not None and self._addresses_known else None,
         )
 
     def _adopt(self, record: Record) -> None:

@@ -46,6 +46,7 @@ _SHARED: Mapping[str, Placement] = {
 IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
+    jump("mangle", "FORWARD", names.KUBE_IPVS_MISSED, "kubernetes ipvs missed packets"),
     jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
     jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
@@ -73,6 +74,7 @@ class IpvsLayout:
         chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
         chains |= masquerade_chains(self.config, first=_loop_back_rule(known, self.config))
         chains["mangle", names.KUBE_PROXY_FIREWALL] = _firewall(known)
+        chains["mangle", names.KUBE_IPVS_MISSED] = _missed(known)
         chains["nat", names.KUBE_IPVS_SERVICES] = self._services(known)
         chains["nat", names.KUBE_IPVS_LOCAL] = self._local_policy()
         chains["filter", names.KUBE_IPVS_FILTER] = _access_filter(known, self.family)
@@ -184,6 +186,16 @@ def _firewall(known: Sets) -> str:
         f"{start}{_match(known.source_ip, 'dst,dst,src')} -j RETURN\n"
         f"{start}-j DROP\n"
     )
+
+
+def _missed(known: Sets) -> str:
+    """Nothing for an address of the device is forwarded: that happens while the device has lost it.
+
+    Out of another interface than before, a masqueraded connection would be forgotten by the kernel
+    (nf_nat_oif_changed in net/netfilter/nf_nat_core.c), and a new one remembered as not translated. What is
+    dropped before POSTROUTING leaves no trace, and is sent again.
+    """
+    return f"-A {names.KUBE_IPVS_MISSED} {_match(known.addresses, 'dst')} -j DROP\n"
 
 
 def _access_filter(known: Sets, family: Family) -> str:

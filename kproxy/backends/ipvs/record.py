@@ -94,6 +94,7 @@ def observe(
     *,
     details_of: Callable[[ServerId], bool] = lambda _: True,
     trusted: Record | None = None,
+    addresses: Collection[str] | None = None,
 ) -> Record:
     """Read what stands. Raises IpvsError, IpsetError or DeviceError.
 
@@ -101,7 +102,8 @@ def observe(
     A virtual server in one of the `excluded` CIDRs counts as somebody else's unless it is wanted. Where a
     kube-proxy in its IPVS mode left its sets, all others are what it left, for it removes those of others.
     Destinations are read of servers with `details_of` only; the others are recorded without. A set that has
-    as many entries as in the `trusted` record is taken to have the same.
+    as many entries as in the `trusted` record is taken to have the same, and the device to have `addresses`
+    where they are given.
     """
     ipvs, ipset, device = kernel
     record = Record()
@@ -114,7 +116,7 @@ def observe(
             record.members[spec] = known
         else:
             record.members[spec] = set(ipset.entries(spec))
-    record.addresses = set(device.addresses(family))
+    record.addresses = set(device.addresses(family) if addresses is None else addresses)
     peer = not PEER_SETS[family].isdisjoint(headers)
     ledger = [entry for spec in sets(family).ledger for entry in record.members.get(spec, ())]
     for spec in peer_ledger(family):
@@ -143,15 +145,13 @@ def differences(
 ) -> tuple[Drift, ...]:
     """Name every object that is not as it was left."""
     drifts: list[Drift] = []
-    drifts += _membership("address", expected.addresses, found.addresses)
+    drifts += membership("address", expected.addresses, found.addresses)
     for spec in expected.members.keys() | found.members.keys():
         if spec not in found.members:
             drifts.append(Drift(f"set {spec.name}", "is missing"))
             continue
-        drifts += _membership(
-            f"set {spec.name} entry", expected.members.get(spec, set()), found.members[spec]
-        )
-    drifts += _membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
+        drifts += membership(f"set {spec.name} entry", expected.members.get(spec, set()), found.members[spec])
+    drifts += membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
     for server, known in expected.servers.items():
         actual = found.servers.get(server)
         if actual is None:
@@ -177,7 +177,8 @@ def describe(server: ServerId) -> str:
     return f"{server.protocol} {server.ip} port {server.port}"
 
 
-def _membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:
+def membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:
+    """Name what is in one of two collections only."""
     ours, theirs = set(map(str, expected)), set(map(str, found))
     return [Drift(f"{kind} {name}", "is missing") for name in ours - theirs] + [
         Drift(f"{kind} {name}", "is not wanted") for name in theirs - ours

@@ -28,12 +28,18 @@ def dump(
     Raises OSError.
     """
     for answer in sock.dump(_RTM_GETADDR, _IFADDRMSG.pack(family, 0, 0, 0, interface)):
-        of_family, _, _, _, index = _IFADDRMSG.unpack_from(answer)
-        held = attributes(answer[_IFADDRMSG.size :])
-        packed = held.get(_IFA_LOCAL, held.get(_IFA_ADDRESS))
+        index, ip = subject(answer)
         # Kernels before 4.20 do not filter by interface.
-        if packed is not None and interface in {0, index}:
-            yield index, parse_ip(socket.inet_ntop(of_family, packed))[1]
+        if ip is not None and interface in {0, index}:
+            yield index, ip
+
+
+def subject(content: bytes) -> tuple[int, str | None]:
+    """The interface index and address that a message of an address is about, be it an answer or news."""
+    family, _, _, _, index = _IFADDRMSG.unpack_from(content)
+    held = attributes(content[_IFADDRMSG.size :])
+    packed = held.get(_IFA_LOCAL, held.get(_IFA_ADDRESS))
+    return index, None if packed is None else parse_ip(socket.inet_ntop(family, packed))[1]
 
 
 def payload(ip: str, interface: int) -> bytes:
@@ -45,8 +51,3 @@ def payload(ip: str, interface: int) -> bytes:
         packed = socket.inet_aton(ip)
         header = _IFADDRMSG.pack(socket.AF_INET, 32, 0, 0, interface)
     return header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-
-
-def interface_of(news: bytes) -> int:
-    """The index of the interface that an RTM_NEWADDR or RTM_DELADDR message is about."""
-    return int(_IFADDRMSG.unpack_from(news)[4])

@@ -25,18 +25,21 @@ class Room:
     """What is different inside.
 
     `tools`: a directory that hides TOOLS_DIR. `full`: an existing directory that is a full disk, TMPDIR and
-    the working directory. `stderr`: a file to write to instead. `clock`: seconds by which CLOCK_MONOTONIC and
+    the working directory. `stderr`: a file to write to instead. `mute`: standard error is closed altogether.
+    `sockets`: a directory of BrokenSockets. `clock`: seconds by which CLOCK_MONOTONIC and
     CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
     """
 
     tools: Path | None = None
     full: Path | None = None
     stderr: Path | None = None
+    mute: bool = False
+    sockets: Path | None = None
     clock: int = 0
 
     def command(self) -> list[str]:
         """What to put in front of a command line; it needs root."""
-        settings = {name: value if value is None else str(value) for name, value in asdict(self).items()}
+        settings = {name: str(value) for name, value in asdict(self).items() if value}
         return [sys.executable, "-IS", __file__, json.dumps(settings), "--"]
 
 
@@ -46,20 +49,24 @@ def _check(result: int, doing: str) -> None:
         raise OSError(code, f"{doing}: {os.strerror(code)}")
 
 
-def _make(libc: ctypes.CDLL, settings: dict[str, str | None]) -> None:
+def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
     _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount / private")
-    if tools := settings["tools"]:
+    if tools := settings.get("tools"):
         _check(libc.mount(tools.encode(), TOOLS_DIR.encode(), None, _MS_BIND, None), f"mount {tools}")
-    if full := settings["full"]:
+    if full := settings.get("full"):
         options = f"size={_FULL_SIZE}".encode()
         _check(libc.mount(b"tmpfs", full.encode(), b"tmpfs", 0, options), f"mount {full}")
         Path(full, "ballast").write_bytes(bytes(_FULL_SIZE))
         os.chdir(full)
         os.environ["TMPDIR"] = full
-    if stderr := settings["stderr"]:
+    if stderr := settings.get("stderr"):
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), 2)
-    if clock := int(settings["clock"] or 0):
+    if settings.get("mute"):
+        os.close(2)
+    if sockets := settings.get("sockets"):
+        os.environ["PYTHONPATH"] = sockets
+    if clock := int(settings.get("clock", 0)):
         _check(libc.unshare(_CLONE_NEWTIME), "unshare time")
         Path("/proc/self/timens_offsets").write_text(f"monotonic {clock} 0\nboottime {clock} 0\n")
         place = os.open("/proc/self/ns/time_for_children", os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What runs in place of iptables-restore and iptables-save, and does what the order beside it says.
+"""What runs in place of iptables-restore, iptables-save and nft, and does what the order beside it says.
 
 A script of its own: it is copied to a directory under the names of the programs, and runs as isolated Python
 that imports little (no pathlib, say) to start quickly. Without an order it becomes the real program. The file

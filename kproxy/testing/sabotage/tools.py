@@ -1,4 +1,4 @@
-"""A directory of iptables programs that can be told to fail while somebody uses them."""
+"""A directory of the programs that write rules, which can be told to fail while somebody uses them."""
 
 import itertools
 import os
@@ -9,14 +9,17 @@ from pathlib import Path
 from kproxy.testing.sabotage import stand_in
 from kproxy.testing.sabotage.stand_in import Deed
 
-NAMES = tuple(
-    "-".join(words)
-    for words in itertools.product(("iptables", "ip6tables"), ("nft", "legacy"), ("restore", "save"))
+NAMES = (
+    *(
+        "-".join(words)
+        for words in itertools.product(("iptables", "ip6tables"), ("nft", "legacy"), ("restore", "save"))
+    ),
+    "nft",
 )
 
 
 class BrokenTools:
-    """Stand-ins for the programs of both variants; see `Room` for how they get in the way."""
+    """Stand-ins for nft and the programs of both variants; see `Room` for how they get in the way."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

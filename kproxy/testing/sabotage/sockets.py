@@ -1,0 +1,40 @@
+"""Netlink sockets of a program that can be told to fail while it runs."""
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from kproxy.testing.sabotage import deaf
+from kproxy.testing.sabotage.deaf import Loss
+
+ROUTE, NETFILTER, GENERIC = 0, 12, 16
+"""Protocols (linux/netlink.h): addresses and links; nftables, sets and conntrack; IPVS."""
+
+
+class BrokenSockets:
+    """A directory for `Room`, whose program's sockets do as they are told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        text = Path(deaf.__file__).read_text(encoding="utf-8")
+        (directory / "sitecustomize.py").write_text(text, encoding="utf-8")
+
+    def order(
+        self, loss: Loss, *, chance: float = 1.0, protocols: Collection[int] = (ROUTE, NETFILTER, GENERIC)
+    ) -> None:
+        """Have requests that are sent from now on fail: `chance` of each datagram of these protocols."""
+        new = self.directory / "order.new"
+        new.write_text(f"{loss}\t{chance}\t{','.join(map(str, protocols))}", encoding="utf-8")
+        new.rename(self.directory / "order")
+
+    def behave(self) -> None:
+        """Withdraw the order."""
+        (self.directory / "order").unlink(missing_ok=True)
+
+    @property
+    def done(self) -> Counter[str]:
+        """How many datagrams went wrong, by loss."""
+        journal = self.directory / "done"
+        lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+        return Counter(line.split()[1] for line in lines)

@@ -1,0 +1,53 @@
+"""Which fault is tried in which modes: a cheap choice by default, all of them with KPROXY_FAULTS=all.
+
+What the API server, the clock or the log does is the same for every mode, so one mode tries all of it and the
+others what has most to do with how they write.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.packets.modes import MODES, Mode
+
+EVERYTHING = os.environ.get("KPROXY_FAULTS") == "all"
+
+KILLS = int(os.environ.get("KPROXY_KILLS", "0"))
+"""How often to kill kproxy at random moments; 0: as often as is cheap in each mode."""
+
+_BY_NAME: dict[str, ParameterSet] = {}
+for _each in MODES:
+    _set = pytest.param(_each, id=str(_each)) if isinstance(_each, Mode) else _each
+    assert _set.id is not None
+    _BY_NAME[str(_set.id)] = _set
+
+NAMES = tuple(_BY_NAME)
+
+IPVS = _BY_NAME["ipvs"]
+"""For what is done only in a kernel that nobody else uses."""
+
+
+def modes(*names: str) -> pytest.MarkDecorator:
+    """Run a test in these modes, or in all."""
+    chosen = [_BY_NAME[name] for name in (NAMES if EVERYTHING else names)]
+    return pytest.mark.parametrize("mode", chosen, indirect=True)
+
+
+def cases(
+    argument: str, names: Iterable[str], first: str, others: Mapping[str, Collection[str]]
+) -> pytest.MarkDecorator:
+    """Run a test with every name in the `first` mode and with some in `others`, or with all in all."""
+    wanted = {first: tuple(names)} | {mode: tuple(some) for mode, some in others.items()}
+    if EVERYTHING:
+        wanted = dict.fromkeys(NAMES, wanted[first])
+    return pytest.mark.parametrize(
+        ("mode", argument),
+        [
+            pytest.param(*_BY_NAME[mode].values, name, id=f"{mode}-{name}", marks=_BY_NAME[mode].marks)
+            for mode, some in wanted.items()
+            for name in some
+        ],
+        indirect=["mode"],
+    )
