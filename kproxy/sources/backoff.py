@@ -1,8 +1,8 @@
 """How long to wait before the next try to reach the API server.
 
-Two series are counted apart. A server that answers wrongly is burdened by every further request, so waits grow
-to half a minute. Where no connection could be made at all, nobody was burdened: those waits stay short, so that
-a node is up to date within seconds of the server's return, however long it was gone.
+Two series are counted apart. A server that answers wrongly is burdened by every further request, so waits
+grow to half a minute. Where no connection could be made at all, nobody was burdened: those waits stay short,
+so that a node is up to date within seconds of the server's return, however long it was gone.
 """
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential

@@ -53,7 +53,7 @@ class DisconnectedError(ApiError):
 
 
 class UnreachableError(DisconnectedError):
-    """No connection could be made: nothing listens there, no route, no name, or no answer to the first packet."""
+    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
 
 
 class StalledError(ApiError):
@@ -80,7 +80,7 @@ class TransportConfig:
     connect_seconds: float = 10.0
     """For the TCP and TLS handshakes."""
     keepalive_seconds: int = 10
-    """Silence after which the kernel asks the peer whether it knows the connection, and asks again this often.
+    """Silence after which the kernel asks the peer whether it knows the connection; asked again this often.
 
     Three questions without an answer end it; a server that was gone and came back denies it at once.
     """
@@ -251,7 +251,7 @@ class Transport:
         return type(f"Tracked{pool_class.__name__}", (pool_class,), {"ConnectionCls": tracked})
 
     def _keep_alive(self, sock: Any) -> None:
-        """Let the kernel notice a peer that vanished without a word: a watch never sends, so TCP would not."""
+        """Let the kernel notice a peer that vanished without a word: a watch never sends."""
         seconds = self._config.keepalive_seconds
         if isinstance(sock, socket.socket) and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
