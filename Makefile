@@ -34,8 +34,8 @@ $(READY): pyproject.toml constraints.txt tools/debian-packages
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' || \
-	  echo "python-iptables was not built (it takes a C compiler): iptables-legacy-save is used instead" >&2
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' \
+	  >$(VENV)/legacy.log 2>&1 || echo "python-iptables was not built ($(VENV)/legacy.log): iptables-legacy-save is used instead"
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows.
