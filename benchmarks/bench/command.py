@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ class Order:
     idle_seconds: float
     churn_seconds: float
     churn: float
+    limit: float
     output: Path
 
 
@@ -54,6 +56,7 @@ def run(order: Order) -> int:
     except ValueError as error:
         raise BenchError(str(error)) from error
     order.output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     console = Console(width=None if sys.stdout.isatty() else 160)
     told = machine()
     rows: list[Row] = []
@@ -92,6 +95,7 @@ def _measure(order: Order, who: Sequence[Contender], console: Console) -> Iterat
                 idle_seconds=order.idle_seconds,
                 churn_seconds=order.churn_seconds,
                 churn_rate=max(1.0, size * order.churn),
+                limit=order.limit,
             )
             given = json.dumps({"contender": dataclasses.asdict(contender), "plan": dataclasses.asdict(plan)})
             argv = ["unshare", "--net", sys.executable, "-m", "benchmarks.bench.scenarios", given]
@@ -99,13 +103,21 @@ def _measure(order: Order, who: Sequence[Contender], console: Console) -> Iterat
             said: list[str] = []
             with tempfile.TemporaryFile("w+") as out:
                 with subprocess.Popen(argv, stdout=out, stderr=subprocess.PIPE, text=True) as worker:
-                    for line in worker.stderr or ():
-                        said.append(line)
-                        progress.update(task, description=f"{title}: {line.strip()}"[:70])
-                        progress.update(task, completed=number * SCENARIOS + min(len(said), SCENARIOS) - 1)
+                    try:
+                        for line in worker.stderr or ():
+                            said.append(line)
+                            done = min(len(said), SCENARIOS) - 1
+                            progress.update(task, description=f"{title}: {line.strip()}"[:70])
+                            progress.update(task, completed=number * SCENARIOS + done)
+                    except BaseException:
+                        worker.terminate()
+                        raise
                 out.seek(0)
                 answer = out.read()
-            if worker.returncode:
-                raise BenchError(f"{title} failed:\n{''.join(said[-15:])}")
             progress.update(task, completed=(number + 1) * SCENARIOS)
-            yield json.loads(answer)
+            if worker.returncode:
+                failed = f"the benchmark itself failed:\n{''.join(said[-15:])}"
+                told = {"contender": contender.name, "mode": contender.mode, "plan": dataclasses.asdict(plan)}
+                yield {**told, "result": {}, "gave_up": failed}
+            else:
+                yield json.loads(answer)

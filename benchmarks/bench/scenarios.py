@@ -9,6 +9,7 @@ what it does, and prints one JSON object.
 import itertools
 import json
 import re
+import signal
 import sys
 import threading
 import time
@@ -18,9 +19,13 @@ from typing import Any, Final
 
 from benchmarks import cluster
 from benchmarks.bench.contenders import Contender
-from benchmarks.bench.stage import GaveUp, MemoryWatch, Stage
+from benchmarks.bench.stage import GLANCE, GaveUp, MemoryWatch, Stage
 
 LOST_AFTER: Final = 60.0
+"""Seconds after which a single change counts as lost."""
+
+CALM_WITHIN: Final = 30.0
+"""Seconds that a contender is given after a start to finish what it does although it serves already."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Plan:
     """How large, and how long.
 
     `rest` are seconds between changes that are timed alone: longer than a contender's pause between syncs.
-    `churn_rate` are services a second that get new endpoints, all of them.
+    `churn_rate` are services a second that get new endpoints, all of them. `limit` are seconds that a
+    contender may take to come up.
     """
 
     services: int
@@ -39,6 +45,7 @@ class Plan:
     idle_seconds: float
     churn_seconds: float
     churn_rate: float
+    limit: float
 
 
 class Scenarios:
@@ -53,16 +60,22 @@ class Scenarios:
         self._last = plan.services - 1
 
     def run(self) -> None:
-        """All of them. Raises GaveUp; what was measured until then stays in `result`."""
+        """All of them; what was measured stays in `result`.
+
+        Raises GaveUp if the program did not come up, ended, or lost something. A lost change ends its
+        scenario only, but without a cold start there is nothing else to time.
+        """
         plan, api = self.plan, self.stage.api
         api.apply_many([cluster.service(i) for i in range(plan.services)], validate=False)
         api.apply_many(
             [cluster.endpoint_slice(i, plan.endpoints) for i in range(plan.services)], validate=False
         )
+        lost: list[str] = []
         with MemoryWatch(self.stage) as memory:
             try:
+                self.tell("cold start")
+                self.cold_start()
                 for scenario in (
-                    self.cold_start,
                     self.endpoint_changed,
                     self.service_added_and_deleted,
                     self.rolling_update,
@@ -71,19 +84,27 @@ class Scenarios:
                     self.churn,
                     self.restart,
                 ):
-                    self.tell(scenario.__name__.replace("_", " "))
-                    scenario()
+                    name = scenario.__name__.replace("_", " ")
+                    self.tell(name)
+                    try:
+                        scenario()
+                    except GaveUp as error:
+                        lost.append(f"{name}: {error}")
+                        if not self.stage.runs():
+                            break
             finally:
                 self.result["memory_with_children_mb"] = memory.peak_mb
+        if lost:
+            raise GaveUp("\n".join(lost))
 
     def cold_start(self) -> None:
         """From exec to the answer of the last service, and of some others."""
         began = self.stage.start()
         end = began
         for index in {self._last, 0, self._last // 2}:
-            end = max(end, self.stage.until(cluster.cluster_ip(index)))
+            end = max(end, self._came_up(began, cluster.cluster_ip(index)))
         self.result["cold_start_ms"] = [(end - began) * 1000]
-        self._rest()
+        self.stage.calm(CALM_WITHIN)
         self.result["cold_start_cpu_s"] = self.stage.cpu_seconds()
         self.result["cold_start_phases"] = _phases(self.stage.log())
 
@@ -214,9 +235,20 @@ class Scenarios:
         self.stage.api.apply(cluster.endpoint_slice(index, self.plan.endpoints, moved=moved), validate=False)
         new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
         began = self.stage.start()
-        self.result["restart_ms"] = [(self.stage.until(cluster.cluster_ip(index), among=new) - began) * 1000]
-        self._rest()
+        self.result["restart_ms"] = [
+            (self._came_up(began, cluster.cluster_ip(index), among=new) - began) * 1000
+        ]
+        self.stage.calm(CALM_WITHIN)
         self.result["restart_rules_written"] = _rules_written(self.stage.log())
+
+    def _came_up(self, began: float, address: str, **wanted: Any) -> float:
+        left = max(GLANCE, began + self.plan.limit - time.monotonic())
+        try:
+            return self.stage.until(address, timeout=left, **wanted)
+        except GaveUp as error:
+            if not self.stage.runs():
+                raise
+            raise GaveUp(f"did not come up in {self.plan.limit:.0f} s: {error}") from error
 
     def _move(self, index: int) -> float:
         moved = next(self._moved)
@@ -257,6 +289,7 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     contender = Contender(**{**given["contender"], "flags": tuple(given["contender"]["flags"])})
     plan = Plan(**given["plan"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
     def tell(what: str) -> None:
         print(what, file=sys.stderr, flush=True)

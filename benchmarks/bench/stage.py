@@ -18,18 +18,13 @@ from typing import Any, Self
 
 from pyroute2 import IPRoute
 
-from benchmarks.bench import answerer
+from benchmarks.bench import answerer, processes
 from benchmarks.bench.contenders import NODE, Contender
 from benchmarks.cluster import Object
 from kproxy.testing.apiserver import ApiServer
 
-PATIENCE = 900.0
-"""Seconds that a contender may take for anything before it is given up."""
-
 GLANCE = 1.0
 """Seconds between looks at whether the contender still runs."""
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class GaveUp(Exception):
@@ -97,12 +92,16 @@ class Stage:
         """What the contender wrote since it was last started."""
         return (self._folder / "log").read_text(errors="replace")
 
-    def until(self, address: str, port: int = 80, *, timeout: float = PATIENCE, **wanted: Any) -> float:
+    def runs(self) -> bool:
+        """Whether the contender was started and has not ended."""
+        return self.program is not None and self.program.poll() is None
+
+    def until(self, address: str, port: int = 80, *, timeout: float, **wanted: Any) -> float:
         """Wait until packets meet what is wanted; returns when. Raises GaveUp."""
         deadline = time.monotonic() + timeout
         ended = False
         while not ended and (left := deadline - time.monotonic()) > 0:
-            ended = self.program is None or self.program.poll() is not None
+            ended = not self.runs()
             command = {
                 "do": "until",
                 "address": address,
@@ -114,26 +113,35 @@ class Stage:
             if answer["at"] is not None:
                 return float(answer["at"])
         last = "".join(f"\n  {line}" for line in self.log().splitlines()[-5:])
-        reason = "the program ended" if ended else f"{timeout:.0f} s were not enough"
+        reason = "the program ended" if ended else f"not within {timeout:.0f} s"
         raise GaveUp(f"{address}:{port} did not become as wanted: {reason}{last}")
+
+    def calm(self, timeout: float) -> None:
+        """Wait until the contender uses less than a twentieth of a core for two glances, or long enough."""
+        deadline = time.monotonic() + timeout
+        quiet, before = 0, self.cpu_seconds()
+        while quiet < 2 and time.monotonic() < deadline:
+            threading.Event().wait(GLANCE)
+            now = self.cpu_seconds()
+            quiet = quiet + 1 if now - before < GLANCE / 20 else 0
+            before = now
 
     def command(self, command: dict[str, Any]) -> dict[str, Any]:
         """Have the client do something."""
         return dict(json.loads(self._prober.ask(json.dumps(command))))
 
     def cpu_seconds(self) -> float:
-        """User and system time of the contender and of the children it has waited for."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / _TICKS
+        """User and system time of the contender and its children."""
+        return processes.cpu_seconds(self._pid())
 
     def peak_mb(self) -> float:
         """The most memory the contender's own process has held."""
-        return int(self._proc("status").partition("VmHWM:")[2].split()[0]) / 1024
+        return processes.peak_mb(self._pid())
 
-    def _proc(self, name: str) -> str:
-        if self.program is None or self.program.poll() is not None:
+    def _pid(self) -> int:
+        if self.program is None or not self.runs():
             raise GaveUp("it does not run")
-        return Path(f"/proc/{self.program.pid}/{name}").read_text()
+        return self.program.pid
 
     def _wire(self) -> None:
         pods = self._stack.enter_context(_Helper("benchmarks.bench.answerer", "unshare", "--net"))
@@ -202,18 +210,7 @@ class MemoryWatch:
         while not self._done.wait(self.PERIOD):
             program = self._stage.program
             if program is not None:
-                self.peak_mb = max(self.peak_mb, _session_mb(program.pid))
-
-
-def _session_mb(session: int) -> float:
-    """Resident memory of all processes of a session."""
-    pages = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                pages += int(fields[21])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+                self.peak_mb = max(self.peak_mb, processes.resident_mb(program.pid))
 
 
 def _node() -> Object:

@@ -63,6 +63,13 @@ class _Duration(click.ParamType[float]):
     "--churn", default=0.01, show_default=True, help="Share of services that get new endpoints each second."
 )
 @click.option(
+    "--limit",
+    type=_Duration(),
+    default="10m",
+    show_default=True,
+    help="How long a contender may take to come up; after that, the next one is timed.",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default="bench-results",
@@ -82,6 +89,7 @@ def bench(
     idle: float,
     churn_time: float,
     churn: float,
+    limit: float,
     output: Path,
     *,
     quick: bool,
@@ -111,6 +119,7 @@ def bench(
         idle_seconds=idle,
         churn_seconds=churn_time,
         churn=churn,
+        limit=limit,
         output=output,
     )
     try:

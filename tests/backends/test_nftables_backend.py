@@ -421,3 +421,17 @@ def test_both_families_share_one_watch() -> None:
     assert backends[1].check() == ()
     assert backends[0].sync().error is None
     assert nft.listing(Family.IPV4, "kproxy", terse=True) is not None
+
+
+@fresh_network
+def test_a_terse_listing_is_of_this_table_alone_and_without_elements() -> None:
+    nft = _program()
+    chain = "chain c { type filter hook input priority 0; tcp dport 80 drop; };"
+    nft.run(f"table ip kproxy-other {{ {chain} }}")
+    assert nft.listing(Family.IPV4, "kproxy", terse=True) is None
+    nft.run(f"table ip kproxy {{ set s {{ type inet_service; elements = {{ 81, 82 }}; }}; {chain} }}")
+    nft.run(f"table ip6 kproxy {{ {chain} }}")
+    full, terse = nft.listing(Family.IPV4, "kproxy"), nft.listing(Family.IPV4, "kproxy", terse=True)
+    assert full is not None
+    assert terse is not None
+    assert terse.split() == full.replace("elements = { 81, 82 }", "").split()

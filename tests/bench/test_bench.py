@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from benchmarks.bench import prober, processes
 from benchmarks.bench.plots import draw
 from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
 from benchmarks.cluster import pods
 from kproxy.cli.main import main
+from tests.kernel.namespace import fresh_network
 
 SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20"]
 SHORT = ["--rest", "200ms", "--idle", "100ms", "--churn-time", "500ms", "--churn", "2"]
@@ -61,6 +67,76 @@ def test_a_peer_that_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
     assert "no such thing" in done.stdout
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert ["gave_up" in each for each in rows] == [False, True]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_peer_that_does_not_come_up_costs_the_run_its_limit_only(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--limit", "2s", "--sizes", "10,11", "--peer", "slow=sh -c 'exec sleep 60'")
+    assert done.returncode == 1
+    assert "slow nft 10 x 2: did not come up in 2 s" in done.stdout
+    assert "slow nft 11 x 2: did not come up in 2 s" in done.stdout
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [each["contender"] for each in rows] == ["kproxy", "slow", "kproxy", "slow"]
+    assert [each["result"].keys() for each in rows[1::2]] == [{"memory_with_children_mb"}] * 2
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_benchmark_that_is_terminated_takes_its_contender_along(tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    peer = f"other=sh -c 'echo $$ >{started}.new; mv {started}.new {started}; exec sleep 600'"
+    argv = [sys.executable, "-m", "kproxy", "bench", "--modes", "nft", *SMALL, *SHORT, "--peer", peer]
+    with subprocess.Popen([*argv, "--output", str(tmp_path)], stderr=subprocess.DEVNULL) as run:
+        wait_for(started.exists)
+        run.terminate()
+        assert run.wait(60) != 0
+    wait_for(lambda: not Path(f"/proc/{started.read_text().strip()}").exists())
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        threading.Event().wait(0.02)
+
+
+@fresh_network
+def test_a_try_without_an_answer_does_not_hold_up_the_next() -> None:
+    rule = "type filter hook input priority 0; tcp dport 8080 drop"
+    subprocess.run(["nft", "table ip t { chain c { " + rule + "; }; }"], check=True)
+    command = {"address": "127.0.0.1", "port": 8080, "timeout": 0.2}
+    assert prober.until(command)["tries"] > 2
+    assert prober.until({**command, "gone": True})["tries"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_counts_a_child_but_not_a_copy_that_is_not_its_own_program_yet() -> None:
+    held = "x = bytearray(100 << 20); "
+    alone = measured(f"{held}print(flush=True); input()")
+    copied = measured(f"import os; {held}os.fork() and print(flush=True); input()")
+    doubled = measured(
+        f"import subprocess, sys; {held}"
+        f"subprocess.Popen([sys.executable, '-c', '{held}print(flush=True); input()']).wait()"
+    )
+    assert 100 < alone < 140
+    assert copied < 1.2 * alone
+    assert 200 < doubled < 280
+
+
+def measured(program: str) -> float:
+    """What a program holds when it has printed a line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = processes.resident_mb(process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+    return found
 
 
 @pytest.mark.parametrize(
