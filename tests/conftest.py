@@ -114,6 +114,17 @@ class _Inside:
             raise pytest.UsageError(f"collecting {report.nodeid}: {report.longreprtext}")
 
 
+def reread(config: pytest.Config, line: str) -> pytest.TestReport:
+    """The report that a line of JSON holds; JSON knows no tuples, and pytest's list of skips wants one."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+    assert isinstance(report, pytest.TestReport), line
+    told: object = report.longrepr
+    if isinstance(told, list):
+        path, number, reason = told
+        report.longrepr = (path, number, reason)
+    return report
+
+
 class _Guest:
     """One kernel, running beside this session."""
 
@@ -190,5 +201,4 @@ class _Kernels:
         if not guest.path.exists():
             return
         for line in guest.path.read_text(encoding="utf-8").splitlines():
-            hook = self._config.hook
-            yield hook.pytest_report_from_serializable(config=self._config, data=json.loads(line))
+            yield reread(self._config, line)
