@@ -12,9 +12,9 @@ RUN python -m venv /opt/kproxy \
  && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
 
 FROM python:${PYTHON}
-# iptables brings both variants, nftables is for the mode of that name; kmod and procps are for the init containers.
+# iptables brings both variants, nftables is for the mode of that name, kmod for the init container of IPVS mode.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends iptables nftables kmod procps \
+ && apt-get install -y --no-install-recommends iptables nftables kmod \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/kproxy /opt/kproxy
 ENV PATH=/opt/kproxy/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

@@ -121,6 +121,17 @@ def _asked_for() -> dict[str, str]:
     return {name: os.environ[name] for name in _SUITE & os.environ.keys()}
 
 
+def reread(config: pytest.Config, line: str) -> pytest.TestReport:
+    """The report that a line of JSON holds; JSON knows no tuples, and pytest's list of skips wants one."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+    assert isinstance(report, pytest.TestReport), line
+    told: object = report.longrepr
+    if isinstance(told, list):
+        path, number, reason = told
+        report.longrepr = (path, number, reason)
+    return report
+
+
 class _Guest:
     """One kernel, running beside this session."""
 
@@ -197,5 +208,4 @@ class _Kernels:
         if not guest.path.exists():
             return
         for line in guest.path.read_text(encoding="utf-8").splitlines():
-            hook = self._config.hook
-            yield hook.pytest_report_from_serializable(config=self._config, data=json.loads(line))
+            yield reread(self._config, line)

@@ -3,7 +3,6 @@
 import math
 import os
 import platform
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,9 +95,3 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load": [round(load, 2) for load in os.getloadavg()],
     }
-
-
-def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean; 0 of none."""
-    found = list(values)
-    return statistics.fmean(found) if found else 0.0

@@ -38,15 +38,6 @@ class Verdict(enum.StrEnum):
     DROP = "DROP"
 
 
-class FrontendKind(enum.StrEnum):
-    """Which field of the Service an address comes from."""
-
-    CLUSTER_IP = "cluster IP"
-    EXTERNAL_IP = "external IP"
-    LOAD_BALANCER = "loadbalancer IP"
-    NODE_PORT = "node port"
-
-
 class NodeView(msgspec.Struct, frozen=True):
     """What planning needs to know of the node it plans for.
 

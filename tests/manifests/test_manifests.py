@@ -125,11 +125,12 @@ def test_the_container_is_confined() -> None:
 
 def test_the_flags_are_those_of_the_program() -> None:
     known = {name for option in run.params if isinstance(option, click.Option) for name in option.opts}
-    (container,) = pod_spec(one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet"))["containers"]
-    assert container["args"][0] == run.name
+    spec = pod_spec(one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet"))
+    (container,), (init,) = spec["containers"], spec["initContainers"]
+    assert container["args"][0] == init["args"][0] == run.name
     kustomization = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
     patches = [op["value"] for patch in kustomization["patches"] for op in yaml.safe_load(patch["patch"])]
-    flags = {argument.partition("=")[0] for argument in (*container["args"][1:], *patches)}
+    flags = {argument.partition("=")[0] for argument in (*container["args"][1:], *init["args"][1:], *patches)}
     assert flags <= known | {"--config"}
 
 

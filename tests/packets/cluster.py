@@ -132,7 +132,8 @@ class Cluster:
         **spec: Any,
     ) -> Service:
         """Create a service, dual-stack unless `families` says otherwise; `spec` holds further spec fields."""
-        name = name or f"svc-{next(self._numbers)}"
+        # Of services made in the same second, that of the lesser name is taken for the older.
+        name = name or f"svc-{next(self._numbers):04}"
         metadata: JSON = {"name": name, "namespace": NAMESPACE}
         metadata |= {"labels": dict(labels)} if labels else {}
         metadata |= {"annotations": dict(annotations)} if annotations else {}

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from kproxy.testing.lab import Namespace
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 """Seconds after which a test gives up waiting: a bound for failures, never something that is measured."""
 
 T = TypeVar("T")

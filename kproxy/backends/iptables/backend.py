@@ -21,6 +21,7 @@ from kproxy.backends.iptables.observed import Observed, read
 from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.iptables.writer import Part, Writer
+from kproxy.backends.narrowing import DoubtfulError, narrow_down
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 from kproxy.plan.model import ServicePlan
 
@@ -28,10 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 NFT_PIECE = 250
 """Services per restore of a big change: with iptables-nft, pieces of 100 to 250 load quickest."""
-
-
-class _DoubtfulError(Exception):
-    """The kernel refused, but somebody else has written since it was observed: look again before judging."""
 
 
 class IptablesBackend:
@@ -128,7 +125,7 @@ class IptablesBackend:
         try:
             try:
                 work(self._writer(written, rules))
-            except _DoubtfulError:
+            except DoubtfulError:
                 self._kernel = None
                 self._looked_again = full = True
                 work(self._writer(written, rules))
@@ -275,7 +272,7 @@ class IptablesBackend:
             self._quarantine[key] = error.message
             log.error("service_refused", family=self.family.value, service=key, reason=error.message)
 
-        self._bisect(keys, attempt, give_up)
+        narrow_down(keys, attempt, give_up, refusal=RestoreError, believe=self._believe)
 
     def _sweep(self, writer: Writer) -> None:
         """Delete chains of former modes and of services that are gone.
@@ -305,30 +302,10 @@ class IptablesBackend:
             except RestoreError as error:
                 self._believe(error)
                 writer.empty_stale(some)
-                self._bisect(some, writer.delete_stale, give_up)
-
-    def _bisect(
-        self,
-        items: Sequence[str],
-        attempt: Callable[[Sequence[str]], None],
-        give_up: Callable[[str, RestoreError], None],
-    ) -> None:
-        """Run `attempt` on all items, or on halves while the kernel refuses, down to the single one."""
-        if not items:
-            return
-        try:
-            attempt(items)
-        except RestoreError as error:
-            self._believe(error)
-            if len(items) == 1:
-                give_up(items[0], error)
-                return
-            middle = len(items) // 2
-            self._bisect(items[:middle], attempt, give_up)
-            self._bisect(items[middle:], attempt, give_up)
+                narrow_down(some, writer.delete_stale, give_up, refusal=RestoreError, believe=self._believe)
 
     def _believe(self, error: RestoreError) -> None:
-        """Return if a rule is at fault; raise the error if not, or _DoubtfulError if it may not be.
+        """Return if a rule is at fault; raise the error if not, or DoubtfulError if it may not be.
 
         The latter once a sync: where somebody else writes all the time, a bad rule must still be told from
         the good ones.
@@ -336,7 +313,7 @@ class IptablesBackend:
         if error.kind is not FailureKind.RULE:
             raise error
         if not self._looked_again and self._watch.foreign != self._seen_foreign:
-            raise _DoubtfulError from error
+            raise DoubtfulError from error
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

@@ -6,13 +6,14 @@ the service at fault is found, which keeps what it had while all others get thei
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.narrowing import DoubtfulError, narrow_down
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain
 from kproxy.backends.nftables.config import NftablesConfig
@@ -28,10 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 PIECE = 10000
 """Elements per transaction of a big change: for as many, the kernel's commit lock is held about 30 ms."""
-
-
-class _DoubtfulError(Exception):
-    """The kernel refused, but somebody else has written since it was observed: look again before judging."""
 
 
 class NftablesBackend:
@@ -95,7 +92,7 @@ class NftablesBackend:
         try:
             try:
                 self._write(written)
-            except _DoubtfulError:
+            except DoubtfulError:
                 self._table = None
                 self._looked_again = full = True
                 self._write(written)
@@ -234,7 +231,13 @@ class NftablesBackend:
             self._remove_strangers(table, names.FRONTENDS)
         keys = sorted(self._pending.keys() - self._quarantine.keys())
         for group in self._pieces(keys):
-            self._bisect(group, lambda some: self._group(table, some), self._refuse)
+            narrow_down(
+                group,
+                lambda some: self._group(table, some),
+                self._refuse,
+                refusal=NftError,
+                believe=self._believe,
+            )
         if self._sweep:
             self._remove_strangers(table, tuple(table.held))
             self._sweep = False
@@ -305,34 +308,18 @@ class NftablesBackend:
 
         # What leads to others goes first, so that one that must stay holds back only what it leads to.
         idle.sort(key=lambda name: not name.startswith(_LEADING))
-        self._bisect(idle, table.delete_chains, keep)
+        narrow_down(idle, table.delete_chains, keep, refusal=NftError, believe=self._believe)
 
     def _refuse(self, key: str, error: NftError) -> None:
         self._quarantine[key] = error.message
         log.error("service_refused", family=self.family.value, service=key, reason=error.message)
 
-    def _bisect(
-        self,
-        items: Sequence[str],
-        attempt: Callable[[Sequence[str]], None],
-        give_up: Callable[[str, NftError], None],
-    ) -> None:
-        """Run `attempt` on all items, or on halves while the kernel refuses, down to the single one."""
-        if not items:
-            return
-        try:
-            attempt(items)
-        except NftError as error:
-            if error.kind is not NftFailure.REFUSED:
-                raise
-            if not self._looked_again and self._watch.foreign != self._seen_foreign:
-                raise _DoubtfulError from error
-            if len(items) == 1:
-                give_up(items[0], error)
-                return
-            middle = len(items) // 2
-            self._bisect(items[:middle], attempt, give_up)
-            self._bisect(items[middle:], attempt, give_up)
+    def _believe(self, error: NftError) -> None:
+        """Return if what was written is at fault; raise the error if not, or DoubtfulError if in doubt."""
+        if error.kind is not NftFailure.REFUSED:
+            raise error
+        if not self._looked_again and self._watch.foreign != self._seen_foreign:
+            raise DoubtfulError from error
 
 
 _LEADING = ("cluster-", "external-", "local-")
