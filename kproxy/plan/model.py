@@ -76,7 +76,8 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     `cluster` are the endpoints under the Cluster policy, `local` those under Local, `reachable` the union
     that chains must exist for; each ordered by `text`. `endpoints` counts all known ones, usable or not.
     `serving` are, for UDP only, the `ip:port` of all that still answer, whatever the policies say.
-    `scheduler` is the one the service asks for, if any; only IPVS can choose.
+    `idle` are, with affinity only, those that are known and not among `reachable`: a client may be remembered
+    at one of them. `scheduler` is the one the service asks for, if any; only IPVS can choose.
     `source_ranges` is None where load-balancer traffic is not restricted; an empty tuple admits nobody.
     """
 
@@ -100,6 +101,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     has_endpoints: bool = False
     endpoints: int = 0
     serving: frozenset[str] = frozenset()
+    idle: tuple[EndpointPlan, ...] = ()
 
     @property
     def externally_accessible(self) -> bool:

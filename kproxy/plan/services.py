@@ -12,7 +12,14 @@ import msgspec
 
 from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
 from kproxy.plan.endpoints import PortKey, collect
-from kproxy.plan.model import AFFINITY_DEFAULT_SECONDS, NodeView, PortPlan, Protocol, ServicePlan
+from kproxy.plan.model import (
+    AFFINITY_DEFAULT_SECONDS,
+    EndpointPlan,
+    NodeView,
+    PortPlan,
+    Protocol,
+    ServicePlan,
+)
 from kproxy.plan.schedulers import Scheduler, parse_scheduler
 from kproxy.plan.topology import Candidate, select
 from kproxy.plan.weights import Weights, WeightsError, parse_weights
@@ -259,9 +266,15 @@ def _plan_ports(
                 reachable=usable.reachable,
                 has_endpoints=usable.has_endpoints,
                 serving=_serving(known) if protocol is Protocol.UDP else frozenset(),
+                idle=_idle(known, usable.reachable) if affinity is not None else (),
             )
         )
     return tuple(plans)
+
+
+def _idle(known: Sequence[Candidate], reachable: tuple[EndpointPlan, ...]) -> tuple[EndpointPlan, ...]:
+    used = {endpoint.text for endpoint in reachable}
+    return tuple(c.plan for c in known if c.plan.text not in used)
 
 
 def _serving(known: Sequence[Candidate]) -> frozenset[str]:

@@ -209,9 +209,10 @@ def test_a_service_is_its_elements(document: Any, endpoints: list[Any], expected
 
 
 def test_affinity_has_a_chain_that_remembers() -> None:
-    found = lines(service(sessionAffinity="ClientIP"), HERE, THERE)
+    resting = endpoint("10.1.0.3", node="node2", ready=False, serving=False)
+    found = lines(service(sessionAffinity="ClientIP"), HERE, THERE, resting)
     chain = "all-XPGD46QRK7WJZT7O"  # the hash of the iptables mode's KUBE-SVC- chain
-    first, second = "1317821527", "1820180420"
+    first, second, third = "1317821527", "1820180420", "2004217009"
 
     def remember(number: str, ip: str) -> str:
         key = f"ip saddr . numgen inc mod 1 offset {number}"
@@ -220,6 +221,7 @@ def test_affinity_has_a_chain_that_remembers() -> None:
     both = "0 : 10.1.0.1 . 8080, 1 : 10.1.0.2 . 8080"
     assert [line for line in found if chain in line] == [
         f"services {{ 10.96.0.1 . 6 . 80 : goto cluster-{chain} }}",
+        f"{chain} | delete @affinity {{ ip saddr . numgen inc mod 1 offset {third} }}",
         f"{chain} | ip saddr . numgen inc mod 1 offset {first} @affinity {remember(first, '10.1.0.1')}",
         f"{chain} | ip saddr . numgen inc mod 1 offset {second} @affinity {remember(second, '10.1.0.2')}",
         f"{chain} | numgen random mod 2 < 1 {remember(first, '10.1.0.1')}",

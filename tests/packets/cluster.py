@@ -9,7 +9,7 @@ would hide a moment of wrong behaviour.
 import itertools
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class Cluster:
     # -- the program
 
     def command(self, *flags: str) -> list[str]:
-        """The arguments of `kproxy` for a run in this cluster."""
+        """The arguments of `kproxy` for a run in this cluster; `flags` replace those of the mode."""
+        again = {flag.partition("=")[0] for flag in flags if flag.startswith("--")}
         return [
             "run",
             *("--kubeconfig", str(self.kubeconfig)),
@@ -79,7 +80,7 @@ class Cluster:
             *("--iptables-min-sync-period", "10ms"),
             *("--ipvs-min-sync-period", "10ms"),
             *("-v", "2"),
-            *self.mode.arguments,
+            *_without(self.mode.arguments, again),
             *flags,
         ]
 
@@ -302,6 +303,16 @@ class Cluster:
     def iptables(self, family: Family, *arguments: str) -> None:
         """Run iptables by hand in the node."""
         self.lab.node.run([self.mode.program(family), "-w", "5", *arguments])
+
+
+def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
+    """The arguments without these flags and their values: values of some flags add up otherwise."""
+    dropped = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            dropped = argument.partition("=")[0] in names
+        if not dropped:
+            yield argument
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
+from tests.packets.objects import Ep
 from tests.packets.outcomes import names
 
 pytestmark = pytest.mark.root
@@ -45,6 +46,23 @@ def test_the_endpoint_is_kept_while_others_come_and_go(cluster: Cluster, family:
     seen = cluster.ask(client, service.ip(family), 80, n=20, source_ips=cluster.client_ips(family)[:1])
     assert len(seen.pods) == 1
     assert seen.pods <= names([second, third])
+
+
+def test_a_client_that_had_to_move_stays_where_it_went(cluster: Cluster, family: Family) -> None:
+    pods = cluster.lab.pods[:3]
+    service = cluster.publish(pods, **sticky(600))
+    source = cluster.client_ips(family)[:1]
+
+    def endpoint() -> str:
+        (name,) = cluster.ask(cluster.lab.client, service.ip(family), 80, n=12, source_ips=source).pods
+        return name
+
+    visited = [endpoint()]
+    while len(visited) < len(pods):
+        cluster.scale(service, [Ep(pod, ready=pod.name not in visited) for pod in pods])
+        visited.append(endpoint())
+    cluster.scale(service, pods)
+    assert endpoint() == visited[-1]
 
 
 def test_affinity_ends_when_it_is_switched_off(cluster: Cluster, family: Family) -> None:

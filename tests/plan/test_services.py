@@ -381,3 +381,11 @@ def test_text_fields_are_canonical() -> None:
 def test_creation_time_is_kept_for_claims() -> None:
     assert plan_of(service()).created == builders.CREATED
     assert plan_of(service(created=None)).created == ""
+
+
+def test_with_affinity_the_endpoints_that_are_not_used_are_known_too() -> None:
+    endpoints = [endpoint("10.1.0.1"), endpoint("10.1.0.2", ready=False), endpoint("10.1.0.3", ready=None)]
+    sticky = port_of(service(sessionAffinity="ClientIP"), endpoint_slice(*endpoints))
+    assert [e.ip for e in sticky.reachable] == ["10.1.0.1", "10.1.0.3"]
+    assert [e.ip for e in sticky.idle] == ["10.1.0.2"]
+    assert port_of(service(), endpoint_slice(*endpoints)).idle == ()

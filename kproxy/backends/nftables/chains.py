@@ -158,24 +158,30 @@ class Target(msgspec.Struct, frozen=True):
     number: int
 
 
-def sticky(family: Family, protocol: int, targets: Sequence[Target], seconds: int) -> Chain:
+def sticky(
+    family: Family, protocol: int, targets: Sequence[Target], seconds: int, idle: Sequence[int] = ()
+) -> Chain:
     """The rules of an affinity chain: who was here before goes where it went, others are remembered.
+
+    `idle` are the numbers of endpoints that cannot be chosen now. Who was there goes elsewhere, and stays
+    there when such an endpoint comes back, as with kube-proxy, whose memory of it goes with its rules.
 
     A concatenation with a constant is no valid look-up in nft 1.0, but with a number generator of one value
     it is. Where the set is full, the last rule spreads without remembering.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
 
-    def key(target: Target) -> str:
-        return f"{ip} saddr . numgen inc mod 1 offset {target.number}"
+    def key(number: int) -> str:
+        return f"{ip} saddr . numgen inc mod 1 offset {number}"
 
     def remember(target: Target) -> str:
         return (
-            f"update @{names.AFFINITY} {{ {key(target)} timeout {seconds}s }} "
+            f"update @{names.AFFINITY} {{ {key(target.number)} timeout {seconds}s }} "
             f"meta l4proto {protocol} dnat {ip} to {join_host_port(target.ip, target.port)}"
         )
 
-    rules = [f"{key(target)} @{names.AFFINITY} {remember(target)}" for target in targets]
+    rules = [f"delete @{names.AFFINITY} {{ {key(number)} }}" for number in idle]
+    rules += [f"{key(target.number)} @{names.AFFINITY} {remember(target)}" for target in targets]
     left = sum(target.weight for target in targets)
     for target in targets:
         share = f"numgen random mod {left} < {target.weight} " if left > target.weight else ""

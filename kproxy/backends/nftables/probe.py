@@ -16,7 +16,7 @@ def probe(nft: Nft, config: NftablesConfig) -> None:
     script.fixed(config)
     picks = dict([pick(config.family, 2), pick(config.family, 2, local=True)])
     target = Target(ip, 80, 1, 1)
-    picks["sticky"] = sticky(config.family, names.PROTOCOL_NUMBERS[Protocol.TCP], [target, target], 60)
+    picks["sticky"] = sticky(config.family, names.PROTOCOL_NUMBERS[Protocol.TCP], [target, target], 60, [2])
     script.chains(picks)
     script.add_elements(names.SERVICES, {f"{ip} . 6 . 80": "goto all-2"})
     script.add_elements(names.ENDPOINT_0, {f"{ip} . 6 . 80": f"{ip} . 80"})

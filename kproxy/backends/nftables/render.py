@@ -155,14 +155,20 @@ class _PortRenderer:
         name = f"{'here' if policy_local else 'all'}-{digest}"
         if name not in self._needed:
             targets = [
-                Target(canonical(e.ip), e.port, weight, _number(f"{port.name} {port.protocol} {e.text}"))
+                Target(canonical(e.ip), e.port, weight, self._remembered_as(e))
                 for e, weight in zip(endpoints, effective(endpoints), strict=True)
                 if weight
             ]
+            idle = [self._remembered_as(endpoint) for endpoint in port.idle]
             self._needed[name] = chains.sticky(
-                self.config.family, self.number, targets, port.affinity_seconds
+                self.config.family, self.number, targets, port.affinity_seconds, idle
             )
         return name
+
+    def _remembered_as(self, endpoint: EndpointPlan) -> int:
+        """31 bits that stand for one endpoint of this port in the affinity set."""
+        text = f"{self.port.name} {self.port.protocol} {endpoint.text}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _numbered(
         self, asked: str, endpoints: Sequence[EndpointPlan], *, apart: bool = False, late: bool = False
@@ -191,8 +197,3 @@ class _PortRenderer:
             ip = canonical(str(network.network_address))
             host = network.prefixlen == network.max_prefixlen
             yield Element(names.SOURCE_RANGES, f"{asked} . {ip if host else f'{ip}/{network.prefixlen}'}")
-
-
-def _number(text: str) -> int:
-    """31 bits that stand for one endpoint of one service port in the affinity set."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
