@@ -83,7 +83,7 @@ def draw_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
 def _measure(order: Order, who: Sequence[Contender], console: Console) -> Iterator[Row]:
     cases = [(size, per, each) for size in order.sizes for per in order.endpoints for each in who]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, refresh_per_second=1) as progress:
         task = progress.add_task("", total=len(cases) * SCENARIOS)
         for number, (size, per, contender) in enumerate(cases):
             plan = Plan(

@@ -56,9 +56,10 @@ def _family(program: int) -> Iterator[tuple[int, _Stat]]:
         if stat.session != program:
             continue
         yield pid, stat
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                pending += map(int, task.read_text().split())
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    pending += map(int, (task / "children").read_text().split())
 
 
 def _stat(pid: int) -> _Stat:

@@ -34,13 +34,35 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The figures as a table for a README: a column for each contender and size."""
+    """Tables for a README: how many times better kproxy is than each peer, then the figures of each row."""
+    compared = pairs(rows)
+    parts = []
+    if compared:
+        heads = [f"{ours['mode']}, {_size(ours)}, vs {theirs['contender']}" for ours, theirs in compared]
+        ratios = [[ratio(figure, *pair) for pair in compared] for figure in FIGURES]
+        parts.append(_markdown("times better", heads, ratios))
     heads = [f"{row['contender']} {row['mode']}, {_size(row)}" for row in rows]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(rows) + 1) + "|"]
-    for figure in FIGURES:
-        values = [_number(figure.of(row)) for row in rows]
-        lines.append(f"| {figure.title} | " + " | ".join(values) + " |")
+    parts.append(_markdown("", heads, [[figure.of(row) for row in rows] for figure in FIGURES]))
+    given_up = [
+        f"{row['contender']} {row['mode']}, {_size(row)}: {_why(row)}\n" for row in rows if "gave_up" in row
+    ]
+    return "\n".join([*parts, *given_up])
+
+
+def _markdown(title: str, heads: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
+    lines = [
+        f"| {title} | ".replace("|  |", "| |") + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    lines += [
+        f"| {figure.title} | " + " | ".join(map(_number, line)) + " |"
+        for figure, line in zip(FIGURES, values, strict=True)
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _why(row: Row) -> str:
+    return str(row["gave_up"]).splitlines()[0]
 
 
 def _size(row: Row) -> str:

@@ -22,7 +22,7 @@ from benchmarks.bench.contenders import Contender
 from benchmarks.bench.stage import GLANCE, GaveUp, MemoryWatch, Stage
 
 LOST_AFTER: Final = 60.0
-"""Seconds after which a single change counts as lost."""
+"""Seconds after which a single change counts as lost, if the contender came up in half of that."""
 
 CALM_WITHIN: Final = 30.0
 """Seconds that a contender is given after a start to finish what it does although it serves already."""
@@ -58,6 +58,7 @@ class Scenarios:
         self.result: dict[str, Any] = {}
         self._moved = itertools.count(1)
         self._last = plan.services - 1
+        self._lost_after = LOST_AFTER
 
     def run(self) -> None:
         """All of them; what was measured stays in `result`.
@@ -104,6 +105,7 @@ class Scenarios:
         for index in {self._last, 0, self._last // 2}:
             end = max(end, self._came_up(began, cluster.cluster_ip(index)))
         self.result["cold_start_ms"] = [(end - began) * 1000]
+        self._lost_after = max(LOST_AFTER, 2 * (end - began))
         self.stage.calm(CALM_WITHIN)
         self.result["cold_start_cpu_s"] = self.stage.cpu_seconds()
         self.result["cold_start_phases"] = _phases(self.stage.log())
@@ -128,11 +130,11 @@ class Scenarios:
             began = time.monotonic()
             api.apply(cluster.endpoint_slice(index, self.plan.endpoints), validate=False)
             api.apply(cluster.service(index), validate=False)
-            added.append((self.stage.until(address, timeout=LOST_AFTER) - began) * 1000)
+            added.append((self.stage.until(address, timeout=self._lost_after) - began) * 1000)
             self._rest()
             began = time.monotonic()
             api.delete("Service", "bench", f"svc-{index}")
-            deleted.append((self.stage.until(address, gone=True, timeout=LOST_AFTER) - began) * 1000)
+            deleted.append((self.stage.until(address, gone=True, timeout=self._lost_after) - began) * 1000)
             api.delete("EndpointSlice", "bench", f"svc-{index}-1")
         self.result |= {"service_added_ms": added, "service_deleted_ms": deleted}
 
@@ -150,7 +152,7 @@ class Scenarios:
                     endpoint["addresses"] = [(new if k < done else hosts)[k]]
                 self.stage.api.apply(slice_, validate=False)
             began = time.monotonic()
-            ended = self.stage.until(cluster.cluster_ip(index), among=new[-1:], timeout=LOST_AFTER)
+            ended = self.stage.until(cluster.cluster_ip(index), among=new[-1:], timeout=self._lost_after)
             samples.append((ended - began) * 1000)
         self.result["rolling_update_ms"] = samples
 
@@ -190,10 +192,10 @@ class Scenarios:
                 index, generation, began = watched[0]
                 new = cluster.pods(index, plan.endpoints, generation=generation)
                 try:
-                    ended = self.stage.until(cluster.cluster_ip(index), among=new, timeout=LOST_AFTER)
+                    ended = self.stage.until(cluster.cluster_ip(index), among=new, timeout=self._lost_after)
                 except GaveUp as error:
                     lost.append(str(error))
-                    ended = began + LOST_AFTER
+                    ended = began + self._lost_after
                 samples.append((ended - began) * 1000)
                 watched.clear()
                 busy.clear()
@@ -257,7 +259,9 @@ class Scenarios:
         new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
         began = time.monotonic()
         self.stage.api.apply(slice_, validate=False)
-        return (self.stage.until(cluster.cluster_ip(index), among=new, timeout=LOST_AFTER) - began) * 1000
+        return (
+            self.stage.until(cluster.cluster_ip(index), among=new, timeout=self._lost_after) - began
+        ) * 1000
 
     def _rest(self) -> None:
         threading.Event().wait(self.plan.rest)

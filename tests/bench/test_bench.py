@@ -182,8 +182,12 @@ def test_a_contender_that_gave_up_early_is_shown_and_drawn(tmp_path: Path) -> No
     console = Console(record=True, width=120, file=Path(os.devnull).open("w"))  # noqa: SIM115
     show(rows, console)
     table = markdown(rows).splitlines()
-    assert table[0] == "| | kproxy nft, 10 x 5 | peer nft, 10 x 5 |"
-    assert table[2] == "| cold start ms | 200 | - |"
+    assert table[0] == "| times better | nft, 10 x 5, vs peer |"
+    assert table[2] == "| cold start ms | - |"
+    second = table[table.index("") + 1 :]
+    assert second[0] == "| | kproxy nft, 10 x 5 | peer nft, 10 x 5 |"
+    assert second[2] == "| cold start ms | 200 | - |"
+    assert second[-1] == "peer nft, 10 x 5: it ended"
     told = console.export_text()
     assert "peer nft 10 x 5: it ended" in told
     assert "200" in told
