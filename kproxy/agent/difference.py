@@ -42,6 +42,7 @@ from kproxy.kernel import links, nfacct, sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.kernel.nft.types import NftError
+from kproxy.kernel.nft_tables import NftablesError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
@@ -120,9 +121,9 @@ def of_this_node(config: ProxyConfig) -> Difference:
             family: (*changes, *former_rules(family, used=tools[family].variant))
             for family, changes in found.rules.items()
         }
-    except (RestoreError, ValueError, *KERNEL_ERRORS) as error:
+        others = (*found.others, *former_tables(), *_sysctl_changes(config, facts))
+    except (RestoreError, NftablesError, ValueError, *KERNEL_ERRORS) as error:
         raise DifferenceError(f"the kernel cannot be read: {error}") from error
-    others = (*found.others, *former_tables(), *_sysctl_changes(config, facts))
     return msgspec.structs.replace(found, rules=rules, others=others, problems=(*problems, *found.problems))
 
 

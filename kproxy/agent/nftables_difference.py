@@ -19,6 +19,7 @@ from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.comparison import changes
 from kproxy.backends.nftables.names import TABLE
+from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.program import find_nft
 from kproxy.kernel.nft.types import TABLE_FAMILY
 from kproxy.kernel.scratch import in_scratch_network
@@ -96,11 +97,7 @@ def former_rules(family: Family, used: Variant | None = None) -> Iterator[Change
 
 
 def former_tables() -> Iterator[Change]:
-    """The tables of the nftables mode, which the other modes would take away."""
-    nft = find_nft()
-    if nft is not None and nft.stamp() is not None:
-        standing = nft.table_names()
-        for family in Family:
-            name = f"{TABLE_FAMILY[family]} {TABLE}"
-            if name in standing:
-                yield Change(f"table {name}", Sign.REMOVE)
+    """The tables of the nftables mode, which the other modes would take away. Raises NftablesError."""
+    for family in Family:
+        if TABLE in nft_tables.tables(family):
+            yield Change(f"table {TABLE_FAMILY[family]} {TABLE}", Sign.REMOVE)

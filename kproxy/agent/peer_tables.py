@@ -2,27 +2,24 @@
 
 import structlog
 
-from kproxy.kernel.nft.program import find_nft
-from kproxy.kernel.nft.types import Nft, NftError
+from kproxy.addresses import Family
+from kproxy.backends.iptables.names import PEER_NFT_TABLE
+from kproxy.kernel import nft_tables
+from kproxy.kernel.nft.types import TABLE_FAMILY
 
 log = structlog.stdlib.get_logger(__name__)
 
-PEER_TABLES = frozenset({"ip kube-proxy", "ip6 kube-proxy"})
-"""kube-proxy 1.36, pkg/proxy/nftables/proxier.go: kubeProxyTable, in both families."""
 
-
-def warn_of_peer_tables(nft: Nft | None = None) -> None:
-    """Name the tables of kube-proxy that stand in this network namespace, if any, in one warning.
-
-    Without nft, or in a kernel without nftables, there are none that could be seen.
-    """
-    nft = nft or find_nft()
-    if nft is None or nft.stamp() is None:
-        return
+def warn_of_peer_tables() -> None:
+    """Name the tables of kube-proxy that stand in this network namespace, if any, in one warning."""
     try:
-        found = sorted(PEER_TABLES.intersection(nft.table_names()))
-    except NftError as error:
-        log.info("tables_not_listed", reason=error.message)
+        found = [
+            f"{TABLE_FAMILY[family]} {PEER_NFT_TABLE}"
+            for family in Family
+            if PEER_NFT_TABLE in nft_tables.tables(family)
+        ]
+    except nft_tables.NftablesError as error:
+        log.info("tables_not_listed", reason=str(error))
         return
     if found:
         log.warning(

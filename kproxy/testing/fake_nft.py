@@ -135,10 +135,6 @@ class FakeNft:
         lines = known.containers[name].listed(name, counts=True)
         return "\n".join([f"table {TABLE_FAMILY[family]} {table} {{", *lines, "}", ""])
 
-    def table_names(self) -> tuple[str, ...]:
-        """See Nft.table_names."""
-        return tuple(self.tables)
-
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
         return Stamp(("nft", self.commits), commits=self.commits)

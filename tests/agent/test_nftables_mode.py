@@ -15,9 +15,10 @@ from kproxy.agent.nftables_mode import NftablesMode, nftables_config
 from kproxy.agent.node import needs_interfaces, node_facts
 from kproxy.agent.peer_tables import warn_of_peer_tables
 from kproxy.backends.base import MeasureError, Measurement, PortTraffic
+from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.state.wire import Node
-from kproxy.testing.fake_nft import FakeNft, FakeTable
+from kproxy.testing.fake_nft import FakeNft
 from tests import builders
 from tests.builders import plan_of
 
@@ -93,16 +94,17 @@ def test_what_a_family_holds_is_measured_and_a_refusal_is_no_measurement() -> No
     ("tables", "warned"),
     [
         ({}, []),
-        ({"ip kproxy": FakeTable(), "inet kube-proxy": FakeTable()}, []),
-        ({"ip6 kube-proxy": FakeTable(), "ip kube-proxy": FakeTable()}, ["ip kube-proxy", "ip6 kube-proxy"]),
+        ({Family.IPV4: {"kproxy", "nat"}, Family.IPV6: {"kproxy"}}, []),
+        ({Family.IPV6: {"kube-proxy"}, Family.IPV4: {"kube-proxy"}}, ["ip kube-proxy", "ip6 kube-proxy"]),
     ],
     ids=["none", "others", "both"],
 )
-def test_tables_of_kube_proxy_are_named(tables: dict[str, FakeTable], warned: list[str]) -> None:
-    fake = FakeNft()
-    fake.tables = tables
+def test_tables_of_kube_proxy_are_named(
+    monkeypatch: pytest.MonkeyPatch, tables: dict[Family, set[str]], warned: list[str]
+) -> None:
+    monkeypatch.setattr(nft_tables, "tables", lambda family: tables.get(family, set()))
     with structlog.testing.capture_logs() as logs:
-        warn_of_peer_tables(fake)
+        warn_of_peer_tables()
     assert [each["tables"] for each in logs] == ([warned] if warned else [])
 
 

@@ -130,7 +130,7 @@ def test_the_nftables_mode() -> None:
     assert "table ip kube-proxy" in do("nft", "list", "tables")
     done = kproxy("cleanup", "--peer", "kube-proxy")
     assert done.returncode == 0
-    assert done.stderr.count("nftables_table_removed") == 2
+    assert done.stderr.count("table=kube-proxy") == 2
     tables = do("nft", "list", "tables").splitlines()
     assert {"table inet kube-proxy", "table ip mine"} < set(tables)
     assert not {"table ip kube-proxy", "table ip6 kube-proxy"} & set(tables)

@@ -48,8 +48,5 @@ class Nft(Protocol):
     def map_listing(self, family: Family, table: str, name: str) -> str | None:
         """One map with its counts, as `nft -nn list map` prints it; None if it is not there."""
 
-    def table_names(self) -> tuple[str, ...]:
-        """Every table as `ip NAME`, `inet NAME`, ..., whoever made it."""
-
     def stamp(self) -> Stamp | None:
         """A fingerprint that changes with every transaction of anybody; None if the kernel gives none."""
