@@ -89,7 +89,10 @@ def endpoint_slice(
     labels: Mapping[str, str] | None = None,
     address_type: str | None = None,
 ) -> Json:
-    """An EndpointSlice; a bare address becomes a ready endpoint on no particular node."""
+    """An EndpointSlice; a bare address becomes a ready endpoint on no particular node.
+
+    A port without a name gets "", as from the API server.
+    """
     built = [endpoint(e) if isinstance(e, str) else e for e in endpoints]
     if address_type is None:
         address_type = "IPv6" if built and ":" in built[0]["addresses"][0] else "IPv4"
@@ -102,7 +105,7 @@ def endpoint_slice(
         },
         "addressType": address_type,
         "endpoints": built,
-        "ports": [port()] if ports is None else list(ports),
+        "ports": [port()] if ports is None else [{"name": "", **each} for each in ports],
     }
 
 

@@ -41,7 +41,7 @@ def test_a_port_without_a_name() -> None:
 
 
 def test_a_slice_port_whose_name_is_missing_belongs_to_no_port() -> None:
-    unnamed = endpoint_slice("10.1.0.1", ports=[{"port": 8080, "protocol": "TCP"}])
+    unnamed = {**endpoint_slice("10.1.0.1"), "ports": [{"port": 8080, "protocol": "TCP"}]}
     planned = port_of(service(ports=[port(name=None)]), unnamed)
     assert planned.cluster == ()
     assert not planned.has_endpoints
