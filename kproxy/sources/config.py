@@ -34,10 +34,12 @@ class KubernetesSourceConfig:
     """The largest event."""
     steady_seconds: float = 5.0
     """A connection that lived this long ends a series of failures."""
-    backoff_seconds: float = 1.0
+    backoff_seconds: float = 0.8
     """The first retry comes after a random part of this, the next after a random part of twice this, ..."""
     backoff_max_seconds: float = 30.0
-    """The longest backoff."""
+    """The longest backoff; both are those of client-go's reflector."""
+    unreachable_max_seconds: float = 3.0
+    """The longest backoff after no connection could be made, which costs a server nothing."""
     stop_seconds: float = 2.0
     """How long a stop waits for a thread that cannot be interrupted (TCP handshake, exec plugin)."""
     transport: TransportConfig = field(default_factory=TransportConfig)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 import structlog
-from tenacity import RetryCallState, Retrying, wait_random_exponential
 
+from kproxy.sources.backoff import Backoff
 from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
@@ -29,7 +29,14 @@ from kproxy.sources.listing import (
     open_streamed_list,
     read_streamed_list,
 )
-from kproxy.sources.transport import ApiError, StalledError, StatusError, Stream, Transport
+from kproxy.sources.transport import (
+    ApiError,
+    StalledError,
+    StatusError,
+    Stream,
+    Transport,
+    UnreachableError,
+)
 from kproxy.state.decode import Kind, decode
 from kproxy.state.problems import ObjectRejected
 
@@ -77,31 +84,6 @@ class StreamedListSupport:
     def refuse(self) -> None:
         """Remember that the server does not."""
         self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
-
-
-class Backoff:
-    """Full-jitter exponential waits (tenacity's wait_random_exponential), counted by hand.
-
-    tenacity's own loop ends with the first success; a watch succeeds and fails for as long as it lives, and
-    only a steady connection ends a series of failures.
-    """
-
-    def __init__(self, config: KubernetesSourceConfig) -> None:
-        self._wait = wait_random_exponential(
-            multiplier=config.backoff_seconds, max=config.backoff_max_seconds
-        )
-        self._state = RetryCallState(Retrying(wait=self._wait), None, (), {})
-        self.failures = 0
-
-    def next(self, at_least: float | None) -> float:
-        """Count a failure; seconds to wait."""
-        self.failures += 1
-        self._state.attempt_number = self.failures
-        return max(self._wait(self._state), at_least or 0.0)
-
-    def reset(self) -> None:
-        """Begin a new series."""
-        self.failures = 0
 
 
 class _Phase(Enum):
@@ -341,7 +323,8 @@ class Reflector:
         else:
             self._doubtful = True
         self._flapping = self._opened is not None and not steady
-        wait = self._backoff.next(getattr(error, "retry_after", None))
+        reached = not isinstance(error, UnreachableError)
+        wait = self._backoff.next(getattr(error, "retry_after", None), reached=reached)
         self._down(error, wait)
         return wait
 

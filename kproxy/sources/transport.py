@@ -52,6 +52,10 @@ class DisconnectedError(ApiError):
     """No connection, or one that ended before its time."""
 
 
+class UnreachableError(DisconnectedError):
+    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
+
+
 class StalledError(ApiError):
     """A connection that says nothing any more."""
 
@@ -75,6 +79,11 @@ class TransportConfig:
 
     connect_seconds: float = 10.0
     """For the TCP and TLS handshakes."""
+    keepalive_seconds: int = 10
+    """Silence after which the kernel asks the peer whether it knows the connection; asked again this often.
+
+    Three questions without an answer end it; a server that was gone and came back denies it at once.
+    """
     retry_after_max_seconds: float = 300.0
     """The longest Retry-After that is obeyed."""
     send_seconds: float = 10.0
@@ -235,10 +244,20 @@ class Transport:
         def connect(connection: Any) -> None:
             connection_class.connect(connection)
             connection.kproxy_socket = connection.sock
+            self._keep_alive(connection.sock)
             self._track(connection.sock)
 
         tracked = type(f"Tracked{connection_class.__name__}", (connection_class,), {"connect": connect})
         return type(f"Tracked{pool_class.__name__}", (pool_class,), {"ConnectionCls": tracked})
+
+    def _keep_alive(self, sock: Any) -> None:
+        """Let the kernel notice a peer that vanished without a word: a watch never sends."""
+        seconds = self._config.keepalive_seconds
+        if isinstance(sock, socket.socket) and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     def _track(self, sock: Any) -> None:
         if isinstance(sock, socket.socket):
@@ -297,6 +316,8 @@ class Transport:
             )
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StalledError("the server does not answer") from error
+        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+            raise UnreachableError(f"no connection to {session.host}: {_reason(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # Certificates may have been renewed, or the files they were written to swept away.
             self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
@@ -355,4 +376,5 @@ __all__ = [
     "Stream",
     "Transport",
     "TransportConfig",
+    "UnreachableError",
 ]

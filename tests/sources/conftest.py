@@ -11,7 +11,11 @@ from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource, Kubernete
 from kproxy.testing.apiserver import ApiServer
 
 FAST = KubernetesSourceConfig(
-    backoff_seconds=0.01, backoff_max_seconds=0.05, steady_seconds=0.2, stop_seconds=1000
+    backoff_seconds=0.01,
+    backoff_max_seconds=0.05,
+    unreachable_max_seconds=0.05,
+    steady_seconds=0.2,
+    stop_seconds=1000,
 )
 """No long waits after failures; `stop_seconds` is such that only an interrupted thread lets a test end."""
 

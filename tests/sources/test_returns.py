@@ -1,0 +1,88 @@
+"""An API server that was gone is noticed soon after its return, however long and however it was gone."""
+
+import socket
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kproxy.sources.backoff import Backoff
+from kproxy.sources.config import KubernetesSourceConfig
+from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
+from kproxy.sources.transport import TransportConfig
+from kproxy.state.decode import Kind
+from kproxy.testing.apiserver import ApiServer, Fault
+from kproxy.testing.apiserver.listener import bind
+from tests.kernel.namespace import fresh_network
+from tests.sources.conftest import FAST, MakeSource
+from tests.sources.objects import service
+from tests.sources.recording import Running, wait_for_status
+
+DAYS = 1e6
+"""A wait that no test outlives."""
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_waits_are_bounded_and_those_of_an_outage_count_apart(reached: list[bool]) -> None:
+    config = KubernetesSourceConfig()
+    backoff = Backoff(config)
+    answered = unreached = 0
+    for each in reached:
+        answered, unreached = (answered + 1, 0) if each else (answered, unreached + 1)
+        ceiling = config.backoff_seconds * 2 ** ((answered if each else unreached) - 1)
+        longest = config.backoff_max_seconds if each else config.unreachable_max_seconds
+        assert 0 <= backoff.next(None, reached=each) <= min(ceiling, longest)
+    assert backoff.failures == len(reached)
+    assert backoff.next(100.0, reached=True) == 100.0
+
+
+def test_the_longest_outage_is_followed_by_a_short_wait(make_source: MakeSource) -> None:
+    """A wait of the other series would be days: it doubles thirty times."""
+    with ApiServer() as api:
+        source = make_source(api, backoff_max_seconds=DAYS, steady_seconds=DAYS)
+        with Running(source) as sink:
+            sink.wait_listed(Kind.SERVICE)
+            with api.faults.during(Fault.refuse()):
+                api.apply(service("meanwhile"), validate=False)
+                wait_for_status(
+                    source, lambda each: each.kind is Kind.SERVICE and each.consecutive_failures >= 30
+                )
+                starting = api.faults.add(Fault.status(503, times=3))
+            assert api.faults.wait(starting, hits=3)
+            sink.wait(lambda: sink.keys(Kind.SERVICE) == {"default/meanwhile"})
+
+
+@fresh_network
+def test_a_server_that_vanished_without_a_word_is_noticed_at_its_return(tmp_path: Path) -> None:
+    """The connection dies unseen, as where a machine loses its power; by silence it would take days."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with ApiServer(sockets=_resetting) as api:
+        config = TransportConfig(keepalive_seconds=1)
+        access = ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "kubeconfig"))
+        source = KubernetesSource(access, None, _patient(config))
+        with Running(source) as sink:
+            sink.wait_listed(Kind.SERVICE)
+            assert api.wait_watchers(2)
+            rule = ["INPUT", "-i", "lo", "-p", "tcp", "-j", "DROP"]
+            if subprocess.run(["iptables", "-A", *rule], check=False).returncode:
+                pytest.skip("this kernel takes no iptables rules")
+            api.drop_connections()
+            api.apply(service("meanwhile"), validate=False)
+            subprocess.run(["iptables", "-D", *rule], check=True)
+            sink.wait(lambda: sink.keys(Kind.SERVICE) == {"default/meanwhile"})
+
+
+def _resetting(host: str, port: int) -> socket.socket:
+    """A listener whose connections end by one RST: unlike a FIN, it is not sent again when it is lost."""
+    made = bind(host, port)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return made
+
+
+def _patient(transport: TransportConfig) -> KubernetesSourceConfig:
+    return KubernetesSourceConfig(
+        backoff_seconds=FAST.backoff_seconds, inactivity_seconds=DAYS, transport=transport
+    )
