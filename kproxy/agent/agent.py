@@ -49,7 +49,7 @@ class Agent:
     """Ties inbox, planners and backends together; used by one thread.
 
     `make_mode` is asked when the settings name another mode; `refused` is told the settings whose mode could
-    not be taken, and those that stay in force.
+    not be taken, those that stay in force, and why.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Agent:
         service_health: ServiceHealth,
         reporter: Reporter,
         make_mode: Callable[[ProxyConfig], Mode],
-        refused: Callable[[ProxyConfig, ProxyConfig], None],
+        refused: Callable[[ProxyConfig, ProxyConfig, str], None],
     ) -> None:
         self._config = config
         self._inbox = inbox
@@ -214,15 +214,11 @@ class Agent:
             if facts is None:
                 raise ModeUnavailable("the node has no pod CIDRs yet")
         except ModeUnavailable as error:
-            log.error("mode_unavailable", mode=plan.after, reason=str(error), effect=f"{plan.before} stays")
-            self._refused(config, self._config)
+            self._refuse(config, "mode_unavailable", str(error))
             return {}
         trial = try_mode(mode, facts, self._sides, self._inbox.take(everything=True))
         if trial.reason is not None:
-            log.error(
-                "mode_switch_failed", mode=plan.after, reason=trial.reason, effect=f"{plan.before} stays"
-            )
-            self._refused(config, self._config)
+            self._refuse(config, "mode_switch_failed", trial.reason)
             return self._roll_back(mode)
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
@@ -232,8 +228,15 @@ class Agent:
         self._adopt(config)
         self._settled = self._replan = self._drifted = False
         reports = self._conclude(started, trial.inputs, facts, trial.outcomes, retried=False)
+        self._reporter.switched()
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
+
+    def _refuse(self, config: ProxyConfig, event: str, reason: str) -> None:
+        wanted, kept = mode_name(config), mode_name(self._config)
+        log.error(event, mode=wanted, reason=reason, effect=f"{kept} stays")
+        self._reporter.switch_failed(wanted, kept, reason)
+        self._refused(config, self._config, reason)
 
     def _roll_back(self, failed: Mode) -> Mapping[Family, SyncReport]:
         """Write again what another mode's first sync may have changed, and take away what is its own."""

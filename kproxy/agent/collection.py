@@ -18,6 +18,7 @@ from kproxy.agent.metric_series import Series
 from kproxy.agent.metrics import Sample
 from kproxy.agent.mode import Mode
 from kproxy.agent.reporter import Reporter
+from kproxy.agent.status import RefusedMode
 from kproxy.backends.base import MeasureError, PortTraffic
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
@@ -31,14 +32,19 @@ Nfacct = Callable[[], dict[str, tuple[int, int]]]
 
 def readers(
     mode: Callable[[], Mode],
+    refused: Callable[[], RefusedMode | None],
     inbox: Inbox,
     reporter: Reporter,
     service_limit: int,
     accounts: Nfacct = nfacct.read,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sequence[tuple[str, Reader]]:
-    """All readers. `service_limit` bounds the service ports that have series of their own; 0: none has."""
+    """All readers. `refused` is the mode that was asked for in vain.
+
+    `service_limit` bounds the service ports that have series of their own; 0: none has.
+    """
     return (
+        ("mode", lambda: [Sample(series.MODE_REFUSED, (), float(refused() is not None))]),
         ("changes", partial(_changes, mode, inbox)),
         ("objects", partial(_objects, inbox, reporter)),
         ("kernel", _Kernel(mode, service_limit, clock).read),

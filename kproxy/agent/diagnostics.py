@@ -14,6 +14,7 @@ from kproxy.agent.inbox import Inbox
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import document
+from kproxy.agent.settings.reload import Reloader
 from kproxy.agent.settings.schema import KUBE_PROXY
 from kproxy.agent.status import Pending, Status, Watch, encode
 from kproxy.state.decode import Kind
@@ -27,7 +28,7 @@ class Inspector:
     def __init__(
         self,
         config: Callable[[], ProxyConfig],
-        settings: Callable[[], Settings],
+        reloader: Reloader,
         inbox: Inbox,
         health: HealthState,
         reporter: Reporter,
@@ -35,7 +36,7 @@ class Inspector:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._settings = settings
+        self._reloader = reloader
         self._inbox = inbox
         self._health = health
         self._reporter = reporter
@@ -65,6 +66,7 @@ class Inspector:
             problems=self._reporter.known_problems(),
             rejected=self._inbox.rejected(),
             watches=list(self._watches()),
+            refused_mode=self._reloader.refused_mode(),
         )
 
     def routes(self, exposition: Exposition) -> Routes:
@@ -73,7 +75,7 @@ class Inspector:
             "/metrics": lambda: Answer(exposition.text(), CONTENT_TYPE),
             "/healthz": lambda: Answer(b"ok"),
             "/proxyMode": lambda: Answer(self._config().proxy_mode.encode()),
-            "/configz": lambda: Answer(configz(self._settings()), "application/json"),
+            "/configz": lambda: Answer(configz(self._reloader.running()), "application/json"),
             "/status": lambda: Answer(encode(self.status()), "application/json"),
         }
 

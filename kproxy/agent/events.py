@@ -1,4 +1,4 @@
-"""Kubernetes Events for what an operator must know of a service: at the service, where kubectl shows them.
+"""Kubernetes Events for what an operator must know: at the service or node, where kubectl shows them.
 
 They are sent from a thread of their own and only ever logged when that fails. The same thing is said once;
 when it happens again within the hour that Events live, the first Event counts it. However much goes wrong at
@@ -40,17 +40,21 @@ class Reason(enum.StrEnum):
 
     QUARANTINED = "ServiceQuarantined"
     CONFLICT = "AddressConflict"
+    MODE = "ProxyModeRefused"
     HEALTH_PORT = "FailedToStartServiceHealthcheck"
     """kube-proxy's own word (pkg/proxy/healthcheck/service_health.go)."""
 
     @property
     def action(self) -> str:
         """The action of such an Event."""
-        return "Listen" if self is Reason.HEALTH_PORT else "ProgramService"
+        return _ACTIONS.get(self, "ProgramService")
+
+
+_ACTIONS = {Reason.MODE: "ChangeProxyMode", Reason.HEALTH_PORT: "Listen"}
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """Something to be said of one service (`namespace/name`)."""
+    """Something to be said of one service (`namespace/name`), or of the node itself if `service` is empty."""
 
     reason: Reason
     service: str
@@ -155,14 +159,8 @@ class EventRecorder:
 
     def _create(self, notice: Notice) -> str:
         """Create the Event; its path."""
-        namespace, _, name = notice.service.partition("/")
-        regarding = {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "namespace": namespace,
-            "name": name,
-            "uid": self._api.uid(f"/api/v1/namespaces/{namespace}/services/{name}"),
-        }
+        regarding = self._service(notice.service) if notice.service else _node(self._node)
+        namespace, name = regarding.get("namespace", "default"), regarding["name"]
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         event = f"{name[:200]}.{time.time_ns():x}"
         body = {
@@ -181,6 +179,11 @@ class EventRecorder:
         self._api.create(path, body)
         return f"{path}/{event}"
 
+    def _service(self, key: str) -> dict[str, str]:
+        namespace, _, name = key.partition("/")
+        uid = self._api.uid(f"/api/v1/namespaces/{namespace}/services/{name}")
+        return {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": uid}
+
     def _remember(self, notice: Notice, said: _Said) -> None:
         self._said[notice] = said
         if len(self._said) > _REMEMBERED:
@@ -193,6 +196,11 @@ class EventRecorder:
             return False
         self._tokens -= 1
         return True
+
+
+def _node(name: str) -> dict[str, str]:
+    """A node as kubelet refers to its own: `kubectl describe node` looks for its name as the uid."""
+    return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": name}
 
 
 def _micro_time() -> str:

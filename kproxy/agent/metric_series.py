@@ -225,6 +225,13 @@ COLLECTION_FAILURES = _counter(
     "kproxy_collection_failures_total", ("part",), "Parts of a scrape that could not be read."
 )
 
+MODE_SWITCHES = _counter(
+    "kproxy_mode_switches_total", ("outcome",), "Changes of the mode while running: done, or failed."
+)
+MODE_REFUSED = _gauge(
+    "kproxy_mode_refused", (), "1 while the file asks for a mode that could not be taken; another one works."
+)
+
 _PORT = ("ip_family", "namespace", "service", "port", "protocol")
 CONNECTIONS = _counter("kproxy_service_connections_total", _PORT, "Connections to a service port.")
 PACKETS = _counter(

@@ -56,6 +56,8 @@ class Reporter:
         """Begin to report on families."""
         chosen = tuple(families)
         self._metrics.begin(chosen)
+        for outcome in ("done", "failed"):
+            self._metrics.add(series.MODE_SWITCHES, outcome, amount=0)
         with self._lock:
             for family in chosen:
                 self._families.setdefault(family, _FamilyRecord())
@@ -147,6 +149,15 @@ class Reporter:
     def confirmed(self, family: Family) -> None:
         """The kernel was found as it should be: as good as a sync that had nothing to write."""
         self._metrics.set(series.LAST_SYNC, family.value, value=time.time())
+
+    def switched(self) -> None:
+        """Another mode works now."""
+        self._metrics.add(series.MODE_SWITCHES, "done")
+
+    def switch_failed(self, wanted: str, kept: str, reason: str) -> None:
+        """The mode `wanted` could not be taken; `kept` works on."""
+        self._metrics.add(series.MODE_SWITCHES, "failed")
+        self._notify(Notice(Reason.MODE, "", f"mode {wanted}: {reason}; {kept} stays"))
 
     def port_refused(self, service: str, port: int, reason: str) -> None:
         """A service's health-check port cannot be opened."""

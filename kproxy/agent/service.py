@@ -65,8 +65,8 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     services = ServiceHealth(health.proxy_healthy, reporter.port_refused)
     interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
 
-    def mode_refused(wanted: ProxyConfig, kept: ProxyConfig) -> None:
-        reloader.take_back_mode(wanted, kept)
+    def mode_refused(wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
+        reloader.take_back_mode(wanted, kept, reason)
 
     agent = Agent(
         config,
@@ -83,12 +83,12 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     settings = _Settings(config, agent)
     reloader = reloader_for(settings.take)
     inspector = Inspector(
-        lambda: agent.config, reloader.running, inbox, health, reporter, given.watches, time.monotonic
+        lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
     )
     exposition = Exposition(
         metrics,
         lambda: agent.config.proxy_mode,
-        readers(lambda: agent.mode, inbox, reporter, config.metrics_service_limit),
+        readers(lambda: agent.mode, reloader.refused_mode, inbox, reporter, config.metrics_service_limit),
     )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     servers = _servers(config, health, metrics, inspector.routes(exposition))

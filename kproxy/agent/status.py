@@ -47,6 +47,15 @@ class FamilyStatus(_Camel, frozen=True):
     drift: Repair
 
 
+class RefusedMode(_Camel, frozen=True):
+    """A mode that the file asks for and that could not be taken; `kept` works on."""
+
+    at: datetime
+    mode: str
+    kept: str
+    reason: str
+
+
 class Pending(_Camel, frozen=True):
     """Services with changes that wait: of their own, of endpoints; seconds since the oldest came."""
 
@@ -79,13 +88,13 @@ class Status(_Camel, frozen=True):
     problems: list[Problem]
     rejected: list[Problem]
     watches: list[Watch] = []
+    refused_mode: RefusedMode | None = None
 
     @property
     def good(self) -> bool:
         """Whether nothing needs an operator."""
-        return self.healthy and not any(
-            (self.problems, self.rejected, *(family.quarantined for family in self.families.values()))
-        )
+        wrong = (self.problems, self.rejected, self.refused_mode)
+        return self.healthy and not any((*wrong, *(each.quarantined for each in self.families.values())))
 
 
 def encode(status: Status) -> bytes:

@@ -20,6 +20,10 @@ def screen(status: Status, now: datetime) -> str:
     lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict}"]
     if not status.node_eligible:
         lines.append("this node is going: load balancers are told so")
+    refused = status.refused_mode
+    if refused is not None:
+        when, why = age(refused.at, now), " ".join(refused.reason.split())
+        lines.append(f"mode {refused.mode} could not be taken {when} ago, {refused.kept} stays: {why}")
     pending = status.pending
     if pending.oldest_seconds is not None:
         waiting = f"{pending.services} of services, {pending.endpoints} of endpoints"

@@ -81,6 +81,15 @@ def test_an_event_is_complete_and_stands_at_its_service(world: World) -> None:
     assert world.outcomes() == {"sent": 1}
 
 
+def test_what_concerns_the_node_stands_where_kubectl_describe_node_looks(world: World) -> None:
+    world.recorder.send(Notice(Reason.MODE, "", "mode ipvs: the kernel has no IPVS; iptables stays"))
+    (event,) = world.events()
+    assert event["regarding"] == {"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "node-a"}
+    assert event["metadata"]["namespace"] == "default"  # type: ignore[index]
+    assert (event["reason"], event["action"]) == ("ProxyModeRefused", "ChangeProxyMode")
+    assert event["note"] == "node node-a: mode ipvs: the kernel has no IPVS; iptables stays"
+
+
 def test_what_is_said_again_is_counted_in_the_first_event(world: World) -> None:
     for _ in range(3):
         world.recorder.send(NOTICE)

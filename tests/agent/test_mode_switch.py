@@ -14,11 +14,13 @@ from kproxy.agent import iptables_mode, ipvs_mode
 from kproxy.agent.agent import Agent
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
+from kproxy.agent.events import Notice, Reason
 from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.iptables_mode import IptablesMode
 from kproxy.agent.ipvs_mode import IpvsMode
+from kproxy.agent.metric_series import MODE_SWITCHES
 from kproxy.agent.metrics import Metrics
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import is_switch, mode_name
@@ -163,7 +165,9 @@ class Rig:
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
         self.on_refusal: Callable[[], None] = lambda: None
-        self.reporter = Reporter(Metrics())
+        self.notices: list[Notice] = []
+        self.metrics = Metrics()
+        self.reporter = Reporter(self.metrics, self.notices.append)
         self.health = HealthState(30.0, lambda: 0.0, lambda: None)
         self.agent = Agent(
             config,
@@ -207,8 +211,13 @@ class Rig:
         (line,) = [line for line in self.logs if line["event"] == event]
         return dict(line)
 
-    def _take_back(self, wanted: ProxyConfig, kept: ProxyConfig) -> None:
+    def switches(self) -> dict[str, object]:
+        """How many switches came to which end, as /metrics tells it."""
+        return {each.labels[0]: each.value for each in self.metrics.samples() if each.series is MODE_SWITCHES}
+
+    def _take_back(self, wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
         assert kept is self.agent.config
+        assert reason
         self.refused.append(wanted)
         self.on_refusal()
 
@@ -287,6 +296,9 @@ def test_a_mode_that_is_unavailable_leaves_everything_as_it_is(kernel: Kernel) -
     assert told["reason"] == "--proxy-mode ipvs: the kernel has no IPVS"
     assert told["effect"] == "iptables stays"
     assert [config.proxy_mode for config in rig.refused] == ["ipvs"]
+    note = "mode ipvs: --proxy-mode ipvs: the kernel has no IPVS; iptables stays"
+    assert rig.notices == [Notice(Reason.MODE, "", note)]
+    assert rig.switches() == {"done": 0, "failed": 1}
     assert kernel.history == []
     assert rig.agent.mode is mode
     rig.add("c", 3)

@@ -11,6 +11,7 @@ from kproxy.agent.status import (
     Failure,
     FamilyStatus,
     Pending,
+    RefusedMode,
     Repair,
     ServiceTrouble,
     Status,
@@ -54,6 +55,7 @@ TROUBLED = msgspec.structs.replace(
     problems=[Problem("Service ns/c", "spec.externalIPs", '"1.2.3.4"', "already belongs to ns/a")],
     rejected=[Problem("Service ns/d", "spec.ports[0].port", '"eighty"', "Expected `int`, got `str`")],
     watches=[Watch("Node", synced=True, connected_since=None, consecutive_failures=4, last_error="503")],
+    refused_mode=RefusedMode(AN_HOUR_AGO, "nftables", "ipvs", "IPv6: no such\nexpression"),
 )
 
 FINE_TEXT = """\
@@ -65,6 +67,7 @@ IPv4    12        5s ago        -             -
 TROUBLED_TEXT = """\
 kproxy 0.1.0 on node-a, mode ipvs, for 9d: BEHIND WITH ITS CHANGES
 this node is going: load balancers are told so
+mode nftables could not be taken 1h ago, ipvs stays: IPv6: no such expression
 changes waiting: 1 of services, 2 of endpoints; the oldest for 80.5 s
 
 FAMILY  SERVICES  LAST SUCCESS  LAST FAILURE                              REPAIRED
@@ -117,6 +120,7 @@ def test_a_status_arrives_as_it_was_sent(status: Status) -> None:
         {"problems": TROUBLED.problems},
         {"rejected": TROUBLED.rejected},
         {"families": TROUBLED.families},
+        {"refused_mode": TROUBLED.refused_mode},
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import Target, Traffic, names
 from tests.packets.program import Kproxy
-from tests.packets.test_diagnostics import get, status
+from tests.packets.test_diagnostics import get, scrape, status, value
 
 pytestmark = pytest.mark.root
 
@@ -126,6 +126,12 @@ def test_from_virtual_servers_to_rules_and_back(spare: Cluster, file: File) -> N
     spare.running.until(lambda: len(ipvs_remains(spare)), 0)
 
 
+def regarding(cluster: Cluster, reason: str) -> set[str]:
+    """The kinds of objects at which Events stand for a reason."""
+    events = cluster.api.list("Event.events.k8s.io")
+    return {event["regarding"]["kind"] for event in events if event["reason"] == reason}
+
+
 def take_the_name_of_a_chain(cluster: Cluster) -> None:
     """Make POSTROUTING of ip6 nat a chain without a hook: what iptables-nft writes there is refused."""
     cluster.lab.node.run(
@@ -156,12 +162,21 @@ def test_what_fails_is_rolled_back_and_tried_again_when_asked(spare: Cluster, fi
         assert remains(spare, but="nftables") == []
         assert get(spare, "/proxyMode") == (200, b"nftables")
         assert json.loads(get(spare, "/configz")[1])["kubeproxy.config.k8s.io"]["mode"] == "nftables"
+        refused = status(spare)["refusedMode"]
+        assert (refused["mode"], refused["kept"]) == ("iptables/nft", "nftables")
+        assert "IPv6" in refused["reason"]
+        assert value(scrape(spare), "kproxy_mode_refused") == 1
+        assert value(scrape(spare), "kproxy_mode_switches_total", outcome="failed") == 1
+        program.until(lambda: regarding(spare, "ProxyModeRefused"), {"Node"})
     finally:
         lab.node.run(["nft", "delete table ip6 nat"])
     added = spare.publish(lab.local_pods[:1])
     assert spare.outcome(lab.client, added.ip(6), 80) == lab.local_pods[0].name
     program.send(signal.SIGHUP)
     program.wait_log("mode_switched")
+    assert status(spare)["refusedMode"] is None
+    assert value(scrape(spare), "kproxy_mode_refused") == 0
+    assert value(scrape(spare), "kproxy_mode_switches_total", outcome="done") == 1
     assert remains(spare, but="iptables/nft") == []
     for family in FAMILIES:
         assert spare.ask(lab.client, service.ip(family), 80, n=20).pods == names(lab.local_pods[:2])

@@ -161,7 +161,10 @@ def test_a_mode_that_could_not_be_taken_is_asked_for_again_at_the_next_reload_an
     running.reloader.reload("SIGHUP")
     refused = running.applied.get(timeout=0)
     assert (refused.proxy_mode, refused.iptables_variant, refused.min_sync_period) == ("ipvs", Variant.NFT, 3)
-    running.reloader.take_back_mode(refused, before)
+    running.reloader.take_back_mode(refused, before, "no IPVS here")
+    told = running.reloader.refused_mode()
+    assert told is not None
+    assert (told.mode, told.kept, told.reason) == ("ipvs/nft", "iptables", "no IPVS here")
     kept = running.applied.get(timeout=0)
     assert (kept.proxy_mode, kept.iptables_variant, kept.min_sync_period) == ("iptables", None, 2)
     assert kept.cluster_cidrs == ("10.2.0.0/16",)
@@ -170,6 +173,20 @@ def test_a_mode_that_could_not_be_taken_is_asked_for_again_at_the_next_reload_an
         running.reloader.reload("SIGHUP")
     assert set(logs[0]["applied"]) == {"mode", "KproxyConfiguration iptables.variant"}
     assert running.applied.get(timeout=0) == refused
+    assert running.reloader.refused_mode() is None
+
+
+def test_a_refused_mode_that_is_no_longer_asked_for_is_forgotten(running: Running) -> None:
+    before = CommandLine(running.file, {}).resolve(running.reloader.running())
+    running.file.write_text(HEAD + "mode: ipvs\n")
+    running.reloader.reload("SIGHUP")
+    running.reloader.take_back_mode(running.applied.get(timeout=0), before, "no IPVS here")
+    running.file.write_text(HEAD + "mode: 7\n")
+    running.reloader.reload("SIGHUP")
+    assert running.reloader.refused_mode() is not None
+    running.file.write_text(HEAD + "mode: iptables\n")
+    running.reloader.reload("SIGHUP")
+    assert running.reloader.refused_mode() is None
 
 
 def test_what_was_asked_for_since_is_not_taken_back(running: Running) -> None:
@@ -178,8 +195,9 @@ def test_what_was_asked_for_since_is_not_taken_back(running: Running) -> None:
         running.file.write_text(HEAD + f"mode: {mode}\n")
         running.reloader.reload("SIGHUP")
     refused, wanted = running.applied.get(timeout=0), running.applied.get(timeout=0)
-    running.reloader.take_back_mode(refused, before)
+    running.reloader.take_back_mode(refused, before, "no IPVS here")
     assert running.applied.empty()
+    assert running.reloader.refused_mode() is None
     assert running.reloader.running().kube.mode == wanted.proxy_mode == "nftables"
 
 

@@ -6,6 +6,7 @@ everything as it is, and says why.
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,11 +14,13 @@ import msgspec
 import structlog
 
 from kproxy.agent.config import ConfigError, ProxyConfig
+from kproxy.agent.mode_switch import mode_name
 from kproxy.agent.settings.codec import flatten, replace
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import MAX_BYTES, CommandLine, tell_settings
 from kproxy.agent.settings.schema import Section
 from kproxy.agent.settings.translate import has_no_effect
+from kproxy.agent.status import RefusedMode
 from kproxy.sources.directory_watch import DirectoryWatch
 
 log = structlog.stdlib.get_logger(__name__)
@@ -130,13 +133,18 @@ class Reloader:
         self._seen = running
         self._offered: ProxyConfig | None = None
         self._refused: list[str] = []
+        self._refused_mode: RefusedMode | None = None
         self._content: bytes | None = None
 
     def running(self) -> Settings:
         """What kproxy works with now; may be asked from any thread."""
         return self._running
 
-    def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig) -> None:
+    def refused_mode(self) -> RefusedMode | None:
+        """The mode that the file asks for and that could not be taken; may be asked from any thread."""
+        return self._refused_mode
+
+    def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
         """Go on in the mode of `kept`, for that of `refused` could not be taken; the rest of it is applied.
 
         The next reload asks for the mode again, even if the file stays as it is. Nothing is done if something
@@ -145,6 +153,7 @@ class Reloader:
         with self._lock:
             if self._offered is not refused:
                 return
+            self._refused_mode = RefusedMode(datetime.now(UTC), mode_name(refused), mode_name(kept), reason)
             variant = kept.iptables_variant
             self._running = self._seen = Settings(
                 replace(self._running.kube, "mode", kept.proxy_mode),
@@ -171,6 +180,7 @@ class Reloader:
                     log.error("configuration_rejected", problems=error.problems, effect="the old one stays")
                 return
             mended, self._refused = bool(self._refused), []
+            self._refused_mode = None  # it is tried again, or no longer asked for
             if settings == self._seen and not mended:
                 if first:
                     return
