@@ -39,6 +39,15 @@ node_options = together(
     duration(
         "--ipvs-graceful-period", "1h", "How long an endpoint that left is kept for its connections, at most."
     ),
+    size("--conntrack-max-per-core", "32768", "Tracked connections for each core; 0: the kernel's limit."),
+    size("--conntrack-min", "131072", "Tracked connections at least."),
+    duration(
+        "--conntrack-tcp-timeout-established", "24h", "Timeout of idle TCP connections; 0: the kernel's."
+    ),
+    duration("--conntrack-tcp-timeout-close-wait", "1h", "The same in CLOSE_WAIT; 0: the kernel's."),
+    boolean("--conntrack-tcp-be-liberal", help="Do not take packets out of window for invalid."),
+    duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
+    duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
 )
 """For `check` and `diff` as well: where objects come from, and what a node is asked to do."""
 
@@ -84,15 +93,6 @@ run_options = together(
     size(
         "--oom-score-adj", "-999", "How readily the kernel ends kproxy when memory is short: -1000 to 1000."
     ),
-    size("--conntrack-max-per-core", "32768", "Tracked connections for each core; 0: the kernel's limit."),
-    size("--conntrack-min", "131072", "Tracked connections at least."),
-    duration(
-        "--conntrack-tcp-timeout-established", "24h", "Timeout of idle TCP connections; 0: the kernel's."
-    ),
-    duration("--conntrack-tcp-timeout-close-wait", "1h", "The same in CLOSE_WAIT; 0: the kernel's."),
-    boolean("--conntrack-tcp-be-liberal", help="Do not take packets out of window for invalid."),
-    duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
-    duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
     # Logs
     flag("-v", "--v", type=int, metavar="LEVEL", usual="0", help="Log verbosity; 4 logs every sync."),
     # Without a meaning here

@@ -7,6 +7,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.agent.check.features import SET_MODULES, Feature
 from kproxy.agent.check.findings import Finding, obstacle, ok, warning
+from kproxy.agent.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.legacy_rules import Counts
 from kproxy.kernel.xtables.types import Variant
@@ -23,21 +24,6 @@ class Trial(msgspec.Struct, frozen=True):
 
     subject: str
     refusal: str = ""
-
-
-class Sysctl(msgspec.Struct, frozen=True):
-    """A kernel parameter: what it should be and is (None: there is none), and who sets it.
-
-    `effect` is what it is good for. `sets`: kproxy sets it. `essential`: it ends where that cannot be.
-    """
-
-    name: str
-    wanted: str
-    now: str | None
-    writable: bool
-    effect: str
-    sets: bool = True
-    essential: bool = False
 
 
 def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
@@ -136,22 +122,22 @@ def judge_conntrack(refusal: str) -> Iterator[Finding]:
 
 def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
     """Kernel parameters; those that are right are told in one finding."""
-    right = [sysctl.name for sysctl in sysctls if sysctl.now == sysctl.wanted]
+    right = [sysctl.name for sysctl in sysctls if sysctl.right]
     if right:
         yield ok("sysctls", f"as needed: {', '.join(right)}")
     for sysctl in sysctls:
-        if sysctl.now == sysctl.wanted:
+        if sysctl.right:
             continue
-        subject = f"sysctl {sysctl.name}"
-        told = "does not exist" if sysctl.now is None else f"is {sysctl.now}, not {sysctl.wanted}"
-        command = f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.wanted}"
+        subject, told = f"sysctl {sysctl.name}", sysctl.deviation
         if sysctl.sets and sysctl.writable:
             yield ok(subject, f"{told}; kproxy sets it")
         elif sysctl.essential:
-            yield obstacle(subject, f"{told} and cannot be set; needed so that {sysctl.effect}", command)
+            yield obstacle(
+                subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command
+            )
         else:
             cannot = " and cannot be set" if sysctl.sets else ""
-            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", command)
+            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
 
 
 def judge_variants(

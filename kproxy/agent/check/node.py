@@ -1,6 +1,6 @@
 """`kproxy check`: look, try, judge. The order of findings is that in which an operator would mend things."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kproxy.addresses import Family
 from kproxy.agent.check import judge, sight
@@ -9,6 +9,7 @@ from kproxy.agent.check.findings import Finding, Report, obstacle, ok, warning
 from kproxy.agent.check.peers import judge_peers
 from kproxy.agent.check.trials import Trials, run_trials
 from kproxy.agent.config import ProxyConfig, validate
+from kproxy.agent.sysctls import Sysctl, look
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
@@ -49,6 +50,7 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         return
     if config.proxy_mode == "nftables":
         yield from _check_nftables()
+        yield from judge.judge_sysctls(_sysctls(config, tuple(Family)))
         yield from _check_others(chosen)
         return
     trials = _try(config, tools)
@@ -65,12 +67,16 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         if trials.device is not None:
             yield from judge.judge_device(trials.device)
         yield from _check_device_name()
-    sysctls = sight.sysctls(config, tuple(usable))
+    sysctls = _sysctls(config, tuple(usable))
     # Without IPVS its sysctls do not exist either, which has been said.
     yield from judge.judge_sysctls(
         [each for each in sysctls if not (trials.ipvs and each.name.startswith(_IPVS_SYSCTLS))]
     )
     yield from _check_others(chosen)
+
+
+def _sysctls(config: ProxyConfig, families: Collection[Family]) -> tuple[Sysctl, ...]:
+    return look(config, families, localhost=config.localhost_node_ports)
 
 
 def _check_nftables() -> Iterator[Finding]:

@@ -13,8 +13,9 @@ from kproxy.agent.check import judge
 from kproxy.agent.check.cluster import judge_access, questions
 from kproxy.agent.check.features import SET_MODULES, rule_features
 from kproxy.agent.check.findings import Finding, Level, Report, obstacle, ok, warning
-from kproxy.agent.check.judge import Sysctl, Trial
+from kproxy.agent.check.judge import Trial
 from kproxy.agent.check.peers import Sight, judge_peers
+from kproxy.agent.sysctls import Sysctl
 from kproxy.backends.iptables.canonical import tokenize
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
@@ -142,6 +143,22 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
         (
             Sysctl("net/a", "1", None, writable=False, effect="x works", essential=True),
             "obstacle sysctl net/a: does not exist and cannot be set; ... => sysctl -w net.a=1",
+        ),
+        (
+            Sysctl("net/a", "8", "9", writable=False, effect="x works", more_will_do=True),
+            "ok sysctls: as needed: net/a",
+        ),
+        (
+            Sysctl("net/a", "10", "9", writable=False, effect="x works", more_will_do=True),
+            "warning sysctl net/a: is 9, not 10 and cannot be set; ... => sysctl -w net.a=10",
+        ),
+        (
+            Sysctl("net/a", "8", "9", writable=True, effect="x works", more_will_do=True),
+            "ok sysctl net/a: is 9, not 8; kproxy sets it",
+        ),
+        (
+            Sysctl("net/a", "1", None, writable=False, effect="x works", sets=False, module="m"),
+            "warning sysctl net/a: does not exist; needed so that x works => modprobe m; sysctl -w net.a=1",
         ),
     ],
 )
