@@ -25,7 +25,7 @@ from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
-from kproxy.backends.base import CheckError, SyncReport
+from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import stale_after
 from kproxy.plan.model import Protocol
@@ -174,6 +174,8 @@ class Agent:
             plans, report = outcome.plans, outcome.report
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
+            if report.drifts:
+                self._tell_drifts(family, report.drifts)
             self._sides[family].tell(outcome)
             self._reporter.synced(family, report, plans, outcome.seconds, retried=retried)
             if report.error is not None:
@@ -352,9 +354,7 @@ class Agent:
                 log.warning("check_failed", family=side.family.value, reason=str(error))
                 continue
             if drifts:
-                self._reporter.drifted(side.family, drifts)
-                shown = [str(drift) for drift in drifts[:10]]
-                log.warning("drift_found", family=side.family.value, objects=len(drifts), first=shown)
+                self._tell_drifts(side.family, drifts)
                 self._drifted = True
             elif self._schedule.failures == 0 and self._inbox.pending_since is None:
                 self._reporter.confirmed(side.family)
@@ -362,6 +362,11 @@ class Agent:
         self._next_check = self._clock() + CHECK_SHARE * cost
         if thorough:
             self._next_thorough = self._clock() + max(THOROUGH_PERIOD, 500 * cost)
+
+    def _tell_drifts(self, family: Family, drifts: Sequence[Drift]) -> None:
+        self._reporter.drifted(family, drifts)
+        shown = [str(drift) for drift in drifts[:10]]
+        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
 
     def _after_first_sync(self) -> None:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""

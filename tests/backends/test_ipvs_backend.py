@@ -502,3 +502,15 @@ def test_the_default_scheduler_is_the_operators() -> None:
     node.put(service(), eps("10.1.0.1"))
     node.done()
     assert node.ipvs.table[CLUSTER_IP][0] == VirtualServer("wlc")
+
+
+def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    del node.ipvs.table[CLUSTER_IP]
+    node.put(service(), eps("10.1.0.1", "10.1.0.2"))
+    report = node.sync()
+    assert (report.error, dict(report.failed)) == (None, {})
+    assert [str(drift) for drift in report.drifts] == ["virtual server TCP 10.96.0.1 port 80 is missing"]
+    assert node.state() == node.fresh()

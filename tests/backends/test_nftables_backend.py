@@ -421,3 +421,16 @@ def test_both_families_share_one_watch() -> None:
     assert backends[1].check() == ()
     assert backends[0].sync().error is None
     assert nft.listing(Family.IPV4, "kproxy", terse=True) is not None
+
+
+def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    elements(node, "endpoint-0").clear()
+    node.fake.commits += 1
+    node.put(web(), pods("a", "10.1.0.2"))
+    report = node.sync()
+    assert (report.error, dict(report.failed)) == (None, {})
+    assert [str(drift) for drift in report.drifts] == ["element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"]
+    assert node.state() == node.fresh()
