@@ -47,6 +47,11 @@ node_options = together(
     duration("--conntrack-tcp-timeout-close-wait", "1h", "The same in CLOSE_WAIT; 0: the kernel's."),
     boolean("--conntrack-tcp-be-liberal", help="Do not take packets out of window for invalid."),
     duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
+    flag(
+        "--feature-gates",
+        metavar="NAME=BOOL,...",
+        help="AllowServiceExternalIPs=false serves no spec.externalIPs; others are accepted.",
+    ),
     duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
 )
 """For `check` and `diff` as well: where objects come from, and what a node is asked to do."""
@@ -93,6 +98,7 @@ run_options = together(
     size(
         "--oom-score-adj", "-999", "How readily the kernel ends kproxy when memory is short: -1000 to 1000."
     ),
+    boolean("--profiling", help="Answer /debug/threads and /debug/profile next to /metrics."),
     # Logs
     flag("-v", "--v", type=int, metavar="LEVEL", usual="0", help="Log verbosity; 4 logs every sync."),
     # Without a meaning here
@@ -103,8 +109,6 @@ run_options = together(
     flag("--log-text-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
     boolean("--log-json-split-stream", help=_MEANINGLESS),
     flag("--log-json-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
-    flag("--feature-gates", metavar="NAME=BOOL,...", help="Accepted; kproxy has none."),
-    boolean("--profiling", help=_MEANINGLESS),
     flag("--show-hidden-metrics-for-version", metavar="1.X", help=_MEANINGLESS),
     duration("--config-sync-period", "15m", _MEANINGLESS),
     flag("--kube-api-content-type", metavar="TYPE", help=_MEANINGLESS),

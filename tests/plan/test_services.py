@@ -374,3 +374,13 @@ def test_text_fields_are_canonical() -> None:
 def test_creation_time_is_kept_for_claims() -> None:
     assert plan_of(service()).created == builders.CREATED
     assert plan_of(service(created=None)).created == ""
+
+
+@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort"])
+def test_without_the_gate_external_addresses_are_nobodys(kind: str) -> None:
+    fields: dict[str, Any] = {"type": kind, "externalIPs": ["1.2.3.4"], "externalTrafficPolicy": "Local"}
+    node = NodeView("node1", external_ips=False)
+    served = port_of(service(**fields), endpoint_slice("10.1.0.1"))
+    planned = port_of(service(**fields), endpoint_slice("10.1.0.1"), node=node)
+    assert (served.external_ips, planned.external_ips) == (("1.2.3.4",), ())
+    assert (planned.cluster_ip, planned.node_port) == (served.cluster_ip, served.node_port)
