@@ -380,3 +380,31 @@ def test_the_limit_of_tracked_connections_is_looked_at(mode: str) -> None:
     assert next(line for line in found["warning"] if "nf_conntrack_max" in line).startswith(told)
     status, found = check(*flags, "--conntrack-max-per-core=1", "--conntrack-min=1")
     assert not any("nf_conntrack_max" in line for line in found["warning"])
+
+
+@variants
+@fresh_network
+def test_an_extension_that_libxtables_lacks_is_named(
+    variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("iptc", reason="python-iptables is not installed")
+    good_node()
+    flags = [*OFFLINE, "--iptables-variant", variant]
+    told = "libxtables has all 14, in these revisions: comment 0, conntrack 3,"
+    assert begins(
+        [each for each in check(*flags)[1]["ok"] if each.startswith("extension")],
+        f"extensions IPv4: {told}",
+        f"extensions IPv6: {told}",
+    )
+    (original,) = Path("/usr/lib").glob("*/xtables")
+    for file in original.iterdir():
+        if file.name != "libxt_recent.so":
+            (tmp_path / file.name).symlink_to(file)
+    monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))
+    status, found = check(*flags)
+    assert status == 0
+    told = "libxtables cannot load its shared object"
+    assert [each for each in found["warning"] if each.startswith("extension")] == [
+        f"extension match recent IPv4: {told}",
+        f"extension match recent IPv6: {told}",
+    ]

@@ -1,6 +1,6 @@
 """`kproxy check`: look, try, judge. The order of findings is that in which an operator would mend things."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
 from kproxy.agent.check import judge, sight
@@ -18,6 +18,7 @@ from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.nft.program import find_nft
 from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
+from kproxy.kernel.xtables import extensions
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
@@ -59,6 +60,8 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
     for family, tried in trials.rules.items():
         yield from judge.judge_features(family, tried)
     yield from judge.judge_conntrack(trials.conntrack)
+    for family, tried in trials.rules.items():
+        yield from _check_extensions(family, [feature.name for feature, _ in tried])
     if config.proxy_mode == "ipvs":
         yield from judge.judge_sets(trials.sets)
         yield from judge.judge_ipvs(
@@ -94,6 +97,17 @@ def _check_nftables() -> Iterator[Finding]:
             yield obstacle(subject, f"its maps and chains cannot be made: {error.message}", remedy)
         else:
             yield ok(subject, "all maps, sets and chains of the mode work")
+
+
+def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]:
+    """Ask libxtables, where python-iptables is installed to do so."""
+    if not extensions.is_available():
+        return
+    try:
+        yield from judge.judge_extensions(family, extensions.revisions(family, names))
+    except extensions.ExtensionsError as error:
+        remedy = "what was tried above counts; see that python-iptables fits the node's libxtables"
+        yield warning(f"extensions {family}", f"libxtables cannot be asked: {error}", remedy)
 
 
 def _check_others(chosen: Variant | None) -> Iterator[Finding]:

@@ -376,3 +376,24 @@ def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
     assert "match bpf" in {f.name for f in rule_features("iptables", V4, "auto")}
     assert "match bpf" not in {f.name for f in rule_features("iptables", V4, "standard")}
     assert rule_features("another mode", V4) == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            {"match recent": 1, "target MARK": 2},
+            "ok extensions IPv4: libxtables has all 2, in these revisions: recent 1, MARK 2",
+        ),
+        (
+            {"match recent": None, "target MARK": 2},
+            "warning extension match recent IPv4: libxtables cannot load ... => install ... extension recent ...",
+        ),
+        (
+            {"match recent": 1, "target MARK": 1},
+            "warning extension target MARK IPv4: revision 1 is the newest ...; 2 is needed => use a newer ...",
+        ),
+    ],
+)
+def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -> None:
+    assert like(lines(judge.judge_extensions(V4, found)), [expected])
