@@ -101,7 +101,7 @@ LEAST_REVISIONS: Mapping[str, int] = {
     "match recent": 1,
     "target MARK": 2,
 }
-"""The revisions that brought the options which the rules use (net/netfilter/xt_*.c); any will do of others."""
+"""The revisions that brought the options which the rules use (net/netfilter/xt_*.c)."""
 
 SET_MODULES: Mapping[SetKind, str] = {
     SetKind.IP: "ip_set_hash_ip",
