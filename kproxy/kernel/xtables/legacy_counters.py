@@ -73,8 +73,7 @@ class LegacyCounters:
             raise CountersError(f"libiptc: {error}") from error
         finally:
             opened.close()
-            # libiptc's copy of a big table is a hundred MB in small pieces, which malloc would keep.
-            ctypes.CDLL(None).malloc_trim(0)
+            _give_back()
 
     def _walk(self, table: Any, start: Iterable[str], follow: Callable[[str], bool]) -> Iterator[CountedRule]:
         waiting = list(start)
@@ -122,6 +121,13 @@ class LegacyCounters:
             lines = stderr.decode("utf-8", "replace").strip().splitlines()
             told = lines[-1] if lines else "no reason given"
             raise CountersError(f"python-iptables ended with status {status}: {told}")
+
+
+def _give_back() -> None:
+    """Give back what libiptc freed: a big table is a hundred MB in small pieces, which glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _text(name: bytes | str) -> str:
