@@ -3,11 +3,15 @@
 ARG PYTHON=3.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
+# python-iptables comes as source; the other packages are wheels.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY kproxy kproxy
 RUN python -m venv /opt/kproxy \
- && PIP_CONSTRAINT=constraints.txt /opt/kproxy/bin/pip install --no-cache-dir --disable-pip-version-check . \
+ && PIP_CONSTRAINT=constraints.txt /opt/kproxy/bin/pip install --no-cache-dir --disable-pip-version-check '.[legacy]' \
  && rm -rf /opt/kproxy/lib/python*/site-packages/pip* \
  && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
 

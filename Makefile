@@ -30,8 +30,9 @@ bench: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt tools/debian-packages
+$(READY): pyproject.toml constraints.txt tools/debian-packages tools/promtool
 	tools/debian-packages
+	tools/promtool
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' \
@@ -47,4 +48,4 @@ constraints:
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -180,6 +180,8 @@ class Agent:
             plans, report = outcome.plans, outcome.report
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
+            if report.drifts:
+                self._tell_drifts(family, report.drifts)
             self._sides[family].tell(outcome)
             self._reporter.synced(family, report, plans, outcome.seconds, retried=retried)
             if report.error is not None:
@@ -350,13 +352,8 @@ class Agent:
             log.warning("check_failed", reason=str(error))
             return
         for family, drifts in found.items():
-            self._take_drift(family, drifts)
-
-    def _take_drift(self, family: Family, drifts: Sequence[Drift]) -> None:
-        self._reporter.drifted(family, drifts)
-        shown = [str(drift) for drift in drifts[:10]]
-        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
-        self._drifted = True
+            self._tell_drifts(family, drifts)
+            self._drifted = True
 
     def _look_for_drift(self) -> None:
         now = self._clock()
@@ -371,13 +368,19 @@ class Agent:
                 log.warning("check_failed", family=side.family.value, reason=str(error))
                 continue
             if drifts:
-                self._take_drift(side.family, drifts)
+                self._tell_drifts(side.family, drifts)
+                self._drifted = True
             elif self._schedule.failures == 0 and self._inbox.pending_since is None:
                 self._reporter.confirmed(side.family)
         cost = self._clock() - now
         self._next_check = self._clock() + CHECK_SHARE * cost
         if thorough:
             self._next_thorough = self._clock() + max(THOROUGH_PERIOD, 500 * cost)
+
+    def _tell_drifts(self, family: Family, drifts: Sequence[Drift]) -> None:
+        self._reporter.drifted(family, drifts)
+        shown = [str(drift) for drift in drifts[:10]]
+        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
 
     def _after_first_sync(self) -> None:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""

@@ -79,6 +79,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     oom_score_adj: int = -999
     verbosity: int = 0
     metrics_service_limit: int = 500
+    profiling: bool = False
+    external_ips: bool = True
     iptables_variant: Variant | None = None
     iptables_layout: str = "auto"
     ipvs_scheduler: str = "rr"

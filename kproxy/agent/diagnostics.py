@@ -1,4 +1,7 @@
-"""What :10249 answers: /metrics, /healthz, /proxyMode and /configz as kube-proxy does, and /status."""
+"""What :10249 answers: /metrics, /metrics/slis, /healthz, /proxyMode and /configz as kube-proxy does.
+
+Besides, /status, and with enableProfiling /debug/threads and /debug/profile.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -6,11 +9,13 @@ from datetime import UTC, datetime
 import msgspec
 
 from kproxy import __version__
+from kproxy.agent import profiling
 from kproxy.agent.config import ProxyConfig
-from kproxy.agent.exposition import CONTENT_TYPE, Exposition
+from kproxy.agent.exposition import CONTENT_TYPE, Exposition, slis
 from kproxy.agent.health import HealthState
 from kproxy.agent.http_server import Answer, Routes
 from kproxy.agent.inbox import Inbox
+from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import document
@@ -69,15 +74,28 @@ class Inspector:
             refused_mode=self._reloader.refused_mode(),
         )
 
-    def routes(self, exposition: Exposition) -> Routes:
+    def routes(self, exposition: Exposition, metrics: Metrics) -> Routes:
         """What answers for each path."""
         return {
             "/metrics": lambda: Answer(exposition.text(), CONTENT_TYPE),
-            "/healthz": lambda: Answer(b"ok"),
+            "/metrics/slis": lambda: Answer(slis(metrics), CONTENT_TYPE),
+            "/healthz": lambda: _ping(metrics),
             "/proxyMode": lambda: Answer(self._config().proxy_mode.encode()),
             "/configz": lambda: Answer(configz(self._reloader.running()), "application/json"),
             "/status": lambda: Answer(encode(self.status()), "application/json"),
+            "/debug/threads": lambda: self._debug(profiling.threads),
+            "/debug/profile": lambda: self._debug(profiling.profile),
         }
+
+    def _debug(self, look: Callable[[], str]) -> Answer:
+        if not self._config().profiling:
+            return Answer(b"enableProfiling is false\n", status=404)
+        return Answer(look().encode())
+
+
+def _ping(metrics: Metrics) -> Answer:
+    observe_check(metrics, "ping", "healthz", passed=True)
+    return Answer(b"ok")
 
 
 def configz(settings: Settings) -> bytes:

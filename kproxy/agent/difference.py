@@ -17,7 +17,6 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.factory import ipvs_handles
 from kproxy.agent.iptables_mode import (
     COUNTERS,
-    ROUTE_LOCALNET,
     Abilities,
     countable,
     iptables_config,
@@ -25,10 +24,11 @@ from kproxy.agent.iptables_mode import (
     rules_backend,
     usable_layout,
 )
-from kproxy.agent.ipvs_mode import CONNTRACK, ipvs_config, rules_config, wanted_sysctls
+from kproxy.agent.ipvs_mode import ipvs_config, rules_config
 from kproxy.agent.nftables_difference import compare_tables, former_rules, former_tables
 from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
 from kproxy.agent.offline import addresses_of
+from kproxy.agent.sysctls import look
 from kproxy.backends.base import Backend
 from kproxy.backends.change import Change, Sign
 from kproxy.backends.iptables.choice import layouts
@@ -38,7 +38,7 @@ from kproxy.backends.ipvs.keeper import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs
-from kproxy.kernel import links, nfacct, sysctl
+from kproxy.kernel import links, nfacct
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.kernel.nft.types import NftError
@@ -108,7 +108,8 @@ def of_this_node(config: ProxyConfig) -> Difference:
             found = _rehearse_nftables(config, tables, facts)
         except (NftError, ScratchUnavailable, RestoreError, ValueError, *KERNEL_ERRORS) as error:
             raise DifferenceError(f"--proxy-mode nftables: {error}") from error
-        return msgspec.structs.replace(found, problems=(*problems, *found.problems))
+        found = msgspec.structs.replace(found, problems=(*problems, *found.problems))
+        return _with_sysctls(config, facts, found)
     tools = _tools(config)
     try:
         dumps = {
@@ -121,10 +122,11 @@ def of_this_node(config: ProxyConfig) -> Difference:
             family: (*changes, *former_rules(family, used=tools[family].variant))
             for family, changes in found.rules.items()
         }
-        others = (*found.others, *former_tables(), *_sysctl_changes(config, facts))
+        others = (*found.others, *former_tables())
     except (RestoreError, NftablesError, ValueError, *KERNEL_ERRORS) as error:
         raise DifferenceError(f"the kernel cannot be read: {error}") from error
-    return msgspec.structs.replace(found, rules=rules, others=others, problems=(*problems, *found.problems))
+    found = msgspec.structs.replace(found, rules=rules, others=others, problems=(*problems, *found.problems))
+    return _with_sysctls(config, facts, found)
 
 
 def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:
@@ -304,17 +306,22 @@ def _offers(scheduler: str) -> bool:
         return True
 
 
-def _sysctl_changes(config: ProxyConfig, facts: NodeFacts) -> Iterator[Change]:
-    wanted: dict[str, int] = {}
-    if config.proxy_mode == "ipvs":
-        settings = wanted_sysctls(strict_arp=config.ipvs_strict_arp)
-        wanted = {CONNTRACK: 1} | {name: value for name, (value, _) in settings.items()}
-    elif facts.families[Family.IPV4].localhost_node_ports:
-        wanted = {ROUTE_LOCALNET: 1}
-    for name, value in wanted.items():
-        try:
-            now = sysctl.read(name)
-        except sysctl.SysctlError:
-            continue
-        if now != str(value):
-            yield Change(f"sysctl {name}", Sign.CHANGE, f"{now} -> {value}")
+def _with_sysctls(config: ProxyConfig, facts: NodeFacts, found: Difference) -> Difference:
+    """The same with the kernel parameters that a start sets, and a problem for each that it cannot set."""
+    localhost = facts.families[Family.IPV4].localhost_node_ports
+    wrong = [
+        each for each in look(config, tuple(Family), localhost=localhost) if each.sets and not each.right
+    ]
+    changes = [
+        Change(f"sysctl {each.name}", Sign.CHANGE, f"{each.now} -> {each.wanted}")
+        for each in wrong
+        if each.writable
+    ]
+    problems = [
+        f"sysctl {each.name}: {each.deviation} and cannot be set here; {each.command}"
+        for each in wrong
+        if not each.writable and each.now is not None
+    ]
+    return msgspec.structs.replace(
+        found, others=(*found.others, *changes), problems=(*found.problems, *problems)
+    )

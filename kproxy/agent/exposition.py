@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from kproxy import __version__
-from kproxy.agent.metric_series import ALL, BUILD_INFO, COLLECTION_FAILURES, Series, SeriesType
+from kproxy.agent.metric_series import ALL, BUILD_INFO, COLLECTION_FAILURES, SLIS, Series, SeriesType
 from kproxy.agent.metrics import Distribution, Labels, Metrics, Sample
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ class Exposition:
         for sample in samples:  # what was read just now takes the place of a counter's first 0
             by_series.setdefault(sample.series, {})[sample.labels] = sample
         mode = self._mode()
-        for series in ALL:
-            if series in by_series and (not series.modes or mode in series.modes):
-                yield _family(series, by_series[series].values())
+        shown = [each for each in ALL if not each.modes or mode in each.modes]
+        yield from (_family(each, by_series[each].values()) for each in shown if each in by_series)
 
     def _make_registry(self) -> Any:
         from prometheus_client import CollectorRegistry, ProcessCollector
@@ -76,6 +75,24 @@ class Exposition:
         registry.register(self)
         ProcessCollector(registry=registry)
         return registry
+
+
+def slis(metrics: Metrics) -> bytes:
+    """The outcomes of health checks in the classic text format, as /metrics/slis tells them."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Slis(metrics.samples()))
+    return generate_latest(registry)
+
+
+class _Slis:
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def collect(self) -> "Iterator[Metric]":
+        for series in SLIS:
+            yield _family(series, [sample for sample in self._samples if sample.series == series])
 
 
 def _family(series: Series, samples: Iterable[Sample]) -> "Metric":

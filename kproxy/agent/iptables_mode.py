@@ -11,7 +11,7 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
 from kproxy.agent.rules_removal import remove_other_rules
 from kproxy.agent.table_removal import remove_tables
-from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
+from kproxy.backends.base import Backend, Drift, MeasureError, Measurement, PortTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.choice import layouts
@@ -19,10 +19,11 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
-from kproxy.backends.iptables.traffic import port_traffic
+from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
+from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 
 log = structlog.stdlib.get_logger(__name__)
@@ -58,6 +59,7 @@ class IptablesMode:
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
         self._liberal = is_liberal()
+        self._counters_of = _legacy_counters(tables)
         self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
         self._counters = {
             family: {name: countable(xtables, name) for name in COUNTERS}
@@ -115,9 +117,20 @@ class IptablesMode:
         if not traffic:
             return Measurement(rules=rules)
         try:
-            return Measurement(port_traffic(self.tables[family].counters("nat")), rules)
+            return Measurement(self._traffic(family), rules)
         except RestoreError as error:
             raise MeasureError(error.message) from error
+
+    def _traffic(self, family: Family) -> tuple[PortTraffic, ...]:
+        """What the rules count: of legacy tables without a process where that works, else from a dump."""
+        counters = self._counters_of.get(family)
+        if counters is not None:
+            try:
+                return rule_traffic(counters.read("nat", Chains.roots, Chains.leads_on))
+            except CountersError as error:
+                log.info("counters_by_process", family=family.value, reason=str(error))
+                self._counters_of.pop(family)
+        return port_traffic(self.tables[family].counters("nat"))
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
         able = Abilities(
@@ -127,6 +140,17 @@ class IptablesMode:
             liberal=self._liberal,
         )
         return iptables_config(self._config, family, facts, able)
+
+
+def _legacy_counters(tables: Mapping[Family, Xtables]) -> dict[Family, LegacyCounters]:
+    found = {}
+    for family, xtables in tables.items():
+        if xtables.variant is Variant.LEGACY:
+            try:
+                found[family] = LegacyCounters(family)
+            except CountersError as error:
+                log.debug("counters_by_process", family=family.value, reason=str(error))
+    return found
 
 
 def iptables_config(

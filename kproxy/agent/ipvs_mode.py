@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -71,8 +71,9 @@ class IpvsMode:
         self._scheduler = parse_scheduler(config.ipvs_scheduler)
         self._backends: dict[Family, IpvsBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
+        self._lenient_arp: dict[str, str] = {}
         self._probe()
-        set_sysctls(strict_arp=config.ipvs_strict_arp)
+        self._set_sysctls()
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -105,7 +106,7 @@ class IpvsMode:
                 config = msgspec.structs.replace(config, ipvs_scheduler=self._config.ipvs_scheduler)
             self._config = config
             self._set_timeouts()
-            set_sysctls(strict_arp=config.ipvs_strict_arp)
+            self._set_sysctls()
         except (*KERNEL_ERRORS, ModeUnavailable) as error:
             log.warning("settings_failed", reason=str(error))
 
@@ -164,6 +165,16 @@ class IpvsMode:
             f"--ipvs-scheduler {wanted}: this kernel does not have it; it has {', '.join(offered) or 'none'}"
         )
 
+    def _set_sysctls(self) -> None:
+        """Set what the mode depends on; without strict ARP, what this process changed for it is put back."""
+        strict = self._config.ipvs_strict_arp
+        if strict:
+            self._lenient_arp = _values(STRICT_ARP) | self._lenient_arp
+        set_sysctls(strict_arp=strict)
+        if not strict:
+            restore_arp(self._lenient_arp)
+            self._lenient_arp = {}
+
     def _set_timeouts(self) -> None:
         timeouts = Timeouts(
             round(self._config.ipvs_tcp_timeout),
@@ -211,6 +222,26 @@ def wanted_sysctls(*, strict_arp: bool, release: str | None = None) -> dict[str,
     if match is not None and (4, 1) <= (int(match[1]), int(match[2])) < (5, 9):
         wanted[CONN_REUSE] = (0, "a reused client port costs no second")
     return wanted
+
+
+def restore_arp(former: Mapping[str, str]) -> None:
+    """Give the parameters of strict ARP their former values, unless others have changed them meanwhile."""
+    for name, value in former.items():
+        try:
+            if sysctl.read(name) == str(STRICT_ARP[name][0]) and sysctl.ensure(name, value):
+                log.info("sysctl_set", name=name, value=value, reason="strictARP is false again")
+        except sysctl.SysctlError as error:
+            log.warning("sysctl_failed", name=error.name, reason=error.reason, effect="ARP stays strict")
+
+
+def _values(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = sysctl.read(name)
+        except sysctl.SysctlError as error:
+            log.debug("sysctl_unreadable", name=error.name, reason=error.reason)
+    return found
 
 
 def set_sysctls(*, strict_arp: bool, release: str | None = None) -> None:

@@ -250,5 +250,15 @@ OMITTED = _gauge(
     "Service ports beyond --metrics-service-limit, the quietest ones.",
 )
 
-ALL: tuple[Series, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Series))
+_CHECK = ("name", "type")
+HEALTHCHECK = _gauge(
+    "kubernetes_healthcheck", _CHECK, "1 if a health check succeeded when it was last asked for, else 0."
+)
+HEALTHCHECKS = _counter("kubernetes_healthchecks_total", (*_CHECK, "status"), "Answers of health checks.")
+SLIS = (HEALTHCHECK, HEALTHCHECKS)
+"""What /metrics/slis has (KEP-3466, component-base/metrics/prometheus/slis); /metrics has none of it."""
+
+ALL: tuple[Series, ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Series) and value not in SLIS
+)
 """All of them, in the order above."""

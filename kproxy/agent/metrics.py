@@ -11,7 +11,7 @@ from collections.abc import Collection
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.agent.metric_series import ALL, Series, SeriesType
+from kproxy.agent.metric_series import ALL, HEALTHCHECK, HEALTHCHECKS, Series, SeriesType
 
 Labels = tuple[str, ...]
 """Label values, in the order of the series' labels."""
@@ -89,3 +89,9 @@ class Metrics:
                 for (series, labels), each in self._histograms.items()
             ]
         return found
+
+
+def observe_check(metrics: Metrics, name: str, path: str, *, passed: bool) -> None:
+    """Take the outcome of a health check: its name, and where it was asked for (`healthz`, `livez`)."""
+    metrics.set(HEALTHCHECK, name, path, value=float(passed))
+    metrics.add(HEALTHCHECKS, name, path, "success" if passed else "error")

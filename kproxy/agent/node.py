@@ -44,7 +44,7 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
     """
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
-    view = NodeView(config.node_name, zone, addresses)
+    view = NodeView(config.node_name, zone, addresses, config.external_ips)
     local = _local_traffic(config, node)
     if local is None:
         return None

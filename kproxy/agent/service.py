@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 
 import structlog
 
@@ -26,7 +27,7 @@ from kproxy.agent.inbox import Inbox
 from kproxy.agent.input import make_input
 from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
-from kproxy.agent.metrics import Metrics
+from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
@@ -91,7 +92,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         readers(lambda: agent.mode, reloader.refused_mode, inbox, reporter, config.metrics_service_limit),
     )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    servers = _servers(config, health, metrics, inspector.routes(exposition))
+    servers = _servers(config, health, metrics, inspector.routes(exposition, metrics))
     with (
         _led_by_signals(stop, inbox, reloader),
         _serving(servers, hard_fail=config.bind_address_hard_fail),
@@ -222,6 +223,7 @@ def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader) -> 
 def _servers(config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes) -> list[HttpServer]:
     def answered(path: str, status: int) -> None:
         metrics.add(HEALTHZ_ANSWERS if path == HEALTHZ else LIVEZ_ANSWERS, str(status))
+        observe_check(metrics, "sync", path.removeprefix("/"), passed=status == HTTPStatus.OK)
 
     servers: list[HttpServer] = []
     if config.healthz_bind_address and not config.once:

@@ -32,6 +32,7 @@ class SyncReport(msgspec.Struct, frozen=True):
     table. `degraded` services work, but not in every respect as they were asked for; it says in which.
     `leftovers` counts objects that nobody needs any more and the kernel would not let go: they harm nobody,
     and are tried again. `full`: the kernel was read first, and all of it was compared with what is desired.
+    `drifts` is what others were found to have changed when the kernel refused something because of it.
     """
 
     failed: Mapping[str, str] = {}
@@ -41,6 +42,7 @@ class SyncReport(msgspec.Struct, frozen=True):
     rules: Mapping[str, int] = {}
     full: bool = False
     leftovers: int = 0
+    drifts: tuple["Drift", ...] = ()
 
 
 class PortTraffic(msgspec.Struct, frozen=True, gc=False):

@@ -39,6 +39,20 @@ node_options = together(
     duration(
         "--ipvs-graceful-period", "1h", "How long an endpoint that left is kept for its connections, at most."
     ),
+    size("--conntrack-max-per-core", "32768", "Tracked connections for each core; 0: the kernel's limit."),
+    size("--conntrack-min", "131072", "Tracked connections at least."),
+    duration(
+        "--conntrack-tcp-timeout-established", "24h", "Timeout of idle TCP connections; 0: the kernel's."
+    ),
+    duration("--conntrack-tcp-timeout-close-wait", "1h", "The same in CLOSE_WAIT; 0: the kernel's."),
+    boolean("--conntrack-tcp-be-liberal", help="Do not take packets out of window for invalid."),
+    duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
+    duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
+    several(
+        "--feature-gates",
+        metavar="NAME=BOOL,...",
+        help="AllowServiceExternalIPs=false serves no spec.externalIPs; others are accepted.",
+    ),
 )
 """For `check` and `diff` as well: where objects come from, and what a node is asked to do."""
 
@@ -84,15 +98,7 @@ run_options = together(
     size(
         "--oom-score-adj", "-999", "How readily the kernel ends kproxy when memory is short: -1000 to 1000."
     ),
-    size("--conntrack-max-per-core", "32768", "Tracked connections for each core; 0: the kernel's limit."),
-    size("--conntrack-min", "131072", "Tracked connections at least."),
-    duration(
-        "--conntrack-tcp-timeout-established", "24h", "Timeout of idle TCP connections; 0: the kernel's."
-    ),
-    duration("--conntrack-tcp-timeout-close-wait", "1h", "The same in CLOSE_WAIT; 0: the kernel's."),
-    boolean("--conntrack-tcp-be-liberal", help="Do not take packets out of window for invalid."),
-    duration("--conntrack-udp-timeout", "0", "Timeout of unanswered UDP flows; 0: the kernel's."),
-    duration("--conntrack-udp-timeout-stream", "0", "Timeout of answered UDP flows; 0: the kernel's."),
+    boolean("--profiling", help="Answer /debug/threads and /debug/profile next to /metrics."),
     # Logs
     flag(
         "-v",
@@ -110,8 +116,6 @@ run_options = together(
     flag("--log-text-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
     boolean("--log-json-split-stream", help=_MEANINGLESS),
     flag("--log-json-info-buffer-size", metavar="QUANTITY", help=_MEANINGLESS),
-    several("--feature-gates", metavar="NAME=BOOL,...", help="Accepted; kproxy has none."),
-    boolean("--profiling", help=_MEANINGLESS),
     flag("--show-hidden-metrics-for-version", metavar="1.X", help=_MEANINGLESS),
     duration("--config-sync-period", "15m", _MEANINGLESS),
     flag("--kube-api-content-type", metavar="TYPE", help=_MEANINGLESS),

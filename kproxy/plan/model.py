@@ -42,12 +42,13 @@ class NodeView(msgspec.Struct, frozen=True):
     """What planning needs to know of the node it plans for.
 
     `addresses` holds the node's primary address per family; it decides whether a source range includes
-    the node itself.
+    the node itself. Without `external_ips`, spec.externalIPs are served nowhere (KEP-5707).
     """
 
     name: str
     zone: str | None = None
     addresses: Mapping[Family, str] = {}
+    external_ips: bool = True
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):

@@ -220,7 +220,7 @@ def _plan_ports(
     reader: _Reader, cluster_ip: str, candidates: dict[PortKey, list[Candidate]], node: NodeView
 ) -> tuple[PortPlan, ...]:
     spec = reader.spec
-    external_ips = reader.external_ips()
+    external_ips = reader.external_ips() if node.external_ips else ()
     load_balancer_ips = reader.load_balancer_ips()
     source_ranges = reader.source_ranges()
     affinity = reader.affinity_seconds()

@@ -4,8 +4,12 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
-from kproxy.agent.iptables_mode import usable_layout
+from kproxy.agent.departure import Departure
+from kproxy.agent.iptables_mode import IptablesMode, usable_layout
+from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
 from kproxy.kernel.xtables.types import Variant
+from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
 from kproxy.testing.fake_xtables import FakeXtables
 
 CONFIG = ProxyConfig(node_name="node-a")
@@ -23,3 +27,24 @@ def test_without_the_match_the_standard_layout_stays() -> None:
     xtables = FakeXtables(Family.IPV4, Variant.NFT)
     xtables.refuse_rules_matching("-m bpf")
     assert usable_layout(CONFIG, xtables) == "standard"
+
+
+def test_counters_come_from_a_dump_where_the_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Family] = []
+
+    def fail(*_: object) -> None:
+        asked.append(Family.IPV4)
+        raise CountersError("python-iptables ended with status -11: no reason given")
+
+    monkeypatch.setattr(LegacyCounters, "__init__", lambda *_: None)
+    monkeypatch.setattr(LegacyCounters, "read", fail)
+    xtables = FakeXtables(Family.IPV4, Variant.LEGACY)
+    xtables.edit(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-AAAA - [0:0]\n-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp "
+        '-m comment --comment "ns/a:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-AAAA\nCOMMIT\n'
+    )
+    handles = KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice())
+    mode = IptablesMode(CONFIG, {Family.IPV4: xtables}, Departure(handles, 0.0, (), lambda: 0.0))
+    for _ in range(2):
+        assert [each.name for each in mode.measure(Family.IPV4, traffic=True).traffic] == ["ns/a:http"]
+    assert asked == [Family.IPV4]

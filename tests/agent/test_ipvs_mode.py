@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
+from kproxy.agent import ipvs_mode
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.ipvs_mode import IpvsMode, ipvs_config, set_sysctls
 from kproxy.agent.mode import ModeUnavailable
@@ -98,6 +99,29 @@ def test_sysctls_are_those_that_the_mode_depends_on(
         "net/ipv4/ip_forward": 1,
     }
     assert sysctls.values == always | expected
+
+
+def test_strict_arp_is_put_back_as_it_was_found_unless_others_changed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values: dict[str, str] = dict.fromkeys(ipvs_mode.STRICT_ARP, "0")
+    monkeypatch.setattr(sysctl, "read", lambda name: values[name])
+
+    def ensure(name: str, value: int | str) -> bool:
+        values[name] = str(value)
+        return True
+
+    monkeypatch.setattr(sysctl, "ensure", ensure)
+    made, strict = mode(FakeIpvs(), ipvs_strict_arp=True), {"ipvs_strict_arp": True}
+    ignore, announce = ipvs_mode.STRICT_ARP
+    assert (values[ignore], values[announce]) == ("1", "2")
+    made.reconfigure(msgspec.structs.replace(CONFIG, **strict))
+    values[announce] = "1"
+    made.reconfigure(CONFIG)
+    assert (values[ignore], values[announce]) == ("0", "1")
+    values[ignore] = "1"
+    made.reconfigure(CONFIG)
+    assert values[ignore] == "1"
 
 
 def test_a_sysctl_that_cannot_be_set_is_the_end_only_if_nothing_works_without_it(

@@ -277,3 +277,19 @@ def test_what_a_fresh_sync_writes_means_what_kube_proxy_writes() -> None:
         if (table, chain) in expected
     }
     assert reference_rules.canonical(found) == reference_rules.canonical(expected)
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_damage_that_a_sync_meets_is_named_and_repaired_by_it(variant: Variant) -> None:
+    cluster = Cluster(variant)
+    cluster.put(service("a", "10.96.0.1"), pods_of("a", endpoint("10.1.0.1")))
+    done(cluster)
+    cluster.fake.flush_table("nat")
+    cluster.put(service("b", "10.96.0.2"), pods_of("b", endpoint("10.1.0.2")))
+    report = cluster.sync()
+    assert (report.error, dict(report.failed)) == (None, {})
+    named = {str(drift) for drift in report.drifts}
+    assert {"chain nat/KUBE-MARK-MASQ is missing", "chain nat/KUBE-SERVICES is missing"} <= named
+    assert not any("filter/" in each for each in named)
+    assert cluster.state() == cluster.fresh()
+    assert cluster.sync().drifts == ()

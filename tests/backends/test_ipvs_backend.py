@@ -7,21 +7,18 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.names import sets
 from kproxy.backends.ipvs.retirement import Retirement, left_in
-from kproxy.kernel.ipset.types import Entry, SetKind, SetSpec
+from kproxy.kernel.ipset.types import Entry
 from kproxy.kernel.ipvs.types import (
     PERSISTENT,
     SCHED1,
     SCHED2,
     Command,
     DestinationId,
-    IpvsError,
-    IpvsUnavailable,
     ServerId,
     VirtualServer,
 )
@@ -252,95 +249,6 @@ def test_refusal_begins_before_the_last_destination_goes_and_ends_after_the_firs
         node.done()
 
 
-def test_a_refused_request_costs_only_its_own_service() -> None:
-    node = IpvsNode()
-    node.faults.refuse = lambda change: "10.96.0.2" in change
-    for n in (1, 2, 3):
-        node.put(service(f"svc{n}", f"10.96.0.{n}"), eps("10.1.0.1", service=f"svc{n}"))
-    report = node.sync()
-    assert list(report.failed) == ["ns1/svc2"]
-    assert "10.96.0.2" in report.failed["ns1/svc2"]
-    assert {server.ip for server in node.ipvs.table} == {"10.96.0.1", "10.96.0.3"}
-    node.faults.refuse = lambda _: False
-    node.backend.retry()
-    node.done()
-    assert node.state() == node.fresh()
-
-
-@pytest.mark.parametrize("what", ["KPROXY-LOOP-BACK", "DEL_SERVICE", "10.96.0.1"])
-def test_a_removal_that_is_refused_is_named_and_not_forgotten(what: str) -> None:
-    node = IpvsNode()
-    node.put(
-        service(ports=[port(53, "dns", "UDP")]), eps("10.1.0.1", node="node1", ports=[port(53, "dns", "UDP")])
-    )
-    node.done()
-    node.drop("ns1/svc1")
-    node.faults.refuse = lambda change: what in change
-    failed = node.sync().failed
-    assert failed
-    assert "ns1/svc1" not in failed
-    node.faults.refuse = lambda _: False
-    node.backend.retry()
-    node.done()
-    assert node.state() == node.fresh()
-
-
-def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
-    node = IpvsNode()
-    theirs = ServerId("TCP", "192.168.0.2", 30001)
-    unrelated = ServerId("TCP", "203.0.113.5", 443)
-    for server in (theirs, unrelated):
-        node.ipvs.table[server] = (VirtualServer("wlc"), {})
-    node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))
-    assert "did not make" in node.sync().failed["ns1/svc1"]
-    assert {server: node.ipvs.table[server][0] for server in (theirs, unrelated)} == {
-        theirs: VirtualServer("wlc"),
-        unrelated: VirtualServer("wlc"),
-    }
-    for again in (node.backend.retry, node.start):
-        again()
-        assert "did not make" in node.sync().failed["ns1/svc1"]
-        assert node.ipvs.table[theirs] == (VirtualServer("wlc"), {})
-    del node.ipvs.table[theirs]
-    node.backend.retry()
-    node.done()
-    assert theirs in node.ipvs.table
-
-
-def test_a_virtual_server_that_somebody_makes_meanwhile_gets_no_destinations() -> None:
-    node = IpvsNode()
-    node.done()
-    theirs = ServerId("TCP", "192.168.0.2", 30001)
-    node.ipvs.table[theirs] = (VirtualServer("wlc"), {})
-    node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))
-    node.sync()
-    assert node.ipvs.table[theirs][1] == {}
-
-
-def test_excluded_ranges_are_not_cleaned_up() -> None:
-    node = IpvsNode(with_config(exclude_cidrs=("10.96.9.0/24",)))
-    kept = ServerId("TCP", "10.96.9.9", 80)
-    node.device.held = {"10.96.9.9", "10.96.8.8"}
-    for server in (kept, ServerId("TCP", "10.96.8.8", 80)):
-        node.ipvs.table[server] = (VirtualServer("rr"), {})
-    node.done()
-    assert list(node.ipvs.table) == [kept]
-
-
-@pytest.mark.parametrize("lost", range(1, 12))
-def test_lost_acknowledgements_lose_nothing(lost: int) -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1", "10.1.0.2"))
-    node.faults.lose_soon(lost - 1)
-    report = node.sync()
-    if report.error is None:
-        assert node.faults.lose_at is not None
-        return
-    assert "lost" in report.error
-    node.done()
-    assert node.state() == node.fresh()
-
-
 def test_an_external_address_beats_a_node_port_on_it() -> None:
     node = IpvsNode()
     node.put(
@@ -357,115 +265,6 @@ def test_an_external_address_beats_a_node_port_on_it() -> None:
     assert list(node.serving(ServerId("TCP", "192.168.0.2", 30001))) == [DestinationId("10.1.0.1", 80)]
     node.drained()
     assert node.state() == node.fresh()
-
-
-def test_drift_is_named_and_mended() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    node.ipvs.table[CLUSTER_IP][1][DestinationId("10.1.0.9", 80)] = 1
-    node.device.held = set()
-    named = [str(drift) for drift in node.backend.check(thorough=True)]
-    assert named == [
-        "address 10.96.0.1 is missing",
-        "destination TCP 10.96.0.1 port 80 -> 10.1.0.9 port 80 is not wanted",
-    ]
-    node.done()
-    node.drained()
-    assert node.state() == node.fresh()
-
-
-def test_a_lost_address_is_put_back_without_reading_anything_else() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    node.device.held = set()
-    reads = node.ipvs.reads, node.ipset.reads
-    named = [str(drift) for drift in node.backend.compare_addresses({"10.96.0.1": False})]
-    assert named == ["address 10.96.0.1 is missing"]
-    node.done()
-    assert node.device.held == {"10.96.0.1"}
-    assert (node.ipvs.reads, node.ipset.reads) == reads
-
-
-def test_a_lost_device_is_made_again() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    node.device.held = None
-    assert node.backend.compare_addresses({"10.96.0.1": False})
-    node.done()
-    assert node.device.held == {"10.96.0.1"}
-
-
-def test_an_address_that_somebody_added_goes() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    assert node.device.held is not None
-    node.device.held.add("10.9.9.9")
-    named = [str(drift) for drift in node.backend.compare_addresses({"10.9.9.9": True})]
-    assert named == ["address 10.9.9.9 is not wanted"]
-    node.done()
-    assert node.device.held == {"10.96.0.1"}
-
-
-def test_news_of_what_we_did_ourselves_cost_nothing() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    reads = node.device.reads
-    assert node.backend.compare_addresses({"10.96.0.1": True, "10.96.0.7": False}) == ()
-    assert node.device.reads == reads
-    node.now += CONFIG.look_period
-    assert node.backend.check() == ()
-    assert node.device.reads == reads
-
-
-def test_lost_news_make_all_addresses_be_read() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    node.device.held = set()
-    assert node.backend.compare_addresses(None)
-    node.done()
-    assert node.device.held == {"10.96.0.1"}
-
-
-def test_addresses_that_could_not_be_read_are_read_at_the_next_look() -> None:
-    node = IpvsNode()
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    node.device.held = set()
-    node.faults.unavailable = "no buffer space"
-    with pytest.raises(CheckError):
-        node.backend.compare_addresses({"10.96.0.1": False})
-    node.faults.unavailable = ""
-    node.now += CONFIG.look_period
-    assert [str(drift) for drift in node.backend.check()] == ["address 10.96.0.1 is missing"]
-
-
-def test_what_drains_stays_ours_whatever_becomes_of_sets_and_addresses() -> None:
-    node = IpvsNode()
-    node.put(service(type="NodePort", ports=[port(nodePort=30001)]), eps("10.1.0.1"))
-    node.done()
-    for server in node.ipvs.table:
-        node.ipvs.connections[server, DestinationId("10.1.0.1", 80)] = 1
-    node.drop("ns1/svc1")
-    node.done()
-    node.device.held = set()
-    node.backend.check(thorough=True)
-    node.done()
-    for _, entries in node.ipset.sets.values():
-        entries.clear()
-    assert node.backend.check(thorough=True)
-    node.done()
-    assert set(node.ipvs.table) <= node.listed()
-    node.start()
-    node.done()
-    node.ipvs.connections.clear()
-    node.drained()
-    assert (node.ipvs.table, node.listed()) == ({}, set())
 
 
 def test_a_service_that_returns_with_another_policy_is_listed_once() -> None:
@@ -528,44 +327,6 @@ def test_retirement_waits_for_connections_and_leaves_nothing() -> None:
         node.now += wait
     assert leaving.done
     assert (node.ipvs.table, node.ipset.sets, node.device.held) == ({}, {}, set())
-
-
-def test_retirement_leaves_what_is_not_ours() -> None:
-    node = IpvsNode()
-    foreign = ServerId("TCP", "203.0.113.5", 443)
-    node.ipvs.table[foreign] = (VirtualServer("wlc"), {})
-    node.ipset.create(SetSpec("FOREIGN", SetKind.IP, Family.IPV4))
-    node.put(service(), eps("10.1.0.1"))
-    node.done()
-    leaving = Retirement(Family.IPV4, node.handles, 0, lambda: node.now)
-    assert leaving.clear()
-    assert leaving.dissolve()
-    assert list(node.ipvs.table) == [foreign]
-    assert list(node.ipset.sets) == ["FOREIGN"]
-
-
-def test_sets_that_outlived_their_kernels_ipvs_are_destroyed() -> None:
-    node = IpvsNode()
-    node.ipset.create(KNOWN.cluster_ip)
-
-    def fail(_: Family) -> Any:
-        raise IpvsUnavailable("this kernel has no IPVS")
-
-    node.ipvs.servers = fail  # type: ignore[method-assign,assignment]
-    leaving = Retirement(Family.IPV4, node.handles, 500.0, lambda: node.now)
-    assert leaving.tend() is None
-    assert (node.ipset.sets, node.device.held) == ({}, None)
-
-
-def test_a_kernel_without_ipvs_is_an_error_that_says_so() -> None:
-    node = IpvsNode()
-
-    def fail(_: Family) -> Any:
-        raise IpvsError("this kernel has no IPVS")
-
-    node.ipvs.servers = fail  # type: ignore[method-assign,assignment]
-    node.put(service(), eps("10.1.0.1"))
-    assert node.sync().error == "this kernel has no IPVS"
 
 
 def test_the_default_scheduler_is_the_operators() -> None:

@@ -435,3 +435,16 @@ def test_a_terse_listing_is_of_this_table_alone_and_without_elements() -> None:
     assert full is not None
     assert terse is not None
     assert terse.split() == full.replace("elements = { 81, 82 }", "").split()
+
+
+def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    elements(node, "endpoint-0").clear()
+    node.fake.commits += 1
+    node.put(web(), pods("a", "10.1.0.2"))
+    report = node.sync()
+    assert (report.error, dict(report.failed)) == (None, {})
+    assert [str(drift) for drift in report.drifts] == ["element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"]
+    assert node.state() == node.fresh()

@@ -9,6 +9,9 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 CLUSTER = "10.244.0.0/16,fd00:10:244::/56"
 FLAGS = ["--manifests", str(EXAMPLES), "--cluster-cidr", CLUSTER, "--hostname-override", "node-a"]
+LIMIT_AS_IT_IS = "--conntrack-max-per-core=0"
+"""Its parameter belongs to the machine: no other network namespace can write it."""
+FLAGS.append(LIMIT_AS_IT_IS)
 
 
 def kproxy(*arguments: str, through: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

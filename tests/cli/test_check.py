@@ -24,10 +24,10 @@ from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
 from kproxy.testing.apiserver import ApiServer
 from kproxy.testing.apiserver.access import write_kubeconfig
-from tests.cli.nodes import EXAMPLES, do, iptables, kproxy, rules
+from tests.cli.nodes import EXAMPLES, LIMIT_AS_IT_IS, do, iptables, kproxy, rules
 from tests.kernel.namespace import fresh_network
 
-OFFLINE = ["--manifests", str(EXAMPLES)]
+OFFLINE = ["--manifests", str(EXAMPLES), LIMIT_AS_IT_IS]
 FORWARDING = [Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding")]
 variants = pytest.mark.parametrize("variant", ["legacy", "nft"])
 
@@ -116,9 +116,12 @@ def test_parameters_that_cannot_be_set() -> None:
     assert begins(
         found["warning"],
         "sysctl net/ipv4/conf/all/route_localnet: is 0, not 1 and cannot be set",
+        "sysctl net/netfilter/nf_conntrack_tcp_timeout_established: is 432000, not 86400 and cannot be set",
+        "sysctl net/netfilter/nf_conntrack_tcp_timeout_close_wait: is 60, not 3600 and cannot be set",
         "sysctl net/ipv4/ip_forward: is 0, not 1;",
     )
-    status, found = check(*OFFLINE, "--iptables-localhost-nodeports=false", through=through)
+    timeouts = ["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"]
+    status, found = check(*OFFLINE, *timeouts, "--iptables-localhost-nodeports=false", through=through)
     assert begins(found["warning"], "sysctl net/ipv4/ip_forward")
 
 
@@ -362,3 +365,46 @@ def test_bad_flags_are_named() -> None:
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, '--ipvs-scheduler: "quickest"' in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@fresh_network
+def test_the_limit_of_tracked_connections_is_looked_at(mode: str) -> None:
+    good_node()
+    flags = ["--manifests", str(EXAMPLES), "--proxy-mode", mode]
+    limit = Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text().strip()
+    huge = ["--conntrack-max-per-core=1", "--conntrack-min=999999999"]
+    status, found = check(*flags, *huge)
+    assert status == 0
+    told = f"sysctl net/netfilter/nf_conntrack_max: is {limit}, not 999999999 and cannot be set; needed so"
+    assert next(line for line in found["warning"] if "nf_conntrack_max" in line).startswith(told)
+    status, found = check(*flags, "--conntrack-max-per-core=1", "--conntrack-min=1")
+    assert not any("nf_conntrack_max" in line for line in found["warning"])
+
+
+@variants
+@fresh_network
+def test_an_extension_that_libxtables_lacks_is_named(
+    variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("iptc", reason="python-iptables is not installed")
+    good_node()
+    flags = [*OFFLINE, "--iptables-variant", variant]
+    told = "libxtables has all 14, in these revisions: comment 0, conntrack 3,"
+    assert begins(
+        [each for each in check(*flags)[1]["ok"] if each.startswith("extension")],
+        f"extensions IPv4: {told}",
+        f"extensions IPv6: {told}",
+    )
+    (original,) = Path("/usr/lib").glob("*/xtables")
+    for file in original.iterdir():
+        if file.name != "libxt_recent.so":
+            (tmp_path / file.name).symlink_to(file)
+    monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))
+    status, found = check(*flags)
+    assert status == 0
+    told = "libxtables cannot load its shared object"
+    assert [each for each in found["warning"] if each.startswith("extension")] == [
+        f"extension match recent IPv4: {told}",
+        f"extension match recent IPv6: {told}",
+    ]

@@ -184,7 +184,7 @@ NFTABLES = ("--proxy-mode", "nftables")
 def test_in_nftables_mode_elements_and_chains_are_told() -> None:
     status, lines = told(*NFTABLES)
     assert status == 2
-    assert {line.split()[0] for line in lines} == {"+"}
+    assert all(line.startswith(("+ ", "~ sysctl ")) for line in lines)
     assert "+ IPv4 table ip kproxy" in lines
     run_once(*NFTABLES)
     commits = stamps.generation()
@@ -221,3 +221,33 @@ def test_what_a_former_mode_left_is_told_too() -> None:
     assert "- IPv4 chain nat/KUBE-SERVICES" in " ".join(lines)
     run_once(*NFTABLES)
     assert told(*NFTABLES) == (0, [])
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@fresh_network
+def test_kernel_parameters_are_told_until_they_are_set(mode: str) -> None:
+    flags = ["--proxy-mode", mode, "--conntrack-tcp-be-liberal", "--conntrack-udp-timeout=45s"]
+    ours = {
+        "udp_timeout": "30 -> 45",
+        "tcp_be_liberal": "0 -> 1",
+        "tcp_timeout_established": "432000 -> 86400",
+        "tcp_timeout_close_wait": "60 -> 3600",
+    }
+    told_of = {f"~ sysctl net/netfilter/nf_conntrack_{name} ({value})" for name, value in ours.items()}
+    assert told_of <= set(told(*flags)[1])
+    run_once(*flags)
+    assert told(*flags) == (0, [])
+
+
+@fresh_network
+def test_a_kernel_parameter_that_cannot_be_set_is_no_change_but_said() -> None:
+    run_once()
+    Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("31")
+    readonly = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+    through = ("unshare", "--mount", "sh", "-c", readonly, "sh")
+    done = kproxy("diff", *FLAGS, "--conntrack-udp-timeout=45s", through=through)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        "warning: sysctl net/netfilter/nf_conntrack_udp_timeout: is 31, not 45 and cannot be set here; "
+        "sysctl -w net.netfilter.nf_conntrack_udp_timeout=45\n"
+    )

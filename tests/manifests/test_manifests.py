@@ -14,8 +14,8 @@ import yaml
 
 from kproxy.agent import metric_series as series
 from kproxy.agent.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
-from kproxy.agent.exposition import Exposition
-from kproxy.agent.metrics import Metrics
+from kproxy.agent.exposition import Exposition, slis
+from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.cli.run import run
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 from kproxy.sources.transport import ApiError
@@ -37,7 +37,24 @@ _METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|rest_client|kubernetes|up)(
 _SELECTOR = re.compile(r"\b(\w+)\{([^}]*)\}")
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+_FETCHED = Path(__file__).parents[2] / ".cache" / "promtool"
+PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(_FETCHED))
+
+
+def why_no_promtool() -> str:
+    """What tools/promtool said when it could not fetch it."""
+    told = _FETCHED / "missing"
+    return told.read_text().strip() if told.exists() else "tools/promtool was not run"
+
+
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason=f"promtool is not there: {why_no_promtool()}")
+
+
+def promtool(*arguments: str, given: bytes = b"") -> tuple[int, list[str]]:
+    """Its exit status, and the lines that it prints."""
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], input=given, capture_output=True, timeout=60, check=False)
+    return done.returncode, [line for line in (done.stdout + done.stderr).decode().splitlines() if line]
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
@@ -247,22 +264,20 @@ def test_promtool_takes_the_rules(tmp_path: Path) -> None:
     rule = one(load(MONITORING / "prometheusrule.yaml"), "PrometheusRule")
     path = tmp_path / "rules.yaml"
     path.write_text(yaml.safe_dump(rule["spec"]))
-    done = subprocess.run(
-        ["promtool", "check", "rules", str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, told = promtool("check", "rules", str(path))
+    assert status == 0, told
 
 
 @needs_promtool
 def test_promtool_takes_the_metrics() -> None:
     """It objects to nothing but the names that are kube-proxy's own."""
-    done = subprocess.run(
-        ["promtool", "check", "metrics"],
-        input=Exposition(filled(), lambda: "iptables", ()).text(),
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    complaints = (done.stdout + done.stderr).decode().splitlines()
+    _, complaints = promtool("check", "metrics", given=Exposition(filled(), lambda: "iptables", ()).text())
     theirs = {each.name for each in (series.NO_LOCAL_ENDPOINTS, series.RULES)}
-    assert {line.partition(" ")[0] for line in complaints if line} <= theirs
+    assert {line.partition(" ")[0] for line in complaints} == theirs
+
+
+@needs_promtool
+def test_promtool_takes_the_outcomes_of_health_checks() -> None:
+    metrics = Metrics()
+    observe_check(metrics, "ping", "healthz", passed=True)
+    assert promtool("check", "metrics", given=slis(metrics)) == (0, [])

@@ -31,7 +31,7 @@ class File:
         """Change fields, those of sections one by one, and put the file in place at once."""
         for name, value in sections.items():
             if isinstance(value, dict):
-                self._document[name] |= value
+                self._document[name] = (self._document.get(name) or {}) | value
             else:
                 self._document[name] = value
         self._write()

@@ -13,6 +13,7 @@ from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.outcomes import names
 from tests.packets.program import Kproxy
+from tests.packets.test_diagnostics import get
 
 pytestmark = pytest.mark.root
 
@@ -66,6 +67,31 @@ def test_settings_change_under_traffic(spare: Cluster, file: File) -> None:
         program.wait_log("configuration_reloaded", f"{file.masquerading}.masqueradeAll", since=mark)
         for family in FAMILIES:
             program.until(lambda family=family: sources(family), expected[family])  # type: ignore[misc]
+
+
+def test_external_addresses_go_with_their_gate_and_come_back(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    pod, ips = spare.lab.local_pods[0], spare.external_ips()
+    service = spare.publish([pod], externalIPs=[ips[family] for family in FAMILIES])
+
+    def outcomes(family: Family) -> list[str]:
+        client = spare.lab.client
+        return [spare.outcome(client, ip, 80) for ip in (ips[family], service.ip(family))]
+
+    for served in (True, False, True):
+        file.set(featureGates={"AllowServiceExternalIPs": served})
+        for family in FAMILIES:
+            program.until(lambda family=family: outcomes(family)[0] == pod.name, served)  # type: ignore[misc]
+            assert outcomes(family)[1] == pod.name
+
+
+def test_profiling_is_answered_while_the_file_says_so(spare: Cluster, file: File) -> None:
+    program = start(spare, file)
+    assert get(spare, "/debug/threads") == (404, b"enableProfiling is false\n")
+    file.set(enableProfiling=True)
+    program.until(lambda: get(spare, "/debug/threads")[0], 200)
+    told = get(spare, "/debug/threads")[1].decode()
+    assert {"thread MainThread:", "thread watch-service:"} <= set(told.splitlines())
 
 
 def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> None:

@@ -337,6 +337,18 @@ def test_healthz_and_livez_answers_are_counted_and_configz_tells_the_settings(sp
     assert value(found, "kubeproxy_proxy_healthz_total", code="503") >= 1
     assert value(found, "kubeproxy_proxy_livez_total", code="200") == 2
     assert get(spare, "/healthz") == (200, b"ok")
+    code, body = get(spare, "/metrics/slis")
+    assert code == 200
+    slis = {line for line in body.decode().splitlines() if not line.startswith("#")}
+    assert {
+        'kubernetes_healthcheck{name="ping",type="healthz"} 1.0',
+        'kubernetes_healthcheck{name="sync",type="healthz"} 1.0',
+        'kubernetes_healthcheck{name="sync",type="livez"} 1.0',
+        'kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 1.0',
+        'kubernetes_healthchecks_total{name="sync",status="success",type="livez"} 2.0',
+    } <= slis
+    assert any('name="sync",status="error",type="healthz"' in line for line in slis)
+    assert "kubernetes_healthcheck" not in get(spare, "/metrics")[1].decode()
     configuration = json.loads(get(spare, "/configz")[1])["kubeproxy.config.k8s.io"]
     assert configuration["kind"] == "KubeProxyConfiguration"
     assert configuration["hostnameOverride"] == node

@@ -389,3 +389,13 @@ def test_with_affinity_the_endpoints_that_are_not_used_are_known_too() -> None:
     assert [e.ip for e in sticky.reachable] == ["10.1.0.1", "10.1.0.3"]
     assert [e.ip for e in sticky.idle] == ["10.1.0.2"]
     assert port_of(service(), endpoint_slice(*endpoints)).idle == ()
+
+
+@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort"])
+def test_without_the_gate_external_addresses_are_nobodys(kind: str) -> None:
+    fields: dict[str, Any] = {"type": kind, "externalIPs": ["1.2.3.4"], "externalTrafficPolicy": "Local"}
+    node = NodeView("node1", external_ips=False)
+    served = port_of(service(**fields), endpoint_slice("10.1.0.1"))
+    planned = port_of(service(**fields), endpoint_slice("10.1.0.1"), node=node)
+    assert (served.external_ips, planned.external_ips) == (("1.2.3.4",), ())
+    assert (planned.cluster_ip, planned.node_port) == (served.cluster_ip, served.node_port)

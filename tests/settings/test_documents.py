@@ -347,6 +347,7 @@ def test_every_setting_reaches_what_kproxy_works_with() -> None:
         bind_address_hard_fail=True,
         healthz_bind_address="127.0.0.1:10256",
         metrics_bind_address="[::1]:10249",
+        profiling=True,
         ipvs_scheduler="sh",
         ipvs_strict_arp=True,
         ipvs_tcp_timeout=9.0,
@@ -427,3 +428,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     with pytest.raises(FileError, match=told) as caught:
         read_file(file)
     assert all(problem.startswith(str(file)) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("", True),
+        ("featureGates: {AllowServiceExternalIPs: true}\n", True),
+        ("featureGates: {AllowServiceExternalIPs: false}\n", False),
+    ],
+)
+def test_the_gate_of_external_addresses_has_its_effect(text: str, served: bool) -> None:
+    settings = read(HEAD + text)
+    assert proxy_config(settings, host="n").external_ips is served
+    assert (without_effect(settings.kube), unknown_gates(settings.kube)) == ([], [])

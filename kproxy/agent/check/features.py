@@ -95,6 +95,14 @@ def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feat
     return tuple(found)
 
 
+LEAST_REVISIONS: Mapping[str, int] = {
+    "match addrtype": 1,
+    "match conntrack": 1,
+    "match recent": 1,
+    "target MARK": 2,
+}
+"""The revisions that brought the options which the rules use (net/netfilter/xt_*.c)."""
+
 SET_MODULES: Mapping[SetKind, str] = {
     SetKind.IP: "ip_set_hash_ip",
     SetKind.IP_PORT: "ip_set_hash_ipport",

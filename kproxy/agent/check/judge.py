@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.agent.check.features import SET_MODULES, Feature
+from kproxy.agent.check.features import LEAST_REVISIONS, SET_MODULES, Feature
 from kproxy.agent.check.findings import Finding, obstacle, ok, warning
+from kproxy.agent.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
+from kproxy.kernel.xtables.extensions import Revisions
 from kproxy.kernel.xtables.legacy_rules import Counts
 from kproxy.kernel.xtables.types import Variant
 
@@ -23,21 +25,6 @@ class Trial(msgspec.Struct, frozen=True):
 
     subject: str
     refusal: str = ""
-
-
-class Sysctl(msgspec.Struct, frozen=True):
-    """A kernel parameter: what it should be and is (None: there is none), and who sets it.
-
-    `effect` is what it is good for. `sets`: kproxy sets it. `essential`: it ends where that cannot be.
-    """
-
-    name: str
-    wanted: str
-    now: str | None
-    writable: bool
-    effect: str
-    sets: bool = True
-    essential: bool = False
 
 
 def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
@@ -84,6 +71,26 @@ def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> I
             yield obstacle(subject, f"refused: {told}", remedy)
         else:
             yield warning(subject, f"refused: {told}; {feature.without}", remedy)
+
+
+def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
+    """What libxtables has of the matches and targets that rules of one family use."""
+    missing = [name for name, revision in found.items() if revision is None]
+    old = {
+        name: revision
+        for name, revision in found.items()
+        if revision is not None and revision < LEAST_REVISIONS.get(name, 0)
+    }
+    if not missing and not old:
+        told = ", ".join(f"{name.partition(' ')[2]} {revision}" for name, revision in found.items())
+        yield ok(f"extensions {family}", f"libxtables has all {len(found)}, in these revisions: {told}")
+    for name in missing:
+        told = "libxtables cannot load its shared object"
+        yield warning(f"extension {name} {family}", told, _extension_remedy(name))
+    for name, revision in old.items():
+        least = LEAST_REVISIONS[name]
+        told = f"revision {revision} is the newest that libxtables and kernel share; {least} is needed"
+        yield warning(f"extension {name} {family}", told, "use a newer iptables or kernel")
 
 
 def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
@@ -136,22 +143,22 @@ def judge_conntrack(refusal: str) -> Iterator[Finding]:
 
 def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
     """Kernel parameters; those that are right are told in one finding."""
-    right = [sysctl.name for sysctl in sysctls if sysctl.now == sysctl.wanted]
+    right = [sysctl.name for sysctl in sysctls if sysctl.right]
     if right:
         yield ok("sysctls", f"as needed: {', '.join(right)}")
     for sysctl in sysctls:
-        if sysctl.now == sysctl.wanted:
+        if sysctl.right:
             continue
-        subject = f"sysctl {sysctl.name}"
-        told = "does not exist" if sysctl.now is None else f"is {sysctl.now}, not {sysctl.wanted}"
-        command = f"sysctl -w {sysctl.name.replace('/', '.')}={sysctl.wanted}"
+        subject, told = f"sysctl {sysctl.name}", sysctl.deviation
         if sysctl.sets and sysctl.writable:
             yield ok(subject, f"{told}; kproxy sets it")
         elif sysctl.essential:
-            yield obstacle(subject, f"{told} and cannot be set; needed so that {sysctl.effect}", command)
+            yield obstacle(
+                subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command
+            )
         else:
             cannot = " and cannot be set" if sysctl.sets else ""
-            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", command)
+            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
 
 
 def judge_variants(
@@ -197,10 +204,13 @@ def _one_line(text: str) -> str:
 
 
 def _feature_remedy(feature: Feature, refusal: str) -> str:
-    _, _, word = feature.name.partition(" ")
     if any(told in refusal for told in _NOT_IN_PROGRAM):
-        return f"install an iptables with the extension {word} (package iptables 1.8 has it)"
+        return _extension_remedy(feature.name)
     return f"load the kernel module {feature.module} (modprobe {feature.module}), or use a kernel that has it"
+
+
+def _extension_remedy(name: str) -> str:
+    return f"install an iptables with the extension {name.partition(' ')[2]} (package iptables 1.8 has it)"
 
 
 def _family_remedy(reason: str) -> str:

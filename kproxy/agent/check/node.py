@@ -1,6 +1,6 @@
 """`kproxy check`: look, try, judge. The order of findings is that in which an operator would mend things."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
 from kproxy.agent.check import judge, sight
@@ -9,6 +9,7 @@ from kproxy.agent.check.findings import Finding, Report, obstacle, ok, warning
 from kproxy.agent.check.peers import judge_peers
 from kproxy.agent.check.trials import Trials, run_trials
 from kproxy.agent.config import ProxyConfig, validate
+from kproxy.agent.sysctls import Sysctl, look
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
@@ -17,6 +18,7 @@ from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.nft.program import find_nft
 from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
+from kproxy.kernel.xtables import extensions
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
@@ -49,6 +51,7 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         return
     if config.proxy_mode == "nftables":
         yield from _check_nftables()
+        yield from judge.judge_sysctls(_sysctls(config, tuple(Family)))
         yield from _check_others(chosen)
         return
     trials = _try(config, tools)
@@ -57,6 +60,8 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
     for family, tried in trials.rules.items():
         yield from judge.judge_features(family, tried)
     yield from judge.judge_conntrack(trials.conntrack)
+    for family, tried in trials.rules.items():
+        yield from _check_extensions(family, [feature.name for feature, _ in tried])
     if config.proxy_mode == "ipvs":
         yield from judge.judge_sets(trials.sets)
         yield from judge.judge_ipvs(
@@ -65,12 +70,16 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         if trials.device is not None:
             yield from judge.judge_device(trials.device)
         yield from _check_device_name()
-    sysctls = sight.sysctls(config, tuple(usable))
+    sysctls = _sysctls(config, tuple(usable))
     # Without IPVS its sysctls do not exist either, which has been said.
     yield from judge.judge_sysctls(
         [each for each in sysctls if not (trials.ipvs and each.name.startswith(_IPVS_SYSCTLS))]
     )
     yield from _check_others(chosen)
+
+
+def _sysctls(config: ProxyConfig, families: Collection[Family]) -> tuple[Sysctl, ...]:
+    return look(config, families, localhost=config.localhost_node_ports)
 
 
 def _check_nftables() -> Iterator[Finding]:
@@ -88,6 +97,17 @@ def _check_nftables() -> Iterator[Finding]:
             yield obstacle(subject, f"its maps and chains cannot be made: {error.message}", remedy)
         else:
             yield ok(subject, "all maps, sets and chains of the mode work")
+
+
+def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]:
+    """Ask libxtables, where python-iptables is installed to do so."""
+    if not extensions.is_available():
+        return
+    try:
+        yield from judge.judge_extensions(family, extensions.revisions(family, names))
+    except extensions.ExtensionsError as error:
+        remedy = "what was tried above counts; see that python-iptables fits the node's libxtables"
+        yield warning(f"extensions {family}", f"libxtables cannot be asked: {error}", remedy)
 
 
 def _check_others(chosen: Variant | None) -> Iterator[Finding]:

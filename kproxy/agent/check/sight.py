@@ -1,17 +1,12 @@
-"""Look at the node without changing anything: capabilities, kernel parameters, what others have left."""
+"""Look at the node without changing anything: capabilities, what others have left."""
 
-import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from kproxy.addresses import Family
-from kproxy.agent.check.judge import Sysctl
 from kproxy.agent.check.peers import Sight
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.iptables_mode import ROUTE_LOCALNET
-from kproxy.agent.ipvs_mode import CONNTRACK, wanted_sysctls
-from kproxy.kernel import nft_tables, sysctl
+from kproxy.kernel import nft_tables
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import IpsetError
 from kproxy.kernel.xtables import legacy_rules
@@ -22,12 +17,6 @@ from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailabl
 
 _STATUS = Path("/proc/thread-self/status")
 _PROC = Path("/proc")
-_FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
-_BRIDGED = "traffic between pods of one bridge passes the rules"
-_BRIDGES = {
-    Family.IPV4: "net/bridge/bridge-nf-call-iptables",
-    Family.IPV6: "net/bridge/bridge-nf-call-ip6tables",
-}
 
 
 def capabilities() -> int:
@@ -36,25 +25,6 @@ def capabilities() -> int:
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
-
-
-def sysctls(config: ProxyConfig, families: Collection[Family]) -> tuple[Sysctl, ...]:
-    """The kernel parameters that the mode depends on, as they are."""
-    wanted: dict[str, tuple[str, str, bool, bool]] = {}
-    if config.proxy_mode == "ipvs":
-        wanted[CONNTRACK] = ("1", "connections can be masqueraded", True, True)
-        for name, (value, effect) in wanted_sysctls(strict_arp=config.ipvs_strict_arp).items():
-            wanted[name] = (str(value), effect, True, False)
-    elif config.localhost_node_ports and config.proxy_mode == "iptables":
-        wanted[ROUTE_LOCALNET] = ("1", "node ports answer on 127.0.0.1", True, False)
-    for family in families:
-        wanted.setdefault(_FORWARDING[family], ("1", f"{family} packets are forwarded", False, False))
-        if sysctl.path(_BRIDGES[family]).exists():
-            wanted[_BRIDGES[family]] = ("1", _BRIDGED, False, False)
-    return tuple(
-        Sysctl(name, value, _value(name), _writable(name), effect, sets, essential)
-        for name, (value, effect, sets, essential) in wanted.items()
-    )
 
 
 def legacy_counts() -> tuple[dict[Family, Counts], dict[Family, str]]:
@@ -123,14 +93,3 @@ def _processes() -> Iterator[tuple[int, str]]:
                     yield int(directory.name), (directory / "comm").read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError):
                 continue
-
-
-def _value(name: str) -> str | None:
-    try:
-        return sysctl.read(name)
-    except sysctl.SysctlError:
-        return None
-
-
-def _writable(name: str) -> bool:
-    return os.access(sysctl.path(name), os.W_OK)

@@ -40,6 +40,7 @@ LIVE = frozenset(
         "detectLocal.bridgeInterface",
         "detectLocal.interfaceNamePrefix",
         "detectLocalMode",
+        "enableProfiling",
         "featureGates",
         "iptables.localhostNodePorts",
         "iptables.masqueradeAll",

@@ -15,7 +15,6 @@ WITHOUT_EFFECT = (
     "clientConnection.contentType",
     "clientConnection.qps",
     "configSyncPeriod",
-    "enableProfiling",
     "logging.flushFrequency",
     "logging.format",
     "logging.options.",
@@ -32,7 +31,6 @@ KNOWN_GATES = frozenset(
     {
         "AllAlpha",
         "AllBeta",
-        "AllowServiceExternalIPs",
         "ComponentFlagz",
         "ComponentStatusz",
         "ContextualLogging",
@@ -48,7 +46,10 @@ KNOWN_GATES = frozenset(
         "WatchListClient",
     }
 )
-"""Gates that kube-proxy has or had a use for; kproxy has no gates, so none of them changes anything."""
+"""Gates that kube-proxy has or had a use for, and that change nothing here."""
+
+EXTERNAL_IPS = "AllowServiceExternalIPs"
+"""The gate that takes away spec.externalIPs (KEP-5707); on by default in 1.36."""
 
 
 def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool = False) -> ProxyConfig:
@@ -83,6 +84,8 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         healthz_bind_address=kube.healthz_bind_address,
         metrics_bind_address=kube.metrics_bind_address,
         metrics_service_limit=own.metrics.service_limit,
+        profiling=kube.enable_profiling,
+        external_ips=kube.feature_gates.get(EXTERNAL_IPS, True),
         nftables_reject_unallocated=own.nftables.reject_unallocated,
         service_cidrs=own.nftables.service_cidrs,
         iptables_variant=Variant(own.iptables.variant) if own.iptables.variant else None,
@@ -117,7 +120,7 @@ def without_effect(kube: KubeProxyConfiguration) -> list[str]:
 
 def unknown_gates(kube: KubeProxyConfiguration) -> list[str]:
     """Feature gates that kube-proxy has no use for either."""
-    return sorted(kube.feature_gates.keys() - KNOWN_GATES)
+    return sorted(kube.feature_gates.keys() - KNOWN_GATES - {EXTERNAL_IPS})
 
 
 def has_no_effect(path: str) -> bool:

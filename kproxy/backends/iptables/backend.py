@@ -121,12 +121,13 @@ class IptablesBackend:
         written: Counter[str] = Counter()
         rules: Counter[str] = Counter()
         full = self._kernel is None
+        drifts: tuple[Drift, ...] = ()
         self._looked_again = False
         try:
             try:
                 work(self._writer(written, rules))
             except DoubtfulError:
-                self._kernel = None
+                drifts = self._look_again()
                 self._looked_again = full = True
                 work(self._writer(written, rules))
         except RestoreError as error:
@@ -135,7 +136,9 @@ class IptablesBackend:
             if error.kind is not FailureKind.LOCKED:
                 self._kernel = None
             message = f"{error.kind}: {error.message}"
-            return SyncReport(error=message, changes=dict(written), rules=dict(rules), full=full)
+            return SyncReport(
+                error=message, changes=dict(written), rules=dict(rules), full=full, drifts=drifts
+            )
         return SyncReport(
             dict(self._quarantine),
             None,
@@ -143,7 +146,15 @@ class IptablesBackend:
             rules=dict(rules),
             full=full,
             leftovers=len(self._kept) + (len(self._kernel.emptied) if self._kernel is not None else 0),
+            drifts=drifts,
         )
+
+    def _look_again(self) -> tuple[Drift, ...]:
+        """Take the kernel as it is now found to be; what others changed in it is named."""
+        expected = self._kernel
+        observed = self._observe()
+        self._adopt(observed)
+        return drift_between(expected, observed, self._layout) if expected is not None else ()
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.

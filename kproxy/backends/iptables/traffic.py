@@ -7,11 +7,17 @@ not with every endpoint.
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from kproxy.backends.base import PortTraffic
+from kproxy.backends.iptables import names
 from kproxy.backends.iptables.names import SERVICE_CHAIN_PREFIXES
+from kproxy.kernel.xtables.legacy_counters import CountedRule
 
 _OWN_CHAINS = tuple(prefix.encode() for prefix in SERVICE_CHAIN_PREFIXES)
+_ROOTS = (names.KUBE_SERVICES, names.KUBE_NODEPORTS)
+_PORT = re.compile(r"[^ ]+/[^ ]+")
+_SERVED = re.compile(r"KUBE-(?:SVC|SVL|EXT|FW)-")
 _LEADING = re.compile(
     rb"\[(\d+):(\d+)\] -A KUBE-\S+ .*?-p (tcp|udp|sctp) "
     rb'.*?--comment "([^ "]+/[^ "]+)[^"]*".* -j KUBE-(?:SVC|SVL|EXT|FW)-\S+'
@@ -34,5 +40,33 @@ def port_traffic(dump: bytes) -> tuple[PortTraffic, ...]:
         octets[port] += int(match[2])
     return tuple(
         PortTraffic(name.decode(), protocol.decode().upper(), count, (count, octets[name, protocol]))
+        for (name, protocol), count in packets.items()
+    )
+
+
+class Chains:
+    """Which chains lead to services: what a reader of single rules has to look at."""
+
+    roots = _ROOTS
+
+    @staticmethod
+    def leads_on(chain: str) -> bool:
+        """Whether a chain that one of them jumps to is one of them too."""
+        return chain.startswith("KUBE-") and not chain.startswith(SERVICE_CHAIN_PREFIXES)
+
+
+def rule_traffic(rules: Iterable[CountedRule]) -> tuple[PortTraffic, ...]:
+    """The same as `port_traffic`, of rules instead of their text."""
+    packets: Counter[tuple[str, str]] = Counter()
+    octets: Counter[tuple[str, str]] = Counter()
+    for rule in rules:
+        name = _PORT.match(rule.comment)
+        if not rule.protocol or name is None or _SERVED.match(rule.target) is None:
+            continue
+        port = name[0], rule.protocol
+        packets[port] += rule.packets
+        octets[port] += rule.octets
+    return tuple(
+        PortTraffic(name, protocol.upper(), count, (count, octets[name, protocol]))
         for (name, protocol), count in packets.items()
     )

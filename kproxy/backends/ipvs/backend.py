@@ -97,6 +97,7 @@ class IpvsBackend:
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, sending only what differs."""
         written: Counter[str] = Counter()
+        drifts: tuple[Drift, ...] = ()
         keeper = self._keeper
         keeper.believes_refusals = False
         try:
@@ -104,13 +105,15 @@ class IpvsBackend:
                 report = self._write(written)
             except DoubtError as doubt:
                 log.info("looking_again", family=self.family.value, reason=str(doubt))
+                drifts = keeper.check(lambda _: True, thorough=True)
                 keeper.doubt()
                 keeper.believes_refusals = True
                 report = self._write(written)
         except KERNEL_ERRORS as error:
             keeper.doubt()
-            return SyncReport(error=str(error), changes=_nonzero(written))
-        return msgspec.structs.replace(report, changes=_nonzero(written), degraded=dict(self._degraded))
+            return SyncReport(error=str(error), changes=_nonzero(written), drifts=drifts)
+        changes, drifts = _nonzero(written), (*drifts, *report.drifts)
+        return msgspec.structs.replace(report, changes=changes, degraded=dict(self._degraded), drifts=drifts)
 
     def tend(self) -> float | None:
         """Remove what has drained; returns the seconds until this wants to be called again, if ever."""
@@ -220,7 +223,7 @@ class IpvsBackend:
         keeper.tidy(written)
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
         failed = {**report.failed, **keeper.refused, **stuck}
-        return SyncReport(failed, rules=report.rules, full=report.full, leftovers=report.leftovers)
+        return msgspec.structs.replace(report, failed=failed)
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""

@@ -311,13 +311,14 @@ class Keeper:
             return
         record, desired = self._known(), self.desired
         failures = self._kernel.ipvs.apply(requests)
+        refused: list[tuple[Request, int]] = []
         for index, request in enumerate(requests):
             code = failures.get(index, 0)
             if code == errno.EEXIST and request.command is Command.NEW_SERVICE:
                 self._leave_alone(request.server)
                 continue
             if code and not (code in _GONE and request.command in _DELETIONS):
-                self._judge(desired.owner(request.server), request, code)
+                refused.append((request, code))
                 continue
             record.done(request)
             written[_COUNTED[request.command]] += 1
@@ -326,6 +327,8 @@ class Keeper:
             elif request.command is Command.DEL_SERVICE:
                 self._draining.forget(request.server)
                 self._release(request.server)
+        for request, code in refused:  # once the record holds all that was done
+            self._judge(desired.owner(request.server), request, code)
 
     def _leave_alone(self, server: ServerId) -> None:
         """Somebody has made a virtual server since we looked: it is theirs, and no set may say otherwise."""
@@ -368,10 +371,10 @@ class Keeper:
         record = self._known()
         failures = self._kernel.ipset.apply(changes)
         for index, change in enumerate(changes):
-            code = failures.get(index, 0)
-            if not code:
+            if index not in failures:
                 record.entry_done(change)
-                continue
+        for index, code in failures.items():
+            change = changes[index]
             told = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
             self._doubt_once(told)
             if not change.add:

@@ -87,23 +87,28 @@ class NftablesBackend:
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs."""
         written: Counter[str] = Counter()
+        drifts: tuple[Drift, ...] = ()
         self._looked_again = False
         full, self._immovable = self._table is None, 0
         try:
             try:
                 self._write(written)
             except DoubtfulError:
+                drifts = self._table.compare()[0] if self._table is not None else ()
                 self._table = None
                 self._looked_again = full = True
                 self._write(written)
         except NftError as error:
             self._table = None
-            return SyncReport(error=f"{error.kind}: {error.message}", changes=_nonzero(written), full=full)
+            return SyncReport(
+                error=f"{error.kind}: {error.message}", changes=_nonzero(written), full=full, drifts=drifts
+            )
         return SyncReport(
             dict(self._quarantine),
             changes=_nonzero(written),
             full=full,
             leftovers=self._immovable,
+            drifts=drifts,
         )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:

@@ -13,8 +13,9 @@ from kproxy.agent.check import judge
 from kproxy.agent.check.cluster import judge_access, questions
 from kproxy.agent.check.features import SET_MODULES, rule_features
 from kproxy.agent.check.findings import Finding, Level, Report, obstacle, ok, warning
-from kproxy.agent.check.judge import Sysctl, Trial
+from kproxy.agent.check.judge import Trial
 from kproxy.agent.check.peers import Sight, judge_peers
+from kproxy.agent.sysctls import Sysctl
 from kproxy.backends.iptables.canonical import tokenize
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
@@ -142,6 +143,22 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
         (
             Sysctl("net/a", "1", None, writable=False, effect="x works", essential=True),
             "obstacle sysctl net/a: does not exist and cannot be set; ... => sysctl -w net.a=1",
+        ),
+        (
+            Sysctl("net/a", "8", "9", writable=False, effect="x works", more_will_do=True),
+            "ok sysctls: as needed: net/a",
+        ),
+        (
+            Sysctl("net/a", "10", "9", writable=False, effect="x works", more_will_do=True),
+            "warning sysctl net/a: is 9, not 10 and cannot be set; ... => sysctl -w net.a=10",
+        ),
+        (
+            Sysctl("net/a", "8", "9", writable=True, effect="x works", more_will_do=True),
+            "ok sysctl net/a: is 9, not 8; kproxy sets it",
+        ),
+        (
+            Sysctl("net/a", "1", None, writable=False, effect="x works", sets=False, module="m"),
+            "warning sysctl net/a: does not exist; needed so that x works => modprobe m; sysctl -w net.a=1",
         ),
     ],
 )
@@ -359,3 +376,24 @@ def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
     assert "match bpf" in {f.name for f in rule_features("iptables", V4, "auto")}
     assert "match bpf" not in {f.name for f in rule_features("iptables", V4, "standard")}
     assert rule_features("another mode", V4) == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            {"match recent": 1, "target MARK": 2},
+            "ok extensions IPv4: libxtables has all 2, in these revisions: recent 1, MARK 2",
+        ),
+        (
+            {"match recent": None, "target MARK": 2},
+            "warning extension match recent IPv4: libxtables cannot load ... => install ... recent ...",
+        ),
+        (
+            {"match recent": 1, "target MARK": 1},
+            "warning extension target MARK IPv4: revision 1 is ...; 2 is needed => use a newer ...",
+        ),
+    ],
+)
+def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -> None:
+    assert like(lines(judge.judge_extensions(V4, found)), [expected])
