@@ -14,12 +14,15 @@ from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtab
 
 log = structlog.stdlib.get_logger(__name__)
 
-_LOCK_SECONDS = 60  # nobody comes back to what a removal could not do, so it waits longer than a sync
+_LOCK_SECONDS = 60
+"""How long a command waits for the xtables lock: nobody comes back to what it could not do."""
+_LOCK_SECONDS_RUNNING = 5
+"""How long the agent does, whose syncs wait meanwhile; the next start comes back to it."""
 
 
 def remove_rules() -> bool:
     """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
-    clean = _remove(dict.fromkeys(Family, tuple(Variant)))
+    clean = _remove(dict.fromkeys(Family, tuple(Variant)), lock_wait=_LOCK_SECONDS)
     _remove_counters()
     return clean
 
@@ -30,10 +33,12 @@ def remove_other_rules(used: Mapping[Family, Variant]) -> bool:
     Rules in both would act on the same packets. A variant that cannot be read is left alone.
     """
     others = {family: tuple(v for v in Variant if v is not own) for family, own in used.items()}
-    return _remove(others, readable_only=True)
+    return _remove(others, lock_wait=_LOCK_SECONDS_RUNNING, readable_only=True)
 
 
-def _remove(chosen: Mapping[Family, Collection[Variant]], *, readable_only: bool = False) -> bool:
+def _remove(
+    chosen: Mapping[Family, Collection[Variant]], *, lock_wait: int, readable_only: bool = False
+) -> bool:
     clean = True
     for family, variants in chosen.items():
         for variant in variants:
@@ -43,7 +48,7 @@ def _remove(chosen: Mapping[Family, Collection[Variant]], *, readable_only: bool
                 log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
                 continue
             try:
-                removals = cleanup(SubprocessXtables(family, tools, lock_wait=_LOCK_SECONDS))
+                removals = cleanup(SubprocessXtables(family, tools, lock_wait=lock_wait))
             except RestoreError as error:
                 if readable_only and error.kind is FailureKind.MISSING:
                     log.debug(
