@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.testing import uml
 from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
 from tests.faults.selection import IPVS, KILLS, modes
@@ -80,7 +81,7 @@ def test_another_monotonic_clock(site: Site, years: int) -> None:
 @pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
 def test_wall_clock_set(site: Site) -> None:
     """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""
-    if "User Mode Linux" not in Path("/proc/cpuinfo").read_text(encoding="ascii"):
+    if not uml.inside():
         pytest.skip("the clock is that of this machine")
     program = site.start()
     began, steady = time.time(), time.monotonic()
