@@ -92,9 +92,10 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
         choose(file, switch.after)
         program.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
         vigil.flow()
-        assert remains(site.cluster, but=switch.after), "the old mode is gone already"
-        standing = ipvs_remains if "ipvs" in switch.after else partial(remains, but=switch.before)
-        assert standing(site.cluster), "the new mode is not there yet"
+        old = ipvs_remains if "ipvs" in switch.before else partial(remains, but=switch.after)
+        new = ipvs_remains if "ipvs" in switch.after else partial(remains, but=switch.before)
+        assert old(site.cluster), "the old mode is gone already"
+        assert new(site.cluster), "the new mode is not there yet"
         kill_with_children(program)
         site.tools.behave()
         final = switch.after if forward else switch.before
