@@ -48,6 +48,11 @@ class UmlDied(RuntimeError):
     """The kernel ended before the command did; the message holds the end of what it printed."""
 
 
+def inside() -> bool:
+    """Whether this process runs on such a kernel."""
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
 def missing() -> str:
     """Why the kernel cannot be booted here; "" if it can."""
     if shutil.which(KERNEL) is None:

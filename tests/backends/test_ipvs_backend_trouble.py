@@ -150,6 +150,24 @@ def test_a_lost_device_is_made_again() -> None:
     assert node.device.held == {"10.96.0.1"}
 
 
+def test_a_lost_address_of_what_drains_comes_back_and_goes_with_it() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.ipvs.connections[CLUSTER_IP, DestinationId("10.1.0.1", 80)] = 1
+    node.drop("ns1/svc1")
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+    node.device.delete()
+    assert node.backend.compare_addresses({"10.96.0.1": False})
+    node.done()
+    assert node.device.held == {"10.96.0.1"}
+    node.ipvs.connections.clear()
+    node.drained()
+    assert node.device.held == set()
+    assert not [entries for _, entries in node.ipset.sets.values() if entries]
+
+
 def test_an_address_that_somebody_added_goes() -> None:
     node = IpvsNode()
     node.put(service(), eps("10.1.0.1"))

@@ -42,7 +42,7 @@ STRIKES: dict[str, tuple[Fault, bool]] = {
     "name",
     STRIKES,
     "nft",
-    {"nftables": ("410 to a request", "stalled altogether", "garbage in answers"), "ipvs": ("500",)},
+    {"nftables": ("410 to a request", "stalled altogether", "garbage in answers")},
 )
 def test_answers_that_are_wrong(site: Site, name: str) -> None:
     site.start(anew=True)

@@ -10,10 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from kproxy.testing import uml
 from kproxy.testing.lab import Namespace
 
-DEADLINE = 90.0
-"""Seconds after which a test gives up waiting: a bound for failures, never something that is measured."""
+DEADLINE = 120.0 if uml.inside() else 60.0
+"""Seconds after which a test gives up waiting: a bound for failures, never something that is measured.
+
+In the user-mode kernel, to start kproxy alone takes ten seconds, and many more on a busy machine.
+"""
 
 T = TypeVar("T")
 

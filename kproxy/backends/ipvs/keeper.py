@@ -77,6 +77,7 @@ class Keeper:
         self._sets = sets(family)
         self._addresses_known = True
         self._device_known = False
+        self._lost: set[str] = set()
 
     def want(self, key: str, objects: ServiceObjects) -> None:
         """Take what a service wants now."""
@@ -223,7 +224,10 @@ class Keeper:
         self._addresses_known = False
         found = set(self._kernel.device.addresses(self.family))
         self._addresses_known = True
-        self.desired.addresses |= record.addresses ^ found
+        changed = record.addresses ^ found
+        self.desired.addresses |= changed
+        self.desired.members.update((self._sets.addresses, Entry(ip)) for ip in changed)
+        self._lost |= record.addresses - found
         drifts = membership("address", record.addresses, found)
         record.addresses = found
         self._device_known = self._device_known and not drifts
@@ -352,12 +356,16 @@ class Keeper:
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self._known()
         missing = [
-            ip for ip in sorted(desired.addresses) if desired.wants_address(ip) and ip not in record.addresses
+            ip
+            for ip in sorted(desired.addresses | self._lost)
+            if ip not in record.addresses
+            and (desired.wants_address(ip) or (ip in self._lost and record.serves_at(ip)))
         ]
         if not missing:
             return
         failures = self._kernel.device.add(missing)
         record.addresses.update(ip for ip in missing if ip not in failures)
+        self._lost -= record.addresses
         written["addresses"] += len(missing) - len(failures)
         for ip, code in failures.items():
             self._doubt_once(f"address {ip}: {_word(code)}")
@@ -414,6 +422,7 @@ class Keeper:
         desired.servers.clear()
         desired.members.clear()
         desired.addresses.clear()
+        self._lost.clear()
         for key in self.refused:
             desired.touch_service(key)
         for what in self.stuck:
