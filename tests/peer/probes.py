@@ -22,7 +22,7 @@ PATIENCE = 2.5
 """The same once contenders differ; a lost SYN is sent again within."""
 FEW, MANY = 6, 48
 """Requests in a first round, and in a second one where contenders differ in who answered."""
-CLIENTS: Final = 8
+CLIENTS: Final = 31
 """Source addresses of the outside client that take turns where a service has session affinity."""
 
 VANTAGES: Final = (
@@ -103,10 +103,11 @@ def _node_frontends(vantages: Sequence[str]) -> Iterator[tuple[Frontend, str, st
 
 
 class Asker:
-    """Sends probes in one lab."""
+    """Sends probes in one lab; `fresh` if no client has met the service before."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, fresh: bool) -> None:
         self._lab = lab
+        self._fresh = fresh
 
     def ask(self, probe: Probe, n: int, timeout: float) -> Outcome:
         """Ask `n` times, or, where the service has affinity, each client three times in turn."""
@@ -115,7 +116,11 @@ class Asker:
         return frozenset(self._say(probe, ended) for ended in self._each(probe, n, timeout))
 
     def _ask_sticky(self, probe: Probe, timeout: float) -> Outcome:
-        """The failures, and whether a client always met one endpoint; which one is up to chance."""
+        """The failures, whether a client always met one endpoint, and whom all clients together met.
+
+        Where a client stays is up to chance, so the last is told of the outside client alone, which has
+        enough addresses, and only where no earlier endpoints are remembered.
+        """
         found: set[str] = set()
         for source in self._sources(probe):
             met = {self._say(probe, ended) for ended in self._each(probe, 3, timeout, source, at_once=1)}
@@ -123,6 +128,8 @@ class Asker:
             found |= met - answers
             if answers:
                 found.add("sticks" if len(answers) == 1 else "wanders")
+            if probe.vantage == "client" and self._fresh:
+                found |= answers
         return frozenset(found)
 
     def _sources(self, probe: Probe) -> Sequence[str | None]:

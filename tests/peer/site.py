@@ -77,6 +77,7 @@ class Site:
         self._pool = pool
         self._fences = itertools.count(1000)
         self._made: dict[tuple[str, str], None] = {}
+        self._remembered: set[str] = set()
 
     def write(self, *objects: JSON, validate: bool = True) -> None:
         """Create or replace objects; they are gone after the test."""
@@ -102,7 +103,7 @@ class Site:
     def settle(self) -> None:
         """Wait until every contender obeys all that is written."""
         number = next(self._fences)
-        place = f"local-{number % 2}"
+        place = "local-2"  # which is no endpoint of anything else
         self.api.apply(service(FENCE, port(number)))
         for each in slices(FENCE, place):
             self.api.apply(each)
@@ -129,6 +130,7 @@ class Site:
         found = list(itertools.chain(*(self._judge(probe, view) for probe in suspects[:MOST])))
         if found and len(suspects) > MOST:
             found.append(f"and perhaps {len(suspects) - MOST} probes more")
+        self._remembered |= sticky
         for runner in self.runners:
             runner.check()
         return found
@@ -146,10 +148,13 @@ class Site:
         outcomes = dict.fromkeys(self._judged(probe, view), Outcome())
         for _ in range(ROUNDS):
             for runner, known in outcomes.items():
-                outcomes[runner] = known | Asker(runner.lab).ask(probe, FEW, SILENCE)
+                outcomes[runner] = known | self._asker(probe, runner).ask(probe, FEW, SILENCE)
             if not self._different(probe, view, outcomes):
                 return True
         return False
+
+    def _asker(self, probe: Probe, runner: Runner) -> Asker:
+        return Asker(runner.lab, fresh=probe.service not in self._remembered)
 
     def _different(self, probe: Probe, view: View, outcomes: Mapping[Runner, Outcome]) -> list[Runner]:
         """Who differs from the reference without an excuse."""
@@ -166,7 +171,7 @@ class Site:
     def _judge(self, probe: Probe, view: View) -> list[str]:
         outcomes: dict[Runner, Outcome] = {}
         for runner in self._judged(probe, view):
-            asker = Asker(runner.lab)
+            asker = self._asker(probe, runner)
             outcomes[runner] = asker.ask(probe, FEW, PATIENCE)
             if any(" " in one for one in outcomes[runner]):
                 outcomes[runner] |= asker.ask(probe, MANY, PATIENCE)

@@ -4,29 +4,45 @@ from tests.peer.cases.words import CLIENTS, EVERYWHERE, LOCAL, PODS, balancer, c
 from tests.peer.objects import port, served, service, slices, vips
 
 CASES = (
-    case("affinity", write(service("web", sessionAffinity="ClientIP"), EVERYWHERE)),
     case(
-        "affinity, all kinds", write(balancer(sessionAffinity="ClientIP", externalIPs=vips(11)), EVERYWHERE)
+        "affinity",
+        write(service("kept", sessionAffinity="ClientIP"), slices("kept", "local-0", "local-1", "remote-0")),
     ),
-    case("affinity, Local", write(balancer(sessionAffinity="ClientIP", **LOCAL), EVERYWHERE)),
+    case(
+        "affinity, all kinds",
+        write(
+            balancer(name="kept-everywhere", sessionAffinity="ClientIP", externalIPs=vips(11)),
+            slices("kept-everywhere", "local-0", "local-1", "remote-0"),
+        ),
+    ),
+    case(
+        "affinity, Local",
+        write(
+            balancer(name="kept-here", sessionAffinity="ClientIP", **LOCAL),
+            slices("kept-here", "local-0", "local-1", "remote-0"),
+        ),
+    ),
     case(
         "affinity, UDP",
         write(
-            service("web", port(53, "", "UDP"), sessionAffinity="ClientIP"),
-            slices("web", "local-0", "remote-0", ports=[served(protocol="UDP")]),
+            service("kept-datagrams", port(53, "", "UDP"), sessionAffinity="ClientIP"),
+            slices("kept-datagrams", "local-0", "remote-0", ports=[served(protocol="UDP")]),
         ),
     ),
     case(
         "affinity comes and goes",
-        write(service("web"), EVERYWHERE),
-        write(service("web", sessionAffinity="ClientIP")),
-        write(service("web", sessionAffinity="None", sessionAffinityConfig=None)),
+        write(service("kept-for-a-while"), slices("kept-for-a-while", "local-0", "local-1", "remote-0")),
+        write(service("kept-for-a-while", sessionAffinity="ClientIP")),
+        write(service("kept-for-a-while", sessionAffinity="None", sessionAffinityConfig=None)),
     ),
     case(
         "affinity to one that leaves",
-        write(service("web", sessionAffinity="ClientIP"), EVERYWHERE),
-        write(slices("web", "remote-1")),
-        write(slices("web")),
+        write(
+            service("kept-until-gone", sessionAffinity="ClientIP"),
+            slices("kept-until-gone", "local-0", "local-1", "remote-0"),
+        ),
+        write(slices("kept-until-gone", "remote-1")),
+        write(slices("kept-until-gone")),
     ),
     case("source ranges", write(balancer(loadBalancerSourceRanges=CLIENTS), EVERYWHERE)),
     case(

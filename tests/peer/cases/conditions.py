@@ -89,7 +89,7 @@ CASES = (
         "endpoints that name another node, Local",
         write(
             balancer(**LOCAL),
-            slices("web", Ep("local-0", node_name="node-c"), Ep("remote-0", node_name="node-a")),
+            slices("web", Ep("local-1", node_name="node-c"), Ep("remote-0", node_name="node-a")),
         ),
     ),
     case("internal Local", write(balancer(internalTrafficPolicy="Local"), EVERYWHERE), since=(1, 22)),
