@@ -14,6 +14,8 @@ from tests.packets.modes import MODES, Mode
 
 EVERYTHING = os.environ.get("KPROXY_FAULTS") == "all"
 
+LONG = pytest.mark.skipif(not EVERYTHING, reason="takes minutes in a user-mode kernel; KPROXY_FAULTS=all")
+
 KILLS = int(os.environ.get("KPROXY_KILLS", "0"))
 """How often to kill kproxy at random moments; 0: as often as is cheap in each mode."""
 
@@ -29,9 +31,10 @@ IPVS = _BY_NAME["ipvs"]
 """For what is done only in a kernel that nobody else uses."""
 
 
-def modes(*names: str) -> pytest.MarkDecorator:
-    """Run a test in these modes, or in all."""
-    chosen = [_BY_NAME[name] for name in (NAMES if EVERYTHING else names)]
+def modes(*names: str, never: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Run a test in these modes, or in all but those where it `never` means anything."""
+    wanted = [name for name in NAMES if name not in never] if EVERYTHING else names
+    chosen = [_BY_NAME[name] for name in wanted]
     return pytest.mark.parametrize("mode", chosen, indirect=True)
 
 

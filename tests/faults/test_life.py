@@ -13,7 +13,7 @@ import pytest
 from kproxy.testing import uml
 from kproxy.testing.lab.topology import UPLINK
 from kproxy.testing.sabotage import Room
-from tests.faults.selection import IPVS, KILLS, modes
+from tests.faults.selection import IPVS, KILLS, LONG, modes
 from tests.faults.site import Site
 
 pytestmark = pytest.mark.root
@@ -78,6 +78,7 @@ def test_another_monotonic_clock(site: Site, years: int) -> None:
         case.over(again)
 
 
+@LONG
 @pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
 def test_wall_clock_set(site: Site) -> None:
     """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""

@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.testing.sabotage import Loss, Room
 from kproxy.testing.sabotage.sockets import GENERIC, NETFILTER, ROUTE
-from tests.faults.selection import cases, modes
+from tests.faults.selection import LONG, cases, modes
 from tests.faults.site import Site
 from tests.packets.modes import Capability
 
@@ -31,7 +31,7 @@ LOSSES = {
     "nftables",
     {
         "nft": ("answers lost at random (ENOBUFS)", "busy (EBUSY)"),
-        "ipvs": ("answers lost at random (ENOBUFS)", "busy (EBUSY)"),
+        "ipvs": ("answers lost at random (ENOBUFS)",),
     },
 )
 def test_requests_that_fail(site: Site, name: str) -> None:
@@ -51,6 +51,7 @@ def test_requests_that_fail(site: Site, name: str) -> None:
         case.times = site.sockets.done[loss] - before
 
 
+@LONG
 @modes("ipvs")
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 def test_news_of_lost_addresses_are_lost(site: Site) -> None:

@@ -1,6 +1,7 @@
 """kproxy is killed in the middle of a change of modes: whoever starts next finishes it, or goes back.
 
-The program that would take the old mode's rules away hangs, so both modes' rules stand; then everything dies.
+A program hangs that would take the old mode's rules away, or write the rest of the new one's, so there are
+rules of both; then everything dies.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.testing.sabotage import Deed
-from tests.faults.selection import EVERYTHING, modes
+from tests.faults.selection import EVERYTHING, LONG, modes
 from tests.faults.site import Counts, Site
 from tests.faults.vigil import Vigil
 from tests.packets.file import File
@@ -28,7 +29,10 @@ pytestmark = pytest.mark.root
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """From one mode to another; the first mode goes with a run of `programs` whose input has `word` in it."""
+    """From one mode to another; the one of `programs` hangs whose input has `word` in it.
+
+    It takes the old mode away; of a table, which goes without a program, it writes what is new.
+    """
 
     before: str
     after: str
@@ -41,9 +45,9 @@ class Switch:
 
 NETFILTER = (
     Switch("iptables/nft", "nftables", "nft-restore", "-X KUBE-"),
-    Switch("nftables", "iptables/nft", "nft", "delete table"),
+    Switch("nftables", "iptables/nft", "nft-restore", "-A KUBE-SVC-"),
     Switch("iptables/legacy", "nftables", "legacy-restore", "-X KUBE-"),
-    Switch("nftables", "iptables/legacy", "nft", "delete table"),
+    Switch("nftables", "iptables/legacy", "legacy-restore", "-A KUBE-SVC-"),
     Switch("iptables/nft", "iptables/legacy", "nft-restore", "-X KUBE-"),
     Switch("iptables/legacy", "iptables/nft", "legacy-restore", "-X KUBE-"),
 )
@@ -118,16 +122,17 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
 
 @modes("nftables")
 @pytest.mark.needs(Capability.NFTABLES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS if EVERYTHING else ["forward"])
 @pytest.mark.parametrize("switch", NETFILTER, ids=str)
 def test_killed_between_two_modes_of_netfilter(site: Site, file: File, switch: Switch, way: str) -> None:
     crash(site, file, switch, forward=WAYS[way])
 
 
+@LONG
 @modes("ipvs")
 @pytest.mark.timeout(900)
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
-@pytest.mark.parametrize("way", WAYS if EVERYTHING else ["forward"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("switch", VIRTUAL, ids=str)
 def test_killed_between_virtual_servers_and_rules(site: Site, file: File, switch: Switch, way: str) -> None:
     crash(site, file, switch, forward=WAYS[way])

@@ -38,7 +38,6 @@ DEEDS = {
     {
         "legacy": tuple(DEEDS),
         "nftables": ("fails at random", "killed half-way at random", "killed after its commit"),
-        "ipvs": ("and save killed at random",),
     },
 )
 def test_programs_that_fail(site: Site, name: str) -> None:
@@ -60,7 +59,7 @@ def test_programs_that_fail(site: Site, name: str) -> None:
         case.times = site.tools.done[deed]
 
 
-@modes("nft", "legacy", "nftables", "ipvs")
+@modes("nft", "legacy", "nftables", never={"ipvs"})  # endpoints of virtual servers need no program
 def test_program_missing_for_a_while(site: Site) -> None:
     program, writer = site.start(), site.cluster.mode.writer
     with site.ordeal(f"tools: {writer} missing"):

@@ -56,11 +56,13 @@ def test_a_restart_with_another_layout_cuts_nothing(spare: Cluster, first: str, 
     lab = spare.lab
     with lab.hold(lab.client, service.ip(4), 80) as held, Traffic(lab, targets(spare, service)) as traffic:
         spare.stop()
-        spare.start("--iptables-layout", second)
+        program = spare.start("--iptables-layout", second)
         traffic.flow()
         assert held.exchange("still there?").pod == lab.local_pods[0].name
     assert traffic.failures == []
-    assert all(bool(count) == (second == "scalable") for count in tree_rules(spare).values())
+    program.until(
+        lambda: {bool(count) for count in tree_rules(spare).values()}, expected={second == "scalable"}
+    )
     ends = [
         rule for family in FAMILIES for rule in spare.rules(family) if "KUBE-SEP-" in rule and ":" in rule
     ]
