@@ -99,7 +99,7 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
     "name",
     OUTAGES,
     "nft",
-    {"nftables": ("restarted without history", "gone for a while"), "ipvs": ("gone for a while",)},
+    {"nftables": ("restarted without history", "gone for a while")},
 )
 def test_outages(site: Site, name: str) -> None:
     site.start(anew=True)

@@ -27,7 +27,7 @@ LONGEST_LIFE = {"ipvs": 8.0}
 """Seconds, else 1.2: from before the first sync until long after it."""
 
 
-@modes("nft", "legacy", "nftables", "ipvs")
+@modes("nft", "legacy", "nftables", *(["ipvs"] if KILLS else []))
 @pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_at_random_moments(site: Site) -> None:
     program = site.start()

@@ -31,7 +31,6 @@ LOSSES = {
     "nftables",
     {
         "nft": ("answers lost at random (ENOBUFS)", "busy (EBUSY)"),
-        "ipvs": ("answers lost at random (ENOBUFS)",),
     },
 )
 def test_requests_that_fail(site: Site, name: str) -> None:
