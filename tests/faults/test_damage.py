@@ -6,7 +6,6 @@ connections live on wherever the kernel still knows them.
 
 import pytest
 
-from tests.faults.selection import EVERYTHING
 from tests.faults.site import Site
 from tests.faults.state import TABLES
 from tests.packets.modes import Capability
@@ -125,7 +124,7 @@ A connection whose virtual server is gone ends with its next packet (expire_node
 
 
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
-@pytest.mark.parametrize("name", VIRTUAL if EVERYTHING else ["virtual servers cleared", "the device deleted"])
+@pytest.mark.parametrize("name", VIRTUAL)
 def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
     command, period, refuses, cuts = VIRTUAL[name]
     program = site.start("--ipvs-sync-period", period)

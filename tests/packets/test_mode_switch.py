@@ -175,7 +175,7 @@ def test_killed_at_random_moments_it_loses_nothing(spare: Cluster) -> None:
     changing = spare.publish(lab.local_pods[:1])
     seen = [(lab.client, stays.ip(family), 80) for family in FAMILIES]
     with lab.hold(lab.client, stays.ip(4), 80) as held, Traffic(lab, seen) as traffic:
-        for _ in range(2):
+        for _ in range(4):
             for _ in range(chance.randrange(1, 12)):
                 pods = chance.sample(lab.pods, chance.randrange(0, 4))
                 spare.slices(changing, [Ep(pod) for pod in pods])
