@@ -1,17 +1,25 @@
 """How to reach a cluster, and as whom: kubeconfig, service account or a bare address.
 
-The `kubernetes` package is imported on first use: it takes a good part of a second, and neither `render` nor
-`cleanup` needs it.
+The `kubernetes` package knows every kind of kubeconfig, and is imported only for those that kproxy does not
+read itself (plain_access): it takes a good part of a second.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import urllib3
 import yaml
+
+from kproxy.sources.plain_access import PlainAccess, from_address, from_kubeconfig, from_service_account
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where kubelet mounts the pod's `token` and `ca.crt`."""
+
+
+_IDLE_CONNECTIONS = 10
+"""Kept for the next request; three watches and what Events need are open at once."""
 
 
 class ClusterAccessError(Exception):
@@ -42,31 +50,35 @@ class Session:
     """URL without a slash at its end; may have a path."""
     pool: Any
     """urllib3.PoolManager or ProxyManager."""
-    configuration: Any
-    """kubernetes.client.Configuration."""
-    token_file: Path | None
+    headers: Callable[[], dict[str, str]]
+    """Headers that authenticate the next request; not thread-safe, as the package refreshes in place.
 
-    def headers(self) -> dict[str, str]:
-        """Headers that authenticate the next request; not thread-safe, as the package refreshes in place.
-
-        Raises ClusterAccessError if the token cannot be read.
-        """
-        headers: dict[str, str] = {}
-        try:
-            if self.token_file is not None:
-                headers["authorization"] = f"Bearer {self.token_file.read_text().strip()}"
-                return headers
-            for each in self.configuration.auth_settings().values():
-                if each["in"] == "header" and each["value"]:
-                    # Files end in a newline that no header may have.
-                    headers[each["key"]] = str(each["value"]).strip()
-        except _load_errors() as error:
-            raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
-        return headers
+    Raises ClusterAccessError if the token cannot be read.
+    """
 
 
 def load_session(access: ClusterAccess) -> Session:
     """Read the configuration and prepare connections; raises ClusterAccessError with the reason."""
+    if access.kubeconfig is not None:
+        plain = from_kubeconfig(access.kubeconfig, access.context, access.master)
+    elif access.master is not None:
+        plain = from_address(access.master)
+    else:
+        plain = from_service_account(access.service_account)
+    return _plain_session(plain) if plain is not None else _package_session(access)
+
+
+def _plain_session(plain: PlainAccess) -> Session:
+    def headers() -> dict[str, str]:
+        if plain.token_file is not None:
+            return _from_file(plain.token_file)
+        return {"authorization": f"Bearer {plain.token}"} if plain.token else {}
+
+    pool = urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, **plain.tls)
+    return Session(plain.host.rstrip("/"), pool, headers)
+
+
+def _package_session(access: ClusterAccess) -> Session:
     from kubernetes import config as loaders
     from kubernetes.client import ApiClient, Configuration
     from kubernetes.config.incluster_config import InClusterConfigLoader
@@ -92,8 +104,29 @@ def load_session(access: ClusterAccess) -> Session:
         raise ClusterAccessError(f"{where} cannot be used: {error}") from error
     if access.master is not None:
         configuration.host = access.master
+
+    def headers() -> dict[str, str]:
+        if token_file is not None:
+            return _from_file(token_file)
+        try:
+            # Files end in a newline that no header may have.
+            return {
+                each["key"]: str(each["value"]).strip()
+                for each in configuration.auth_settings().values()
+                if each["in"] == "header" and each["value"]
+            }
+        except _load_errors() as error:
+            raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
+
     pool = ApiClient(configuration=configuration).rest_client.pool_manager
-    return Session(str(configuration.host).rstrip("/"), pool, configuration, token_file)
+    return Session(str(configuration.host).rstrip("/"), pool, headers)
+
+
+def _from_file(token: Path) -> dict[str, str]:
+    try:
+        return {"authorization": f"Bearer {token.read_text().strip()}"}
+    except (OSError, ValueError) as error:
+        raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
 
 
 def _load_errors() -> tuple[type[Exception], ...]:

@@ -1,9 +1,7 @@
-"""Raw requests to a Kubernetes API server, with the `kubernetes` package only for who we are to it.
+"""Raw requests to a Kubernetes API server; `cluster` says where it is and who we are to it.
 
-Its configuration loaders know kubeconfig, in-cluster files, client certificates, bearer tokens and exec
-plugins; its ApiClient builds the urllib3 pool. Its models never come near. What it leaves out is added here:
-a tokenFile is read at each request (client-go does so, the package reads it once), a 401 leads to a fresh
-configuration, and every open socket can be interrupted, so that a stop is instant even during a stall.
+A tokenFile is read at each request (as client-go does), a 401 leads to a fresh configuration, and every open
+socket can be interrupted, so that a stop is instant even during a stall.
 """
 
 import email.utils
