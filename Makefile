@@ -37,6 +37,7 @@ $(READY): pyproject.toml constraints.txt tools/debian-packages tools/promtool
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' \
 	  >$(VENV)/legacy.log 2>&1 || echo "python-iptables was not built ($(VENV)/legacy.log): iptables-legacy-save is used instead"
+	$(BIN)/python -m compileall -q kproxy # as an installation is: the environment may forbid to do so later
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows.

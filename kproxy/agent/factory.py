@@ -1,5 +1,6 @@
 """Find out what this node's kernel offers, and make the mode that was asked for."""
 
+import functools
 import time
 from collections.abc import Mapping
 
@@ -21,7 +22,7 @@ from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.nft.program import NftProgram, find_nft
 from kproxy.kernel.nft.types import NftError
-from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.detect import detect_variant, find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Xtables, XtablesUnavailable
 
@@ -69,9 +70,10 @@ def ipvs_handles() -> KernelHandles:
 def _find_tables(config: ProxyConfig) -> Mapping[Family, Xtables]:
     tables: dict[Family, Xtables] = {}
     reasons: dict[Family, str] = {}
+    detect = functools.cache(detect_variant)
     for family in Family:
         try:
-            tools = find_tools(family, config.iptables_variant)
+            tools = find_tools(family, config.iptables_variant, detect=detect)
         except XtablesUnavailable as error:
             reasons[family] = error.reason
             continue

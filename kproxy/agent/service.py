@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
+from typing import Self
 
 import structlog
 
@@ -24,7 +25,7 @@ from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HEALTHZ, HealthServer, HealthState
 from kproxy.agent.http_server import HttpServer, Routes
 from kproxy.agent.inbox import Inbox
-from kproxy.agent.input import make_input
+from kproxy.agent.input import Input, make_input
 from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
 from kproxy.agent.metrics import Metrics, observe_check
@@ -53,14 +54,32 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     cannot be bound and that shall be the end.
     """
     validate(config)
-    set_up_node(config)
     stop = threading.Event()
     inbox = Inbox(frozenset(Kind))
-    mode = factory.make_mode(config)
     metrics = Metrics()
+    given = make_input(config, metrics)
+    with _Threads(stop, inbox) as threads:
+        # The lists arrive while the kernel is tried.
+        threads.start("source", functools.partial(given.source.run, inbox, stop))
+        set_up_node(config)
+        complete = _work(config, reloader_for, stop, inbox, metrics, given, threads)
+    log.info("stopped", rules="left in place")
+    return complete
+
+
+def _work(
+    config: ProxyConfig,
+    reloader_for: ReloaderFor,
+    stop: threading.Event,
+    inbox: Inbox,
+    metrics: Metrics,
+    given: Input,
+    threads: "_Threads",
+) -> bool:
+    """Put the rest together, and work until `stop` is set; see `run`."""
+    mode = factory.make_mode(config)
     flows = FlowCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
-    given = make_input(config, metrics)
     events = given.events
     reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
     services = ServiceHealth(health.proxy_healthy, reporter.port_refused)
@@ -97,31 +116,16 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         _led_by_signals(stop, inbox, reloader),
         _serving(servers, hard_fail=config.bind_address_hard_fail),
     ):
-        threads = [_start("source", functools.partial(given.source.run, inbox, stop), stop, inbox)]
         if events is not None:
-            threads.append(_start("events", functools.partial(events.run, stop), stop, inbox))
-        threads.append(_start("service-health", functools.partial(services.run, stop), stop, inbox))
-        threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
-        threads.append(_start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox))
-        if not config.once:
-            threads.append(_start("settings", functools.partial(_watch, reloader, stop), stop, inbox))
-        try:
-            complete = True
-            if config.once:
-                complete = agent.run_once(stop)
-            else:
-                agent.run(stop)
-        finally:
-            stop.set()
-            inbox.wake()
-            flows.wake()
-            services.wake()
-            if events is not None:
-                events.wake()
-            for thread in threads:
-                thread.join(timeout=5)
-    log.info("stopped", rules="left in place")
-    return complete
+            threads.start("events", functools.partial(events.run, stop), events.wake)
+        threads.start("service-health", functools.partial(services.run, stop), services.wake)
+        threads.start("flows", functools.partial(flows.run, stop), flows.wake)
+        threads.start("addresses", functools.partial(_follow_addresses, agent, stop))
+        if config.once:
+            return agent.run_once(stop)
+        threads.start("settings", functools.partial(_watch, reloader, stop))
+        agent.run(stop)
+    return True
 
 
 def prepare(config: ProxyConfig) -> None:
@@ -156,23 +160,47 @@ def _watch(reloader: Reloader, stop: threading.Event) -> None:
     stop.wait()
 
 
-def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: Inbox) -> threading.Thread:
-    """Run `work` on a thread; if it dies, the whole process stops, for it would go stale unnoticed."""
+class _Threads:
+    """The threads beside the run loop. They end with the block; if one dies, the whole process stops.
 
-    def guarded() -> None:
-        try:
-            work()
-        except Exception:
-            log.exception("thread_died", thread=name)
-            raise
-        finally:
-            if not stop.is_set():
-                stop.set()
-                inbox.wake()
+    It would go stale unnoticed.
+    """
 
-    thread = threading.Thread(target=guarded, name=name, daemon=True)
-    thread.start()
-    return thread
+    def __init__(self, stop: threading.Event, inbox: Inbox) -> None:
+        self._stop = stop
+        self._inbox = inbox
+        self._wakes = [inbox.wake]
+        self._started: list[threading.Thread] = []
+
+    def start(self, name: str, work: Callable[[], None], wake: Callable[[], None] | None = None) -> None:
+        """Run `work`, which ends once `stop` is set and, if it sleeps, `wake` was called."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception:
+                log.exception("thread_died", thread=name)
+                raise
+            finally:
+                if not self._stop.is_set():
+                    self._stop.set()
+                    self._inbox.wake()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        self._started.append(thread)
+        if wake is not None:
+            self._wakes.append(wake)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for wake in self._wakes:
+            wake()
+        for thread in self._started:
+            thread.join(timeout=5)
 
 
 def _follow_addresses(agent: Agent, stop: threading.Event) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from kproxy.addresses import Family
@@ -27,15 +28,22 @@ _PROBE_RULE = b"-j RETURN"
 
 
 def find_tools(
-    family: Family, forced: Variant | None = None, *, probe: bool = True, search_path: str = _SEARCH_PATH
+    family: Family,
+    forced: Variant | None = None,
+    *,
+    probe: bool = True,
+    search_path: str = _SEARCH_PATH,
+    detect: Callable[[str], Variant] | None = None,
 ) -> XtablesTools:
     """The programs to use for `family`, of the variant `forced` or else the one the node uses.
 
-    With `probe`, the kernel is made to show that it has the nat table (it is created if nobody has yet).
+    `detect` tells that one where both are installed; the answer is the same for both families, and dear where
+    there are many rules. None: `detect_variant`. With `probe`, the kernel is made to show that it has the nat
+    table (it is created if nobody has yet).
     Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission.
     """
     _require_family(family)
-    available = _available(family, search_path)
+    available = _available(family, search_path, forced)
     if forced is not None:
         if forced not in available:
             name = f"{_PROGRAMS[family]}-{forced}"
@@ -50,7 +58,7 @@ def find_tools(
     elif len(available) == 1:
         chosen = next(iter(available))
     else:
-        chosen = detect_variant(search_path)
+        chosen = (detect or detect_variant)(search_path)
     tools = available[chosen]
     if probe:
         _probe(family, tools)
@@ -81,13 +89,15 @@ def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:
     return variant, (int(found[1]), int(found[2]), int(found[3] or 0))
 
 
-def _available(family: Family, search_path: str) -> dict[Variant, XtablesTools]:
+def _available(family: Family, search_path: str, forced: Variant | None) -> dict[Variant, XtablesTools]:
+    """The programs of each variant that are installed, or, where one is `forced`, of that one."""
     name = _PROGRAMS[family]
     found: dict[Variant, XtablesTools] = {}
-    for stem in (f"{name}-nft", f"{name}-legacy", name):
+    wanted = [forced] if forced is not None else list(Variant)
+    for stem in (*(f"{name}-{variant}" for variant in wanted), name):
         restore = shutil.which(f"{stem}-restore", path=search_path)
         save = shutil.which(f"{stem}-save", path=search_path)
-        if restore is None or save is None or (stem == name and len(found) == len(Variant)):
+        if restore is None or save is None or (stem == name and len(found) == len(wanted)):
             continue
         try:
             status, stdout, stderr = run([restore, "--version"], b"", _SECONDS)
