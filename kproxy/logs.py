@@ -8,10 +8,27 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
-import structlog
+
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let what is imported meanwhile find that a package is not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# For tracebacks in colour, which nobody asks for here, structlog loads all of rich: a third of a start.
+with _without("rich"):
+    import structlog
 
 _STDERR = 2
 
