@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kproxy.addresses import Family
-from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure
+from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import Stamp
 
 _COMMAND = re.compile(
@@ -36,23 +36,19 @@ class FakeContainer:
     elements: dict[str, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def listed(self, name: str, *, terse: bool = False, counts: bool = False) -> list[str]:
+    def listed(self, name: str, *, terse: bool = False) -> list[str]:
         """The lines of a listing."""
         lines = [f"\t{self.kind} {name} {{", f"\t\t{self.declaration}"]
         if self.elements and not terse:
-            shown = [
-                f"{k}{self._counted(k, counts=counts)} : {v}" if v else k for k, v in self.elements.items()
-            ]
+            counted = " counter" if self.counted else ""
+            shown = [f"{k}{counted} : {v}" if v else k for k, v in self.elements.items()]
             lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
         return [*lines, "\t}"]
 
-    def _counted(self, key: str, *, counts: bool) -> str:
-        if "counter" not in self.declaration:
-            return ""
-        if not counts:
-            return " counter"
-        packets, octets = self.counts.get(key, (0, 0))
-        return f" counter packets {packets} bytes {octets}"
+    @property
+    def counted(self) -> bool:
+        """Whether elements have counters."""
+        return "counter" in self.declaration
 
 
 @dataclass
@@ -127,13 +123,23 @@ class FakeNft:
             lines += [*(f"\t\t{rule}" for rule in rules), "\t}", ""]
         return "\n".join([*lines[:-1], "}", ""])
 
-    def map_listing(self, family: Family, table: str, name: str) -> str | None:
-        """See Nft.map_listing."""
+    def reading(self, family: Family, table: str) -> Reading | None:
+        """See Nft.reading."""
+        text = self.listing(family, table, terse=True)
+        if text is None:
+            return None
+        filled = {
+            n: c for n, c in self.table(family, table).containers.items() if "dynamic" not in c.declaration
+        }
+        return Reading(text, {name: dict(container.elements) for name, container in filled.items()})
+
+    def counts(self, family: Family, table: str, name: str) -> dict[str, tuple[int, int]] | None:
+        """See Nft.counts."""
         known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
         if known is None or name not in known.containers:
             return None
-        lines = known.containers[name].listed(name, counts=True)
-        return "\n".join([f"table {TABLE_FAMILY[family]} {table} {{", *lines, "}", ""])
+        container = known.containers[name]
+        return {key: container.counts.get(key, (0, 0)) for key in container.elements if container.counted}
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""

@@ -154,8 +154,8 @@ class NftablesBackend:
 
         May be called from any thread, but from one at a time.
         """
-        listing = self._nft.map_listing(self.family, names.TABLE, names.SERVICES)
-        return self._traffic.read(listing or "", self._port_at)
+        counts = self._nft.counts(self.family, names.TABLE, names.SERVICES)
+        return self._traffic.read(counts or {}, self._port_at)
 
     def _port_at(self, asked: str) -> PortPlan | None:
         plan = self._plans.get(self._ledger.owner((names.SERVICES, asked)) or "")

@@ -8,6 +8,7 @@ import re
 
 from kproxy.backends.nftables.ledger import Contents, no_contents
 from kproxy.backends.nftables.names import SERVICES, is_filled
+from kproxy.kernel.nft.types import Reading
 
 Structure = dict[str, tuple[str, ...]]
 """Chain -> its rules as nft prints them."""
@@ -16,6 +17,15 @@ _CONTAINER = re.compile(
     r"^\t(?:map|set) (\S+) \{\n(?:(?!\t\}).*\n)*?\t\telements = \{([^}]*)\}", re.MULTILINE
 )
 _CHAIN = re.compile(r"^\tchain (\S+) \{\n((?:\t\t.*\n)*)\t\}", re.MULTILINE)
+
+
+def contents_of(reading: Reading) -> Contents:
+    """The elements of each map and set that kproxy fills and that has any, as they were read."""
+    if reading.elements is None:
+        return read_elements(reading.text)
+    contents = no_contents()
+    contents.update({name: found for name, found in reading.elements.items() if found and is_filled(name)})
+    return contents
 
 
 def read_elements(text: str) -> Contents:

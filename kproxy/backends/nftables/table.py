@@ -10,7 +10,7 @@ from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
 from kproxy.backends.nftables.ledger import Contents, no_contents
-from kproxy.backends.nftables.listing import Structure, read_chains, read_elements
+from kproxy.backends.nftables.listing import Structure, contents_of, read_chains
 from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft
 
@@ -41,12 +41,12 @@ class Table:
 
     def observe(self) -> bool:
         """Read what the kernel holds; False if that cannot be kept. Raises NftError."""
-        text = self._nft.listing(self._config.family, names.TABLE)
-        self.exists = text is not None
-        chains = read_chains(text or "")
-        if text is None or not is_whole(self._config.family, chains, text):
+        found = self._nft.reading(self._config.family, names.TABLE)
+        self.exists = found is not None
+        chains = read_chains(found.text if found is not None else "")
+        if found is None or not is_whole(self._config.family, chains, found.text):
             return False
-        self._adopt(read_elements(text), chains)
+        self._adopt(contents_of(found), chains)
         return True
 
     def remember(self) -> None:
@@ -59,12 +59,12 @@ class Table:
 
         Raises NftError.
         """
-        text = self._nft.listing(self._config.family, names.TABLE)
-        chains = read_chains(text or "")
-        if text is None or not is_whole(self._config.family, chains, text):
-            found = "is not there" if text is None else "is not whole"
-            return (Drift(f"table {names.TABLE}", found),), False
-        elements = read_elements(text)
+        found = self._nft.reading(self._config.family, names.TABLE)
+        chains = read_chains(found.text if found is not None else "")
+        if found is None or not is_whole(self._config.family, chains, found.text):
+            state = "is not there" if found is None else "is not whole"
+            return (Drift(f"table {names.TABLE}", state),), False
+        elements = contents_of(found)
         drifts = (
             *chain_drifts(self.chains, self._printed, chains),
             *element_drifts(self.held, elements),

@@ -1,10 +1,15 @@
-"""nftables by running `nft`: one process per transaction, one per listing."""
+"""nftables by running `nft`: one process per transaction, one per listing. Elements are read without it."""
 
+import errno
 import re
 import shutil
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from kproxy.addresses import Family
-from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure
+from kproxy.kernel.nft import dump
+from kproxy.kernel.nft.decoding import Counts, UndecodableError
+from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure, Reading
 from kproxy.kernel.xtables import programs, stamps
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
@@ -13,6 +18,11 @@ _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _SHOWN = 400  # characters of stderr in an error
 _ABSENT = "No such file or directory"
 _FORBIDDEN = b"Operation not permitted"
+_COUNTED = re.compile(r"([^\s,{][^,{]*?) counter packets (\d+) bytes (\d+)")
+_READINGS = 10
+"""How often a table is read anew because somebody committed something meanwhile."""
+
+T = TypeVar("T")
 
 
 class NftProgram:
@@ -49,13 +59,37 @@ class NftProgram:
         )
         return None if found is None else found[0]
 
-    def map_listing(self, family: Family, table: str, name: str) -> str | None:
-        """See Nft.map_listing."""
-        return self._listed("-nn", "list", "map", TABLE_FAMILY[family], table, name)
+    def reading(self, family: Family, table: str) -> Reading | None:
+        """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
+        for _ in range(_READINGS):
+            before = self.stamp()
+            found = self._read(family, table)
+            if self.stamp() == before:
+                return found
+        raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
+
+    def counts(self, family: Family, table: str, name: str) -> Mapping[str, Counts] | None:
+        """See Nft.counts."""
+        try:
+            return _asked(lambda: dump.counts(family, table, name))
+        except UndecodableError:
+            listed = self._listed("-nn", "list", "map", TABLE_FAMILY[family], table, name)
+        if listed is None:
+            return None
+        return {key: (int(packets), int(octets)) for key, packets, octets in _COUNTED.findall(listed)}
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
         return stamps.stamp(Family.IPV4, Variant.NFT)
+
+    def _read(self, family: Family, table: str) -> Reading | None:
+        try:
+            elements = _asked(lambda: dump.elements(family, table))
+        except UndecodableError:
+            elements, text = None, self.listing(family, table)
+        else:
+            text = None if elements is None else self.listing(family, table, terse=True)
+        return None if text is None else Reading(text, elements)
 
     def _listed(self, *arguments: str) -> str | None:
         try:
@@ -81,6 +115,15 @@ class NftProgram:
             raise NftError(NftFailure.INTERRUPTED, message or f"nft was ended by signal {-status}")
         kind = NftFailure.MISSING if _FORBIDDEN in stderr else NftFailure.REFUSED
         raise NftError(kind, message or f"nft exited with status {status}")
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """What the kernel answers. Raises NftError, and UndecodableError."""
+    try:
+        return question()
+    except OSError as error:
+        kind = NftFailure.MISSING if error.errno in {errno.EPERM, errno.EACCES} else NftFailure.INTERRUPTED
+        raise NftError(kind, f"cannot read elements: {error.strerror or error}") from error
 
 
 def find_nft() -> NftProgram | None:
