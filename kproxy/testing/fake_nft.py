@@ -36,10 +36,10 @@ class FakeContainer:
     elements: dict[str, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def listed(self, name: str, *, terse: bool = False) -> list[str]:
+    def listed(self, name: str) -> list[str]:
         """The lines of a listing."""
         lines = [f"\t{self.kind} {name} {{", f"\t\t{self.declaration}"]
-        if self.elements and not terse:
+        if self.elements:
             counted = " counter" if self.counted else ""
             shown = [f"{k}{counted} : {v}" if v else k for k, v in self.elements.items()]
             lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
@@ -82,7 +82,7 @@ class FakeNft:
         self.tables: dict[str, FakeTable] = {}
         self.scripts: list[str] = []
         self.commits = 0
-        self.listings = 0
+        self.readings = 0
         self.refuse: Callable[[str], bool] = lambda _: False
         self.after: Callable[[], None] = lambda: None
         self.lose: str | None = None
@@ -109,29 +109,31 @@ class FakeNft:
         if lost == "after":
             raise NftError(NftFailure.INTERRUPTED, "lost after it was committed")
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
+    def listing(self, family: Family, table: str) -> str | None:
         """See Nft.listing."""
-        self.listings += 1
         known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
         if known is None:
             return None
         lines = [f"table {TABLE_FAMILY[family]} {table} {{"]
         for name, container in known.containers.items():
-            lines += [*container.listed(name, terse=terse), ""]
+            lines += [*container.listed(name), ""]
         for name, (hook, rules) in known.chains.items():
             lines += [f"\tchain {name} {{", *([f"\t\t{hook} policy accept;"] if hook else [])]
             lines += [*(f"\t\t{rule}" for rule in rules), "\t}", ""]
         return "\n".join([*lines[:-1], "}", ""])
 
-    def reading(self, family: Family, table: str) -> Reading | None:
+    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
         """See Nft.reading."""
-        text = self.listing(family, table, terse=True)
-        if text is None:
+        self.readings += 1
+        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
+        if known is None:
             return None
-        filled = {
-            n: c for n, c in self.table(family, table).containers.items() if "dynamic" not in c.declaration
-        }
-        return Reading(text, {name: dict(container.elements) for name, container in filled.items()})
+        filled = {name: each for name, each in known.containers.items() if "dynamic" not in each.declaration}
+        return Reading(
+            {name: (*([hook] if hook else []), *rules) for name, (hook, rules) in known.chains.items()},
+            frozenset(f"{each.kind} {name}" for name, each in known.containers.items()),
+            {name: dict(each.elements) for name, each in filled.items()} if elements else None,
+        )
 
     def counts(self, family: Family, table: str, name: str) -> dict[str, tuple[int, int]] | None:
         """See Nft.counts."""

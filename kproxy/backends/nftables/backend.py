@@ -333,7 +333,7 @@ class NftablesBackend:
 
 
 def _shared(found: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What was found, in the very strings that are wanted where it is equal: a record takes half the memory."""
+    """What was found, in the very strings that are wanted where it is equal, which spares memory."""
     same = {key: value for key, value in wanted.items() if found.get(key) == value}
     return same | {key: value for key, value in found.items() if key not in same}
 

@@ -29,6 +29,8 @@ _SET_DATA_TYPE, _SET_DATA_LENGTH, _SET_EXPRESSION = 6, 7, 17
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _TYPE_BITS = 6
 _LIST_ELEMENTS = 3
+_EXPRESSION_NAME = 1
+_COUNTER = "counter"
 
 _KEY, _DATA, _EXPRESSION, _KEY_END = 1, 2, 7, 10
 _VALUE, _VERDICT = 1, 2
@@ -72,7 +74,7 @@ _FIELDS = {
 class Declaration(msgspec.Struct, frozen=True):
     """A map or set: its types by nft's numbers, concatenations in six bits each, and lengths in bytes.
 
-    `data_type` is None of a set; `counted` tells whether each element has a counter.
+    `data_type` is None of a set; `expression` is what each element has of its own, such as `counter`.
     """
 
     name: str
@@ -81,7 +83,10 @@ class Declaration(msgspec.Struct, frozen=True):
     key_length: int
     data_type: int | None
     data_length: int
-    counted: bool
+    expression: str
+
+    def __str__(self) -> str:
+        return f"{'map' if self.flags & _MAP else 'set'} {self.name}"
 
     @property
     def of_rules(self) -> bool:
@@ -95,21 +100,23 @@ class Declaration(msgspec.Struct, frozen=True):
 
 
 def declaration(held: dict[int, bytes]) -> Declaration:
-    """A map or set from the attributes of the kernel's message about it. Raises UndecodableError."""
-    name = held[_SET_NAME].rstrip(b"\0").decode("utf-8", "replace")
-    expression = held.get(_SET_EXPRESSION)
-    if expression is not None and attributes(expression).get(1) != b"counter\0":
-        raise UndecodableError(f"{name}: its elements have something other than a counter")
+    """A map or set from the attributes of the kernel's message about it."""
+    expression = attributes(held.get(_SET_EXPRESSION, b"")).get(_EXPRESSION_NAME, b"")
     data = held.get(_SET_DATA_TYPE)
     return Declaration(
-        name,
+        text(held[_SET_NAME]),
         _number(held.get(_SET_FLAGS)),
         _number(held.get(_SET_KEY_TYPE)),
         _number(held.get(_SET_KEY_LENGTH)),
         None if data is None else _number(data),
         _number(held.get(_SET_DATA_LENGTH)),
-        expression is not None,
+        text(expression),
     )
+
+
+def text(packed: bytes) -> str:
+    """A string of the kernel's, which ends with a zero."""
+    return packed.rstrip(b"\0").decode("utf-8", "replace")
 
 
 class ElementDecoder:
@@ -119,6 +126,8 @@ class ElementDecoder:
         self._name = declared.name
         if declared.flags & ~_KNOWN_FLAGS:
             raise UndecodableError(f"{declared.name}: flags {declared.flags:#x}")
+        if declared.expression not in {"", _COUNTER}:
+            raise UndecodableError(f"{declared.name}: its elements have a {declared.expression}")
         self._key = _fields(declared, declared.key_type, declared.key_length)
         self._ranges = bool(declared.flags & _INTERVAL)
         if self._ranges and len(self._key) < 2:
@@ -171,14 +180,13 @@ class ElementDecoder:
         return _texts(self._data, columns[3]) if self._data else [""] * len(columns[0])
 
     def _verdict(self, code: bytes, chain: bytes) -> str:
-        text = self._known_verdicts.get((code, chain))
-        if text is None:
+        known = self._known_verdicts.get((code, chain))
+        if known is None:
             word = _WORDS.get(int.from_bytes(code, "big", signed=True))
             if word is None or (word in _TO_CHAIN) != bool(chain):
                 raise UndecodableError(f"{self._name}: verdict {code.hex()} to {chain!r}")
-            text = f"{word} {chain.decode('utf-8', 'replace')}".strip()
-            self._known_verdicts[code, chain] = text
-        return text
+            known = self._known_verdicts[code, chain] = f"{word} {text(chain)}".strip()
+        return known
 
     def _range(self, first: bytes, last: bytes) -> str:
         texts, offset = [], 0
@@ -241,8 +249,8 @@ def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
         parts += [_value(_DATA, declared.data_length), b"()"]
     else:
         parts.append(b"()()")
-    if declared.counted:
-        name = re.escape(struct.pack("=HH8s", 12, 1, b"counter"))
+    if declared.expression:
+        name = re.escape(struct.pack("=HH8s", 12, _EXPRESSION_NAME, _COUNTER.encode()))
         values = _head(12, 1) + rb"(.{8})" + _head(12, 2) + rb"(.{8})"
         parts.append(rb"(?:" + _head(44, _EXPRESSION) + name + _head(28, 2) + values + rb")?")
     else:

@@ -1,10 +1,12 @@
-"""nftables by running `nft`: one process per transaction, one per listing. Elements are read without it."""
+"""nftables by running `nft`: one process per transaction. What is there is read without it."""
 
 import errno
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+
+import msgspec
 
 from kproxy.addresses import Family
 from kproxy.kernel.nft import dump
@@ -43,27 +45,15 @@ class NftProgram:
         """See Nft.run."""
         self._nft(["-f", "-"], script.encode())
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
-        """See Nft.listing.
+    def listing(self, family: Family, table: str) -> str | None:
+        """See Nft.listing."""
+        return self._listed("-nn", "-s", "list", "table", TABLE_FAMILY[family], table)
 
-        Of one table, nft 1.0.6 fetches all elements although it shall not print them (120 MB for 70,000); of
-        all tables it does not.
-        """
-        kind = TABLE_FAMILY[family]
-        if not terse:
-            return self._listed("-nn", "-s", "list", "table", kind, table)
-        found = re.search(
-            rf"^table {kind} {re.escape(table)} \{{\n.*?^\}}\n",
-            self._nft(["-nn", "-s", "-t", "list", "ruleset", kind]).decode(),
-            re.MULTILINE | re.DOTALL,
-        )
-        return None if found is None else found[0]
-
-    def reading(self, family: Family, table: str) -> Reading | None:
+    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
         """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
         for _ in range(_READINGS):
             before = self.stamp()
-            found = self._read(family, table)
+            found = self._read(family, table, elements=elements)
             if self.stamp() == before:
                 return found
         raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
@@ -82,14 +72,13 @@ class NftProgram:
         """See Nft.stamp."""
         return stamps.stamp(Family.IPV4, Variant.NFT)
 
-    def _read(self, family: Family, table: str) -> Reading | None:
+    def _read(self, family: Family, table: str, *, elements: bool) -> Reading | None:
         try:
-            elements = _asked(lambda: dump.elements(family, table))
+            return _asked(lambda: dump.reading(family, table, elements=elements))
         except UndecodableError:
-            elements, text = None, self.listing(family, table)
-        else:
-            text = None if elements is None else self.listing(family, table, terse=True)
-        return None if text is None else Reading(text, elements)
+            text = self.listing(family, table)
+            found = _asked(lambda: dump.reading(family, table, elements=False))
+        return None if found is None or text is None else msgspec.structs.replace(found, listing=text)
 
     def _listed(self, *arguments: str) -> str | None:
         try:
@@ -123,7 +112,7 @@ def _asked(question: Callable[[], T]) -> T:
         return question()
     except OSError as error:
         kind = NftFailure.MISSING if error.errno in {errno.EPERM, errno.EACCES} else NftFailure.INTERRUPTED
-        raise NftError(kind, f"cannot read elements: {error.strerror or error}") from error
+        raise NftError(kind, f"cannot read the table: {error.strerror or error}") from error
 
 
 def find_nft() -> NftProgram | None:

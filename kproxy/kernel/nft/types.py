@@ -39,13 +39,17 @@ class NftError(Exception):
 class Reading(msgspec.Struct, frozen=True):
     """One table at one moment.
 
-    `text` is as `nft -nn -s -t` prints it. `elements`: key -> value ("" in sets) of each map and set that
-    transactions fill, as nft prints both. None where something in them is known to nft alone: then `text` has
-    the elements too.
+    `chains`: by name, a line for each rule, which is another as soon as the rule is, or was replaced; before
+    them, where the kernel calls the chain, a line from where, which begins with `type `.
+    `containers`: the maps and sets with names, as `map NAME` and `set NAME`.
+    `elements`: key -> value ("" in sets) of each of these that transactions fill, as nft prints both; None if
+    they were not asked for, or if something in them is known to nft alone: then `listing` has them.
     """
 
-    text: str
-    elements: Mapping[str, dict[str, str]] | None
+    chains: dict[str, tuple[str, ...]]
+    containers: frozenset[str]
+    elements: Mapping[str, dict[str, str]] | None = None
+    listing: str = ""
 
 
 class Nft(Protocol):
@@ -54,14 +58,14 @@ class Nft(Protocol):
     def run(self, script: str) -> None:
         """Apply a script as one transaction: all of it or nothing."""
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
-        """The table as `nft -nn -s list table` prints it, `terse` without elements; None if it is not there.
+    def listing(self, family: Family, table: str) -> str | None:
+        """The table as `nft -nn -s list table` prints it; None if it is not there.
 
         What counts is named, its counts are not.
         """
 
-    def reading(self, family: Family, table: str) -> Reading | None:
-        """The table with its elements, cheaper than a listing; None if it is not there."""
+    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
+        """The table, read without nft; None if it is not there."""
 
     def counts(self, family: Family, table: str, name: str) -> Mapping[str, tuple[int, int]] | None:
         """(packets, bytes) by key of one map's elements that are counted; None if it is not there."""

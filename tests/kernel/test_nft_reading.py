@@ -21,7 +21,8 @@ from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft import dump
 from kproxy.kernel.nft.decoding import UndecodableError
 from kproxy.kernel.nft.program import NftProgram, find_nft
-from kproxy.kernel.nft.types import NftError, NftFailure
+from kproxy.kernel.nft.types import NftError, NftFailure, Reading
+from kproxy.kernel.xtables.types import Stamp
 from tests.backends.strategies import SETTINGS
 from tests.kernel.namespace import fresh_network
 
@@ -146,8 +147,10 @@ def test_any_table_is_read_as_nft_lists_it() -> None:
         assert found == {name: content for name, content in elements.items() if content}
         assert found == read_elements(listed)
         assert found == _by_json(family)
-        assert read_containers(reading.text) == read_containers(listed)
-        assert read_chains(reading.text) == read_chains(listed)
+        assert reading.containers == read_containers(listed)
+        assert {name: len(rules) for name, rules in reading.chains.items()} == {
+            name: len(rules) for name, rules in read_chains(listed).items()
+        }
 
     compare()
 
@@ -169,8 +172,9 @@ def _many(family: Family) -> None:
         names.SOURCE_RANGES: {f"{key} . {key.split()[0]}": "" for key in asked},
     }
     _write(_program(), family, elements)
-    found = dump.elements(family, names.TABLE)
-    assert found is not None
+    reading = dump.reading(family, names.TABLE, elements=True)
+    assert reading is not None
+    found = reading.elements or {}
     assert {name: content for name, content in found.items() if content} == elements
 
 
@@ -204,7 +208,7 @@ def _foreign(declared: str) -> None:
     nft.run(f"table ip {names.TABLE} {{ {declared}; }}\n")
     name = declared.split()[1]
     with pytest.raises(UndecodableError, match=name):
-        dump.elements(Family.IPV4, names.TABLE)
+        dump.reading(Family.IPV4, names.TABLE, elements=True)
     reading, listed = nft.reading(Family.IPV4, names.TABLE), nft.listing(Family.IPV4, names.TABLE)
     assert reading is not None
     assert reading.elements is None
@@ -218,10 +222,12 @@ def test_what_packets_fill_is_not_read() -> None:
     nft = _program()
     _write(nft, Family.IPV4, {})
     nft.run(f"add element ip {names.TABLE} {names.AFFINITY} {{ 10.1.0.1 . 7 timeout 1h }}\n")
-    found = dump.elements(Family.IPV4, names.TABLE)
-    assert found is not None
-    assert names.AFFINITY not in found
-    assert names.SERVICES in found
+    reading = dump.reading(Family.IPV4, names.TABLE, elements=True)
+    assert reading is not None
+    assert reading.elements is not None
+    assert reading.containers == {f"set {names.AFFINITY}"} | {
+        what for what in names.declarations(Family.IPV4) if what.split()[1] in reading.elements
+    } | {f"map {names.numbered(NUMBERED, local=local)}" for local in (False, True)}
 
 
 @fresh_network
@@ -256,7 +262,7 @@ def test_a_table_that_is_not_there_is_none_and_an_empty_one_is_empty() -> None:
     assert nft.reading(Family.IPV6, names.TABLE) is None
     reading = nft.reading(Family.IPV4, names.TABLE)
     assert reading is not None
-    assert (reading.elements, read_chains(reading.text)) == ({}, {})
+    assert reading == Reading({}, frozenset(), {})
 
 
 class _Disturbed(NftProgram):
@@ -264,11 +270,12 @@ class _Disturbed(NftProgram):
 
     times = 0
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
+    def stamp(self) -> Stamp | None:
+        found = super().stamp()
         if self.times:
             self.times -= 1
             self.run(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")
-        return super().listing(family, table, terse=terse)
+        return found
 
 
 @fresh_network
@@ -283,3 +290,43 @@ def test_what_changes_while_it_is_read_is_read_again_within_bounds() -> None:
     with pytest.raises(NftError, match="kept changing") as caught:
         nft.reading(Family.IPV4, names.TABLE)
     assert caught.value.kind is NftFailure.INTERRUPTED
+
+
+_RULES = [
+    pytest.param("add rule ip kproxy c ip daddr 10.0.0.3 drop", id="one more"),
+    pytest.param(
+        "replace rule ip kproxy c handle {handle} ip daddr 10.0.0.3 drop", id="another in its place"
+    ),
+    pytest.param(
+        "replace rule ip kproxy c handle {handle} ip daddr {{ 10.0.0.3, 10.0.0.4 }} drop", id="its set"
+    ),
+    pytest.param("delete rule ip kproxy c handle {handle}", id="one less"),
+    pytest.param("add chain ip kproxy c {{ policy drop; }}", id="policy"),
+]
+
+
+@pytest.mark.parametrize("change", _RULES)
+def test_another_rule_makes_other_lines(change: str) -> None:
+    _changed(change)
+
+
+@fresh_network
+def _changed(change: str) -> None:
+    nft = _program()
+    hook = "type filter hook input priority 0;"
+    nft.run(
+        f"table ip kproxy {{ chain c {{ {hook} ip daddr {{ 10.0.0.1, 10.0.0.2 }} drop; }}; }}\n"
+        f"table ip kproxy {{ chain d {{ drop; }}; }}\n"
+        f"table ip other {{ chain c {{ {hook} accept; }}; chain e {{ accept; }}; }}\n"
+    )
+    before = nft.reading(Family.IPV4, "kproxy", elements=False)
+    assert before is not None
+    assert before.elements is None
+    assert {name: len(rules) for name, rules in before.chains.items()} == {"c": 2, "d": 1}
+    assert before.chains["c"][0].startswith("type filter ")
+    nft.run("add rule ip other c drop\nadd table ip6 kproxy\n")
+    assert nft.reading(Family.IPV4, "kproxy", elements=False) == before
+    nft.run(change.format(handle=before.chains["c"][1].split()[0]) + "\n")
+    after = nft.reading(Family.IPV4, "kproxy", elements=False)
+    assert after is not None
+    assert {name for name in before.chains if after.chains[name] != before.chains[name]} == {"c"}
