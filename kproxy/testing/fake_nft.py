@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kproxy.addresses import Family
-from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure
+from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import Stamp
 
 _COMMAND = re.compile(
@@ -36,23 +36,19 @@ class FakeContainer:
     elements: dict[str, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def listed(self, name: str, *, terse: bool = False, counts: bool = False) -> list[str]:
+    def listed(self, name: str) -> list[str]:
         """The lines of a listing."""
         lines = [f"\t{self.kind} {name} {{", f"\t\t{self.declaration}"]
-        if self.elements and not terse:
-            shown = [
-                f"{k}{self._counted(k, counts=counts)} : {v}" if v else k for k, v in self.elements.items()
-            ]
+        if self.elements:
+            counted = " counter" if self.counted else ""
+            shown = [f"{k}{counted} : {v}" if v else k for k, v in self.elements.items()]
             lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
         return [*lines, "\t}"]
 
-    def _counted(self, key: str, *, counts: bool) -> str:
-        if "counter" not in self.declaration:
-            return ""
-        if not counts:
-            return " counter"
-        packets, octets = self.counts.get(key, (0, 0))
-        return f" counter packets {packets} bytes {octets}"
+    @property
+    def counted(self) -> bool:
+        """Whether elements have counters."""
+        return "counter" in self.declaration
 
 
 @dataclass
@@ -86,7 +82,7 @@ class FakeNft:
         self.tables: dict[str, FakeTable] = {}
         self.scripts: list[str] = []
         self.commits = 0
-        self.listings = 0
+        self.readings = 0
         self.refuse: Callable[[str], bool] = lambda _: False
         self.after: Callable[[], None] = lambda: None
         self.lose: str | None = None
@@ -113,27 +109,39 @@ class FakeNft:
         if lost == "after":
             raise NftError(NftFailure.INTERRUPTED, "lost after it was committed")
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
+    def listing(self, family: Family, table: str) -> str | None:
         """See Nft.listing."""
-        self.listings += 1
         known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
         if known is None:
             return None
         lines = [f"table {TABLE_FAMILY[family]} {table} {{"]
         for name, container in known.containers.items():
-            lines += [*container.listed(name, terse=terse), ""]
+            lines += [*container.listed(name), ""]
         for name, (hook, rules) in known.chains.items():
             lines += [f"\tchain {name} {{", *([f"\t\t{hook} policy accept;"] if hook else [])]
             lines += [*(f"\t\t{rule}" for rule in rules), "\t}", ""]
         return "\n".join([*lines[:-1], "}", ""])
 
-    def map_listing(self, family: Family, table: str, name: str) -> str | None:
-        """See Nft.map_listing."""
+    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
+        """See Nft.reading."""
+        self.readings += 1
+        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
+        if known is None:
+            return None
+        filled = {name: each for name, each in known.containers.items() if "dynamic" not in each.declaration}
+        return Reading(
+            {name: (*([hook] if hook else []), *rules) for name, (hook, rules) in known.chains.items()},
+            frozenset(f"{each.kind} {name}" for name, each in known.containers.items()),
+            {name: dict(each.elements) for name, each in filled.items()} if elements else None,
+        )
+
+    def counts(self, family: Family, table: str, name: str) -> dict[str, tuple[int, int]] | None:
+        """See Nft.counts."""
         known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
         if known is None or name not in known.containers:
             return None
-        lines = known.containers[name].listed(name, counts=True)
-        return "\n".join([f"table {TABLE_FAMILY[family]} {table} {{", *lines, "}", ""])
+        container = known.containers[name]
+        return {key: container.counts.get(key, (0, 0)) for key in container.elements if container.counted}
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""

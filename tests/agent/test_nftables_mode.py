@@ -60,14 +60,14 @@ def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
 
 
 class Busy(FakeNft):
-    """Lists no map once it is `busy`."""
+    """Reads no counters once it is `busy`."""
 
     busy = False
 
-    def map_listing(self, family: Family, table: str, name: str) -> str | None:
+    def counts(self, family: Family, table: str, name: str) -> dict[str, tuple[int, int]] | None:
         if self.busy:
             raise NftError(NftFailure.INTERRUPTED, "nft took too long")
-        return super().map_listing(family, table, name)
+        return super().counts(family, table, name)
 
 
 def test_what_a_family_holds_is_measured_and_a_refusal_is_no_measurement() -> None:

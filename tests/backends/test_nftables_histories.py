@@ -15,9 +15,9 @@ from tests.builders import NODE
 
 def _is_as_fresh(node: NftablesNode) -> None:
     assert node.state() == node.fresh()
-    scripts, listings = len(node.fake.scripts), node.fake.listings
+    scripts, readings = len(node.fake.scripts), node.fake.readings
     assert node.done().changes == {}
-    assert (len(node.fake.scripts), node.fake.listings) == (scripts, listings)
+    assert (len(node.fake.scripts), node.fake.readings) == (scripts, readings)
     assert node.backend.check(thorough=True) == ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,27 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             id="a restricted load balancer's address that is an external one too",
         ),
         pytest.param(
+            service(
+                type="LoadBalancer",
+                ingress=["10.96.0.1"],
+                loadBalancerSourceRanges=["198.18.0.0/15"],
+            ),
+            [THERE],
+            [
+                CLUSTER_IP,
+                "services { 10.96.0.1 . 6 . 80 : goto firewall }",
+                "admitted { 10.96.0.1 . 6 . 80 : goto cluster-all-1 }",
+                "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.2 . 8080 }",
+                "source-ranges { 10.96.0.1 . 6 . 80 . 198.18.0.0/15 }",
+                TO_ONE,
+                f"cluster-all-1 | ip saddr != 10.1.0.0/16 {MARK}",
+                "cluster-all-1 | goto all-1",
+                f"external-all-1 | {MARK}",
+                "external-all-1 | goto all-1",
+            ],
+            id="a restricted load balancer's address that is the cluster IP too",
+        ),
+        pytest.param(
             service(externalIPs=["203.0.113.7"], externalTrafficPolicy="Local"),
             [THERE],
             [
@@ -212,7 +234,7 @@ def test_affinity_has_a_chain_that_remembers() -> None:
     resting = endpoint("10.1.0.3", node="node2", ready=False, serving=False)
     found = lines(service(sessionAffinity="ClientIP"), HERE, THERE, resting)
     chain = "all-XPGD46QRK7WJZT7O"  # the hash of the iptables mode's KUBE-SVC- chain
-    first, second, third = "1317821527", "1820180420", "2004217009"
+    first, second, third = "849589998", "1838941021", "221053072"
 
     def remember(number: str, ip: str) -> str:
         key = f"ip saddr . numgen inc mod 1 offset {number}"
@@ -230,6 +252,19 @@ def test_affinity_has_a_chain_that_remembers() -> None:
         f"cluster-{chain} | ip saddr != 10.1.0.0/16 {MARK}",
         f"cluster-{chain} | goto {chain}",
     ]
+
+
+def test_a_service_made_anew_under_its_name_remembers_nobody() -> None:
+    def remembered(created: str) -> set[str]:
+        found = lines(service(sessionAffinity="ClientIP", created=created), HERE, THERE)
+        return set(
+            re.findall(r"update @affinity \{ ip saddr \. numgen inc mod 1 offset (\d+)", "\n".join(found))
+        )
+
+    first, again = remembered("2026-01-01T00:00:00Z"), remembered("2026-01-01T00:00:01Z")
+    assert len(first) == len(again) == 2
+    assert not first & again
+    assert remembered("2026-01-01T00:00:00Z") == first
 
 
 @pytest.mark.parametrize(

@@ -164,5 +164,5 @@ def _counted_in_the_kernel() -> None:
     assert len(elements) == 10
     assert all(key["elem"]["counter"] == {"packets": 0, "bytes": 0} for key, _ in elements)
     assert node.backend.check(thorough=True) == ()
-    assert nft.map_listing(CONFIG.family, "kproxy", "none") is None
+    assert nft.counts(CONFIG.family, "kproxy", "none") is None
     assert PortTraffic("ns1/svc1", "UDP", 0, (0, 0)) in node.backend.traffic()

@@ -6,7 +6,7 @@ the service at fault is found, which keeps what it had while all others get thei
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -154,8 +154,8 @@ class NftablesBackend:
 
         May be called from any thread, but from one at a time.
         """
-        listing = self._nft.map_listing(self.family, names.TABLE, names.SERVICES)
-        return self._traffic.read(listing or "", self._port_at)
+        counts = self._nft.counts(self.family, names.TABLE, names.SERVICES)
+        return self._traffic.read(counts or {}, self._port_at)
 
     def _port_at(self, asked: str) -> PortPlan | None:
         plan = self._plans.get(self._ledger.owner((names.SERVICES, asked)) or "")
@@ -219,14 +219,19 @@ class NftablesBackend:
         """Let the next sync bring everything in step with what the table was found to hold."""
         self._sweep = True
         self._kept.clear()
-        for key, objects in self._objects.items():
+        wanted = self._ledger.wanted
+        for container, elements in wanted.items():
+            table.held[container] = _shared(table.held[container], elements)
+        pending, self._pending = self._pending, {}
+        for key in pending.keys() | self._objects.keys():
+            objects = self._objects.get(key, NOTHING)
+            slots = pending.get(key, set())
+            slots.update((e.container, e.key) for e in objects.elements)
             differing = {
-                (e.container, e.key)
-                for e in objects.elements
-                if table.held[e.container].get(e.key) != self._ledger.wanted[e.container][e.key]
+                (name, slot) for name, slot in slots if table.held[name].get(slot) != wanted[name].get(slot)
             }
-            if differing or objects.chains:
-                self._pending.setdefault(key, set()).update(differing)
+            if differing or any(table.chains.get(name) != rules for name, rules in objects.chains.items()):
+                self._pending[key] = differing
 
     def _write(self, written: Counter[str]) -> None:
         table = self._known_table(written)
@@ -325,6 +330,12 @@ class NftablesBackend:
             raise error
         if not self._looked_again and self._watch.foreign != self._seen_foreign:
             raise DoubtfulError from error
+
+
+def _shared(found: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What was found, in the very strings that are wanted where it is equal, which spares memory."""
+    same = {key: value for key, value in wanted.items() if found.get(key) == value}
+    return same | {key: value for key, value in found.items() if key not in same}
 
 
 _LEADING = ("cluster-", "external-", "local-")

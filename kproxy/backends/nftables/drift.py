@@ -7,20 +7,20 @@ from kproxy.backends.base import Drift
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.ledger import Contents
-from kproxy.backends.nftables.listing import Structure, read_containers
+from kproxy.backends.nftables.listing import Structure
+from kproxy.kernel.nft.types import Reading
 
 
-def is_whole(family: Family, chains: Structure, listing: str) -> bool:
+def is_whole(family: Family, found: Reading) -> bool:
     """Whether the table is of this layout, with all that cannot be written a second time."""
-    present = read_containers(listing)
-    if names.LAYOUT not in chains or not present >= names.declarations(family).keys():
+    if names.LAYOUT not in found.chains or not found.containers >= names.declarations(family).keys():
         return False
-    for name, rules in chains.items():
+    for name, rules in found.chains.items():
         picking = pick_of(family, name)
         if picking is None:
             continue
         container, expected = picking
-        if len(rules) != len(expected) or (container and f"map {container}" not in present):
+        if len(rules) != len(expected) or (container and f"map {container}" not in found.containers):
             return False
     return True
 
@@ -28,7 +28,7 @@ def is_whole(family: Family, chains: Structure, listing: str) -> bool:
 def chain_drifts(
     written: Mapping[str, Chain | None], baseline: Structure | None, found: Structure
 ) -> Iterator[Drift]:
-    """Chains that differ; `baseline` is how nft printed the rules when nobody else had written yet.
+    """Chains that differ; `baseline` is what was read when nobody else had written yet.
 
     Without it only the number of rules can be compared.
     """

@@ -1,21 +1,31 @@
-"""Read what `nft -nn -s list` prints: elements as kproxy writes them, and chains line by line.
+"""Elements as kproxy writes them and chains line by line, of a reading or of what `nft -nn -s list` prints.
 
 Elements are compared as text: their form has no freedom once protocols and ports are numbers. Rules are not,
-for every version of nft prints them differently; they are compared with an earlier listing.
+for every version of nft prints them differently; they are compared with an earlier listing or reading.
 """
 
 import re
 
 from kproxy.backends.nftables.ledger import Contents, no_contents
 from kproxy.backends.nftables.names import SERVICES, is_filled
+from kproxy.kernel.nft.types import Reading
 
 Structure = dict[str, tuple[str, ...]]
-"""Chain -> its rules as nft prints them."""
+"""Chain -> a line for each rule, as nft prints it or as Reading.chains has it."""
 
 _CONTAINER = re.compile(
     r"^\t(?:map|set) (\S+) \{\n(?:(?!\t\}).*\n)*?\t\telements = \{([^}]*)\}", re.MULTILINE
 )
 _CHAIN = re.compile(r"^\tchain (\S+) \{\n((?:\t\t.*\n)*)\t\}", re.MULTILINE)
+
+
+def contents_of(reading: Reading) -> Contents:
+    """The elements of each map and set that kproxy fills and that has any, as they were read."""
+    if reading.elements is None:
+        return read_elements(reading.listing)
+    contents = no_contents()
+    contents.update({name: found for name, found in reading.elements.items() if found and is_filled(name)})
+    return contents
 
 
 def read_elements(text: str) -> Contents:

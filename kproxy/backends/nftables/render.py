@@ -46,7 +46,7 @@ def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
     elements: dict[tuple[str, str], Element] = {}
     needed: dict[str, Chain] = {}
     for port in plan.ports:
-        for element in _PortRenderer(port, config, needed).elements():
+        for element in _PortRenderer(port, plan.created, config, needed).elements():
             elements.setdefault((element.container, element.key), element)
     return ServiceObjects(tuple(elements.values()), needed)
 
@@ -73,10 +73,16 @@ def canonical(ip: str) -> str:
 
 
 class _PortRenderer:
-    """Renders one service port; chains that it needs are added to `needed`."""
+    """Renders one service port; chains that it needs are added to `needed`.
 
-    def __init__(self, port: PortPlan, config: NftablesConfig, needed: dict[str, Chain]) -> None:
+    `created` tells its service from an earlier one of the same name.
+    """
+
+    def __init__(
+        self, port: PortPlan, created: str, config: NftablesConfig, needed: dict[str, Chain]
+    ) -> None:
         self.port = port
+        self._created = created
         self.config = config
         self.number = names.PROTOCOL_NUMBERS[port.protocol]
         self._needed = needed
@@ -90,9 +96,8 @@ class _PortRenderer:
             if ip not in port.load_balancer_ips:
                 yield from self._external(self._frontend(ip, port.port))
         for ip in port.load_balancer_ips:
-            restricted = port.source_ranges is not None and port.has_endpoints
-            yield from self._external(self._frontend(ip, port.port), restricted=restricted)
-            if restricted:
+            yield from self._external(self._frontend(ip, port.port), restricted=self._restricted)
+            if self._restricted:
                 yield from self._admissions(self._frontend(ip, port.port))
         if port.node_port:
             for ip in self.config.node_addresses:
@@ -101,6 +106,11 @@ class _PortRenderer:
             if endpoint.may_be_here:
                 ip = canonical(endpoint.ip)
                 yield Element(names.HAIRPIN, f"{ip} . {ip} . {self.number} . {endpoint.port}")
+
+    @property
+    def _restricted(self) -> bool:
+        """Whether not everybody may use the load-balancer addresses."""
+        return self.port.source_ranges is not None and self.port.has_endpoints
 
     def _frontend(self, ip: str, port: int) -> str:
         return f"{canonical(ip)} . {self.number} . {port}"
@@ -117,7 +127,10 @@ class _PortRenderer:
             return
         endpoints = port.local if port.internal_local else port.cluster
         target = self._spread(endpoints, policy_local=port.internal_local)
-        yield Element(names.SERVICES, asked, f"goto {self._need(chains.internal(self.config, target))}")
+        chain = self._need(chains.internal(self.config, target))
+        yield from self._leading(
+            asked, chain, restricted=self._restricted and port.cluster_ip in port.load_balancer_ips
+        )
         yield from self._numbered(asked, endpoints)
 
     def _external(self, asked: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
@@ -133,13 +146,17 @@ class _PortRenderer:
                 chain = self._need(chains.external_local(self.config, everywhere, here))
             else:
                 chain = self._need(chains.external(self.config, everywhere))
-            if restricted:
-                yield Element(names.SERVICES, asked, f"goto {chains.FIREWALL}")
-                yield Element(names.ADMITTED, asked, f"goto {chain}")
-            else:
-                yield Element(names.SERVICES, asked, f"goto {chain}", late)
+            yield from self._leading(asked, chain, restricted=restricted, late=late)
         if port.external is not Verdict.FORWARD:
             yield self._refusal(asked, port.external, late=late)
+
+    def _leading(self, asked: str, chain: str, *, restricted: bool, late: bool = False) -> Iterator[Element]:
+        """What leads to a chain: all packets, or those of the sources that are admitted."""
+        if restricted:
+            yield Element(names.SERVICES, asked, f"goto {chains.FIREWALL}")
+            yield Element(names.ADMITTED, asked, f"goto {chain}")
+        else:
+            yield Element(names.SERVICES, asked, f"goto {chain}", late)
 
     def _refusal(self, asked: str, verdict: Verdict, *, late: bool = False) -> Element:
         value = "drop" if verdict is Verdict.DROP else f"goto {chains.REFUSE}"
@@ -166,8 +183,11 @@ class _PortRenderer:
         return name
 
     def _remembered_as(self, endpoint: EndpointPlan) -> int:
-        """31 bits that stand for one endpoint of this port in the affinity set."""
-        text = f"{self.port.name} {self.port.protocol} {endpoint.text}"
+        """31 bits that stand for one endpoint of this port in the affinity set.
+
+        Entries there end with their time, not with their service: another of its name has other numbers.
+        """
+        text = f"{self.port.name} {self._created} {self.port.protocol} {endpoint.text}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _numbered(

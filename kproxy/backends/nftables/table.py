@@ -10,7 +10,7 @@ from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
 from kproxy.backends.nftables.ledger import Contents, no_contents
-from kproxy.backends.nftables.listing import Structure, read_chains, read_elements
+from kproxy.backends.nftables.listing import Structure, contents_of
 from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft
 
@@ -32,47 +32,45 @@ class Table:
         self._config = config
         self._nft = nft
         self._watch = watch
-        self._printed: Structure | None = None
+        self._as_written: Structure | None = None
 
     @property
     def remembers(self) -> bool:
-        """Whether it is known how nft prints the rules as they were written."""
-        return self._printed is not None
+        """Whether it is known what the kernel made of the rules as they were written."""
+        return self._as_written is not None
 
     def observe(self) -> bool:
         """Read what the kernel holds; False if that cannot be kept. Raises NftError."""
-        text = self._nft.listing(self._config.family, names.TABLE)
-        self.exists = text is not None
-        chains = read_chains(text or "")
-        if text is None or not is_whole(self._config.family, chains, text):
+        found = self._nft.reading(self._config.family, names.TABLE)
+        self.exists = found is not None
+        if found is None or not is_whole(self._config.family, found):
             return False
-        self._adopt(read_elements(text), chains)
+        self._adopt(contents_of(found), found.chains)
         return True
 
     def remember(self) -> None:
-        """Take down how nft prints the rules, while nobody else has written. Raises NftError."""
-        text = self._nft.listing(self._config.family, names.TABLE, terse=True)
-        self._printed = read_chains(text or "")
+        """Take down what the kernel makes of the rules, while nobody else has written. Raises NftError."""
+        found = self._nft.reading(self._config.family, names.TABLE, elements=False)
+        self._as_written = found.chains if found is not None else {}
 
     def compare(self) -> tuple[tuple[Drift, ...], bool]:
         """What differs from the record, which becomes what was found; False if that cannot be kept.
 
         Raises NftError.
         """
-        text = self._nft.listing(self._config.family, names.TABLE)
-        chains = read_chains(text or "")
-        if text is None or not is_whole(self._config.family, chains, text):
-            found = "is not there" if text is None else "is not whole"
-            return (Drift(f"table {names.TABLE}", found),), False
-        elements = read_elements(text)
+        found = self._nft.reading(self._config.family, names.TABLE)
+        if found is None or not is_whole(self._config.family, found):
+            state = "is not there" if found is None else "is not whole"
+            return (Drift(f"table {names.TABLE}", state),), False
+        elements = contents_of(found)
         drifts = (
-            *chain_drifts(self.chains, self._printed, chains),
+            *chain_drifts(self.chains, self._as_written, found.chains),
             *element_drifts(self.held, elements),
         )
         if drifts:
-            self._adopt(elements, chains)
+            self._adopt(elements, found.chains)
         else:
-            self._printed = chains
+            self._as_written = found.chains
         return drifts, True
 
     def make(self) -> None:
@@ -140,7 +138,7 @@ class Table:
         self._commit(script)
         for name in doomed:
             del self.chains[name]
-        self._printed = None
+        self._as_written = None
         self.written["chains_deleted"] += len(doomed)
 
     def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
@@ -151,7 +149,7 @@ class Table:
             picking = pick_of(self._config.family, name)
             self.chains[name] = picking[1] if picking is not None else None
         self.based = False
-        self._printed = None
+        self._as_written = None
 
     def _base(self, script: Script) -> None:
         script.fixed(self._config)
@@ -162,7 +160,7 @@ class Table:
     def _note_chains(self, chains: Mapping[str, Chain]) -> None:
         if chains:
             self.chains |= chains
-            self._printed = None
+            self._as_written = None
 
     def _commit(self, script: Script) -> None:
         with self._watch.writing():

@@ -6,8 +6,7 @@ differences between readings that are added up. What comes after the last readin
 not counted.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kproxy.backends.base import PortTraffic
 from kproxy.backends.nftables.names import PROTOCOL_NUMBERS
@@ -17,8 +16,6 @@ from kproxy.plan.model import PortPlan, ServicePlan
 Counts = tuple[int, int]
 """(packets, bytes)."""
 
-_COUNTED = re.compile(r"(\S+ \. \d+ \. \d+) counter packets (\d+) bytes (\d+)")
-
 
 class Traffic:
     """What was counted since this process began, and before it where an element is still the same."""
@@ -27,15 +24,16 @@ class Traffic:
         self._seen: dict[str, Counts] = {}
         self._totals: dict[tuple[str, str], Counts] = {}
 
-    def read(self, listing: str, port_at: Callable[[str], PortPlan | None]) -> tuple[PortTraffic, ...]:
-        """The traffic of each service port with a frontend in a listing of the services map.
+    def read(
+        self, counted: Mapping[str, Counts], port_at: Callable[[str], PortPlan | None]
+    ) -> tuple[PortTraffic, ...]:
+        """The traffic of each service port with a frontend among the elements of the services map.
 
         `port_at` tells whose a frontend is; None: nobody's any more. A port without frontends is forgotten.
         """
         seen: dict[str, Counts] = {}
         totals: dict[tuple[str, str], Counts] = {}
-        for match in _COUNTED.finditer(listing):
-            asked, packets, octets = match[1], int(match[2]), int(match[3])
+        for asked, (packets, octets) in counted.items():
             port = port_at(asked)
             if port is None:
                 continue

@@ -1,10 +1,17 @@
-"""nftables by running `nft`: one process per transaction, one per listing."""
+"""nftables by running `nft`: one process per transaction. What is there is read without it."""
 
+import errno
 import re
 import shutil
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
 
 from kproxy.addresses import Family
-from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure
+from kproxy.kernel.nft import dump
+from kproxy.kernel.nft.decoding import Counts, UndecodableError
+from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure, Reading
 from kproxy.kernel.xtables import programs, stamps
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
@@ -13,6 +20,11 @@ _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _SHOWN = 400  # characters of stderr in an error
 _ABSENT = "No such file or directory"
 _FORBIDDEN = b"Operation not permitted"
+_COUNTED = re.compile(r"([^\s,{][^,{]*?) counter packets (\d+) bytes (\d+)")
+_READINGS = 10
+"""How often a table is read anew because somebody committed something meanwhile."""
+
+T = TypeVar("T")
 
 
 class NftProgram:
@@ -33,29 +45,40 @@ class NftProgram:
         """See Nft.run."""
         self._nft(["-f", "-"], script.encode())
 
-    def listing(self, family: Family, table: str, *, terse: bool = False) -> str | None:
-        """See Nft.listing.
+    def listing(self, family: Family, table: str) -> str | None:
+        """See Nft.listing."""
+        return self._listed("-nn", "-s", "list", "table", TABLE_FAMILY[family], table)
 
-        Of one table, nft 1.0.6 fetches all elements although it shall not print them (120 MB for 70,000); of
-        all tables it does not.
-        """
-        kind = TABLE_FAMILY[family]
-        if not terse:
-            return self._listed("-nn", "-s", "list", "table", kind, table)
-        found = re.search(
-            rf"^table {kind} {re.escape(table)} \{{\n.*?^\}}\n",
-            self._nft(["-nn", "-s", "-t", "list", "ruleset", kind]).decode(),
-            re.MULTILINE | re.DOTALL,
-        )
-        return None if found is None else found[0]
+    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
+        """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
+        for _ in range(_READINGS):
+            before = self.stamp()
+            found = self._read(family, table, elements=elements)
+            if self.stamp() == before:
+                return found
+        raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
 
-    def map_listing(self, family: Family, table: str, name: str) -> str | None:
-        """See Nft.map_listing."""
-        return self._listed("-nn", "list", "map", TABLE_FAMILY[family], table, name)
+    def counts(self, family: Family, table: str, name: str) -> Mapping[str, Counts] | None:
+        """See Nft.counts."""
+        try:
+            return _asked(lambda: dump.counts(family, table, name))
+        except UndecodableError:
+            listed = self._listed("-nn", "list", "map", TABLE_FAMILY[family], table, name)
+        if listed is None:
+            return None
+        return {key: (int(packets), int(octets)) for key, packets, octets in _COUNTED.findall(listed)}
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
         return stamps.stamp(Family.IPV4, Variant.NFT)
+
+    def _read(self, family: Family, table: str, *, elements: bool) -> Reading | None:
+        try:
+            return _asked(lambda: dump.reading(family, table, elements=elements))
+        except UndecodableError:
+            text = self.listing(family, table)
+            found = _asked(lambda: dump.reading(family, table, elements=False))
+        return None if found is None or text is None else msgspec.structs.replace(found, listing=text)
 
     def _listed(self, *arguments: str) -> str | None:
         try:
@@ -81,6 +104,15 @@ class NftProgram:
             raise NftError(NftFailure.INTERRUPTED, message or f"nft was ended by signal {-status}")
         kind = NftFailure.MISSING if _FORBIDDEN in stderr else NftFailure.REFUSED
         raise NftError(kind, message or f"nft exited with status {status}")
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """What the kernel answers. Raises NftError, and UndecodableError."""
+    try:
+        return question()
+    except OSError as error:
+        kind = NftFailure.MISSING if error.errno in {errno.EPERM, errno.EACCES} else NftFailure.INTERRUPTED
+        raise NftError(kind, f"cannot read the table: {error.strerror or error}") from error
 
 
 def find_nft() -> NftProgram | None:

@@ -1,0 +1,280 @@
+"""What the kernel answers about maps, sets and their elements, as text in nft's own words.
+
+Ten thousand services are a hundred thousand elements, so they are taken apart by what runs in C: a regular
+expression that spells out every byte of an element, and `struct` on what it captured. Nothing is guessed:
+bytes that the expression does not cover, and types that are not known here, are an error.
+
+Layouts are those of the kernel's include/uapi/linux/netfilter/nf_tables.h, in the order of its function
+nf_tables_fill_setelem; the numbers of data types are those of nftables' include/datatype.h.
+"""
+
+import ipaddress
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from kproxy.kernel.netlink.messages import attributes
+
+Counts = tuple[int, int]
+"""(packets, bytes)."""
+
+_ANONYMOUS, _INTERVAL, _MAP, _TIMEOUT, _DYNAMIC = 0x1, 0x4, 0x8, 0x10, 0x20  # enum nft_set_flags
+_CONCATENATION, _EXPRESSIONS = 0x80, 0x100
+_KNOWN_FLAGS = _INTERVAL | _MAP | _CONCATENATION | _EXPRESSIONS
+_SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH = 2, 3, 4, 5
+_SET_DATA_TYPE, _SET_DATA_LENGTH, _SET_EXPRESSION = 6, 7, 17
+_VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
+_TYPE_BITS = 6
+_LIST_ELEMENTS = 3
+_EXPRESSION_NAME = 1
+_COUNTER = "counter"
+
+_KEY, _DATA, _EXPRESSION, _KEY_END = 1, 2, 7, 10
+_VALUE, _VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_ELEMENT = 1  # NFTA_LIST_ELEM
+_WORDS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+"""NF_DROP, NF_ACCEPT, and enum nft_verdicts."""
+_TO_CHAIN = ("jump", "goto")
+
+
+class UndecodableError(Exception):
+    """The kernel holds what this module does not know; the message names it. nft may know it."""
+
+
+class _Field(msgspec.Struct, frozen=True):
+    """One data type: its bytes without padding, how `struct` reads it with padding, and how nft prints it."""
+
+    size: int
+    code: str
+    text: Callable[..., str]
+    family: int = 0
+
+
+def _ipv6(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def _host_order(number: int) -> str:
+    return str(socket.ntohl(number))
+
+
+_FIELDS = {
+    4: _Field(4, "I", _host_order),  # integer, as numgen draws it: in the machine's own byte order
+    7: _Field(4, "4s", socket.inet_ntoa, socket.AF_INET),  # ipv4_addr
+    8: _Field(16, "16s", _ipv6, socket.AF_INET6),  # ipv6_addr
+    12: _Field(1, "B3x", str),  # inet_proto
+    13: _Field(2, "H2x", str),  # inet_service
+}
+
+
+class Declaration(msgspec.Struct, frozen=True):
+    """A map or set: its types by nft's numbers, concatenations in six bits each, and lengths in bytes.
+
+    `data_type` is None of a set; `expression` is what each element has of its own, such as `counter`.
+    """
+
+    name: str
+    flags: int
+    key_type: int
+    key_length: int
+    data_type: int | None
+    data_length: int
+    expression: str
+
+    def __str__(self) -> str:
+        return f"{'map' if self.flags & _MAP else 'set'} {self.name}"
+
+    @property
+    def of_rules(self) -> bool:
+        """Whether it is part of a rule and has no name of its own: what is in it cannot change."""
+        return bool(self.flags & _ANONYMOUS)
+
+    @property
+    def of_packets(self) -> bool:
+        """Whether packets fill it: what is in it comes and goes without a transaction."""
+        return bool(self.flags & (_TIMEOUT | _DYNAMIC))
+
+
+def declaration(held: dict[int, bytes]) -> Declaration:
+    """A map or set from the attributes of the kernel's message about it."""
+    expression = attributes(held.get(_SET_EXPRESSION, b"")).get(_EXPRESSION_NAME, b"")
+    data = held.get(_SET_DATA_TYPE)
+    return Declaration(
+        text(held[_SET_NAME]),
+        _number(held.get(_SET_FLAGS)),
+        _number(held.get(_SET_KEY_TYPE)),
+        _number(held.get(_SET_KEY_LENGTH)),
+        None if data is None else _number(data),
+        _number(held.get(_SET_DATA_LENGTH)),
+        text(expression),
+    )
+
+
+def text(packed: bytes) -> str:
+    """A string of the kernel's, which ends with a zero."""
+    return packed.rstrip(b"\0").decode("utf-8", "replace")
+
+
+class ElementDecoder:
+    """Takes apart the elements of one map or set. Raises UndecodableError when made, and on every call."""
+
+    def __init__(self, declared: Declaration) -> None:
+        self._name = declared.name
+        if declared.flags & ~_KNOWN_FLAGS:
+            raise UndecodableError(f"{declared.name}: flags {declared.flags:#x}")
+        if declared.expression not in {"", _COUNTER}:
+            raise UndecodableError(f"{declared.name}: its elements have a {declared.expression}")
+        self._key = _fields(declared, declared.key_type, declared.key_length)
+        self._ranges = bool(declared.flags & _INTERVAL)
+        if self._ranges and len(self._key) < 2:
+            raise UndecodableError(f"{declared.name}: an interval set of one field")
+        self._verdicts = declared.data_type == _VERDICT_TYPE
+        self._data: Sequence[_Field] = ()
+        if declared.data_type is not None and not self._verdicts:
+            self._data = _fields(declared, declared.data_type, declared.data_length)
+        self._pattern = _pattern(declared, verdicts=self._verdicts)
+        self._known_verdicts: dict[tuple[bytes, bytes], str] = {}
+
+    def texts(self, messages: Iterable[bytes]) -> dict[str, str]:
+        """The elements of messages' attributes: key -> value, "" in sets, as nft prints both."""
+        found: dict[str, str] = {}
+        for matches in map(self._matches, messages):
+            if not matches:
+                continue
+            columns = list(zip(*matches, strict=True))
+            found.update(zip(self._keys(columns), self._values(columns), strict=True))
+        return found
+
+    def counts(self, messages: Iterable[bytes]) -> dict[str, Counts]:
+        """What was counted at each key; nothing of those that are not counted."""
+        found: dict[str, Counts] = {}
+        for matches in map(self._matches, messages):
+            if not matches:
+                continue
+            columns = list(zip(*matches, strict=True))
+            for key, octets, packets in zip(self._keys(columns), columns[5], columns[6], strict=True):
+                if packets:
+                    found[key] = int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+        return found
+
+    def _matches(self, message: bytes) -> list[tuple[bytes, ...]]:
+        """(whole, key, end of key, data or verdict, chain, bytes, packets) of each element of a message."""
+        elements = attributes(message).get(_LIST_ELEMENTS, b"")
+        matches = self._pattern.findall(elements)
+        if sum(len(match[0]) for match in matches) != len(elements):
+            raise UndecodableError(f"{self._name}: an element of another shape")
+        return matches
+
+    def _keys(self, columns: Sequence[Sequence[bytes]]) -> Iterable[str]:
+        if not self._ranges:
+            return _texts(self._key, columns[1])
+        return list(map(self._range, columns[1], columns[2]))
+
+    def _values(self, columns: Sequence[Sequence[bytes]]) -> Iterable[str]:
+        if self._verdicts:
+            return list(map(self._verdict, columns[3], columns[4]))
+        return _texts(self._data, columns[3]) if self._data else [""] * len(columns[0])
+
+    def _verdict(self, code: bytes, chain: bytes) -> str:
+        known = self._known_verdicts.get((code, chain))
+        if known is None:
+            word = _WORDS.get(int.from_bytes(code, "big", signed=True))
+            if word is None or (word in _TO_CHAIN) != bool(chain):
+                raise UndecodableError(f"{self._name}: verdict {code.hex()} to {chain!r}")
+            known = self._known_verdicts[code, chain] = f"{word} {text(chain)}".strip()
+        return known
+
+    def _range(self, first: bytes, last: bytes) -> str:
+        texts, offset = [], 0
+        for field in self._key:
+            start, end = first[offset : offset + field.size], last[offset : offset + field.size]
+            offset += _padded(field.size)
+            if start != end and not field.family:
+                raise UndecodableError(f"{self._name}: a range of something other than addresses")
+            number = start if field.family else int.from_bytes(start, "big")
+            texts.append(field.text(number) if start == end else _address_range(start, end))
+        return " . ".join(texts)
+
+
+def _fields(declared: Declaration, kind: int, length: int) -> Sequence[_Field]:
+    fields: list[_Field] = []
+    while kind:
+        field = _FIELDS.get(kind & (1 << _TYPE_BITS) - 1)
+        if field is None:
+            raise UndecodableError(f"{declared.name}: type {kind:#x}")
+        fields.insert(0, field)
+        kind >>= _TYPE_BITS
+    size = fields[0].size if len(fields) == 1 else sum(_padded(field.size) for field in fields)
+    if not fields or size != length:
+        raise UndecodableError(f"{declared.name}: {length} bytes where {size} were expected")
+    return fields
+
+
+def _texts(fields: Sequence[_Field], packed: Sequence[bytes]) -> Iterator[str]:
+    """The fields of each value, joined as nft joins concatenations. A lone short field is never padded."""
+    code = "".join(field.code for field in fields) if len(fields) > 1 else fields[0].code.partition("3x")[0]
+    columns = zip(*struct.Struct(f"!{code}").iter_unpack(b"".join(packed)), strict=True)
+    return map(
+        " . ".join,
+        zip(*(map(field.text, column) for field, column in zip(fields, columns, strict=True)), strict=True),
+    )
+
+
+def _address_range(first: bytes, last: bytes) -> str:
+    """A prefix where it is one."""
+    start, end = ipaddress.ip_address(first), ipaddress.ip_address(last)
+    if int(start) > int(end):
+        raise UndecodableError(f"a range from {start} to {end}")
+    size = (int(start) ^ int(end)).bit_length()
+    texts = [socket.inet_ntop(socket.AF_INET if len(a) == 4 else socket.AF_INET6, a) for a in (first, last)]
+    if int(start) & (1 << size) - 1 or (int(end) + 1) & (1 << size) - 1:
+        return "-".join(texts)
+    return f"{texts[0]}/{start.max_prefixlen - size}"
+
+
+def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
+    """An element, and nothing but what the declaration leaves open; see ElementDecoder._matches."""
+    parts = [rb"..", _kind(_ELEMENT), _value(_KEY, declared.key_length)]
+    parts.append(_value(_KEY_END, declared.key_length) if declared.flags & _INTERVAL else b"()")
+    if verdicts:
+        parts += [
+            *(rb"..", _kind(_DATA), rb"..", _kind(_VERDICT), _head(8, _VERDICT_CODE), rb"(.{4})"),
+            *(rb"(?:..", _kind(_VERDICT_CHAIN), rb"([^\0]{1,127})\0{1,4})?"),
+        ]
+    elif declared.data_type is not None:
+        parts += [_value(_DATA, declared.data_length), b"()"]
+    else:
+        parts.append(b"()()")
+    if declared.expression:
+        name = re.escape(struct.pack("=HH8s", 12, _EXPRESSION_NAME, _COUNTER.encode()))
+        values = _head(12, 1) + rb"(.{8})" + _head(12, 2) + rb"(.{8})"
+        parts.append(rb"(?:" + _head(44, _EXPRESSION) + name + _head(28, 2) + values + rb")?")
+    else:
+        parts.append(b"()()")
+    return re.compile(b"(" + b"".join(parts) + b")", re.DOTALL)
+
+
+def _value(kind: int, size: int) -> bytes:
+    """The expression for an attribute that holds a value of so many bytes."""
+    head = _head(8 + _padded(size), kind) + _head(4 + size, _VALUE)
+    return head + b"(.{%d})" % size + rb"\0" * (_padded(size) - size)
+
+
+def _head(length: int, kind: int) -> bytes:
+    return re.escape(struct.pack("=HH", length, kind))
+
+
+def _kind(kind: int) -> bytes:
+    return re.escape(struct.pack("=H", kind))
+
+
+def _padded(size: int) -> int:
+    return (size + 3) & ~3
+
+
+def _number(packed: bytes | None) -> int:
+    return int.from_bytes(packed or b"", "big")

@@ -1,0 +1,332 @@
+"""What we read of a table's elements is what nft says of them, and what only nft knows is left to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kproxy.addresses import Family
+from kproxy.backends.nftables import names
+from kproxy.backends.nftables.chains import pick
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.listing import contents_of, read_chains, read_containers, read_elements
+from kproxy.backends.nftables.render import canonical
+from kproxy.backends.nftables.script import Script
+from kproxy.kernel.nft import dump
+from kproxy.kernel.nft.decoding import UndecodableError
+from kproxy.kernel.nft.program import NftProgram, find_nft
+from kproxy.kernel.nft.types import NftError, NftFailure, Reading
+from kproxy.kernel.xtables.types import Stamp
+from tests.backends.strategies import SETTINGS
+from tests.kernel.namespace import fresh_network
+
+NUMBERED = 3
+VERDICTS = ("drop", "accept", "return", "continue", "goto all-3", "jump here-3", f"goto {'n' * 127}")
+
+
+def _addresses(family: Family) -> st.SearchStrategy[str]:
+    if family is Family.IPV4:
+        edges, drawn = ["0.0.0.0", "255.255.255.255"], st.ip_addresses(v=4)
+    else:
+        edges, drawn = ["::", "::1", "::ffff:1.2.3.4", "::1.2.3.4", "2001:db8::"], st.ip_addresses(v=6)
+    return st.one_of(st.sampled_from(edges), drawn.map(str).map(canonical))
+
+
+@st.composite
+def _ranges(draw: st.DrawFn, family: Family) -> str:
+    network = ipaddress.ip_network(draw(_addresses(family)))
+    length = draw(st.integers(0, network.max_prefixlen))
+    text = canonical(str(network.supernet(new_prefix=length).network_address))
+    return f"{text}/{length}" if length < network.max_prefixlen else text
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Family, dict[str, dict[str, str]]]:
+    """A family, and elements of every kind of map and set that this mode has."""
+    family = draw(st.sampled_from(list(Family)))
+    ips = _addresses(family)
+    port = st.integers(0, 65535).map(str)
+
+    def key(*fields: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        return st.tuples(*fields).map(" . ".join)
+
+    asked = key(ips, st.integers(0, 255).map(str), port)
+    verdict = st.sampled_from(VERDICTS)
+    endpoint = key(ips, port)
+    number = st.integers(0, 2**32 - 1).map(str)
+    nothing = st.just("")
+    kinds = {
+        names.SERVICES: (asked, verdict),
+        names.ADMITTED: (asked, verdict),
+        names.REFUSALS: (asked, st.sampled_from(["drop", "goto refuse"])),
+        names.ENDPOINT_0: (asked, endpoint),
+        names.LOCAL_ENDPOINT_0: (asked, endpoint),
+        names.numbered(NUMBERED): (key(asked, number), endpoint),
+        names.numbered(NUMBERED, local=True): (key(asked, number), endpoint),
+        names.HAIRPIN: (key(ips, asked), nothing),
+        names.CLUSTER_IPS: (ips, nothing),
+    }
+    drawn = {name: draw(st.dictionaries(*kind, max_size=5)) for name, kind in kinds.items()}
+    # Ranges of one frontend must not overlap.
+    ranges = draw(st.dictionaries(asked, _ranges(family), max_size=5))
+    drawn[names.SOURCE_RANGES] = {f"{frontend} . {each}": "" for frontend, each in ranges.items()}
+    return family, drawn
+
+
+def _write(nft: NftProgram, family: Family, elements: dict[str, dict[str, str]]) -> None:
+    config = NftablesConfig(family)
+    script = Script(config)
+    script.remove_table()
+    script.declare(config)
+    script.fixed(config)
+    script.chains(dict([pick(family, NUMBERED), pick(family, NUMBERED, local=True), ("n" * 127, ())]))
+    for name, content in elements.items():
+        script.add_elements(name, content)
+    nft.run(str(script))
+
+
+def _program() -> NftProgram:
+    nft = find_nft()
+    assert nft is not None
+    return nft
+
+
+def _text(value: Any) -> str:
+    """A key or value of nft's JSON in the words of its plain listing."""
+    match value:
+        case {"concat": parts}:
+            return " . ".join(map(_text, parts))
+        case {"elem": {"val": inner}}:
+            return _text(inner)
+        case {"prefix": {"addr": address, "len": length}}:
+            return f"{address}/{length}"
+        case {"goto": {"target": chain}} | {"jump": {"target": chain}}:
+            return f"{next(iter(value))} {chain}"
+        case {"drop": None} | {"accept": None} | {"return": None} | {"continue": None}:
+            return str(next(iter(value)))
+        case str() | int():
+            return str(value)
+    raise AssertionError(value)
+
+
+def _by_json(family: Family) -> dict[str, dict[str, str]]:
+    kind = NftablesConfig(family).ip
+    command = ["nft", "-j", "-nn", "list", "table", kind, names.TABLE]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)[
+        "nftables"
+    ]
+    found = {}
+    for each in listed:
+        if "map" in each:
+            found[each["map"]["name"]] = {_text(k): _text(v) for k, v in each["map"].get("elem", ())}
+        elif "set" in each:
+            found[each["set"]["name"]] = {_text(element): "" for element in each["set"].get("elem", ())}
+    return {name: elements for name, elements in found.items() if elements}
+
+
+@fresh_network
+def test_any_table_is_read_as_nft_lists_it() -> None:
+    nft = _program()
+
+    @given(tables())
+    @settings(SETTINGS, max_examples=60)
+    def compare(drawn: tuple[Family, dict[str, dict[str, str]]]) -> None:
+        family, elements = drawn
+        _write(nft, family, elements)
+        reading, listed = nft.reading(family, names.TABLE), nft.listing(family, names.TABLE)
+        assert reading is not None
+        assert listed is not None
+        assert reading.elements is not None
+        found = contents_of(reading)
+        assert found == {name: content for name, content in elements.items() if content}
+        assert found == read_elements(listed)
+        assert found == _by_json(family)
+        assert reading.containers == read_containers(listed)
+        assert {name: len(rules) for name, rules in reading.chains.items()} == {
+            name: len(rules) for name, rules in read_chains(listed).items()
+        }
+
+    compare()
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_many_elements_come_in_many_messages_and_none_is_lost(family: Family) -> None:
+    _many(family)
+
+
+@fresh_network
+def _many(family: Family) -> None:
+    first = ipaddress.ip_address("10.0.0.0" if family is Family.IPV4 else "2001:db8::")
+    asked = [f"{first + number} . 6 . 80" for number in range(3000)]
+    elements = {
+        names.SERVICES: dict.fromkeys(asked, "goto all-3"),
+        names.numbered(NUMBERED): {
+            f"{key} . {number}": f"{key.split()[0]} . 8080" for key in asked for number in (1, 2)
+        },
+        names.SOURCE_RANGES: {f"{key} . {key.split()[0]}": "" for key in asked},
+    }
+    _write(_program(), family, elements)
+    reading = dump.reading(family, names.TABLE, elements=True)
+    assert reading is not None
+    found = reading.elements or {}
+    assert {name: content for name, content in found.items() if content} == elements
+
+
+FOREIGN = [
+    pytest.param("set ports { type inet_service; flags interval; elements = { 80-90 } }", id="interval"),
+    pytest.param("set names { type ifname; elements = { lo } }", id="type"),
+    pytest.param("set rest { type ipv4_addr; flags constant; elements = { 1.2.3.4 } }", id="flags"),
+    pytest.param("map marks { type inet_service : mark; elements = { 80 : 0x1 } }", id="data"),
+    pytest.param(
+        "set quotas { type ipv4_addr; quota over 1 bytes; elements = { 1.2.3.4 } }", id="expression"
+    ),
+    pytest.param(
+        'set noted { type ipv4_addr; elements = { 1.2.3.4 comment "a : b" } }', id="comment of an element"
+    ),
+    pytest.param(
+        "set spans { type ipv4_addr . inet_service; flags interval; elements = { 1.2.3.4 . 80-90 } }",
+        id="range of ports",
+    ),
+]
+
+
+@pytest.mark.parametrize("declared", FOREIGN)
+def test_what_only_nft_knows_is_left_to_it(declared: str) -> None:
+    _foreign(declared)
+
+
+@fresh_network
+def _foreign(declared: str) -> None:
+    nft = _program()
+    _write(nft, Family.IPV4, {names.CLUSTER_IPS: {"10.0.0.1": ""}})
+    nft.run(f"table ip {names.TABLE} {{ {declared}; }}\n")
+    name = declared.split()[1]
+    with pytest.raises(UndecodableError, match=name):
+        dump.reading(Family.IPV4, names.TABLE, elements=True)
+    reading, listed = nft.reading(Family.IPV4, names.TABLE), nft.listing(Family.IPV4, names.TABLE)
+    assert reading is not None
+    assert reading.elements is None
+    assert listed is not None
+    assert contents_of(reading) == read_elements(listed)
+    assert {name, names.CLUSTER_IPS} == contents_of(reading).keys()
+
+
+@fresh_network
+def test_what_packets_fill_is_not_read() -> None:
+    nft = _program()
+    _write(nft, Family.IPV4, {})
+    nft.run(f"add element ip {names.TABLE} {names.AFFINITY} {{ 10.1.0.1 . 7 timeout 1h }}\n")
+    reading = dump.reading(Family.IPV4, names.TABLE, elements=True)
+    assert reading is not None
+    assert reading.elements is not None
+    assert reading.containers == {f"set {names.AFFINITY}"} | {
+        what for what in names.declarations(Family.IPV4) if what.split()[1] in reading.elements
+    } | {f"map {names.numbered(NUMBERED, local=local)}" for local in (False, True)}
+
+
+@fresh_network
+def test_counters_are_read_as_nft_lists_them() -> None:
+    nft = _program()
+    declaration = names.declarations(Family.IPV4)[f"map {names.SERVICES}"]
+    elements = (
+        "10.0.0.1 . 6 . 80 counter packets 7 bytes 420 : drop, "
+        f"10.0.0.2 . 17 . 53 counter packets {2**40} bytes {2**63} : accept, 10.0.0.3 . 6 . 80 : drop"
+    )
+    counts = {
+        "10.0.0.1 . 6 . 80": (7, 420),
+        "10.0.0.2 . 17 . 53": (2**40, 2**63),
+        "10.0.0.3 . 6 . 80": (0, 0),
+    }
+    nft.run(f"table ip kproxy {{ map services {{ {declaration} elements = {{ {elements} }}; }}; }}\n")
+    assert dump.counts(Family.IPV4, "kproxy", "services") == counts
+    assert nft.counts(Family.IPV4, "kproxy", "services") == counts
+    nft.run(
+        'add element ip kproxy services { 10.0.0.4 . 6 . 80 counter packets 1 bytes 9 comment "x" : drop }\n'
+    )
+    assert nft.counts(Family.IPV4, "kproxy", "services") == {**counts, "10.0.0.4 . 6 . 80": (1, 9)}
+    assert nft.counts(Family.IPV4, "kproxy", "none") is None
+    assert nft.counts(Family.IPV4, "other", "services") is None
+
+
+@fresh_network
+def test_a_table_that_is_not_there_is_none_and_an_empty_one_is_empty() -> None:
+    nft = _program()
+    assert nft.reading(Family.IPV4, names.TABLE) is None
+    nft.run(f"add table ip {names.TABLE}\n")
+    assert nft.reading(Family.IPV6, names.TABLE) is None
+    reading = nft.reading(Family.IPV4, names.TABLE)
+    assert reading is not None
+    assert reading == Reading({}, frozenset(), {})
+
+
+class _Disturbed(NftProgram):
+    """Somebody commits something during each of the next `times` readings."""
+
+    times = 0
+
+    def stamp(self) -> Stamp | None:
+        found = super().stamp()
+        if self.times:
+            self.times -= 1
+            self.run(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")
+        return found
+
+
+@fresh_network
+def test_what_changes_while_it_is_read_is_read_again_within_bounds() -> None:
+    nft = _Disturbed(_program().path)
+    _write(nft, Family.IPV4, {})
+    nft.times = 3
+    reading = nft.reading(Family.IPV4, names.TABLE)
+    assert reading is not None
+    assert contents_of(reading) == {names.CLUSTER_IPS: {f"10.0.1.{number}": "" for number in range(3)}}
+    nft.times = 100
+    with pytest.raises(NftError, match="kept changing") as caught:
+        nft.reading(Family.IPV4, names.TABLE)
+    assert caught.value.kind is NftFailure.INTERRUPTED
+
+
+_RULES = [
+    pytest.param("add rule ip kproxy c ip daddr 10.0.0.3 drop", id="one more"),
+    pytest.param(
+        "replace rule ip kproxy c handle {handle} ip daddr 10.0.0.3 drop", id="another in its place"
+    ),
+    pytest.param(
+        "replace rule ip kproxy c handle {handle} ip daddr {{ 10.0.0.3, 10.0.0.4 }} drop", id="its set"
+    ),
+    pytest.param("delete rule ip kproxy c handle {handle}", id="one less"),
+    pytest.param("add chain ip kproxy c {{ policy drop; }}", id="policy"),
+]
+
+
+@pytest.mark.parametrize("change", _RULES)
+def test_another_rule_makes_other_lines(change: str) -> None:
+    _changed(change)
+
+
+@fresh_network
+def _changed(change: str) -> None:
+    nft = _program()
+    hook = "type filter hook input priority 0;"
+    nft.run(
+        f"table ip kproxy {{ chain c {{ {hook} ip daddr {{ 10.0.0.1, 10.0.0.2 }} drop; }}; }}\n"
+        f"table ip kproxy {{ chain d {{ drop; }}; }}\n"
+        f"table ip other {{ chain c {{ {hook} accept; }}; chain e {{ accept; }}; }}\n"
+    )
+    before = nft.reading(Family.IPV4, "kproxy", elements=False)
+    assert before is not None
+    assert before.elements is None
+    assert {name: len(rules) for name, rules in before.chains.items()} == {"c": 2, "d": 1}
+    assert before.chains["c"][0].startswith("type filter ")
+    nft.run("add rule ip other c drop\nadd table ip6 kproxy\n")
+    assert nft.reading(Family.IPV4, "kproxy", elements=False) == before
+    nft.run(change.format(handle=before.chains["c"][1].split()[0]) + "\n")
+    after = nft.reading(Family.IPV4, "kproxy", elements=False)
+    assert after is not None
+    assert {name for name in before.chains if after.chains[name] != before.chains[name]} == {"c"}
