@@ -4,7 +4,7 @@ import json
 import re
 import socket
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,10 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
         "EndpointSlice",
         "Node",
     }
+    now = datetime.now(UTC)
+    for watch in found["watches"]:
+        connected = datetime.fromisoformat(watch["connectedSince"])
+        assert datetime.fromisoformat(found["since"]) - timedelta(minutes=1) < connected < now
     assert found["families"]["IPv4"]["lastSuccess"] > found["since"]
     program.until(lambda: len(events_of(spare, loser.name, Reason.CONFLICT)), 1)
     assert address in events_of(spare, loser.name, Reason.CONFLICT)[0]
