@@ -5,6 +5,7 @@ costs to read them, which is a dump of all rules where there are no virtual serv
 less often it is done.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -45,6 +46,7 @@ def readers(
     """
     return (
         ("mode", lambda: [Sample(series.MODE_REFUSED, (), float(refused() is not None))]),
+        ("process", lambda: [Sample(series.THREADS, (), threading.active_count())]),
         ("changes", partial(_changes, mode, inbox)),
         ("objects", partial(_objects, inbox, reporter)),
         ("kernel", _Kernel(mode, service_limit, clock).read),

@@ -1,6 +1,7 @@
 """Where objects come from, as the settings say, and what that place can do besides: take Events, for one."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -42,7 +43,7 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
             Watch(
                 kind=each.kind.value,
                 synced=each.synced,
-                connected_since=each.connected_since,
+                connected_since=_time(each.connected_since),
                 consecutive_failures=each.consecutive_failures,
                 last_error=each.last_error,
             )
@@ -51,3 +52,7 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
 
     errors = (ApiError, ClusterAccessError, ValueError)  # ValueError: text that cannot be sent
     return Input(source, EventRecorder(source.objects(), config.node_name, metrics, errors), watches)
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -198,6 +198,9 @@ REQUEST_SECONDS = _seconds(
     "Seconds until the API server began to answer.",
     REQUEST_BUCKETS,
 )
+THREADS = _gauge(
+    "go_goroutines", (), "Threads of this process, under the name that dashboards for Go programs ask for."
+)
 
 QUARANTINED = _gauge(
     "kproxy_quarantined_services", _FAMILY, "Services that the kernel refused and that are tried again."

@@ -47,13 +47,19 @@ class Metrics:
         self._histograms: dict[tuple[Series, Labels], _Histogram] = {}
 
     def begin(self, families: Collection[Family]) -> None:
-        """Let every counter that has no label but the family begin at 0: a rate needs a first value."""
+        """Let every counter and histogram that has no label but the family begin at 0.
+
+        A rate needs a first value, and a dashboard lists the instances that have a histogram.
+        """
         with self._lock:
             for series in ALL:
-                if series.type is not SeriesType.COUNTER or series.labels not in {(), ("ip_family",)}:
+                if series.type is SeriesType.GAUGE or series.labels not in {(), ("ip_family",)}:
                     continue
                 for labels in [(family.value,) for family in families] if series.labels else [()]:
-                    self._numbers.setdefault((series, labels), 0.0)
+                    if series.type is SeriesType.COUNTER:
+                        self._numbers.setdefault((series, labels), 0.0)
+                    else:
+                        self._histograms.setdefault((series, labels), _Histogram(len(series.buckets)))
 
     def add(self, series: Series, *labels: str, amount: float = 1.0) -> None:
         """Count something."""

@@ -65,11 +65,11 @@ class Pending(_Camel, frozen=True):
 
 
 class Watch(_Camel, frozen=True):
-    """How the watch of one kind is doing. Times are seconds since the epoch."""
+    """How the watch of one kind is doing; `connected_since` is None while it is not."""
 
     kind: str
     synced: bool
-    connected_since: float | None
+    connected_since: datetime | None
     consecutive_failures: int
     last_error: str | None
 

@@ -12,18 +12,7 @@ from kproxy.cli.params import command_line
 from kproxy.cli.run_options import node_options
 
 
-class _ErrorsAreOne(click.Command):
-    """A command whose status 2 has a meaning of its own, so that bad flags end it with 1."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the arguments."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise click.ClickException(error.format_message()) from error
-
-
-@click.command(cls=_ErrorsAreOne)
+@click.command()
 @rule_options
 @node_options
 @click.option(

@@ -16,12 +16,25 @@ from kproxy.cli.run import run
 from kproxy.cli.status import status
 
 
+class _BadFlags(click.UsageError):
+    """Ends the program with 1, as bad flags end kube-proxy; 2 is what `kproxy diff` says of a difference."""
+
+    exit_code = 1
+
+
 class _Kproxy(click.Group):
     """The command; it begins with what every program may rely on, and a closed stderr would deny it."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         logs.keep_descriptors()
         return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was asked for."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _BadFlags(error.format_message(), error.ctx) from error
 
 
 @click.group(

@@ -1,6 +1,6 @@
 """Flags in Go's manner, and how what was given reaches the configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import PurePath
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from kproxy.agent.settings.codec import Defect
 from kproxy.agent.settings.flags import PORT_FLAGS
 from kproxy.agent.settings.loading import CommandLine
 
@@ -16,11 +17,31 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
+_REFUSED = f"{__name__}.refused"
+
+
+class _Flag(click.Option):
+    """An option whose bad value waits until all others are read, so that all of them are told at once."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Take the value, or keep what is wrong with it for `command_line`."""
+        try:
+            return super().handle_parse_result(ctx, opts, args)
+        except click.BadParameter as error:
+            refused: dict[str, str] = ctx.meta.setdefault(_REFUSED, {})
+            refused[flag_name(self)] = error.message.partition(". ")[0].rstrip(".")
+            if self.name is not None and self.expose_value:
+                ctx.params[self.name] = None
+            return None, args
+
+
 def flag(*names: str, usual: str = "", **settings: Any) -> Decorator:
     """An option without a default: what was not given is None. `usual`: the default that --help tells."""
     if usual:
         settings["help"] += f"  [default: {usual}]"
-    return click.option(*names, default=None, **settings)
+    return click.option(*names, default=None, cls=_Flag, **settings)
 
 
 def boolean(*names: str, **settings: Any) -> Decorator:
@@ -88,9 +109,13 @@ def read_environment(command: click.Command) -> None:
 def command_line(context: click.Context) -> CommandLine:
     """What was given for this command, on the command line or in the environment."""
     flags: dict[str, object] = {}
+    refused: dict[str, str] = context.meta.get(_REFUSED, {})
     for option in context.command.params:
-        if option.name is not None and context.get_parameter_source(option.name) in _GIVEN:
+        if option.name not in context.params or flag_name(option) in refused:
+            continue
+        if context.get_parameter_source(option.name) in _GIVEN:
             value = context.params[option.name]
             flags[flag_name(option)] = str(value) if isinstance(value, PurePath) else value
     flags.pop("config", None)
-    return CommandLine(context.params.get("config"), flags)
+    defects = tuple(Defect(f"--{name}", why) for name, why in refused.items())
+    return CommandLine(context.params.get("config"), flags, defects)

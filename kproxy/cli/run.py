@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from kproxy import __version__, logs
+from kproxy import logs
 from kproxy.cli.options import rule_options
 from kproxy.cli.params import command_line
 from kproxy.cli.run_options import node_options, run_options
+from kproxy.cli.version import version
 
 
 @click.command(
@@ -21,7 +22,7 @@ from kproxy.cli.run_options import node_options, run_options
 @rule_options
 @node_options
 @run_options
-@click.version_option(__version__, prog_name="kproxy")
+@version
 @click.pass_context
 def run(
     context: click.Context, /, write_config_to: Path | None, cleanup: bool, init_only: bool, **_: Any

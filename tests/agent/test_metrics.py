@@ -25,6 +25,7 @@ BUILD = "build_date,compiler,git_commit,git_tree_state,git_version,go_version,ma
 REQUESTS = "0.005 0.025 0.1 0.25 0.5 1 2 4 8 15 30 60 +Inf"
 
 EVERYWHERE = f"""
+gauge go_goroutines
 histogram kubeproxy_conntrack_reconciler_sync_duration_seconds ip_family {SYNC}
 counter kubeproxy_conntrack_reconciler_deleted_entries_total ip_family
 histogram kubeproxy_network_programming_duration_seconds ip_family {PROGRAMMING}
@@ -121,6 +122,18 @@ def test_counters_begin_at_nothing() -> None:
     metrics.add(series.DRIFT_REPAIRED, "IPv6", amount=3)
     metrics.begin([Family.IPV6])
     assert values(metrics, series.DRIFT_REPAIRED.name) == {'{ip_family="IPv4"}': 0, '{ip_family="IPv6"}': 3}
+
+
+def test_a_histogram_is_there_before_its_first_observation() -> None:
+    metrics = Metrics()
+    metrics.begin([Family.IPV4])
+    name = series.PROGRAMMING.name
+    assert values(metrics, name)['_bucket{ip_family="IPv4",le="+Inf"}'] == 0
+    metrics.observe(series.PROGRAMMING, "IPv4", value=0.3)
+    metrics.begin([Family.IPV4])
+    assert values(metrics, f"{name}_bucket") == {
+        f'{{ip_family="IPv4",le="{bound}"}}': float(bound != "0.25") for bound in PROGRAMMING.split()
+    }
 
 
 def test_what_is_read_at_a_scrape_takes_the_place_of_the_first_nothing() -> None:

@@ -35,7 +35,7 @@ FINE = Status(
     families={Family.IPV4: FamilyStatus(12, NOW - timedelta(seconds=5), None, [], {}, Repair())},
     problems=[],
     rejected=[],
-    watches=[Watch("Service", synced=True, connected_since=1.0, consecutive_failures=0, last_error=None)],
+    watches=[Watch("Service", synced=True, connected_since=NOW, consecutive_failures=0, last_error=None)],
 )
 TROUBLED = msgspec.structs.replace(
     FINE,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kproxy import __version__
 from kproxy.cli.main import main
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
@@ -69,12 +70,29 @@ def test_a_defect_is_a_warning_and_the_rest_is_rendered(tmp_path: Path) -> None:
         (["run", "--iptables-sync-period", "soon"], '--iptables-sync-period: "soon" is not a duration'),
         (["run", "--kubeconfig", "/does/not/exist"], "does not exist"),
         (["run", "--proxy-mode", "magic"], "magic"),
+        (["run", "--cleanup-iptables"], "No such option '--cleanup-iptables'"),
+        (["run", "--version=1.36"], '--version: "1.36" is not true, false or raw'),
+        (["diff", "--against", "/does/not/exist"], "does not exist"),
+        (["nothing"], "No such command 'nothing'"),
     ],
 )
 def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
     status, _, message = run(*arguments)
-    assert status == 2
+    assert status == 1
     assert told in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--version", f"kproxy, version {__version__}"),
+        ("--version=true", f"kproxy, version {__version__}"),
+        ("--version=raw", f'version="{__version__}" compiler="'),
+    ],
+)
+def test_the_version_is_told_in_both_forms_of_kubernetes_programs(flag: str, told: str) -> None:
+    status, text, errors = run("run", flag, "--conntrack-min=-1")
+    assert (status, text.startswith(told), errors) == (0, True, "")
 
 
 def test_flags_can_come_from_the_environment() -> None:
@@ -98,7 +116,7 @@ def test_render_takes_the_configuration_file_too(tmp_path: Path) -> None:
 def test_addresses_that_are_none_are_named_all_at_once() -> None:
     flags = ["--metrics-bind-address", "10249", "--healthz-bind-address", "here:http"]
     status, _, errors = run("run", "--manifests", str(EXAMPLES), *flags)
-    assert status == 2
+    assert status == 1
     assert '--metrics-bind-address: "10249" is not IP:port' in errors
     assert '--healthz-bind-address: "here:http" is not IP:port' in errors
 

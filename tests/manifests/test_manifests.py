@@ -22,39 +22,20 @@ from kproxy.sources.transport import ApiError
 from kproxy.testing.apiserver import ApiServer
 from tests.agent.test_metrics import filled
 from tests.manifests.openapi import documents, load, problems
+from tests.manifests.queries import KUBERNETES_MIXIN, MONITORING, ROOT, needs_promtool, own, promtool
 from tests.sources.recording import RecordingSink
 
-ROOT = Path(__file__).parents[2] / "manifests"
 OVERLAYS = ("iptables", "ipvs", "nftables")
-MONITORING = ROOT / "components" / "monitoring"
 OBJECTS = sorted(
     path
     for folder in (ROOT / "base", MONITORING)
     for path in folder.glob("*.yaml")
     if path.name != "kustomization.yaml"
 )
-_METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|rest_client|kubernetes|up)(?:_\w+)?\b")
+_METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|go|rest_client|kubernetes|up)(?:_\w+)?\b")
 _SELECTOR = re.compile(r"\b(\w+)\{([^}]*)\}")
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-_FETCHED = Path(__file__).parents[2] / ".cache" / "promtool"
-PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(_FETCHED))
-
-
-def why_no_promtool() -> str:
-    """What tools/promtool said when it could not fetch it."""
-    told = _FETCHED / "missing"
-    return told.read_text().strip() if told.exists() else "tools/promtool was not run"
-
-
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason=f"promtool is not there: {why_no_promtool()}")
-
-
-def promtool(*arguments: str, given: bytes = b"") -> tuple[int, list[str]]:
-    """Its exit status, and the lines that it prints."""
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], input=given, capture_output=True, timeout=60, check=False)
-    return done.returncode, [line for line in (done.stdout + done.stderr).decode().splitlines() if line]
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
@@ -145,9 +126,7 @@ def test_the_flags_are_those_of_the_program() -> None:
     spec = pod_spec(one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet"))
     (container,), (init,) = spec["containers"], spec["initContainers"]
     assert container["args"][0] == init["args"][0] == run.name
-    kustomization = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
-    patches = [op["value"] for patch in kustomization["patches"] for op in yaml.safe_load(patch["patch"])]
-    flags = {argument.partition("=")[0] for argument in (*container["args"][1:], *init["args"][1:], *patches)}
+    flags = {argument.partition("=")[0] for argument in (*container["args"][1:], *init["args"][1:])}
     assert flags <= known | {"--config"}
 
 
@@ -198,32 +177,16 @@ def exported() -> dict[str, set[str]]:
     return found
 
 
-def expressions() -> list[str]:
-    rule = one(load(MONITORING / "prometheusrule.yaml"), "PrometheusRule")
-    found = [alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]]
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return found + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-
-
 @pytest.mark.parametrize(
     "expression",
     [
-        *expressions(),
-        # of kubernetes-mixin: alerts/kube_proxy.libsonnet and dashboards/proxy.libsonnet
-        'absent(up{job="kube-proxy"})',
-        'sum(rate(kubeproxy_sync_proxy_rules_duration_seconds_count{job="kube-proxy"}[5m]))',
-        'histogram_quantile(0.99,rate(kubeproxy_sync_proxy_rules_duration_seconds_bucket{job="kube-proxy"}[5m]))',
-        'sum(rate(kubeproxy_network_programming_duration_seconds_count{job="kube-proxy"}[5m])) by (instance)',
-        'sum(rate(kubeproxy_network_programming_duration_seconds_bucket{job="kube-proxy"}[5m])) by (le)',
-        'sum(rate(rest_client_requests_total{job="kube-proxy",code=~"2.."}[5m]))',
-        'rate(rest_client_request_duration_seconds_bucket{job="kube-proxy",verb="POST"}[5m])',
-        'process_resident_memory_bytes{job="kube-proxy"}',
-        'rate(process_cpu_seconds_total{job="kube-proxy"}[5m])',
+        *own(),
+        *KUBERNETES_MIXIN,
     ],
 )
 def test_what_is_asked_for_is_exported(expression: str) -> None:
     known = exported()
-    from_scraping = {"job", "node", "instance"}
+    from_scraping = {"cluster", "job", "node", "instance"}
     names = set(_METRIC.findall(re.sub(r'"[^"]*"', '""', expression)))
     assert names
     assert names <= known.keys()
@@ -250,7 +213,6 @@ def test_monitoring_can_be_added_to_an_overlay(tmp_path: Path, overlay: str) -> 
     objects = built(copied / "overlays" / overlay)
     assert [problem for each in objects for problem in problems(each)] == []
     (container,) = pod_spec(one(objects, "DaemonSet"))["containers"]
-    assert container["args"][-1] == "--metrics-bind-address=0.0.0.0:10249"
     monitor = one(objects, "PodMonitor")["spec"]
     assert monitor["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container["ports"]}
     labels = one(objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"]

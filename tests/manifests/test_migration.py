@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from kproxy.cli.main import main
 from kproxy.testing.apiserver import ApiServer
 from tests.manifests.openapi import documents, problems
-from tests.manifests.test_manifests import ROOT, built, needs_kubectl, one, pod_spec
+from tests.manifests.queries import ROOT
+from tests.manifests.test_manifests import OVERLAYS, built, needs_kubectl, one, pod_spec
 
 GUIDE = (ROOT / "MIGRATION.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+KUBEADM_FILE = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
 KUBEADM = {
-    "config.conf": "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ''\n"
-    "clientConnection:\n  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf\nclusterCIDR: 10.1.0.0/16\n",
+    "config.conf": KUBEADM_FILE.read_text(),
     "kubeconfig.conf": "apiVersion: v1\nkind: Config\nclusters:\n- cluster: {server: https://10.9.8.7:6443}\n",
 }
 
@@ -69,6 +72,38 @@ def test_kubeadms_configuration_is_taken_over_by_the_commands_of_the_guide(tmp_p
     configuration = yaml.safe_load(KUBEADM["config.conf"])
     (mount,) = [each for each in container["volumeMounts"] if each["name"] == "config"]
     assert configuration["clientConnection"]["kubeconfig"].startswith(mount["mountPath"])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("configuration", [*OVERLAYS, "kubeadm"])
+def test_what_the_guide_says_of_monitoring_opens_the_port(configuration: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "manifests")
+    overlay = "iptables" if configuration == "kubeadm" else configuration
+    folder = tmp_path / "manifests" / "overlays" / overlay
+    if configuration == "kubeadm":
+        shutil.copy(KUBEADM_FILE, folder / "config.conf")
+    done = subprocess.run(
+        ["bash", "-eu", "-c", f"overlay={folder}\n{BLOCKS[1]}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    objects = documents(done.stdout)
+    assert {"PodMonitor", "PrometheusRule"} <= {each["kind"] for each in objects}
+    (container,) = pod_spec(one(objects, "DaemonSet"))["containers"]
+    given = one([each for each in objects if "config.conf" in each.get("data", {})], "ConfigMap")
+    (tmp_path / "config.conf").write_text(given["data"]["config.conf"])
+    arguments = [
+        argument.replace("/var/lib/kube-proxy", str(tmp_path)).replace("$(NODE_NAME)", "node-a")
+        for argument in container["args"]
+    ]
+    out = tmp_path / "out.yaml"
+    result = CliRunner().invoke(main, [*arguments, f"--write-config-to={out}"])
+    assert (result.exit_code, "flags_ignored" in result.stderr) == (0, False)
+    written = yaml.safe_load(out.read_text())
+    assert (written["metricsBindAddress"], written["hostnameOverride"]) == ("0.0.0.0:10249", "node-a")
 
 
 @needs_kubectl

@@ -4,7 +4,7 @@ import json
 import re
 import socket
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kproxy.agent.events import Reason
 from kproxy.agent.metric_series import RESTORE_FAILURES
 from kproxy.testing.lab import Lab
 from kproxy.testing.lab.topology import NODE_IP4
+from tests.manifests.queries import KUBERNETES_MIXIN, SILENT, needs_promtool, own, without_answer
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, FAMILY_NAMES, NAMESPACE
@@ -118,6 +119,21 @@ def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
     assert value(after, "kubeproxy_sync_proxy_rules_endpoint_changes_pending") == 0
     assert value(after, "kubeproxy_sync_proxy_rules_service_changes_pending") == 0
     assert value(after, "rest_client_requests_total", code="200", host="127.0.0.1:6443", method="GET") >= 3
+
+
+@needs_promtool
+def test_every_query_of_dashboards_and_alerts_finds_its_series(spare: Cluster, tmp_path: Path) -> None:
+    spare.start()
+    service = spare.publish([spare.lab.local_pods[0]])
+    spare.ask(spare.lab.client, service.ip(4), 80)
+    # What is per service is read by and by.
+    spare.running.until(lambda: {name for name, _ in scrape(spare)} & {CONNECTIONS}, {CONNECTIONS})
+    asked = [query for query in (*KUBERNETES_MIXIN, *own()) if not SILENT.search(query)]
+    code, body = get(spare, "/metrics")
+    mode = get(spare, "/proxyMode")[1].decode()
+    empty = without_answer(asked, body.decode(), tmp_path)
+    rules = [query for query in asked if "iptables_total" in query]
+    assert (code, empty) == (200, rules if mode == "nftables" else [])
 
 
 def test_connections_to_a_service_are_counted(spare: Cluster) -> None:
@@ -231,6 +247,10 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
         "EndpointSlice",
         "Node",
     }
+    now = datetime.now(UTC)
+    for watch in found["watches"]:
+        connected = datetime.fromisoformat(watch["connectedSince"])
+        assert datetime.fromisoformat(found["since"]) - timedelta(minutes=1) < connected < now
     assert found["families"]["IPv4"]["lastSuccess"] > found["since"]
     program.until(lambda: len(events_of(spare, loser.name, Reason.CONFLICT)), 1)
     assert address in events_of(spare, loser.name, Reason.CONFLICT)[0]

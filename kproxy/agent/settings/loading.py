@@ -32,11 +32,13 @@ class FileError(ConfigError):
 class CommandLine(msgspec.Struct, frozen=True):
     """What the operator gave at the start: the file of --config, and flags by name without dashes.
 
-    `flags` holds those that were given, on the command line or in the environment, and no defaults.
+    `flags` holds those that were given, on the command line or in the environment, and no defaults; `refused`
+    says what is wrong with those that are not even of their type.
     """
 
     config: Path | None = None
     flags: Mapping[str, object] = {}
+    refused: tuple[Defect, ...] = ()
 
     @property
     def ignored(self) -> list[str]:
@@ -57,8 +59,8 @@ class CommandLine(msgspec.Struct, frozen=True):
         settings, defects = apply_flags(settings, counted)
         if "manifests" in counted and "kubeconfig" in counted:
             defects.append(Defect("--manifests", "excludes --kubeconfig"))
-        if defects:
-            raise ConfigError([str(defect) for defect in defects])
+        if self.refused or defects:
+            raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
 
     def resolve(self, settings: Settings) -> ProxyConfig:
