@@ -28,6 +28,11 @@ class View:
         )
         self._contested = {claim for claim, number in claims.items() if number > 1}
 
+    @property
+    def any_contested(self) -> bool:
+        """Whether several frontends have the same address and port."""
+        return bool(self._contested)
+
     def contested(self, probe: Probe) -> bool:
         """Whether several frontends have the address and port."""
         return (probe.ip, probe.port, probe.protocol) in self._contested
