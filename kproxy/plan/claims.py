@@ -1,8 +1,9 @@
 """Who may have an address: two services that claim the same address, protocol and port cannot both be right.
 
-kube-proxy writes both and the order of its map decides. Here a cluster IP beats any other use of the same
-address (nobody's externalIPs can capture another service's cluster traffic, CVE-2020-8554), then the older
-service wins, then the one whose name sorts first; the other keeps everything else it has and is reported. A
+kube-proxy writes both: what leads to endpoints acts before what refuses, and otherwise the order of its map
+decides. Here a cluster IP beats any other use of the same address (nobody's externalIPs can capture another
+service's cluster traffic, CVE-2020-8554), then a port that has an endpoint for outside traffic wins, then the
+older service, then the one whose name sorts first; the other keeps everything else it has and is reported. A
 port that lost its cluster IP is not served at all, so its other claims are void.
 """
 
@@ -10,13 +11,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from kproxy.plan.model import PortPlan, ServicePlan
+from kproxy.plan.model import PortPlan, ServicePlan, Verdict
 from kproxy.state.problems import Problem, show
 
 Frontend = tuple[str, int, str]
 """(address, or "" for a node port; port; protocol)."""
 
 _NEWEST = "~"
+_HOME, _ANSWERED, _REFUSED = range(3)
+"""Ranks: a cluster IP, and any other address that leads to an endpoint, or nowhere."""
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -46,10 +49,10 @@ class Claims:
         at_home: set[str] = set()
         for frontend, claim in before:
             others = self._remove(frontend, claim)
-            (affected if claim.rank else at_home).update(others)
+            (affected if claim.rank != _HOME else at_home).update(others)
         for frontend, claim in after:
             others = self._add(frontend, claim)
-            (affected if claim.rank else at_home).update(others)
+            (affected if claim.rank != _HOME else at_home).update(others)
         if after:
             self._of[plan.key] = after
         else:
@@ -104,7 +107,7 @@ class Claims:
         if not isinstance(held, tuple):
             return held
         first = min(held)
-        if first.rank == 0:
+        if first.rank == _HOME:
             return first
         return min((c for c in held if self._is_served(c)), default=None)
 
@@ -149,11 +152,12 @@ def _claims_of(plan: ServicePlan) -> Iterator[tuple[Frontend, Claim]]:
     for port in plan.ports:
         identity, protocol = _identity(port), port.protocol.value
         home = (port.cluster_ip, port.port, protocol)
-        yield home, Claim(0, created, identity, plan.key, home)
+        yield home, Claim(_HOME, created, identity, plan.key, home)
+        rank = _ANSWERED if port.external is Verdict.FORWARD else _REFUSED
         for ip in _once((*port.external_ips, *port.load_balancer_ips), but=port.cluster_ip):
-            yield (ip, port.port, protocol), Claim(1, created, identity, plan.key, home)
+            yield (ip, port.port, protocol), Claim(rank, created, identity, plan.key, home)
         if port.node_port:
-            yield ("", port.node_port, protocol), Claim(1, created, identity, plan.key, home)
+            yield ("", port.node_port, protocol), Claim(rank, created, identity, plan.key, home)
 
 
 def _once(addresses: Iterable[str], *, but: str) -> Iterable[str]:

@@ -166,7 +166,7 @@ class TargetRef(_Wire, frozen=True):
 class Endpoint(_Wire, frozen=True):
     """endpoints[] of an EndpointSlice."""
 
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...] | None = None
     conditions: EndpointConditions | None = None
     node_name: str | None = None
     zone: str | None = None

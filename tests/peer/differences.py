@@ -13,6 +13,8 @@ from tests.peer.probes import Outcome, Probe
 
 ANY: Outcome = frozenset({"whatever"})
 """Stands for every outcome in `Difference.ends`."""
+IDLE = "idle"
+"""The name of a service without endpoints: in kube-proxy's rules it takes no address from others."""
 
 
 class View:
@@ -21,15 +23,24 @@ class View:
     def __init__(self, services: Sequence[JSON]) -> None:
         self._specs: Mapping[str, JSON] = {s["metadata"]["name"]: s["spec"] for s in services}
         claims = Counter(
-            (ip, p["port"], p.get("protocol", "TCP"))
+            claim
             for service in services
-            for ip in _addresses(service)
-            for p in service["spec"].get("ports") or ()
+            if service["metadata"]["name"] != IDLE
+            for claim in {
+                (ip, p["port"], p.get("protocol", "TCP"))
+                for ip in _addresses(service)
+                for p in service["spec"].get("ports") or ()
+            }
         )
         self._contested = {claim for claim, number in claims.items() if number > 1}
 
+    @property
+    def any_contested(self) -> bool:
+        """Whether several services have the same address and port."""
+        return bool(self._contested)
+
     def contested(self, probe: Probe) -> bool:
-        """Whether several frontends have the address and port."""
+        """Whether several services that can answer have the address and port."""
         return (probe.ip, probe.port, probe.protocol) in self._contested
 
     def external_local(self, probe: Probe) -> bool:

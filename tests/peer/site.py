@@ -28,6 +28,7 @@ from tests.peer.objects import (
     TARGET,
     node,
     port,
+    served,
     service,
     slices,
 )
@@ -103,9 +104,10 @@ class Site:
     def settle(self) -> None:
         """Wait until every contender obeys all that is written."""
         number = next(self._fences)
+        name = f"fence-{number}"  # another in each, so that neither object alone is enough
         place = "local-2"  # which is no endpoint of anything else
-        self.api.apply(service(FENCE, port(number)))
-        for each in slices(FENCE, place):
+        self.api.apply(service(FENCE, port(number, name)))
+        for each in slices(FENCE, place, ports=[served(name=name)]):
             self.api.apply(each)
         stored = self.api.get("Service", NAMESPACE, FENCE)
         assert stored is not None

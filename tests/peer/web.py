@@ -9,7 +9,7 @@ from kproxy.testing.lab import Namespace
 
 _SCRIPT = """
 import http.client, json, sys
-link = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9)
+link = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=60)
 link.request("GET", sys.argv[3])
 reply = link.getresponse()
 print(json.dumps([reply.status, dict(reply.getheaders()), reply.read().decode()]))

@@ -69,6 +69,52 @@ def test_a_cluster_ip_beats_an_older_external_ip() -> None:
     assert plans["ns1/owner"].problems == ()
 
 
+def _elsewhere(name: str) -> dict[str, Any]:
+    return endpoint_slice(endpoint("10.1.0.1", node="node2"), service=name)
+
+
+@pytest.mark.parametrize(
+    ("policy", "holder"), [("Cluster", "older"), ("Local", "newer")], ids=["somewhere", "nowhere here"]
+)
+def test_an_address_goes_to_who_can_answer(policy: str, holder: str) -> None:
+    """kube-proxy's rules for endpoints come before those that refuse, whatever the order of services."""
+    older = _one("older", "10.96.0.1", OLD, externalIPs=["1.2.3.4"], externalTrafficPolicy=policy)
+    newer = _one("newer", "10.96.0.2", NEW, externalIPs=["1.2.3.4"])
+    theirs, ours = _elsewhere("older"), _elsewhere("newer")
+
+    def who(*given: ServiceInput) -> set[str]:
+        return {p.key for p in builders.plans_of(given) if p.ports[0].external_ips}
+
+    assert who(builders.given(older), builders.given(newer)) == {"ns1/older"}
+    assert who(builders.given(older), builders.given(newer, ours)) == {"ns1/newer"}
+    assert who(builders.given(older, theirs), builders.given(newer)) == {"ns1/older"}
+    assert who(builders.given(older, theirs), builders.given(newer, ours)) == {f"ns1/{holder}"}
+
+
+def test_a_cluster_ip_is_never_taken_even_if_nobody_answers_there() -> None:
+    thief = _one("thief", "10.96.0.1", OLD, externalIPs=["10.96.0.2"])
+    plans = builders.plans_of(
+        [
+            builders.given(thief, _elsewhere("thief")),
+            builders.given(_one("owner", "10.96.0.2")),
+        ]
+    )
+    assert plans[0].ports[0].external_ips == ()
+
+
+def test_an_endpoint_that_comes_and_goes_takes_the_address_along() -> None:
+    planner = Planner(Family.IPV4)
+    older = _one("older", "10.96.0.1", OLD, externalIPs=["1.2.3.4"])
+    newer = builders.given(_one("newer", "10.96.0.2", externalIPs=["1.2.3.4"]), _elsewhere("newer"))
+    planner.update([builders.given(older), newer], NODE)
+    for slices, holds in (((_elsewhere("older"),), True), ((), False)):
+        changed = planner.update([builders.given(older, *slices)], NODE)
+        assert {key: bool(p.ports[0].external_ips) for key, p in changed.items()} == {
+            "ns1/older": holds,
+            "ns1/newer": not holds,
+        }
+
+
 def test_another_port_or_protocol_is_no_contest() -> None:
     plans = _plans(
         _one("a", "10.96.0.1", externalIPs=["1.2.3.4"]),
@@ -151,13 +197,19 @@ def test_losing_an_address_leaves_the_plan_of_a_service_that_never_named_it(
     loser = service("loser", "10.96.0.2", ports=[port(nodePort=30080)], **fields)
     alone = service("loser", "10.96.0.2", **fields)
     winner = service("winner", "10.96.0.1", created=OLD, ports=[port(nodePort=30080)])
-    settled = builders.plans_of([builders.given(loser, slices), builders.given(winner)])[0]
+    settled = builders.plans_of(
+        [
+            builders.given(loser, slices),
+            builders.given(winner, _elsewhere("winner")),
+        ]
+    )[0]
     assert settled.ports == builders.plan_of(alone, slices).ports
 
 
 _NAMES = ("a", "b", "c", "d")
 _SERVICES = st.fixed_dictionaries({
     "name": st.sampled_from(_NAMES),
+    "externalTrafficPolicy": st.sampled_from(["Cluster", "Local"]),
     "ip": st.sampled_from(["10.96.0.1", "10.96.0.2", "10.96.0.3", "1.2.3.4"]),
     "created": st.sampled_from([OLD, NEW, None]),
     "externalIPs": st.lists(st.sampled_from(["1.2.3.4", "1.2.3.5", "10.96.0.1"]), max_size=2),
@@ -176,18 +228,25 @@ _SERVICES = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.booleans(), _SERVICES), max_size=12), st.randoms(use_true_random=False))
+_PORTS_OF_SLICES = [{"name": n, "port": 8080, "protocol": p} for n in ("x", "y") for p in ("TCP", "UDP")]
+_EVENTS = st.tuples(st.booleans(), _SERVICES, st.sampled_from([None, "node1", "node2"]))
+
+
+@given(st.lists(_EVENTS, max_size=12), st.randoms(use_true_random=False))
 @settings(max_examples=300, deadline=None)
 def test_any_history_ends_as_if_planned_from_scratch(
-    events: list[tuple[bool, dict[str, Any]]], random: Any
+    events: list[tuple[bool, dict[str, Any], str | None]], random: Any
 ) -> None:
     planner = Planner(Family.IPV4)
     known: dict[str, ServiceInput] = {}
     held: dict[str, ServicePlan] = {}
-    for present, fields in events:
+    for present, fields, place in events:
         key = f"ns1/{fields['name']}"
+        slices = [
+            endpoint_slice(endpoint("10.1.0.1", node=place), service=fields["name"], ports=_PORTS_OF_SLICES)
+        ] * (place is not None)
         given_now = (
-            builders.given(service(**fields))
+            builders.given(service(**fields), *slices)
             if present
             else ServiceInput(key=key, revision=1, service=None, slices=())
         )

@@ -1,4 +1,4 @@
-"""Duplicates between slices: the better entry wins, whatever the order."""
+"""Endpoints from slices: of duplicates the better wins, whatever the order; a bad one costs only itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import builders
-from tests.builders import endpoint, endpoint_slice, given, plans_of, service
+from tests.builders import endpoint, endpoint_slice, given, plan_of, plans_of, service
 
 GOOD: dict[str, Any] = {"ready": True, "serving": True, "terminating": False}
 DRAINING: dict[str, Any] = {"ready": False, "serving": True, "terminating": True}
@@ -65,3 +65,11 @@ def test_slices_with_different_target_ports_add_up() -> None:
     new = endpoint_slice("10.1.0.2", name="new", ports=[builders.port(9090)])
     planned = builders.port_of(service(), old, new)
     assert [e.text for e in planned.cluster] == ["10.1.0.1:8080", "10.1.0.2:9090"]
+
+
+@pytest.mark.parametrize("entry", [{}, {"addresses": None}, {"addresses": []}], ids=str)
+def test_an_endpoint_without_addresses_costs_only_itself(entry: dict[str, Any]) -> None:
+    plan = plan_of(service(), endpoint_slice(entry, "10.1.0.1", address_type="IPv4"))
+    assert [e.text for e in plan.ports[0].cluster] == ["10.1.0.1:80"]
+    (problem,) = plan.problems
+    assert (problem.object, problem.field) == ("EndpointSlice ns1/svc1-1", "endpoints[0].addresses")

@@ -31,7 +31,7 @@ def same_as_server(sink: RecordingSink, api: ApiServer) -> Callable[[], bool]:
         }
         held_services = {key: sink.service(key).spec.ports[0].port for key in sink.keys(Kind.SERVICE)}  # type: ignore[union-attr, index]
         held_pieces = {
-            key: [each.addresses[0] for each in sink.piece(key).endpoints or ()]
+            key: [ip for each in sink.piece(key).endpoints or () for ip in (each.addresses or ())[:1]]
             for key in sink.keys(Kind.ENDPOINT_SLICE)
         }
         return services == held_services and pieces == held_pieces

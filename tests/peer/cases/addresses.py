@@ -1,6 +1,17 @@
 """Unusual addresses, and unusual slices."""
 
-from tests.peer.cases.words import EVERYWHERE, LOCAL, NODE_IPS, balancer, case, leaving, raw, unready, write
+from tests.peer.cases.words import (
+    EVERYWHERE,
+    LOCAL,
+    NODE_IPS,
+    balancer,
+    case,
+    delete,
+    leaving,
+    raw,
+    unready,
+    write,
+)
 from tests.peer.objects import OTHER_TARGET, TARGET, port, served, service, slices, vips
 
 CASES = (
@@ -67,6 +78,16 @@ CASES = (
             service("two", externalIPs=vips(11), created="2025-01-02T00:00:00Z"),
             slices("two", "local-1"),
         ),
+    ),
+    case(
+        "two claim one address and port, one can answer",
+        write(
+            balancer(name="idle", externalIPs=vips(11), created="2025-01-01T00:00:00Z"),
+            balancer(name="two", externalIPs=vips(11), created="2025-01-02T00:00:00Z"),
+            slices("two", "local-1"),
+        ),
+        write(service("idle", externalIPs=vips(11), created="2025-01-01T00:00:00Z")),
+        delete("Service", "two"),
     ),
     case(
         "two share one address",

@@ -1,0 +1,87 @@
+"""Rules beside rules: what iptables-save prints of kube-proxy, and of kproxy in the standard layout.
+
+Packets show whether two sets of rules mean the same for what is asked; operators and their tools read the
+rules themselves. Of a kube-proxy that arranges them as 1.36 does, every chain is compared; of an older one
+what has never changed: where endpoints are chosen and translated, and what masquerades.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from tests.peer.contenders import Version
+
+Rules = Mapping[tuple[str, str], list[str]]
+"""(table, chain) -> rules in order."""
+
+LIKE_NOW: Version = (1, 33)
+"""From this version on, kube-proxy's rules are those of 1.36."""
+
+_SERVICES = ("nat", "KUBE-SERVICES")
+_SHARED = {
+    _SERVICES,
+    ("nat", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-SERVICES"),
+    ("filter", "KUBE-EXTERNAL-SERVICES"),
+    ("filter", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-PROXY-FIREWALL"),
+}
+"""In these, kube-proxy's services stand in the order of a Go map."""
+_OF_OTHERS = {"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-MARK-DROP"}
+_AGELESS = ("KUBE-SVC-", "KUBE-SEP-", "KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-PROXY-CANARY")
+_COMMENT = re.compile(r'-m comment --comment "[^"]*" ?')
+
+
+def parse(text: str) -> Rules:
+    """Read what iptables-save prints: Kubernetes' chains, and what leads to them from others."""
+    found: dict[tuple[str, str], list[str]] = {}
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":") and line.startswith(":KUBE-"):
+            found.setdefault((table, line[1:].partition(" ")[0]), [])
+        elif line.startswith("-A "):
+            chain = line.split(" ", 2)[1]
+            if chain.startswith("KUBE-") or " -j KUBE-" in line:
+                found.setdefault((table, chain), []).append(line)
+    return {place: rules for place, rules in found.items() if place[1] not in _OF_OTHERS}
+
+
+def differences(theirs: str, ours: str, version: Version) -> list[str]:
+    """Compare two dumps, the first of a kube-proxy of this version; a line for each chain that differs."""
+    expected, found = (_comparable(parse(text), version) for text in (theirs, ours))
+    return [
+        f"{' '.join(place)}: kube-proxy {expected.get(place)}, kproxy {found.get(place)}"
+        for place in sorted(expected.keys() | found.keys())
+        if expected.get(place) != found.get(place)
+    ]
+
+
+def _comparable(rules: Rules, version: Version) -> Rules:
+    if version < LIKE_NOW:
+        return dict(_ageless(rules))
+    return {
+        place: [*sorted(lines[:-1]), *lines[-1:]]
+        if place == _SERVICES
+        else sorted(lines)
+        if place in _SHARED
+        else lines
+        for place, lines in rules.items()
+    }
+
+
+def _ageless(rules: Rules) -> Iterable[tuple[tuple[str, str], list[str]]]:
+    """Without comments, and without what older versions have in other chains."""
+    for place, lines in rules.items():
+        chain = place[1]
+        if not chain.startswith(_AGELESS):
+            continue
+        masquerading = chain.startswith("KUBE-SVC-")
+        yield (
+            place,
+            [
+                _COMMENT.sub("", line)
+                for line in lines
+                if not (masquerading and line.endswith("-j KUBE-MARK-MASQ"))
+            ],
+        )
