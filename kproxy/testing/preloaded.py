@@ -3,10 +3,10 @@
 In a user-mode kernel a page fault costs hundreds of times what it costs elsewhere, and a start of Python that
 imports all of kproxy is little else: many seconds, where a fork of a process that has done so takes one.
 `python -m kproxy.testing.preloaded DESCRIPTOR` is that process; it listens at a Unix socket that the
-environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what `python -m kproxy ...` would be:
-the same modules with the same arguments, environment, working directory, standard streams and network
-namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python reads from the environment
-before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
+environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what
+`python -m kproxy ...` would be: the same modules with the same arguments, environment, working directory,
+standard streams and network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python
+reads from the environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
 """
 
 import contextlib
