@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
-from kproxy.testing import uml
+from kproxy.testing import preloaded, uml
 
 _REPORTS = "KPROXY_IPVS_REPORTS"
 _SHARD = "KPROXY_IPVS_SHARD"
@@ -101,6 +102,18 @@ class _Inside:
         self._config = config
         self._path = path
         self._number, self._of = map(int, shard.split("/"))
+        self._stack = ExitStack()
+
+    def pytest_sessionstart(self) -> None:
+        """Have a process import kproxy while this one collects: it is forked where tests start kproxy."""
+        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        directory = self._stack.enter_context(TemporaryDirectory())
+        socket = Path(directory) / "kproxy"
+        self._stack.enter_context(preloaded.serving(socket))
+        patch.setenv(preloaded.SOCKET, str(socket))
+
+    def pytest_sessionfinish(self) -> None:
+        self._stack.close()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

@@ -20,6 +20,8 @@ from typing import IO, Final, ParamSpec, TypeVar
 
 from pyroute2 import netns
 
+from kproxy.testing import preloaded
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -177,15 +179,18 @@ class Namespace:
         Raises subprocess.CalledProcessError (with the program's stderr as a note) when `check` is set
         and it fails, and subprocess.TimeoutExpired after `timeout` seconds.
         """
-        done = subprocess.run(
-            self.command(argv),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=env,
-            check=False,
-        )
+        if stdin is None and preloaded.available(argv):
+            done = preloaded.run(argv, self.path, timeout=timeout, env=env)
+        else:
+            done = subprocess.run(
+                self.command(argv),
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=env,
+                check=False,
+            )
         if check and done.returncode != 0:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
             error.add_note(done.stderr)
@@ -203,9 +208,15 @@ class Namespace:
         cwd: str | Path | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a program inside the namespace; what still runs when the lab closes is terminated."""
-        process = subprocess.Popen(
-            self.command(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
-        )
+        process: subprocess.Popen[bytes]
+        if preloaded.available(argv):
+            process = preloaded.Popen(
+                argv, self.path, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
+            )
+        else:
+            process = subprocess.Popen(
+                self.command(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
+            )
         self._processes.append(process)
         return process
 
