@@ -102,7 +102,8 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
             threads.append(_start("events", functools.partial(events.run, stop), stop, inbox))
         threads.append(_start("service-health", functools.partial(services.run, stop), stop, inbox))
         threads.append(_start("flows", functools.partial(flows.run, stop), stop, inbox))
-        threads.append(_start("addresses", functools.partial(_follow_addresses, agent, stop), stop, inbox))
+        ending, ended = socket.socketpair()
+        threads.append(_start("addresses", functools.partial(_follow_addresses, agent, ended), stop, inbox))
         if not config.once:
             threads.append(_start("settings", functools.partial(_watch, reloader, stop), stop, inbox))
         try:
@@ -114,12 +115,14 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         finally:
             stop.set()
             inbox.wake()
+            ending.close()
             flows.wake()
             services.wake()
             if events is not None:
                 events.wake()
             for thread in threads:
                 thread.join(timeout=5)
+            ended.close()
     log.info("stopped", rules="left in place")
     return complete
 
@@ -175,13 +178,13 @@ def _start(name: str, work: Callable[[], None], stop: threading.Event, inbox: In
     return thread
 
 
-def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
+def _follow_addresses(agent: Agent, ended: socket.socket) -> None:
+    """Tell of addresses until the other end of `ended` is closed."""
     with links.address_events(DEVICE) as events:
         agent.addresses_changed(links.MISSED)
-        while not stop.is_set():
-            ready, _, _ = select.select([events], [], [], 1.0)
-            if ready:
-                agent.addresses_changed(events.drain())
+        watched = (events.fileno(), ended.fileno())
+        while ended.fileno() not in select.select(watched, [], [])[0]:
+            agent.addresses_changed(events.drain())
 
 
 @contextmanager
