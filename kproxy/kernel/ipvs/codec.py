@@ -122,20 +122,30 @@ def decode_service(payload: bytes) -> tuple[ServerId, VirtualServer] | None:
 
 
 def digest(payloads: Iterable[bytes]) -> bytes:
-    """A fingerprint of what decode_service makes of all the payloads, several times as quick.
+    """A fingerprint of what decode_service makes of all the payloads, a tenth of its work.
 
     It is that of the bytes before the counters, which come last (ip_vs_genl_fill_service in
-    net/netfilter/ipvs/ip_vs_ctl.c).
+    net/netfilter/ipvs/ip_vs_ctl.c) and, with one kernel, take the same space in each.
     """
-    found = hashlib.blake2b(digest_size=16)
+    settings: list[bytes] = []
+    size, mark = 0, b""
     for payload in payloads:
-        offset = start = _GENL.size + NLA.size  # the attribute that holds all others
-        for kind, value in every_attribute(payload[start:]):
-            if kind == _SVC_STATS:
-                break
-            offset += NLA.size + ((len(value) + 3) & ~3)
-        found.update(payload[:offset])
-    return found.digest()
+        end = max(0, len(payload) - size)
+        if not mark or payload[end : end + NLA.size] != mark:
+            end = _end_of_settings(payload)
+            size, mark = len(payload) - end, payload[end : end + NLA.size]
+        settings.append(payload[:end])
+    return hashlib.blake2b(b"".join(settings), digest_size=16).digest()
+
+
+def _end_of_settings(payload: bytes) -> int:
+    start = _GENL.size + NLA.size  # the attribute that holds all others
+    end = start
+    for kind, value in every_attribute(payload[start:]):
+        if kind == _SVC_STATS:
+            break
+        end += NLA.size + ((len(value) + 3) & ~3)
+    return end
 
 
 def decode_statistics(payload: bytes) -> tuple[ServerId, Statistics] | None:
@@ -170,14 +180,18 @@ def _decode_server(found: Mapping[int, bytes]) -> ServerId | None:
 
 def decode_destination(payload: bytes, family: Family) -> tuple[DestinationId, DestinationState]:
     """A destination of a virtual server of `family`."""
-    found = attributes(attributes(payload[_GENL.size :])[_CMD_DEST])
+    found: dict[int, bytes] = {}
+    for kind, value in every_attribute(attributes(payload[_GENL.size :])[_CMD_DEST]):
+        found[kind] = value
+        if kind == _DEST_INACT:  # what comes after it are counters
+            break
     ip = _decode_ip(_AF[family], found[_DEST_ADDR])
 
-    def value(kind: int) -> int:
+    def number(kind: int) -> int:
         return int(_U32.unpack(found[kind])[0]) if kind in found else 0
 
     state = DestinationState(
-        value(_DEST_WEIGHT), value(_DEST_FWD_METHOD) & _FWD_MASK, value(_DEST_ACTIVE), value(_DEST_INACT)
+        number(_DEST_WEIGHT), number(_DEST_FWD_METHOD) & _FWD_MASK, number(_DEST_ACTIVE), number(_DEST_INACT)
     )
     return DestinationId(ip, _PORT.unpack(found[_DEST_PORT])[0]), state
 
