@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent import schedule
-from kproxy.state.decode import Kind
+from kproxy.state.decode import Kind, WireObject
 from tests.agent.test_mode_switch import FakeMode, Kernel, Rig
 from tests.builders import as_service, as_slice, endpoint_slice, service
 
@@ -35,7 +35,7 @@ def _due_in(rig: Rig) -> float | None:
 
 @pytest.mark.parametrize("service_first", [True, False])
 def test_both_parts_of_a_service_go_in_one_sync(rig: Rig, kernel: Kernel, *, service_first: bool) -> None:
-    parts = [(Kind.SERVICE, SERVICE), (Kind.ENDPOINT_SLICE, SLICE)]
+    parts: list[tuple[Kind, WireObject]] = [(Kind.SERVICE, SERVICE), (Kind.ENDPOINT_SLICE, SLICE)]
     first, second = parts if service_first else reversed(parts)
     assert _due_in(rig) is None
     rig.inbox.upsert(*first)
