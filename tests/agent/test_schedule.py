@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.agent.schedule import FIRST_RETRY, GATHER, PAUSE, SAVED_RESTS, Schedule
@@ -174,6 +174,7 @@ def test_a_few_syncs_follow_up_soon_and_then_the_period_holds(
     assert _rests(schedule, clock, cost, 1) == pytest.approx([soon])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 2.0)), min_size=1, max_size=60),
 )

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
@@ -112,6 +112,7 @@ def told(server: ServerId, settings: VirtualServer, packets: int) -> bytes:
     return whole[:4] + nested(1, whole[8:], counters)
 
 
+@settings(deadline=None)
 @given(
     before=st.dictionaries(servers, st.sampled_from(["rr", "wlc", "sh"]), max_size=5),
     after=st.dictionaries(servers, st.sampled_from(["rr", "wlc", "sh"]), max_size=5),

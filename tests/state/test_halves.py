@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.state.decode import Kind
@@ -134,6 +134,7 @@ STEPS = (
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(STEPS)))
 def test_what_is_whole_or_gone_is_never_half(steps: list[Step]) -> None:
     tables = _listed()
