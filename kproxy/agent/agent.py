@@ -285,7 +285,7 @@ class Agent:
         if self._switch_to is not None:
             return 0.0
         changed = self._replan or self._drifted or self._inbox.changed
-        return self._schedule.due_in(changed=changed)
+        return self._schedule.due_in(changed=changed, halved_since=self._inbox.halved_since)
 
     def _ready(self) -> bool:
         """Whether a sync may run: all first lists are complete and the node's facts are known."""

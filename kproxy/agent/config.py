@@ -51,9 +51,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one kproxy. Times are seconds.
 
     Exactly one of `kubeconfig`, `manifests` and neither (in-cluster) says where objects come from.
-    `min_sync_period` is the least time between the end of one sync and the start of the next. `master` is
-    the API server's URL, if it is not the kubeconfig's. `bind_address` is the node's primary address of its
-    family, unless it is unspecified; nothing is bound to it (kube-proxy's name is history).
+    `min_sync_period` is the least time between the end of one sync and the start of the next; one of 100 ms
+    or less is kept on average (agent/schedule.py). `master` is the API server's URL, if it is not the
+    kubeconfig's. `bind_address` is the node's primary address of its family, unless it is unspecified;
+    nothing is bound to it (kube-proxy's name is history).
     """
 
     node_name: str

@@ -24,6 +24,7 @@ class Inbox:
         self._required = frozenset(required)
         self._changed_since: float | None = None
         self._changed_at: float | None = None
+        self._halved_since: float | None = None
         self._taken = -1
         self._rejected: dict[tuple[Kind, str | None], Problem] = {}
 
@@ -84,6 +85,12 @@ class Inbox:
         return self._changed_at
 
     @property
+    def halved_since(self) -> float | None:
+        """Monotonic time since when a service that came after the last `take` is half here, if one is."""
+        with self._lock:
+            return self._halved_since
+
+    @property
     def services(self) -> int:
         """How many Services are known."""
         with self._lock:
@@ -110,6 +117,8 @@ class Inbox:
             if everything:
                 self._tables.touch_all()
             self._taken = self._tables.revision
+            self._tables.settle()
+            self._halved_since = None
             return self._tables.dirty()
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
@@ -134,4 +143,8 @@ class Inbox:
             if self._changed_since is None:
                 self._changed_since = time.monotonic()
             self._changed_at = time.time()
+            if not self._tables.halved:
+                self._halved_since = None
+            elif self._halved_since is None:
+                self._halved_since = time.monotonic()
             self._wake.set()

@@ -120,7 +120,8 @@ def _work(
             threads.start("events", functools.partial(events.run, stop), events.wake)
         threads.start("service-health", functools.partial(services.run, stop), services.wake)
         threads.start("flows", functools.partial(flows.run, stop), flows.wake)
-        threads.start("addresses", functools.partial(_follow_addresses, agent, stop))
+        ending, ended = socket.socketpair()
+        threads.start("addresses", functools.partial(_follow_addresses, agent, ended), ending.close)
         if config.once:
             return agent.run_once(stop)
         threads.start("settings", functools.partial(_watch, reloader, stop))
@@ -203,13 +204,13 @@ class _Threads:
             thread.join(timeout=5)
 
 
-def _follow_addresses(agent: Agent, stop: threading.Event) -> None:
-    with links.address_events(DEVICE) as events:
+def _follow_addresses(agent: Agent, ended: socket.socket) -> None:
+    """Tell of addresses until the other end of `ended` is closed."""
+    with ended, links.address_events(DEVICE) as events:
         agent.addresses_changed(links.MISSED)
-        while not stop.is_set():
-            ready, _, _ = select.select([events], [], [], 1.0)
-            if ready:
-                agent.addresses_changed(events.drain())
+        watched = (events.fileno(), ended.fileno())
+        while ended.fileno() not in select.select(watched, [], [])[0]:
+            agent.addresses_changed(events.drain())
 
 
 @contextmanager

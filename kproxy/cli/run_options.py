@@ -68,7 +68,11 @@ run_options = together(
     boolean("--cleanup", help="Remove what kproxy made, and end (as `kproxy cleanup`)."),
     # Syncs
     duration("--iptables-sync-period", "30s", "Longest wait before a failed sync is tried again."),
-    duration("--iptables-min-sync-period", "100ms", "Shortest time between the end of a sync and the next."),
+    duration(
+        "--iptables-min-sync-period",
+        "100ms",
+        "Least time between the end of a sync and the next; up to 100ms, on average.",
+    ),
     duration("--ipvs-sync-period", "30s", "The same in IPVS mode, and the time between looks for drift."),
     duration("--ipvs-min-sync-period", "100ms", "The same in IPVS mode."),
     # Servers

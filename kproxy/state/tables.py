@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from kproxy.state.decode import Kind, WireObject
+from kproxy.state.halves import Halves
 from kproxy.state.wire import EndpointSlice, Node, Service
 
 
@@ -51,6 +52,7 @@ class Tables:
         self._waiting: dict[Kind, dict[str, int]] = {kind: {} for kind in self._totals}
         self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
         self._synced: set[Kind] = set()
+        self._halves = Halves()
         self.node: Node | None = None
 
     @property
@@ -72,6 +74,15 @@ class Tables:
     def pending(self) -> int:
         """How many services changed since their last commit."""
         return len(self._dirty)
+
+    @property
+    def halved(self) -> bool:
+        """Whether a service that came since the last `settle` lacks its Service or slices."""
+        return bool(self._halves)
+
+    def settle(self) -> None:
+        """Take what there is for all there will be."""
+        self._halves.forget_all()
 
     def changes(self, kind: Kind) -> Changes:
         """How many changes of Services or EndpointSlices there were, and what waits of them."""
@@ -109,6 +120,7 @@ class Tables:
                 return False
             self._touch(key)
             self._count(kind, key)
+            self._halves.forget(key)
             return True
         if kind is Kind.ENDPOINT_SLICE:
             return self._forget_slice(key)
@@ -158,6 +170,10 @@ class Tables:
                 self._triggers[each.key] = later
         return done
 
+    def _listed(self) -> bool:
+        """Whether what comes is news: before both lists are complete, everything is half of something."""
+        return self._synced >= {Kind.SERVICE, Kind.ENDPOINT_SLICE}
+
     def _keys(self, kind: Kind) -> set[str]:
         if kind is Kind.SERVICE:
             return set(self._services)
@@ -177,11 +193,14 @@ class Tables:
         labels = service.metadata.labels
         if labels is not None and labels.service_proxy_name is not None:
             return self.delete(Kind.SERVICE, service.key)
-        if self._services.get(service.key) == service:
+        known = self._services.get(service.key)
+        if known == service:
             return False
         self._services[service.key] = service
         self._touch(service.key)
         self._count(Kind.SERVICE, service.key)
+        if self._listed():
+            self._halves.service_came(known, service, self._slices_of.get(service.key, {}).values())
         return True
 
     def _upsert_slice(self, piece: EndpointSlice) -> bool:
@@ -201,9 +220,13 @@ class Tables:
         if known is not None and known.service_key != owner:
             self._forget_slice(piece.key)
         self._slices[piece.key] = piece
-        self._slices_of.setdefault(owner, {})[piece.key] = piece
+        siblings = self._slices_of.setdefault(owner, {})
+        first = not siblings
+        siblings[piece.key] = piece
         self._touch(owner)
         self._count(Kind.ENDPOINT_SLICE, owner)
+        if self._listed():
+            self._halves.slice_came(owner, self._services.get(owner), siblings.values(), first=first)
         if annotations is not None and annotations.trigger_time is not None:
             trigger = Trigger(piece.key, piece.address_type, annotations.trigger_time)
             self._triggers.setdefault(owner, []).append((self._revision, trigger))
@@ -221,6 +244,7 @@ class Tables:
                 del self._slices_of[owner]
             self._touch(owner)
             self._count(Kind.ENDPOINT_SLICE, owner)
+            self._halves.forget(owner)
             # The last trigger was that of an earlier change; when the slice's end began, nobody says.
             self._triggers.pop(owner, None)
         return True

@@ -82,3 +82,26 @@ def test_a_rejected_object_is_told_once_per_defect() -> None:
         ("spec.ports", "Service n/a"),
         ("spec.type", "Service n/a"),
     ]
+
+
+def halved(inbox: Inbox) -> float | None:
+    return inbox.halved_since
+
+
+def test_a_service_that_is_half_here_is_told_since_when_until_it_is_whole_or_taken() -> None:
+    inbox = Inbox([])
+    for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        inbox.replace(kind, [], [])
+    assert halved(inbox) is None
+    inbox.upsert(Kind.SERVICE, service("a"))
+    since = halved(inbox)
+    assert since is not None
+    inbox.upsert(Kind.SERVICE, service("b"))
+    inbox.delete(Kind.SERVICE, "n/a")
+    assert halved(inbox) == since
+    inbox.take()
+    assert halved(inbox) is None
+    inbox.upsert(Kind.SERVICE, service("c"))
+    assert halved(inbox) is not None
+    inbox.delete(Kind.SERVICE, "n/c")
+    assert halved(inbox) is None

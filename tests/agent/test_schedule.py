@@ -3,8 +3,10 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kproxy.agent.schedule import FIRST_RETRY, Schedule
+from kproxy.agent.schedule import FIRST_RETRY, GATHER, PAUSE, SAVED_RESTS, Schedule
 
 
 class Clock:
@@ -102,3 +104,93 @@ def test_backoff_grows_to_the_sync_period_and_ends_with_success(schedule: Schedu
     schedule.succeeded(clock.now)
     assert schedule.failures == 0
     assert schedule.due_in(changed=False) is None
+
+
+@pytest.mark.parametrize(
+    ("halved_ago", "due"),
+    [
+        pytest.param(None, 0.0, id="nothing is half"),
+        pytest.param(0.0, GATHER, id="it has just come"),
+        pytest.param(GATHER / 2, GATHER / 2, id="it has waited"),
+        pytest.param(5.0, 0.0, id="its other half never came"),
+    ],
+)
+def test_half_a_service_is_waited_for_a_moment(
+    schedule: Schedule, clock: Clock, halved_ago: float | None, due: float
+) -> None:
+    since = None if halved_ago is None else clock.now - halved_ago
+    assert schedule.due_in(changed=True, halved_since=since) == pytest.approx(due)
+
+
+def test_half_a_service_waits_during_the_rest_rather_than_after_it(schedule: Schedule, clock: Clock) -> None:
+    schedule.succeeded(clock.now)
+    assert schedule.due_in(changed=True, halved_since=clock.now) == pytest.approx(1.0)
+
+
+def test_a_retry_waits_for_no_half(schedule: Schedule, clock: Clock) -> None:
+    schedule.failed(clock.now, blocked=True)
+    clock.now += 60.0
+    assert schedule.due_in(changed=True, halved_since=clock.now) == 0
+
+
+def _rests(schedule: Schedule, clock: Clock, cost: float, count: int) -> list[float]:
+    """Seconds from the end of each sync to the start of the next, when there is always something to do."""
+    rests = []
+    for _ in range(count):
+        started = clock.now
+        clock.now += cost
+        schedule.succeeded(started)
+        rest = schedule.due_in(changed=True)
+        assert rest is not None
+        rests.append(rest)
+        clock.now += rest
+    return rests
+
+
+@pytest.mark.parametrize(
+    ("period", "cost", "soon", "later"),
+    [
+        pytest.param(0.1, 0.001, PAUSE, 0.1, id="cheap"),
+        pytest.param(0.1, 0.05, 0.05, 0.1, id="half of the period"),
+        pytest.param(0.1, 0.1, 0.1, 0.1, id="as long as the period"),
+        pytest.param(0.1, 0.4, 0.4, 0.4, id="slow"),
+        pytest.param(1.0, 0.001, 1.0, 1.0, id="a period that was asked for"),
+    ],
+)
+def test_a_few_syncs_follow_up_soon_and_then_the_period_holds(
+    clock: Clock, period: float, cost: float, soon: float, later: float
+) -> None:
+    schedule = Schedule(period, 30.0, clock, random.Random(1))
+    clock.now += 60.0
+    started = clock.now
+    clock.now += cost
+    schedule.succeeded(started)
+    clock.now += 60.0
+    rests = _rests(schedule, clock, cost, 12)
+    assert rests[:SAVED_RESTS] == pytest.approx([soon] * SAVED_RESTS)
+    assert rests[8:] == pytest.approx([later] * 4)
+    assert sum(later - rest for rest in rests) <= SAVED_RESTS * later + 1e-9
+    clock.now += 60.0
+    assert _rests(schedule, clock, cost, 1) == pytest.approx([soon])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 2.0)), min_size=1, max_size=60),
+)
+def test_on_average_no_sync_comes_sooner_than_after_a_whole_rest(steps: list[tuple[float, float]]) -> None:
+    clock = Clock()
+    period = 0.1
+    schedule = Schedule(period, 30.0, clock, random.Random(1))
+    rested = 0.0
+    for cost, quiet in steps:
+        started = clock.now
+        clock.now += cost
+        schedule.succeeded(started)
+        due = schedule.due_in(changed=True)
+        assert due is not None
+        assert due >= min(PAUSE, period) - 1e-9
+        clock.now += due + quiet
+        rested += due + quiet
+    # At any time the syncs so far got all their rests but the few that were saved before.
+    assert rested >= period * (len(steps) - SAVED_RESTS) - 1e-9

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
@@ -102,6 +102,34 @@ def test_what_is_written_is_read_back(server: ServerId, flags: int) -> None:
     assert decoded[1] == settings
     assert ipaddress.ip_address(decoded[0].ip) == ipaddress.ip_address(wanted.ip)
     assert (decoded[0].protocol, decoded[0].port) == (wanted.protocol, wanted.port)
+
+
+def told(server: ServerId, settings: VirtualServer, packets: int) -> bytes:
+    """A virtual server as the kernel tells of it: its settings, then what it counted."""
+    whole = codec.encode(Request(Command.NEW_SERVICE, server, settings))
+    counters = nested(10, attribute(2, struct.pack("=I", packets)))
+    counters += nested(12, attribute(2, struct.pack("=Q", packets)))
+    return whole[:4] + nested(1, whole[8:], counters)
+
+
+@settings(deadline=None)
+@given(
+    before=st.dictionaries(servers, st.sampled_from(["rr", "wlc", "sh"]), max_size=5),
+    after=st.dictionaries(servers, st.sampled_from(["rr", "wlc", "sh"]), max_size=5),
+    packets=st.integers(0, 2**31),
+)
+def test_a_digest_tells_what_changed_but_not_what_was_counted(
+    before: dict[ServerId, str], after: dict[ServerId, str], packets: int
+) -> None:
+    def dump(schedulers: dict[ServerId, str], counted: int) -> list[bytes]:
+        return [told(each, VirtualServer(schedulers[each]), counted) for each in sorted(schedulers)]
+
+    assert codec.digest(dump(before, 0)) == codec.digest(dump(before, packets))
+    assert (codec.digest(dump(before, 0)) == codec.digest(dump(after, packets))) is (before == after)
+    for server in before:
+        plain = [told(server, VirtualServer("rr"), packets)]
+        for other in (VirtualServer("rr", SCHED1), VirtualServer("rr", PERSISTENT, 60)):
+            assert codec.digest(plain) != codec.digest([told(server, other, packets)])
 
 
 def test_servers_keyed_by_firewall_mark_are_passed_over() -> None:

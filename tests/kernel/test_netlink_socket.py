@@ -2,12 +2,13 @@
 
 import errno
 import socket
+import struct
 
 import pytest
 
 from kproxy.kernel.netlink import addresses
 from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_EXCL
-from kproxy.kernel.netlink.socket import CHUNK_MESSAGES, NetlinkSocket
+from kproxy.kernel.netlink.socket import CHUNK_MESSAGES, NetlinkLost, NetlinkSocket
 from tests.kernel.namespace import fresh_network
 
 pytestmark = pytest.mark.root
@@ -47,6 +48,14 @@ def test_answers_of_an_abandoned_request_are_not_taken_for_others() -> None:
     (kind, flags, payload), *_ = additions(1)
     sock._send(b"".join([_message(kind, flags, payload, sequence=77)]))
     assert sock.batch(additions(3)) == {0: errno.EEXIST}
+
+
+@fresh_network
+def test_a_kernel_that_does_not_answer_is_not_waited_for_for_ever() -> None:
+    sock = NetlinkSocket(addresses.NETLINK_ROUTE)
+    sock._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
+    with pytest.raises(NetlinkLost, match="did not answer"):
+        list(sock._receive())
 
 
 def _message(kind: int, flags: int, payload: bytes, *, sequence: int) -> bytes:

@@ -205,8 +205,9 @@ class Keeper:
         expected = self._record
         if expected is None:
             return ()
-        found = self._observe(details_of, None if thorough else expected)
-        drifts = differences(expected, found, details_of)
+        detailed = set(filter(details_of, expected.servers))
+        found = self._observe(detailed.__contains__, None if thorough else expected)
+        drifts = differences(expected, found, detailed.__contains__)
         if drifts:
             self.doubt()
         return drifts

@@ -145,13 +145,17 @@ def differences(
 ) -> tuple[Drift, ...]:
     """Name every object that is not as it was left."""
     drifts: list[Drift] = []
-    drifts += membership("address", expected.addresses, found.addresses)
+    if expected.addresses != found.addresses:
+        drifts += membership("address", expected.addresses, found.addresses)
     for spec in expected.members.keys() | found.members.keys():
         if spec not in found.members:
             drifts.append(Drift(f"set {spec.name}", "is missing"))
             continue
-        drifts += membership(f"set {spec.name} entry", expected.members.get(spec, set()), found.members[spec])
-    drifts += membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
+        entries = expected.members.get(spec, set())
+        if entries != found.members[spec]:
+            drifts += membership(f"set {spec.name} entry", entries, found.members[spec])
+    if expected.servers.keys() != found.servers.keys():
+        drifts += membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
     for server, known in expected.servers.items():
         actual = found.servers.get(server)
         if actual is None:

@@ -28,11 +28,17 @@ _NO_SUCH_SERVER = frozenset({errno.ESRCH, errno.ENOENT})
 
 
 class NetlinkIpvs:
-    """IPVS over generic netlink; the socket is opened, and the kernel module loaded, on first use."""
+    """IPVS over generic netlink; the socket is opened, and the kernel module loaded, on first use.
+
+    Virtual servers are read again and again to see that nobody changed them, and hardly ever has anybody:
+    what was read last is kept, and answers that say the same are not decoded.
+    """
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
         self._family_id = 0
+        self._digest = b""
+        self._servers: dict[Family, dict[ServerId, VirtualServer]] = {}
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
         """Carry out the requests in order; the errno of each refused one by its index. Raises IpvsError."""
@@ -47,8 +53,13 @@ class NetlinkIpvs:
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """All virtual servers of a family that are keyed by address. Raises IpvsError."""
         answers = self._dump("list virtual servers", codec.header(codec.CMD_GET_SERVICE))
-        found = (decoded for answer in answers if (decoded := codec.decode_service(answer)) is not None)
-        return {server: settings for server, settings in found if server.family is family}
+        if (digest := codec.digest(answers)) != self._digest:
+            self._servers = {each: {} for each in Family}
+            for answer in answers:
+                if (decoded := codec.decode_service(answer)) is not None:
+                    self._servers[decoded[0].family][decoded[0]] = decoded[1]
+            self._digest = digest
+        return dict(self._servers[family])
 
     def statistics(self, family: Family) -> dict[ServerId, Statistics]:
         """The counters of all virtual servers of a family. Raises IpvsError."""

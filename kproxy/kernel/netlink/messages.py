@@ -23,13 +23,14 @@ _NLA_TYPE_MASK = 0x3FFF
 
 HEADER = struct.Struct("=IHHII")
 """length, type, flags, sequence, port"""
-_NLA = struct.Struct("=HH")
+NLA = struct.Struct("=HH")
+"""length, type"""
 _CODE = struct.Struct("=i")
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
     """One attribute, padded to four bytes."""
-    return _NLA.pack(_NLA.size + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+    return NLA.pack(NLA.size + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
@@ -45,11 +46,11 @@ def attributes(body: bytes) -> dict[int, bytes]:
 def every_attribute(body: bytes) -> Iterator[tuple[int, bytes]]:
     """The attributes of a body in order, also those whose type comes more than once."""
     offset = 0
-    while offset + _NLA.size <= len(body):
-        length, kind = _NLA.unpack_from(body, offset)
-        if length < _NLA.size or offset + length > len(body):
+    while offset + NLA.size <= len(body):
+        length, kind = NLA.unpack_from(body, offset)
+        if length < NLA.size or offset + length > len(body):
             return
-        yield kind & _NLA_TYPE_MASK, body[offset + _NLA.size : offset + length]
+        yield kind & _NLA_TYPE_MASK, body[offset + NLA.size : offset + length]
         offset += (length + 3) & ~3
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from kproxy.kernel.netlink.messages import (
@@ -33,7 +34,8 @@ _NETLINK_GET_STRICT_CHK = 12
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
 _RECEIVE_BYTES = 1 << 18
-_TIMEOUT = 10.0
+_TIMEOUT = 10
+_TIMEVAL = struct.Struct("@ll")
 _DUMP_ATTEMPTS = 5
 _LAST_SEQUENCE = (1 << 32) - 1
 
@@ -51,7 +53,9 @@ class NetlinkSocket:
     def __init__(self, protocol: int, *, receive_buffer: int = _RECEIVE_BUFFER) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
-        self._socket.settimeout(_TIMEOUT)
+        # The kernel's own timeouts: Python's would ask poll(2) before each call.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT, 0))
         # Without the privilege the buffer is smaller, without the options acknowledgements and dumps larger.
         for level, option, value in (
             (socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer),
@@ -155,7 +159,7 @@ class NetlinkSocket:
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
             return each_message(self._socket.recv(_RECEIVE_BYTES))
-        except TimeoutError as error:
+        except BlockingIOError as error:  # SO_RCVTIMEO has passed, see socket(7)
             raise NetlinkLost(errno.ETIMEDOUT, "the kernel did not answer") from error
         except OSError as error:
             if error.errno == errno.ENOBUFS:

@@ -1,0 +1,76 @@
+"""Which services are only half here: the Service came before its EndpointSlices, or they before it.
+
+Two watches bring what a controller, or a person, makes together. Whoever writes to the kernel may give the
+other half a moment, for both in one go cost half as much; it never has to come, so nobody waits for it twice.
+"""
+
+from collections.abc import Iterable
+
+from kproxy.state.wire import EndpointSlice, Service
+
+
+class Halves:
+    """The services of which a part came that is of no use without the rest, until all is here."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def service_came(self, old: Service | None, new: Service, slices: Iterable[EndpointSlice]) -> None:
+        """Note that a Service is new or has changed."""
+        if not _ports(new) <= _ports(old) and lacks_slices(new, slices):
+            self._keys.add(new.key)
+        else:
+            self._settle(new.key, new, slices)
+
+    def slice_came(
+        self, key: str, service: Service | None, slices: Iterable[EndpointSlice], *, first: bool
+    ) -> None:
+        """Note that one of the `slices` of a service has changed, or is new; `first`: there were none."""
+        if service is None and first:
+            self._keys.add(key)
+        else:
+            self._settle(key, service, slices)
+
+    def forget(self, key: str) -> None:
+        """A Service or slice of this key is gone: what is left of it is all there will be."""
+        self._keys.discard(key)
+
+    def forget_all(self) -> None:
+        """All that came is being applied."""
+        self._keys.clear()
+
+    def _settle(self, key: str, service: Service | None, slices: Iterable[EndpointSlice]) -> None:
+        if key in self._keys and service is not None and not lacks_slices(service, slices):
+            self._keys.discard(key)
+
+
+def lacks_slices(service: Service, slices: Iterable[EndpointSlice]) -> bool:
+    """Whether a slice has yet to come: of one of the Service's families, or with one of its ports.
+
+    The controller keeps at least one slice for each family of a Service; one that has no endpoints has no
+    ports either.
+    """
+    ports = _ports(service)
+    named: dict[str, set[str]] = {}
+    for piece in slices:
+        names = {port.name or "" for port in piece.ports or ()} if piece.endpoints else ports
+        named.setdefault(piece.address_type, set()).update(names)
+    return bool(ports) and any(not ports <= named.get(family, set()) for family in _families(service))
+
+
+def _ports(service: Service | None) -> set[str]:
+    """The names of the ports that a proxy has to serve."""
+    if service is None or service.spec is None or not _families(service):
+        return set()
+    return {port.name or "" for port in service.spec.ports or ()}
+
+
+def _families(service: Service) -> set[str]:
+    spec = service.spec
+    if spec is None or spec.type == "ExternalName":
+        return set()
+    ips = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
+    return {"IPv6" if ":" in ip else "IPv4" for ip in ips if ip and ip != "None"}
