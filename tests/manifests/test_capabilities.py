@@ -33,7 +33,9 @@ def once(mode: str, *capabilities: str, user: tuple[str, ...] = ()) -> subproces
     kproxy = [sys.executable, "-m", "kproxy", "run", "--once", "--manifests", str(EXAMPLES)]
     return subprocess.run(
         [
-            *("unshare", "--net", "setpriv", *user, f"--bounding-set={kept}", *held),
+            # IPVS takes a destination only where there is a table of local addresses.
+            *("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"'),
+            *("setpriv", *user, f"--bounding-set={kept}", *held),
             *kproxy,
             *("--hostname-override", "node-a", "--cluster-cidr", "10.244.0.0/16"),
             *FLAGS[mode],
