@@ -21,7 +21,14 @@ import urllib3
 
 import kproxy
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, Session, load_session
-from kproxy.state.problems import show
+from kproxy.sources.errors import (
+    ApiError,
+    DisconnectedError,
+    StalledError,
+    Status,
+    StatusError,
+    UnreachableError,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,46 +36,6 @@ _CHUNK = 256 * 1024
 _ERROR_BODY = 64 * 1024
 _SMALL_BODY = 4 * 1024 * 1024
 _SUCCESS = frozenset({200, 201})
-
-
-class ApiError(Exception):
-    """A request or stream that failed. `retry_after` is the server's wish in seconds, if it has one."""
-
-    retry_after: float | None = None
-
-
-class StatusError(ApiError):
-    """An answer other than 200, or an ERROR event. `code` is the HTTP status."""
-
-    def __init__(self, code: int, message: str, retry_after: float | None = None) -> None:
-        super().__init__(f"{code} {message}")
-        self.code = code
-        self.retry_after = retry_after
-
-
-class DisconnectedError(ApiError):
-    """No connection, or one that ended before its time."""
-
-
-class UnreachableError(DisconnectedError):
-    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
-
-
-class StalledError(ApiError):
-    """A connection that says nothing any more."""
-
-
-class Status(msgspec.Struct):
-    """metav1.Status: the body of an error and the object of an ERROR event."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-
-    def error(self, code: int, retry_after: float | None = None) -> StatusError:
-        """The same as an exception; `code` stands in when the body has none."""
-        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
-        return StatusError(self.code or code, show(text)[1:-1], retry_after)
 
 
 @dataclass(frozen=True, slots=True)

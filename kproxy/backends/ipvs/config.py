@@ -6,9 +6,6 @@ from kproxy.addresses import Family
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.plan.schedulers import Scheduler
 
-DEFAULT_SCHEDULER = "rr"
-"""As of kube-proxy."""
-
 
 class IpvsConfig(msgspec.Struct, frozen=True):
     """Settings of one family.

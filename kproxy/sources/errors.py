@@ -1,0 +1,45 @@
+"""How a request to the API server can fail: what callers tell apart, because each asks for another answer."""
+
+import msgspec
+
+from kproxy.state.problems import show
+
+
+class ApiError(Exception):
+    """A request or stream that failed. `retry_after` is the server's wish in seconds, if it has one."""
+
+    retry_after: float | None = None
+
+
+class StatusError(ApiError):
+    """An answer other than 200, or an ERROR event. `code` is the HTTP status."""
+
+    def __init__(self, code: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code} {message}")
+        self.code = code
+        self.retry_after = retry_after
+
+
+class DisconnectedError(ApiError):
+    """No connection, or one that ended before its time."""
+
+
+class UnreachableError(DisconnectedError):
+    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
+
+
+class StalledError(ApiError):
+    """A connection that says nothing any more."""
+
+
+class Status(msgspec.Struct):
+    """metav1.Status: the body of an error and the object of an ERROR event."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+    def error(self, code: int, retry_after: float | None = None) -> StatusError:
+        """The same as an exception; `code` stands in when the body has none."""
+        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
+        return StatusError(self.code or code, show(text)[1:-1], retry_after)
