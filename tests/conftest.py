@@ -21,7 +21,7 @@ from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.testing import preloaded, uml
 
 _REPORTS = "KPROXY_IPVS_REPORTS"
-_SHARD = "KPROXY_IPVS_SHARD"
+_TAKEN = "KPROXY_IPVS_TAKEN"
 _SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS"}
 """How much of the faults suite is wanted: tests/faults/selection.py."""
 _PATIENCE = 10000.0 if _SUITE & os.environ.keys() else 1500.0
@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ipvs: needs a kernel with IPVS; runs in a user-mode kernel elsewhere")
     if _REPORTS in os.environ:
-        config.pluginmanager.register(_Inside(config, Path(os.environ[_REPORTS]), os.environ[_SHARD]))
+        config.pluginmanager.register(_Inside(config, Path(os.environ[_REPORTS]), Path(os.environ[_TAKEN])))
         return
     reason = _no_ipvs()
     if not reason:
@@ -96,12 +96,16 @@ class _Elsewhere:
 
 
 class _Inside:
-    """The inside of such a kernel: take a share of the tests, and write down every report."""
+    """The inside of such a kernel: take one test after the other, and write down every report.
 
-    def __init__(self, config: pytest.Config, path: Path, shard: str) -> None:
+    A test belongs to the kernel that first makes the directory of its number in `taken`, so that none is idle
+    while another has tests left. (`mkdir` is atomic across kernels on one file system; O_EXCL is not.)
+    """
+
+    def __init__(self, config: pytest.Config, path: Path, taken: Path) -> None:
         self._config = config
         self._path = path
-        self._number, self._of = map(int, shard.split("/"))
+        self._taken = taken
         self._stack = ExitStack()
 
     def pytest_sessionstart(self) -> None:
@@ -115,9 +119,25 @@ class _Inside:
     def pytest_sessionfinish(self) -> None:
         self._stack.close()
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = items[self._number :: self._of]
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        mine = (item for number, item in enumerate(session.items) if self._take(number))
+        item = next(mine, None)
+        while item is not None:
+            following = next(mine, None)
+            self._config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+            item = following
+        return True
+
+    def _take(self, number: int) -> bool:
+        try:
+            (self._taken / str(number)).mkdir()
+        except FileExistsError:
+            return False
+        return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -148,12 +168,12 @@ def reread(config: pytest.Config, line: str) -> pytest.TestReport:
 class _Guest:
     """One kernel, running beside this session."""
 
-    def __init__(self, arguments: list[str], path: Path, shard: str) -> None:
+    def __init__(self, arguments: list[str], path: Path, taken: Path) -> None:
         self.path = path
         self.lines: list[str] = []
         self.failure = ""
         self._arguments = arguments
-        self._shard = shard
+        self._taken = taken
         self._thread = threading.Thread(target=self._run, name="ipvs-kernel", daemon=True)
         self._thread.start()
 
@@ -161,7 +181,7 @@ class _Guest:
         self._thread.join()
 
     def _run(self) -> None:
-        environment = {_REPORTS: str(self.path), _SHARD: self._shard, **_asked_for()}
+        environment = {_REPORTS: str(self.path), _TAKEN: str(self._taken), **_asked_for()}
         try:
             status = uml.run(
                 self._arguments, timeout=_PATIENCE, environment=environment, tell=self.lines.append
@@ -179,10 +199,11 @@ class _Kernels:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._directory = TemporaryDirectory(prefix="kproxy-ipvs-")
-        count = config.getoption("--ipvs-kernels")
+        directory = Path(self._directory.name)
+        (directory / "taken").mkdir()
         self._guests = [
-            _Guest(self._arguments(), Path(self._directory.name) / f"{n}.jsonl", f"{n}/{count}")
-            for n in range(count)
+            _Guest(self._arguments(), directory / f"{n}.jsonl", directory / "taken")
+            for n in range(config.getoption("--ipvs-kernels"))
         ]
 
     @pytest.hookimpl(wrapper=True)

@@ -9,6 +9,7 @@ standard streams and network namespace. Only its parent and `/proc/PID/cmdline` 
 reads from the environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -20,6 +21,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,13 +224,29 @@ def _become(request: _Request) -> None:
     sys.path[0] = request.directory
 
 
+def _end(status: int) -> None:
+    """End as Python does, but take no module apart: that would write to every page."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status & 0xFF)
+
+
 def main() -> None:
     """Import everything, then serve; in a child, run kproxy."""
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         _preload()
         request = _serve(listener)
     _become(request)
-    runpy.run_module("kproxy", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("kproxy", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise
+        _end(end.code or 0)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_each_line_is_met_by_its_packets_once_and_names_fit(tree: Tree, data: st
 @TREES
 @pytest.mark.parametrize("longest", [3, 7])
 @given(data=st.data())
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=250)
 def test_what_changes_is_all_that_a_full_division_would_change(
     tree: Tree, longest: int, data: st.DataObject
 ) -> None:
