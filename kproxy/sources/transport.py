@@ -9,6 +9,7 @@ configuration, and every open socket can be interrupted, so that a stop is insta
 import email.utils
 import math
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -31,6 +32,7 @@ _CHUNK = 256 * 1024
 _ERROR_BODY = 64 * 1024
 _SMALL_BODY = 4 * 1024 * 1024
 _SUCCESS = frozenset({200, 201})
+_GATEWAY = frozenset({502, 503, 504})
 
 
 class ApiError(Exception):
@@ -53,7 +55,18 @@ class DisconnectedError(ApiError):
 
 
 class UnreachableError(DisconnectedError):
-    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
+    """No API server was reached, so none was burdened.
+
+    Nobody listens, there is no route or name, the first packet is not answered, or whoever accepted the
+    connection closed it without a word, as a load balancer does that has no server left.
+    """
+
+
+class GatewayError(StatusError, UnreachableError):
+    """An answer that a proxy or load balancer gives in place of an API server: 502, 503 or 504 and no Status.
+
+    RFC 9110, 15.6.3 to 15.6.5; an API server's own 503 and 504 have a metav1.Status as their body.
+    """
 
 
 class StalledError(ApiError):
@@ -69,8 +82,13 @@ class Status(msgspec.Struct):
 
     def error(self, code: int, retry_after: float | None = None) -> StatusError:
         """The same as an exception; `code` stands in when the body has none."""
-        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
-        return StatusError(self.code or code, show(text)[1:-1], retry_after)
+        return StatusError(self.code or code, self.text, retry_after)
+
+    @property
+    def text(self) -> str:
+        """Reason and message on one line."""
+        told = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
+        return show(told)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +339,8 @@ class Transport:
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # Certificates may have been renewed, or the files they were written to swept away.
             self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
-            raise DisconnectedError(f"no connection to {session.host}: {_reason(error)}") from error
+            kind = UnreachableError if _is_closed(error) else DisconnectedError
+            raise kind(f"no connection to {session.host}: {_reason(error)}") from error
 
     def _status_error(self, response: Any) -> StatusError:
         retry_after = _retry_after(response.headers.get("retry-after"), self._config.retry_after_max_seconds)
@@ -329,11 +348,15 @@ class Transport:
         try:
             status = msgspec.json.decode(stream.read_all(_ERROR_BODY, 10), type=Status)
         except (ApiError, ValueError, RecursionError):
-            status = Status(message=str(response.reason or ""))
+            status = None
         finally:
             stream.close()
-        status.code = response.status
-        return status.error(response.status, retry_after)
+        code = int(response.status)
+        if status is None or not status.code:
+            message = str(response.reason or "")
+            kind = GatewayError if code in _GATEWAY else StatusError
+            return kind(code, Status(message=message).text, retry_after)
+        return StatusError(code, status.text, retry_after)
 
 
 def _shut(sock: socket.socket) -> None:
@@ -358,6 +381,15 @@ def _retry_after(text: str | None, longest: float) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), longest)
 
 
+def _is_closed(error: BaseException) -> bool:
+    """Whether a connection that was accepted ended before a byte of an answer, in TLS or in HTTP."""
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return any(isinstance(each, ssl.SSLEOFError | ssl.SSLZeroReturnError) for each in error.args)
+    return isinstance(error, urllib3.exceptions.ProtocolError) and any(
+        isinstance(each, ConnectionError) for each in error.args
+    )
+
+
 def _reason(error: BaseException) -> str:
     """The innermost words of an error that libraries wrapped."""
     while error.__cause__ is not None:
@@ -369,6 +401,7 @@ __all__ = [
     "ApiError",
     "ClusterAccessError",
     "DisconnectedError",
+    "GatewayError",
     "Observe",
     "StalledError",
     "Status",

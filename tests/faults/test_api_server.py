@@ -81,6 +81,20 @@ def _gone(site: Site) -> None:
         site.change()
 
 
+def _balanced(fault: Fault) -> Callable[[Site], None]:
+    """A load balancer goes on without a server behind it, until waits would be long."""
+
+    def outage(site: Site) -> None:
+        since = site.cluster.running.mark()
+        with site.cluster.api.faults.during(fault):
+            site.cluster.api.drop_watches()
+            site.change()
+            site.cluster.running.wait_log("watch_lost", "failures=8", since=since)
+            site.change()
+
+    return outage
+
+
 def _connections_dropped(site: Site) -> None:
     site.change()
     site.cluster.api.drop_connections()
@@ -91,6 +105,8 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
     "killed and restarted": (_killed, REPEATS),
     "restarted without history": (_history_lost, REPEATS),
     "gone for a while": (_gone, 1),
+    "a load balancer closes connections": (_balanced(Fault.close(times=None)), 1),
+    "a load balancer answers 503": (_balanced(Fault.gateway(503)), 1),
     "all connections dropped": (_connections_dropped, REPEATS),
 }
 
