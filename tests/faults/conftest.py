@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.faults.report import table
+from tests.faults.report import add_to, table
+from tests.faults.selection import RESULTS
 from tests.faults.site import Counts, Site
 from tests.packets import conftest as packets
 from tests.packets.cluster import Cluster
@@ -53,6 +54,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in getattr(report, "user_properties", ())
         if name == "fault"
     ]
+    if counts and RESULTS is not None:
+        add_to(RESULTS, counts)
     if counts:
         terminalreporter.section("faults")
         for line in table(counts):

@@ -6,6 +6,7 @@ others what has most to do with how they write.
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -18,6 +19,9 @@ LONG = pytest.mark.skipif(not EVERYTHING, reason="takes minutes in a user-mode k
 
 KILLS = int(os.environ.get("KPROXY_KILLS", "0"))
 """How often to kill kproxy at random moments; 0: as often as is cheap in each mode."""
+
+RESULTS = Path(os.environ["KPROXY_FAULTS_RESULTS"]) if "KPROXY_FAULTS_RESULTS" in os.environ else None
+"""The file of results to which a run adds what became of each fault."""
 
 _BY_NAME: dict[str, ParameterSet] = {}
 for _each in MODES:

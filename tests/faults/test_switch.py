@@ -113,7 +113,7 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
     vigil.release()
     site.counts.append(
         Counts(
-            fault, str(site.cluster.mode), 1, vigil.asked, len(vigil.failures), vigil.late,
+            fault, str(site.cluster.mode), "", 1, vigil.asked, len(vigil.failures), vigil.late,
             len(vigil.wrong), vigil.exchanged, len(vigil.cut), 0, 0.0, 0.0,
         )
     )  # fmt: skip
