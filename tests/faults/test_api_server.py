@@ -1,17 +1,19 @@
 """The API server fails in every way: the node keeps what it has, and catches up when it can."""
 
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from kproxy.testing.apiserver import ApiServer, Fault
-from tests.faults.selection import cases, modes
+from tests.faults.selection import LONG, cases, modes
 from tests.faults.site import Site
 
 pytestmark = pytest.mark.root
 
 REPEATS = 3
+MINUTES = 3
 
 
 def struck(site: Site, fault: Fault, times: int, *, drop: bool) -> None:
@@ -124,6 +126,19 @@ def test_outages(site: Site, name: str) -> None:
         for _ in range(case.times):
             outage(site)
             site.change()
+
+
+@LONG
+@modes("nft")
+@pytest.mark.timeout(900)
+def test_gone_for_minutes(site: Site) -> None:
+    site.start(anew=True)
+    with site.ordeal("API: gone for minutes") as case, site.cluster.api.faults.during(Fault.refuse()):
+        case.times = MINUTES
+        for _ in range(case.times):
+            site.change()
+            threading.Event().wait(60)
+        site.change()
 
 
 @modes("nft", "nftables")

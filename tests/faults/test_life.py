@@ -1,5 +1,6 @@
 """kproxy is killed, stopped, started with another clock, on a full disk, without anybody to read its log."""
 
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from kproxy.testing import uml
 from kproxy.testing.lab.topology import UPLINK
-from kproxy.testing.sabotage import Room
+from kproxy.testing.sabotage import BrokenClock, Room
 from tests.faults.selection import IPVS, KILLS, LONG, modes
 from tests.faults.site import Site
 
@@ -82,10 +83,26 @@ def test_another_monotonic_clock(site: Site, now: str) -> None:
         case.over(again)
 
 
+@modes("nft", "nftables")
+def test_wall_clock_jumps(site: Site, tmp_path: Path) -> None:
+    """Hours ahead, hours back; only what the program reads of the clock, for the clock is everybody's."""
+    clock = BrokenClock(tmp_path / "clock")
+    program = site.start(room=Room(tools=site.tools.directory, wall=clock.directory))
+    with site.ordeal("life: wall clock jumps") as case:
+        case.times = len(JUMPS)
+        for hours in itertools.accumulate(JUMPS):
+            clock.set(hours * 3600.0)
+            site.change()
+            site.cluster.api.drop_watches()
+            since = program.mark()
+            site.change()
+            program.wait_log("synced", since=since)
+
+
 @LONG
 @pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
 def test_wall_clock_set(site: Site) -> None:
-    """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""
+    """The same with the clock itself, and right again; in a kernel of its own, which is nobody else's."""
     if not uml.inside():
         pytest.skip("the clock is that of this machine")
     program = site.start()
