@@ -161,6 +161,7 @@ def test_nobody_reads_the_log(site: Site) -> None:
 @modes("nft")
 def test_events_of_addresses_are_lost(site: Site) -> None:
     """While kproxy is stopped, more addresses come and go than its socket can hold (ENOBUFS)."""
+    site.cluster.stop()
     site.cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
     program = site.start("--nodeport-addresses", "192.168.100.10/32,198.51.100.0/24,fd00:192:168:100::10/128")
     lab, link = site.cluster.lab, UPLINK
