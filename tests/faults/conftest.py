@@ -2,9 +2,11 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+from kproxy.testing import uml
 from tests.faults.report import add_to, table
 from tests.faults.selection import RESULTS
 from tests.faults.site import Counts, Site
@@ -15,6 +17,17 @@ _capable = packets._capable
 mode = packets.mode
 spare_cluster = packets.spare_cluster
 pytest_configure = packets.pytest_configure
+
+
+PATIENCE = 900
+"""Seconds for a test in a user-mode kernel: on a busy machine the longest took five minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if uml.inside() and here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE))
 
 
 @pytest.fixture(scope="session")
