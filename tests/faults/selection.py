@@ -43,12 +43,19 @@ def modes(*names: str, never: Collection[str] = ()) -> pytest.MarkDecorator:
 
 
 def cases(
-    argument: str, names: Iterable[str], first: str, others: Mapping[str, Collection[str]]
+    argument: str,
+    names: Iterable[str],
+    first: str,
+    others: Mapping[str, Collection[str]],
+    never: Collection[str] = (),
 ) -> pytest.MarkDecorator:
-    """Run a test with every name in the `first` mode and with some in `others`, or with all in all."""
+    """Run a test with every name in the `first` mode and with some in `others`, or with all in all.
+
+    Without the modes in which it `never` means anything.
+    """
     wanted = {first: tuple(names)} | {mode: tuple(some) for mode, some in others.items()}
     if EVERYTHING:
-        wanted = dict.fromkeys(NAMES, wanted[first])
+        wanted = dict.fromkeys((name for name in NAMES if name not in never), wanted[first])
     return pytest.mark.parametrize(
         ("mode", argument),
         [
