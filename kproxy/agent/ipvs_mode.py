@@ -18,9 +18,9 @@ from kproxy.agent.table_removal import remove_tables
 from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.backends.ipvs.backend import KERNEL_ERRORS, IpvsBackend
+from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs

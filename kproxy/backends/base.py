@@ -32,7 +32,8 @@ class SyncReport(msgspec.Struct, frozen=True):
     table. `degraded` services work, but not in every respect as they were asked for; it says in which.
     `leftovers` counts objects that nobody needs any more and the kernel would not let go: they harm nobody,
     and are tried again. `full`: the kernel was read first, and all of it was compared with what is desired.
-    `drifts` is what others were found to have changed when the kernel refused something because of it.
+    `drifts` is what others were found to have changed: when the kernel refused something because of it, or
+    when it was first read after a sync that could not be done.
     """
 
     failed: Mapping[str, str] = {}

@@ -1,8 +1,10 @@
 """How long to wait before the next try to reach the API server.
 
 Two series are counted apart. A server that answers wrongly is burdened by every further request, so waits
-grow to half a minute. Where no connection could be made at all, nobody was burdened: those waits stay short,
-so that a node is up to date within seconds of the server's return, however long it was gone.
+grow to half a minute, as client-go's do. Where none was reached, none was burdened: nobody accepted the
+connection, or a load balancer did that has no server behind it and closes it without a word, or says so
+(502, 503, 504). Those waits stay short, so that a node is up to date within seconds of the server's return,
+however long it was gone. A wish in Retry-After comes before either.
 """
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
@@ -23,9 +25,9 @@ class Backoff:
         self.failures = 0
 
     def next(self, at_least: float | None, *, reached: bool) -> float:
-        """Count a failure; seconds to wait. `reached`: there was a connection, or an answer.
+        """Count a failure; seconds to wait. `reached`: an API server said something.
 
-        What was counted while nobody could be reached is forgotten with the first connection.
+        What was counted while nobody could be reached is forgotten with the first answer.
         """
         self.failures += 1
         if reached:

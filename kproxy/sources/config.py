@@ -39,7 +39,7 @@ class KubernetesSourceConfig:
     backoff_max_seconds: float = 30.0
     """The longest backoff; both are those of client-go's reflector."""
     unreachable_max_seconds: float = 3.0
-    """The longest backoff after no connection could be made, which costs a server nothing."""
+    """The longest backoff where no API server was reached, which costs none anything."""
     stop_seconds: float = 2.0
     """How long a stop waits for a thread that cannot be interrupted (TCP handshake, exec plugin)."""
     transport: TransportConfig = field(default_factory=TransportConfig)

@@ -25,7 +25,18 @@ class DisconnectedError(ApiError):
 
 
 class UnreachableError(DisconnectedError):
-    """No connection could be made: nobody listens, no route, no name, or no answer to the first packet."""
+    """No API server was reached, so none was burdened.
+
+    Nobody listens, there is no route or name, the first packet is not answered, or whoever accepted the
+    connection closed it without a word, as a load balancer does that has no server left.
+    """
+
+
+class GatewayError(StatusError, UnreachableError):
+    """An answer that a proxy or load balancer gives in place of an API server: 502, 503 or 504 and no Status.
+
+    RFC 9110, 15.6.3 to 15.6.5; an API server's own 503 and 504 have a metav1.Status as their body.
+    """
 
 
 class StalledError(ApiError):
@@ -41,5 +52,10 @@ class Status(msgspec.Struct):
 
     def error(self, code: int, retry_after: float | None = None) -> StatusError:
         """The same as an exception; `code` stands in when the body has none."""
-        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
-        return StatusError(self.code or code, show(text)[1:-1], retry_after)
+        return StatusError(self.code or code, self.text, retry_after)
+
+    @property
+    def text(self) -> str:
+        """Reason and message on one line."""
+        told = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
+        return show(told)[1:-1]

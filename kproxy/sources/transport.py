@@ -7,6 +7,7 @@ socket can be interrupted, so that a stop is instant even during a stall.
 import email.utils
 import math
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -24,6 +25,7 @@ from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, Session, l
 from kproxy.sources.errors import (
     ApiError,
     DisconnectedError,
+    GatewayError,
     StalledError,
     Status,
     StatusError,
@@ -36,6 +38,7 @@ _CHUNK = 256 * 1024
 _ERROR_BODY = 64 * 1024
 _SMALL_BODY = 4 * 1024 * 1024
 _SUCCESS = frozenset({200, 201})
+_GATEWAY = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +289,8 @@ class Transport:
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # Certificates may have been renewed, or the files they were written to swept away.
             self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
-            raise DisconnectedError(f"no connection to {session.host}: {_reason(error)}") from error
+            kind = UnreachableError if _is_closed(error) else DisconnectedError
+            raise kind(f"no connection to {session.host}: {_reason(error)}") from error
 
     def _status_error(self, response: Any) -> StatusError:
         retry_after = _retry_after(response.headers.get("retry-after"), self._config.retry_after_max_seconds)
@@ -294,11 +298,15 @@ class Transport:
         try:
             status = msgspec.json.decode(stream.read_all(_ERROR_BODY, 10), type=Status)
         except (ApiError, ValueError, RecursionError):
-            status = Status(message=str(response.reason or ""))
+            status = None
         finally:
             stream.close()
-        status.code = response.status
-        return status.error(response.status, retry_after)
+        code = int(response.status)
+        if status is None or not status.code:
+            message = str(response.reason or "")
+            kind = GatewayError if code in _GATEWAY else StatusError
+            return kind(code, Status(message=message).text, retry_after)
+        return StatusError(code, status.text, retry_after)
 
 
 def _shut(sock: socket.socket) -> None:
@@ -323,6 +331,15 @@ def _retry_after(text: str | None, longest: float) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), longest)
 
 
+def _is_closed(error: BaseException) -> bool:
+    """Whether a connection that was accepted ended before a byte of an answer, in TLS or in HTTP."""
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return any(isinstance(each, ssl.SSLEOFError | ssl.SSLZeroReturnError) for each in error.args)
+    return isinstance(error, urllib3.exceptions.ProtocolError) and any(
+        isinstance(each, ConnectionError) for each in error.args
+    )
+
+
 def _reason(error: BaseException) -> str:
     """The innermost words of an error that libraries wrapped."""
     while error.__cause__ is not None:
@@ -334,6 +351,7 @@ __all__ = [
     "ApiError",
     "ClusterAccessError",
     "DisconnectedError",
+    "GatewayError",
     "Observe",
     "StalledError",
     "Status",

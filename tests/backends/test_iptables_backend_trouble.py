@@ -10,7 +10,7 @@ from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
 from tests.backends.cluster import Cluster, WatchedXtables, sync_checked
 from tests.backends.packets import Packet, is_served, outcomes
-from tests.backends.programmed import done, pods_of, programmed, ways
+from tests.backends.programmed import SVC1, both_variants, done, pods_of, programmed, ways
 from tests.builders import endpoint, port, service
 
 # kube-proxy's rules -------------------------------------------------------------------------------------
@@ -191,7 +191,8 @@ def test_a_change_that_is_taken_back_after_a_failure(
     cluster.fake.clear_faults()
     cluster.put(None, pods_of("svc1", "10.1.1.1", "10.1.1.2"), pods_of("svc2", "10.1.2.1", "10.1.2.2"))
     cluster.drop("ns1/svc4")
-    done(cluster)
+    report = cluster.sync()
+    assert (report.error, dict(report.failed), report.drifts) == (None, {}, ())
     assert cluster.state() == intact
     assert cluster.backend.check(thorough=True) == ()
 
@@ -293,3 +294,23 @@ def test_damage_that_a_sync_meets_is_named_and_repaired_by_it(variant: Variant) 
     assert not any("filter/" in each for each in named)
     assert cluster.state() == cluster.fresh()
     assert cluster.sync().drifts == ()
+
+
+@both_variants
+@pytest.mark.parametrize("committed", [False, True])
+def test_damage_that_follows_a_failed_sync_is_named(variant: Variant, committed: bool) -> None:
+    """What the failed sync may have written itself is not."""
+    cluster = programmed(variant)
+    cluster.put(None, pods_of("svc2", "10.1.2.9"))
+    if committed:
+        cluster.fake.kill_after_tables(1)
+    else:
+        cluster.fake.fail_next(FailureKind.OTHER)
+    assert cluster.sync().error is not None
+    cluster.fake.edit(f"*nat\n:{SVC1} - [0:0]\nCOMMIT\n")
+    cluster.fake.fail_next(FailureKind.OTHER)
+    drifts = (*cluster.sync().drifts, *cluster.sync().drifts)
+    assert [str(drift) for drift in drifts] == [
+        f"chain nat/{SVC1} lacks 3 of its rules and has 0 that are not ours"
+    ]
+    assert cluster.state() == cluster.fresh()

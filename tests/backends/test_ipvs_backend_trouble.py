@@ -107,7 +107,23 @@ def test_lost_acknowledgements_lose_nothing(lost: int) -> None:
         assert node.faults.lose_at is not None
         return
     assert "lost" in report.error
+    assert node.done().drifts == ()
+    assert node.state() == node.fresh()
+
+
+@pytest.mark.parametrize("lost", range(1, 5))
+def test_damage_that_follows_a_failed_sync_is_named(lost: int) -> None:
+    """What the failed sync may have written itself is not."""
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
     node.done()
+    node.put(service(), eps("10.1.0.2", "10.1.0.3"))
+    node.put(service("other", "10.96.0.9"), eps("10.1.0.4", name="other"))
+    node.faults.lose_soon(lost - 1)
+    assert "lost" in str(node.sync().error)
+    del node.ipvs.table[CLUSTER_IP]
+    assert [str(drift) for drift in node.done().drifts] == ["virtual server TCP 10.96.0.1 port 80 is missing"]
+    node.drained()
     assert node.state() == node.fresh()
 
 
@@ -285,4 +301,18 @@ def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
     report = node.sync()
     assert (report.error, dict(report.failed)) == (None, {})
     assert [str(drift) for drift in report.drifts] == ["virtual server TCP 10.96.0.1 port 80 is missing"]
+    assert node.state() == node.fresh()
+
+
+def test_what_drained_and_was_taken_away_is_not_waited_for() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.put(service(), eps("10.1.0.2"))
+    node.done()
+    assert node.backend.tend() is not None
+    del node.ipvs.table[CLUSTER_IP]
+    assert node.backend.check(thorough=True) != ()
+    node.done()
+    assert node.backend.tend() is None
     assert node.state() == node.fresh()

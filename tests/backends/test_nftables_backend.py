@@ -148,6 +148,22 @@ def test_after_a_loss_the_table_is_read_again() -> None:
     assert node.state() == node.fresh()
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_damage_that_follows_a_failed_sync_is_named(moment: str) -> None:
+    """What the failed sync may have written itself is not."""
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    node.put(None, pods("a", "10.1.0.2", "10.1.0.3"))
+    node.fake.lose = moment
+    assert node.sync().error is not None
+    elements(node, "services")["10.96.6.6 . 6 . 80"] = "goto cluster-all-1"
+    node.fake.lose = moment
+    drifts = [*node.sync().drifts, *node.sync().drifts]
+    assert list(map(str, drifts)) == ["element { 10.96.6.6 . 6 . 80 } of services is new"]
+    assert node.state() == node.fresh()
+
+
 @pytest.mark.parametrize("external_first", [True, False])
 def test_a_node_port_gives_way_to_an_external_address(external_first: bool) -> None:
     node = NftablesNode(piece=1)

@@ -2,10 +2,13 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from tests.faults.report import table
+from kproxy.testing import uml
+from tests.faults.report import add_to, table
+from tests.faults.selection import RESULTS
 from tests.faults.site import Counts, Site
 from tests.packets import conftest as packets
 from tests.packets.cluster import Cluster
@@ -14,6 +17,17 @@ _capable = packets._capable
 mode = packets.mode
 spare_cluster = packets.spare_cluster
 pytest_configure = packets.pytest_configure
+
+
+PATIENCE = 900
+"""Seconds for a test in a user-mode kernel: on a busy machine the longest took five minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if uml.inside() and here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE))
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +67,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in getattr(report, "user_properties", ())
         if name == "fault"
     ]
+    if counts and RESULTS is not None:
+        add_to(RESULTS, counts)
     if counts:
         terminalreporter.section("faults")
         for line in table(counts):

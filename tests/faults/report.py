@@ -1,17 +1,80 @@
-"""The table of what became of each fault."""
+"""The table of what became of each fault: for the terminal, and as a file that every run adds to.
 
-from collections.abc import Iterable, Iterator
+A run of all faults in all modes takes hours in a user-mode kernel, so it is made in parts: a run replaces the
+lines of what it tried and leaves the others.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from tests.faults.site import Counts
+
+_NAMES = [field.name for field in fields(Counts)]
+_HEADINGS = [name.replace("_", " ") for name in _NAMES]
+_TOTALS = ("times", "requests", "failed", "late", "wrong", "exchanges", "cut")
+_LONGEST = ("seconds", "grown_mb")
+
+_INTRODUCTION = """\
+# What became of every fault
+
+Made by `KPROXY_FAULTS=all KPROXY_KILLS=200 KPROXY_FAULTS_RESULTS=tests/faults/RESULTS.md .venv/bin/pytest
+tests/faults -n 2`, in parts (`-k`, `-m ipvs`): each run replaces the lines of what it tried. IPVS runs in a
+user-mode kernel, where a system call costs fifty times as much.
+
+`times`: how often the fault struck. `late`: answers after a second or more. `wrong`: answers of a pod that
+never was an endpoint. `exchanges`: lines over connections that were open before the fault; `cut`: those
+connections that ended. `syncs` and `seconds`: from the fault's end until the kernel was found to hold what a
+fresh sync makes, that sync included, on a busy machine. `grown mb`: resident memory, after less before.
+`costs`: what the fault itself takes away, for its rules are gone while it lasts; everywhere else nothing may
+fail or be cut, and nothing did in a run that passed.
+"""
 
 
 def table(counts: Iterable[Counts]) -> Iterator[str]:
     """A line for each fault and mode, in columns, after a line of headings."""
-    rows = [[field.name.replace("_", " ") for field in fields(Counts)]]
-    rows += sorted([str(value) for value in asdict(each).values()] for each in counts)
+    rows = [_HEADINGS, *sorted(_row(each) for each in counts)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     for row in rows:
         head = [text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)]
         rest = [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
         yield "  ".join([*head, *rest])
+
+
+def add_to(path: Path, counts: Iterable[Counts]) -> None:
+    """Put lines of these counts into a file of results, in the place of former ones, and sum up anew."""
+    known = _read(path) if path.exists() else {}
+    known |= {(each.fault, each.mode): _row(each) for each in counts}
+    rows = [known[key] for key in sorted(known)]
+    parts = [_INTRODUCTION, *_markdown(_sums(rows)), "", *_markdown([_HEADINGS, *rows]), ""]
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _row(counts: Counts) -> list[str]:
+    return [str(value) for value in asdict(counts).values()]
+
+
+def _read(path: Path) -> dict[tuple[str, str], list[str]]:
+    """The lines of a file of results, by fault and mode."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    begin = rows.index(_HEADINGS)
+    return {(row[0], row[1]): row for row in rows[begin + 1 :]}
+
+
+def _sums(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """A line for each mode: of what costs nothing, and of what may cost something by itself."""
+    yield ["mode", "costs", "faults", *_TOTALS, *(f"most {name.replace('_', ' ')}" for name in _LONGEST)]
+    costs, mode = _NAMES.index("costs"), _NAMES.index("mode")
+    for key in sorted({(row[mode], row[costs]) for row in rows}):
+        some = [row for row in rows if (row[mode], row[costs]) == key]
+        sums = [sum(int(row[_NAMES.index(name)]) for row in some) for name in _TOTALS]
+        most = [max(float(row[_NAMES.index(name)]) for row in some) for name in _LONGEST]
+        yield [*key, str(len(some)), *map(str, sums), *map(str, most)]
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        yield f"| {' | '.join(row)} |"
+        if not number:
+            yield "|" + "---|" * len(row)

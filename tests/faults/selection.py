@@ -6,6 +6,7 @@ others what has most to do with how they write.
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -18,6 +19,9 @@ LONG = pytest.mark.skipif(not EVERYTHING, reason="takes minutes in a user-mode k
 
 KILLS = int(os.environ.get("KPROXY_KILLS", "0"))
 """How often to kill kproxy at random moments; 0: as often as is cheap in each mode."""
+
+RESULTS = Path(os.environ["KPROXY_FAULTS_RESULTS"]) if "KPROXY_FAULTS_RESULTS" in os.environ else None
+"""The file of results to which a run adds what became of each fault."""
 
 _BY_NAME: dict[str, ParameterSet] = {}
 for _each in MODES:
@@ -39,12 +43,19 @@ def modes(*names: str, never: Collection[str] = ()) -> pytest.MarkDecorator:
 
 
 def cases(
-    argument: str, names: Iterable[str], first: str, others: Mapping[str, Collection[str]]
+    argument: str,
+    names: Iterable[str],
+    first: str,
+    others: Mapping[str, Collection[str]],
+    never: Collection[str] = (),
 ) -> pytest.MarkDecorator:
-    """Run a test with every name in the `first` mode and with some in `others`, or with all in all."""
+    """Run a test with every name in the `first` mode and with some in `others`, or with all in all.
+
+    Without the modes in which it `never` means anything.
+    """
     wanted = {first: tuple(names)} | {mode: tuple(some) for mode, some in others.items()}
     if EVERYTHING:
-        wanted = dict.fromkeys(NAMES, wanted[first])
+        wanted = dict.fromkeys((name for name in NAMES if name not in never), wanted[first])
     return pytest.mark.parametrize(
         ("mode", argument),
         [

@@ -47,12 +47,14 @@ _LOUD = ("-v", "4")
 class Counts:
     """What became of one ordeal, as it is reported.
 
+    `costs` says what the fault itself may cost, for it takes rules away: requests, or connections too.
     `seconds` passed from the fault's end until the kernel was found to be right, which is looked for after a
     full sync elsewhere.
     """
 
     fault: str
     mode: str
+    costs: str
     times: int
     requests: int
     failed: int
@@ -163,6 +165,7 @@ class Site:
         Where the fault itself takes rules away, requests may fail until the kernel is right again
         (`refuses`), and connections be cut (`cuts`).
         """
+        costs = ", ".join(["requests"] * refuses + ["connections"] * cuts)
         before = self.cluster.running
         memory = resident_mb(before.pid)
         case = Case(before)
@@ -183,8 +186,8 @@ class Site:
             grown = resident_mb(running.pid) - memory
             self.counts.append(
                 Counts(
-                    fault, str(self.cluster.mode), case.times, vigil.asked, len(vigil.failures), vigil.late,
-                    len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1),
+                    fault, str(self.cluster.mode), costs, case.times, vigil.asked, len(vigil.failures),
+                    vigil.late, len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1),
                     round(grown, 1),
                 )
             )  # fmt: skip

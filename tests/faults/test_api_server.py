@@ -1,17 +1,19 @@
 """The API server fails in every way: the node keeps what it has, and catches up when it can."""
 
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from kproxy.testing.apiserver import ApiServer, Fault
-from tests.faults.selection import cases, modes
+from tests.faults.selection import LONG, cases, modes
 from tests.faults.site import Site
 
 pytestmark = pytest.mark.root
 
 REPEATS = 3
+MINUTES = 3
 
 
 def struck(site: Site, fault: Fault, times: int, *, drop: bool) -> None:
@@ -81,6 +83,20 @@ def _gone(site: Site) -> None:
         site.change()
 
 
+def _balanced(fault: Fault) -> Callable[[Site], None]:
+    """A load balancer goes on without a server behind it, until waits would be long."""
+
+    def outage(site: Site) -> None:
+        since = site.cluster.running.mark()
+        with site.cluster.api.faults.during(fault):
+            site.cluster.api.drop_watches()
+            site.change()
+            site.cluster.running.wait_log("watch_lost", "failures=8", since=since)
+            site.change()
+
+    return outage
+
+
 def _connections_dropped(site: Site) -> None:
     site.change()
     site.cluster.api.drop_connections()
@@ -91,6 +107,8 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
     "killed and restarted": (_killed, REPEATS),
     "restarted without history": (_history_lost, REPEATS),
     "gone for a while": (_gone, 1),
+    "a load balancer closes connections": (_balanced(Fault.close(times=None)), 1),
+    "a load balancer answers 503": (_balanced(Fault.gateway(503)), 1),
     "all connections dropped": (_connections_dropped, REPEATS),
 }
 
@@ -108,6 +126,19 @@ def test_outages(site: Site, name: str) -> None:
         for _ in range(case.times):
             outage(site)
             site.change()
+
+
+@LONG
+@modes("nft")
+@pytest.mark.timeout(900)
+def test_gone_for_minutes(site: Site) -> None:
+    site.start(anew=True)
+    with site.ordeal("API: gone for minutes") as case, site.cluster.api.faults.during(Fault.refuse()):
+        case.times = MINUTES
+        for _ in range(case.times):
+            site.change()
+            threading.Event().wait(60)
+        site.change()
 
 
 @modes("nft", "nftables")

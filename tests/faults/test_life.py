@@ -1,5 +1,6 @@
 """kproxy is killed, stopped, started with another clock, on a full disk, without anybody to read its log."""
 
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from kproxy.testing import uml
 from kproxy.testing.lab.topology import UPLINK
-from kproxy.testing.sabotage import Room
+from kproxy.testing.sabotage import BrokenClock, Room
 from tests.faults.selection import IPVS, KILLS, LONG, modes
 from tests.faults.site import Site
 
@@ -22,6 +23,9 @@ CHEAP_KILLS = {"ipvs": 4}
 """In the user-mode kernel a start takes seconds."""
 JUMPS = (5, -11, 30)
 """Hours by which the wall clock is set on."""
+
+CLOCKS = {"ten years ahead": 10 * 365 * 86400, "as it is": 0, "just booted": None}
+"""Seconds by which a restart finds the monotonic clock ahead; None: it is at 0."""
 
 LONGEST_LIFE = {"ipvs": 8.0}
 """Seconds, else 1.2: from before the first sync until long after it."""
@@ -62,15 +66,16 @@ def test_stopped_and_continued(site: Site) -> None:
 
 
 @modes("nft")
-@pytest.mark.parametrize("years", [10, 0, -1], ids=["ahead", "as it is", "just booted"])
-def test_another_monotonic_clock(site: Site, years: int) -> None:
+@pytest.mark.parametrize("now", CLOCKS)
+def test_another_monotonic_clock(site: Site, now: str) -> None:
     """A restart in a time namespace: as after a suspend of years, or in the first second after a boot."""
     if not Path("/proc/self/ns/time").exists():
         pytest.skip("this kernel has no time namespaces")
     uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    clock = int(years * 365 * 86400 if years >= 0 else -uptime)
+    ahead = CLOCKS[now]
+    clock = -int(uptime) if ahead is None else ahead
     program = site.start()
-    with site.ordeal(f"life: restart with the clock {clock:+} s") as case:
+    with site.ordeal(f"life: restart with the clock {now}") as case:
         program.end()
         site.change()
         again = site.start(room=Room(tools=site.tools.directory, clock=clock))
@@ -78,10 +83,26 @@ def test_another_monotonic_clock(site: Site, years: int) -> None:
         case.over(again)
 
 
+@modes("nft", "nftables")
+def test_wall_clock_jumps(site: Site, tmp_path: Path) -> None:
+    """Hours ahead, hours back; only what the program reads of the clock, for the clock is everybody's."""
+    clock = BrokenClock(tmp_path / "clock")
+    program = site.start(room=Room(tools=site.tools.directory, wall=clock.directory))
+    with site.ordeal("life: wall clock jumps") as case:
+        case.times = len(JUMPS)
+        for hours in itertools.accumulate(JUMPS):
+            clock.set(hours * 3600.0)
+            site.change()
+            site.cluster.api.drop_watches()
+            since = program.mark()
+            site.change()
+            program.wait_log("synced", since=since)
+
+
 @LONG
 @pytest.mark.parametrize("mode", [pytest.param(*IPVS.values, marks=IPVS.marks, id="ipvs")], indirect=True)
 def test_wall_clock_set(site: Site) -> None:
-    """Hours ahead, hours back, and right again; in a kernel of its own only, which is nobody else's clock."""
+    """The same with the clock itself, and right again; in a kernel of its own, which is nobody else's."""
     if not uml.inside():
         pytest.skip("the clock is that of this machine")
     program = site.start()
@@ -137,9 +158,10 @@ def test_nobody_reads_the_log(site: Site) -> None:
     site.cluster.stop()
 
 
-@modes("nft")
+@modes("nft", never={"nftables"})  # which is given addresses for node ports in every test
 def test_events_of_addresses_are_lost(site: Site) -> None:
     """While kproxy is stopped, more addresses come and go than its socket can hold (ENOBUFS)."""
+    site.cluster.stop()
     site.cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
     program = site.start("--nodeport-addresses", "192.168.100.10/32,198.51.100.0/24,fd00:192:168:100::10/128")
     lab, link = site.cluster.lab, UPLINK

@@ -92,7 +92,7 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
     vigil = Vigil(lab, site.doors, site.ever)
     hung = site.tools.done[Deed.HANG]
     with vigil:
-        site.tools.order(Deed.HANG, programs=switch.programs, word=switch.word)
+        site.tools.order(Deed.HANG, programs=switch.programs, words=[switch.word])
         choose(file, switch.after)
         program.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
         vigil.flow()
@@ -113,7 +113,7 @@ def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
     vigil.release()
     site.counts.append(
         Counts(
-            fault, str(site.cluster.mode), 1, vigil.asked, len(vigil.failures), vigil.late,
+            fault, str(site.cluster.mode), "", 1, vigil.asked, len(vigil.failures), vigil.late,
             len(vigil.wrong), vigil.exchanged, len(vigil.cut), 0, 0.0, 0.0,
         )
     )  # fmt: skip

@@ -11,6 +11,7 @@ from kproxy.testing.sabotage import Deed
 from tests.faults.selection import cases, modes
 from tests.faults.site import Site
 from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES
 
 pytestmark = pytest.mark.root
 
@@ -21,6 +22,31 @@ def carried_out(site: Site, deed: Deed, times: int) -> Callable[[], bool]:
     """Whether an order was carried out so many times from now on."""
     before = site.tools.done[deed]
     return lambda: site.tools.done[deed] - before >= times
+
+
+def rule_changes(site: Site) -> Callable[[], str]:
+    """A change of services that takes the program that writes rules; it tells of whose service.
+
+    In IPVS mode endpoints are written by netlink; only those of services with the external traffic policy
+    Local stand in rules too.
+    """
+    if Capability.VIRTUAL_SERVERS not in site.cluster.mode.capabilities:
+
+        def change() -> str:
+            site.change()
+            return site.shop.key
+
+        return change
+    local = site.cluster.service("local", type="NodePort", externalTrafficPolicy="Local")
+    turns = itertools.cycle(site.cluster.lab.local_pods[:3])
+
+    def change_local() -> str:
+        site.change()
+        site.cluster.slices(local, [next(turns)])
+        return local.key
+
+    change_local()
+    return change_local
 
 
 DEEDS = {
@@ -45,11 +71,11 @@ def test_programs_that_fail(site: Site, name: str) -> None:
     deed, chance = DEEDS[name]
     programs = "" if "save" in name else site.cluster.mode.writer
     enough = carried_out(site, deed, STRIKES)
-    looks = itertools.count()
+    looks, change = itertools.count(), rule_changes(site)
 
     def struck() -> bool:
         if next(looks) % 5 == 0:
-            site.change()
+            change()
         return enough()
 
     with site.ordeal(f"tools: {site.cluster.mode.writer} {name}") as case:
@@ -59,35 +85,44 @@ def test_programs_that_fail(site: Site, name: str) -> None:
         case.times = site.tools.done[deed]
 
 
-@modes("nft", "legacy", "nftables", never={"ipvs"})  # endpoints of virtual servers need no program
+@modes("nft", "legacy", "nftables")
 def test_program_missing_for_a_while(site: Site) -> None:
     program, writer = site.start(), site.cluster.mode.writer
+    change = rule_changes(site)
+    site.cluster.settle()
     with site.ordeal(f"tools: {writer} missing"):
         since = program.mark()
         site.tools.take_away(writer)
-        site.change()
+        change()
         assert "cannot run" in program.wait_log("sync_failed", "missing", "family=IPv4", since=since)
         program.wait_log("sync_failed", "missing", "family=IPv6", since=since)
         site.change()
         site.tools.bring_back()
 
 
-@modes("nft", "legacy")
-def test_restore_refused_for_one_service(site: Site) -> None:
+@modes("nft", "legacy", "nftables")
+def test_one_service_refused(site: Site) -> None:
+    """In nftables mode nothing but addresses tells services apart."""
     program = site.start()
-    lab = site.cluster.lab
+    lab, mode = site.cluster.lab, site.cluster.mode
+    change = rule_changes(site)
+    site.cluster.settle()
     with site.ordeal("tools: one service refused") as case:
         enough = carried_out(site, Deed.REFUSE, STRIKES)
-        site.tools.order(Deed.REFUSE, word=site.shop.key)
         since = program.mark()
-        site.change()
+        victim = change()
+        told = [victim]
+        if Capability.NFTABLES in mode.capabilities:
+            told = [site.shop.ip(family) for family in FAMILIES]
+        site.tools.order(Deed.REFUSE, programs=mode.writer, words=told)
+        change()
         for family in ("IPv4", "IPv6"):
-            assert site.shop.key in program.wait_log("service_refused", f"family={family}", since=since)
+            assert victim in program.wait_log("service_refused", f"family={family}", since=since)
         other = site.cluster.publish([lab.local_pods[0]])
         assert site.cluster.outcome(lab.client, other.ip(4), 80) == lab.local_pods[0].name
         program.until(enough, expected=True)
         refused = [line for line in program.log[since:] if "event=service_refused" in line]
-        assert {site.shop.key in line for line in refused} == {True}
+        assert {victim in line for line in refused} == {True}
         site.tools.behave()
         case.times = site.tools.done[Deed.REFUSE]
 
@@ -96,11 +131,12 @@ def test_restore_refused_for_one_service(site: Site) -> None:
 def test_program_hangs(site: Site) -> None:
     program, writer = site.start(), site.cluster.mode.writer
     with site.ordeal(f"tools: {writer} hangs"):
-        enough = carried_out(site, Deed.HANG, 1)
+        enough, change = carried_out(site, Deed.HANG, 1), rule_changes(site)
+        site.cluster.settle()
         site.tools.order(Deed.HANG, programs=writer)
-        site.change()
+        change()
         program.until(enough, expected=True)
-        site.change()
+        change()
         site.tools.behave()
 
 

@@ -1,8 +1,10 @@
 """An API server that was gone is noticed soon after its return, however long and however it was gone."""
 
+import json
 import socket
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from kproxy.sources.backoff import Backoff
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.sources.transport import TransportConfig
+from kproxy.sources.transport import Transport, TransportConfig, UnreachableError
 from kproxy.state.decode import Kind
 from kproxy.testing.apiserver import ApiServer, Fault
 from kproxy.testing.apiserver.listener import bind
@@ -39,13 +41,23 @@ def test_waits_are_bounded_and_those_of_an_outage_count_apart(reached: list[bool
     assert backoff.next(100.0, reached=True) == 100.0
 
 
-def test_the_longest_outage_is_followed_by_a_short_wait(make_source: MakeSource) -> None:
+OUTAGES = {
+    "nobody listens": Fault.refuse(),
+    "a load balancer closes connections": Fault.close(times=None),
+    "a load balancer answers 503": Fault.gateway(503),
+    "a proxy answers 502": Fault.gateway(502),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
+def test_the_longest_outage_is_followed_by_a_short_wait(make_source: MakeSource, outage: Fault) -> None:
     """A wait of the other series would be days: it doubles thirty times."""
     with ApiServer() as api:
         source = make_source(api, backoff_max_seconds=DAYS, steady_seconds=DAYS)
         with Running(source) as sink:
             sink.wait_listed(Kind.SERVICE)
-            with api.faults.during(Fault.refuse()):
+            with api.faults.during(outage):
+                api.drop_watches()
                 api.apply(service("meanwhile"), validate=False)
                 wait_for_status(
                     source, lambda each: each.kind is Kind.SERVICE and each.consecutive_failures >= 30
@@ -53,6 +65,53 @@ def test_the_longest_outage_is_followed_by_a_short_wait(make_source: MakeSource)
                 starting = api.faults.add(Fault.status(503, times=3))
             assert api.faults.wait(starting, hits=3)
             sink.wait(lambda: sink.keys(Kind.SERVICE) == {"default/meanwhile"})
+
+
+@pytest.mark.parametrize("code", [500, 503, 504])
+def test_an_api_server_that_answers_wrongly_is_left_alone_longer(make_source: MakeSource, code: int) -> None:
+    with ApiServer() as api:
+        api.faults.add(Fault.status(code, times=None))
+        source = make_source(api, backoff_seconds=DAYS, backoff_max_seconds=DAYS)
+        with Running(source):
+            status = wait_for_status(
+                source, lambda each: each.kind is Kind.SERVICE and each.consecutive_failures == 1
+            )
+    assert str(code) in str(status.last_error)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_who_accepts_and_closes_is_no_api_server(tmp_path: Path, scheme: str) -> None:
+    """As a load balancer that passes TLS through."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+            "clusters": [
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": f"{scheme}://127.0.0.1:{listener.getsockname()[1]}",
+                        "insecure-skip-tls-verify": True,
+                    },
+                }
+            ],
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(config), encoding="utf-8")
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1)
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transport = Transport(ClusterAccess(kubeconfig=tmp_path / "kubeconfig"))
+        with pytest.raises(UnreachableError):
+            transport.open("/api/v1/services", {}, 10.0)
+        thread.join()
 
 
 @fresh_network

@@ -1,7 +1,8 @@
 """Keep one family's rules as planned: render what changed, write what differs, believe only what was taken.
 
 The record of the kernel is built from an observation, moved forward by each restore that succeeded, and
-thrown away after any failure that leaves doubt; so a lost write cannot hide. A restore that the kernel
+put aside after any failure that leaves doubt; so a lost write cannot hide, and what others did meanwhile is
+named when the rules are next read. A restore that the kernel
 refuses is narrowed down to the service at fault, which keeps the rules it had while all others get theirs.
 """
 
@@ -57,6 +58,7 @@ class IptablesBackend:
         self._ports = 0
         self._comments = True
         self._kernel: KernelState | None = None
+        self._doubted: KernelState | None = None
         self._settled = False
         self._kept: set[str] = set()
         self._told: set[str] = set()
@@ -92,12 +94,12 @@ class IptablesBackend:
         self._smaller, self._larger = layout, larger
         self._layout = larger if was_larger and larger is not None else layout
         self._choose()
-        self._kernel = None
+        self.doubt()
         self._render_all()
 
     def doubt(self) -> None:
         """Let the next sync read the rules first, and compare all of them."""
-        self._kernel = None
+        self._kernel = self._doubted = None
 
     def retry(self) -> None:
         """Let the next sync try the services again that were refused."""
@@ -125,16 +127,18 @@ class IptablesBackend:
         self._looked_again = False
         try:
             try:
+                if full:
+                    drifts = self._look()
                 work(self._writer(written, rules))
             except DoubtfulError:
-                drifts = self._look_again()
+                drifts += self._look()
                 self._looked_again = full = True
                 work(self._writer(written, rules))
         except RestoreError as error:
             self._settled = False
             # A lock that was not granted means that nothing happened; anything else leaves doubt.
             if error.kind is not FailureKind.LOCKED:
-                self._kernel = None
+                self._kernel, self._doubted = None, self._kernel or self._doubted
             message = f"{error.kind}: {error.message}"
             return SyncReport(
                 error=message, changes=dict(written), rules=dict(rules), full=full, drifts=drifts
@@ -149,11 +153,12 @@ class IptablesBackend:
             drifts=drifts,
         )
 
-    def _look_again(self) -> tuple[Drift, ...]:
-        """Take the kernel as it is now found to be; what others changed in it is named."""
-        expected = self._kernel
+    def _look(self) -> tuple[Drift, ...]:
+        """Take the kernel as it is now found to be; what others changed since the last record is named."""
+        expected = self._kernel or self._doubted
         observed = self._observe()
         self._adopt(observed)
+        self._doubted = None
         return drift_between(expected, observed, self._layout) if expected is not None else ()
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
@@ -189,7 +194,7 @@ class IptablesBackend:
         self._layout = wanted
         if self._kernel is not None:
             log.info("layout_changed", family=self.family.value, scalable=wanted is self._larger, size=size)
-            self._kernel = None
+        self.doubt()
         return True
 
     def rules(self) -> dict[str, int]:
@@ -221,16 +226,15 @@ class IptablesBackend:
             raise RestoreError(FailureKind.OTHER, f"the rules cannot be read: {error}") from error
 
     def _writer(self, written: Counter[str], rules: Counter[str]) -> Writer:
-        kernel = self._kernel or self._adopt(self._observe())
-        return Writer(self._xtables, self._watch, self._layout, kernel, written, rules)
+        assert self._kernel is not None, "a look comes first"  # noqa: S101
+        return Writer(self._xtables, self._watch, self._layout, self._kernel, written, rules)
 
-    def _adopt(self, observed: Observed) -> KernelState:
+    def _adopt(self, observed: Observed) -> None:
         kernel = from_observation(observed, self._desired, self._layout)
         self._kernel = kernel
         self._settled = False
         self._kept.clear()
         self._pending = {key for key, rules in self._desired.items() if kernel.services[key] is not rules}
-        return kernel
 
     def _write(self, writer: Writer, *, retire: bool) -> None:
         writer.base(keep_outgoing=True)

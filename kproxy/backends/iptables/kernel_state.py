@@ -30,7 +30,8 @@ class KernelState:
     SharedLines, the lines that the shared chains are made of, once these were written as a whole.
     `widened`: services of which table filter may hold lines of two versions. `emptied`: shared chains that
     are not needed and could not be deleted. `stale`: chains of services that nobody wants any more.
-    `retired`: fixed and shared chains of other layouts, whose time is over.
+    `retired`: fixed and shared chains of other layouts, whose time is over. `unsure`: chains that a restore
+    was to change which failed in a way that does not tell whether it did.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class KernelState:
         self.emptied: set[ChainId] = set()
         self.stale: set[str] = set()
         self.retired: set[ChainId] = set()
+        self.unsure: set[ChainId] = set()
         self.jumps: set[Jump] = set()
 
     def lines(self, field: str) -> dict[str, tuple[str, ...]]:
@@ -179,7 +181,7 @@ def service_chains(state: KernelState) -> Iterator[tuple[str, str]]:
 
 
 def drift_between(expected: KernelState, observed: Observed, layout: Layout) -> tuple[Drift, ...]:
-    """Name every object that is not as the record says."""
+    """Name every object that is not as the record says; what a failed restore may have changed is ours."""
     drifts: list[Drift] = []
     for (table, chain), rules in expected.chains.items():
         found = observed.chains.get((table, chain))
@@ -206,7 +208,8 @@ def drift_between(expected: KernelState, observed: Observed, layout: Layout) -> 
             difference = _difference(text.splitlines(), found_text.splitlines())
             drifts.append(Drift(f"chain nat/{chain}", difference))
     drifts += [Drift(f"chain nat/{chain}", "is not wanted") for chain in unwanted]
-    return tuple(sorted(drifts))
+    ours = {f"chain {table}/{chain}" for table, chain in expected.unsure}
+    return tuple(sorted(drift for drift in drifts if drift.object not in ours))
 
 
 def _difference(expected: Iterable[str], found: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ is: verdicts that refuse are added (filter), translation changes (nat), verdicts
 """
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -17,7 +18,13 @@ from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.restore import edit, restore_text
 from kproxy.backends.iptables.shared import Entry, Placement, changed_chains, entries_of, replaced
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.kernel.xtables.types import Xtables
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
+
+_UNTOLD = frozenset({FailureKind.INTERRUPTED, FailureKind.OTHER})
+"""Failures after which the kernel may hold what was written, or not."""
+
+_CHAIN = re.compile(r"^(?::|-[AIDX] )(\S+)", re.MULTILINE)
+"""A chain that a line of a restore makes, changes or deletes."""
 
 
 class Part(enum.Flag):
@@ -276,8 +283,13 @@ class Writer:
     ) -> None:
         chains = tuple(declare)
         text = restore_text(table, declare=chains, rules=rules, delete=delete)
-        with self._watch.writing():
-            self._xtables.restore(text)
+        try:
+            with self._watch.writing():
+                self._xtables.restore(text)
+        except RestoreError as error:
+            if error.kind in _UNTOLD:
+                self.kernel.unsure.update((table, chain) for chain in _CHAIN.findall(text.decode()))
+            raise
         self.written["restores"] += 1
         self.written["chains"] += len(chains)
         count = sum(rule.count("\n") for rule in rules)

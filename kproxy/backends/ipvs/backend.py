@@ -17,7 +17,7 @@ from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
-from kproxy.backends.ipvs.keeper import DoubtError, Keeper, KernelHandles
+from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, DoubtError, Keeper, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import PEER_SETS
 from kproxy.backends.ipvs.render import NOTHING, render_service
@@ -28,8 +28,6 @@ from kproxy.kernel.ipvs.types import IpvsError, ServerId, Statistics
 from kproxy.plan.model import ServicePlan
 
 log = structlog.stdlib.get_logger(__name__)
-
-KERNEL_ERRORS = (IpvsError, IpsetError, DeviceError)
 
 SHARE_OF_DESTINATIONS = 20
 """Each look compares the destinations of one virtual server in so many; a thorough one, of all."""
@@ -97,23 +95,26 @@ class IpvsBackend:
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, sending only what differs."""
         written: Counter[str] = Counter()
-        drifts: tuple[Drift, ...] = ()
+        drifts: list[Drift] = []
         keeper = self._keeper
         keeper.believes_refusals = False
         try:
             try:
-                report = self._write(written)
+                report = self._write(written, drifts)
             except DoubtError as doubt:
                 log.info("looking_again", family=self.family.value, reason=str(doubt))
-                drifts = keeper.check(lambda _: True, thorough=True)
-                keeper.doubt()
+                keeper.fail()
                 keeper.believes_refusals = True
-                report = self._write(written)
+                report = self._write(written, drifts)
         except KERNEL_ERRORS as error:
-            keeper.doubt()
-            return SyncReport(error=str(error), changes=_nonzero(written), drifts=drifts)
-        changes, drifts = _nonzero(written), (*drifts, *report.drifts)
-        return msgspec.structs.replace(report, changes=changes, degraded=dict(self._degraded), drifts=drifts)
+            keeper.fail()
+            return SyncReport(error=str(error), changes=_nonzero(written), drifts=tuple(drifts))
+        return msgspec.structs.replace(
+            report,
+            changes=_nonzero(written),
+            degraded=dict(self._degraded),
+            drifts=(*drifts, *report.drifts),
+        )
 
     def tend(self) -> float | None:
         """Remove what has drained; returns the seconds until this wants to be called again, if ever."""
@@ -203,10 +204,11 @@ class IpvsBackend:
             self._schedulers[scheduler] = known
         return known
 
-    def _write(self, written: Counter[str]) -> SyncReport:
+    def _write(self, written: Counter[str], drifts: list[Drift]) -> SyncReport:
         keeper = self._keeper
         if keeper.look():
             self._settled = False
+            drifts += keeper.drifts
         keeper.prepare(written)
         report = self._rules.sync(retire=self._settled)
         written.update(report.changes)

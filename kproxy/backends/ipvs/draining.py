@@ -4,7 +4,7 @@ The kernel holds the state: a destination of weight 0 that nobody wants is one t
 them again; only their time starts anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from kproxy.kernel.ipvs.types import DestinationId, Ipvs, ServerId
 
@@ -47,6 +47,18 @@ class Draining:
             of_server.pop(destination, None)
         if destination is None or not of_server:
             del self._deadlines[server]
+
+    def recall(self, standing: Mapping[ServerId, Collection[DestinationId]]) -> None:
+        """Forget what the kernel was found to hold no more, for others took it away."""
+        kept = {
+            server: {
+                destination: deadline
+                for destination, deadline in deadlines.items()
+                if destination in standing.get(server, ())
+            }
+            for server, deadlines in self._deadlines.items()
+        }
+        self._deadlines = {server: deadlines for server, deadlines in kept.items() if deadlines}
 
     def due_in(self) -> float | None:
         """Seconds until the connections want to be looked at; None while nothing drains."""

@@ -8,7 +8,8 @@ the reason and tried again later; all others get what they want.
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import structlog
@@ -18,20 +19,32 @@ from kproxy.backends.base import Drift
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import Record, describe, differences, membership, observe
+from kproxy.backends.ipvs.record import (
+    Record,
+    describe,
+    differences,
+    entry_kind,
+    membership,
+    objects_of,
+    observe,
+)
 from kproxy.backends.ipvs.render import Frontend, Member, ServiceObjects
-from kproxy.kernel.addresses import AddressDevice
+from kproxy.kernel.addresses import AddressDevice, DeviceError
 from kproxy.kernel.ipset.codec import reason as set_reason
-from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset
+from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset, IpsetError
 from kproxy.kernel.ipvs.types import (
     Command,
     Ipvs,
+    IpvsError,
     Request,
     ServerId,
     reason,
 )
 
 log = structlog.stdlib.get_logger(__name__)
+
+KERNEL_ERRORS = (IpvsError, IpsetError, DeviceError)
+"""What the three parts of the kernel raise when they do not answer as they should."""
 
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 _DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
@@ -55,8 +68,9 @@ class Keeper:
     `refused` says of services why the kernel did not take them; `stuck` of objects that nobody wants any more
     why they could not be removed. Both are tried again, the former after `retry()`.
 
-    Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; what is known of the
-    kernel must then be thrown away with `doubt()`.
+    Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; `fail()` must then be
+    called, for what is known of the kernel counts no more. `drifts` is what others were found to have changed
+    since, by the last look.
     """
 
     def __init__(
@@ -70,7 +84,10 @@ class Keeper:
         self.believes_refusals = False
         self._kernel = kernel
         self._draining = draining
+        self.drifts: tuple[Drift, ...] = ()
         self._record: Record | None = None
+        self._doubted: Record | None = None
+        self._unsure: set[str] = set()
         self._made: frozenset[ServerId] = frozenset()
         self._theirs: set[ServerId] = set()
         self._looks_for_foreign = False
@@ -88,7 +105,13 @@ class Keeper:
         """Forget what the kernel holds, but not which virtual servers are ours; the next sync reads it."""
         if self._record is not None:
             self._made = frozenset(self._record.servers)
-        self._record = None
+        self._record = self._doubted = None
+
+    def fail(self) -> None:
+        """As `doubt`, but the next look names what is not as it was left; what was under way may be so."""
+        record = self._record or self._doubted
+        self.doubt()
+        self._doubted = record
 
     def retry(self) -> None:
         """Let the next sync try again what was refused."""
@@ -107,6 +130,7 @@ class Keeper:
         """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
         kernel, record = self._kernel, self._record
         self.stuck.clear()
+        self.drifts = ()
         if device and (record is None or not self._device_known):
             if kernel.device.ensure():
                 log.info("device_created", device=kernel.device.name)
@@ -119,7 +143,13 @@ class Keeper:
             return False
         for spec in self._sets.all:
             kernel.ipset.create(spec)
-        self._adopt(self._observe())
+        found = self._observe()
+        if self._doubted is not None:
+            drifts = differences(self._doubted, found)
+            self.drifts = tuple(drift for drift in drifts if drift.object not in self._unsure)
+        self._doubted = None
+        self._unsure.clear()
+        self._adopt(found)
         return True
 
     def prepare(self, written: Counter[str]) -> None:
@@ -166,7 +196,8 @@ class Keeper:
             if ip in record.addresses and not desired.wants_address(ip) and not record.serves_at(ip)
         ]
         if unused:
-            failures = self._kernel.device.remove(unused)
+            with self._risking(f"address {ip}" for ip in unused):
+                failures = self._kernel.device.remove(unused)
             for ip in unused:
                 if ip not in failures:
                     record.addresses.discard(ip)
@@ -252,6 +283,7 @@ class Keeper:
 
     def _adopt(self, record: Record) -> None:
         self._record = record
+        self._draining.recall({server: each.destinations for server, each in record.servers.items()})
         desired = self.desired
         desired.touch_everything()
         desired.servers |= record.servers.keys()
@@ -315,7 +347,8 @@ class Keeper:
         if not requests:
             return
         record, desired = self._known(), self.desired
-        failures = self._kernel.ipvs.apply(requests)
+        with self._risking(name for request in requests for name in objects_of(request)):
+            failures = self._kernel.ipvs.apply(requests)
         refused: list[tuple[Request, int]] = []
         for index, request in enumerate(requests):
             code = failures.get(index, 0)
@@ -364,7 +397,8 @@ class Keeper:
         ]
         if not missing:
             return
-        failures = self._kernel.device.add(missing)
+        with self._risking(f"address {ip}" for ip in missing):
+            failures = self._kernel.device.add(missing)
         record.addresses.update(ip for ip in missing if ip not in failures)
         self._lost -= record.addresses
         written["addresses"] += len(missing) - len(failures)
@@ -378,7 +412,8 @@ class Keeper:
         if not changes:
             return
         record = self._known()
-        failures = self._kernel.ipset.apply(changes)
+        with self._risking(f"{entry_kind(change.set)} {change.entry}" for change in changes):
+            failures = self._kernel.ipset.apply(changes)
         for index, change in enumerate(changes):
             if index not in failures:
                 record.entry_done(change)
@@ -391,6 +426,15 @@ class Keeper:
                 continue
             self._refuse(self.desired.wanting_member((change.set, change.entry)), told)
         written["set_entries"] += len(changes) - len(failures)
+
+    @contextmanager
+    def _risking(self, objects: Iterable[str]) -> Iterator[None]:
+        """Let the kernel change objects; if it does not tell what came of it, they may be in either state."""
+        try:
+            yield
+        except KERNEL_ERRORS:
+            self._unsure.update(objects)
+            raise
 
     def _judge(self, owner: str | None, request: Request, code: int) -> None:
         told = f"{request.command.name} {describe(request.server)}"

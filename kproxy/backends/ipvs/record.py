@@ -153,7 +153,7 @@ def differences(
             continue
         entries = expected.members.get(spec, set())
         if entries != found.members[spec]:
-            drifts += membership(f"set {spec.name} entry", entries, found.members[spec])
+            drifts += membership(entry_kind(spec), entries, found.members[spec])
     if expected.servers.keys() != found.servers.keys():
         drifts += membership("virtual server", map(describe, expected.servers), map(describe, found.servers))
     for server, known in expected.servers.items():
@@ -161,11 +161,11 @@ def differences(
         if actual is None:
             continue
         if actual.settings != known.settings:
-            drifts.append(Drift(f"virtual server {describe(server)}", f"has {actual.settings}"))
+            drifts.append(Drift(server_object(server), f"has {actual.settings}"))
         if not details_of(server):
             continue
         for destination in known.destinations.keys() | actual.destinations.keys():
-            name = f"destination {describe(server)} -> {destination.ip} port {destination.port}"
+            name = destination_object(server, destination)
             weight = actual.destinations.get(destination)
             if weight is None:
                 drifts.append(Drift(name, "is missing"))
@@ -179,6 +179,28 @@ def differences(
 def describe(server: ServerId) -> str:
     """A virtual server in words."""
     return f"{server.protocol} {server.ip} port {server.port}"
+
+
+def objects_of(request: Request) -> tuple[str, ...]:
+    """What drifts call the objects that a request changes."""
+    if request.destination is None:
+        return (server_object(request.server),)
+    return (destination_object(request.server, request.destination),)
+
+
+def server_object(server: ServerId) -> str:
+    """What a drift calls a virtual server."""
+    return f"virtual server {describe(server)}"
+
+
+def destination_object(server: ServerId, destination: DestinationId) -> str:
+    """What a drift calls a destination."""
+    return f"destination {describe(server)} -> {destination.ip} port {destination.port}"
+
+
+def entry_kind(spec: SetSpec) -> str:
+    """What a drift calls the entries of a set; the entry follows."""
+    return f"set {spec.name} entry"
 
 
 def membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:

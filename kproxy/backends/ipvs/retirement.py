@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.ipvs.backend import KERNEL_ERRORS
 from kproxy.backends.ipvs.draining import Draining
-from kproxy.backends.ipvs.keeper import DoubtError, Keeper, KernelHandles
+from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, DoubtError, Keeper, KernelHandles
 from kproxy.backends.ipvs.names import PEER_SETS, sets
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
 from kproxy.kernel.ipvs.types import IpvsUnavailable

@@ -1,8 +1,8 @@
 """The nftables mode of one family: elements and chains brought into step, one transaction a sync.
 
 The record of what the kernel holds is read from it once, moved forward by every transaction that it took, and
-thrown away after any failure that leaves doubt. A transaction is refused as a whole; it is then halved until
-the service at fault is found, which keeps what it had while all others get theirs.
+compared with the kernel after any failure that leaves doubt. A transaction is refused as a whole; it is then
+halved until the service at fault is found, which keeps what it had while all others get theirs.
 """
 
 from collections import Counter
@@ -49,6 +49,7 @@ class NftablesBackend:
         self._quarantine: dict[str, str] = {}
         self._kept: set[str] = set()
         self._table: Table | None = None
+        self._doubted: Table | None = None
         self._sweep = False
         self._seen_foreign = 0
         self._looked_again = False
@@ -77,7 +78,7 @@ class NftablesBackend:
 
     def doubt(self) -> None:
         """Let the next sync read the table first, and compare all of it."""
-        self._table = None
+        self._table = self._doubted = None
 
     def retry(self) -> None:
         """Let the next sync try again the services that were refused, and chains that could not go."""
@@ -87,28 +88,30 @@ class NftablesBackend:
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs."""
         written: Counter[str] = Counter()
-        drifts: tuple[Drift, ...] = ()
+        drifts: list[Drift] = []
         self._looked_again = False
         full, self._immovable = self._table is None, 0
         try:
             try:
-                self._write(written)
+                self._write(written, drifts)
             except DoubtfulError:
-                drifts = self._table.compare()[0] if self._table is not None else ()
-                self._table = None
+                self._table, self._doubted = None, self._table
                 self._looked_again = full = True
-                self._write(written)
+                self._write(written, drifts)
         except NftError as error:
-            self._table = None
+            self._table, self._doubted = None, self._table or self._doubted
             return SyncReport(
-                error=f"{error.kind}: {error.message}", changes=_nonzero(written), full=full, drifts=drifts
+                error=f"{error.kind}: {error.message}",
+                changes=_nonzero(written),
+                full=full,
+                drifts=tuple(drifts),
             )
         return SyncReport(
             dict(self._quarantine),
             changes=_nonzero(written),
             full=full,
             leftovers=self._immovable,
-            drifts=drifts,
+            drifts=tuple(drifts),
         )
 
     def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
@@ -181,16 +184,26 @@ class NftablesBackend:
         else:
             self._objects[key] = new
 
-    def _known_table(self, written: Counter[str]) -> Table:
-        """The table; read if nothing is known of it, and made anew where it cannot be kept."""
+    def _known_table(self, written: Counter[str], drifts: list[Drift]) -> Table:
+        """The table; read if it is not known, and made anew where it cannot be kept.
+
+        After a failure `drifts` is given what others have changed since the last record.
+        """
         table = self._table
         if table is not None:
             table.written = written
             return table
         self._seen_foreign = self._watch.foreign
-        table = Table(self._config, self._nft, self._watch)
+        table, whole = self._doubted, False
+        if table is not None:
+            found, whole = table.compare(trust=False)
+            drifts += found
+            self._doubted = None
+        if table is None or not whole:
+            table = Table(self._config, self._nft, self._watch)
+            whole = table.observe()
         table.written = written
-        if table.observe():
+        if whole:
             self._doubt_all(table)
         elif not (table.exists and self._exchange(table)):
             table.make()
@@ -233,8 +246,8 @@ class NftablesBackend:
             if differing or any(table.chains.get(name) != rules for name, rules in objects.chains.items()):
                 self._pending[key] = differing
 
-    def _write(self, written: Counter[str]) -> None:
-        table = self._known_table(written)
+    def _write(self, written: Counter[str], drifts: list[Drift]) -> None:
+        table = self._known_table(written, drifts)
         if not table.based:
             table.base(self._config)
         if self._sweep:

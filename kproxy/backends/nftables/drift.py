@@ -25,6 +25,16 @@ def is_whole(family: Family, found: Reading) -> bool:
     return True
 
 
+def chain_object(name: str) -> str:
+    """What a drift calls a chain."""
+    return f"chain {name}"
+
+
+def element_object(container: str, key: str) -> str:
+    """What a drift calls an element."""
+    return f"element {{ {key} }} of {container}"
+
+
 def chain_drifts(
     written: Mapping[str, Chain | None], baseline: Structure | None, found: Structure
 ) -> Iterator[Drift]:
@@ -35,14 +45,14 @@ def chain_drifts(
     for name in sorted(written.keys() | found.keys()):
         rules = found.get(name)
         if rules is None:
-            yield Drift(f"chain {name}", "is not there")
+            yield Drift(chain_object(name), "is not there")
         elif name not in written:
-            yield Drift(f"chain {name}", "is not ours")
+            yield Drift(chain_object(name), "is not ours")
         elif baseline is not None:
             if rules != baseline.get(name):
-                yield Drift(f"chain {name}", "has other rules")
+                yield Drift(chain_object(name), "has other rules")
         elif written[name] is not None and _count(rules) != len(written[name] or ()):
-            yield Drift(f"chain {name}", "has other rules")
+            yield Drift(chain_object(name), "has other rules")
 
 
 def _count(lines: Collection[str]) -> int:
@@ -58,4 +68,4 @@ def element_drifts(held: Contents, found: Contents) -> Iterator[Drift]:
         for key in sorted(elements.keys() | there.keys()):
             if elements.get(key) != there.get(key):
                 state = "is gone" if key not in there else "is new" if key not in elements else "is changed"
-                yield Drift(f"element {{ {key} }} of {container}", state)
+                yield Drift(element_object(container, key), state)

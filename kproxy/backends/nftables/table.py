@@ -1,5 +1,6 @@
 """The table in the kernel as far as it is known, moved forward by every transaction that the kernel took."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,11 +9,17 @@ from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.drift import chain_drifts, element_drifts, is_whole
+from kproxy.backends.nftables.drift import (
+    chain_drifts,
+    chain_object,
+    element_drifts,
+    element_object,
+    is_whole,
+)
 from kproxy.backends.nftables.ledger import Contents, no_contents
 from kproxy.backends.nftables.listing import Structure, contents_of
 from kproxy.backends.nftables.script import Script, rules_of
-from kproxy.kernel.nft.types import Nft
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 
 
 class Table:
@@ -20,7 +27,8 @@ class Table:
 
     Nothing is known of a new one but that it is to be made; `exists` tells whether another stands in its
     place, and `based` whether its fixed chains are written. Every method that writes may raise NftError;
-    the record is then as before.
+    the record is then as before, and the program may have died after its commit: so `unsure` names what it
+    was to change, as drifts do.
     """
 
     def __init__(self, config: NftablesConfig, nft: Nft, watch: ChangeWatch) -> None:
@@ -28,6 +36,7 @@ class Table:
         self.chains: dict[str, Chain | None] = {}
         self.exists = False
         self.based = False
+        self.unsure: set[str] = set()
         self.written: Counter[str] = Counter()
         self._config = config
         self._nft = nft
@@ -53,10 +62,11 @@ class Table:
         found = self._nft.reading(self._config.family, names.TABLE, elements=False)
         self._as_written = found.chains if found is not None else {}
 
-    def compare(self) -> tuple[tuple[Drift, ...], bool]:
+    def compare(self, *, trust: bool = True) -> tuple[tuple[Drift, ...], bool]:
         """What differs from the record, which becomes what was found; False if that cannot be kept.
 
-        Raises NftError.
+        Without `trust`, rules of the same number that were recorded count as unknown all the same; what a
+        write that failed may have changed is not named. Raises NftError.
         """
         found = self._nft.reading(self._config.family, names.TABLE)
         if found is None or not is_whole(self._config.family, found):
@@ -67,11 +77,13 @@ class Table:
             *chain_drifts(self.chains, self._as_written, found.chains),
             *element_drifts(self.held, elements),
         )
-        if drifts:
+        if drifts or not trust:
             self._adopt(elements, found.chains)
         else:
             self._as_written = found.chains
-        return drifts, True
+        named = tuple(drift for drift in drifts if drift.object not in self.unsure)
+        self.unsure.clear()
+        return named, True
 
     def make(self) -> None:
         """Make it without services, in the place of what stands there."""
@@ -117,7 +129,8 @@ class Table:
             script.add_elements(container, elements)
         if not script:
             return
-        self._commit(script)
+        changes = itertools.chain(doomed.items(), fresh.items())
+        self._commit(script, chains, ((each, key) for each, keys in changes for key in keys))
         self._note_chains(chains)
         for container, keys in doomed.items():
             for key in keys:
@@ -135,7 +148,7 @@ class Table:
         doomed = tuple(some)
         script = Script(self._config)
         script.delete_chains(doomed)
-        self._commit(script)
+        self._commit(script, doomed)
         for name in doomed:
             del self.chains[name]
         self._as_written = None
@@ -153,7 +166,7 @@ class Table:
 
     def _base(self, script: Script) -> None:
         script.fixed(self._config)
-        self._commit(script)
+        self._commit(script, rules_of(self._config))
         self._note_chains(rules_of(self._config))
         self.based = True
 
@@ -162,7 +175,15 @@ class Table:
             self.chains |= chains
             self._as_written = None
 
-    def _commit(self, script: Script) -> None:
-        with self._watch.writing():
-            self._nft.run(str(script))
+    def _commit(
+        self, script: Script, chains: Iterable[str] = (), elements: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        try:
+            with self._watch.writing():
+                self._nft.run(str(script))
+        except NftError as error:
+            if error.kind is NftFailure.INTERRUPTED:
+                self.unsure.update(map(chain_object, chains))
+                self.unsure.update(element_object(container, key) for container, key in elements)
+            raise
         self.written["transactions"] += 1

@@ -22,6 +22,7 @@ class Action(StrEnum):
     CLOSE = "close"
     STALL = "stall"
     STATUS = "status"
+    GATEWAY = "gateway"
     WATCH_ERROR = "watch-error"
     SLOW = "slow"
     TRUNCATE = "truncate"
@@ -76,6 +77,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Answer with a Status of this code; ``retry_after`` seconds go into the Retry-After header."""
         return cls(action=Action.STATUS, code=code, resource=resource, verb=verb, times=times, skip=skip,
                    retry_after=retry_after)  # fmt: skip
+
+    @classmethod
+    def gateway(cls, code: int = 503, *, times: int | None = None) -> Self:
+        """Answer as a load balancer does that has no server left: with a page of its own and no Status."""
+        return cls(action=Action.GATEWAY, code=code, times=times)
 
     @classmethod
     def watch_error(
@@ -205,7 +211,7 @@ class FaultBook:
                     continue
                 if not fault.matches(resource, verb, user_agent):
                     continue
-                if running and (fault.action is Action.STATUS or fault.skip):
+                if running and (fault.action in (Action.STATUS, Action.GATEWAY) or fault.skip):
                     continue
                 armed.seen += 1
                 if armed.seen <= fault.skip:

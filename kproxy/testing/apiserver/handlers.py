@@ -30,6 +30,7 @@ from kproxy.testing.apiserver.watch import Hub, WatchStream
 
 APPLY_PATCH = ("application/apply-patch+yaml", "application/apply-patch+json")
 _JSON_TYPES = ("application/json", "application/yaml", "", "application/octet-stream")
+_NO_SERVER = b"<html><body><h1>503 Service Unavailable</h1>No server is available.</body></html>"
 _HEALTH = ("/healthz", "/livez", "/readyz")
 
 
@@ -97,6 +98,8 @@ class Handlers:
     ) -> Answer | WatchStream:
         if armed is not None and armed.fault.action is Action.STATUS:
             raise error_of(armed.fault)
+        if armed is not None and armed.fault.action is Action.GATEWAY:
+            return Answer(armed.fault.code, _NO_SERVER, content_type="text/html")
         self._authenticate(request)
         if target.resource is None:
             return await self._plain(request)
@@ -207,7 +210,7 @@ class Handlers:
     ) -> web.StreamResponse:
         headers = {"Content-Type": answer.content_type, **(answer.headers or {})}
         action = armed.fault.action if armed is not None else None
-        if armed is None or action in (Action.STATUS, Action.WATCH_ERROR):
+        if armed is None or action in (Action.STATUS, Action.GATEWAY, Action.WATCH_ERROR):
             return web.Response(status=answer.code, body=answer.body, headers=headers)
         if action is Action.GARBAGE:
             return web.Response(status=answer.code, body=GARBAGE, headers=headers)

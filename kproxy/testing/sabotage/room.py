@@ -26,8 +26,8 @@ class Room:
 
     `tools`: a directory that hides TOOLS_DIR. `full`: an existing directory that is a full disk, TMPDIR and
     the working directory. `stderr`: a file to write to instead. `mute`: standard error is closed altogether.
-    `sockets`: a directory of BrokenSockets. `clock`: seconds by which CLOCK_MONOTONIC and
-    CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
+    `sockets`: a directory of BrokenSockets, or `wall`: one of BrokenClock; not both at once. `clock`: seconds
+    by which CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
     """
 
     tools: Path | None = None
@@ -35,6 +35,7 @@ class Room:
     stderr: Path | None = None
     mute: bool = False
     sockets: Path | None = None
+    wall: Path | None = None
     clock: int = 0
 
     def command(self) -> list[str]:
@@ -64,8 +65,8 @@ def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), 2)
     if settings.get("mute"):
         os.close(2)
-    if sockets := settings.get("sockets"):
-        os.environ["PYTHONPATH"] = sockets
+    if customised := settings.get("sockets") or settings.get("wall"):
+        os.environ["PYTHONPATH"] = customised
     if clock := int(settings.get("clock", 0)):
         _check(libc.unshare(_CLONE_NEWTIME), "unshare time")
         Path("/proc/self/timens_offsets").write_text(f"monotonic {clock} 0\nboottime {clock} 0\n")

@@ -4,10 +4,11 @@ A script of its own: it is copied to a directory under the names of the programs
 that imports little (no pathlib, say) to start quickly. Without an order it becomes the real program. The file
 `order` holds one line of fields with tabs between,
 
-    DEED CHANCE PROGRAMS WORD
+    DEED CHANCE PROGRAMS WORDS
 
-which are a `Deed`, a probability, the end of the names of the programs meant, and a text that must be in the
-input. Every order that is carried out appends a line, `PROGRAM DEED`, to the file `done`.
+which are a `Deed`, a probability, the end of the names of the programs meant, and texts with commas between,
+one of which must be in the input. Every order that is carried out appends a line, `PROGRAM DEED`, to the file
+`done`.
 """
 
 import enum
@@ -26,7 +27,7 @@ class Deed(enum.StrEnum):
     FAIL = "fail"
     """Do nothing, and report a failure of the kernel."""
     REFUSE = "refuse"
-    """Do nothing, and report the line of the input that contains the word as refused."""
+    """Do nothing, and report the line of the input that contains a word as refused."""
     HALF = "half"
     """Start the real program, give it half of its input, kill it, and die as it did."""
     LATE = "late"
@@ -56,12 +57,13 @@ def main() -> None:
     order = _read(path)
     if not order:
         os.execv(real, argv)  # noqa: S606
-    deed, chance, programs, word = order.split("\t")
+    deed, chance, programs, words = order.split("\t")
     lucky = int.from_bytes(os.urandom(4), "big") >= float(chance) * (1 << 32)
     if lucky or "--version" in argv or not name.endswith(programs):
         os.execv(real, argv)  # noqa: S606
     text = b"" if name.endswith("save") else sys.stdin.buffer.read()
-    if word.encode() not in text:
+    meant = [word.encode() for word in words.split(",")]
+    if not any(word in text for word in meant):
         sys.exit(subprocess.run([real, *argv[1:]], input=text, check=False).returncode)
     with open(os.path.join(own, "done"), "a", encoding="utf-8") as journal:
         journal.write(f"{name} {deed}\n")
@@ -70,7 +72,7 @@ def main() -> None:
         case Deed.FAIL:
             sys.exit(f"{name}: the kernel is in no mood for this")
         case Deed.REFUSE:
-            number = next(n for n, line in enumerate(lines, 1) if word.encode() in line)
+            number = next(n for n, line in enumerate(lines, 1) if any(word in line for word in meant))
             sys.stderr.write(f"{name}: line {number} failed\n")
             sys.exit(1)
         case Deed.HALF:

@@ -4,6 +4,7 @@ import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy.testing.sabotage import stand_in
@@ -28,13 +29,16 @@ class BrokenTools:
         self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{text}"
         self.bring_back()
 
-    def order(self, deed: Deed, *, chance: float = 1.0, programs: str = "restore", word: str = "") -> None:
+    def order(
+        self, deed: Deed, *, chance: float = 1.0, programs: str = "restore", words: Sequence[str] = ("",)
+    ) -> None:
         """Have the runs that begin from now on go wrong.
 
-        `chance` of each, of the programs whose names end with `programs`, and only with `word` in the input.
+        `chance` of each, of the programs whose names end with `programs`, and only with one of `words` in
+        the input, none of which has a comma.
         """
         new = self.directory / "order.new"
-        new.write_text(f"{deed}\t{chance}\t{programs}\t{word}", encoding="utf-8")
+        new.write_text(f"{deed}\t{chance}\t{programs}\t{','.join(words)}", encoding="utf-8")
         new.rename(self.directory / "order")
 
     def behave(self) -> None:
