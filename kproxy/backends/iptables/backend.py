@@ -28,9 +28,6 @@ from kproxy.plan.model import ServicePlan
 
 log = structlog.stdlib.get_logger(__name__)
 
-NFT_PIECE = 250
-"""Services per restore of a big change: with iptables-nft, pieces of 100 to 250 load quickest."""
-
 
 class IptablesBackend:
     """One family's KUBE-* rules; where a `larger` layout is given, it is used while there are many."""
@@ -49,7 +46,7 @@ class IptablesBackend:
         self._larger = larger
         self._xtables = xtables
         self._watch = watch
-        self._piece = piece or (NFT_PIECE if xtables.variant is Variant.NFT else None)
+        self._chosen_piece = piece
         self._plans: dict[str, ServicePlan] = {}
         self._desired: dict[str, ServiceRules] = {}
         self._pending: set[str] = set()
@@ -201,6 +198,13 @@ class IptablesBackend:
         """How many rules of ours the kernel is known to hold, by table; may be asked from any thread."""
         kernel = self._kernel
         return kernel.rules() if kernel is not None else {}
+
+    @property
+    def _piece(self) -> int | None:
+        """Services per restore of a big change; None: all, for with iptables-legacy each copies the table."""
+        if self._chosen_piece is None and self._xtables.variant is Variant.NFT:
+            return self._layout.nft_piece
+        return self._chosen_piece
 
     def _wants_comments(self) -> bool:
         return self._endpoints <= self._layout.large_cluster_endpoints

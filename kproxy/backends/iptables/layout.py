@@ -47,6 +47,10 @@ class Layout(Protocol):
     def large_cluster_endpoints(self) -> int:
         """Above this many endpoints, comments are left out of endpoint rules."""
 
+    @property
+    def nft_piece(self) -> int:
+        """Services per restore of a big change with iptables-nft: as many as load quickest."""
+
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
         """The rules of one service."""
 
@@ -87,6 +91,11 @@ class StandardLayout:
     def large_cluster_endpoints(self) -> int:
         """As set."""
         return self.config.large_cluster_endpoints
+
+    @property
+    def nft_piece(self) -> int:
+        """Pieces of 100 to 250 load quickest: each has a chain for each endpoint."""
+        return 250
 
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
         """The rules of one service."""

@@ -348,7 +348,7 @@ class _CompactPortRenderer(_PortRenderer):
         return super()._endpoint_names() if self.port.affinity_seconds is not None else {}
 
     def _masquerade_comment(self) -> str:
-        """None in a large cluster: with it the rule is twice as long, and iptables-legacy copies all rules."""
+        """None in a large cluster: it makes the rule twice as long, and iptables-legacy copies all rules."""
         return super()._masquerade_comment() if self.comments else ""
 
     def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:

@@ -100,6 +100,11 @@ class IpvsLayout:
         """As set."""
         return self.config.large_cluster_endpoints
 
+    @property
+    def nft_piece(self) -> int:
+        """No service has chains of its own."""
+        return 1500
+
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
         """The rules of one service: none, but for an external traffic policy Local."""
         chains: dict[str, str] = {}
