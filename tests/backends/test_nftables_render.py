@@ -355,7 +355,7 @@ def _through_the_kernel(family: Family) -> None:
 def test_a_service_cidr_that_is_none_is_named() -> None:
     flags = ["--manifests", str(EXAMPLES), "--proxy-mode", "nftables", "--service-cidr", "10.96.0.0"]
     result = CliRunner().invoke(main, ["render", *flags])
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert '--service-cidr[0]: "10.96.0.0" is not a CIDR' in result.output
 
 
