@@ -57,6 +57,7 @@ class AddressEvents:
         self._events = events
         self._device = device
         self._indexes: set[int] = set()
+        self._learn_index()
 
     def fileno(self) -> int:
         """For select."""
@@ -68,9 +69,7 @@ class AddressEvents:
         News of a deleted device come under the index that it had, so former indexes are remembered: the
         kernel does not use them again.
         """
-        index = _index(self._device)
-        if index is not None:
-            self._indexes.add(index)
+        self._learn_index()
         device: dict[str, bool] = {}
         elsewhere = lost = False
         for _ in range(_MOST_DATAGRAMS):
@@ -90,6 +89,11 @@ class AddressEvents:
                 elif ip is not None and not is_link_local(ip):
                     device[ip] = kind == addresses.RTM_NEWADDR
         return AddressNews(elsewhere, device, lost)
+
+    def _learn_index(self) -> None:
+        index = _index(self._device)
+        if index is not None:
+            self._indexes.add(index)
 
 
 @contextlib.contextmanager

@@ -204,6 +204,17 @@ def test_news_of_the_device_is_told_apart() -> None:
 
 
 @fresh_network
+def test_the_end_of_a_device_that_was_there_before_is_news_of_the_device() -> None:
+    device = DummyDevice("kube-ipvs0")
+    device.ensure()
+    device.add(["10.0.0.1", "fd00::1"])
+    with links.address_events("kube-ipvs0") as events:
+        device.delete()
+        wanted = links.AddressNews(device={"10.0.0.1": False, "fd00::1": False})
+        assert news_until(events, wanted) == wanted
+
+
+@fresh_network
 def test_news_that_did_not_fit_are_told_to_be_lost() -> None:
     device = DummyDevice("kube-ipvs0")
     device.ensure()
