@@ -168,8 +168,9 @@ def reread(config: pytest.Config, line: str) -> pytest.TestReport:
 class _Guest:
     """One kernel, running beside this session."""
 
-    def __init__(self, arguments: list[str], path: Path, taken: Path) -> None:
+    def __init__(self, number: int, arguments: list[str], path: Path, taken: Path) -> None:
         self.path = path
+        self._number = number
         self.lines: list[str] = []
         self.failure = ""
         self._arguments = arguments
@@ -184,7 +185,11 @@ class _Guest:
         environment = {_REPORTS: str(self.path), _TAKEN: str(self._taken), **_asked_for()}
         try:
             status = uml.run(
-                self._arguments, timeout=_PATIENCE, environment=environment, tell=self.lines.append
+                self._arguments,
+                timeout=_PATIENCE,
+                environment=environment,
+                tell=self.lines.append,
+                number=self._number,
             )
         except (uml.UmlUnavailable, uml.UmlDied, TimeoutError, OSError) as error:
             self.failure = str(error)
@@ -202,7 +207,7 @@ class _Kernels:
         directory = Path(self._directory.name)
         (directory / "taken").mkdir()
         self._guests = [
-            _Guest(self._arguments(), directory / f"{n}.jsonl", directory / "taken")
+            _Guest(n, self._arguments(), directory / f"{n}.jsonl", directory / "taken")
             for n in range(config.getoption("--ipvs-kernels"))
         ]
 

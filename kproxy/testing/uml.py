@@ -73,11 +73,13 @@ def run(
     memory: str = "2G",
     environment: Mapping[str, str] | None = None,
     tell: Callable[[str], None] | None = None,
+    number: int = 0,
 ) -> int:
     """Boot, run `argv` in the current directory, return its exit status (128 + n for signal n).
 
-    `tell` gets every line that the command prints. Raises UmlUnavailable, UmlDied, or TimeoutError after
-    `timeout` seconds.
+    `tell` gets every line that the command prints. Kernels that run side by side get a `number` each, so that
+    they keep to processors of their own. Raises UmlUnavailable, UmlDied, or TimeoutError after `timeout`
+    seconds.
     """
     if reason := missing():
         raise UmlUnavailable(reason)
@@ -93,7 +95,7 @@ def run(
             *("con=null", "con0=null,fd:1", "quiet", f"umid=kproxy-{os.getpid()}-{threading.get_ident()}"),
         ]
         expired = False
-        with _started(command, directory) as process:
+        with _started(command, directory, number) as process:
 
             def expire() -> None:
                 nonlocal expired
@@ -121,22 +123,39 @@ def run(
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        # The kernel's memory is a file here: on a disk it would be slow.
-        env={**os.environ, "TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else str(directory)},  # noqa: S108
-    ) as process:
+def _started(command: Sequence[str], directory: Path, number: int) -> Iterator[subprocess.Popen[str]]:
+    with _one_processor(os.getpid() + number):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            # The kernel's memory is a file here: on a disk it would be slow.
+            env={**os.environ, "TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else str(directory)},  # noqa: S108
+        )
+    with process:
         try:
             yield process
         finally:
             _kill(process)
+
+
+@contextlib.contextmanager
+def _one_processor(number: int) -> Iterator[None]:
+    """What is started meanwhile stays on one of the processors that this thread may use.
+
+    Each system call in the kernel is a switch between processes of the host, which takes twice as long from
+    one processor to another.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[number % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
