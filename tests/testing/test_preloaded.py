@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from kproxy import __version__
 from kproxy.testing import fresh, preloaded
@@ -113,7 +114,6 @@ def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
     served: None, tmp_path: Path
 ) -> None:
     def traits(place: Namespace, process: subprocess.Popen[bytes]) -> dict[str, object]:
-        wait_synced(process)
         proc = Path(f"/proc/{process.pid}")
         links = [str(path.readlink()) for path in (proc / "fd").iterdir()]
         status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
@@ -126,12 +126,25 @@ def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
             **{name: status[name] for name in ("Umask", "SigBlk", "SigIgn", "SigCgt", "CapEff", "Threads")},
         }
 
-    found = []
-    for argv in (kproxy(), executed()):
-        with fresh.namespace() as place, running(place, tmp_path, argv) as process:
-            found.append(traits(place, process))
-    assert found[0] == found[1]
-    assert found[0]["network"]
+    with (
+        fresh.namespace() as here,
+        fresh.namespace() as there,
+        running(here, tmp_path, kproxy()) as ours,
+        running(there, tmp_path, executed()) as theirs,
+    ):
+        wait_synced(ours)
+        wait_synced(theirs)
+        # Each has files and signals of its own for as long as a program runs that it started.
+        patiently = Retrying(
+            stop=stop_after_delay(60),
+            wait=wait_fixed(0.05),
+            retry=retry_if_exception_type((AssertionError, FileNotFoundError)),
+            reraise=True,
+        )
+        for attempt in patiently:
+            with attempt:
+                assert traits(here, ours) == traits(there, theirs)
+        assert traits(here, ours)["network"]
 
 
 def test_a_version_is_told_without_the_process_being_there(place: Namespace) -> None:
