@@ -55,7 +55,8 @@ def _remove(
                         "variant_absent", family=family.value, variant=variant.value, reason=error.message
                     )
                     continue
-                log.error("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
+                tell = log.warning if readable_only else log.error
+                tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
                 clean = False
                 continue
             for removal in removals:

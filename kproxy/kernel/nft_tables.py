@@ -32,7 +32,8 @@ _NFGENMSG = struct.Struct("!BBH")
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6, None: 1}  # NFPROTO_INET is 1
 _RECEIVE_BYTES = 1 << 16
 _TIMEOUT = 5.0
-_NO_NFTABLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+NO_NFTABLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+"""What a kernel answers that has no nftables and can load none (nfnetlink_rcv_msg)."""
 
 
 class NftablesError(Exception):
@@ -47,7 +48,7 @@ def tables(family: Family | None) -> frozenset[str]:
     try:
         answers = nfnetlink.request(_SUBSYSTEM, _GET_TABLE, NLM_F_DUMP, family=_FAMILIES[family])
     except OSError as error:
-        if error.errno in _NO_NFTABLES:
+        if error.errno in NO_NFTABLES:
             return frozenset()
         raise NftablesError(f"cannot list nftables tables: {error.strerror or error}") from error
     return frozenset(answer[_NAME].rstrip(b"\0").decode("utf-8", "replace") for answer in answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables import stamps
+from kproxy.kernel.xtables import nfnetlink, stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools, without_noise
@@ -222,6 +223,19 @@ def test_nft_is_chosen_when_nobody_uses_iptables_and_no_legacy_table_appears() -
     assert find_tools(Family.IPV4).variant is Variant.NFT
     assert stamps.legacy_tables(Family.IPV4) == ()
     assert stamps.nft_chain_exists(Family.IPV4, "nat", "POSTROUTING")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EPROTONOSUPPORT])
+@fresh_network
+def test_legacy_is_chosen_where_the_kernel_has_no_nftables(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    _xtables(Variant.LEGACY)
+    monkeypatch.setattr(nfnetlink, "request", refuse)
+    assert find_tools(Family.IPV4).variant is Variant.LEGACY
 
 
 @both_variants

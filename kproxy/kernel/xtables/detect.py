@@ -3,7 +3,7 @@
 Rules written to the other variant's tables work, but nobody else sees them and both sets are traversed, so
 kproxy must agree with the kubelet and the network plugin.  The order of evidence is that of Kubernetes' own
 images (kubernetes-sigs/iptables-wrappers, v2): the kubelet's hint chains in nft's mangle table, then in
-legacy's, then the larger rule set, then nft.
+legacy's, then the larger rule set, then nft, unless the kernel has no nftables at all.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def detect_variant(search_path: str = _SEARCH_PATH) -> Variant:
     if any(_HINT_LINE.search(dump) for dump in dumps[Variant.LEGACY]):
         return Variant.LEGACY
     lines = {variant: sum(dump.count(b"\n-A ") for dump in found) for variant, found in dumps.items()}
-    return Variant.LEGACY if lines[Variant.LEGACY] > lines[Variant.NFT] else Variant.NFT
+    legacy = lines[Variant.LEGACY] > lines[Variant.NFT] or not stamps.has_nftables()
+    return Variant.LEGACY if legacy else Variant.NFT
 
 
 def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:

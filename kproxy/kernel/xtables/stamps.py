@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import attribute
+from kproxy.kernel.nft_tables import NO_NFTABLES
 from kproxy.kernel.xtables import nfnetlink
 from kproxy.kernel.xtables.types import Stamp, Variant
 
@@ -61,6 +62,15 @@ def generation() -> int:
     """The id of the last transaction that changed the nftables ruleset.  Raises OSError."""
     answer = nfnetlink.request(_NFT_SUBSYSTEM, _GET_GENERATION, 0)[0]
     return int.from_bytes(answer[_GENERATION_ID], "big")
+
+
+def has_nftables() -> bool:
+    """Whether the kernel knows nftables, as far as it says: it may also refuse to answer."""
+    try:
+        generation()
+    except OSError as error:
+        return error.errno not in NO_NFTABLES
+    return True
 
 
 def nft_chain_exists(family: Family, table: str, chain: str) -> bool:
