@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.layout import StandardLayout
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import Layout, StandardLayout
+from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.names import sets
 from kproxy.backends.ipvs.retirement import Retirement, left_in
@@ -307,6 +310,42 @@ def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     node.faults.after = covered
     node.done()
     assert node.state() == node.fresh()
+
+
+PEER_LOOP_BACK = (
+    "*nat\n-F KUBE-POSTROUTING\n"
+    '-A KUBE-POSTROUTING -m comment --comment "Kubernetes endpoints dst ip:port, source ip for solving '
+    'hairpin purpose" -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE\nCOMMIT\n'
+)
+"""As kube-proxy writes it (pkg/proxy/ipvs/proxier.go)."""
+
+
+@pytest.mark.parametrize("damage", ["", PEER_LOOP_BACK], ids=["kproxy's", "kube-proxy's"])
+@pytest.mark.parametrize("layout", [StandardLayout, ScalableLayout])
+def test_pods_reach_themselves_through_virtual_servers_until_rules_translate(
+    layout: Callable[[IptablesConfig], Layout], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1", node="node1"))
+    node.done()
+    if damage:
+        node.xtables.edit(damage)
+    new = IptablesBackend(layout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    new.update(node.plans.values())
+    restore, states = node.xtables.restore, []
+
+    def watched(text: bytes) -> None:
+        restore(text)
+        nat = node.xtables.chains("nat")
+        translated = any("-d 10.96.0.1/32 " in rule for rules in nat.values() for rule in rules)
+        states.append((translated, "LOOP-BACK" in nat["KUBE-POSTROUTING"][0]))
+
+    monkeypatch.setattr(node.xtables, "restore", watched)
+    assert new.sync().error is None
+    assert (False, True) in states
+    assert (False, False) not in states
+    assert states[-1] == (True, False)
+    assert new.check(thorough=True) == ()
 
 
 def test_retirement_waits_for_connections_and_leaves_nothing() -> None:

@@ -19,8 +19,10 @@ from kproxy.testing.sabotage import Deed
 from tests.faults.selection import EVERYTHING, LONG, modes
 from tests.faults.site import Counts, Site
 from tests.faults.vigil import Vigil
+from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability
+from tests.packets.objects import FAMILIES
 from tests.packets.program import Kproxy
 from tests.packets.test_hot_switch import choose, ipvs_remains, remains
 
@@ -138,3 +140,33 @@ def test_killed_between_virtual_servers_and_rules(site: Site, file: File, switch
     crash(site, file, switch, forward=WAYS[way])
     if "ipvs" in (switch.after if WAYS[way] else switch.before):
         assert ipvs_remains(site.cluster)
+
+
+def loop_backs(cluster: Cluster) -> list[str]:
+    """The rules that masquerade a pod which virtual servers lead to itself."""
+    dumps = [cluster.lab.node.run([f"ip{x}tables-legacy-save", "-t", "nat"]).stdout for x in ("", "6")]
+    return [line for dump in dumps for line in dump.splitlines() if "LOOP-BACK" in line]
+
+
+@modes("ipvs")
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+def test_a_pod_reaches_itself_while_virtual_servers_give_way_to_rules(site: Site, file: File) -> None:
+    """The first rules stand and those of services do not: virtual servers translate, and rules masquerade."""
+    cluster, pod = site.cluster, site.cluster.lab.local_pods[2]
+    choose(file, "ipvs/legacy")
+    program = site.start("--config", str(file.path))
+    cluster.slices(site.shop, [pod])
+    cluster.settle()
+    hung = site.tools.done[Deed.HANG]
+    site.tools.order(Deed.HANG, words=["-A KUBE-SVC-"])
+    choose(file, "iptables/legacy")
+    program.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
+    assert loop_backs(cluster)
+    for family in FAMILIES:
+        assert cluster.outcome(pod, site.shop.ip(family), 80) == pod.name
+    kill_with_children(program)
+    site.tools.behave()
+    again = site.start_again()
+    again.until(lambda: len(loop_backs(cluster)), 0)
+    for family in FAMILIES:
+        assert cluster.outcome(pod, site.shop.ip(family), 80) == pod.name

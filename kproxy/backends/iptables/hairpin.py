@@ -2,7 +2,11 @@
 
 kube-proxy has a rule for each endpoint, before translation. After translation such a packet is plain to see:
 its source is its destination. iptables has no match for that, a classic BPF program does it (xt_bpf).
+The IPVS modes look such packets up in a set, for their translation has no rules at all.
 """
+
+import re
+from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
@@ -11,6 +15,17 @@ from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.static import static_chains
 
 _LOAD, _KEEP, _MATCH, _NO_MATCH = "32 0 0 {}", "7 0 0 0", "6 0 0 1", "6 0 0 0"
+
+_LOOP_BACK = re.compile(r"--match-set K(?:PROXY|UBE)-(?:6-)?LOOP-BACK dst,dst,src ")
+
+
+def ipvs_loop_backs(rules: Iterable[str]) -> tuple[str, ...]:
+    """Those of a chain's rules with which an IPVS mode, kproxy's or kube-proxy's, masquerades such packets.
+
+    Without them, a pod that virtual servers lead to itself gets no answer, for as long as it asks from the
+    same port: the kernel remembers that the first packet was not masqueraded.
+    """
+    return tuple(rule for rule in rules if _LOOP_BACK.search(rule) is not None)
 
 
 def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:

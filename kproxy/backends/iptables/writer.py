@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from kproxy.backends.iptables.cleanup import Removal
+from kproxy.backends.iptables.hairpin import ipvs_loop_backs
 from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
@@ -71,11 +72,11 @@ class Writer:
     def base(self, *, keep_outgoing: bool) -> None:
         """Write the fixed chains, create the shared ones and insert the jumps, where any is not right.
 
-        With `keep_outgoing`, those of another layout that serve as well are let stand.
+        With `keep_outgoing`, what services need until theirs are written stays: chains of another layout that
+        serve as well, and the rules that masquerade pods which virtual servers lead to themselves.
         """
-        outgoing = self._layout.outgoing if keep_outgoing else {}
         for table in ("nat", "filter", "mangle"):
-            self._base_of(table, outgoing)
+            self._base_of(table, keep_outgoing=keep_outgoing)
 
     def group(self, changes: Mapping[str, ServiceRules], part: Part = Part.ALL) -> None:
         """Write a group of services; an empty ServiceRules removes one."""
@@ -134,8 +135,9 @@ class Writer:
         self.written["restores"] += 1
         self.written["chains_deleted"] += len(removal.chains) - len(removal.kept)
 
-    def _base_of(self, table: str, outgoing: Mapping[ChainId, str]) -> None:
+    def _base_of(self, table: str, *, keep_outgoing: bool) -> None:
         kernel = self.kernel
+        outgoing = self._layout.outgoing if keep_outgoing else {}
         declared: dict[ChainId, tuple[str, ...]] = {}
         for chain_id, text in self._layout.fixed.items():
             if chain_id[0] != table:
@@ -144,6 +146,8 @@ class Writer:
             standing = kernel.chains.get(chain_id)
             if standing is not None and "".join(standing) == outgoing.get(chain_id):
                 continue
+            if keep_outgoing and rules and standing and not ipvs_loop_backs(rules):
+                rules = ipvs_loop_backs(standing) + rules
             if standing is None or (rules is not None and standing != rules):
                 declared[chain_id] = rules or ()
         for placement in self._layout.shared.values():
