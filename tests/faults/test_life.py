@@ -92,7 +92,9 @@ def test_wall_clock_jumps(site: Site, tmp_path: Path) -> None:
         case.times = len(JUMPS)
         for hours in itertools.accumulate(JUMPS):
             clock.set(hours * 3600.0)
+            since = program.mark()
             site.change()
+            program.wait_log("synced", since=since)
             site.cluster.api.drop_watches()
             since = program.mark()
             site.change()
