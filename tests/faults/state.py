@@ -49,13 +49,14 @@ def _virtual(place: Namespace) -> dict[str, list[str]]:
     targets = {(words[2], words[-1]) for words in lines if words[0] == "-a"}
     ending = {server for server, _ in targets} - {server for server, weight in targets if weight != "0"}
     draining = {server.rpartition(":")[::2] for server in ending}
+    staying = {words[2].rpartition(":")[0] for words in lines if words[2] not in ending}
+    ips = {ip.strip("[]") for ip, _ in draining if ip not in staying}
+    passing = ips | {f"{ip.strip('[]')},tcp:{port}" for ip, port in draining}
     entries = [
         line
         for line in _SIZES.sub("", place.run(["ipset", "save"]).stdout).splitlines()
-        if not any(f"{ip.strip('[]')},tcp:{port}" in line.split()[2:] for ip, port in draining)
+        if passing.isdisjoint(line.split()[2:])
     ]
-    staying = {words[2].rpartition(":")[0] for words in lines if words[2] not in ending}
-    ips = {ip.strip("[]") for ip, _ in draining if ip not in staying}
     kept = [
         words for words in lines if words[2] not in ending and not (words[0] == "-a" and words[-1] == "0")
     ]
