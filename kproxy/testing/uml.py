@@ -89,6 +89,7 @@ def run(
         init = _write_scripts(directory, argv, environment or {}, status)
         tail: deque[str] = deque(maxlen=_TAIL)
         command = [
+            *("setpriv", "--pdeathsig", "TERM"),
             KERNEL,
             f"mem={memory}",
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"init={init}"),
