@@ -20,7 +20,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_addresses, node_facts
 from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
@@ -82,6 +82,7 @@ class Agent:
         self._sides: dict[Family, Side] = {}
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
+        self._addressed: Node | None = None
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
@@ -310,7 +311,10 @@ class Agent:
         self._health.set_sync_period(config.sync_period)
 
     def _facts_for(self, config: ProxyConfig, node: Node | None) -> NodeFacts | None:
-        return node_facts(config, node, self._interfaces() if needs_interfaces(config) else ())
+        if node_addresses(node):
+            self._addressed = node
+        interfaces = self._interfaces() if needs_interfaces(config) else ()
+        return node_facts(config, node, interfaces, addressed=self._addressed)
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False

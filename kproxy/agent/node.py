@@ -37,12 +37,15 @@ class NodeFacts(msgspec.Struct, frozen=True):
     families: dict[Family, FamilyFacts]
 
 
-def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]) -> NodeFacts | None:
+def node_facts(
+    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], *, addressed: Node | None = None
+) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
-    `interfaces` are the canonical addresses of all network interfaces of this host.
+    `interfaces` are the canonical addresses of all network interfaces of this host. `addressed` is the Node
+    as it last told addresses: they count until it tells others, also while there is no such object.
     """
-    addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
+    addresses = LOOPBACK | (node_addresses(node) or node_addresses(addressed)) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
     view = NodeView(config.node_name, zone, addresses, config.external_ips)
     local = _local_traffic(config, node)

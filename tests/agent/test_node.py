@@ -99,6 +99,23 @@ def test_internal_addresses_come_before_external_ones() -> None:
     assert node_addresses(node(status={"addresses": given})) == {V4: "10.0.0.7", V6: "2001:db8::7"}
 
 
+@pytest.mark.parametrize("now", [None, node(), node(status={"addresses": []})])
+def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | None) -> None:
+    told = node(status={"addresses": [{"type": "InternalIP", "address": "192.168.1.5"}]})
+    facts = node_facts(config(node_port_addresses=("primary",)), now, INTERFACES, addressed=told)
+    assert facts is not None
+    assert facts.view.addresses == {V4: "192.168.1.5", V6: "::1"}
+    assert facts.families[V4].node_port_addresses == ("192.168.1.5",)
+
+
+def test_the_addresses_that_a_node_tells_now_are_the_only_ones() -> None:
+    before = node(status={"addresses": [{"type": "InternalIP", "address": "fd00::5"}]})
+    now = node(status={"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]})
+    facts = node_facts(config(), now, (), addressed=before)
+    assert facts is not None
+    assert facts.view.addresses == {V4: "10.0.0.7", V6: "::1"}
+
+
 def test_the_zone_comes_from_the_label() -> None:
     labelled = node(metadata={"name": "node-a", "labels": {"topology.kubernetes.io/zone": "z1"}})
     facts = node_facts(config(), labelled, ())
