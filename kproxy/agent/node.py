@@ -13,6 +13,9 @@ from kproxy.state.wire import Node
 BY_ADDRESS = ("ipvs", "nftables")
 """Modes that program node ports at each address that has them."""
 
+LONGEST_INTERFACE_NAME = 15
+"""IFNAMSIZ (include/uapi/linux/if.h) without the closing zero; no rule takes a longer pattern."""
+
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 
@@ -98,7 +101,9 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
         case "BridgeInterface":
             return dict.fromkeys(Family, LocalTraffic(interface=config.pod_bridge_interface))
         case "InterfaceNamePrefix":
-            return dict.fromkeys(Family, LocalTraffic(interface=config.pod_interface_name_prefix + "+"))
+            prefix = config.pod_interface_name_prefix
+            whole = len(prefix) == LONGEST_INTERFACE_NAME
+            return dict.fromkeys(Family, LocalTraffic(interface=prefix if whole else f"{prefix}+"))
         case "NodeCIDR":
             spec = node.spec if node is not None else None
             texts = (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
