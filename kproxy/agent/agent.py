@@ -333,7 +333,7 @@ class Agent:
         self._reconfigured = False
         if self._facts is not None and facts != self._facts:
             log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
-        self._facts = facts
+        before, self._facts = self._facts, facts
         self._replan = True
         for family in self._mode.families:
             side = facts.families[family]
@@ -344,6 +344,8 @@ class Agent:
                         "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
                     )
                 self._sides[family] = Side(family, backend)
+            elif before and before.families[family].node_port_addresses != side.node_port_addresses:
+                self._sides[family].synced = False
 
     def _tend(self) -> None:
         """Let the mode and the backends do what time asks for."""

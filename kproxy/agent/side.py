@@ -36,8 +36,8 @@ class Outcome(msgspec.Struct, frozen=True):
 class Side:
     """One family: its planner, its backend, and the defects it logged last.
 
-    `applied` holds the plans with UDP ports that are in the kernel, by key; until `synced`, what the kernel
-    holds is not known.
+    `applied` holds the plans with UDP ports that are in the kernel, by key. While `synced` is False, flows
+    may have gone elsewhere than these plans say.
     """
 
     def __init__(
