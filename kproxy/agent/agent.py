@@ -20,7 +20,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_addresses, node_facts
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_addresses, node_facts, pod_cidrs
 from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
@@ -324,9 +324,7 @@ class Agent:
         self._health.see_node(node, known=True)
         facts = self._facts_for(self._config, node)
         if facts is None:
-            log.info(
-                "waiting_for_pod_cidrs", node=self._config.node_name, mode=self._config.detect_local_mode
-            )
+            log.info("waiting_for_pod_cidrs", node=self._config.node_name, podCIDRs=pod_cidrs(node))
             return
         if facts == self._facts and not self._reconfigured:
             return

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kproxy.addresses import Family, cidr_contains, host_cidr, parse_ip
+from kproxy.addresses import Family, cidr_contains, host_cidr, parse_cidr, parse_ip
 from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
 from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
@@ -85,6 +85,22 @@ def node_addresses(node: Node | None) -> dict[Family, str]:
     return found
 
 
+def pod_cidrs(node: Node | None) -> tuple[str, ...]:
+    """What the node says of its pods' addresses, as it is written there."""
+    spec = node.spec if node is not None else None
+    if spec is None:
+        return ()
+    return spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())
+
+
+def _is_cidr(text: str) -> bool:
+    try:
+        parse_cidr(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
     """The operator's word on the node's primary address, unless it is 0.0.0.0 or ::."""
     family, ip = parse_ip(config.bind_address)
@@ -105,8 +121,7 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
             whole = len(prefix) == LONGEST_INTERFACE_NAME
             return dict.fromkeys(Family, LocalTraffic(interface=prefix if whole else f"{prefix}+"))
         case "NodeCIDR":
-            spec = node.spec if node is not None else None
-            texts = (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
+            texts = tuple(text for text in pod_cidrs(node) if _is_cidr(text))
             if not texts:
                 return None
         case _:

@@ -73,6 +73,15 @@ def test_node_cidr_mode_waits_for_the_pod_cidrs() -> None:
     assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:7::/64")
 
 
+def test_pod_cidrs_that_cannot_be_read_cost_only_themselves() -> None:
+    settings = config(detect_local_mode="NodeCIDR")
+    assert node_facts(settings, node(spec={"podCIDRs": ["nonsense"], "podCIDR": "nonsense"}), ()) is None
+    facts = node_facts(settings, node(spec={"podCIDRs": ["10.244.7.0", "fd00:7::/64"]}), ())
+    assert facts is not None
+    assert facts.families[V4].local_traffic is None
+    assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:7::/64")
+
+
 @pytest.mark.parametrize(
     ("ranges", "v4", "v6", "localhost"),
     [
