@@ -20,7 +20,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_addresses, node_facts, pod_cidrs
 from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
@@ -28,7 +28,7 @@ from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.kernel.links import AddressNews
-from kproxy.plan.flows import stale_after
+from kproxy.plan.flows import Stale, stale_after, stale_at_start, together
 from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
 from kproxy.state.tables import ServiceInput
@@ -82,6 +82,7 @@ class Agent:
         self._sides: dict[Family, Side] = {}
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
+        self._addressed: Node | None = None
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
@@ -258,16 +259,18 @@ class Agent:
         return reports
 
     def _forget_flows(self, side: Side, outcome: Outcome) -> None:
-        """Have flows forgotten that the applied plans leave stale; at a start, nothing is known to be."""
+        """Have flows forgotten that the applied plans leave stale."""
+        stale: list[Stale] = []
         for key, plan in outcome.plans.items():
             if key in outcome.report.failed:
                 continue
-            if self._next_thorough:
-                self._flows.submit(side.family, stale_after(side.applied.get(key), plan))
+            stale.append(stale_after(side.applied.get(key), plan) if side.synced else stale_at_start(plan))
             if any(port.protocol is Protocol.UDP for port in plan.ports):
                 side.applied[key] = plan
             else:
                 side.applied.pop(key, None)
+        side.synced = True
+        self._flows.submit(side.family, together(stale))
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()
@@ -310,7 +313,10 @@ class Agent:
         self._health.set_sync_period(config.sync_period)
 
     def _facts_for(self, config: ProxyConfig, node: Node | None) -> NodeFacts | None:
-        return node_facts(config, node, self._interfaces() if needs_interfaces(config) else ())
+        if node_addresses(node):
+            self._addressed = node
+        interfaces = self._interfaces() if needs_interfaces(config) else ()
+        return node_facts(config, node, interfaces, addressed=self._addressed)
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False
@@ -318,16 +324,14 @@ class Agent:
         self._health.see_node(node, known=True)
         facts = self._facts_for(self._config, node)
         if facts is None:
-            log.info(
-                "waiting_for_pod_cidrs", node=self._config.node_name, mode=self._config.detect_local_mode
-            )
+            log.info("waiting_for_pod_cidrs", node=self._config.node_name, podCIDRs=pod_cidrs(node))
             return
         if facts == self._facts and not self._reconfigured:
             return
         self._reconfigured = False
         if self._facts is not None and facts != self._facts:
             log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
-        self._facts = facts
+        before, self._facts = self._facts, facts
         self._replan = True
         for family in self._mode.families:
             side = facts.families[family]
@@ -338,6 +342,8 @@ class Agent:
                         "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
                     )
                 self._sides[family] = Side(family, backend)
+            elif before and before.families[family].node_port_addresses != side.node_port_addresses:
+                self._sides[family].synced = False
 
     def _tend(self) -> None:
         """Let the mode and the backends do what time asks for."""

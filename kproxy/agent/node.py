@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kproxy.addresses import Family, cidr_contains, host_cidr, parse_ip
+from kproxy.addresses import Family, cidr_contains, host_cidr, parse_cidr, parse_ip
 from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
 from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
@@ -12,6 +12,9 @@ from kproxy.state.wire import Node
 
 BY_ADDRESS = ("ipvs", "nftables")
 """Modes that program node ports at each address that has them."""
+
+LONGEST_INTERFACE_NAME = 15
+"""IFNAMSIZ (include/uapi/linux/if.h) without the closing zero; no rule takes a longer pattern."""
 
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
@@ -37,12 +40,15 @@ class NodeFacts(msgspec.Struct, frozen=True):
     families: dict[Family, FamilyFacts]
 
 
-def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]) -> NodeFacts | None:
+def node_facts(
+    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], *, addressed: Node | None = None
+) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
-    `interfaces` are the canonical addresses of all network interfaces of this host.
+    `interfaces` are the canonical addresses of all network interfaces of this host. `addressed` is the Node
+    as it last told addresses: they count until it tells others, also while there is no such object.
     """
-    addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
+    addresses = LOOPBACK | (node_addresses(node) or node_addresses(addressed)) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
     view = NodeView(config.node_name, zone, addresses, config.external_ips)
     local = _local_traffic(config, node)
@@ -79,6 +85,22 @@ def node_addresses(node: Node | None) -> dict[Family, str]:
     return found
 
 
+def pod_cidrs(node: Node | None) -> tuple[str, ...]:
+    """What the node says of its pods' addresses, as it is written there."""
+    spec = node.spec if node is not None else None
+    if spec is None:
+        return ()
+    return spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())
+
+
+def _is_cidr(text: str) -> bool:
+    try:
+        parse_cidr(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
     """The operator's word on the node's primary address, unless it is 0.0.0.0 or ::."""
     family, ip = parse_ip(config.bind_address)
@@ -95,10 +117,11 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
         case "BridgeInterface":
             return dict.fromkeys(Family, LocalTraffic(interface=config.pod_bridge_interface))
         case "InterfaceNamePrefix":
-            return dict.fromkeys(Family, LocalTraffic(interface=config.pod_interface_name_prefix + "+"))
+            prefix = config.pod_interface_name_prefix
+            whole = len(prefix) == LONGEST_INTERFACE_NAME
+            return dict.fromkeys(Family, LocalTraffic(interface=prefix if whole else f"{prefix}+"))
         case "NodeCIDR":
-            spec = node.spec if node is not None else None
-            texts = (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
+            texts = tuple(text for text in pod_cidrs(node) if _is_cidr(text))
             if not texts:
                 return None
         case _:

@@ -105,6 +105,8 @@ class Reporter:
         """Take the triggers of changes that every family has in the kernel now."""
         now = time.time()
         for trigger in triggers:
+            if trigger.address_type not in self._families:
+                continue
             try:
                 began = datetime.fromisoformat(trigger.text).timestamp()
             except ValueError as error:

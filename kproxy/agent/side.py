@@ -36,7 +36,8 @@ class Outcome(msgspec.Struct, frozen=True):
 class Side:
     """One family: its planner, its backend, and the defects it logged last.
 
-    `applied` holds the plans with UDP ports that are in the kernel, by key.
+    `applied` holds the plans with UDP ports that are in the kernel, by key. While `synced` is False, flows
+    may have gone elsewhere than these plans say.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Side:
         self.backend = backend
         self.refused: dict[str, str] = {}
         self.applied = dict(applied or {})
+        self.synced = applied is not None
         self._planner = Planner(family)
         self._degraded: dict[str, str] = {}
 

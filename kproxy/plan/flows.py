@@ -54,6 +54,21 @@ class Stale(msgspec.Struct, frozen=True):
         return Stale({**kept, **later.kept}, {**gone, **later.gone})
 
 
+def together(parts: Iterable[Stale]) -> Stale:
+    """What changes of several services at one time leave behind: what one gave up, another may have taken."""
+    kept: dict[Frontend, frozenset[str]] = {}
+    gone: dict[Frontend, frozenset[str]] = {}
+    for part in parts:
+        kept.update(part.kept)
+        gone.update(part.gone)
+    return Stale(kept, {frontend: e for frontend, e in gone.items() if frontend not in kept})
+
+
+def stale_at_start(plan: ServicePlan) -> Stale:
+    """What may have been left behind while nobody looked: flows to endpoints that no longer answer."""
+    return Stale({frontend: port.serving for port in _udp(plan) for frontend in _frontends(port)})
+
+
 def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
     """What a change from one plan of a service to the next leaves behind."""
     was = {port.name: port for port in _udp(before)}

@@ -10,9 +10,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from kproxy.addresses import Family
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.halves import Halves
 from kproxy.state.wire import EndpointSlice, Node, Service
+
+_FAMILIES = frozenset(family.value for family in Family)
+"""Address types that rules can lead to: names (FQDN) are for others to resolve."""
 
 
 class ServiceInput(msgspec.Struct, frozen=True, gc=False):
@@ -212,7 +216,8 @@ class Tables:
             piece = msgspec.structs.replace(
                 piece, metadata=msgspec.structs.replace(piece.metadata, annotations=None)
             )
-        if owner is None or (labels is not None and labels.headless is not None):
+        headless = labels is not None and labels.headless is not None
+        if owner is None or headless or piece.address_type not in _FAMILIES:
             return self._forget_slice(piece.key)
         known = self._slices.get(piece.key)
         if known == piece:

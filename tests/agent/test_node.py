@@ -47,6 +47,14 @@ def test_without_a_cidr_of_a_family_its_traffic_is_not_told_apart() -> None:
             {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "veth"},
             LocalTraffic(interface="veth+"),
         ),
+        (
+            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "fourteen-chars"},
+            LocalTraffic(interface="fourteen-chars+"),
+        ),
+        (
+            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "fifteen-letters"},
+            LocalTraffic(interface="fifteen-letters"),
+        ),
     ],
 )
 def test_interfaces_tell_local_traffic(fields: dict[str, Any], expected: LocalTraffic) -> None:
@@ -62,6 +70,15 @@ def test_node_cidr_mode_waits_for_the_pod_cidrs() -> None:
     facts = node_facts(settings, node(spec={"podCIDRs": ["10.244.7.0/24", "fd00:7::/64"]}), ())
     assert facts is not None
     assert facts.families[V4].local_traffic == LocalTraffic(cidr="10.244.7.0/24")
+    assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:7::/64")
+
+
+def test_pod_cidrs_that_cannot_be_read_cost_only_themselves() -> None:
+    settings = config(detect_local_mode="NodeCIDR")
+    assert node_facts(settings, node(spec={"podCIDRs": ["nonsense"], "podCIDR": "nonsense"}), ()) is None
+    facts = node_facts(settings, node(spec={"podCIDRs": ["10.244.7.0", "fd00:7::/64"]}), ())
+    assert facts is not None
+    assert facts.families[V4].local_traffic is None
     assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:7::/64")
 
 
@@ -97,6 +114,23 @@ def test_internal_addresses_come_before_external_ones() -> None:
         {"type": "ExternalIP", "address": "2001:db8::7"},
     ]
     assert node_addresses(node(status={"addresses": given})) == {V4: "10.0.0.7", V6: "2001:db8::7"}
+
+
+@pytest.mark.parametrize("now", [None, node(), node(status={"addresses": []})])
+def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | None) -> None:
+    told = node(status={"addresses": [{"type": "InternalIP", "address": "192.168.1.5"}]})
+    facts = node_facts(config(node_port_addresses=("primary",)), now, INTERFACES, addressed=told)
+    assert facts is not None
+    assert facts.view.addresses == {V4: "192.168.1.5", V6: "::1"}
+    assert facts.families[V4].node_port_addresses == ("192.168.1.5",)
+
+
+def test_the_addresses_that_a_node_tells_now_are_the_only_ones() -> None:
+    before = node(status={"addresses": [{"type": "InternalIP", "address": "fd00::5"}]})
+    now = node(status={"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]})
+    facts = node_facts(config(), now, (), addressed=before)
+    assert facts is not None
+    assert facts.view.addresses == {V4: "10.0.0.7", V6: "::1"}
 
 
 def test_the_zone_comes_from_the_label() -> None:

@@ -135,6 +135,12 @@ def test_programming_time_counts_from_the_change(world: World, offset: float, co
     assert world.observed(series.PROGRAMMING, "IPv4") == count
 
 
+def test_changes_of_a_family_that_is_not_served_here_take_no_time(world: World) -> None:
+    text = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    world.reporter.applied([Trigger("ns/a-x", "IPv6", text)])
+    assert world.observed(series.PROGRAMMING, "IPv6") == 0
+
+
 def test_a_trigger_time_that_cannot_be_read_is_named(world: World) -> None:
     with structlog.testing.capture_logs() as told:
         world.reporter.applied([Trigger("ns/a-x", "IPv4", "yesterday")])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.testing.lab import AskError
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES
+from tests.packets.objects import FAMILIES, Port
 from tests.packets.outcomes import names
 from tests.packets.program import Kproxy
 from tests.packets.test_diagnostics import get
@@ -117,6 +118,26 @@ def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> N
     program.until(outcomes, everywhere)
     file.set(nodePortAddresses=None)
     program.until(outcomes, by_default)
+
+
+def test_datagrams_to_an_address_that_did_not_accept_node_ports_are_served(
+    spare: Cluster, file: File, family: Family
+) -> None:
+    file.set(nodePortAddresses=["primary"])
+    program = start(spare, file)
+    pod, address = spare.lab.local_pods[0], (NODE_IP4 if family == 4 else NODE_IP6)[1]
+    service = spare.publish([pod], type="NodePort", ports=[Port(53, "UDP")])
+    with spare.lab.hold(spare.lab.client, address, service.node_port, "UDP") as held:
+
+        def who() -> str:
+            try:
+                return held.exchange("who?", timeout=0.3).pod
+            except AskError as error:
+                return type(error).__name__
+
+        assert who() == "Refused"
+        file.set(nodePortAddresses=["0.0.0.0/0", "::/0"])
+        program.until(who, pod.name)
 
 
 @pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)

@@ -94,3 +94,37 @@ def test_flows_of_others_are_not_touched(cluster: Cluster, family: Family) -> No
             cluster.running.until(lambda: who(moving), (names(pods) - {first}).pop())
         after = held.exchange("still there?")
         assert (after.pod, after.source_port_seen) == (before.pod, before.source_port_seen)
+
+
+def test_a_flow_whose_endpoint_left_while_nobody_looked_finds_another(spare: Cluster, family: Family) -> None:
+    spare.start()
+    lab = spare.lab
+    left, other = lab.pods[:2]
+    moved, lost = spare.publish([left], ports=DNS), spare.publish([left], ports=DNS)
+    with (
+        lab.hold(lab.client, moved.ip(family), 53, "UDP") as following,
+        lab.hold(lab.client, lost.ip(family), 53, "UDP") as ended,
+    ):
+        assert (who(following), who(ended)) == (left.name, left.name)
+        spare.stop()
+        spare.slices(moved, [other])
+        spare.slices(lost, [])
+        program = spare.start()
+        program.until(lambda: who(following), other.name)
+        program.until(lambda: who(ended), "Refused")
+
+
+def test_flows_whose_endpoints_are_still_there_live_on_over_a_restart(spare: Cluster, family: Family) -> None:
+    spare.start()
+    lab = spare.lab
+    service = spare.publish(lab.pods[:2], ports=DNS)
+    leaving = spare.publish([lab.pods[0]], ports=DNS)
+    with lab.hold(lab.client, service.ip(family), 53, "UDP") as held:
+        before = held.exchange("who?")
+        with lab.hold(lab.client, leaving.ip(family), 53, "UDP") as moving:
+            assert who(moving) == lab.pods[0].name
+            spare.stop()
+            spare.slices(leaving, [lab.pods[1]])
+            spare.start().until(lambda: who(moving), lab.pods[1].name)
+        after = held.exchange("still there?")
+        assert (after.pod, after.source_port_seen) == (before.pod, before.source_port_seen)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES
+from tests.packets.objects import FAMILIES, node_json
 from tests.packets.outcomes import names
 
 pytestmark = pytest.mark.root
@@ -61,6 +61,25 @@ def test_node_ports_can_be_bound_to_addresses(
             expected = pod.name if address in accepting[family] else "Refused"  # type: ignore[index]
             assert spare.outcome(spare.lab.client, address, service.node_port) == expected
     assert spare.outcome(spare.lab.node, "127.0.0.1", service.node_port) == "Refused"
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "without-addresses"])
+def test_a_node_that_tells_no_address_any_more_keeps_its_node_ports(spare: Cluster, deleted: bool) -> None:
+    program = spare.start("--nodeport-addresses", "primary")
+    pod, name = spare.lab.local_pods[0], spare.lab.spec.node_name
+    service = spare.publish([pod], type="NodePort")
+    mark = program.mark()
+    try:
+        if deleted:
+            spare.api.delete("Node", "", name)
+        else:
+            spare.api.apply(node_json(name, (), NODE.pod_cidrs, "zone-b"))
+        program.wait_log("node_changed", since=mark)
+        spare.settle()
+        for address in (NODE_IP4[0], NODE_IP6[0]):
+            assert spare.outcome(spare.lab.client, address, service.node_port) == pod.name
+    finally:
+        spare.set_node()
 
 
 @pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)

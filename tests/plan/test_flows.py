@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.plan.flows import Stale, stale_after
+from kproxy.plan.flows import Stale, stale_after, stale_at_start, together
 from kproxy.plan.model import ServicePlan
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 
@@ -104,3 +104,21 @@ def test_of_two_changes_the_later_counts() -> None:
     back = stale_after(None, plan("10.1.0.1"))
     assert not away.then(back).covers(*VIP, *ONE)
     assert back.then(away).covers(*VIP, *ONE)
+
+
+@pytest.mark.parametrize("serving", [["10.1.0.2"], []], ids=["others", "nobody"])
+def test_at_a_start_all_flows_are_stale_but_those_to_endpoints_that_answer(serving: list[str]) -> None:
+    found = stale_at_start(plan(*serving, type="NodePort", ports=[port(53, "dns", "UDP", nodePort=30053)]))
+    for ip, number in (VIP, ("192.168.0.2", 30053)):
+        assert found.covers(ip, number, *ONE)
+        assert found.covers(ip, number, ip, number)
+        assert [found.covers(ip, number, pod, 5353) for pod in serving] == [False] * len(serving)
+    assert not found.covers("10.96.0.2", 53, *ONE)
+
+
+@pytest.mark.parametrize("first", ["the one that goes", "the one that comes"])
+def test_an_address_that_moves_to_another_service_keeps_what_that_one_answers(first: str) -> None:
+    away, back = stale_after(plan("10.1.0.1", "10.1.0.3"), None), stale_after(None, plan("10.1.0.1"))
+    found = together([away, back] if first == "the one that goes" else [back, away])
+    assert not found.covers(*VIP, *ONE)
+    assert found.covers(*VIP, "10.1.0.3", 5353)

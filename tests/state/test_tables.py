@@ -137,6 +137,18 @@ def test_a_slice_of_no_service_is_ignored(owner: str | None) -> None:
     assert tables.read("ns1/svc1").slices == ()
 
 
+def test_a_slice_of_names_is_ignored() -> None:
+    tables = _filled()
+    names = builders.endpoint_slice(
+        {"addresses": ["pod.example.org"]}, name="svc1-names", address_type="FQDN"
+    )
+    before = tables.changes(Kind.ENDPOINT_SLICE)
+    assert not tables.upsert(as_slice(names))
+    assert tables.changes(Kind.ENDPOINT_SLICE) == before
+    assert _dirty(tables) == []
+    assert len(tables.read("ns1/svc1").slices) == 1
+
+
 def test_a_slice_that_moves_makes_both_services_dirty() -> None:
     tables = _filled()
     moved = as_slice(builders.endpoint_slice("10.0.0.1", name="svc1-1", service="svc2"))
