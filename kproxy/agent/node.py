@@ -62,6 +62,21 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
     return NodeFacts(view, families)
 
 
+def remembered(node: Node | None, before: Node | None) -> Node | None:
+    """The node's object, with what was known `before` in the place of addresses and pod CIDRs that it lacks.
+
+    Where the object is gone all of it stays, as with kube-proxy (pkg/proxy/node.go): Nodes are deleted and
+    registered anew while their pods live on, and a cloud's controller adds the addresses some time later.
+    """
+    if node is None or before is None:
+        return node or before
+    if not node_addresses(node):
+        node = msgspec.structs.replace(node, status=before.status)
+    if not _pod_cidrs(node):
+        node = msgspec.structs.replace(node, spec=before.spec)
+    return node
+
+
 def node_addresses(node: Node | None) -> dict[Family, str]:
     """The node's primary address per family: the first InternalIP, else the first ExternalIP."""
     found: dict[Family, str] = {}
@@ -97,14 +112,18 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
         case "InterfaceNamePrefix":
             return dict.fromkeys(Family, LocalTraffic(interface=config.pod_interface_name_prefix + "+"))
         case "NodeCIDR":
-            spec = node.spec if node is not None else None
-            texts = (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
+            texts = _pod_cidrs(node)
             if not texts:
                 return None
         case _:
             texts = config.cluster_cidrs
     # As in kube-proxy, the first CIDR of a family is the one that counts.
     return {family: LocalTraffic(cidr=cidrs[0]) for family, cidrs in cidrs_by_family(texts).items() if cidrs}
+
+
+def _pod_cidrs(node: Node | None) -> tuple[str, ...]:
+    spec = node.spec if node is not None else None
+    return (spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())) if spec else ()
 
 
 def _node_port_ranges(config: ProxyConfig, addresses: dict[Family, str]) -> dict[Family, list[str]]:

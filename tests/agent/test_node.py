@@ -7,7 +7,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
-from kproxy.agent.node import node_addresses, node_facts
+from kproxy.agent.node import node_addresses, node_facts, remembered
 from kproxy.backends.base import LocalTraffic
 from kproxy.state.wire import Node
 
@@ -147,3 +147,36 @@ def test_the_bind_address_stands_for_the_primary_address_of_its_family() -> None
         facts = node_facts(config(bind_address=given), primary, ())
         assert facts is not None
         assert facts.view.addresses == expected
+
+
+def known(*addresses: str, zone: str = "", cidrs: tuple[str, ...] = ()) -> Node:
+    return node(
+        metadata={"name": "node-a", "labels": {"topology.kubernetes.io/zone": zone} if zone else {}},
+        spec={"podCIDRs": cidrs},
+        status={"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+    )
+
+
+FULL = known("10.0.0.7", "fd00::7", zone="a", cidrs=("10.244.7.0/24",))
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (None, None, None),
+        (None, FULL, FULL),
+        (FULL, None, FULL),
+        (known(zone="b"), None, known(zone="b")),
+        (known(zone="b"), FULL, known("10.0.0.7", "fd00::7", zone="b", cidrs=("10.244.7.0/24",))),
+        (known("10.0.0.8"), FULL, known("10.0.0.8", cidrs=("10.244.7.0/24",))),
+        (known(cidrs=("10.244.8.0/24",)), FULL, known("10.0.0.7", "fd00::7", cidrs=("10.244.8.0/24",))),
+    ],
+    ids=["never there", "gone", "new", "new and bare", "bare again", "other addresses", "other pod CIDRs"],
+)
+def test_what_the_object_lacks_is_as_it_was(
+    now: Node | None, before: Node | None, expected: Node | None
+) -> None:
+    settings = config(detect_local_mode="NodeCIDR", node_port_addresses=("primary",))
+    assert node_facts(settings, remembered(now, before), INTERFACES) == node_facts(
+        settings, expected, INTERFACES
+    )

@@ -2,11 +2,12 @@
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES
+from tests.packets.objects import FAMILIES, node_json
 from tests.packets.outcomes import names
+from tests.packets.test_diagnostics import status
 
 pytestmark = pytest.mark.root
 
@@ -61,6 +62,33 @@ def test_node_ports_can_be_bound_to_addresses(
             expected = pod.name if address in accepting[family] else "Refused"  # type: ignore[index]
             assert spare.outcome(spare.lab.client, address, service.node_port) == expected
     assert spare.outcome(spare.lab.node, "127.0.0.1", service.node_port) == "Refused"
+
+
+def test_what_is_known_of_the_node_holds_while_its_object_is_gone(spare: Cluster) -> None:
+    program = spare.start("--nodeport-addresses", "primary")
+    pod, name = spare.lab.local_pods[0], spare.lab.spec.node_name
+    service = spare.publish([pod], type="NodePort")
+
+    def eligible() -> bool:
+        return bool(status(spare)["nodeEligible"])
+
+    def outcomes() -> list[str]:
+        client = spare.lab.client
+        return [spare.outcome(client, ip, service.node_port) for ip in (*NODE_IP4, *NODE_IP6)]
+
+    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
+    assert outcomes() == primary
+    spare.api.delete("Node", "", name)
+    try:
+        program.until(eligible, expected=False)
+        spare.settle()
+        assert outcomes() == primary
+        spare.api.apply(node_json(name, (), NODE.pod_cidrs, "zone-a"))
+        program.until(eligible, expected=True)
+        spare.settle()
+        assert outcomes() == primary
+    finally:
+        spare.set_node()
 
 
 @pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)
