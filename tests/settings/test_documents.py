@@ -200,7 +200,9 @@ DEFECTS: list[tuple[str, str]] = [
     ("iptables: {masqueradAll: true}", "iptables.masqueradAll: unknown field, did you mean masqueradeAll?"),
     ("iptables: [1]", "iptables: [1] is not a mapping"),
     ("clustercidr: 10.0.0.0/8", "clustercidr: unknown field, did you mean clusterCIDR?"),
-    ("udpIdleTimeout: 1s", "udpIdleTimeout: unknown field"),
+    ("udpIdleTimeOut: 1s", "udpIdleTimeOut: unknown field"),
+    ("ipvs: {masqueradeBit: 3}", "ipvs.masqueradeBit: unknown field"),
+    ("conntrack: 1", "conntrack: 1 is not a mapping"),
     ("clusterCIDR: 10.0.0.0", 'clusterCIDR: "10.0.0.0" is not a CIDR'),
     (
         "clusterCIDR: '10.0.0.0/8,11.0.0.0/8'",

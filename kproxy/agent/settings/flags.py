@@ -7,6 +7,8 @@ flags. Flags that are no field of KubeProxyConfiguration always count: --master 
 
 from collections.abc import Mapping
 
+import msgspec
+
 from kproxy.agent.settings.codec import Defect, assign
 from kproxy.agent.settings.documents import Settings, contradictions
 from kproxy.agent.settings.values import host_port
@@ -112,7 +114,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
         if flag in OWN_FLAGS:
             own, found = assign(own, OWN_FLAGS[flag], plain, f"--{flag}")
             defects += found
-    result = Settings(kube, own)
+    result = msgspec.structs.replace(settings, kube=kube, own=own)
     if flags:
         names = {path: f"--{flag}" for flag, paths in FLAGS.items() for path in paths}
         defects += contradictions(result, defects, lambda path: names.get(path, path))

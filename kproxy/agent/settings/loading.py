@@ -116,8 +116,8 @@ def tell_flags(command_line: CommandLine) -> None:
 
 def tell_settings(settings: Settings) -> None:
     """Log what is set and does nothing."""
-    if paths := without_effect(settings.kube):
-        log.info("settings_without_effect", settings=paths)
+    if paths := [*without_effect(settings.kube), *settings.obsolete]:
+        log.info("settings_without_effect", settings=sorted(paths))
     if gates := unknown_gates(settings.kube):
         log.warning("unknown_feature_gates", gates=gates)
 

@@ -38,6 +38,15 @@ from kproxy.backends.iptables.choice import LAYOUTS
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 KPROXY = ("kproxy.io/v1alpha1", "KproxyConfiguration")
 
+OBSOLETE = frozenset(
+    {"conntrack.max", "ipvs.masqueradeAll", "resourceContainer", "udpIdleTimeout", "udpTimeoutMilliseconds"}
+)
+"""Paths of the first document that are in many clusters' files and that kube-proxy 1.36 has not.
+
+All were fields until Kubernetes 1.9 to 1.26 but `ipvs.masqueradeAll`, which guides tell to write and which
+kube-proxy has ignored ever since: IPVS mode obeys that of `iptables`.
+"""
+
 MIN_SYNC_PERIOD = 0.1
 """Seconds between the end of a sync and the next where `minSyncPeriod` is not set."""
 
