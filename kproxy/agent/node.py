@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from kproxy.addresses import Family, cidr_contains, host_cidr, parse_ip
-from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.agent.config import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
 from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
 from kproxy.state.wire import Node
@@ -110,7 +110,9 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
         case "BridgeInterface":
             return dict.fromkeys(Family, LocalTraffic(interface=config.pod_bridge_interface))
         case "InterfaceNamePrefix":
-            return dict.fromkeys(Family, LocalTraffic(interface=config.pod_interface_name_prefix + "+"))
+            return dict.fromkeys(
+                Family, LocalTraffic(interface=_starting_with(config.pod_interface_name_prefix))
+            )
         case "NodeCIDR":
             texts = _pod_cidrs(node)
             if not texts:
@@ -119,6 +121,11 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
             texts = config.cluster_cidrs
     # As in kube-proxy, the first CIDR of a family is the one that counts.
     return {family: LocalTraffic(cidr=cidrs[0]) for family, cidrs in cidrs_by_family(texts).items() if cidrs}
+
+
+def _starting_with(prefix: str) -> str:
+    """The match of iptables, which takes 15 characters with the plus; no name is longer than that."""
+    return prefix if len(prefix) == LONGEST_INTERFACE else prefix + "+"
 
 
 def _pod_cidrs(node: Node | None) -> tuple[str, ...]:

@@ -47,6 +47,10 @@ def test_without_a_cidr_of_a_family_its_traffic_is_not_told_apart() -> None:
             {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "veth"},
             LocalTraffic(interface="veth+"),
         ),
+        (
+            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "lxc012345678901"},
+            LocalTraffic(interface="lxc012345678901"),
+        ),
     ],
 )
 def test_interfaces_tell_local_traffic(fields: dict[str, Any], expected: LocalTraffic) -> None:
