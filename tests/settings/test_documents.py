@@ -47,6 +47,7 @@ FIELDS: list[tuple[str, str, object]] = [
     ("logging.options.text.infoBufferSize", "512Ki", "512Ki"),
     ("logging.options.json.splitStream", "true", True),
     ("logging.options.json.infoBufferSize", "1", "1"),
+    ("logging.options.json.infoBufferSize", "'1e3'", "1e3"),
     ("hostnameOverride", "node-a", "node-a"),
     ("bindAddress", "192.0.2.7", "192.0.2.7"),
     ("healthzBindAddress", "127.0.0.1:9999", "127.0.0.1:9999"),
@@ -258,6 +259,8 @@ DEFECTS: list[tuple[str, str]] = [
         "logging: {options: {json: {infoBufferSize: big}}}",
         'logging.options.json.infoBufferSize: "big" is not a quantity such as 0 or 512Ki',
     ),
+    ("hostnameOverride: ' '", 'hostnameOverride: " " is blank'),
+    ("healthzBindAddress: 'fe80::1%eth0'", 'healthzBindAddress: "fe80::1%eth0" is not IP:port'),
     ("hostnameOverride: 12", "hostnameOverride: 12 is not text: put it in quotes"),
     ("mode: iptables\nmode: ipvs", "line 4: the key 'mode' is there twice"),
 ]

@@ -87,7 +87,7 @@ PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "
 """What this process shall do; no field of either document."""
 
 _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
-_BLANK_IS_DEFAULT = frozenset({"detect-local-mode", "proxy-mode"})
+_EMPTY_IS_UNSET = frozenset({"detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"})
 _LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
 
 
@@ -101,7 +101,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
     kube, own = settings.kube, settings.own
     defects: list[Defect] = []
     for flag, value in _without_ports(flags, defects).items():
-        if flag in _BLANK_IS_DEFAULT and value == "":
+        if flag in _EMPTY_IS_UNSET and value == "":
             continue
         try:
             plain = _plain(flag, value)

@@ -24,6 +24,7 @@ from kproxy.agent.settings.values import (
     KernelTimeout,
     MetricsAddress,
     MinPeriod,
+    NodeName,
     NodePortRange,
     NotNegativeDuration,
     Period,
@@ -167,7 +168,7 @@ class KubeProxyConfiguration(Section, frozen=True):
     feature_gates: Mapping[str, bool] = {}
     client_connection: ClientConnection = ClientConnection()
     logging: Logging = Logging()
-    hostname_override: str = ""
+    hostname_override: NodeName = ""
     bind_address: Address = "0.0.0.0"  # noqa: S104
     healthz_bind_address: HealthzAddress = "0.0.0.0:10256"
     metrics_bind_address: MetricsAddress = "127.0.0.1:10249"

@@ -44,7 +44,7 @@ def _flush_frequency(value: object) -> float:
     return _duration(value)
 
 
-_QUANTITY = re.compile(r"\d+(?:\.\d*)?(?:[numkMGTPE]|[KMGTPE]i)?", re.ASCII)
+_QUANTITY = re.compile(r"\d+(?:\.\d*)?(?:[numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", re.ASCII)
 
 
 def _quantity(value: object) -> str:
@@ -118,6 +118,12 @@ def _node_ports(value: str) -> None:
         check_cidr(value)
 
 
+def _node_name(value: str) -> None:
+    """Empty stands for the host's name; blanks do not (processHostnameOverrideFlag of kube-proxy)."""
+    if value and not value.strip():
+        raise ValueError("is blank")
+
+
 def _address(value: str) -> None:
     try:
         parse_ip(value)
@@ -143,6 +149,8 @@ def host_port(value: str, default_port: int) -> str:
 
 
 def _plain_ip(text: str) -> str:
+    if "%" in text:
+        raise ValueError("has a zone")
     return str(ipaddress.ip_address(text))
 
 
@@ -179,6 +187,7 @@ Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
 Cidr = Annotated[str, Check(check_cidr)]
 ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
 NodePortRange = Annotated[str, Check(_node_ports)]
+NodeName = Annotated[str, Check(_node_name)]
 Address = Annotated[str, Check(_address), EmptyIsDefault()]
 HealthzAddress = Annotated[str, _listener(10256), EmptyIsDefault()]
 MetricsAddress = Annotated[str, _listener(10249), EmptyIsDefault()]
