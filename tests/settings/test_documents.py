@@ -19,7 +19,7 @@ from kproxy.agent.settings.schema import (
     OwnIpvs,
     VerbosityOfFiles,
 )
-from kproxy.agent.settings.translate import proxy_config, unknown_gates, without_effect
+from kproxy.agent.settings.translate import proxy_config, unknown_gates, unrestricted, without_effect
 from kproxy.plan.schedulers import SCHEDULERS
 
 KUBEADM = Path(__file__).parent / "data" / "kubeadm-1.36.yaml"
@@ -379,6 +379,26 @@ def test_what_does_nothing_here_is_known() -> None:
         "winkernel.enableDSR",
     ]
     assert unknown_gates(kube) == ["NoSuchGate"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "cluster", "expected"),
+    [
+        ("[]", "10.244.0.0/16,fd00::/48", []),
+        ("[primary]", "10.244.0.0/16,fd00::/48", []),
+        ("[192.0.2.0/24]", "10.244.0.0/16", []),
+        ("[192.0.2.0/24]", "10.244.0.0/16,fd00::/48", ["IPv6"]),
+        ("[192.0.2.0/24]", "fd00::/48", ["IPv6"]),
+        ("['2001:db8::/64']", "10.244.0.0/16,fd00::/48", ["IPv4"]),
+        ("[192.0.2.0/24, '2001:db8::/64']", "10.244.0.0/16,fd00::/48", []),
+        ("[192.0.2.0/24]", "", []),
+    ],
+)
+def test_a_family_whose_node_ports_are_not_restricted_is_known(
+    ranges: str, cluster: str, expected: list[str]
+) -> None:
+    kube = read(HEAD + f"nodePortAddresses: {ranges}\nclusterCIDR: '{cluster}'\n").kube
+    assert unrestricted(kube) == expected
 
 
 @given(

@@ -257,6 +257,14 @@ def test_what_does_nothing_is_said_in_one_line(tmp_path: Path) -> None:
     assert "unknown_feature_gates gates=['Nope']" in log
 
 
+def test_node_ports_open_in_one_family_are_a_warning(tmp_path: Path) -> None:
+    given = ["--cluster-cidr=10.244.0.0/16,fd00::/48", "--nodeport-addresses=192.0.2.0/24"]
+    _, log = written(tmp_path, *given)
+    assert "level=warning event=node_ports_everywhere families=['IPv6']" in log
+    _, log = written(tmp_path, *given, "--nodeport-addresses=::/0")
+    assert log == ""
+
+
 def test_every_bad_flag_is_told_at_once() -> None:
     status, told = refused(
         "--iptables-sync-period=1x",
