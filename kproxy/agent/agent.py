@@ -83,6 +83,7 @@ class Agent:
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
         self._node: Node | None = None
+        self._node_missing = False
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
@@ -318,6 +319,13 @@ class Agent:
         self._facts_of = node
         self._node = remembered(node, self._node)
         self._health.see_node(node, known=True)
+        missing = node is None and self._config.manifests is None
+        if missing and not self._node_missing:
+            told = (
+                "/healthz answers 503; --hostname-override names the Node if it is not named after the host"
+            )
+            log.warning("node_missing", node=self._config.node_name, effect=told)
+        self._node_missing = missing
         facts = self._facts_for(self._config)
         if facts is None:
             log.info(

@@ -81,6 +81,7 @@ def test_what_is_known_of_the_node_holds_while_its_object_is_gone(spare: Cluster
     spare.api.delete("Node", "", name)
     try:
         program.until(eligible, expected=False)
+        program.wait_log("node_missing", f"node={name}")
         spare.settle()
         assert outcomes() == primary
         spare.api.apply(node_json(name, (), NODE.pod_cidrs, "zone-a"))
