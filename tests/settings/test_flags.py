@@ -237,6 +237,15 @@ def test_a_variable_counts_next_to_a_file_as_its_flag_does(tmp_path: Path) -> No
     assert "flags_ignored flags=['--cluster-cidr']" in log
 
 
+def test_an_empty_path_is_none(tmp_path: Path) -> None:
+    documents, _ = written(tmp_path, "--config=", "--kubeconfig=", "--manifests=")
+    (kube,) = documents
+    assert kube["clientConnection"]["kubeconfig"] == ""
+    given = {"KPROXY_KUBECONFIG": "/srv/kubeconfig"}
+    (kube,), _ = written(tmp_path, "--kubeconfig=", environment=given)
+    assert kube["clientConnection"]["kubeconfig"] == ""
+
+
 def test_an_empty_name_leaves_the_one_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.conf"
     file.write_text(HEAD + "hostnameOverride: node-a\n")
