@@ -55,6 +55,18 @@ def _quantity(value: object) -> str:
     return value
 
 
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+", re.ASCII)
+"""A number as Go prints large ones, 1e+06, and YAML 1.1 does not know it: there it is text."""
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError("is not a number")  # noqa: TRY004
+    return float(value)
+
+
 def _same(value: object) -> object:
     return value
 
@@ -182,7 +194,7 @@ FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration), Che
 Quantity = Annotated[str, Reader(_quantity, _same)]
 Bit = Annotated[int, within(0, 31)]
 Count = Annotated[int, Check(_not_negative)]
-Rate = Annotated[float, EmptyIsDefault()]
+Rate = Annotated[float, Reader(_number, _same), EmptyIsDefault()]
 Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
 Cidr = Annotated[str, Check(check_cidr)]
 ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
