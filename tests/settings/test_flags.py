@@ -143,6 +143,7 @@ def test_the_tables_have_every_flag() -> None:
         (["--proxy-mode="], "mode", "iptables"),
         (["--detect-local-mode="], "detectLocalMode", "ClusterCIDR"),
         (["--ipvs-scheduler="], "ipvs.scheduler", "rr"),
+        (["--bind-address="], "bindAddress", "0.0.0.0"),
         (
             ["--nodeport-addresses=10.0.0.0/8,192.0.2.0/24", "--nodeport-addresses", "fd00::/8"],
             "nodePortAddresses",

@@ -87,7 +87,9 @@ PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "
 """What this process shall do; no field of either document."""
 
 _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
-_EMPTY_IS_UNSET = frozenset({"detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"})
+_EMPTY_IS_UNSET = frozenset(
+    {"bind-address", "detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"}
+)
 _LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
 
 
