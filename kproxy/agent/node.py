@@ -6,6 +6,7 @@ import msgspec
 
 from kproxy.addresses import Family, cidr_contains, host_cidr, parse_ip
 from kproxy.agent.config import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.agent.localnet import covers_loopback
 from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
 from kproxy.state.wire import Node
@@ -54,7 +55,7 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
         family: FamilyFacts(
             local.get(family),
             _matching(ranges[family], local_addresses),
-            config.localhost_node_ports and _covers_loopback(ranges[Family.IPV4]),
+            config.localhost_node_ports and covers_loopback(ranges[Family.IPV4]),
             _of_family(family, local_addresses) if config.proxy_mode in BY_ADDRESS else (),
         )
         for family in Family
@@ -149,7 +150,3 @@ def _matching(ranges: list[str], addresses: tuple[str, ...]) -> tuple[str, ...] 
 
 def _of_family(family: Family, addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(ip for ip in addresses if (":" in ip) == (family is Family.IPV6))
-
-
-def _covers_loopback(ranges: list[str]) -> bool:
-    return not ranges or any(cidr.startswith("127.") or cidr_contains(cidr, "127.0.0.0") for cidr in ranges)

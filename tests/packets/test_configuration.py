@@ -223,6 +223,11 @@ def test_preparing_sets_kernel_parameters_and_writes_no_rules(spare: Cluster, fi
     localhost = Capability.LOCALHOST_NODE_PORTS in spare.mode.capabilities
     assert node.sysctl("net.ipv4.conf.all.route_localnet") == ("1" if localhost else "0")
     assert written(spare) == []
+    node.sysctl("net.ipv4.conf.all.route_localnet", 0)
+    for ranges in (["192.168.0.0/16"], ["primary"]):
+        file.set(nodePortAddresses=ranges)
+        node.run([sys.executable, "-m", "kproxy", "run", "--config", str(file.path), "--init-only"])
+        assert node.sysctl("net.ipv4.conf.all.route_localnet") == "0"
 
 
 def test_the_flag_cleanup_is_the_command(spare: Cluster, file: File) -> None:
