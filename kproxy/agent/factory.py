@@ -38,7 +38,7 @@ def make_mode(config: ProxyConfig) -> Mode:
         return NftablesMode(config, _find_nft(), departing)
     tables = _find_tables(config)
     if config.proxy_mode == "ipvs":
-        return IpvsMode(config, tables, handles)
+        return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded())
     return IptablesMode(config, tables, departing)
 
 
