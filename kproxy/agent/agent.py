@@ -20,7 +20,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_addresses, node_facts, pod_cidrs
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts, pod_cidrs, remembered
 from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
@@ -82,7 +82,8 @@ class Agent:
         self._sides: dict[Family, Side] = {}
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
-        self._addressed: Node | None = None
+        self._node: Node | None = None
+        self._node_missing = False
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
@@ -219,7 +220,7 @@ class Agent:
         try:
             mode = self._make_mode(config)
             check_families(self._mode, mode)
-            facts = self._facts_for(config, self._inbox.node())
+            facts = self._facts_for(config)
             if facts is None:
                 raise ModeUnavailable("the node has no pod CIDRs yet")
         except ModeUnavailable as error:
@@ -312,17 +313,22 @@ class Agent:
         self._schedule.set_periods(config.min_sync_period, config.sync_period)
         self._health.set_sync_period(config.sync_period)
 
-    def _facts_for(self, config: ProxyConfig, node: Node | None) -> NodeFacts | None:
-        if node_addresses(node):
-            self._addressed = node
-        interfaces = self._interfaces() if needs_interfaces(config) else ()
-        return node_facts(config, node, interfaces, addressed=self._addressed)
+    def _facts_for(self, config: ProxyConfig) -> NodeFacts | None:
+        return node_facts(config, self._node, self._interfaces() if needs_interfaces(config) else ())
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False
         self._facts_of = node
+        self._node = remembered(node, self._node)
         self._health.see_node(node, known=True)
-        facts = self._facts_for(self._config, node)
+        missing = node is None and self._config.manifests is None
+        if missing and not self._node_missing:
+            told = (
+                "/healthz answers 503; --hostname-override names the Node if it is not named after the host"
+            )
+            log.warning("node_missing", node=self._config.node_name, effect=told)
+        self._node_missing = missing
+        facts = self._facts_for(self._config)
         if facts is None:
             log.info("waiting_for_pod_cidrs", node=self._config.node_name, podCIDRs=pod_cidrs(node))
             return

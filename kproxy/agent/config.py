@@ -21,7 +21,10 @@ DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNa
 TIMEOUT_MAX = (1 << 31) // 1000
 """Upper bound of IPVS timeouts in seconds: INT_MAX jiffies at the usual HZ of 1000 (ip_vs_ctl.c)."""
 
-_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+LONGEST_INTERFACE = 15
+"""Characters that the name of an interface can have (IFNAMSIZ is 16 with the closing zero)."""
+
+_INTERFACE = re.compile(rf"[A-Za-z0-9_.@-]{{1,{LONGEST_INTERFACE}}}")
 
 
 class ConfigError(ValueError):
@@ -97,7 +100,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_interface(name: str) -> bool:
-    """Whether this can be the name of a network interface (IFNAMSIZ is 16 with the closing zero)."""
+    """Whether this can be the name of a network interface."""
     return _INTERFACE.fullmatch(name) is not None
 
 

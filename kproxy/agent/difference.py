@@ -169,7 +169,7 @@ def _objects(config: ProxyConfig) -> LoadedManifests:
     from kproxy.sources.cluster import ClusterAccess
     from kproxy.sources.once import list_once
 
-    return list_once(ClusterAccess(kubeconfig=config.kubeconfig), config.node_name)
+    return list_once(ClusterAccess(config.kubeconfig, master=config.master or None), config.node_name)
 
 
 def _facts(config: ProxyConfig, tables: Tables, interfaces: Sequence[str]) -> NodeFacts:

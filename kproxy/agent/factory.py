@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.agent import ipvs_mode
+from kproxy.agent import ipvs_mode, localnet
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
-from kproxy.agent.iptables_mode import IptablesMode, allow_localhost_node_ports
+from kproxy.agent.iptables_mode import IptablesMode
 from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, ModeUnavailable, NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode
@@ -38,7 +38,7 @@ def make_mode(config: ProxyConfig) -> Mode:
         return NftablesMode(config, _find_nft(), departing)
     tables = _find_tables(config)
     if config.proxy_mode == "ipvs":
-        return IpvsMode(config, tables, handles)
+        return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded())
     return IptablesMode(config, tables, departing)
 
 
@@ -46,8 +46,8 @@ def set_sysctls(config: ProxyConfig) -> None:
     """Set the kernel parameters that the mode depends on. Raises ModeUnavailable."""
     if config.proxy_mode == "ipvs":
         ipvs_mode.set_sysctls(strict_arp=config.ipvs_strict_arp)
-    elif config.proxy_mode == "iptables" and config.localhost_node_ports:
-        allow_localhost_node_ports()
+    elif localnet.is_wanted(config):
+        localnet.allow()
 
 
 def _find_nft() -> NftProgram:

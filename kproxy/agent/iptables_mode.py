@@ -6,6 +6,7 @@ import msgspec
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent import localnet
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.node import FamilyFacts
@@ -28,7 +29,6 @@ from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtab
 
 log = structlog.stdlib.get_logger(__name__)
 
-ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 COUNTERS = (INVALID_COUNTER, LOCALHOST_COUNTER)
 TCP_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
@@ -80,7 +80,7 @@ class IptablesMode:
         """The backend of a family."""
         config = self._settings(family, facts)
         if config.localhost:
-            allow_localhost_node_ports()
+            localnet.allow()
         layout, larger = layouts(config, self._layouts[family])
         backend = self._backends.get(family)
         if backend is None:
@@ -181,17 +181,6 @@ def rules_backend(
     ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
     watch = watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
     return IptablesBackend(layout, xtables, watch, larger=larger)
-
-
-def allow_localhost_node_ports() -> None:
-    """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens."""
-    try:
-        if sysctl.ensure(ROUTE_LOCALNET, 1):
-            log.info("sysctl_set", name=ROUTE_LOCALNET, value=1, reason="node ports on localhost")
-    except sysctl.SysctlError as error:
-        log.warning(
-            "sysctl_failed", name=error.name, reason=error.reason, effect="no node ports on localhost"
-        )
 
 
 def is_liberal() -> bool:

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback, parse_ip
+from kproxy.agent import localnet
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.iptables_mode import rules_backend
 from kproxy.agent.mode import ModeUnavailable
@@ -54,6 +55,7 @@ class IpvsMode:
     """The IPVS mode. Raises ModeUnavailable when made where it cannot work.
 
     `statistics` opens a second way to the kernel, for counters are read beside the run loop.
+    `was_guarded`: KUBE-FIREWALL stood before the first sync, so that it may be this mode that takes it away.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class IpvsMode:
         tables: Mapping[Family, Xtables],
         handles: KernelHandles,
         statistics: Callable[[], Ipvs] = NetlinkIpvs,
+        *,
+        was_guarded: bool = False,
     ) -> None:
         self._config = config
         self._tables = tables
@@ -72,6 +76,7 @@ class IpvsMode:
         self._backends: dict[Family, IpvsBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
         self._lenient_arp: dict[str, str] = {}
+        self._was_guarded = was_guarded
         self._probe()
         self._set_sysctls()
 
@@ -114,6 +119,8 @@ class IpvsMode:
         """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
         remove_other_rules(self.variants)
+        if self._was_guarded and not localnet.is_guarded():
+            localnet.close()
 
     def tend(self) -> float | None:
         """Nothing but what the backends do."""

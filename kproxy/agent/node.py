@@ -5,16 +5,14 @@ from collections.abc import Iterable
 import msgspec
 
 from kproxy.addresses import Family, cidr_contains, host_cidr, parse_cidr, parse_ip
-from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.agent.config import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.agent.localnet import covers_loopback
 from kproxy.backends.base import LocalTraffic
 from kproxy.plan.model import NodeView
 from kproxy.state.wire import Node
 
 BY_ADDRESS = ("ipvs", "nftables")
 """Modes that program node ports at each address that has them."""
-
-LONGEST_INTERFACE_NAME = 15
-"""IFNAMSIZ (include/uapi/linux/if.h) without the closing zero; no rule takes a longer pattern."""
 
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
@@ -40,15 +38,12 @@ class NodeFacts(msgspec.Struct, frozen=True):
     families: dict[Family, FamilyFacts]
 
 
-def node_facts(
-    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], *, addressed: Node | None = None
-) -> NodeFacts | None:
+def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
-    `interfaces` are the canonical addresses of all network interfaces of this host. `addressed` is the Node
-    as it last told addresses: they count until it tells others, also while there is no such object.
+    `interfaces` are the canonical addresses of all network interfaces of this host.
     """
-    addresses = LOOPBACK | (node_addresses(node) or node_addresses(addressed)) | _chosen_address(config)
+    addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
     view = NodeView(config.node_name, zone, addresses, config.external_ips)
     local = _local_traffic(config, node)
@@ -60,12 +55,27 @@ def node_facts(
         family: FamilyFacts(
             local.get(family),
             _matching(ranges[family], local_addresses),
-            config.localhost_node_ports and _covers_loopback(ranges[Family.IPV4]),
+            config.localhost_node_ports and covers_loopback(ranges[Family.IPV4]),
             _of_family(family, local_addresses) if config.proxy_mode in BY_ADDRESS else (),
         )
         for family in Family
     }
     return NodeFacts(view, families)
+
+
+def remembered(node: Node | None, before: Node | None) -> Node | None:
+    """The node's object, with what was known `before` in the place of addresses and pod CIDRs that it lacks.
+
+    Where the object is gone all of it stays, as with kube-proxy (pkg/proxy/node.go): Nodes are deleted and
+    registered anew while their pods live on, and a cloud's controller adds the addresses some time later.
+    """
+    if node is None or before is None:
+        return node or before
+    if not node_addresses(node):
+        node = msgspec.structs.replace(node, status=before.status)
+    if not pod_cidrs(node):
+        node = msgspec.structs.replace(node, spec=before.spec)
+    return node
 
 
 def node_addresses(node: Node | None) -> dict[Family, str]:
@@ -117,9 +127,9 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
         case "BridgeInterface":
             return dict.fromkeys(Family, LocalTraffic(interface=config.pod_bridge_interface))
         case "InterfaceNamePrefix":
-            prefix = config.pod_interface_name_prefix
-            whole = len(prefix) == LONGEST_INTERFACE_NAME
-            return dict.fromkeys(Family, LocalTraffic(interface=prefix if whole else f"{prefix}+"))
+            return dict.fromkeys(
+                Family, LocalTraffic(interface=_starting_with(config.pod_interface_name_prefix))
+            )
         case "NodeCIDR":
             texts = tuple(text for text in pod_cidrs(node) if _is_cidr(text))
             if not texts:
@@ -128,6 +138,11 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
             texts = config.cluster_cidrs
     # As in kube-proxy, the first CIDR of a family is the one that counts.
     return {family: LocalTraffic(cidr=cidrs[0]) for family, cidrs in cidrs_by_family(texts).items() if cidrs}
+
+
+def _starting_with(prefix: str) -> str:
+    """The match of iptables, which takes 15 characters with the plus; no name is longer than that."""
+    return prefix if len(prefix) == LONGEST_INTERFACE else prefix + "+"
 
 
 def _node_port_ranges(config: ProxyConfig, addresses: dict[Family, str]) -> dict[Family, list[str]]:
@@ -146,7 +161,3 @@ def _matching(ranges: list[str], addresses: tuple[str, ...]) -> tuple[str, ...] 
 
 def _of_family(family: Family, addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(ip for ip in addresses if (":" in ip) == (family is Family.IPV6))
-
-
-def _covers_loopback(ranges: list[str]) -> bool:
-    return not ranges or any(cidr.startswith("127.") or cidr_contains(cidr, "127.0.0.0") for cidr in ranges)

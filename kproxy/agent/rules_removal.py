@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent import localnet
 from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
@@ -22,7 +23,10 @@ _LOCK_SECONDS_RUNNING = 5
 
 def remove_rules() -> bool:
     """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
+    was_guarded = localnet.is_guarded()
     clean = _remove(dict.fromkeys(Family, tuple(Variant)), lock_wait=_LOCK_SECONDS)
+    if was_guarded and not localnet.is_guarded():
+        localnet.close()
     _remove_counters()
     return clean
 

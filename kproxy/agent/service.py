@@ -36,6 +36,7 @@ from kproxy.agent.settings.reload import Reloader
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
+from kproxy.sources.base import SourceError
 from kproxy.state.decode import Kind
 
 log = structlog.stdlib.get_logger(__name__)
@@ -50,8 +51,8 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
     Returns whether all went well: with `once`, whether every service was applied. The rules stay in place.
-    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, or OSError if an address
-    cannot be bound and that shall be the end.
+    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, SourceError, or OSError if an
+    address cannot be bound and that shall be the end.
     """
     validate(config)
     stop = threading.Event()
@@ -64,7 +65,9 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         set_up_node(config)
         complete = _work(config, reloader_for, stop, inbox, metrics, given, threads)
     log.info("stopped", rules="left in place")
-    return complete
+    if threads.refused is not None:
+        raise threads.refused
+    return complete and not threads.died
 
 
 def _work(
@@ -164,7 +167,7 @@ def _watch(reloader: Reloader, stop: threading.Event) -> None:
 class _Threads:
     """The threads beside the run loop. They end with the block; if one dies, the whole process stops.
 
-    It would go stale unnoticed.
+    It would go stale unnoticed. `died` tells of it, and `refused` of a source that could not begin.
     """
 
     def __init__(self, stop: threading.Event, inbox: Inbox) -> None:
@@ -172,6 +175,8 @@ class _Threads:
         self._inbox = inbox
         self._wakes = [inbox.wake]
         self._started: list[threading.Thread] = []
+        self.died = False
+        self.refused: SourceError | None = None
 
     def start(self, name: str, work: Callable[[], None], wake: Callable[[], None] | None = None) -> None:
         """Run `work`, which ends once `stop` is set and, if it sleeps, `wake` was called."""
@@ -179,9 +184,11 @@ class _Threads:
         def guarded() -> None:
             try:
                 work()
+            except SourceError as error:
+                self.refused = error
             except Exception:
+                self.died = True
                 log.exception("thread_died", thread=name)
-                raise
             finally:
                 if not self._stop.is_set():
                     self._stop.set()

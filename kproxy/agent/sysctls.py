@@ -12,8 +12,8 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
-from kproxy.agent.iptables_mode import ROUTE_LOCALNET
 from kproxy.agent.ipvs_mode import CONNTRACK, wanted_sysctls
+from kproxy.agent.localnet import ROUTE_LOCALNET
 from kproxy.agent.node_setup import CONNTRACK_MAX, HASH_SIZE, conntrack_max, conntrack_sysctls
 from kproxy.kernel import sysctl
 

@@ -9,12 +9,12 @@ import click
 
 from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
 from kproxy.backends.iptables.choice import LAYOUTS
-from kproxy.cli.params import Decorator, OneOf, boolean, flag, several, together
+from kproxy.cli.params import Decorator, OneOf, OptionalPath, boolean, flag, several, together
 
 rule_options = together(
     flag(
         "--config",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=OptionalPath(dir_okay=False, path_type=Path),
         help="A KubeProxyConfiguration; most other flags do not count next to it, as with kube-proxy.",
     ),
     flag(

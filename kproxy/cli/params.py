@@ -75,6 +75,14 @@ class OneOf(click.Choice[str]):
         return super().convert(value, param, ctx) if value else value
 
 
+class OptionalPath(click.Path):
+    """A path, or nothing where templates leave it empty; not the current directory, as Path("") would be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it. Raises BadParameter."""
+        return super().convert(value, param, ctx) if value else None
+
+
 def words(name: str) -> str:
     """A flag's name with the dashes that belong there: Kubernetes' programs take `--cluster_cidr` too."""
     return name.replace("_", "-")
@@ -115,7 +123,8 @@ def command_line(context: click.Context) -> CommandLine:
             continue
         if context.get_parameter_source(option.name) in _GIVEN:
             value = context.params[option.name]
-            flags[flag_name(option)] = str(value) if isinstance(value, PurePath) else value
+            if value is not None:
+                flags[flag_name(option)] = str(value) if isinstance(value, PurePath) else value
     flags.pop("config", None)
     defects = tuple(Defect(f"--{name}", why) for name, why in refused.items())
     return CommandLine(context.params.get("config"), flags, defects)

@@ -38,6 +38,7 @@ def run(
     from kproxy.agent.service import run as run_service
     from kproxy.agent.settings.loading import FileError, tell_flags, tell_settings, write_file
     from kproxy.agent.settings.reload import Reloader
+    from kproxy.sources.base import SourceError
 
     given = command_line(context)
     try:
@@ -60,6 +61,6 @@ def run(
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:
         raise click.UsageError("\n".join(error.problems)) from error
-    except (ModeUnavailable, OSError) as error:
+    except (ModeUnavailable, SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)

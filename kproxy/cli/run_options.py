@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kproxy.cli.options import duration, size
-from kproxy.cli.params import boolean, flag, several, shorthand_number, together
+from kproxy.cli.params import OptionalPath, boolean, flag, several, shorthand_number, together
 
 _MEANINGLESS = "Accepted; means nothing here."
 
@@ -13,13 +13,13 @@ node_options = together(
     # Where objects come from
     flag(
         "--kubeconfig",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=OptionalPath(dir_okay=False, path_type=Path),
         help="How to reach the API server; without it and --manifests, as a pod of the cluster.",
     ),
     flag("--master", metavar="URL", help="The API server's address, instead of the kubeconfig's."),
     flag(
         "--manifests",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=OptionalPath(file_okay=False, path_type=Path),
         help="Take objects from the YAML and JSON files of this directory instead.",
     ),
     flag("--hostname-override", metavar="NAME", help="This node's name, if it is not the host's."),
@@ -60,7 +60,7 @@ run_options = together(
     # What to do
     flag(
         "--write-config-to",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=OptionalPath(dir_okay=False, path_type=Path),
         help="Write the configuration that results to this file, and end.",
     ),
     boolean("--once", help="End as soon as one complete sync is applied: 0 if all of it was."),

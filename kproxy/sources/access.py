@@ -1,5 +1,7 @@
 """Ask an API server whether it is there, and what we may do (SelfSubjectAccessReview)."""
 
+from urllib.parse import urlencode
+
 import msgspec
 
 import kproxy
@@ -35,6 +37,10 @@ class _Review(msgspec.Struct):
     status: _ReviewStatus
 
 
+class _List(msgspec.Struct):
+    items: list[msgspec.Raw] | None = None
+
+
 class Inquirer:
     """Questions to one API server. Raises ClusterAccessError when made without a usable configuration."""
 
@@ -54,6 +60,11 @@ class Inquirer:
             "spec": {"resourceAttributes": msgspec.to_builtins(question)},
         }
         return msgspec.json.decode(self._ask("POST", _REVIEWS, body), type=_Review).status.allowed
+
+    def has_node(self, name: str) -> bool:
+        """Whether there is a Node of this name. Raises ApiError, ClusterAccessError."""
+        query = urlencode({"fieldSelector": f"metadata.name={name}"})
+        return bool(msgspec.json.decode(self._ask("GET", f"/api/v1/nodes?{query}", None), type=_List).items)
 
     def _ask(self, method: str, path: str, body: object) -> bytes:
         from urllib3 import Timeout

@@ -32,8 +32,15 @@ class Sink(Protocol):
         """Report an object that could not be decoded; what was known of `key` stays in force."""
 
 
+class SourceError(Exception):
+    """What a source was told of where objects are cannot be used, and waiting would not mend it."""
+
+
 class Source(Protocol):
     """Something that feeds a Sink until it is told to stop."""
 
     def run(self, sink: Sink, stop: Event) -> None:
-        """Feed `sink` until `stop` is set; returns only then. Outages are retried inside."""
+        """Feed `sink` until `stop` is set; returns only then. Outages are retried inside.
+
+        Raises SourceError at once if it cannot begin.
+        """

@@ -12,6 +12,7 @@ from typing import Any
 import urllib3
 import yaml
 
+from kproxy.sources.base import SourceError
 from kproxy.sources.plain_access import PlainAccess, from_address, from_kubeconfig, from_service_account
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -22,7 +23,7 @@ _IDLE_CONNECTIONS = 10
 """Kept for the next request; three watches and what Events need are open at once."""
 
 
-class ClusterAccessError(Exception):
+class ClusterAccessError(SourceError):
     """The configuration that says how to reach the cluster is missing or cannot be used."""
 
 

@@ -36,6 +36,7 @@ from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.flows import Stale
 from kproxy.plan.model import ServicePlan
 from kproxy.state.decode import Kind
+from kproxy.state.wire import Node, NodeMeta
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.builders import as_service, as_slice, endpoint, endpoint_slice, port, service
@@ -238,6 +239,21 @@ def rig(kernel: Kernel) -> Rig:
     kernel.history.clear()
     made.flows.asked.clear()
     return made
+
+
+def test_a_node_that_the_api_does_not_know_is_told_once_each_time(kernel: Kernel) -> None:
+    first = Rig(lambda config: FakeMode(kernel, config))
+    assert first.work().count("node_missing") == 1
+    assert first.said("node_missing")["node"] == "node1"
+    first.agent.addresses_changed(AddressNews(elsewhere=True))
+    first.add("c", 3)
+    assert "node_missing" not in first.work()
+    first.inbox.upsert(Kind.NODE, Node(metadata=NodeMeta(name="node1")))
+    first.add("c", 4)
+    assert "node_missing" not in first.work()
+    first.inbox.delete(Kind.NODE, "node1")
+    first.add("c", 5)
+    assert first.work().count("node_missing") == 1
 
 
 def test_new_rules_stand_before_the_old_ones_go_and_the_plan_comes_first(rig: Rig, kernel: Kernel) -> None:

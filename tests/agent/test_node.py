@@ -7,7 +7,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
-from kproxy.agent.node import node_addresses, node_facts
+from kproxy.agent.node import node_addresses, node_facts, remembered
 from kproxy.backends.base import LocalTraffic
 from kproxy.state.wire import Node
 
@@ -48,12 +48,8 @@ def test_without_a_cidr_of_a_family_its_traffic_is_not_told_apart() -> None:
             LocalTraffic(interface="veth+"),
         ),
         (
-            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "fourteen-chars"},
-            LocalTraffic(interface="fourteen-chars+"),
-        ),
-        (
-            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "fifteen-letters"},
-            LocalTraffic(interface="fifteen-letters"),
+            {"detect_local_mode": "InterfaceNamePrefix", "pod_interface_name_prefix": "lxc012345678901"},
+            LocalTraffic(interface="lxc012345678901"),
         ),
     ],
 )
@@ -119,7 +115,7 @@ def test_internal_addresses_come_before_external_ones() -> None:
 @pytest.mark.parametrize("now", [None, node(), node(status={"addresses": []})])
 def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | None) -> None:
     told = node(status={"addresses": [{"type": "InternalIP", "address": "192.168.1.5"}]})
-    facts = node_facts(config(node_port_addresses=("primary",)), now, INTERFACES, addressed=told)
+    facts = node_facts(config(node_port_addresses=("primary",)), remembered(now, told), INTERFACES)
     assert facts is not None
     assert facts.view.addresses == {V4: "192.168.1.5", V6: "::1"}
     assert facts.families[V4].node_port_addresses == ("192.168.1.5",)
@@ -128,7 +124,7 @@ def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | No
 def test_the_addresses_that_a_node_tells_now_are_the_only_ones() -> None:
     before = node(status={"addresses": [{"type": "InternalIP", "address": "fd00::5"}]})
     now = node(status={"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]})
-    facts = node_facts(config(), now, (), addressed=before)
+    facts = node_facts(config(), remembered(now, before), ())
     assert facts is not None
     assert facts.view.addresses == {V4: "10.0.0.7", V6: "::1"}
 
@@ -181,3 +177,36 @@ def test_the_bind_address_stands_for_the_primary_address_of_its_family() -> None
         facts = node_facts(config(bind_address=given), primary, ())
         assert facts is not None
         assert facts.view.addresses == expected
+
+
+def known(*addresses: str, zone: str = "", cidrs: tuple[str, ...] = ()) -> Node:
+    return node(
+        metadata={"name": "node-a", "labels": {"topology.kubernetes.io/zone": zone} if zone else {}},
+        spec={"podCIDRs": cidrs},
+        status={"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+    )
+
+
+FULL = known("10.0.0.7", "fd00::7", zone="a", cidrs=("10.244.7.0/24",))
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (None, None, None),
+        (None, FULL, FULL),
+        (FULL, None, FULL),
+        (known(zone="b"), None, known(zone="b")),
+        (known(zone="b"), FULL, known("10.0.0.7", "fd00::7", zone="b", cidrs=("10.244.7.0/24",))),
+        (known("10.0.0.8"), FULL, known("10.0.0.8", cidrs=("10.244.7.0/24",))),
+        (known(cidrs=("10.244.8.0/24",)), FULL, known("10.0.0.7", "fd00::7", cidrs=("10.244.8.0/24",))),
+    ],
+    ids=["never there", "gone", "new", "new and bare", "bare again", "other addresses", "other pod CIDRs"],
+)
+def test_what_the_object_lacks_is_as_it_was(
+    now: Node | None, before: Node | None, expected: Node | None
+) -> None:
+    settings = config(detect_local_mode="NodeCIDR", node_port_addresses=("primary",))
+    assert node_facts(settings, remembered(now, before), INTERFACES) == node_facts(
+        settings, expected, INTERFACES
+    )

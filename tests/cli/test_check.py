@@ -290,7 +290,8 @@ def reviewing_server(denied: Collection[str]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(200, {"gitVersion": "v1.36.2"})
+            named = self.path == "/api/v1/nodes?fieldSelector=metadata.name%3Dnode-a"
+            self._answer(200, {"items": [{}] if named else []} | {"gitVersion": "v1.36.2"})
 
         def do_POST(self) -> None:
             review = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -357,6 +358,23 @@ def test_an_api_server_that_is_not_there_or_lets_nobody_in(tmp_path: Path) -> No
     status, found = check("--kubeconfig", str(tmp_path / "none"))
     assert (status, len(found["obstacle"])) == (1, 1)
     assert "none cannot be used" in found["obstacle"][0]
+
+
+@fresh_network
+def test_the_api_server_s_address_can_be_a_flag(tmp_path: Path) -> None:
+    good_node()
+    with ApiServer() as api:
+        elsewhere = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")
+        for flags in (["--master", api.url], ["--master", api.url, "--kubeconfig", str(elsewhere)]):
+            status, found = check(*flags)
+            assert (status, found["obstacle"]) == (0, [])
+            assert any(line.startswith(f"API server: {api.url} answers") for line in found["ok"])
+            assert begins(found["warning"], "node: the API server knows no Node ")
+        api.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}})
+        status, found = check("--master", api.url, "--hostname-override", "Node-A")
+        assert (status, found["warning"], "node: the API server knows node-a" in found["ok"]) == (0, [], True)
+        done = kproxy("diff", "--master", api.url, "--hostname-override", "node-a", LIMIT_AS_IT_IS)
+        assert done.returncode == 2, done.stderr
 
 
 def test_bad_flags_are_named() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 
 from tests.cli.nodes import do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
+
+LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
 IPTABLES_MODE = """*mangle
 :KUBE-PROXY-CANARY - [0:0]
@@ -137,6 +142,35 @@ def test_the_nftables_mode() -> None:
     assert rules() == before
     again = kproxy("cleanup", "--peer", "kube-proxy")
     assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variant", "end", "kubelet"),
+    [
+        *itertools.product(("legacy", "nft"), ("cleanup", "nftables"), (True, False)),
+        pytest.param("legacy", "ipvs", False, marks=pytest.mark.ipvs),
+    ],
+)
+@fresh_network
+def test_127_0_0_0_is_never_open_without_its_guard(variant: str, end: str, kubelet: bool) -> None:
+    if kubelet:
+        kubelet_and_others(variant)
+    run_once("--iptables-variant", variant)
+    assert ("block incoming localnet connections" in rules(), LOCALNET.read_text()) == (True, "1\n")
+    do("ip", "link", "set", "lo", "up")  # IPVS takes no endpoint where the kernel has no addresses yet
+    if end == "cleanup":
+        assert kproxy("cleanup").returncode == 0
+    else:
+        run_once("--proxy-mode", end)
+    guarded = "block incoming localnet connections" in rules()
+    assert (guarded, LOCALNET.read_text()) == ((True, "1\n") if kubelet else (False, "0\n"))
+
+
+@fresh_network
+def test_a_parameter_that_came_without_a_guard_stays() -> None:
+    LOCALNET.write_text("1")
+    assert kproxy("cleanup").returncode == 0
+    assert LOCALNET.read_text() == "1\n"
 
 
 @pytest.mark.ipvs

@@ -244,6 +244,11 @@ def test_preparing_sets_kernel_parameters_and_writes_no_rules(spare: Cluster, fi
     localhost = Capability.LOCALHOST_NODE_PORTS in spare.mode.capabilities
     assert node.sysctl("net.ipv4.conf.all.route_localnet") == ("1" if localhost else "0")
     assert written(spare) == []
+    node.sysctl("net.ipv4.conf.all.route_localnet", 0)
+    for ranges in (["192.168.0.0/16"], ["primary"]):
+        file.set(nodePortAddresses=ranges)
+        node.run([sys.executable, "-m", "kproxy", "run", "--config", str(file.path), "--init-only"])
+        assert node.sysctl("net.ipv4.conf.all.route_localnet") == "0"
 
 
 def test_the_flag_cleanup_is_the_command(spare: Cluster, file: File) -> None:
@@ -270,3 +275,20 @@ def test_a_taken_health_port_leaves_the_rules_alone_unless_the_file_says_so(
         )
     assert ended.returncode == 1
     assert "in use" in ended.stderr
+
+
+def test_without_a_way_to_the_cluster_it_ends_with_the_reason_and_status_1(
+    spare: Cluster, tmp_path: Path
+) -> None:
+    no_yaml, no_context = tmp_path / "no-yaml", tmp_path / "no-context"
+    no_yaml.write_text("a: [")
+    no_context.write_text("apiVersion: v1\nkind: Config\n")
+    for flags, told in (
+        ([f"--kubeconfig={no_yaml}"], f"Error: {no_yaml} cannot be used: while parsing a flow node"),
+        ([f"--kubeconfig={no_context}"], f"Error: {no_context} cannot be used: Invalid kube-config file."),
+        ([], "Error: in-cluster configuration cannot be used: Service host/port is not set."),
+    ):
+        program = Kproxy(spare.lab.node, ["run", *spare.mode.arguments, *flags])
+        assert program.wait() == 1
+        assert any(line.startswith(told) for line in program.log)
+        assert not any("Traceback" in line for line in program.log)

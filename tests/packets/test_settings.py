@@ -7,6 +7,7 @@ from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, node_json
 from tests.packets.outcomes import names
+from tests.packets.test_diagnostics import status
 
 pytestmark = pytest.mark.root
 
@@ -63,21 +64,30 @@ def test_node_ports_can_be_bound_to_addresses(
     assert spare.outcome(spare.lab.node, "127.0.0.1", service.node_port) == "Refused"
 
 
-@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "without-addresses"])
-def test_a_node_that_tells_no_address_any_more_keeps_its_node_ports(spare: Cluster, deleted: bool) -> None:
+def test_what_is_known_of_the_node_holds_while_its_object_is_gone(spare: Cluster) -> None:
     program = spare.start("--nodeport-addresses", "primary")
     pod, name = spare.lab.local_pods[0], spare.lab.spec.node_name
     service = spare.publish([pod], type="NodePort")
-    mark = program.mark()
+
+    def eligible() -> bool:
+        return bool(status(spare)["nodeEligible"])
+
+    def outcomes() -> list[str]:
+        client = spare.lab.client
+        return [spare.outcome(client, ip, service.node_port) for ip in (*NODE_IP4, *NODE_IP6)]
+
+    primary = [pod.name if ip in {NODE_IP4[0], NODE_IP6[0]} else "Refused" for ip in (*NODE_IP4, *NODE_IP6)]
+    assert outcomes() == primary
+    spare.api.delete("Node", "", name)
     try:
-        if deleted:
-            spare.api.delete("Node", "", name)
-        else:
-            spare.api.apply(node_json(name, (), NODE.pod_cidrs, "zone-b"))
-        program.wait_log("node_changed", since=mark)
+        program.until(eligible, expected=False)
+        program.wait_log("node_missing", f"node={name}")
         spare.settle()
-        for address in (NODE_IP4[0], NODE_IP6[0]):
-            assert spare.outcome(spare.lab.client, address, service.node_port) == pod.name
+        assert outcomes() == primary
+        spare.api.apply(node_json(name, (), NODE.pod_cidrs, "zone-a"))
+        program.until(eligible, expected=True)
+        spare.settle()
+        assert outcomes() == primary
     finally:
         spare.set_node()
 

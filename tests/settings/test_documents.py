@@ -19,7 +19,7 @@ from kproxy.agent.settings.schema import (
     OwnIpvs,
     VerbosityOfFiles,
 )
-from kproxy.agent.settings.translate import proxy_config, unknown_gates, without_effect
+from kproxy.agent.settings.translate import proxy_config, unknown_gates, unrestricted, without_effect
 from kproxy.plan.schedulers import SCHEDULERS
 
 KUBEADM = Path(__file__).parent / "data" / "kubeadm-1.36.yaml"
@@ -33,6 +33,7 @@ FIELDS: list[tuple[str, str, object]] = [
     ("clientConnection.acceptContentTypes", "application/json", "application/json"),
     ("clientConnection.contentType", "application/json", "application/json"),
     ("clientConnection.qps", "7", 7.0),
+    ("clientConnection.qps", "1e+06", 1000000.0),
     ("clientConnection.burst", "20", 20),
     ("logging.format", "json", "json"),
     ("logging.flushFrequency", "1s", 1.0),
@@ -47,6 +48,7 @@ FIELDS: list[tuple[str, str, object]] = [
     ("logging.options.text.infoBufferSize", "512Ki", "512Ki"),
     ("logging.options.json.splitStream", "true", True),
     ("logging.options.json.infoBufferSize", "1", "1"),
+    ("logging.options.json.infoBufferSize", "'1e3'", "1e3"),
     ("hostnameOverride", "node-a", "node-a"),
     ("bindAddress", "192.0.2.7", "192.0.2.7"),
     ("healthzBindAddress", "127.0.0.1:9999", "127.0.0.1:9999"),
@@ -200,7 +202,9 @@ DEFECTS: list[tuple[str, str]] = [
     ("iptables: {masqueradAll: true}", "iptables.masqueradAll: unknown field, did you mean masqueradeAll?"),
     ("iptables: [1]", "iptables: [1] is not a mapping"),
     ("clustercidr: 10.0.0.0/8", "clustercidr: unknown field, did you mean clusterCIDR?"),
-    ("udpIdleTimeout: 1s", "udpIdleTimeout: unknown field"),
+    ("udpIdleTimeOut: 1s", "udpIdleTimeOut: unknown field"),
+    ("ipvs: {masqueradeBit: 3}", "ipvs.masqueradeBit: unknown field"),
+    ("conntrack: 1", "conntrack: 1 is not a mapping"),
     ("clusterCIDR: 10.0.0.0", 'clusterCIDR: "10.0.0.0" is not a CIDR'),
     (
         "clusterCIDR: '10.0.0.0/8,11.0.0.0/8'",
@@ -244,6 +248,7 @@ DEFECTS: list[tuple[str, str]] = [
     ("conntrack: {min: -1}", "conntrack.min: -1 is negative"),
     ("conntrack: {udpTimeout: -1s}", 'conntrack.udpTimeout: "-1s" is negative'),
     ("clientConnection: {qps: fast}", 'clientConnection.qps: "fast" is not a number'),
+    ("clientConnection: {qps: '5'}", 'clientConnection.qps: "5" is not a number'),
     ("clientConnection: {burst: -1}", "clientConnection.burst: -1 is negative"),
     ("featureGates: {A: maybe}", 'featureGates.A: "maybe" is not true or false'),
     ("featureGates: [A]", 'featureGates: ["A"] is not a mapping'),
@@ -256,6 +261,8 @@ DEFECTS: list[tuple[str, str]] = [
         "logging: {options: {json: {infoBufferSize: big}}}",
         'logging.options.json.infoBufferSize: "big" is not a quantity such as 0 or 512Ki',
     ),
+    ("hostnameOverride: ' '", 'hostnameOverride: " " is blank'),
+    ("healthzBindAddress: 'fe80::1%eth0'", 'healthzBindAddress: "fe80::1%eth0" is not IP:port'),
     ("hostnameOverride: 12", "hostnameOverride: 12 is not text: put it in quotes"),
     ("mode: iptables\nmode: ipvs", "line 4: the key 'mode' is there twice"),
 ]
@@ -374,6 +381,26 @@ def test_what_does_nothing_here_is_known() -> None:
         "winkernel.enableDSR",
     ]
     assert unknown_gates(kube) == ["NoSuchGate"]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "cluster", "expected"),
+    [
+        ("[]", "10.244.0.0/16,fd00::/48", []),
+        ("[primary]", "10.244.0.0/16,fd00::/48", []),
+        ("[192.0.2.0/24]", "10.244.0.0/16", []),
+        ("[192.0.2.0/24]", "10.244.0.0/16,fd00::/48", ["IPv6"]),
+        ("[192.0.2.0/24]", "fd00::/48", ["IPv6"]),
+        ("['2001:db8::/64']", "10.244.0.0/16,fd00::/48", ["IPv4"]),
+        ("[192.0.2.0/24, '2001:db8::/64']", "10.244.0.0/16,fd00::/48", []),
+        ("[192.0.2.0/24]", "", []),
+    ],
+)
+def test_a_family_whose_node_ports_are_not_restricted_is_known(
+    ranges: str, cluster: str, expected: list[str]
+) -> None:
+    kube = read(HEAD + f"nodePortAddresses: {ranges}\nclusterCIDR: '{cluster}'\n").kube
+    assert unrestricted(kube) == expected
 
 
 @given(

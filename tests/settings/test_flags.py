@@ -142,6 +142,8 @@ def test_the_tables_have_every_flag() -> None:
         (["--cluster_cidr=10.1.0.0/16"], "clusterCIDR", "10.1.0.0/16"),
         (["--proxy-mode="], "mode", "iptables"),
         (["--detect-local-mode="], "detectLocalMode", "ClusterCIDR"),
+        (["--ipvs-scheduler="], "ipvs.scheduler", "rr"),
+        (["--bind-address="], "bindAddress", "0.0.0.0"),
         (
             ["--nodeport-addresses=10.0.0.0/8,192.0.2.0/24", "--nodeport-addresses", "fd00::/8"],
             "nodePortAddresses",
@@ -236,6 +238,22 @@ def test_a_variable_counts_next_to_a_file_as_its_flag_does(tmp_path: Path) -> No
     assert "flags_ignored flags=['--cluster-cidr']" in log
 
 
+def test_an_empty_path_is_none(tmp_path: Path) -> None:
+    documents, _ = written(tmp_path, "--config=", "--kubeconfig=", "--manifests=")
+    (kube,) = documents
+    assert kube["clientConnection"]["kubeconfig"] == ""
+    given = {"KPROXY_KUBECONFIG": "/srv/kubeconfig"}
+    (kube,), _ = written(tmp_path, "--kubeconfig=", environment=given)
+    assert kube["clientConnection"]["kubeconfig"] == ""
+
+
+def test_an_empty_name_leaves_the_one_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.conf"
+    file.write_text(HEAD + "hostnameOverride: node-a\n")
+    (kube,), _ = written(tmp_path, f"--config={file}", "--hostname-override=")
+    assert kube["hostnameOverride"] == "node-a"
+
+
 def test_what_does_nothing_is_said_in_one_line(tmp_path: Path) -> None:
     _, log = written(
         tmp_path,
@@ -247,6 +265,14 @@ def test_what_does_nothing_is_said_in_one_line(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert "['clientConnection.qps', 'featureGates.ContextualLogging']" in lines[0]
     assert "unknown_feature_gates gates=['Nope']" in log
+
+
+def test_node_ports_open_in_one_family_are_a_warning(tmp_path: Path) -> None:
+    given = ["--cluster-cidr=10.244.0.0/16,fd00::/48", "--nodeport-addresses=192.0.2.0/24"]
+    _, log = written(tmp_path, *given)
+    assert "level=warning event=node_ports_everywhere families=['IPv6']" in log
+    _, log = written(tmp_path, *given, "--nodeport-addresses=::/0")
+    assert log == ""
 
 
 def test_every_bad_flag_is_told_at_once() -> None:
@@ -261,6 +287,7 @@ def test_every_bad_flag_is_told_at_once() -> None:
         "--proxy-mode=userspace",
         "--masquerade-all=maybe",
         "--conntrack-min=1k",
+        "--hostname-override= ",
     )
     assert status == 1
     assert told.splitlines()[3:] == [
@@ -268,6 +295,7 @@ def test_every_bad_flag_is_told_at_once() -> None:
         "--masquerade-all: 'maybe' is not a valid boolean",
         "--conntrack-min: '1k' is not a valid integer",
         "--healthz-port: 70000 is not a port",
+        '--hostname-override: " " is blank',
         '--feature-gates: A: "maybe" is not true or false',
         '--iptables-sync-period: "1x" is not a duration such as 30s, 1m30s or 100ms',
         "--oom-score-adj: 5000 is not within -1000 and 1000",

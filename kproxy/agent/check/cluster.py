@@ -1,11 +1,11 @@
 """The API server as this node sees it: is it there, and may kproxy read what it needs."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import msgspec
 
 from kproxy.agent.check.findings import Finding, obstacle, ok, warning
+from kproxy.agent.config import ProxyConfig
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.transport import ApiError
@@ -27,10 +27,10 @@ def questions(node: str) -> tuple[Question, ...]:
     return (*read, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
 
 
-def check_cluster(kubeconfig: Path | None, node: str) -> Iterator[Finding]:
+def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
     """Ask the API server."""
     try:
-        inquirer = Inquirer(ClusterAccess(kubeconfig=kubeconfig))
+        inquirer = Inquirer(ClusterAccess(config.kubeconfig, master=config.master or None))
     except ClusterAccessError as error:
         yield obstacle(
             "API server", str(error), "give a working --kubeconfig, or run in a pod of the cluster"
@@ -45,12 +45,27 @@ def check_cluster(kubeconfig: Path | None, node: str) -> Iterator[Finding]:
     yield ok("API server", f"{inquirer.server} answers, version {version}")
     answers: dict[Question, bool] = {}
     try:
-        for question in questions(node):
+        for question in questions(config.node_name):
             answers[question] = inquirer.may(question)
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         yield warning("permissions in the cluster", f"cannot be asked for: {error}", _ROLE)
         return
     yield from judge_access(answers)
+    if all(answers.values()):
+        yield from _check_name(inquirer, config.node_name)
+
+
+def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
+    """A name that no Node has is no obstacle, for the kubelet may be about to register it."""
+    try:
+        if inquirer.has_node(node):
+            yield ok("node", f"the API server knows {node}")
+            return
+    except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
+        yield warning("node", str(error), _ROLE)
+        return
+    told = f"the API server knows no Node {node}: no endpoint will be local, and /healthz will answer 503"
+    yield warning("node", told, "give the Node's name with --hostname-override")
 
 
 def judge_access(answers: Mapping[Question, bool]) -> Iterator[Finding]:

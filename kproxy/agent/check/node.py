@@ -35,7 +35,7 @@ def check_node(config: ProxyConfig) -> Report:
 
 def _check_source(config: ProxyConfig) -> Iterator[Finding]:
     if config.manifests is None:
-        yield from check_cluster(config.kubeconfig, config.node_name)
+        yield from check_cluster(config)
     elif not config.manifests.is_dir():
         told = f"--manifests {config.manifests} is not a directory"
         yield warning("manifests", told, "make it: kproxy waits for it and serves nothing until then")

@@ -162,10 +162,6 @@ def _scalar(kind: type, value: object) -> object:
         raise ValueError("is not text: put it in quotes")
     if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value not in _INT32):
         raise ValueError("is not a whole number of 32 bits")
-    if kind is float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ValueError("is not a number")
-        return float(value)
     return value
 
 

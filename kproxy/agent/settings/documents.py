@@ -8,16 +8,23 @@ import msgspec
 from kproxy.agent.config import PRIMARY, is_interface
 from kproxy.agent.settings.codec import Defect, decode
 from kproxy.agent.settings.durations import format_duration
-from kproxy.agent.settings.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, KubeProxyConfiguration
+from kproxy.agent.settings.schema import (
+    KPROXY,
+    KUBE_PROXY,
+    OBSOLETE,
+    KproxyConfiguration,
+    KubeProxyConfiguration,
+)
 from kproxy.sources.yaml_documents import ManifestSyntaxError, yaml_documents
 from kproxy.state.problems import show
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Both documents."""
+    """Both documents. `obsolete` are the paths of the first that are set and that kube-proxy once had."""
 
     kube: KubeProxyConfiguration = KubeProxyConfiguration()
     own: KproxyConfiguration = KproxyConfiguration()
+    obsolete: tuple[str, ...] = ()
 
 
 def read_documents(text: str) -> tuple[Settings, list[Defect]]:
@@ -41,8 +48,9 @@ def read_documents(text: str) -> tuple[Settings, list[Defect]]:
                     defects.append(
                         Defect(f"line {document.line}", f"{named[1]} is not first: kube-proxy reads no other")
                     )
+                plain, obsolete = _without_obsolete(plain)
                 kube, found = decode(KubeProxyConfiguration, _with_addresses(plain))
-                settings = msgspec.structs.replace(settings, kube=kube)
+                settings = msgspec.structs.replace(settings, kube=kube, obsolete=obsolete)
                 defects += found
             elif named == KPROXY:
                 own, found = decode(KproxyConfiguration, plain)
@@ -92,6 +100,19 @@ def _contradictions(
         if kube.detect_local_mode == mode and not is_interface(value):
             needed = f"{label('detectLocalMode')} {mode} needs one"
             yield f"detectLocal.{field}", (), f"{show(value)} is not an interface name, and {needed}"
+
+
+def _without_obsolete(plain: dict[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The document without the fields that kube-proxy once had, and the paths of those that are set."""
+    found = []
+    for path in sorted(OBSOLETE):
+        section, _, name = path.rpartition(".")
+        holder = plain.get(section) if section else plain
+        if isinstance(holder, dict) and name in holder:
+            rest = {key: value for key, value in holder.items() if key != name}
+            plain = plain | {section: rest} if section else rest
+            found += [path] if holder[name] is not None else []
+    return plain, tuple(found)
 
 
 def _with_addresses(plain: dict[str, object]) -> dict[str, object]:

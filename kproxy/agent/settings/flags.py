@@ -7,6 +7,8 @@ flags. Flags that are no field of KubeProxyConfiguration always count: --master 
 
 from collections.abc import Mapping
 
+import msgspec
+
 from kproxy.agent.settings.codec import Defect, assign
 from kproxy.agent.settings.documents import Settings, contradictions
 from kproxy.agent.settings.values import host_port
@@ -85,7 +87,9 @@ PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "
 """What this process shall do; no field of either document."""
 
 _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
-_BLANK_IS_DEFAULT = frozenset({"detect-local-mode", "proxy-mode"})
+_EMPTY_IS_UNSET = frozenset(
+    {"bind-address", "detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"}
+)
 _LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
 
 
@@ -99,7 +103,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
     kube, own = settings.kube, settings.own
     defects: list[Defect] = []
     for flag, value in _without_ports(flags, defects).items():
-        if flag in _BLANK_IS_DEFAULT and value == "":
+        if flag in _EMPTY_IS_UNSET and value == "":
             continue
         try:
             plain = _plain(flag, value)
@@ -112,7 +116,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
         if flag in OWN_FLAGS:
             own, found = assign(own, OWN_FLAGS[flag], plain, f"--{flag}")
             defects += found
-    result = Settings(kube, own)
+    result = msgspec.structs.replace(settings, kube=kube, own=own)
     if flags:
         names = {path: f"--{flag}" for flag, paths in FLAGS.items() for path in paths}
         defects += contradictions(result, defects, lambda path: names.get(path, path))

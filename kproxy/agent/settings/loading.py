@@ -14,7 +14,7 @@ from kproxy.agent.settings.codec import Defect, encode
 from kproxy.agent.settings.documents import Settings, read_documents
 from kproxy.agent.settings.flags import apply_flags, counts_with_file
 from kproxy.agent.settings.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, Section
-from kproxy.agent.settings.translate import proxy_config, unknown_gates, without_effect
+from kproxy.agent.settings.translate import proxy_config, unknown_gates, unrestricted, without_effect
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -115,11 +115,15 @@ def tell_flags(command_line: CommandLine) -> None:
 
 
 def tell_settings(settings: Settings) -> None:
-    """Log what is set and does nothing."""
-    if paths := without_effect(settings.kube):
-        log.info("settings_without_effect", settings=paths)
+    """Log what is set and does nothing, and what is open though it looks restricted."""
+    if paths := [*without_effect(settings.kube), *settings.obsolete]:
+        log.info("settings_without_effect", settings=sorted(paths))
     if gates := unknown_gates(settings.kube):
         log.warning("unknown_feature_gates", gates=gates)
+    if families := unrestricted(settings.kube):
+        log.warning(
+            "node_ports_everywhere", families=families, reason="nodePortAddresses has no CIDR of theirs"
+        )
 
 
 def document(named: tuple[str, str], section: Section) -> dict[str, object]:

@@ -24,6 +24,7 @@ from kproxy.agent.settings.values import (
     KernelTimeout,
     MetricsAddress,
     MinPeriod,
+    NodeName,
     NodePortRange,
     NotNegativeDuration,
     Period,
@@ -37,6 +38,15 @@ from kproxy.backends.iptables.choice import LAYOUTS
 
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 KPROXY = ("kproxy.io/v1alpha1", "KproxyConfiguration")
+
+OBSOLETE = frozenset(
+    {"conntrack.max", "ipvs.masqueradeAll", "resourceContainer", "udpIdleTimeout", "udpTimeoutMilliseconds"}
+)
+"""Paths of the first document that are in many clusters' files and that kube-proxy 1.36 has not.
+
+All were fields until Kubernetes 1.9 to 1.26 but `ipvs.masqueradeAll`, which guides tell to write and which
+kube-proxy has ignored ever since: IPVS mode obeys that of `iptables`.
+"""
 
 MIN_SYNC_PERIOD = 0.1
 """Seconds between the end of a sync and the next where `minSyncPeriod` is not set."""
@@ -158,7 +168,7 @@ class KubeProxyConfiguration(Section, frozen=True):
     feature_gates: Mapping[str, bool] = {}
     client_connection: ClientConnection = ClientConnection()
     logging: Logging = Logging()
-    hostname_override: str = ""
+    hostname_override: NodeName = ""
     bind_address: Address = "0.0.0.0"  # noqa: S104
     healthz_bind_address: HealthzAddress = "0.0.0.0:10256"
     metrics_bind_address: MetricsAddress = "127.0.0.1:10249"

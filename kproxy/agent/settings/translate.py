@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from kproxy.agent.config import ConntrackSettings, ProxyConfig
+from kproxy.addresses import Family
+from kproxy.agent.config import PRIMARY, ConntrackSettings, ProxyConfig, cidrs_by_family
 from kproxy.agent.settings.codec import flatten
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
@@ -69,7 +70,7 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         kubeconfig=Path(kubeconfig) if kubeconfig and from_cluster else None,
         master=master,
         manifests=Path(own.manifests) if own.manifests else None,
-        cluster_cidrs=tuple(part.strip() for part in kube.cluster_cidr.split(",") if part.strip()),
+        cluster_cidrs=_parts(kube.cluster_cidr),
         detect_local_mode=kube.detect_local_mode,
         pod_bridge_interface=kube.detect_local.bridge_interface,
         pod_interface_name_prefix=kube.detect_local.interface_name_prefix,
@@ -121,6 +122,23 @@ def without_effect(kube: KubeProxyConfiguration) -> list[str]:
 def unknown_gates(kube: KubeProxyConfiguration) -> list[str]:
     """Feature gates that kube-proxy has no use for either."""
     return sorted(kube.feature_gates.keys() - KNOWN_GATES - {EXTERNAL_IPS})
+
+
+def unrestricted(kube: KubeProxyConfiguration) -> list[str]:
+    """Families of `clusterCIDR` whose node ports answer everywhere, though `nodePortAddresses` is not empty.
+
+    A list of one family leaves the other as it is, which few expect (checkBadConfig of kube-proxy warns too).
+    """
+    ranges = kube.node_port_addresses
+    if not ranges or PRIMARY in ranges:
+        return []
+    restricted = cidrs_by_family(ranges)
+    used = cidrs_by_family(_parts(kube.cluster_cidr))
+    return [family.value for family in Family if used[family] and not restricted[family]]
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def has_no_effect(path: str) -> bool:

@@ -44,7 +44,7 @@ def _flush_frequency(value: object) -> float:
     return _duration(value)
 
 
-_QUANTITY = re.compile(r"\d+(?:\.\d*)?(?:[numkMGTPE]|[KMGTPE]i)?", re.ASCII)
+_QUANTITY = re.compile(r"\d+(?:\.\d*)?(?:[numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", re.ASCII)
 
 
 def _quantity(value: object) -> str:
@@ -53,6 +53,18 @@ def _quantity(value: object) -> str:
     if not isinstance(value, str) or _QUANTITY.fullmatch(value) is None:
         raise ValueError("is not a quantity such as 0 or 512Ki")
     return value
+
+
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+", re.ASCII)
+"""A number as Go prints large ones, 1e+06, and YAML 1.1 does not know it: there it is text."""
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError("is not a number")  # noqa: TRY004
+    return float(value)
 
 
 def _same(value: object) -> object:
@@ -118,6 +130,12 @@ def _node_ports(value: str) -> None:
         check_cidr(value)
 
 
+def _node_name(value: str) -> None:
+    """Empty stands for the host's name; blanks do not (processHostnameOverrideFlag of kube-proxy)."""
+    if value and not value.strip():
+        raise ValueError("is blank")
+
+
 def _address(value: str) -> None:
     try:
         parse_ip(value)
@@ -143,6 +161,8 @@ def host_port(value: str, default_port: int) -> str:
 
 
 def _plain_ip(text: str) -> str:
+    if "%" in text:
+        raise ValueError("has a zone")
     return str(ipaddress.ip_address(text))
 
 
@@ -174,11 +194,12 @@ FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration), Che
 Quantity = Annotated[str, Reader(_quantity, _same)]
 Bit = Annotated[int, within(0, 31)]
 Count = Annotated[int, Check(_not_negative)]
-Rate = Annotated[float, EmptyIsDefault()]
+Rate = Annotated[float, Reader(_number, _same), EmptyIsDefault()]
 Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
 Cidr = Annotated[str, Check(check_cidr)]
 ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
 NodePortRange = Annotated[str, Check(_node_ports)]
+NodeName = Annotated[str, Check(_node_name)]
 Address = Annotated[str, Check(_address), EmptyIsDefault()]
 HealthzAddress = Annotated[str, _listener(10256), EmptyIsDefault()]
 MetricsAddress = Annotated[str, _listener(10249), EmptyIsDefault()]

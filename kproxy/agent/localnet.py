@@ -1,0 +1,73 @@
+"""Node ports on 127.0.0.1: the kernel parameter that they need, which never stays without its guard.
+
+With route_localnet the kernel takes packets to 127.0.0.0/8 from the network too, and every program that
+trusts localhost would answer to neighbours (CVE-2020-8558); KUBE-FIREWALL drops those. kube-proxy leaves that
+chain for ever; kproxy takes it away where no kubelet is, and then the parameter goes back as well.
+"""
+
+import structlog
+
+from kproxy.addresses import Family, cidr_contains
+from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.backends.iptables import names
+from kproxy.kernel import sysctl
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+
+log = structlog.stdlib.get_logger(__name__)
+
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
+
+
+def covers_loopback(ranges: list[str]) -> bool:
+    """Whether node-port addresses of IPv4 have 127.0.0.0/8 among them, as none at all do."""
+    return not ranges or any(cidr.startswith("127.") or cidr_contains(cidr, "127.0.0.0") for cidr in ranges)
+
+
+def is_wanted(config: ProxyConfig) -> bool:
+    """Whether node ports shall answer on 127.0.0.1, as far as settings tell without the node's addresses."""
+    if config.proxy_mode != "iptables" or PRIMARY in config.node_port_addresses:
+        return False
+    ranges = cidrs_by_family(config.node_port_addresses)[Family.IPV4]
+    return config.localhost_node_ports and covers_loopback(ranges)
+
+
+def allow() -> None:
+    """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens."""
+    try:
+        if sysctl.ensure(ROUTE_LOCALNET, 1):
+            log.info("sysctl_set", name=ROUTE_LOCALNET, value=1, reason="node ports on localhost")
+    except sysctl.SysctlError as error:
+        log.warning(
+            "sysctl_failed", name=error.name, reason=error.reason, effect="no node ports on localhost"
+        )
+
+
+def is_guarded() -> bool:
+    """Whether KUBE-FIREWALL stands, in either variant; False where nothing needs it."""
+    try:
+        if sysctl.read(ROUTE_LOCALNET) != "1":
+            return False
+    except sysctl.SysctlError:
+        return False
+    return any(map(_has_guard, Variant))
+
+
+def close() -> None:
+    """Let nothing from the network reach 127.0.0.0/8."""
+    try:
+        if sysctl.ensure(ROUTE_LOCALNET, 0):
+            log.info("sysctl_set", name=ROUTE_LOCALNET, value=0, reason="KUBE-FIREWALL is gone")
+    except sysctl.SysctlError as error:
+        log.warning(
+            "sysctl_failed", name=error.name, reason=error.reason, effect="neighbours can reach 127.0.0.0/8"
+        )
+
+
+def _has_guard(variant: Variant) -> bool:
+    try:
+        tables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant, probe=False))
+        return f":{names.KUBE_FIREWALL} ".encode() in tables.save()
+    except (XtablesUnavailable, RestoreError):
+        return False
