@@ -6,7 +6,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.iptables_mode import IptablesMode, usable_layout
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
 from kproxy.kernel.xtables.types import Variant
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs

@@ -18,7 +18,7 @@ from kproxy.backends.iptables.rehearsal import RehearsedXtables
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
