@@ -28,7 +28,7 @@ from kproxy.agent.node import FamilyFacts
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.backends.base import Drift, Measurement, SyncReport
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews

@@ -11,8 +11,8 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.shared import Placement, rerooted

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable

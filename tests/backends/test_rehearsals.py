@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kproxy.addresses import Family
 from kproxy.backends.change import Change
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.rehearsal import RehearsedXtables
 from kproxy.backends.iptables.scalable import ScalableLayout
