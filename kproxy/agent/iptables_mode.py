@@ -18,7 +18,7 @@ from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.backends.iptables.layout import Layout
-from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl

@@ -16,7 +16,8 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dispatch import LONGEST, Tree
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import ServiceRules, render_service
+from kproxy.backends.iptables.render import render_service
+from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Placement
 from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan

@@ -18,12 +18,8 @@ from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import (
-    ServiceRules,
-    SharedLines,
-    cluster_policy_chains,
-    health_check_rule,
-)
+from kproxy.backends.iptables.render import cluster_policy_chains, health_check_rule
+from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.iptables.static import (
     FILTER_NODE_PORTS,
