@@ -18,25 +18,21 @@ from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, WatchEvent
+from kproxy.sources.errors import ApiError, StalledError, StatusError, UnreachableError
 from kproxy.sources.listing import (
     EventReader,
     Resource,
     Snapshot,
     StoppedError,
+    StreamedListSupport,
     StreamedListUnsupportedError,
     current_version,
     list_paged,
     open_streamed_list,
     read_streamed_list,
 )
-from kproxy.sources.transport import (
-    ApiError,
-    StalledError,
-    StatusError,
-    Stream,
-    Transport,
-    UnreachableError,
-)
+from kproxy.sources.stream import Stream
+from kproxy.sources.transport import Transport
 from kproxy.state.decode import Kind, decode
 from kproxy.state.problems import ObjectRejected
 
@@ -68,22 +64,6 @@ class WatchStatus:
 
 class ExpiredError(ApiError):
     """The watch cannot go on from where it was; the list must be read again."""
-
-
-class StreamedListSupport:
-    """Whether the server streams lists, shared by all kinds so that it is not asked at every list."""
-
-    def __init__(self, config: KubernetesSourceConfig) -> None:
-        self._config = config
-        self._not_before = 0.0 if config.streamed_list else float("inf")
-
-    def expected(self) -> bool:
-        """Whether to ask for a streamed list."""
-        return time.monotonic() >= self._not_before
-
-    def refuse(self) -> None:
-        """Remember that the server does not."""
-        self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
 
 
 class _Phase(Enum):

@@ -17,8 +17,8 @@ from kproxy.agent.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.agent.exposition import Exposition, slis
 from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.cli.run import run
+from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.sources.transport import ApiError
 from kproxy.testing.apiserver import ApiServer
 from tests.agent.test_metrics import filled
 from tests.manifests.openapi import documents, load, problems

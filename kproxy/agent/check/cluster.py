@@ -8,7 +8,7 @@ import msgspec
 from kproxy.agent.check.findings import Finding, obstacle, ok, warning
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
-from kproxy.sources.transport import ApiError
+from kproxy.sources.errors import ApiError
 
 _ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
 
