@@ -19,12 +19,9 @@ from kproxy.backends.iptables.shared import Placement, rerooted
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import RestoreError, Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
-from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind
-from kproxy.state.tables import Tables
 from kproxy.testing.fake_xtables import FakeXtables
+from tests.backends.node import Node
 from tests.backends.packets import Packet, is_served, outcomes
-from tests.builders import NODE, as_service, as_slice
 
 CONFIG = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
 CONTESTED = ("203.0.113.1", "203.0.113.2")
@@ -72,7 +69,7 @@ class WatchedXtables(FakeXtables):
         self.accept_all_rules()
 
 
-class Cluster:
+class Cluster(Node[IptablesBackend, State]):
     """One node's agent, without its threads and sockets."""
 
     def __init__(
@@ -86,60 +83,22 @@ class Cluster:
     ) -> None:
         self.fake = fake or WatchedXtables(config.family, variant)
         self.config = config
-        self.tables = Tables()
         self.piece = piece
         self.layout = layout
-        self.start()
+        super().__init__(config.family)
 
-    def start(self) -> None:
-        """Start, or start again over the same kernel and the same objects."""
-        self.planner = Planner(self.config.family)
-        self.plans: dict[str, ServicePlan] = {}
-        self.backend = IptablesBackend(
-            self.layout(self.config), self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
-        )
-        self.tables.touch_all()
+    def make_backend(self) -> IptablesBackend:
+        """A backend of the layout."""
+        watch = ChangeWatch(self.fake.stamp)
+        return IptablesBackend(self.layout(self.config), self.fake, watch, piece=self.piece)
 
-    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
-        """Write objects to the API."""
-        if service is not None:
-            self.tables.upsert(as_service(service))
-        for each in slices:
-            self.tables.upsert(as_slice(each))
-
-    def drop(self, key: str) -> None:
-        """Delete a service, its slices stay as they do for a moment in a real cluster."""
-        self.tables.delete(Kind.SERVICE, key)
-
-    def plan(self) -> None:
-        """Hand what changed to the backend, without a sync."""
-        self._read = self.tables.dirty()
-        changed = self.planner.update(self._read, NODE)
-        self.plans |= changed
-        self.backend.update(changed.values())
-
-    def sync(self) -> SyncReport:
-        """Plan and write what changed; nothing is taken for done that was not."""
-        self.plan()
-        report = self.backend.sync()
-        if report.error is None:
-            self.tables.commit(self._read)
-        return report
+    def another(self) -> Cluster:
+        """A node with the same settings and an empty kernel."""
+        return Cluster(self.fake.variant, config=self.config, layout=self.layout)
 
     def state(self) -> State:
         """Everything in the kernel: table -> chain -> rules."""
         return parse_save(self.fake.save())
-
-    def fresh(self) -> State:
-        """What a new node would write for the same objects."""
-        other = Cluster(self.fake.variant, config=self.config, layout=self.layout)
-        other.tables = self.tables
-        planned = Planner(self.config.family)
-        inputs = [self.tables.read(key) for key in sorted(self.plans)]
-        other.backend.update(planned.update(inputs, NODE).values())
-        report = other.backend.sync()
-        assert (report.error, report.failed) == (None, {})
-        return other.state()
 
     def holds(self, key: str) -> bool:
         """Whether the kernel has every rule of the service as it is planned."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
@@ -19,14 +19,10 @@ from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipvs.types import DestinationId, ServerId
 from kproxy.kernel.xtables.types import Variant
-from kproxy.plan.model import ServicePlan
-from kproxy.plan.planner import Planner
 from kproxy.plan.schedulers import Scheduler
-from kproxy.state.decode import Kind
-from kproxy.state.tables import Tables
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
-from tests.builders import NODE, as_service, as_slice
+from tests.backends.node import Node
 
 CONFIG = IpvsConfig(
     rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),
@@ -36,7 +32,7 @@ CONFIG = IpvsConfig(
 )
 
 
-class IpvsNode:
+class IpvsNode(Node[IpvsBackend, list[str]]):
     """One node; `now` is its clock."""
 
     def __init__(self, config: IpvsConfig = CONFIG) -> None:
@@ -47,49 +43,21 @@ class IpvsNode:
         self.ipset = FakeIpset(self.faults)
         self.device = FakeDevice(self.faults)
         self.xtables = FakeXtables(config.family, Variant.NFT)
-        self.tables = Tables()
-        self.start()
+        super().__init__(config.family)
 
     @property
     def handles(self) -> KernelHandles:
         """What a backend works on."""
         return KernelHandles(self.ipvs, self.ipset, self.device)
 
-    def start(self) -> None:
-        """Start, or start again over the same kernel and the same objects."""
-        self.planner = Planner(self.config.family)
-        self.plans: dict[str, ServicePlan] = {}
+    def make_backend(self) -> IpvsBackend:
+        """A backend over all parts of the kernel."""
         rules = IptablesBackend(IpvsLayout(self.config.rules), self.xtables, ChangeWatch(self.xtables.stamp))
-        self.backend = IpvsBackend(self.config, self.handles, rules, lambda: self.now)
-        self.tables.touch_all()
+        return IpvsBackend(self.config, self.handles, rules, lambda: self.now)
 
-    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
-        """Write objects to the API."""
-        if service is not None:
-            self.tables.upsert(as_service(service))
-        for each in slices:
-            self.tables.upsert(as_slice(each))
-
-    def drop(self, key: str) -> None:
-        """Delete a service."""
-        self.tables.delete(Kind.SERVICE, key)
-
-    def sync(self) -> SyncReport:
-        """Plan and write what changed."""
-        read = self.tables.dirty()
-        changed = self.planner.update(read, NODE)
-        self.plans |= changed
-        self.backend.update(changed.values())
-        report = self.backend.sync()
-        if report.error is None:
-            self.tables.commit(given for given in read if given.key not in report.failed)
-        return report
-
-    def done(self) -> SyncReport:
-        """Sync, with nothing going wrong."""
-        report = self.sync()
-        assert (report.error, report.failed) == (None, {})
-        return report
+    def another(self) -> IpvsNode:
+        """A node with the same settings and an empty kernel."""
+        return IpvsNode(self.config)
 
     def drained(self) -> None:
         """Let time pass until nothing drains any more."""
@@ -135,16 +103,6 @@ class IpvsNode:
         ]
         return sorted(lines)
 
-    def fresh(self) -> list[str]:
-        """What a new node would have for the same objects."""
-        other = IpvsNode(self.config)
-        planned = Planner(self.config.family)
-        inputs = [self.tables.read(key) for key in sorted(self.plans)]
-        other.backend.update(planned.update(inputs, NODE).values())
-        report = other.backend.sync()
-        assert (report.error, report.failed) == (None, {})
-        return other.state()
-
     def listed(self) -> set[ServerId]:
         """The virtual servers that the sets list as ours."""
         return {
@@ -157,6 +115,11 @@ class IpvsNode:
         """The destinations of a virtual server that take new connections."""
         _, destinations = self.ipvs.table.get(server, (None, {}))
         return {destination: weight for destination, weight in destinations.items() if weight}
+
+    def served(self) -> set[ServerId]:
+        """The virtual servers that take connections; one that stands and is not listed is an error."""
+        assert set(self.ipvs.table) <= self.listed()
+        return {server for server in self.ipvs.table if self.serving(server)}
 
 
 def with_config(**settings: Any) -> IpvsConfig:
