@@ -62,6 +62,17 @@ Observe = Callable[[str, str, str, float], None]
 """Told of each request: host, method, HTTP status (`<error>`, as in client-go, without one) and seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """`read_seconds` is the longest silence; `content_type` is that of the body."""
+
+    method: str
+    target: str
+    read_seconds: float
+    body: bytes | None = None
+    content_type: str = ""
+
+
 class Transport:
     """Opens requests from any thread; reloads credentials; can be closed from outside at any moment."""
 
@@ -91,29 +102,27 @@ class Transport:
         Raises StatusError for any answer but success, DisconnectedError, StalledError (no answer at all) and
         ClusterAccessError.
         """
-        return self._exchange("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds, None, "")
+        return self._exchange(_Request("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds))
 
     def send(
         self, method: str, path: str, body: bytes | None, content_type: str = "application/json"
     ) -> bytes:
         """One request with a small answer, as a whole; raises what `open` does."""
         seconds = self._config.send_seconds
-        stream = self._exchange(method, path, seconds, body, content_type)
+        stream = self._exchange(_Request(method, path, seconds, body, content_type))
         try:
             return stream.read_all(_SMALL_BODY, seconds)
         finally:
             stream.close()
 
-    def _exchange(
-        self, method: str, target: str, read_seconds: float, body: bytes | None, content_type: str
-    ) -> Stream:
+    def _exchange(self, request: _Request) -> Stream:
         session = self._prepare()
-        response = self._request(session, method, target, read_seconds, body, content_type)
+        response = self._observed(session, request)
         if response.status == 401:
             response.close()
             log.debug("credentials_refused", server=session.host)
             session = self._reload(session)
-            response = self._request(session, method, target, read_seconds, body, content_type)
+            response = self._observed(session, request)
         if response.status in _SUCCESS:
             return Stream(response)
         if response.status in (401, 403):
@@ -190,47 +199,31 @@ class Transport:
             if closed:
                 _shut(sock)
 
-    def _request(
-        self,
-        session: Session,
-        method: str,
-        target: str,
-        read_seconds: float,
-        body: bytes | None,
-        content_type: str,
-    ) -> Any:
+    def _observed(self, session: Session, request: _Request) -> Any:
         began = time.monotonic()
         code = "<error>"
         try:
-            response = self._try(session, method, target, read_seconds, body, content_type)
+            response = self._try(session, request)
             code = str(response.status)
         finally:
             host = urllib.parse.urlsplit(session.host).netloc
-            self._observe(host, method, code, time.monotonic() - began)
+            self._observe(host, request.method, code, time.monotonic() - began)
         return response
 
-    def _try(
-        self,
-        session: Session,
-        method: str,
-        target: str,
-        read_seconds: float,
-        body: bytes | None,
-        content_type: str,
-    ) -> Any:
+    def _try(self, session: Session, request: _Request) -> Any:
         if self._closed:
             raise DisconnectedError("closed")
         with self._lock:
             headers = session.headers()
         headers |= {"accept": "application/json", "user-agent": f"kproxy/{kproxy.__version__}"}
-        if body is not None:
-            headers["content-type"] = content_type
-        timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=read_seconds)
+        if request.body is not None:
+            headers["content-type"] = request.content_type
+        timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=request.read_seconds)
         try:
             return session.pool.request(
-                method,
-                f"{session.host}{target}",
-                body=body,
+                request.method,
+                f"{session.host}{request.target}",
+                body=request.body,
                 headers=headers,
                 timeout=timeout,
                 retries=False,
