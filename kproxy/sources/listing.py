@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kproxy.sources.base import Sink
+from kproxy.sources.base import ListSink
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, Page, WatchEvent, read_event, read_page
 from kproxy.sources.errors import ApiError, DisconnectedError, StalledError, StatusError
@@ -121,7 +121,7 @@ class Snapshot:
         self._objects.pop(key, None)
         self._problems.pop(key, None)
 
-    def deliver(self, sink: Sink) -> None:
+    def deliver(self, sink: ListSink) -> None:
         """Hand the list over: problems first, then all of it at once."""
         kind = self._resource.kind
         for key, problem in self._problems.items():
