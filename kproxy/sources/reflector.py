@@ -54,8 +54,6 @@ class WatchStatus:
     """Whether a complete list was delivered at least once."""
     connected_since: float | None
     """None while there is no watch."""
-    last_event: float | None
-    """When the server last said anything: a list, an event or a bookmark."""
     consecutive_failures: int
     """0 while connected."""
     last_error: str | None
@@ -101,7 +99,6 @@ class Reflector:
         self._opened: float | None = None
         self._synced = False
         self._connected_since: float | None = None
-        self._last_event: float | None = None
         self._last_error: str | None = None
         self._log = log.bind(kind=resource.kind.value)
 
@@ -113,7 +110,6 @@ class Reflector:
             kind=self._resource.kind,
             synced=self._synced,
             connected_since=connected,
-            last_event=self._last_event,
             consecutive_failures=0 if connected is not None else self._backoff.failures,
             last_error=self._last_error,
             resource_version=self._version,
@@ -186,7 +182,6 @@ class Reflector:
         snapshot.deliver(sink)
         self._version = version
         self._synced = True
-        self._last_event = time.time()
         self._silent_stalls = self._garbled = 0
         self._log.info(
             "list_complete",
@@ -235,7 +230,6 @@ class Reflector:
         elif event.type != "BOOKMARK":
             self._upsert(event, sink)
         self._version = event.version or self._version
-        self._last_event = time.time()
         self._garbled = 0
         if self._flapping or self._phase is _Phase.DOWN:
             self._up()

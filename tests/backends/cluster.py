@@ -147,7 +147,6 @@ class NeverLost:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.checks = 0
         self._watched: dict[Packet, bool] = {}
 
     def expect(self, *, contested: bool) -> None:
@@ -169,7 +168,6 @@ class NeverLost:
             found = outcomes(self.cluster.fake, packet)
             assert "LOST" not in found, (packet, self.cluster.fake.restores[-1].decode())
             assert not served or is_served(found), (packet, found, self.cluster.fake.restores[-1].decode())
-            self.checks += 1
 
 
 def sync_checked(cluster: Cluster, *, contested: bool = True) -> SyncReport:
