@@ -57,8 +57,8 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class StandardLayout:
-    """kube-proxy's chains of its iptables mode."""
+class ConfiguredLayout:
+    """What a layout takes from the settings as they are."""
 
     config: IptablesConfig
 
@@ -66,6 +66,16 @@ class StandardLayout:
     def family(self) -> Family:
         """The family whose tables it describes."""
         return self.config.family
+
+    @property
+    def large_cluster_endpoints(self) -> int:
+        """As set."""
+        return self.config.large_cluster_endpoints
+
+
+@dataclass(frozen=True)
+class StandardLayout(ConfiguredLayout):
+    """kube-proxy's chains of its iptables mode."""
 
     @cached_property
     def fixed(self) -> Mapping[ChainId, str | None]:
@@ -87,11 +97,6 @@ class StandardLayout:
     def jumps(self) -> tuple[Jump, ...]:
         """Those of kube-proxy."""
         return JUMPS
-
-    @property
-    def large_cluster_endpoints(self) -> int:
-        """As set."""
-        return self.config.large_cluster_endpoints
 
     @property
     def nft_piece(self) -> int:
