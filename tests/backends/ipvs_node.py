@@ -23,6 +23,7 @@ from kproxy.plan.schedulers import Scheduler
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends.node import Node
+from tests.builders import endpoint, endpoint_slice
 
 CONFIG = IpvsConfig(
     rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),
@@ -30,6 +31,9 @@ CONFIG = IpvsConfig(
     node_addresses=("192.168.0.2", "192.168.0.3"),
     local_addresses=frozenset({"192.168.0.2", "192.168.0.3", "127.0.0.1"}),
 )
+
+CLUSTER_IP = ServerId("TCP", "10.96.0.1", 80)
+"""The virtual server of the usual service."""
 
 
 class IpvsNode(Node[IpvsBackend, list[str]]):
@@ -125,3 +129,8 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
 def with_config(**settings: Any) -> IpvsConfig:
     """CONFIG with other settings."""
     return msgspec.structs.replace(CONFIG, **settings)
+
+
+def eps(*addresses: str, node: str = "node2", service: str = "svc1", **fields: Any) -> dict[str, Any]:
+    """A slice with these endpoints."""
+    return endpoint_slice(*(endpoint(ip, node=node) for ip in addresses), service=service, **fields)
