@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from kproxy.cli.main import main
 from kproxy.testing.apiserver import ApiServer
+from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import documents, problems
 from tests.manifests.queries import ROOT
-from tests.manifests.test_manifests import OVERLAYS, built, needs_kubectl, one, pod_spec
 
 GUIDE = (ROOT / "MIGRATION.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
