@@ -1,4 +1,4 @@
-"""A node in memory in IPVS mode: tables, planner and backend over fakes, driven as the agent does."""
+"""A node in memory in IPVS mode: a backend over fakes of all parts of the kernel that it works on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node in memory in nftables mode: tables, planner and backend over a fake, driven as the agent does."""
+"""A node in memory in nftables mode: a backend over a fake, and what its table serves."""
 
 from __future__ import annotations
 

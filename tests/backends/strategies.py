@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from tests.backends.cluster import CONTESTED
+from tests.backends.iptables_node import CONTESTED
 from tests.builders import endpoint, endpoint_slice, port, service
 
 SERVICES = ("a", "b", "c", "d", "e")

@@ -14,7 +14,14 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.kernel.xtables.types import Variant
-from tests.backends.cluster import CONFIG, Cluster, WatchedXtables, config_with, divided, sync_checked
+from tests.backends.iptables_node import (
+    CONFIG,
+    IptablesNode,
+    WatchedXtables,
+    config_with,
+    divided,
+    sync_checked,
+)
 from tests.backends.packets import Packet, outcomes
 from tests.backends.programmed import SEP1, SVC1, both_variants, done, pods_of, programmed, ways, written
 from tests.builders import endpoint, endpoint_slice, port, service
@@ -105,7 +112,7 @@ def test_comments_come_and_go_with_the_size_of_the_cluster(variant: Variant) -> 
 
 def test_the_threshold_is_kube_proxy_s() -> None:
     assert CONFIG.large_cluster_endpoints == 1000
-    cluster = Cluster()
+    cluster = IptablesNode()
     pods = [f"10.1.{n // 250}.{n % 250 + 1}" for n in range(1000)]
     cluster.put(service(), pods_of("svc1", *pods))
     done(cluster)
@@ -145,7 +152,7 @@ def test_new_settings_end_as_a_fresh_start_with_them(change: dict[str, Any]) -> 
 
 def test_ipv6() -> None:
     config = IptablesConfig(Family.IPV6, local_traffic=LocalTraffic(cidr="fd00:1::/48"))
-    cluster = Cluster(config=config)
+    cluster = IptablesNode(config=config)
     cluster.put(service(ip="fd00:96::1"), endpoint_slice("fd00:1::1"))
     done(cluster)
     assert cluster.state() == cluster.fresh()
@@ -245,7 +252,7 @@ def test_a_chain_that_could_not_be_deleted_is_counted_until_it_is(
 def test_a_new_verdict_counts_before_the_old_one_goes(
     variant: Variant, layout: Callable[[IptablesConfig], Layout]
 ) -> None:
-    cluster = Cluster(variant, layout=layout)
+    cluster = IptablesNode(variant, layout=layout)
     cluster.put(service("svc1", "10.96.0.1", internalTrafficPolicy="Local"))
     cluster.sync()
     packet = Packet("10.96.0.1", 80)
@@ -260,7 +267,7 @@ def test_a_new_verdict_counts_before_the_old_one_goes(
 
 @pytest.mark.parametrize("variant", list(Variant))
 def test_a_divided_chain_that_somebody_refers_to_is_emptied_and_goes_later(variant: Variant) -> None:
-    cluster = Cluster(variant, layout=divided)
+    cluster = IptablesNode(variant, layout=divided)
     for n, ip in enumerate(("10.96.0.1", "10.96.0.2", "10.96.0.3", "10.97.0.1"), 1):
         cluster.put(service(f"svc{n}", ip), endpoint_slice(f"10.1.0.{n}", service=f"svc{n}"))
     assert cluster.sync().error is None
@@ -291,7 +298,7 @@ class _OtherWords(WatchedXtables):
 
 def test_an_iptables_that_prints_rules_in_other_words_is_understood() -> None:
     fake = _OtherWords(Family.IPV4, Variant.NFT)
-    cluster = Cluster(fake=fake)
+    cluster = IptablesNode(fake=fake)
     for n in (1, 2):
         cluster.put(
             service(

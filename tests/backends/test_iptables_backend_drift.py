@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.kernel.xtables.types import Variant
-from tests.backends.cluster import Cluster, State, WatchedXtables
+from tests.backends.iptables_node import IptablesNode, State, WatchedXtables
 from tests.backends.programmed import SEP1, SVC1, done, pods_of, programmed, ways
 from tests.builders import service
 
@@ -27,7 +27,7 @@ def test_rules_of_others_are_left_alone(variant: Variant, piece: int | None) -> 
     fake = WatchedXtables(Family.IPV4, variant)
     fake.edit(FOREIGN)
     before = _foreign(_state(fake))
-    cluster = Cluster(variant, piece=piece, fake=fake)
+    cluster = IptablesNode(variant, piece=piece, fake=fake)
     cluster.put(service(), pods_of("svc1", "10.1.1.1"))
     done(cluster)
     cluster.drop("ns1/svc1")
@@ -54,7 +54,7 @@ def _foreign(state: State) -> State:
 
 
 def _static_names() -> list[str]:
-    cluster = Cluster()
+    cluster = IptablesNode()
     done(cluster)
     state = cluster.state()
     return [f"x {c}" for chains in state.values() for c in chains if c.startswith("KUBE-")]

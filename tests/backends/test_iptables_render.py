@@ -26,7 +26,7 @@ from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from kproxy.state.tables import ServiceInput
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends import reference_rules, strict
-from tests.backends.cluster import divided
+from tests.backends.iptables_node import divided
 from tests.builders import endpoint, endpoint_slice, plans_of, port, service
 from tests.builders import given as given_service
 from tests.kernel.namespace import fresh_network

@@ -1,4 +1,4 @@
-"""A node in memory: tables, planner and iptables backend over a FakeXtables, driven as the agent does."""
+"""A node in memory in iptables mode: a backend over a fake, and what is looked at after each restore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.shared import Placement, rerooted
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.kernel.xtables.types import RestoreError, Variant
+from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends.node import Node
@@ -69,8 +69,8 @@ class WatchedXtables(FakeXtables):
         self.accept_all_rules()
 
 
-class Cluster(Node[IptablesBackend, State]):
-    """One node's agent, without its threads and sockets."""
+class IptablesNode(Node[IptablesBackend, State]):
+    """One node of a variant and a layout."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class Cluster(Node[IptablesBackend, State]):
         watch = ChangeWatch(self.fake.stamp)
         return IptablesBackend(self.layout(self.config), self.fake, watch, piece=self.piece)
 
-    def another(self) -> Cluster:
+    def another(self) -> IptablesNode:
         """A node with the same settings and an empty kernel."""
-        return Cluster(self.fake.variant, config=self.config, layout=self.layout)
+        return IptablesNode(self.fake.variant, config=self.config, layout=self.layout)
 
     def state(self) -> State:
         """Everything in the kernel: table -> chain -> rules."""
@@ -145,7 +145,7 @@ def _packets(port: PortPlan, addresses: Iterable[str]) -> Iterable[Packet]:
 class NeverLost:
     """Checks after each restore that no address which stays loses its service on the way."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: IptablesNode) -> None:
         self.cluster = cluster
         self._watched: dict[Packet, bool] = {}
 
@@ -170,7 +170,7 @@ class NeverLost:
             assert not served or is_served(found), (packet, found, self.cluster.fake.restores[-1].decode())
 
 
-def sync_checked(cluster: Cluster, *, contested: bool = True) -> SyncReport:
+def sync_checked(cluster: IptablesNode, *, contested: bool = True) -> SyncReport:
     """A sync during which no address may be lost, not even between two restores.
 
     `contested` off leaves out addresses that may change hands: where the kernel refuses the new owner, the
@@ -191,15 +191,3 @@ def divided(config: IptablesConfig) -> ScalableLayout:
 def config_with(**changes: Any) -> IptablesConfig:
     """The usual settings with some changed."""
     return msgspec.structs.replace(CONFIG, **changes)
-
-
-__all__ = [
-    "CONFIG",
-    "Cluster",
-    "NeverLost",
-    "RestoreError",
-    "State",
-    "WatchedXtables",
-    "config_with",
-    "divided",
-]
