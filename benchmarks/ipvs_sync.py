@@ -9,19 +9,14 @@ one change must cost the same whatever the number of services. `idle` is the CPU
 changes takes: the looks for drift, at their usual pace.
 """
 
-import gc
-import json
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import cluster
+from benchmarks.syncs import Node, Row, measure_syncs, show
 from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.backend import IptablesBackend
@@ -29,7 +24,7 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
@@ -41,18 +36,12 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
-from kproxy.plan.model import NodeView
-from kproxy.plan.planner import Planner
 from kproxy.plan.schedulers import Scheduler
-from kproxy.state.decode import Kind, decode
-from kproxy.state.tables import Tables
 from tests.kernel.namespace import enter_new
 
 REPEATS = 50
 GLANCE = 2.0
 MINUTE = 60.0
-
-Row = dict[str, float]
 
 
 class _CountingSocket:
@@ -68,69 +57,29 @@ class _CountingSocket:
 
         NetlinkSocket.batch = batch  # type: ignore[method-assign,assignment]
 
-
-class Node:
-    """The mode over the real kernel, fed as the agent feeds it."""
-
-    def __init__(self, variant: Variant) -> None:
-        self.counting = _CountingSocket()
-        self.now = 0.0
-        rules = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
-        config = IpvsConfig(rules, Scheduler("rr"))
-        xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
-        handles = KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
-        writer = IptablesBackend(IpvsLayout(rules), xtables, ChangeWatch(xtables.stamp))
-        self.backend = IpvsBackend(config, handles, writer, lambda: self.now)
-        self.planner, self.tables = Planner(Family.IPV4), Tables()
-
-    def push(self, *objects: tuple[Kind, dict[str, Any]], gone: str = "") -> tuple[int, float, float]:
-        """Bring objects into the kernel: (messages, CPU ms, elapsed ms)."""
-        raws = [(kind, msgspec.json.encode(obj)) for kind, obj in objects]
-        messages, cpu, began = self.counting.messages, time.process_time(), time.perf_counter()
-        for kind, raw in raws:
-            self.tables.upsert(decode(kind, raw))
-        if gone:
-            self.tables.delete(Kind.SERVICE, gone)
-        changed = self.tables.dirty()
-        self.backend.update(self.planner.update(changed, NodeView("bench")).values())
-        report = self.backend.sync()
-        if report.error or report.failed:
-            raise click.ClickException(f"sync failed: {report.error or report.failed}")
-        self.tables.commit(changed)
-        elapsed = (time.perf_counter() - began) * 1000
-        return self.counting.messages - messages, (time.process_time() - cpu) * 1000, elapsed
-
-    def idle(self) -> float:
-        """CPU ms of a minute in which nothing changes."""
-        cpu, end = time.process_time(), self.now + MINUTE
-        while self.now < end:
-            self.now += GLANCE
-            if drifts := self.backend.check():
-                raise click.ClickException(f"drift: {drifts[0]}")
-        return (time.process_time() - cpu) * 1000
+    def since(self, _: object) -> int:
+        """How many since this was asked last."""
+        messages, self.messages = self.messages, 0
+        return messages
 
 
 def measure(size: int, endpoints: int, variant: Variant) -> Row:
     """All figures of one size, in a network namespace of this thread's own."""
     enter_new()
     _lo_up()
-    node = Node(variant)
-    cold = node.push(*_objects(0, size, endpoints))
-    gc.collect()
-    gc.freeze()  # as the agent does after its first sync
-    changes = [
-        node.push((Kind.ENDPOINT_SLICE, cluster.endpoint_slice(i * 7 % size, endpoints, moved=i + 1)))
-        for i in range(REPEATS)
-    ]
-    added = [node.push(*_objects(size + i, size + i + 1, endpoints)) for i in range(REPEATS)]
-    removed = [node.push(gone=f"bench/svc-{size + i}") for i in range(REPEATS)]
-    row: Row = {"services": size, "cold start": cold[2], "cold messages": cold[0]}
-    for name, samples in (("changed", changes), ("added", added), ("removed", removed)):
-        row[f"{name} messages"] = statistics.median(sample[0] for sample in samples)
-        # The clock of CPU time is coarse in some kernels: only the sum of many samples says anything.
-        row[f"{name} cpu"] = statistics.fmean(sample[1] for sample in samples)
-        row[f"{name} elapsed"] = statistics.median(sample[2] for sample in samples)
-    row["idle cpu"] = node.idle()
+    now = 0.0
+    rules = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
+    xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
+    handles = KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
+    writer = IptablesBackend(IpvsLayout(rules), xtables, ChangeWatch(xtables.stamp))
+    backend = IpvsBackend(IpvsConfig(rules, Scheduler("rr")), handles, writer, lambda: now)
+    node = Node(backend, "messages", _CountingSocket().since, time.process_time)
+    row = measure_syncs(node, size, endpoints, REPEATS)
+    cpu = time.process_time()
+    while now < MINUTE:
+        now += GLANCE
+        node.check()
+    row["idle cpu"] = (time.process_time() - cpu) * 1000
     return row
 
 
@@ -147,11 +96,6 @@ def encoding() -> float:
     for request in requests:
         codec.encode(request)
     return (time.perf_counter() - began) / len(requests) * 1e6
-
-
-def _objects(start: int, end: int, endpoints: int) -> list[tuple[Kind, dict[str, Any]]]:
-    services = [(Kind.SERVICE, cluster.service(i)) for i in range(start, end)]
-    return services + [(Kind.ENDPOINT_SLICE, cluster.endpoint_slice(i, endpoints)) for i in range(start, end)]
 
 
 def _lo_up() -> None:
@@ -171,15 +115,9 @@ def main(sizes: str, endpoints: int, variant: str, *, as_json: bool) -> None:
     rows = [measure(int(size), endpoints, Variant(variant)) for size in sizes.split(",")]
     cost = encoding()
     if as_json:
-        for row in rows:
-            print(json.dumps(row | {"encode us": cost}))
-        return
-    table = Table(title=f"IPVS mode, x {endpoints} endpoints: milliseconds; encoding a request {cost:.1f} us")
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in row.values()))
-    Console(width=200).print(table)
+        rows = [row | {"encode us": cost} for row in rows]
+    title = f"IPVS mode, x {endpoints} endpoints: milliseconds; encoding a request {cost:.1f} us"
+    show(title, rows, as_json=as_json)
 
 
 if __name__ == "__main__":

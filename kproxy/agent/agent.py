@@ -15,6 +15,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
+from kproxy.agent.drift_watch import DriftWatch
 from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
@@ -26,7 +27,7 @@ from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
-from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.base import SyncReport
 from kproxy.kernel.links import AddressNews
 from kproxy.plan.flows import Stale, stale_after, stale_at_start, together
 from kproxy.plan.model import Protocol
@@ -35,15 +36,6 @@ from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Node
 
 log = structlog.stdlib.get_logger(__name__)
-
-GLANCE_PERIOD = 2.0
-"""Seconds between looks at the kernel's change counters, a few microseconds each."""
-
-THOROUGH_PERIOD = 900.0
-"""Seconds between comparisons of all rules even if the counters say that nothing changed."""
-
-CHECK_SHARE = 20
-"""A comparison that took t seconds is not repeated within this many times t (500 times for thorough ones)."""
 
 
 class Agent:
@@ -93,9 +85,7 @@ class Agent:
         self._drifted = False
         self._news: deque[AddressNews] = deque()
         self._problem_log = ProblemLog()
-        self._next_glance = 0.0
-        self._next_check = 0.0
-        self._next_thorough = 0.0
+        self._drift_watch = DriftWatch(reporter, self._clock)
         self._next_tending: float | None = None
         for family in mode.families:
             health.add_family(family)
@@ -106,7 +96,7 @@ class Agent:
         while not stop.is_set():
             delay = self._due_in()
             if self._news:
-                self._compare_addresses(self._news.popleft())
+                self._drifted |= self._drift_watch.compare_addresses(self._mode, self._news.popleft())
             elif delay is None or delay > 0:
                 self._inbox.wait(delay)
             elif self._sync_due_in() == 0:
@@ -114,7 +104,7 @@ class Agent:
             elif self._next_tending is not None and self._next_tending <= self._clock():
                 self._tend()
             else:
-                self._look_for_drift()
+                self._drifted |= self._drift_watch.look(self._sides.values(), self._in_step)
 
     def run_once(self, stop: threading.Event) -> bool:
         """Work until one sync got through; True if every service is applied."""
@@ -183,7 +173,7 @@ class Agent:
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             if report.drifts:
-                self._tell_drifts(family, report.drifts)
+                self._drift_watch.tell(family, report.drifts)
             self._sides[family].tell(outcome)
             self._reporter.synced(family, report, plans, outcome.seconds, retried=retried)
             if report.error is not None:
@@ -277,7 +267,7 @@ class Agent:
         sync = self._sync_due_in()
         if not self._sides:
             return sync
-        next_look = self._next_glance
+        next_look = self._drift_watch.next_look
         if self._next_tending is not None:
             next_look = min(next_look, self._next_tending)
         look = max(0.0, next_look - self._clock())
@@ -357,47 +347,13 @@ class Agent:
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._next_tending = None if soonest is None else self._clock() + soonest
 
-    def _compare_addresses(self, news: AddressNews) -> None:
-        try:
-            found = self._mode.compare_addresses(news)
-        except CheckError as error:
-            log.warning("check_failed", reason=str(error))
-            return
-        for family, drifts in found.items():
-            self._tell_drifts(family, drifts)
-            self._drifted = True
-
-    def _look_for_drift(self) -> None:
-        now = self._clock()
-        self._next_glance = now + GLANCE_PERIOD
-        if now < self._next_check:
-            return
-        thorough = now >= self._next_thorough
-        for side in self._sides.values():
-            try:
-                drifts = side.backend.check(thorough=thorough)
-            except CheckError as error:
-                log.warning("check_failed", family=side.family.value, reason=str(error))
-                continue
-            if drifts:
-                self._tell_drifts(side.family, drifts)
-                self._drifted = True
-            elif self._schedule.failures == 0 and self._inbox.pending_since is None:
-                self._reporter.confirmed(side.family)
-        cost = self._clock() - now
-        self._next_check = self._clock() + CHECK_SHARE * cost
-        if thorough:
-            self._next_thorough = self._clock() + max(THOROUGH_PERIOD, 500 * cost)
-
-    def _tell_drifts(self, family: Family, drifts: Sequence[Drift]) -> None:
-        self._reporter.drifted(family, drifts)
-        shown = [str(drift) for drift in drifts[:10]]
-        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
+    def _in_step(self) -> bool:
+        return self._schedule.failures == 0 and self._inbox.pending_since is None
 
     def _after_first_sync(self) -> None:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
         self._settled = True
-        self._next_thorough = self._clock() + THOROUGH_PERIOD
+        self._drift_watch.begin()
         self._mode.settled()
         gc.unfreeze()
         gc.collect()

@@ -21,7 +21,7 @@ from kproxy.agent.mode import Mode
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.status import RefusedMode
 from kproxy.backends.base import MeasureError, PortTraffic
-from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.state.decode import Kind
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.retirement import Retirement, left_in
 from kproxy.kernel.addresses import DeviceError
 

@@ -34,7 +34,7 @@ from kproxy.backends.change import Change, Sign
 from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.rehearsal import RehearsedXtables
 from kproxy.backends.ipvs.backend import IpvsBackend
-from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, KernelHandles
+from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs

@@ -15,7 +15,7 @@ from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, ModeUnavailable, NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode
 from kproxy.agent.peer_tables import warn_of_peer_tables
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset

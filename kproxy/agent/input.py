@@ -28,8 +28,8 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
 
         return Input(ManifestSource(config.manifests, config.node_name), None, tuple)
     from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
+    from kproxy.sources.errors import ApiError
     from kproxy.sources.kubernetes import KubernetesSource
-    from kproxy.sources.transport import ApiError
 
     def observe(host: str, method: str, code: str, seconds: float) -> None:
         metrics.add(REQUESTS, code, host, method)

@@ -19,12 +19,13 @@ from kproxy.backends.iptables.choice import layouts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.backends.iptables.layout import Layout
-from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
-from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
+from kproxy.kernel.xtables.legacy_counters import LegacyCounters
+from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 
 log = structlog.stdlib.get_logger(__name__)
@@ -127,7 +128,7 @@ class IptablesMode:
         if counters is not None:
             try:
                 return rule_traffic(counters.read("nat", Chains.roots, Chains.leads_on))
-            except CountersError as error:
+            except PythonIptablesError as error:
                 log.info("counters_by_process", family=family.value, reason=str(error))
                 self._counters_of.pop(family)
         return port_traffic(self.tables[family].counters("nat"))
@@ -148,7 +149,7 @@ def _legacy_counters(tables: Mapping[Family, Xtables]) -> dict[Family, LegacyCou
         if xtables.variant is Variant.LEGACY:
             try:
                 found[family] = LegacyCounters(family)
-            except CountersError as error:
+            except PythonIptablesError as error:
                 log.debug("counters_by_process", family=family.value, reason=str(error))
     return found
 

@@ -21,7 +21,7 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
-from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, KernelHandles
+from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs

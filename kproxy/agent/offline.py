@@ -2,11 +2,11 @@
 
 from kproxy.addresses import Family, parse_ip
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
+from kproxy.agent.iptables_mode import Abilities, iptables_config
 from kproxy.agent.ipvs_mode import ipvs_config
 from kproxy.agent.nftables_mode import nftables_config
 from kproxy.agent.node import node_facts
 from kproxy.backends.iptables.choice import fitting, layouts
-from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.text import render_text as render_iptables
 from kproxy.backends.ipvs.text import render_text as render_ipvs
 from kproxy.backends.nftables.text import render_text as render_nftables
@@ -37,14 +37,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     of_family = facts.families[family]
     planner = Planner(family)
     plans = planner.update(tables.dirty(), facts.view)
-    rules = IptablesConfig(
-        family=family,
-        masquerade_bit=config.masquerade_bit,
-        masquerade_all=config.masquerade_all,
-        local_traffic=of_family.local_traffic,
-        localhost_node_ports=of_family.localhost_node_ports,
-        node_port_addresses=of_family.node_port_addresses,
-    )
+    rules = iptables_config(config, family, of_family, Abilities(config.iptables_layout))
     if config.proxy_mode == "nftables":
         text = render_nftables(plans.values(), nftables_config(config, family, of_family))
     elif config.proxy_mode == "ipvs":

@@ -7,7 +7,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.agent import localnet
 from kproxy.backends.iptables.cleanup import cleanup
-from kproxy.backends.iptables.render import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables

@@ -40,7 +40,7 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     from kproxy.agent.config import ConfigError
     from kproxy.agent.settings.loading import tell_flags
     from kproxy.sources.cluster import ClusterAccessError
-    from kproxy.sources.transport import ApiError
+    from kproxy.sources.errors import ApiError
 
     logs.configure(-1)
     given = command_line(context)

@@ -9,7 +9,6 @@ import enum
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 _EVENT = struct.Struct("iIII")
@@ -57,12 +56,7 @@ class Inotify:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def fileno(self) -> int:

@@ -6,7 +6,7 @@ import msgspec
 
 import kproxy
 from kproxy.sources.cluster import ClusterAccess, Session, load_session
-from kproxy.sources.transport import DisconnectedError, Status, StatusError
+from kproxy.sources.errors import DisconnectedError, Status, StatusError
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 15.0

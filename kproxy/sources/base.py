@@ -12,8 +12,8 @@ from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
 
 
-class Sink(Protocol):
-    """Takes what a source learns. Methods may be called from any thread and return quickly."""
+class ListSink(Protocol):
+    """Takes complete lists. Methods may be called from any thread and return quickly."""
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         """Take a complete list of a kind; the first one marks the kind as synced.
@@ -22,14 +22,18 @@ class Sink(Protocol):
         stays in force.
         """
 
+    def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
+        """Report an object that could not be decoded; what was known of `key` stays in force."""
+
+
+class Sink(ListSink, Protocol):
+    """Takes all that a source learns, single changes too."""
+
     def upsert(self, kind: Kind, obj: WireObject) -> None:
         """Take one added or modified object."""
 
     def delete(self, kind: Kind, key: str) -> None:
         """Forget one object by its key; one that is not known is no error."""
-
-    def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
-        """Report an object that could not be decoded; what was known of `key` stays in force."""
 
 
 class SourceError(Exception):

@@ -10,7 +10,6 @@ import select
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import structlog
@@ -60,12 +59,7 @@ class DirectoryWatch:
         self.refresh()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._inotify is not None:
             self._inotify.close()
         if self._stop.is_set():

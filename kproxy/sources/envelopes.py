@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import field
 
-from kproxy.sources.transport import DisconnectedError, Status, StatusError
+from kproxy.sources.errors import DisconnectedError, Status, StatusError
 from kproxy.state.decode import Kind
 
 

@@ -8,9 +8,9 @@ import structlog
 from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.listing import resources
+from kproxy.sources.listing import StreamedListSupport, resources
 from kproxy.sources.objects import ObjectApi
-from kproxy.sources.reflector import Reflector, StreamedListSupport, WatchStatus
+from kproxy.sources.reflector import Reflector, WatchStatus
 from kproxy.sources.transport import Observe, Transport
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "KubernetesSource", "KubernetesSourceConfig", "WatchStatus"]

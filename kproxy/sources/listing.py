@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kproxy.sources.base import Sink
+from kproxy.sources.base import ListSink
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, Page, WatchEvent, read_event, read_page
-from kproxy.sources.transport import ApiError, DisconnectedError, StalledError, StatusError, Stream, Transport
+from kproxy.sources.errors import ApiError, DisconnectedError, StalledError, StatusError
+from kproxy.sources.stream import Stream
+from kproxy.sources.transport import Transport
 from kproxy.state.decode import Kind, WireObject, decode
 from kproxy.state.problems import ObjectRejected, Problem
 
@@ -31,6 +33,22 @@ class StoppedError(Exception):
 
 class StreamedListUnsupportedError(ApiError):
     """The server does not stream lists, or does not say where one ends."""
+
+
+class StreamedListSupport:
+    """Whether the server streams lists, shared by all kinds so that it is not asked at every list."""
+
+    def __init__(self, config: KubernetesSourceConfig) -> None:
+        self._config = config
+        self._not_before = 0.0 if config.streamed_list else float("inf")
+
+    def expected(self) -> bool:
+        """Whether to ask for a streamed list."""
+        return time.monotonic() >= self._not_before
+
+    def refuse(self) -> None:
+        """Remember that the server does not."""
+        self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ class Snapshot:
         self._objects.pop(key, None)
         self._problems.pop(key, None)
 
-    def deliver(self, sink: Sink) -> None:
+    def deliver(self, sink: ListSink) -> None:
         """Hand the list over: problems first, then all of it at once."""
         kind = self._resource.kind
         for key, problem in self._problems.items():

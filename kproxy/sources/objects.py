@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from kproxy.sources.transport import ApiError, Transport
+from kproxy.sources.errors import ApiError
+from kproxy.sources.transport import Transport
 
 
 class _Meta(msgspec.Struct, frozen=True):

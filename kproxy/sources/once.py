@@ -33,7 +33,7 @@ def list_once(
 
 
 class _Collector:
-    """Keeps what is delivered (implements Sink)."""
+    """Keeps what is delivered (implements ListSink)."""
 
     def __init__(self) -> None:
         self.objects: dict[Kind, tuple[WireObject, ...]] = dict.fromkeys(Kind, ())
@@ -44,9 +44,3 @@ class _Collector:
 
     def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:  # noqa: ARG002
         self.problems.append(problem)
-
-    def upsert(self, kind: Kind, obj: WireObject) -> None:
-        raise NotImplementedError
-
-    def delete(self, kind: Kind, key: str) -> None:
-        raise NotImplementedError

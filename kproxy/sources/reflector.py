@@ -18,25 +18,21 @@ from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, WatchEvent
+from kproxy.sources.errors import ApiError, StalledError, StatusError, UnreachableError
 from kproxy.sources.listing import (
     EventReader,
     Resource,
     Snapshot,
     StoppedError,
+    StreamedListSupport,
     StreamedListUnsupportedError,
     current_version,
     list_paged,
     open_streamed_list,
     read_streamed_list,
 )
-from kproxy.sources.transport import (
-    ApiError,
-    StalledError,
-    StatusError,
-    Stream,
-    Transport,
-    UnreachableError,
-)
+from kproxy.sources.stream import Stream
+from kproxy.sources.transport import Transport
 from kproxy.state.decode import Kind, decode
 from kproxy.state.problems import ObjectRejected
 
@@ -58,8 +54,6 @@ class WatchStatus:
     """Whether a complete list was delivered at least once."""
     connected_since: float | None
     """None while there is no watch."""
-    last_event: float | None
-    """When the server last said anything: a list, an event or a bookmark."""
     consecutive_failures: int
     """0 while connected."""
     last_error: str | None
@@ -68,22 +62,6 @@ class WatchStatus:
 
 class ExpiredError(ApiError):
     """The watch cannot go on from where it was; the list must be read again."""
-
-
-class StreamedListSupport:
-    """Whether the server streams lists, shared by all kinds so that it is not asked at every list."""
-
-    def __init__(self, config: KubernetesSourceConfig) -> None:
-        self._config = config
-        self._not_before = 0.0 if config.streamed_list else float("inf")
-
-    def expected(self) -> bool:
-        """Whether to ask for a streamed list."""
-        return time.monotonic() >= self._not_before
-
-    def refuse(self) -> None:
-        """Remember that the server does not."""
-        self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
 
 
 class _Phase(Enum):
@@ -121,7 +99,6 @@ class Reflector:
         self._opened: float | None = None
         self._synced = False
         self._connected_since: float | None = None
-        self._last_event: float | None = None
         self._last_error: str | None = None
         self._log = log.bind(kind=resource.kind.value)
 
@@ -133,7 +110,6 @@ class Reflector:
             kind=self._resource.kind,
             synced=self._synced,
             connected_since=connected,
-            last_event=self._last_event,
             consecutive_failures=0 if connected is not None else self._backoff.failures,
             last_error=self._last_error,
             resource_version=self._version,
@@ -206,7 +182,6 @@ class Reflector:
         snapshot.deliver(sink)
         self._version = version
         self._synced = True
-        self._last_event = time.time()
         self._silent_stalls = self._garbled = 0
         self._log.info(
             "list_complete",
@@ -255,7 +230,6 @@ class Reflector:
         elif event.type != "BOOKMARK":
             self._upsert(event, sink)
         self._version = event.version or self._version
-        self._last_event = time.time()
         self._garbled = 0
         if self._flapping or self._phase is _Phase.DOWN:
             self._up()

@@ -21,7 +21,7 @@ import structlog
 import urllib3
 
 import kproxy
-from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, Session, load_session
+from kproxy.sources.cluster import ClusterAccess, Session, load_session
 from kproxy.sources.errors import (
     ApiError,
     DisconnectedError,
@@ -31,10 +31,10 @@ from kproxy.sources.errors import (
     StatusError,
     UnreachableError,
 )
+from kproxy.sources.stream import Stream, reason
 
 log = structlog.stdlib.get_logger(__name__)
 
-_CHUNK = 256 * 1024
 _ERROR_BODY = 64 * 1024
 _SMALL_BODY = 4 * 1024 * 1024
 _SUCCESS = frozenset({200, 201})
@@ -58,53 +58,19 @@ class TransportConfig:
     """For the whole answer to a request that is not a watch or a list."""
 
 
-class Stream:
-    """The body of one answer, read as it arrives. Close it after use."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def set_timeout(self, seconds: float) -> None:
-        """Change how long `read` waits for the next byte."""
-        sock = getattr(self._response.connection, "kproxy_socket", None)
-        if sock is not None:
-            sock.settimeout(seconds)
-
-    def read(self) -> bytes:
-        """The next bytes, b"" at a proper end.
-
-        Raises StalledError after the timeout, DisconnectedError when the body is cut short.
-        """
-        try:
-            data = self._response.read1(_CHUNK)
-        except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
-            raise StalledError("the server says nothing any more") from error
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: the socket was closed under the reader by Transport.close.
-            raise DisconnectedError(f"the connection broke: {_reason(error)}") from error
-        return bytes(data)
-
-    def read_all(self, limit: int, seconds: float) -> bytes:
-        """The whole body, at most `limit` bytes within `seconds`."""
-        deadline = time.monotonic() + seconds
-        parts: list[bytes] = []
-        size = 0
-        while data := self.read():
-            parts.append(data)
-            size += len(data)
-            if size > limit:
-                raise DisconnectedError(f"the answer is larger than {limit} bytes")
-            if time.monotonic() > deadline:
-                raise StalledError(f"the answer took longer than {seconds:g} s")
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """Give the connection back, or close it if the body was not read to its end."""
-        self._response.close()
-
-
 Observe = Callable[[str, str, str, float], None]
 """Told of each request: host, method, HTTP status (`<error>`, as in client-go, without one) and seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """`read_seconds` is the longest silence; `content_type` is that of the body."""
+
+    method: str
+    target: str
+    read_seconds: float
+    body: bytes | None = None
+    content_type: str = ""
 
 
 class Transport:
@@ -136,29 +102,27 @@ class Transport:
         Raises StatusError for any answer but success, DisconnectedError, StalledError (no answer at all) and
         ClusterAccessError.
         """
-        return self._exchange("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds, None, "")
+        return self._exchange(_Request("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds))
 
     def send(
         self, method: str, path: str, body: bytes | None, content_type: str = "application/json"
     ) -> bytes:
         """One request with a small answer, as a whole; raises what `open` does."""
         seconds = self._config.send_seconds
-        stream = self._exchange(method, path, seconds, body, content_type)
+        stream = self._exchange(_Request(method, path, seconds, body, content_type))
         try:
             return stream.read_all(_SMALL_BODY, seconds)
         finally:
             stream.close()
 
-    def _exchange(
-        self, method: str, target: str, read_seconds: float, body: bytes | None, content_type: str
-    ) -> Stream:
+    def _exchange(self, request: _Request) -> Stream:
         session = self._prepare()
-        response = self._request(session, method, target, read_seconds, body, content_type)
+        response = self._observed(session, request)
         if response.status == 401:
             response.close()
             log.debug("credentials_refused", server=session.host)
             session = self._reload(session)
-            response = self._request(session, method, target, read_seconds, body, content_type)
+            response = self._observed(session, request)
         if response.status in _SUCCESS:
             return Stream(response)
         if response.status in (401, 403):
@@ -235,47 +199,31 @@ class Transport:
             if closed:
                 _shut(sock)
 
-    def _request(
-        self,
-        session: Session,
-        method: str,
-        target: str,
-        read_seconds: float,
-        body: bytes | None,
-        content_type: str,
-    ) -> Any:
+    def _observed(self, session: Session, request: _Request) -> Any:
         began = time.monotonic()
         code = "<error>"
         try:
-            response = self._try(session, method, target, read_seconds, body, content_type)
+            response = self._try(session, request)
             code = str(response.status)
         finally:
             host = urllib.parse.urlsplit(session.host).netloc
-            self._observe(host, method, code, time.monotonic() - began)
+            self._observe(host, request.method, code, time.monotonic() - began)
         return response
 
-    def _try(
-        self,
-        session: Session,
-        method: str,
-        target: str,
-        read_seconds: float,
-        body: bytes | None,
-        content_type: str,
-    ) -> Any:
+    def _try(self, session: Session, request: _Request) -> Any:
         if self._closed:
             raise DisconnectedError("closed")
         with self._lock:
             headers = session.headers()
         headers |= {"accept": "application/json", "user-agent": f"kproxy/{kproxy.__version__}"}
-        if body is not None:
-            headers["content-type"] = content_type
-        timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=read_seconds)
+        if request.body is not None:
+            headers["content-type"] = request.content_type
+        timeout = urllib3.Timeout(connect=self._config.connect_seconds, read=request.read_seconds)
         try:
             return session.pool.request(
-                method,
-                f"{session.host}{target}",
-                body=body,
+                request.method,
+                f"{session.host}{request.target}",
+                body=request.body,
                 headers=headers,
                 timeout=timeout,
                 retries=False,
@@ -285,12 +233,12 @@ class Transport:
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StalledError("the server does not answer") from error
         except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
-            raise UnreachableError(f"no connection to {session.host}: {_reason(error)}") from error
+            raise UnreachableError(f"no connection to {session.host}: {reason(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # Certificates may have been renewed, or the files they were written to swept away.
             self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
             kind = UnreachableError if _is_closed(error) else DisconnectedError
-            raise kind(f"no connection to {session.host}: {_reason(error)}") from error
+            raise kind(f"no connection to {session.host}: {reason(error)}") from error
 
     def _status_error(self, response: Any) -> StatusError:
         retry_after = _retry_after(response.headers.get("retry-after"), self._config.retry_after_max_seconds)
@@ -338,26 +286,3 @@ def _is_closed(error: BaseException) -> bool:
     return isinstance(error, urllib3.exceptions.ProtocolError) and any(
         isinstance(each, ConnectionError) for each in error.args
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost words of an error that libraries wrapped."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
-
-
-__all__ = [
-    "ApiError",
-    "ClusterAccessError",
-    "DisconnectedError",
-    "GatewayError",
-    "Observe",
-    "StalledError",
-    "Status",
-    "StatusError",
-    "Stream",
-    "Transport",
-    "TransportConfig",
-    "UnreachableError",
-]

@@ -7,7 +7,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.agent import schedule
 from kproxy.state.decode import Kind, WireObject
-from tests.agent.test_mode_switch import FakeMode, Kernel, Rig
+from tests.agent.switch_rig import FakeMode, Kernel, Rig
 from tests.builders import as_service, as_slice, endpoint_slice, service
 
 SERVICE = as_service(service("c", "10.96.0.3"))

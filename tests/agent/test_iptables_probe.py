@@ -6,8 +6,9 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.iptables_mode import IptablesMode, usable_layout
-from kproxy.backends.ipvs.keeper import KernelHandles
-from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
+from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.kernel.xtables.legacy_counters import LegacyCounters
+from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
 from kproxy.testing.fake_xtables import FakeXtables
@@ -34,7 +35,7 @@ def test_counters_come_from_a_dump_where_the_library_fails(monkeypatch: pytest.M
 
     def fail(*_: object) -> None:
         asked.append(Family.IPV4)
-        raise CountersError("python-iptables ended with status -11: no reason given")
+        raise PythonIptablesError("python-iptables ended with status -11: no reason given")
 
     monkeypatch.setattr(LegacyCounters, "__init__", lambda *_: None)
     monkeypatch.setattr(LegacyCounters, "read", fail)

@@ -15,7 +15,7 @@ from kproxy.agent.ipvs_mode import IpvsMode, ipvs_config, set_sysctls
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import FamilyFacts, node_facts
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.types import IpvsUnavailable, Timeouts
 from kproxy.kernel.xtables.types import Variant

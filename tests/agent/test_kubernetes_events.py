@@ -16,9 +16,10 @@ from kproxy.agent.events import (
     Reason,
 )
 from kproxy.agent.metrics import Metrics
-from kproxy.sources.cluster import ClusterAccess
+from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
+from kproxy.sources.errors import ApiError
 from kproxy.sources.objects import ObjectApi
-from kproxy.sources.transport import ApiError, ClusterAccessError, Transport
+from kproxy.sources.transport import Transport
 from kproxy.testing.apiserver import ApiServer
 
 NOTICE = Notice(Reason.QUARANTINED, "default/web", "IPv4: iptables-restore: line 4 failed")

@@ -1,4 +1,4 @@
-"""A node in memory in IPVS mode: tables, planner and backend over fakes, driven as the agent does."""
+"""A node in memory in IPVS mode: a backend over fakes of all parts of the kernel that it works on."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipvs.types import DestinationId, ServerId
 from kproxy.kernel.xtables.types import Variant
-from kproxy.plan.model import ServicePlan
-from kproxy.plan.planner import Planner
 from kproxy.plan.schedulers import Scheduler
-from kproxy.state.decode import Kind
-from kproxy.state.tables import Tables
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
-from tests.builders import NODE, as_service, as_slice
+from tests.backends.node import Node
+from tests.builders import endpoint, endpoint_slice
 
 CONFIG = IpvsConfig(
     rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),
@@ -35,8 +32,11 @@ CONFIG = IpvsConfig(
     local_addresses=frozenset({"192.168.0.2", "192.168.0.3", "127.0.0.1"}),
 )
 
+CLUSTER_IP = ServerId("TCP", "10.96.0.1", 80)
+"""The virtual server of the usual service."""
 
-class IpvsNode:
+
+class IpvsNode(Node[IpvsBackend, list[str]]):
     """One node; `now` is its clock."""
 
     def __init__(self, config: IpvsConfig = CONFIG) -> None:
@@ -47,49 +47,21 @@ class IpvsNode:
         self.ipset = FakeIpset(self.faults)
         self.device = FakeDevice(self.faults)
         self.xtables = FakeXtables(config.family, Variant.NFT)
-        self.tables = Tables()
-        self.start()
+        super().__init__(config.family)
 
     @property
     def handles(self) -> KernelHandles:
         """What a backend works on."""
         return KernelHandles(self.ipvs, self.ipset, self.device)
 
-    def start(self) -> None:
-        """Start, or start again over the same kernel and the same objects."""
-        self.planner = Planner(self.config.family)
-        self.plans: dict[str, ServicePlan] = {}
+    def make_backend(self) -> IpvsBackend:
+        """A backend over all parts of the kernel."""
         rules = IptablesBackend(IpvsLayout(self.config.rules), self.xtables, ChangeWatch(self.xtables.stamp))
-        self.backend = IpvsBackend(self.config, self.handles, rules, lambda: self.now)
-        self.tables.touch_all()
+        return IpvsBackend(self.config, self.handles, rules, lambda: self.now)
 
-    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
-        """Write objects to the API."""
-        if service is not None:
-            self.tables.upsert(as_service(service))
-        for each in slices:
-            self.tables.upsert(as_slice(each))
-
-    def drop(self, key: str) -> None:
-        """Delete a service."""
-        self.tables.delete(Kind.SERVICE, key)
-
-    def sync(self) -> SyncReport:
-        """Plan and write what changed."""
-        read = self.tables.dirty()
-        changed = self.planner.update(read, NODE)
-        self.plans |= changed
-        self.backend.update(changed.values())
-        report = self.backend.sync()
-        if report.error is None:
-            self.tables.commit(given for given in read if given.key not in report.failed)
-        return report
-
-    def done(self) -> SyncReport:
-        """Sync, with nothing going wrong."""
-        report = self.sync()
-        assert (report.error, report.failed) == (None, {})
-        return report
+    def another(self) -> IpvsNode:
+        """A node with the same settings and an empty kernel."""
+        return IpvsNode(self.config)
 
     def drained(self) -> None:
         """Let time pass until nothing drains any more."""
@@ -135,16 +107,6 @@ class IpvsNode:
         ]
         return sorted(lines)
 
-    def fresh(self) -> list[str]:
-        """What a new node would have for the same objects."""
-        other = IpvsNode(self.config)
-        planned = Planner(self.config.family)
-        inputs = [self.tables.read(key) for key in sorted(self.plans)]
-        other.backend.update(planned.update(inputs, NODE).values())
-        report = other.backend.sync()
-        assert (report.error, report.failed) == (None, {})
-        return other.state()
-
     def listed(self) -> set[ServerId]:
         """The virtual servers that the sets list as ours."""
         return {
@@ -158,7 +120,17 @@ class IpvsNode:
         _, destinations = self.ipvs.table.get(server, (None, {}))
         return {destination: weight for destination, weight in destinations.items() if weight}
 
+    def served(self) -> set[ServerId]:
+        """The virtual servers that take connections; one that stands and is not listed is an error."""
+        assert set(self.ipvs.table) <= self.listed()
+        return {server for server in self.ipvs.table if self.serving(server)}
+
 
 def with_config(**settings: Any) -> IpvsConfig:
     """CONFIG with other settings."""
     return msgspec.structs.replace(CONFIG, **settings)
+
+
+def eps(*addresses: str, node: str = "node2", service: str = "svc1", **fields: Any) -> dict[str, Any]:
+    """A slice with these endpoints."""
+    return endpoint_slice(*(endpoint(ip, node=node) for ip in addresses), service=service, **fields)

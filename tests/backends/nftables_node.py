@@ -1,4 +1,4 @@
-"""A node in memory in nftables mode: tables, planner and backend over a fake, driven as the agent does."""
+"""A node in memory in nftables mode: a backend over a fake, and what its table serves."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.types import Nft
-from kproxy.plan.model import ServicePlan
-from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind
-from kproxy.state.tables import Tables
 from kproxy.testing.fake_nft import FakeNft
-from tests.builders import NODE, as_service, as_slice
+from tests.backends.node import Node
 
 CONFIG = NftablesConfig(
     Family.IPV4,
@@ -30,7 +26,7 @@ CONFIG = NftablesConfig(
 _PARTS = re.compile(r"(all|here)-(\d+)\b")
 
 
-class NftablesNode:
+class NftablesNode(Node[NftablesBackend, list[str]]):
     """One node. Without another `nft`, its kernel is a fake."""
 
     def __init__(self, config: NftablesConfig = CONFIG, nft: Nft | None = None, *, piece: int = 40) -> None:
@@ -38,43 +34,15 @@ class NftablesNode:
         self.fake = FakeNft()
         self.nft: Nft = nft or self.fake
         self.piece = piece
-        self.tables = Tables()
-        self.start()
+        super().__init__(config.family)
 
-    def start(self) -> None:
-        """Start, or start again over the same kernel and the same objects."""
-        self.planner = Planner(self.config.family)
-        self.plans: dict[str, ServicePlan] = {}
-        self.backend = NftablesBackend(self.config, self.nft, ChangeWatch(self.nft.stamp), piece=self.piece)
-        self.tables.touch_all()
+    def make_backend(self) -> NftablesBackend:
+        """A backend over the fake or the real nft."""
+        return NftablesBackend(self.config, self.nft, ChangeWatch(self.nft.stamp), piece=self.piece)
 
-    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
-        """Write objects to the API."""
-        if service is not None:
-            self.tables.upsert(as_service(service))
-        for each in slices:
-            self.tables.upsert(as_slice(each))
-
-    def drop(self, key: str) -> None:
-        """Delete a service."""
-        self.tables.delete(Kind.SERVICE, key)
-
-    def sync(self) -> SyncReport:
-        """Plan and write what changed."""
-        read = self.tables.dirty()
-        changed = self.planner.update(read, NODE)
-        self.plans |= changed
-        self.backend.update(changed.values())
-        report = self.backend.sync()
-        if report.error is None:
-            self.tables.commit(given for given in read if given.key not in report.failed)
-        return report
-
-    def done(self) -> SyncReport:
-        """Sync, with nothing going wrong."""
-        report = self.sync()
-        assert (report.error, report.failed) == (None, {})
-        return report
+    def another(self) -> NftablesNode:
+        """A node with the same settings and an empty fake."""
+        return NftablesNode(self.config)
 
     def state(self) -> list[str]:
         """Everything in the table, a line for each object."""
@@ -89,15 +57,6 @@ class NftablesNode:
             f"{name} {hook} | {rule}" for name, (hook, rules) in table.chains.items() for rule in ("", *rules)
         ]
         return sorted(lines)
-
-    def fresh(self) -> list[str]:
-        """What a new node would have for the same objects."""
-        other = NftablesNode(self.config)
-        inputs = [self.tables.read(key) for key in sorted(self.plans)]
-        other.backend.update(Planner(self.config.family).update(inputs, NODE).values())
-        report = other.backend.sync()
-        assert (report.error, report.failed) == (None, {})
-        return other.state()
 
     def served(self) -> set[str]:
         """The frontends that lead to an endpoint, whatever number is drawn; the rest is named by an error."""

@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.backends.iptables import names
 from kproxy.kernel.xtables.types import Variant
-from tests.backends.cluster import Cluster, config_with
+from tests.backends.iptables_node import IptablesNode, config_with
 from tests.builders import endpoint_slice, port, service
 
 both_variants = pytest.mark.parametrize("variant", list(Variant))
@@ -25,9 +25,9 @@ def pods_of(name: str, *pods: Any) -> dict[str, Any]:
 
 def programmed(
     variant: Variant = Variant.NFT, piece: int | None = None, count: int = 3, **config: Any
-) -> Cluster:
+) -> IptablesNode:
     """Services svc1 ... with two endpoints each, programmed."""
-    cluster = Cluster(variant, piece=piece, config=config_with(**config))
+    cluster = IptablesNode(variant, piece=piece, config=config_with(**config))
     for n in range(1, count + 1):
         cluster.put(
             service(f"svc{n}", f"10.96.0.{n}", type="NodePort", ports=[port(nodePort=30000 + n)]),
@@ -37,10 +37,10 @@ def programmed(
     return cluster
 
 
-def done(cluster: Cluster) -> None:
+def done(cluster: IptablesNode) -> None:
     report = cluster.sync()
     assert (report.error, dict(report.failed)) == (None, {})
 
 
-def written(cluster: Cluster, since: int) -> str:
+def written(cluster: IptablesNode, since: int) -> str:
     return b"".join(cluster.fake.restores[since:]).decode()

@@ -7,11 +7,10 @@ from typing import Any, Protocol
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from tests.backends.cluster import CONTESTED
+from tests.backends.iptables_node import CONTESTED
 from tests.builders import endpoint, endpoint_slice, port, service
 
 SERVICES = ("a", "b", "c", "d", "e")
-"""Failing examples are not shrunk: that takes minutes here. The failing history is printed as it is."""
 
 ANNOTATIONS: list[dict[str, str]] = [
     *([{}] * 3),
@@ -24,6 +23,7 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     derandomize=True,
 )
+"""Failing examples are not shrunk: that takes minutes here. The failing history is printed as it is."""
 
 
 @st.composite

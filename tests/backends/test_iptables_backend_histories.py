@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.kernel.xtables.types import FailureKind, Variant
-from tests.backends.cluster import Cluster, State, config_with, divided, sync_checked
-from tests.backends.strategies import CHANGE, HISTORY, SERVICES, SETTINGS, START, change
+from tests.backends.histories import faulty, play
+from tests.backends.iptables_node import IptablesNode, State, config_with, divided, sync_checked
+from tests.backends.strategies import HISTORY, SERVICES, SETTINGS, START, change
 
 ways = pytest.mark.parametrize(
     ("variant", "piece", "layout"),
@@ -43,7 +44,7 @@ def _printed(state: State) -> list[str]:
     ]
 
 
-def _is_as_fresh(cluster: Cluster) -> None:
+def _is_as_fresh(cluster: IptablesNode) -> None:
     assert _printed(cluster.state()) == _printed(cluster.fresh())
     before = len(cluster.fake.restores)
     report = cluster.sync()
@@ -60,19 +61,13 @@ def _is_as_fresh(cluster: Cluster) -> None:
 def test_any_history_ends_as_a_fresh_sync(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
-    cluster = Cluster(variant, piece=piece, layout=layout)
-    change(cluster, start)
-    for changes, then in history:
-        change(cluster, changes)
-        if then == "restart":
-            cluster.start()
-        elif then == "check":
-            cluster.plan()
-            assert cluster.backend.check(thorough=True) == ()
-            continue
+    cluster = IptablesNode(variant, piece=piece, layout=layout)
+
+    def sync() -> None:
         report = sync_checked(cluster)
         assert (report.error, report.failed) == (None, {})
-    cluster.sync()
+
+    play(cluster, start, history, sync)
     _is_as_fresh(cluster)
 
 
@@ -80,10 +75,9 @@ _FAULT = st.one_of(
     st.none(),
     st.tuples(st.sampled_from(["locked", "other", "before", "after", "refuse"]), st.integers(0, 4)),
 )
-_FAULTY = st.lists(st.tuples(st.lists(CHANGE, max_size=4), _FAULT, st.booleans()), min_size=1, max_size=6)
 
 
-def _inject(cluster: Cluster, fault: tuple[str, int] | None, lines: list[str]) -> None:
+def _inject(cluster: IptablesNode, fault: tuple[str, int] | None, lines: list[str]) -> None:
     """Arrange one failure, `number` restores from now; what to refuse is remembered in `lines`."""
     if fault is None:
         return
@@ -102,12 +96,12 @@ def _inject(cluster: Cluster, fault: tuple[str, int] | None, lines: list[str]) -
 
 
 @ways
-@given(start=START, history=_FAULTY)
+@given(start=START, history=faulty(_FAULT))
 @settings(SETTINGS, max_examples=80)
 def test_no_failure_loses_anything(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
-    cluster = Cluster(variant, piece=piece, layout=layout)
+    cluster = IptablesNode(variant, piece=piece, layout=layout)
     change(cluster, start)
     cluster.sync()
     at_fault: list[str] = []
@@ -135,13 +129,13 @@ def test_no_failure_loses_anything(
 
 
 @ways
-@given(start=START, history=_FAULTY)
+@given(start=START, history=faulty(_FAULT))
 @settings(SETTINGS, max_examples=60)
 def test_addresses_that_stay_are_never_lost_on_the_way(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
     """As above, with every intermediate state of the kernel looked at; the services at fault included."""
-    cluster = Cluster(variant, piece=piece, config=config_with(large_cluster_endpoints=4), layout=layout)
+    cluster = IptablesNode(variant, piece=piece, config=config_with(large_cluster_endpoints=4), layout=layout)
     change(cluster, start)
     cluster.sync()
     for changes, fault, restart in history:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
-from tests.backends.cluster import Cluster, WatchedXtables
+from tests.backends.iptables_node import IptablesNode, WatchedXtables
 from tests.builders import endpoint, endpoint_slice, port, service
 from tests.kernel.namespace import fresh_network
 
@@ -39,7 +39,7 @@ class _Real(WatchedXtables):
         self.xtables.restore(text.encode())
 
 
-def _steps(cluster: Cluster) -> Any:
+def _steps(cluster: IptablesNode) -> Any:
     """Change the objects or the rules; what follows each is a sync and a comparison."""
     for n in range(1, 6):
         cluster.put(
@@ -84,8 +84,8 @@ def test_the_kernel_holds_what_the_stand_in_holds(variant: Variant, piece: int |
         tools = find_tools(Family.IPV4, variant, probe=False)
     except XtablesUnavailable as error:
         pytest.skip(error.reason)
-    real = Cluster(piece=piece, fake=_Real(SubprocessXtables(Family.IPV4, tools)))
-    fake = Cluster(variant, piece=piece)
+    real = IptablesNode(piece=piece, fake=_Real(SubprocessXtables(Family.IPV4, tools)))
+    fake = IptablesNode(variant, piece=piece)
     for _ in zip(_steps(real), _steps(fake), strict=True):
         reports = real.sync(), fake.sync()
         assert [(r.error, dict(r.failed)) for r in reports] == [(None, {}), (None, {})]

@@ -8,7 +8,7 @@ from kproxy.addresses import Family
 from kproxy.backends.base import CheckError
 from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
-from tests.backends.cluster import Cluster, WatchedXtables, sync_checked
+from tests.backends.iptables_node import IptablesNode, WatchedXtables, sync_checked
 from tests.backends.packets import Packet, is_served, outcomes
 from tests.backends.programmed import SVC1, both_variants, done, pods_of, programmed, ways
 from tests.builders import endpoint, port, service
@@ -20,7 +20,7 @@ from tests.builders import endpoint, port, service
 def test_rules_that_kube_proxy_left_are_taken_over_without_a_gap(variant: Variant, piece: int | None) -> None:
     """kube-proxy's order is that of a hash table, its rules are those of a moment ago."""
     fake = WatchedXtables(Family.IPV4, variant)
-    theirs = Cluster(variant, fake=fake)
+    theirs = IptablesNode(variant, fake=fake)
     for n in range(1, 7):
         theirs.put(
             service(
@@ -37,7 +37,7 @@ def test_rules_that_kube_proxy_left_are_taken_over_without_a_gap(variant: Varian
         order = [rules[i] for i in (4, 0, 5, 2, 1, 3) if i < len(rules)] + rules[6:]
         lines = "\n".join([*order[::-1], tail])
         fake.edit(f"*{table}\n:KUBE-SERVICES - [0:0]\n{lines}\nCOMMIT\n")
-    cluster = Cluster(variant, piece=piece, fake=fake)
+    cluster = IptablesNode(variant, piece=piece, fake=fake)
     cluster.tables = theirs.tables
     cluster.start()
     cluster.put(None, pods_of("svc2", "10.1.2.2", "10.1.2.3"))
@@ -67,7 +67,7 @@ def test_kube_proxy_s_own_spelling_is_kept() -> None:
     ]:
         text = text.replace(old, new)
     respelled.edit(text)
-    other = Cluster(fake=respelled)
+    other = IptablesNode(fake=respelled)
     other.tables = cluster.tables
     other.start()
     done(other)
@@ -76,7 +76,7 @@ def test_kube_proxy_s_own_spelling_is_kept() -> None:
 
 def test_the_intermediate_state_of_a_local_policy_in_pieces() -> None:
     """The last local endpoint leaves: the verdict has to stand before the chain lets traffic through."""
-    cluster = Cluster(piece=1)
+    cluster = IptablesNode(piece=1)
     for n in (1, 2):
         cluster.put(
             service(
@@ -155,7 +155,7 @@ def test_a_refused_service_keeps_what_it_had(variant: Variant, piece: int | None
 def test_a_refused_service_without_endpoints_does_not_stop_a_cold_start(
     variant: Variant, piece: int | None
 ) -> None:
-    cluster = Cluster(variant, piece=piece)
+    cluster = IptablesNode(variant, piece=piece)
     cluster.fake.refuse_rules_matching("-p sctp")
     cluster.put(service("bad", "10.96.0.9", ports=[port(9, "s", "SCTP")]))
     for n in (1, 2, 3):
@@ -222,7 +222,7 @@ class _CutOff(WatchedXtables):
 def test_a_dump_that_was_cut_off_is_an_error_and_not_believed() -> None:
     fake = _CutOff(Family.IPV4, Variant.NFT)
     fake.edit("*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\nCOMMIT\n")
-    cluster = Cluster(fake=fake)
+    cluster = IptablesNode(fake=fake)
     cluster.put(service())
     report = cluster.sync()
     assert report.error is not None
@@ -231,7 +231,7 @@ def test_a_dump_that_was_cut_off_is_an_error_and_not_believed() -> None:
 
 
 def test_a_base_that_the_kernel_refuses_is_an_error_that_says_so() -> None:
-    cluster = Cluster()
+    cluster = IptablesNode()
     cluster.fake.refuse_rules_matching("-j MASQUERADE")
     cluster.put(service())
     report = cluster.sync()
@@ -244,7 +244,7 @@ def test_a_base_that_the_kernel_refuses_is_an_error_that_says_so() -> None:
 
 def test_check_reports_that_rules_cannot_be_read() -> None:
     fake = _CutOff(Family.IPV4, Variant.NFT)
-    cluster = Cluster(fake=fake)
+    cluster = IptablesNode(fake=fake)
     fake.cut = 0
     cluster.put(service())
     done(cluster)
@@ -282,7 +282,7 @@ def test_what_a_fresh_sync_writes_means_what_kube_proxy_writes() -> None:
 
 @pytest.mark.parametrize("variant", list(Variant))
 def test_damage_that_a_sync_meets_is_named_and_repaired_by_it(variant: Variant) -> None:
-    cluster = Cluster(variant)
+    cluster = IptablesNode(variant)
     cluster.put(service("a", "10.96.0.1"), pods_of("a", endpoint("10.1.0.1")))
     done(cluster)
     cluster.fake.flush_table("nat")

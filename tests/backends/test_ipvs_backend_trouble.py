@@ -17,8 +17,8 @@ from kproxy.kernel.ipvs.types import (
     ServerId,
     VirtualServer,
 )
-from tests.backends.ipvs_node import CONFIG, IpvsNode, with_config
-from tests.backends.test_ipvs_backend import CLUSTER_IP, KNOWN, eps
+from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, IpvsNode, eps, with_config
+from tests.backends.test_ipvs_backend import KNOWN
 from tests.builders import port, service
 
 

@@ -7,11 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.kernel.ipvs.types import ServerId
-from kproxy.plan.planner import Planner
+from tests.backends.histories import faulty, play, play_faults, play_watched
 from tests.backends.ipvs_node import IpvsNode
-from tests.backends.strategies import CHANGE, HISTORY, SERVICES, SETTINGS, START, change
-from tests.builders import NODE
+from tests.backends.strategies import HISTORY, SETTINGS, START
 
 
 def _is_as_fresh(node: IpvsNode) -> None:
@@ -27,43 +25,31 @@ def _is_as_fresh(node: IpvsNode) -> None:
 @settings(SETTINGS, max_examples=80)
 def test_any_history_ends_as_a_fresh_sync(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
-    change(node, start)
-    for changes, then in history:
-        change(node, changes)
-        if then == "restart":
-            node.start()
-        elif then == "check":
-            assert node.backend.check(thorough=True) == ()
-            continue
-        node.done()
-    node.done()
+    play(node, start, history, node.done)
     _is_as_fresh(node)
 
 
-_FAULT = st.one_of(
+FAULT = st.one_of(
     st.none(), st.tuples(st.just("lose"), st.integers(0, 12)), st.tuples(st.just("refuse"), st.integers(1, 4))
 )
-_FAULTY = st.lists(st.tuples(st.lists(CHANGE, max_size=4), _FAULT, st.booleans()), min_size=1, max_size=6)
 
 
-@given(start=START, history=_FAULTY)
+@given(start=START, history=faulty(FAULT))
 @settings(SETTINGS, max_examples=120)
 def test_no_failure_loses_anything(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
-    change(node, start)
-    for changes, fault, restart in history:
-        change(node, changes)
-        if fault is not None and fault[0] == "lose":
+
+    def arrange(fault: tuple[str, int]) -> None:
+        if fault[0] == "lose":
             node.faults.lose_soon(fault[1])
-        elif fault is not None:
-            node.faults.refuse = lambda text, ip=f"10.1.{fault[1]}.": ip in text  # type: ignore[misc]
-        node.sync()
+        else:
+            node.faults.refuse = lambda text: f"10.1.{fault[1]}." in text
+
+    def clear() -> None:
         node.faults.lose_at = None
         node.faults.refuse = lambda _: False
-        if restart:
-            node.start()
-    node.backend.retry()
-    node.done()
+
+    play_faults(node, start, history, arrange, clear)
     _is_as_fresh(node)
 
 
@@ -73,27 +59,4 @@ def test_what_stands_is_listed_and_what_stays_is_served_at_every_moment(
     start: list[Any], history: list[Any]
 ) -> None:
     node = IpvsNode()
-    change(node, start)
-    node.done()
-    for changes, _ in history:
-        served = {server for server in node.ipvs.table if node.serving(server)}
-        change(node, changes)
-        stays = served & set(_wanted(node))
-
-        def look(stays: set[ServerId] = stays) -> None:
-            assert set(node.ipvs.table) <= node.listed()
-            assert all(node.serving(server) for server in stays)
-
-        node.faults.after = look
-        node.done()
-        node.faults.after = lambda: None
-
-
-def _wanted(node: IpvsNode) -> list[ServerId]:
-    """The virtual servers that serve once the objects of now are applied to a new node."""
-    keys = {*node.plans, *(f"ns1/{name}" for name in SERVICES)}
-    other = IpvsNode(node.config)
-    plans = Planner(node.config.family).update([node.tables.read(key) for key in sorted(keys)], NODE)
-    other.backend.update(plans.values())
-    assert other.backend.sync().error is None
-    return [server for server in other.ipvs.table if other.serving(server)]
+    play_watched(node, node.faults, start, history)

@@ -9,8 +9,8 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.layout import IPVS_JUMPS, IpvsLayout

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from kproxy.addresses import Family
 from kproxy.backends.change import Change
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.rehearsal import RehearsedXtables
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
-from kproxy.backends.ipvs.keeper import KernelHandles
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
 from kproxy.plan.planner import Planner
 from kproxy.testing.fake_xtables import FakeXtables
-from tests.backends.cluster import CONFIG, Cluster
+from tests.backends.iptables_node import CONFIG, IptablesNode
 from tests.backends.ipvs_node import CONFIG as IPVS_CONFIG
 from tests.backends.ipvs_node import IpvsNode
 from tests.builders import NODE, endpoint_slice, port, service
@@ -39,7 +39,7 @@ DAMAGE = (
 )
 
 
-def _put(cluster: Cluster | IpvsNode, number: int, pods: int, **spec: Any) -> None:
+def _put(cluster: IptablesNode | IpvsNode, number: int, pods: int, **spec: Any) -> None:
     cluster.put(
         service(
             f"svc{number}",
@@ -54,7 +54,7 @@ def _put(cluster: Cluster | IpvsNode, number: int, pods: int, **spec: Any) -> No
     )
 
 
-def _rehearsed(cluster: Cluster, layout: Layout) -> RehearsedXtables:
+def _rehearsed(cluster: IptablesNode, layout: Layout) -> RehearsedXtables:
     """Let a new backend sync once over what the cluster's kernel holds, in memory."""
     tables = RehearsedXtables(Family.IPV4, cluster.fake.variant, cluster.fake.save())
     backend = IptablesBackend(layout, tables, ChangeWatch(tables.stamp), piece=cluster.piece)
@@ -84,7 +84,7 @@ def test_a_rehearsal_ends_where_the_performance_ends(
     after: list[tuple[int, int]],
     damage: set[str],
 ) -> None:
-    cluster = Cluster(way[0], piece=way[1])
+    cluster = IptablesNode(way[0], piece=way[1])
     for number, pods in before:
         _put(cluster, number, pods)
     if before:
@@ -111,7 +111,7 @@ def test_a_rehearsal_ends_where_the_performance_ends(
 
 
 def test_each_object_is_a_line() -> None:
-    cluster = Cluster()
+    cluster = IptablesNode()
     _put(cluster, 1, 2)
     cluster.sync()
     cluster.fake.edit(
@@ -127,7 +127,7 @@ def test_each_object_is_a_line() -> None:
 
 
 def test_another_spelling_of_the_same_rules_is_no_change() -> None:
-    cluster = Cluster()
+    cluster = IptablesNode()
     _put(cluster, 1, 1)
     cluster.sync()
     spelled = cluster.fake.save().replace(b"-j MARK --set-xmark 0x4000/0x4000", b"-j MARK --or-mark 0x4000")

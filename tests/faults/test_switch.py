@@ -24,7 +24,7 @@ from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.program import Kproxy
-from tests.packets.test_hot_switch import choose, ipvs_remains, remains
+from tests.packets.switching import choose, ipvs_remains, remains
 
 pytestmark = pytest.mark.root
 

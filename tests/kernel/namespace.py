@@ -14,6 +14,9 @@ from typing import ParamSpec
 
 import pytest
 
+from kproxy.kernel.ipset.netlink import NetlinkIpset
+from kproxy.kernel.ipset.types import IpsetUnavailable
+
 P = ParamSpec("P")
 _CLONE_NEWNET = 0x40000000
 
@@ -49,3 +52,13 @@ def enter_new() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         pytest.skip(f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}")
+
+
+def kernel_sets() -> NetlinkIpset:
+    """The sets of the caller's namespace; skips the test where there can be none."""
+    ipset = NetlinkIpset()
+    try:
+        ipset.headers()
+    except IpsetUnavailable as error:
+        pytest.skip(str(error))
+    return ipset

@@ -10,35 +10,23 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipset.codec import reason
-from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import (
     MAX_ELEMENTS,
     Entry,
     EntryChange,
     Ipset,
     IpsetError,
-    IpsetUnavailable,
     SetKind,
     SetSpec,
 )
 from kproxy.testing.fake_ipvs import FakeIpset
-from tests.kernel.namespace import fresh_network
+from tests.kernel.namespace import fresh_network, kernel_sets
 
 pytestmark = pytest.mark.root
 
 OWN = {Family.IPV4: "10.0.0.1", Family.IPV6: "fd00::1"}
 NETS = {Family.IPV4: "10.0.0.0/8", Family.IPV6: "fd00::/16"}
 families = pytest.mark.parametrize("family", list(Family), ids=str)
-
-
-def kernel() -> NetlinkIpset:
-    """The sets of this namespace; skips where there can be none."""
-    ipset = NetlinkIpset()
-    try:
-        ipset.headers()
-    except IpsetUnavailable as error:
-        pytest.skip(str(error))
-    return ipset
 
 
 def examples(family: Family) -> list[tuple[SetSpec, Entry]]:
@@ -57,7 +45,7 @@ def examples(family: Family) -> list[tuple[SetSpec, Entry]]:
 @families
 @fresh_network
 def test_what_is_added_is_there_and_ipset_says_so_too(family: Family) -> None:
-    ipset = kernel()
+    ipset = kernel_sets()
     for spec in sets(family).all:
         ipset.create(spec)
         ipset.create(spec)
@@ -83,7 +71,7 @@ def test_what_is_added_is_there_and_ipset_says_so_too(family: Family) -> None:
 
 @fresh_network
 def test_more_entries_fit_than_kube_proxy_allows() -> None:
-    ipset, spec = kernel(), sets(Family.IPV4).cluster_ip
+    ipset, spec = kernel_sets(), sets(Family.IPV4).cluster_ip
     ipset.create(spec)
     entries = [Entry(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", "TCP", 80) for n in range(70_000)]
     assert ipset.apply([EntryChange(spec, entry, add=True) for entry in entries]) == {}
@@ -93,7 +81,7 @@ def test_more_entries_fit_than_kube_proxy_allows() -> None:
 
 @fresh_network
 def test_a_set_that_a_rule_uses_is_not_destroyed() -> None:
-    ipset, spec = kernel(), sets(Family.IPV4).cluster_ip
+    ipset, spec = kernel_sets(), sets(Family.IPV4).cluster_ip
     ipset.create(spec)
     rule = ["iptables", "-A", "INPUT", "-m", "set", "--match-set", spec.name, "dst,dst"]
     if shutil.which("iptables") is None or subprocess.run(rule, check=False, capture_output=True).returncode:
@@ -104,7 +92,7 @@ def test_a_set_that_a_rule_uses_is_not_destroyed() -> None:
 
 
 def _both() -> list[Ipset]:
-    return [kernel(), FakeIpset()]
+    return [kernel_sets(), FakeIpset()]
 
 
 @fresh_network

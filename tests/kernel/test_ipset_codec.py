@@ -17,7 +17,7 @@ from kproxy.kernel.ipset.types import MAX_ELEMENTS, Entry, EntryChange, SetHeade
 from kproxy.kernel.netlink.messages import attribute, message, nested
 
 NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-NETWORK_ORDER, NESTED = 0x4000, 0x8000
+NETWORK_ORDER = 0x4000
 DATA, ADT = 7, 8
 NOMATCH = attribute(8 | NETWORK_ORDER, struct.pack("!I", 1 << 2))
 

@@ -24,7 +24,7 @@ from kproxy.kernel.ipset.types import (
     SetSpec,
 )
 from kproxy.kernel.netlink.messages import attribute
-from tests.kernel.namespace import fresh_network
+from tests.kernel.namespace import fresh_network, kernel_sets
 
 pytestmark = pytest.mark.root
 
@@ -36,12 +36,7 @@ def kernel() -> NetlinkIpset:
     """The sets of this namespace; skips where there can be none, or no ipset program."""
     if shutil.which("ipset") is None:
         pytest.skip("no ipset program")
-    ipset = NetlinkIpset()
-    try:
-        ipset.headers()
-    except IpsetUnavailable as error:
-        pytest.skip(str(error))
-    return ipset
+    return kernel_sets()
 
 
 def program(*arguments: str) -> str:

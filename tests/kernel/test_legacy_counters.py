@@ -9,8 +9,9 @@ from kproxy.addresses import Family
 from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools
-from kproxy.kernel.xtables.legacy_counters import CountersError, LegacyCounters
+from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
 from tests.cli.nodes import do
 from tests.kernel.namespace import fresh_network
@@ -75,5 +76,5 @@ def test_a_library_that_crashes_takes_only_its_trial_with_it(
     crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
-    with pytest.raises(CountersError, match="status -11"):
+    with pytest.raises(PythonIptablesError, match="status -11"):
         LegacyCounters(Family.IPV4).read("nat", Chains.roots, Chains.leads_on)

@@ -3,10 +3,8 @@
 import json
 import re
 import shutil
-import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -17,15 +15,15 @@ from kproxy.agent.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.agent.exposition import Exposition, slis
 from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.cli.run import run
+from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.sources.transport import ApiError
 from kproxy.testing.apiserver import ApiServer
 from tests.agent.test_metrics import filled
-from tests.manifests.openapi import documents, load, problems
+from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
+from tests.manifests.openapi import load, problems
 from tests.manifests.queries import KUBERNETES_MIXIN, MONITORING, ROOT, needs_promtool, own, promtool
 from tests.sources.recording import RecordingSink
 
-OVERLAYS = ("iptables", "ipvs", "nftables")
 OBJECTS = sorted(
     path
     for folder in (ROOT / "base", MONITORING)
@@ -34,27 +32,6 @@ OBJECTS = sorted(
 )
 _METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|go|rest_client|kubernetes|up)(?:_\w+)?\b")
 _SELECTOR = re.compile(r"\b(\w+)\{([^}]*)\}")
-
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-
-
-def built(folder: Path) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send."""
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return documents(done.stdout)
-
-
-def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = [each for each in objects if each["kind"] == kind]
-    return found
-
-
-def pod_spec(daemon_set: dict[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = daemon_set["spec"]["template"]["spec"]
-    return spec
 
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.stem)

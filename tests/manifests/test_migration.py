@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from click.testing import CliRunner
 
 from kproxy.cli.main import main
 from kproxy.testing.apiserver import ApiServer
+from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import documents, problems
 from tests.manifests.queries import ROOT
-from tests.manifests.test_manifests import OVERLAYS, built, needs_kubectl, one, pod_spec
 
 GUIDE = (ROOT / "MIGRATION.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
@@ -40,10 +41,19 @@ def patched(daemon_set: dict[str, Any], arguments: list[str], folder: Path) -> d
     path = folder / "object.json"
     path.write_text(json.dumps(daemon_set))
     command = ["kubectl", "patch", "--local", "-f", str(path), *arguments, "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(printed(command))
     return result
+
+
+def printed(
+    command: list[str], folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """What a command that succeeds prints, in a folder and an environment."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @needs_kubectl
@@ -54,17 +64,8 @@ def test_kubeadms_configuration_is_taken_over_by_the_commands_of_the_guide(tmp_p
         api.kubeconfig(tmp_path / "kubeconfig")
         metadata = {"name": "kube-proxy", "namespace": "kube-system"}
         api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": KUBEADM})
-        done = subprocess.run(
-            ["bash", "-eu", "-o", "pipefail", "-c", BLOCKS[0]],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    objects = documents(done.stdout)
+        command = ["bash", "-eu", "-o", "pipefail", "-c", BLOCKS[0]]
+        objects = documents(printed(command, tmp_path, environment))
     assert [problem for each in objects for problem in problems(each)] == []
     assert one(objects, "ConfigMap")["data"] == KUBEADM
     (container,) = pod_spec(one(objects, "DaemonSet"))["containers"]
@@ -82,15 +83,7 @@ def test_what_the_guide_says_of_monitoring_opens_the_port(configuration: str, tm
     folder = tmp_path / "manifests" / "overlays" / overlay
     if configuration == "kubeadm":
         shutil.copy(KUBEADM_FILE, folder / "config.conf")
-    done = subprocess.run(
-        ["bash", "-eu", "-c", f"overlay={folder}\n{BLOCKS[1]}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    objects = documents(done.stdout)
+    objects = documents(printed(["bash", "-eu", "-c", f"overlay={folder}\n{BLOCKS[1]}"]))
     assert {"PodMonitor", "PrometheusRule"} <= {each["kind"] for each in objects}
     (container,) = pod_spec(one(objects, "DaemonSet"))["containers"]
     given = one([each for each in objects if "config.conf" in each.get("data", {})], "ConfigMap")

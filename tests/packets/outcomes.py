@@ -4,7 +4,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Self
 
 from kproxy.testing.lab import Answer, AskError, Lab, Namespace, Pod
@@ -84,9 +83,7 @@ class Traffic:
         self.flow()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(DEADLINE)
 

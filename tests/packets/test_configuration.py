@@ -13,8 +13,8 @@ from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Port
 from tests.packets.outcomes import names
+from tests.packets.pages import get
 from tests.packets.program import Kproxy
-from tests.packets.test_diagnostics import get
 
 pytestmark = pytest.mark.root
 

@@ -14,12 +14,11 @@ from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import Target, Traffic, names
+from tests.packets.pages import get, scrape, status, value
 from tests.packets.program import Kproxy
-from tests.packets.test_diagnostics import get, scrape, status, value
+from tests.packets.switching import choose, ipvs_remains, remains
 
 pytestmark = pytest.mark.root
-
-SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SEP-", ":KUBE-SERVICES", "KUBE-FIREWALL")
 
 
 @pytest.fixture
@@ -28,45 +27,12 @@ def file(spare: Cluster, tmp_path: Path) -> File:
     return File(tmp_path / "config.conf", spare)
 
 
-def choose(file: File, mode: str) -> None:
-    """Write a mode, `nftables` or one with its variant: `iptables/nft`."""
-    name, _, variant = mode.partition("/")
-    file.set_own(iptables={"variant": variant})
-    file.set(mode=name)
-
-
 def targets(cluster: Cluster, service: Service) -> list[Target]:
     client, pod = cluster.lab.client, cluster.lab.local_pods[2]
     found: list[Target] = [(client, NODE_IP4[0], service.node_port)]
     for family in FAMILIES:
         found += [(client, service.ip(family), 80), (pod, service.ip(family), 80)]
     return found
-
-
-def remains(cluster: Cluster, *, but: str) -> list[str]:
-    """What any mode has in the node's kernel that `but` has no use for."""
-    node = cluster.lab.node
-    found = []
-    for family in ("", "6"):
-        for variant in ("nft", "legacy"):
-            if but == f"iptables/{variant}":
-                continue
-            marks = SERVICE_CHAINS if but == f"ipvs/{variant}" else ("KUBE", "KPROXY")
-            dump = node.run([f"ip{family}tables-{variant}-save"], check=False).stdout
-            found += [line for line in dump.splitlines() if any(mark in line for mark in marks)]
-    if but != "nftables" and cluster.mode.name != "ipvs":
-        tables = node.run(["nft", "list", "tables"]).stdout.splitlines()
-        found += [line for line in tables if "kproxy" in line]
-    return found
-
-
-def ipvs_remains(cluster: Cluster) -> list[str]:
-    node = cluster.lab.node
-    found = node.run(["ipvsadm", "-Sn"]).stdout.splitlines()
-    found += node.run(["ipset", "list", "-n"]).stdout.splitlines()
-    return found + [
-        line for line in node.run(["ip", "-o", "link"]).stdout.splitlines() if "kube-ipvs0" in line
-    ]
 
 
 def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[str], None]) -> None:

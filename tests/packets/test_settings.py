@@ -7,7 +7,7 @@ from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, node_json
 from tests.packets.outcomes import names
-from tests.packets.test_diagnostics import status
+from tests.packets.pages import status
 
 pytestmark = pytest.mark.root
 

@@ -53,12 +53,6 @@ class View:
         """The type of the service."""
         return str(self._specs[probe.service].get("type", "ClusterIP"))
 
-    def ranged(self, probe: Probe) -> bool:
-        """Whether the probe meets source ranges."""
-        return probe.frontend == "balancer" and bool(
-            self._specs[probe.service].get("loadBalancerSourceRanges")
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -14,7 +14,6 @@ JSON = dict[str, Any]
 NAMESPACE = "default"
 FAMILIES: tuple[Family, ...] = (4, 6)
 FAMILY_NAMES: dict[Family, str] = {4: "IPv4", 6: "IPv6"}
-ADDRESS_TYPES: dict[str, Family] = {"IPv4": 4, "IPv6": 6}
 SPEC = LabSpec(local_pods=3, remote_pods=3)
 TARGET, OTHER_TARGET = 8080, 8081
 """The ports on which every pod answers, over TCP and UDP."""

@@ -18,6 +18,7 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.testing.apiserver import ApiServer
 from kproxy.testing.lab import AskError, Lab
 from tests.peer import old_peers
+from tests.peer.cases.words import Case
 from tests.peer.contenders import Contender, Peer, contenders
 from tests.peer.differences import View, excused
 from tests.peer.objects import (
@@ -90,6 +91,15 @@ class Site:
         """Delete an object."""
         self.api.delete(kind, NAMESPACE, name)
         self._made.pop((kind, name), None)
+
+    def play(self, case: Case) -> Iterator[int]:
+        """Carry out a case's steps, and yield the number of each once every contender obeys it."""
+        for number, step in enumerate(case.steps):
+            self.write(*step.write, validate=step.validate)
+            for kind, name in step.delete:
+                self.delete(kind, name)
+            self.settle()
+            yield number
 
     def forget(self) -> None:
         """Delete what was written since the last time, services first as the API does."""

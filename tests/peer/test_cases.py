@@ -16,10 +16,6 @@ def test_packets_fare_alike(case: Case, site: Site) -> None:
         pytest.skip(f"kube-proxy {version[0]}.{version[1]} is older than {case.since[0]}.{case.since[1]}")
     if version >= case.until:
         pytest.skip("the order in which kube-proxy reads slices is random, and so is what it does here")
-    for number, step in enumerate(case.steps):
-        site.write(*step.write, validate=step.validate)
-        for kind, name in step.delete:
-            site.delete(kind, name)
-        site.settle()
+    for number in site.play(case):
         found = site.differences()
         assert not found, f"after step {number}:\n" + "\n".join(found)

@@ -43,11 +43,7 @@ def test_rules_are_the_same(case: Case, site: Site) -> None:
     if version < case.since or version >= case.until:
         pytest.skip(f"kube-proxy {version[0]}.{version[1]} does otherwise")
     runners = {str(runner.contender): runner for runner in site.runners}
-    for number, step in enumerate(case.steps):
-        site.write(*step.write, validate=step.validate)
-        for kind, name in step.delete:
-            site.delete(kind, name)
-        site.settle()
+    for number in site.play(case):
         services = site.services()
         own_choice = {s["metadata"]["name"] for s in services} & {IDLE, "left"}
         if View(services).any_contested or own_choice:

@@ -1,6 +1,10 @@
 """Plain JSON objects as an API server holds them."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def service(name: str, ip: str = "10.96.0.1", port: int = 80, **metadata: Any) -> dict[str, Any]:
@@ -40,3 +44,13 @@ def node(name: str, zone: str = "z1") -> dict[str, Any]:
         "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
     }
+
+
+def write(path: Path, *objects: object) -> None:
+    """Write a file as editors and kubelet do: complete, then moved into place."""
+    new = path.with_name(f".{path.name}.new")
+    if path.suffix == ".json":
+        new.write_text("\n".join(map(json.dumps, objects)))
+    else:
+        new.write_text(yaml.safe_dump_all(objects))
+    new.replace(path)

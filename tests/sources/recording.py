@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from kproxy.sources.base import Source
 from kproxy.sources.kubernetes import KubernetesSource, WatchStatus
+from kproxy.sources.reflector import Reflector
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
 from kproxy.state.wire import EndpointSlice, Service
@@ -90,15 +91,27 @@ class RecordingSink:
             return [what for verb, _, what in self.history if verb == "delete"]
 
 
+class _Announcing(Reflector):
+    """Tells of each change of its state, which nobody needs to hear of outside of tests."""
+
+    changed: threading.Condition
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        with self.changed:
+            self.changed.notify_all()
+
+
 def wait_for_status(source: KubernetesSource, predicate: Callable[[WatchStatus], object]) -> WatchStatus:
-    """Wait until the status of some watch is as wanted; nothing announces it, so it is looked at again."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        for each in source.status():
-            if predicate(each):
-                return each
-        assert time.monotonic() < deadline, source.status()
-        time.sleep(0.005)
+    """Wait until the status of some watch is as wanted."""
+    changed = threading.Condition()
+    for each in source._reflectors:
+        vars(each)["changed"] = changed
+        each.__class__ = _Announcing
+    with changed:
+        found = changed.wait_for(lambda: list(filter(predicate, source.status())), PATIENCE)
+    assert found, source.status()
+    return found[0]
 
 
 class Running:

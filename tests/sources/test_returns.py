@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from kproxy.sources.backoff import Backoff
 from kproxy.sources.config import KubernetesSourceConfig
+from kproxy.sources.errors import UnreachableError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.sources.transport import Transport, TransportConfig, UnreachableError
+from kproxy.sources.transport import Transport, TransportConfig
 from kproxy.state.decode import Kind
 from kproxy.testing.apiserver import ApiServer, Fault
 from kproxy.testing.apiserver.listener import bind

@@ -10,7 +10,6 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.kernel.addresses import DeviceError
-from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import (
     Entry,
     EntryChange,
@@ -33,7 +32,7 @@ from kproxy.kernel.ipvs.types import (
     VirtualServer,
 )
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
-from tests.kernel.namespace import fresh_network
+from tests.kernel.namespace import fresh_network, kernel_sets
 
 RR, WRR, SH = VirtualServer("rr"), VirtualServer("wrr"), VirtualServer("sh", SCHED2)
 STICKY = VirtualServer("rr", PERSISTENT, 60)
@@ -156,21 +155,11 @@ CHANGES = {
 }
 
 
-def real_sets() -> NetlinkIpset:
-    """The sets of this namespace; skips where there can be none."""
-    ipset = NetlinkIpset()
-    try:
-        ipset.headers()
-    except IpsetUnavailable as error:
-        pytest.skip(str(error))
-    return ipset
-
-
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES.keys())
 @fresh_network
 def test_entries_are_refused_and_kept_as_in_the_real_kernel(changes: list[EntryChange]) -> None:
     outcomes = []
-    for ipset in (real_sets(), FakeIpset()):
+    for ipset in (kernel_sets(), FakeIpset()):
         for spec in (IPS, PORTS, NETS, SIXES):
             ipset.create(spec)
         refused = dict(ipset.apply(changes))
@@ -194,7 +183,7 @@ SETS: dict[str, Callable[[Ipset], object]] = {
 @fresh_network
 def test_sets_are_refused_and_kept_as_in_the_real_kernel(name: str) -> None:
     outcomes = []
-    for ipset in (real_sets(), FakeIpset()):
+    for ipset in (kernel_sets(), FakeIpset()):
         for spec in (IPS, PORTS, SIXES):
             ipset.create(spec)
         try:

@@ -8,7 +8,7 @@ from kproxy.agent.check.findings import Finding, obstacle, ok, warning
 from kproxy.agent.config import ProxyConfig
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
-from kproxy.sources.transport import ApiError
+from kproxy.sources.errors import ApiError
 
 _ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
 

@@ -18,7 +18,7 @@ from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.nft.program import find_nft
 from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
-from kproxy.kernel.xtables import extensions
+from kproxy.kernel.xtables import extensions, python_iptables
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
@@ -101,11 +101,11 @@ def _check_nftables() -> Iterator[Finding]:
 
 def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]:
     """Ask libxtables, where python-iptables is installed to do so."""
-    if not extensions.is_available():
+    if not python_iptables.is_installed():
         return
     try:
         yield from judge.judge_extensions(family, extensions.revisions(family, names))
-    except extensions.ExtensionsError as error:
+    except python_iptables.PythonIptablesError as error:
         remedy = "what was tried above counts; see that python-iptables fits the node's libxtables"
         yield warning(f"extensions {family}", f"libxtables cannot be asked: {error}", remedy)
 

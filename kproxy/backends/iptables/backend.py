@@ -19,7 +19,7 @@ from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.observed import Observed, read
-from kproxy.backends.iptables.render import ServiceRules
+from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.iptables.writer import Part, Writer
 from kproxy.backends.narrowing import DoubtfulError, narrow_down

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 _Form = tuple[object, ...]
 
@@ -79,61 +79,6 @@ def tokenize(line: str) -> list[tuple[str, bool]]:
         (word, False) if word else (_ESCAPED.sub(r"\1", quoted), True)
         for quoted, word in _TOKEN.findall(line)
     ]
-
-
-def parse_save(data: bytes, tables: Collection[str] | None = None) -> dict[str, dict[str, list[str]]]:
-    """Split a dump into table -> chain -> rule lines, each line as it was printed without counters.
-
-    Chains without rules are there with an empty list; comments and counters are ignored; `tables` limits
-    the result.  A dump that was cut off raises ValueError: half a table must not be taken for the whole.
-    """
-    result: dict[str, dict[str, list[str]]] = {}
-    text = data.decode("utf-8", "surrogateescape")
-    start = 0
-    while (start := _next_table(text, start)) >= 0:
-        end = text.find("\nCOMMIT\n", start)
-        following = text.find("\n*", start)
-        if end < 0 or 0 <= following < end:
-            msg = "the dump has a table without COMMIT"
-            raise ValueError(msg)
-        name, _, body = text[start + 1 : end].partition("\n")
-        if tables is None or name in tables:
-            _add_chains(body, result.setdefault(name.rstrip(), {}))
-        start = end + len("\nCOMMIT\n")
-    return result
-
-
-def _next_table(text: str, start: int) -> int:
-    """Where the next table's line begins, past comments and empty lines; -1 at the end of the dump."""
-    while start < len(text) and text[start] != "*":
-        end = text.find("\n", start)
-        line = text[start:] if end < 0 else text[start:end]
-        if line and not line.startswith("#"):
-            msg = f"not a line of a dump: {line!r}"
-            raise ValueError(msg)
-        start = len(text) if end < 0 else end + 1
-    return start if start < len(text) else -1
-
-
-def _add_chains(body: str, chains: dict[str, list[str]]) -> None:
-    """Sort a table's lines into `chains`; what varies least is tested first, as there may be 230,000."""
-    prefix = "\n"
-    append = [""].append
-    for line in body.split("\n"):
-        if line.startswith(prefix):
-            append(line)
-        elif line.startswith(":"):
-            chains[line[1 : line.index(" ")]] = []
-        elif line.startswith(("-A ", "[")):
-            rule = line if line[0] == "-" else line[line.index(" ") + 1 :]  # save -c: counters come first
-            end = rule.find(" ", 3)
-            name = rule[3:end] if end > 0 else rule[3:]
-            append = (chains[name] if name in chains else chains.setdefault(name, [])).append
-            prefix = f"-A {name} "
-            append(rule)
-        elif line and not line.startswith("#"):
-            msg = f"not a line of a dump: {line!r}"
-            raise ValueError(msg)
 
 
 def probability(value: str) -> int:

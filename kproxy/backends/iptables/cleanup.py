@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.canonical import parse_save
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.known import KUBELETS_TOO, is_jump, is_known
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import restore_text

@@ -1,10 +1,12 @@
-"""Split an iptables-save dump into chains without taking it apart into lines.
+"""Split an iptables-save dump into chains: each a text, or each a list of lines.
 
 A large node's dump has 200,000 rules. They are printed chain by chain, so each chain's rules are one slice of
-the dump; cutting slices keeps the memory of a restart near that of the dump itself.
+the dump; cutting slices keeps the memory of a restart near that of the dump itself. Where rules are looked at
+one by one, as in a cleanup, a chain is the list of its lines.
 """
 
 import re
+from collections.abc import Collection
 
 _DECLARATION = re.compile(rb"^:(\S+) ", re.MULTILINE)
 
@@ -27,6 +29,28 @@ def chain_texts(dump: bytes) -> dict[str, dict[str, str]]:
     return tables
 
 
+def parse_save(data: bytes, tables: Collection[str] | None = None) -> dict[str, dict[str, list[str]]]:
+    """Split a dump into table -> chain -> rule lines, each line as it was printed without counters.
+
+    Chains without rules are there with an empty list; comments and counters are ignored; `tables` limits
+    the result.  A dump that was cut off raises ValueError: half a table must not be taken for the whole.
+    """
+    result: dict[str, dict[str, list[str]]] = {}
+    text = data.decode("utf-8", "surrogateescape")
+    start = 0
+    while (start := _next_table(text, start)) >= 0:
+        end = text.find("\nCOMMIT\n", start)
+        following = text.find("\n*", start)
+        if end < 0 or 0 <= following < end:
+            msg = "the dump has a table without COMMIT"
+            raise ValueError(msg)
+        name, _, body = text[start + 1 : end].partition("\n")
+        if tables is None or name in tables:
+            _add_chains(body, result.setdefault(name.rstrip(), {}))
+        start = end + len("\nCOMMIT\n")
+    return result
+
+
 def _table_start(dump: bytes, position: int) -> int:
     if dump.startswith(b"*", position):
         return position
@@ -46,3 +70,36 @@ def _chains(dump: bytes, start: int, end: int) -> dict[str, str]:
             position = dump.index(b"\n", position) + 1
         chains[name.decode()] = dump[begin:position].decode("utf-8", "surrogateescape")
     return chains
+
+
+def _next_table(text: str, start: int) -> int:
+    """Where the next table's line begins, past comments and empty lines; -1 at the end of the dump."""
+    while start < len(text) and text[start] != "*":
+        end = text.find("\n", start)
+        line = text[start:] if end < 0 else text[start:end]
+        if line and not line.startswith("#"):
+            msg = f"not a line of a dump: {line!r}"
+            raise ValueError(msg)
+        start = len(text) if end < 0 else end + 1
+    return start if start < len(text) else -1
+
+
+def _add_chains(body: str, chains: dict[str, list[str]]) -> None:
+    """Sort a table's lines into `chains`; what varies least is tested first, as there may be 230,000."""
+    prefix = "\n"
+    append = [""].append
+    for line in body.split("\n"):
+        if line.startswith(prefix):
+            append(line)
+        elif line.startswith(":"):
+            chains[line[1 : line.index(" ")]] = []
+        elif line.startswith(("-A ", "[")):
+            rule = line if line[0] == "-" else line[line.index(" ") + 1 :]  # save -c: counters come first
+            end = rule.find(" ", 3)
+            name = rule[3:end] if end > 0 else rule[3:]
+            append = (chains[name] if name in chains else chains.setdefault(name, [])).append
+            prefix = f"-A {name} "
+            append(rule)
+        elif line and not line.startswith("#"):
+            msg = f"not a line of a dump: {line!r}"
+            raise ValueError(msg)

@@ -9,7 +9,7 @@ from kproxy.backends.iptables.known import KUBELETS_TOO
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
-from kproxy.backends.iptables.render import ServiceRules, SharedLines
+from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Entry, Placement, entries_of, rerooted
 from kproxy.backends.iptables.static import Jump
 

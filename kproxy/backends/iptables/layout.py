@@ -14,7 +14,8 @@ from kproxy.addresses import Family
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import ServiceRules, render_service
+from kproxy.backends.iptables.render import render_service
+from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan
@@ -56,8 +57,8 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class StandardLayout:
-    """kube-proxy's chains of its iptables mode."""
+class ConfiguredLayout:
+    """What a layout takes from the settings as they are."""
 
     config: IptablesConfig
 
@@ -65,6 +66,16 @@ class StandardLayout:
     def family(self) -> Family:
         """The family whose tables it describes."""
         return self.config.family
+
+    @property
+    def large_cluster_endpoints(self) -> int:
+        """As set."""
+        return self.config.large_cluster_endpoints
+
+
+@dataclass(frozen=True)
+class StandardLayout(ConfiguredLayout):
+    """kube-proxy's chains of its iptables mode."""
 
     @cached_property
     def fixed(self) -> Mapping[ChainId, str | None]:
@@ -86,11 +97,6 @@ class StandardLayout:
     def jumps(self) -> tuple[Jump, ...]:
         """Those of kube-proxy."""
         return JUMPS
-
-    @property
-    def large_cluster_endpoints(self) -> int:
-        """As set."""
-        return self.config.large_cluster_endpoints
 
     @property
     def nft_piece(self) -> int:

@@ -56,6 +56,10 @@ DISPATCH_PREFIXES: dict[str, tuple[str, ...]] = {
 }
 """By table, those of the chains that lead to services in the scalable layout."""
 
+INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
+LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
+"""Accounting objects of nfacct that rules count into (pkg/proxy/metrics/metrics.go)."""
+
 LONGEST_CHAIN_NAME = 28
 """Bytes (XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the end mark)."""
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from kproxy.addresses import Family
 from kproxy.backends.change import Change, Sign, counted
-from kproxy.backends.iptables.canonical import canonical_rule, parse_save
+from kproxy.backends.iptables.canonical import canonical_rule
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
 BUILT_IN: Mapping[str, frozenset[str]] = {

@@ -8,39 +8,12 @@ rules mean is kube-proxy's (pkg/proxy/iptables/proxier.go, 1.36).
 from collections.abc import Sequence
 from functools import lru_cache
 
-import msgspec
-
 from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
-
-INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
-LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
-
-
-class SharedLines(msgspec.Struct, frozen=True, gc=False):
-    """The lines a service has in chains that all services share, in order; the field says table and chain."""
-
-    nat_services: tuple[str, ...] = ()
-    nat_node_ports: tuple[str, ...] = ()
-    filter_services: tuple[str, ...] = ()
-    filter_external: tuple[str, ...] = ()
-    filter_firewall: tuple[str, ...] = ()
-    filter_node_ports: tuple[str, ...] = ()
-
-
-class ServiceRules(msgspec.Struct, frozen=True, gc=False):
-    """All rules of one service: `chains` maps its own nat chains to their rules, a line each, in one text."""
-
-    chains: dict[str, str] = {}
-    shared: SharedLines = SharedLines()
-
-    @property
-    def empty(self) -> bool:
-        """Whether the service has no rule at all."""
-        return not self.chains and self.shared == SharedLines()
 
 
 class _Lines:
@@ -202,7 +175,7 @@ class _PortRenderer:
             if self.config.localhost and self.config.count_localhost:
                 self.lines.nat_node_ports.append(
                     f"-A {names.KUBE_NODEPORTS} -d 127.0.0.0/8 {match} "
-                    f"-m nfacct --nfacct-name  {LOCALHOST_COUNTER} -j {self.ext}\n"
+                    f"-m nfacct --nfacct-name  {names.LOCALHOST_COUNTER} -j {self.ext}\n"
                 )
             self.lines.nat_node_ports.append(f"-A {names.KUBE_NODEPORTS} {match} -j {self.ext}\n")
         if port.external is not Verdict.FORWARD:

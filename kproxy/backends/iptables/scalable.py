@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from kproxy.addresses import Family
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dispatch import LONGEST, Tree
 from kproxy.backends.iptables.hairpin import hairpin_chains
+from kproxy.backends.iptables.layout import ConfiguredLayout
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import ServiceRules, render_service
+from kproxy.backends.iptables.render import render_service
+from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Placement
 from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan
@@ -32,16 +32,10 @@ _PREFIXES = {
 
 
 @dataclass(frozen=True)
-class ScalableLayout:
+class ScalableLayout(ConfiguredLayout):
     """The layout for many services; a chain of more than `longest` lines is divided."""
 
-    config: IptablesConfig
     longest: int = LONGEST
-
-    @property
-    def family(self) -> Family:
-        """The family whose tables it describes."""
-        return self.config.family
 
     @cached_property
     def fixed(self) -> Mapping[ChainId, str | None]:
@@ -75,11 +69,6 @@ class ScalableLayout:
     def jumps(self) -> tuple[Jump, ...]:
         """Those of kube-proxy."""
         return JUMPS
-
-    @property
-    def large_cluster_endpoints(self) -> int:
-        """As set."""
-        return self.config.large_cluster_endpoints
 
     @property
     def nft_piece(self) -> int:

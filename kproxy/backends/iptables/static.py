@@ -10,8 +10,7 @@ import msgspec
 from kproxy.addresses import Family, host_cidr, is_loopback
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import INVALID_COUNTER
+from kproxy.backends.iptables.names import INVALID_COUNTER, ChainId
 
 TABLES = ("mangle", "nat", "filter")
 

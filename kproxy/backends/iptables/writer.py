@@ -15,8 +15,8 @@ from kproxy.backends.iptables.hairpin import ipvs_loop_backs
 from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import ServiceRules
 from kproxy.backends.iptables.restore import edit, restore_text
+from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Entry, Placement, changed_chains, entries_of, replaced
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables

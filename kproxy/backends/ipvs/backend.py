@@ -17,9 +17,11 @@ from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
-from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, DoubtError, Keeper, KernelHandles
+from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
+from kproxy.backends.ipvs.keeper import Keeper
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import PEER_SETS
+from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.traffic import port_traffic
 from kproxy.kernel.addresses import DeviceError
@@ -74,14 +76,14 @@ class IpvsBackend:
             return
         self._config = config
         self._draining.period = config.graceful_period
-        self._keeper.excluded = tuple(config.exclude_cidrs)
+        self._keeper.known.excluded = tuple(config.exclude_cidrs)
         for plan in self._plans.values():
             self._want(plan)
         self._rules.reconfigure(IpvsLayout(config.rules))
 
     def doubt(self) -> None:
         """Let the next sync read the kernel first, and compare all of it."""
-        self._keeper.doubt()
+        self._keeper.known.doubt()
         self._rules.doubt()
 
     def retry(self) -> None:
@@ -97,17 +99,17 @@ class IpvsBackend:
         written: Counter[str] = Counter()
         drifts: list[Drift] = []
         keeper = self._keeper
-        keeper.believes_refusals = False
+        keeper.refusals.believed = False
         try:
             try:
                 report = self._write(written, drifts)
             except DoubtError as doubt:
                 log.info("looking_again", family=self.family.value, reason=str(doubt))
-                keeper.fail()
-                keeper.believes_refusals = True
+                keeper.known.fail()
+                keeper.refusals.believed = True
                 report = self._write(written, drifts)
         except KERNEL_ERRORS as error:
-            keeper.fail()
+            keeper.known.fail()
             return SyncReport(error=str(error), changes=_nonzero(written), drifts=tuple(drifts))
         return msgspec.structs.replace(
             report,
@@ -146,7 +148,7 @@ class IpvsBackend:
             return thorough or (server.port + sum(server.ip.encode())) % SHARE_OF_DESTINATIONS == turn
 
         try:
-            drifts += self._keeper.check(details_of, thorough=thorough)
+            drifts += self._keeper.known.check(details_of, thorough=thorough)
         except KERNEL_ERRORS as error:
             raise CheckError(str(error)) from error
         self._next_look = self._clock() + self._config.look_period
@@ -159,7 +161,7 @@ class IpvsBackend:
         if anything may have happened. Raises CheckError if the kernel cannot be read.
         """
         try:
-            return self._keeper.compare_addresses(told)
+            return self._keeper.known.compare_addresses(told)
         except DeviceError as error:
             raise CheckError(str(error)) from error
 
@@ -208,7 +210,7 @@ class IpvsBackend:
         keeper = self._keeper
         if keeper.look():
             self._settled = False
-            drifts += keeper.drifts
+            drifts += keeper.known.drifts
         keeper.prepare(written)
         report = self._rules.sync(retire=self._settled)
         written.update(report.changes)
@@ -223,8 +225,8 @@ class IpvsBackend:
             self._remove_peer_sets()
             self._settled = True
         keeper.tidy(written)
-        stuck = {f"({told.partition(':')[0]})": told for told in keeper.stuck.values()}
-        failed = {**report.failed, **keeper.refused, **stuck}
+        stuck = {f"({told.partition(':')[0]})": told for told in keeper.refusals.stuck.values()}
+        failed = {**report.failed, **keeper.refusals.services, **stuck}
         return msgspec.structs.replace(report, failed=failed)
 
     def _remove_peer_sets(self) -> None:

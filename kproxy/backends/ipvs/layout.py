@@ -17,13 +17,10 @@ from functools import cached_property
 from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import ConfiguredLayout
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import (
-    ServiceRules,
-    SharedLines,
-    cluster_policy_chains,
-    health_check_rule,
-)
+from kproxy.backends.iptables.render import cluster_policy_chains, health_check_rule
+from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.iptables.static import (
     FILTER_NODE_PORTS,
@@ -57,15 +54,8 @@ IPVS_JUMPS: tuple[Jump, ...] = (
 
 
 @dataclass(frozen=True)
-class IpvsLayout:
+class IpvsLayout(ConfiguredLayout):
     """The chains of one family."""
-
-    config: IptablesConfig
-
-    @property
-    def family(self) -> Family:
-        """The family whose tables it describes."""
-        return self.config.family
 
     @cached_property
     def fixed(self) -> Mapping[ChainId, str | None]:
@@ -94,11 +84,6 @@ class IpvsLayout:
     def jumps(self) -> tuple[Jump, ...]:
         """What leads from the built-in chains into these."""
         return IPVS_JUMPS
-
-    @property
-    def large_cluster_endpoints(self) -> int:
-        """As set."""
-        return self.config.large_cluster_endpoints
 
     @property
     def nft_piece(self) -> int:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Collection, Iterable
 
 from kproxy.addresses import Family, cidr_contains
 from kproxy.backends.base import Drift
+from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.names import PEER_SETS, peer_ledger, sets
-from kproxy.kernel.addresses import AddressDevice
-from kproxy.kernel.ipset.types import Entry, EntryChange, Ipset, SetSpec
+from kproxy.kernel.ipset.types import Entry, EntryChange, SetSpec
 from kproxy.kernel.ipvs.types import (
     MASQUERADE,
     Command,
     DestinationId,
-    Ipvs,
     Request,
     ServerId,
     VirtualServer,
@@ -86,7 +85,7 @@ class Record:
 
 def observe(
     family: Family,
-    kernel: tuple[Ipvs, Ipset, AddressDevice],
+    kernel: KernelHandles,
     excluded: Collection[str],
     made: Collection[ServerId],
     theirs: Collection[ServerId],
@@ -105,7 +104,7 @@ def observe(
     as many entries as in the `trusted` record is taken to have the same, and the device to have `addresses`
     where they are given.
     """
-    ipvs, ipset, device = kernel
+    ipvs, ipset, device = kernel.ipvs, kernel.ipset, kernel.device
     record = Record()
     headers = ipset.headers()
     for spec in sets(family).all:

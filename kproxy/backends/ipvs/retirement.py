@@ -12,8 +12,10 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.ipvs.draining import Draining
-from kproxy.backends.ipvs.keeper import KERNEL_ERRORS, DoubtError, Keeper, KernelHandles
+from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
+from kproxy.backends.ipvs.keeper import Keeper
 from kproxy.backends.ipvs.names import PEER_SETS, sets
+from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
 from kproxy.kernel.ipvs.types import IpvsUnavailable
 
@@ -69,12 +71,12 @@ class Retirement:
             # Without IPVS there is no virtual server whose connections could be waited for.
             return None if self.dissolve() else _AGAIN
         except (*KERNEL_ERRORS, DoubtError) as error:
-            self._keeper.doubt()
+            self._keeper.known.doubt()
             log.warning("ipvs_mode_kept", family=self.family.value, reason=str(error))
             return _AGAIN
         if any(written.values()):
             log.info("ipvs_mode_leaving", family=self.family.value, **{k: n for k, n in written.items() if n})
-        if not self._keeper.idle:
+        if not self._keeper.known.idle:
             due = self._draining.due_in()
             return _AGAIN if due is None else due
         return None if self.dissolve() else _AGAIN
@@ -87,10 +89,10 @@ class Retirement:
         except IpvsUnavailable:
             return True
         except (*KERNEL_ERRORS, DoubtError) as error:
-            self._keeper.doubt()
+            self._keeper.known.doubt()
             log.error("ipvs_mode_kept", family=self.family.value, reason=str(error))
             return False
-        return self._keeper.idle
+        return self._keeper.known.idle
 
     def dissolve(self) -> bool:
         """Destroy the sets, which lets go of whatever was still listed; False if a rule holds one."""

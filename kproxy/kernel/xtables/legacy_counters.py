@@ -8,7 +8,6 @@ ever committed. The entries themselves are the kernel's ABI (include/uapi/linux/
 """
 
 import ctypes
-import importlib.util
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +15,11 @@ from typing import Any, NamedTuple
 
 from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
-from kproxy.kernel.xtables.programs import run
-from kproxy.kernel.xtables.types import RestoreError
+from kproxy.kernel.xtables.python_iptables import PythonIptablesError, is_installed, run_apart
 
-_SECONDS = 60.0
 _MATCH = struct.Struct("=H29sB")  # xt_entry_match: size, name, revision
 _HEAD = {Family.IPV4: 112, Family.IPV6: 168}  # sizeof(ipt_entry), sizeof(ip6t_entry)
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
-
-
-class CountersError(Exception):
-    """The tables cannot be read this way; the message says why."""
 
 
 class CountedRule(NamedTuple):
@@ -41,14 +34,14 @@ class CountedRule(NamedTuple):
 
 
 class LegacyCounters:
-    """Reads one family's tables in the caller's network namespace; raises CountersError where it cannot.
+    """Reads one family's tables in the caller's network namespace; raises PythonIptablesError if not.
 
     Belongs to one thread at a time.
     """
 
     def __init__(self, family: Family) -> None:
-        if importlib.util.find_spec("iptc") is None:
-            raise CountersError("python-iptables is not installed")
+        if not is_installed():
+            raise PythonIptablesError("python-iptables is not installed")
         self._family = family
         self._tried = False
 
@@ -60,7 +53,8 @@ class LegacyCounters:
         if table not in stamps.legacy_tables(self._family):
             return []
         if not self._tried:
-            self._try(table)
+            # Once where a crash costs nothing.
+            run_apart(__name__, self._family.name, table)
             self._tried = True
         import iptc
 
@@ -70,7 +64,7 @@ class LegacyCounters:
             opened.refresh()
             return list(self._walk(opened, start, follow))
         except iptc.IPTCError as error:
-            raise CountersError(f"libiptc: {error}") from error
+            raise PythonIptablesError(f"libiptc: {error}") from error
         finally:
             opened.close()
             _give_back()
@@ -109,18 +103,6 @@ class LegacyCounters:
                 return raw[place + _MATCH.size : place + size].partition(b"\0")[0].decode("utf-8", "replace")
             place += size
         return ""
-
-    def _try(self, table: str) -> None:
-        """Read all of it once where a crash costs nothing."""
-        argv = [sys.executable, "-m", __name__, self._family.name, table]
-        try:
-            status, _, stderr = run(argv, b"", _SECONDS)
-        except RestoreError as error:
-            raise CountersError(error.message) from error
-        if status:
-            lines = stderr.decode("utf-8", "replace").strip().splitlines()
-            told = lines[-1] if lines else "no reason given"
-            raise CountersError(f"python-iptables ended with status {status}: {told}")
 
 
 def _give_back() -> None:

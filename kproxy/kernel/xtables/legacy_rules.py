@@ -6,7 +6,6 @@ process of its own, opens only tables that exist (opening one creates it), and n
 installed, iptables-legacy-save tells the same.
 """
 
-import importlib.util
 import re
 import sys
 from typing import Any
@@ -17,6 +16,12 @@ from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import run
+from kproxy.kernel.xtables.python_iptables import (
+    PythonIptablesError,
+    is_installed,
+    last_line,
+    run_apart,
+)
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
 
 _SECONDS = 120.0
@@ -34,20 +39,19 @@ def count(family: Family) -> Counts:
     """Count the rules of one family's legacy tables in this network namespace. Raises LegacyRulesError."""
     if not stamps.legacy_tables(family):
         return {}
-    if importlib.util.find_spec("iptc") is not None:
-        status, printed, stderr = run([sys.executable, "-m", __name__, family.name], b"", _SECONDS)
-        if status == 0:
-            return msgspec.json.decode(printed, type=Counts)
-        reason = f"python-iptables ended with status {status}: {_last_line(stderr)}"
-    else:
-        reason = "python-iptables is not installed"
+    reason = "python-iptables is not installed"
+    if is_installed():
+        try:
+            return msgspec.json.decode(run_apart(__name__, family.name, seconds=_SECONDS), type=Counts)
+        except PythonIptablesError as error:
+            reason = str(error)
     try:
         programs = find_tools(family, Variant.LEGACY, probe=False)
         status, dump, stderr = run([programs.save], b"", _SECONDS)
     except (XtablesUnavailable, RestoreError) as error:
         raise LegacyRulesError(f"{reason}, and {error}") from error
     if status:
-        raise LegacyRulesError(f"{reason}, and {programs.save}: {_last_line(stderr)}")
+        raise LegacyRulesError(f"{reason}, and {programs.save}: {last_line(stderr)}")
     return counted(dump)
 
 
@@ -62,11 +66,6 @@ def counted(dump: bytes) -> Counts:
             chain = match[1].decode()
             chains[chain] = chains.get(chain, 0) + 1
     return found
-
-
-def _last_line(stderr: bytes) -> str:
-    lines = stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
 
 
 def _count_here(family: Family) -> Counts:

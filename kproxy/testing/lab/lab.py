@@ -9,7 +9,6 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Final, Self
 
 from kproxy.testing.lab import clients, requirements, sctp, topology
@@ -40,9 +39,7 @@ class HeldConnection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def exchange(self, text: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Answer:
@@ -86,9 +83,7 @@ class Lab:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

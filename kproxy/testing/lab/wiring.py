@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from pyroute2 import IPRoute
@@ -68,9 +67,7 @@ class Wiring:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for opened in self._sockets.values():
             opened.close()
         self._sockets.clear()

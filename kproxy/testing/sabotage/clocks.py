@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kproxy.testing.sabotage import wall
+from kproxy.testing.sabotage.orders import customise, replace
 
 
 class BrokenClock:
@@ -10,12 +11,8 @@ class BrokenClock:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        text = Path(wall.__file__).read_text(encoding="utf-8")
-        (directory / "sitecustomize.py").write_text(text, encoding="utf-8")
+        customise(directory, wall)
 
     def set(self, ahead: float) -> None:
         """Set it by so many seconds ahead of the machine's; fewer than 0 are behind."""
-        new = self.directory / "ahead.new"
-        new.write_text(str(ahead), encoding="utf-8")
-        new.rename(self.directory / "ahead")
+        replace(self.directory / "ahead", str(ahead))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kproxy.testing.sabotage import deaf
 from kproxy.testing.sabotage.deaf import Loss
+from kproxy.testing.sabotage.orders import customise, replace, tally
 
 ROUTE, NETFILTER, GENERIC = 0, 12, 16
 """Protocols (linux/netlink.h): addresses and links; nftables, sets and conntrack; IPVS."""
@@ -16,17 +17,13 @@ class BrokenSockets:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        text = Path(deaf.__file__).read_text(encoding="utf-8")
-        (directory / "sitecustomize.py").write_text(text, encoding="utf-8")
+        customise(directory, deaf)
 
     def order(
         self, loss: Loss, *, chance: float = 1.0, protocols: Collection[int] = (ROUTE, NETFILTER, GENERIC)
     ) -> None:
         """Have requests that are sent from now on fail: `chance` of each datagram of these protocols."""
-        new = self.directory / "order.new"
-        new.write_text(f"{loss}\t{chance}\t{','.join(map(str, protocols))}", encoding="utf-8")
-        new.rename(self.directory / "order")
+        replace(self.directory / "order", f"{loss}\t{chance}\t{','.join(map(str, protocols))}")
 
     def behave(self) -> None:
         """Withdraw the order."""
@@ -35,6 +32,4 @@ class BrokenSockets:
     @property
     def done(self) -> Counter[str]:
         """How many datagrams went wrong, by loss."""
-        journal = self.directory / "done"
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
-        return Counter(line.split()[1] for line in lines)
+        return tally(self.directory)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy.testing.sabotage import stand_in
+from kproxy.testing.sabotage.orders import replace, source, tally
 from kproxy.testing.sabotage.stand_in import Deed
 
 NAMES = (
@@ -25,8 +26,7 @@ class BrokenTools:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        text = Path(stand_in.__file__).read_text(encoding="utf-8")
-        self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{text}"
+        self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{source(stand_in)}"
         self.bring_back()
 
     def order(
@@ -37,9 +37,7 @@ class BrokenTools:
         `chance` of each, of the programs whose names end with `programs`, and only with one of `words` in
         the input, none of which has a comma.
         """
-        new = self.directory / "order.new"
-        new.write_text(f"{deed}\t{chance}\t{programs}\t{','.join(words)}", encoding="utf-8")
-        new.rename(self.directory / "order")
+        replace(self.directory / "order", f"{deed}\t{chance}\t{programs}\t{','.join(words)}")
 
     def behave(self) -> None:
         """Withdraw the order."""
@@ -62,6 +60,4 @@ class BrokenTools:
     @property
     def done(self) -> Counter[str]:
         """How many runs went wrong, by deed."""
-        journal = self.directory / "done"
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
-        return Counter(line.split()[1] for line in lines)
+        return tally(self.directory)

@@ -1,4 +1,4 @@
-"""A node in memory: tables, planner and iptables backend over a FakeXtables, driven as the agent does."""
+"""A node in memory in iptables mode: a backend over a fake, and what is looked at after each restore."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.canonical import parse_save
 from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.shared import Placement, rerooted
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.kernel.xtables.types import RestoreError, Variant
+from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
-from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind
-from kproxy.state.tables import Tables
 from kproxy.testing.fake_xtables import FakeXtables
+from tests.backends.node import Node
 from tests.backends.packets import Packet, is_served, outcomes
-from tests.builders import NODE, as_service, as_slice
 
 CONFIG = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
 CONTESTED = ("203.0.113.1", "203.0.113.2")
@@ -72,8 +69,8 @@ class WatchedXtables(FakeXtables):
         self.accept_all_rules()
 
 
-class Cluster:
-    """One node's agent, without its threads and sockets."""
+class IptablesNode(Node[IptablesBackend, State]):
+    """One node of a variant and a layout."""
 
     def __init__(
         self,
@@ -86,60 +83,22 @@ class Cluster:
     ) -> None:
         self.fake = fake or WatchedXtables(config.family, variant)
         self.config = config
-        self.tables = Tables()
         self.piece = piece
         self.layout = layout
-        self.start()
+        super().__init__(config.family)
 
-    def start(self) -> None:
-        """Start, or start again over the same kernel and the same objects."""
-        self.planner = Planner(self.config.family)
-        self.plans: dict[str, ServicePlan] = {}
-        self.backend = IptablesBackend(
-            self.layout(self.config), self.fake, ChangeWatch(self.fake.stamp), piece=self.piece
-        )
-        self.tables.touch_all()
+    def make_backend(self) -> IptablesBackend:
+        """A backend of the layout."""
+        watch = ChangeWatch(self.fake.stamp)
+        return IptablesBackend(self.layout(self.config), self.fake, watch, piece=self.piece)
 
-    def put(self, service: dict[str, Any] | None, *slices: dict[str, Any]) -> None:
-        """Write objects to the API."""
-        if service is not None:
-            self.tables.upsert(as_service(service))
-        for each in slices:
-            self.tables.upsert(as_slice(each))
-
-    def drop(self, key: str) -> None:
-        """Delete a service, its slices stay as they do for a moment in a real cluster."""
-        self.tables.delete(Kind.SERVICE, key)
-
-    def plan(self) -> None:
-        """Hand what changed to the backend, without a sync."""
-        self._read = self.tables.dirty()
-        changed = self.planner.update(self._read, NODE)
-        self.plans |= changed
-        self.backend.update(changed.values())
-
-    def sync(self) -> SyncReport:
-        """Plan and write what changed; nothing is taken for done that was not."""
-        self.plan()
-        report = self.backend.sync()
-        if report.error is None:
-            self.tables.commit(self._read)
-        return report
+    def another(self) -> IptablesNode:
+        """A node with the same settings and an empty kernel."""
+        return IptablesNode(self.fake.variant, config=self.config, layout=self.layout)
 
     def state(self) -> State:
         """Everything in the kernel: table -> chain -> rules."""
         return parse_save(self.fake.save())
-
-    def fresh(self) -> State:
-        """What a new node would write for the same objects."""
-        other = Cluster(self.fake.variant, config=self.config, layout=self.layout)
-        other.tables = self.tables
-        planned = Planner(self.config.family)
-        inputs = [self.tables.read(key) for key in sorted(self.plans)]
-        other.backend.update(planned.update(inputs, NODE).values())
-        report = other.backend.sync()
-        assert (report.error, report.failed) == (None, {})
-        return other.state()
 
     def holds(self, key: str) -> bool:
         """Whether the kernel has every rule of the service as it is planned."""
@@ -186,9 +145,8 @@ def _packets(port: PortPlan, addresses: Iterable[str]) -> Iterable[Packet]:
 class NeverLost:
     """Checks after each restore that no address which stays loses its service on the way."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: IptablesNode) -> None:
         self.cluster = cluster
-        self.checks = 0
         self._watched: dict[Packet, bool] = {}
 
     def expect(self, *, contested: bool) -> None:
@@ -210,10 +168,9 @@ class NeverLost:
             found = outcomes(self.cluster.fake, packet)
             assert "LOST" not in found, (packet, self.cluster.fake.restores[-1].decode())
             assert not served or is_served(found), (packet, found, self.cluster.fake.restores[-1].decode())
-            self.checks += 1
 
 
-def sync_checked(cluster: Cluster, *, contested: bool = True) -> SyncReport:
+def sync_checked(cluster: IptablesNode, *, contested: bool = True) -> SyncReport:
     """A sync during which no address may be lost, not even between two restores.
 
     `contested` off leaves out addresses that may change hands: where the kernel refuses the new owner, the
@@ -234,15 +191,3 @@ def divided(config: IptablesConfig) -> ScalableLayout:
 def config_with(**changes: Any) -> IptablesConfig:
     """The usual settings with some changed."""
     return msgspec.structs.replace(CONFIG, **changes)
-
-
-__all__ = [
-    "CONFIG",
-    "Cluster",
-    "NeverLost",
-    "RestoreError",
-    "State",
-    "WatchedXtables",
-    "config_with",
-    "divided",
-]

@@ -1,0 +1,66 @@
+"""The body of an answer as it arrives: a watch lives in one for minutes, and how it ends must be told apart.
+
+A server that says nothing, a connection that broke and a proper end call for different things.
+"""
+
+import time
+from typing import Any
+
+import urllib3
+
+from kproxy.sources.errors import DisconnectedError, StalledError
+
+_CHUNK = 256 * 1024
+"""Bytes read at once at the most."""
+
+
+class Stream:
+    """The body of one answer, read as it arrives. Close it after use."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def set_timeout(self, seconds: float) -> None:
+        """Change how long `read` waits for the next byte."""
+        sock = getattr(self._response.connection, "kproxy_socket", None)
+        if sock is not None:
+            sock.settimeout(seconds)
+
+    def read(self) -> bytes:
+        """The next bytes, b"" at a proper end.
+
+        Raises StalledError after the timeout, DisconnectedError when the body is cut short.
+        """
+        try:
+            data = self._response.read1(_CHUNK)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
+            raise StalledError("the server says nothing any more") from error
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            # ValueError and AttributeError: the socket was closed under the reader by Transport.close.
+            raise DisconnectedError(f"the connection broke: {reason(error)}") from error
+        return bytes(data)
+
+    def read_all(self, limit: int, seconds: float) -> bytes:
+        """The whole body, at most `limit` bytes within `seconds`."""
+        deadline = time.monotonic() + seconds
+        parts: list[bytes] = []
+        size = 0
+        while data := self.read():
+            parts.append(data)
+            size += len(data)
+            if size > limit:
+                raise DisconnectedError(f"the answer is larger than {limit} bytes")
+            if time.monotonic() > deadline:
+                raise StalledError(f"the answer took longer than {seconds:g} s")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection back, or close it if the body was not read to its end."""
+        self._response.close()
+
+
+def reason(error: BaseException) -> str:
+    """The innermost words of an error that libraries wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,213 @@
+"""A run loop over modes in memory, for tests of what happens when another mode is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+from structlog.testing import capture_logs
+
+from kproxy.addresses import Family
+from kproxy.agent.agent import Agent
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.events import Notice
+from kproxy.agent.flows import FlowCleaner
+from kproxy.agent.health import HealthState
+from kproxy.agent.inbox import Inbox
+from kproxy.agent.metric_series import MODE_SWITCHES
+from kproxy.agent.metrics import Metrics
+from kproxy.agent.mode import Mode
+from kproxy.agent.node import FamilyFacts
+from kproxy.agent.reporter import Reporter
+from kproxy.agent.service_health import ServiceHealth
+from kproxy.backends.base import Drift, Measurement, SyncReport
+from kproxy.kernel.links import AddressNews
+from kproxy.kernel.xtables.types import Variant
+from kproxy.plan.flows import Stale
+from kproxy.plan.model import ServicePlan
+from kproxy.state.decode import Kind
+from tests.builders import as_service, as_slice, endpoint, endpoint_slice, port, service
+
+CONFIG = ProxyConfig(node_name="node1", min_sync_period=0.0, ipvs_graceful_period=10.0)
+BOTH = (Family.IPV4, Family.IPV6)
+
+
+class Kernel:
+    """What each mode has in the kernel, by family; `history` is every change in its order.
+
+    A mode in `shares` takes away what others have when it writes, as iptables and IPVS do with each other.
+    """
+
+    def __init__(self) -> None:
+        self.rules: dict[tuple[str, Family], set[str]] = {}
+        self.history: list[str] = []
+        self.errors: dict[tuple[str, Family], str] = {}
+        self.refused: set[tuple[str, str]] = set()
+        self.shares: set[str] = set()
+
+    def write(self, mode: str, family: Family, keys: set[str]) -> None:
+        self.history.append(f"{mode} {family.value}: {' '.join(sorted(keys))}")
+        self.rules[mode, family] = keys
+        if mode in self.shares:
+            self.clear(other_than=mode, families=[family])
+
+    def clear(self, other_than: str, families: Iterable[Family] = BOTH) -> None:
+        for mode, family in list(self.rules):
+            if mode != other_than and family in families:
+                self.history.append(f"{mode} {family.value} gone")
+                del self.rules[mode, family]
+
+    def of(self, mode: str) -> dict[Family, set[str]]:
+        return {family: keys for (name, family), keys in self.rules.items() if name == mode}
+
+
+class FakeBackend:
+    """Writes when something changed or nothing is known, like the real ones."""
+
+    def __init__(self, kernel: Kernel, mode: str, family: Family) -> None:
+        self.family = family
+        self._kernel = kernel
+        self._mode = mode
+        self._wanted: set[str] = set()
+        self._pending = True
+
+    def update(self, plans: Iterable[ServicePlan]) -> None:
+        for plan in plans:
+            (self._wanted.add if plan.ports else self._wanted.discard)(plan.key)
+            self._pending = True
+
+    def sync(self) -> SyncReport:
+        failed = {key: "no such rule" for key in self._wanted if (self._mode, key) in self._kernel.refused}
+        error = self._kernel.errors.get((self._mode, self.family))
+        if self._pending:
+            self._kernel.write(self._mode, self.family, set() if error else self._wanted - failed.keys())
+        self._pending = error is not None
+        return SyncReport(failed, error)
+
+    def doubt(self) -> None:
+        self._pending = True
+
+    def retry(self) -> None:
+        pass
+
+    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+        return ()
+
+    def tend(self) -> float | None:
+        return None
+
+
+class FakeMode:
+    """A mode of FakeBackends."""
+
+    variants: Mapping[Family, Variant] = {}
+
+    def __init__(self, kernel: Kernel, config: ProxyConfig, families: tuple[Family, ...] = BOTH) -> None:
+        self.families = families
+        self.name = config.proxy_mode
+        self._kernel = kernel
+        self._backends: dict[Family, FakeBackend] = {}
+
+    def configure(self, family: Family, facts: FamilyFacts) -> FakeBackend:
+        return self._backends.setdefault(family, FakeBackend(self._kernel, self.name, family))
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        pass
+
+    def settled(self) -> None:
+        self._kernel.clear(other_than=self.name)
+
+    def tend(self) -> float | None:
+        return None
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
+        return {}
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        return Measurement()
+
+
+class Flows(FlowCleaner):
+    """Keeps what it is asked to look for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Family, Stale]] = []
+
+    def submit(self, family: Family, stale: Stale) -> None:
+        if stale.kept or stale.gone:
+            self.asked.append((family, stale))
+
+
+class NoChecks(ServiceHealth):
+    """Opens no ports."""
+
+    def update(
+        self, plans: Iterable[ServicePlan], addresses: Mapping[Family, tuple[str, ...] | None]
+    ) -> None:
+        pass
+
+
+class Rig:
+    """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
+
+    def __init__(self, make: Callable[[ProxyConfig], Mode], config: ProxyConfig = CONFIG) -> None:
+        self.inbox = Inbox(frozenset(Kind))
+        self.flows = Flows()
+        self.refused: list[ProxyConfig] = []
+        self.on_refusal: Callable[[], None] = lambda: None
+        self.notices: list[Notice] = []
+        self.metrics = Metrics()
+        self.reporter = Reporter(self.metrics, self.notices.append)
+        self.health = HealthState(30.0, lambda: 0.0, lambda: None)
+        self.agent = Agent(
+            config,
+            self.inbox,
+            make(config),
+            self.health,
+            lambda: ("192.168.0.2", "fd00:168::2"),
+            self.flows,
+            NoChecks(lambda: True),
+            self.reporter,
+            make,
+            self._take_back,
+        )
+        self.inbox.replace(Kind.NODE, [], [])
+        self.inbox.replace(Kind.SERVICE, [], [])
+        self.inbox.replace(Kind.ENDPOINT_SLICE, [], [])
+        self.add("a", 1)
+        self.add("b", 2)
+
+    def add(self, name: str, number: int, *pods: str) -> None:
+        """Write a service and its endpoints."""
+        ips = [f"10.96.0.{number}", f"fd00:96::{number}"]
+        obj = service(name, ips, ports=[port(protocol="UDP")], ipFamilyPolicy="RequireDualStack")
+        self.inbox.upsert(Kind.SERVICE, as_service(obj))
+        ready = [endpoint(pod) for pod in pods or ("10.1.0.1",)]
+        self.inbox.upsert(
+            Kind.ENDPOINT_SLICE, as_slice(endpoint_slice(*ready, service=name, ports=[port(protocol="UDP")]))
+        )
+
+    def work(self, config: ProxyConfig | None = None) -> list[str]:
+        """One sync, with other settings if any; the events that were logged."""
+        if config is not None:
+            self.agent.reconfigure(msgspec.structs.replace(config))
+        with capture_logs() as logs:
+            self.agent.run_once(threading.Event())
+        self.logs = logs
+        return [line["event"] for line in logs]
+
+    def said(self, event: str) -> dict[str, object]:
+        """The only line of an event in the last work."""
+        (line,) = [line for line in self.logs if line["event"] == event]
+        return dict(line)
+
+    def switches(self) -> dict[str, object]:
+        """How many switches came to which end, as /metrics tells it."""
+        return {each.labels[0]: each.value for each in self.metrics.samples() if each.series is MODE_SWITCHES}
+
+    def _take_back(self, wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
+        assert kept is self.agent.config
+        assert reason
+        self.refused.append(wanted)
+        self.on_refusal()
