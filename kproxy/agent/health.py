@@ -100,13 +100,16 @@ class HealthState:
 
 
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
-    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go)."""
+    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go).
+
+    `lastUpdated` is the present while healthy, as it was when every sync counted, else the latest sync.
+    """
     now = datetime.now(UTC)
     proxy_healthy = all(f.healthy for f in health.families.values())
     healthy = proxy_healthy and (health.node_eligible or not include_node)
-    oldest = min((f.last_updated for f in health.families.values()), default=now)
+    newest = max((f.last_updated for f in health.families.values()), default=now)
     body: dict[str, object] = {
-        "lastUpdated": _text(now if healthy else oldest),
+        "lastUpdated": _text(now if healthy else newest),
         "currentTime": _text(now),
     }
     if include_node:
@@ -116,7 +119,7 @@ def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
         family.value: {"lastUpdated": _text(f.last_updated), "healthy": f.healthy}
         for family, f in health.families.items()
     }
-    return (200 if healthy else 503), json.dumps(body).encode()
+    return (200 if healthy else 503), json.dumps(body, separators=(",", ":")).encode()
 
 
 def _text(moment: datetime) -> str:

@@ -112,6 +112,7 @@ class _Server6(http.server.ThreadingHTTPServer):
 
 def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
         server_version = "kproxy"
         sys_version = ""
         timeout = 10
@@ -135,6 +136,7 @@ def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandl
             self.send_header("Content-Type", answer.content_type)
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Content-Length", str(len(answer.body)))
+            self.send_header("Connection", "close")
             self.end_headers()
             if with_body:
                 self.wfile.write(answer.body)

@@ -45,6 +45,20 @@ def test_paths_methods_and_types() -> None:
         ask(server.port, "/healthz")
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/gone", "/nothing"])
+def test_answers_are_http_1_1_and_end_the_connection(path: str) -> None:
+    server = HttpServer("test", "127.0.0.1:0", ROUTES)
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: node\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
+    finally:
+        server.stop()
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
 def test_a_taken_port_is_the_end_if_the_operator_wants_it(taken: socket.socket) -> None:
     address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(OSError, match=rf"test: cannot bind {address}: Address already in use"):
