@@ -28,7 +28,7 @@ from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
 from kproxy.backends.base import CheckError, Drift, SyncReport
 from kproxy.kernel.links import AddressNews
-from kproxy.plan.flows import stale_after
+from kproxy.plan.flows import Stale, stale_after, together
 from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
 from kproxy.state.tables import ServiceInput
@@ -258,16 +258,17 @@ class Agent:
         return reports
 
     def _forget_flows(self, side: Side, outcome: Outcome) -> None:
-        """Have flows forgotten that the applied plans leave stale; at a start, nothing is known to be."""
+        """Have flows forgotten that the applied plans leave stale; at a start, any may be."""
+        changes: list[Stale] = []
         for key, plan in outcome.plans.items():
             if key in outcome.report.failed:
                 continue
-            if self._next_thorough:
-                self._flows.submit(side.family, stale_after(side.applied.get(key), plan))
+            changes.append(stale_after(side.applied.get(key), plan))
             if any(port.protocol is Protocol.UDP for port in plan.ports):
                 side.applied[key] = plan
             else:
                 side.applied.pop(key, None)
+        self._flows.submit(side.family, together(changes))
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()

@@ -236,6 +236,7 @@ def rig(kernel: Kernel) -> Rig:
     made = Rig(lambda config: FakeMode(kernel, config))
     made.work()
     kernel.history.clear()
+    made.flows.asked.clear()
     return made
 
 

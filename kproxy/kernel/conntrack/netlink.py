@@ -1,6 +1,6 @@
 """The kernel's connection tracking, in the network namespace of the thread that uses it first.
 
-Layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+Layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h, bits of nf_conntrack_common.h.
 """
 
 import errno
@@ -16,13 +16,15 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 1
 _GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
+_SEEN_REPLY = 1 << 1
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC = {Family.IPV4: 1, Family.IPV6: 3}
 _IP_DST = {Family.IPV4: 2, Family.IPV6: 4}
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _NFGENMSG = struct.Struct("!BBH")
 _PORT = struct.Struct("!H")
+_BITS = struct.Struct("!I")
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _UDP = bytes((socket.IPPROTO_UDP,))
 
@@ -82,6 +84,7 @@ def _decode(answer: bytes, family: Family, ports: Collection[bytes]) -> Flow | N
         _PORT.unpack(protocol[_PROTO_DST_PORT])[0],
         _ip(attributes(reply[_TUPLE_IP])[_IP_SRC[family]], family),
         _PORT.unpack(answering[_PROTO_SRC_PORT])[0],
+        bool(_BITS.unpack(found[_STATUS])[0] & _SEEN_REPLY),
         handle,
     )
 
