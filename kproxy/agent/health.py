@@ -36,7 +36,11 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class HealthState:
-    """Collects what the run loop knows; `now` and `clock` give wall and monotonic time."""
+    """Collects what the run loop knows; `clock` gives monotonic time.
+
+    `pending_since` tells in it since when a change waits for a sync. It may wait for one family only: each
+    answers for what came after its own last success.
+    """
 
     def __init__(
         self, sync_period: float, clock: Callable[[], float], pending_since: Callable[[], float | None]
@@ -46,6 +50,7 @@ class HealthState:
         self._pending_since = pending_since
         self._lock = threading.Lock()
         self._updated: dict[Family, datetime] = {}
+        self._synced: dict[Family, float] = {}
         self._behind: dict[Family, float | None] = {}
         self._eligible = True
 
@@ -64,6 +69,7 @@ class HealthState:
         """A sync of the family has succeeded."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
+            self._synced[family] = self._clock()
             self._behind[family] = None
 
     def failed(self, family: Family) -> None:
@@ -90,8 +96,10 @@ class HealthState:
         with self._lock:
             families = {}
             for family, updated in self._updated.items():
-                behind = [t for t in (self._behind[family], waiting) if t is not None]
-                families[family] = FamilyHealth(updated, all(now - t <= self._patience for t in behind))
+                since = self._behind[family]
+                if since is None and waiting is not None:
+                    since = max(waiting, self._synced.get(family, waiting))
+                families[family] = FamilyHealth(updated, since is None or now - since <= self._patience)
             return Health(families, self._eligible)
 
     def proxy_healthy(self) -> bool:

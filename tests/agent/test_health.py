@@ -110,6 +110,21 @@ def test_a_family_that_keeps_failing_is_unhealthy_until_it_succeeds(
     assert get(server, "/livez")[0] == 200
 
 
+def test_a_family_answers_for_what_came_after_its_own_last_sync(world: World, server: HealthServer) -> None:
+    world.pending = world.now
+    world.state.failed(Family.IPV6)
+    world.now += 2 * PERIOD
+    world.state.updated(Family.IPV4)
+    world.now += 1
+    families = get(server, "/livez")[1]["status"]
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (True, False)
+    world.now += 2 * PERIOD
+    families = get(server, "/livez")[1]["status"]
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (False, False)
+
+
 @pytest.mark.parametrize("leaving", ["deleted", "tainted", "gone"])
 def test_a_leaving_node_gets_no_new_traffic_but_its_proxy_lives(
     world: World, server: HealthServer, leaving: str
