@@ -16,7 +16,10 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 1
 _GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
+_FILTER_ORIG_FLAGS = 1
+_BY_PROTOCOL = 1 << 3
+"""CTA_FILTER_F_CTA_PROTO_NUM (net/netfilter/nf_internals.h)."""
 _SEEN_REPLY = 1 << 1
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC = {Family.IPV4: 1, Family.IPV6: 3}
@@ -27,6 +30,10 @@ _PORT = struct.Struct("!H")
 _BITS = struct.Struct("!I")
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _UDP = bytes((socket.IPPROTO_UDP,))
+_ONLY_UDP = attribute(
+    _TUPLE_ORIG | NLA_F_NESTED, attribute(_TUPLE_PROTO | NLA_F_NESTED, attribute(_PROTO_NUM, _UDP))
+) + attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_PROTOCOL)))
+"""What keeps a dump to UDP, since Linux 5.8; older kernels do not know it and send everything."""
 
 
 class NetlinkConntrack:
@@ -38,7 +45,7 @@ class NetlinkConntrack:
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
         """The UDP flows that were sent to one of these ports. Raises ConntrackError."""
         try:
-            answers = self._open().dump(_SUBSYSTEM << 8 | _GET, _NFGENMSG.pack(_AF[family], 0, 0))
+            answers = self._open().dump(_SUBSYSTEM << 8 | _GET, _NFGENMSG.pack(_AF[family], 0, 0) + _ONLY_UDP)
         except OSError as error:
             raise self._failed("read flows", error) from error
         wanted = {_PORT.pack(port) for port in ports}
