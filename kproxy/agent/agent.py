@@ -198,7 +198,8 @@ class Agent:
         if not blocked:
             self._reporter.applied(self._inbox.commit(given for given in inputs if given.key not in failed))
         if blocked or failed or any(report.leftovers for report in reports.values()):
-            self._schedule.failed(started, blocked=blocked)
+            stuck = all(report.error is not None for report in reports.values())
+            self._schedule.failed(started, blocked=stuck)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
         if not self._settled and not blocked:
