@@ -35,7 +35,8 @@ def test_paths_methods_and_types() -> None:
         assert ask(server.port, "/healthz?verbose") == (200, "text/plain; charset=utf-8", b"ok")
         assert ask(server.port, "/gone") == (503, "application/json", b"{}")
         assert ask(server.port, "/healthz", "HEAD") == (200, "text/plain; charset=utf-8", b"")
-        assert ask(server.port, "/nothing")[0] == 404
+        nothing = (404, "text/plain; charset=utf-8", b"404 page not found\n")
+        assert ask(server.port, "/nothing") == nothing
         for method in ("OPTIONS", "POST"):
             assert ask(server.port, "/healthz", method)[::2] == (200, b"ok")
         assert ask(server.port, "/healthz", "BREW")[0] == 501
