@@ -29,7 +29,7 @@ from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
 from kproxy.backends.base import SyncReport
 from kproxy.kernel.links import AddressNews
-from kproxy.plan.flows import Stale, stale_after, stale_at_start, together
+from kproxy.plan.flows import Stale, stale_after, together
 from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
 from kproxy.state.tables import ServiceInput
@@ -190,7 +190,8 @@ class Agent:
         if not blocked:
             self._reporter.applied(self._inbox.commit(given for given in inputs if given.key not in failed))
         if blocked or failed or any(report.leftovers for report in reports.values()):
-            self._schedule.failed(started, blocked=blocked)
+            stuck = all(report.error is not None for report in reports.values())
+            self._schedule.failed(started, blocked=stuck)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
         if not self._settled and not blocked:
@@ -250,18 +251,20 @@ class Agent:
         return reports
 
     def _forget_flows(self, side: Side, outcome: Outcome) -> None:
-        """Have flows forgotten that the applied plans leave stale."""
-        stale: list[Stale] = []
+        """Have flows forgotten that the applied plans leave stale; at a start, any may be."""
+        changes: list[Stale] = []
         for key, plan in outcome.plans.items():
             if key in outcome.report.failed:
                 continue
-            stale.append(stale_after(side.applied.get(key), plan) if side.synced else stale_at_start(plan))
+            changes.append(stale_after(side.applied.get(key), plan))
+            if not side.synced:
+                changes.append(stale_after(None, plan))
             if any(port.protocol is Protocol.UDP for port in plan.ports):
                 side.applied[key] = plan
             else:
                 side.applied.pop(key, None)
         side.synced = True
-        self._flows.submit(side.family, together(stale))
+        self._flows.submit(side.family, together(changes))
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()

@@ -41,11 +41,13 @@ class FlowCleaner:
             self._news.notify()
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set and `wake` called."""
+        """Work until `stop` is set and `wake` called; what was submitted before that is tried once more."""
         conntrack = self._make()
-        while not stop.is_set():
+        ending = False
+        while not ending:
             with self._news:
                 self._news.wait_for(lambda: self._wanted or stop.is_set())
+                ending = stop.is_set()
                 wanted, self._wanted = self._wanted, {}
             for family, stale in wanted.items():
                 if not self._clean(conntrack, family, stale):
@@ -59,7 +61,9 @@ class FlowCleaner:
             found = [
                 flow
                 for flow in conntrack.udp_flows(family, stale.ports)
-                if stale.covers(flow.dst, flow.dst_port, flow.answers, flow.answers_port)
+                if stale.covers(
+                    flow.dst, flow.dst_port, flow.answers, flow.answers_port, answered=flow.answered
+                )
             ]
             removed = conntrack.delete(family, found) if found else 0
         except ConntrackError as error:

@@ -36,7 +36,11 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class HealthState:
-    """Collects what the run loop knows; `now` and `clock` give wall and monotonic time."""
+    """Collects what the run loop knows; `clock` gives monotonic time.
+
+    `pending_since` tells in it since when a change waits for a sync. It may wait for one family only: each
+    answers for what came after its own last success.
+    """
 
     def __init__(
         self, sync_period: float, clock: Callable[[], float], pending_since: Callable[[], float | None]
@@ -46,6 +50,7 @@ class HealthState:
         self._pending_since = pending_since
         self._lock = threading.Lock()
         self._updated: dict[Family, datetime] = {}
+        self._synced: dict[Family, float] = {}
         self._behind: dict[Family, float | None] = {}
         self._eligible = True
 
@@ -64,6 +69,7 @@ class HealthState:
         """A sync of the family has succeeded."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
+            self._synced[family] = self._clock()
             self._behind[family] = None
 
     def failed(self, family: Family) -> None:
@@ -90,8 +96,10 @@ class HealthState:
         with self._lock:
             families = {}
             for family, updated in self._updated.items():
-                behind = [t for t in (self._behind[family], waiting) if t is not None]
-                families[family] = FamilyHealth(updated, all(now - t <= self._patience for t in behind))
+                since = self._behind[family]
+                if since is None and waiting is not None:
+                    since = max(waiting, self._synced.get(family, waiting))
+                families[family] = FamilyHealth(updated, since is None or now - since <= self._patience)
             return Health(families, self._eligible)
 
     def proxy_healthy(self) -> bool:
@@ -100,13 +108,16 @@ class HealthState:
 
 
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
-    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go)."""
+    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go).
+
+    `lastUpdated` is the present while healthy, as it was when every sync counted, else the latest sync.
+    """
     now = datetime.now(UTC)
     proxy_healthy = all(f.healthy for f in health.families.values())
     healthy = proxy_healthy and (health.node_eligible or not include_node)
-    oldest = min((f.last_updated for f in health.families.values()), default=now)
+    newest = max((f.last_updated for f in health.families.values()), default=now)
     body: dict[str, object] = {
-        "lastUpdated": _text(now if healthy else oldest),
+        "lastUpdated": _text(now if healthy else newest),
         "currentTime": _text(now),
     }
     if include_node:
@@ -116,7 +127,7 @@ def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
         family.value: {"lastUpdated": _text(f.last_updated), "healthy": f.healthy}
         for family, f in health.families.items()
     }
-    return (200 if healthy else 503), json.dumps(body).encode()
+    return (200 if healthy else 503), json.dumps(body, separators=(",", ":")).encode()
 
 
 def _text(moment: datetime) -> str:

@@ -27,6 +27,9 @@ class Answer(msgspec.Struct, frozen=True):
     status: int = 200
 
 
+NOT_FOUND = Answer(b"404 page not found\n", status=404)
+"""For all other paths, in the words of Go's net/http, as from kube-proxy."""
+
 Routes = Mapping[str, Callable[[], Answer]]
 """What answers for each path."""
 
@@ -112,6 +115,7 @@ class _Server6(http.server.ThreadingHTTPServer):
 
 def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
         server_version = "kproxy"
         sys_version = ""
         timeout = 10
@@ -127,14 +131,12 @@ def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandl
 
         def _answer(self, *, with_body: bool) -> None:
             route = routes.get(self.path.partition("?")[0])
-            if route is None:
-                self.send_error(404)
-                return
-            answer = route()
+            answer = route() if route is not None else NOT_FOUND
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Content-Length", str(len(answer.body)))
+            self.send_header("Connection", "close")
             self.end_headers()
             if with_body:
                 self.wfile.write(answer.body)

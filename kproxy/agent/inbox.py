@@ -22,7 +22,10 @@ class Inbox:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._required = frozenset(required)
-        self._changed_since: float | None = None
+        self._complete_since: float | None = None
+        self._unsynced_since: float | None = None
+        self._untaken_since: float | None = None
+        self._refused_since: float | None = None
         self._changed_at: float | None = None
         self._halved_since: float | None = None
         self._taken = -1
@@ -32,6 +35,8 @@ class Inbox:
         """Take a complete list of a kind."""
         with self._lock:
             self._note(self._tables.replace(kind, objects, unreadable))
+            if self._complete_since is None and self._required <= self._tables.synced:
+                self._complete_since = time.monotonic()
             for key in [k for k in self._rejected if k[0] is kind and k[1] not in unreadable]:
                 del self._rejected[key]
 
@@ -77,7 +82,20 @@ class Inbox:
     def pending_since(self) -> float | None:
         """Monotonic time of the oldest change that is not applied yet, or None if all are."""
         with self._lock:
-            return self._changed_since
+            both = (self._unsynced_since, self._refused_since)
+            return min((since for since in both if since is not None), default=None)
+
+    @property
+    def unsynced_since(self) -> float | None:
+        """Monotonic time since when the oldest change waits for a sync to finish, or None if none does.
+
+        Before the first lists are complete there is no sync to wait for; and what a sync could not apply,
+        for the kernel refuses it, waits no more.
+        """
+        with self._lock:
+            if self._unsynced_since is None or self._complete_since is None:
+                return None
+            return max(self._unsynced_since, self._complete_since)
 
     @property
     def changed_at(self) -> float | None:
@@ -117,16 +135,23 @@ class Inbox:
             if everything:
                 self._tables.touch_all()
             self._taken = self._tables.revision
+            self._untaken_since = None
             self._tables.settle()
             self._halved_since = None
             return self._tables.dirty()
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
-        """Clear the marks of what is applied; return the triggers of the changes of endpoints among it."""
+        """Clear the marks of what is applied, of all that was taken; the rest of it was refused.
+
+        Returns the triggers of the changes of endpoints among it.
+        """
         with self._lock:
             triggers = self._tables.commit(applied)
-            if not self._tables.pending:
-                self._changed_since = None
+            if not self._tables.is_behind(self._taken):
+                self._refused_since = None
+            elif self._refused_since is None:
+                self._refused_since = self._unsynced_since
+            self._unsynced_since = self._untaken_since
             return triggers
 
     def wait(self, timeout: float | None) -> None:
@@ -140,11 +165,14 @@ class Inbox:
 
     def _note(self, changed: bool) -> None:
         if changed:
-            if self._changed_since is None:
-                self._changed_since = time.monotonic()
+            now = time.monotonic()
+            if self._unsynced_since is None:
+                self._unsynced_since = now
+            if self._untaken_since is None:
+                self._untaken_since = now
             self._changed_at = time.time()
             if not self._tables.halved:
                 self._halved_since = None
             elif self._halved_since is None:
-                self._halved_since = time.monotonic()
+                self._halved_since = now
             self._wake.set()

@@ -36,13 +36,17 @@ class Series(msgspec.Struct, frozen=True):
 SYNC_BUCKETS = tuple(accumulate(repeat(2.0, 14), float.__mul__, initial=0.001))
 """0.001 s, doubled 14 times (ExponentialBuckets(0.001, 2, 15))."""
 PROGRAMMING_BUCKETS = (
+    0.0,
     0.25,
     0.5,
     *map(float, range(1, 60)),
     *map(float, range(60, 120, 5)),
     *map(float, range(120, 301, 30)),
 )
-"""Seconds from 0.25 to 300, as the network programming latency SLI has them (sig-scalability)."""
+"""Seconds from 0.25 to 300, as the network programming latency SLI has them (sig-scalability).
+
+The first bound is a by-product of how kube-proxy joins the parts (component-base/metrics/buckets.go).
+"""
 REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """component-base/metrics/prometheus/restclient."""
 

@@ -82,7 +82,7 @@ def _work(
     """Put the rest together, and work until `stop` is set; see `run`."""
     mode = factory.make_mode(config)
     flows = FlowCleaner(NetlinkConntrack, metrics)
-    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.pending_since)
+    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.unsynced_since)
     events = given.events
     reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
     services = ServiceHealth(health.proxy_healthy, reporter.port_refused)

@@ -103,6 +103,7 @@ class ServiceHealth:
 
     async def _serve(self, stop: threading.Event) -> None:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+        self._turn = asyncio.Lock()
         self._started.set()
         try:
             while not stop.is_set():
@@ -111,14 +112,21 @@ class ServiceHealth:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience):
                         await self._news.wait()
-                for key in tuple(self._refused):
-                    await self._listen(key)
+                async with self._turn:
+                    for key in tuple(self._refused):
+                        await self._listen(key)
         finally:
             self._loop = None
             for server in self._servers.values():
                 server.close()
 
     async def _apply(self, changes: Mapping[Key, Check | None]) -> None:
+        """Take changes in the order in which they came: opening a port takes more than a turn of the loop."""
+        async with self._turn:
+            await self._take(changes)
+        self._news.set()
+
+    async def _take(self, changes: Mapping[Key, Check | None]) -> None:
         for key, check in changes.items():
             before = self._checks.get(key)
             if check is None:
@@ -130,12 +138,10 @@ class ServiceHealth:
             ):
                 self._refused.pop(key, None)
                 if (server := self._servers.pop(key, None)) is not None:
-                    server.close()
-                    await server.wait_closed()
+                    server.close()  # not waited for: since Python 3.12 that waits for clients
         for key in changes:
             if key in self._checks and key not in self._servers:
                 await self._listen(key)
-        self._news.set()
 
     async def _listen(self, key: Key) -> None:
         check = self._checks.get(key)

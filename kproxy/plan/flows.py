@@ -13,7 +13,10 @@ from kproxy.addresses import join_host_port
 from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 
 NODE_PORT = ""
-"""Stands for every address of the node."""
+"""Stands for every address of the node.
+
+Which these are is not asked: the kernel takes routes for addresses, too. See `Stale.covers`.
+"""
 
 Frontend = tuple[str, int]
 """(address or NODE_PORT, port)"""
@@ -35,10 +38,19 @@ class Stale(msgspec.Struct, frozen=True):
         """The ports that such a flow was sent to."""
         return frozenset(port for _, port in (*self.kept, *self.gone))
 
-    def covers(self, dst: str, dst_port: int, answers: str, answers_port: int) -> bool:
-        """Whether a flow is stale that was sent to the one and is answered by the other."""
+    def covers(
+        self, dst: str, dst_port: int, answers: str, answers_port: int, *, answered: bool = False
+    ) -> bool:
+        """Whether a flow is stale that was sent to the one and is answered by the other.
+
+        A flow that was `answered` untranslated is somebody else's, to another host's port of the number of
+        a node port.
+        """
         endpoint = join_host_port(answers, answers_port)
+        foreign = answered and (dst, dst_port) == (answers, answers_port)
         for frontend in ((dst, dst_port), (NODE_PORT, dst_port)):
+            if foreign and frontend[0] == NODE_PORT:
+                return False
             kept = self.kept.get(frontend)
             if kept is not None:
                 return endpoint not in kept
@@ -54,23 +66,21 @@ class Stale(msgspec.Struct, frozen=True):
         return Stale({**kept, **later.kept}, {**gone, **later.gone})
 
 
-def together(parts: Iterable[Stale]) -> Stale:
-    """What changes of several services at one time leave behind: what one gave up, another may have taken."""
+def together(changes: Iterable[Stale]) -> Stale:
+    """What to look for after changes of several services at once, which may have exchanged frontends."""
     kept: dict[Frontend, frozenset[str]] = {}
     gone: dict[Frontend, frozenset[str]] = {}
-    for part in parts:
-        kept.update(part.kept)
-        gone.update(part.gone)
+    for change in changes:
+        kept.update(change.kept)
+        gone.update(change.gone)
     return Stale(kept, {frontend: e for frontend, e in gone.items() if frontend not in kept})
 
 
-def stale_at_start(plan: ServicePlan) -> Stale:
-    """What may have been left behind while nobody looked: flows to endpoints that no longer answer."""
-    return Stale({frontend: port.serving for port in _udp(plan) for frontend in _frontends(port)})
-
-
 def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
-    """What a change from one plan of a service to the next leaves behind."""
+    """What a change from one plan of a service to the next leaves behind.
+
+    With `before` None, as at a start, nobody has looked at the flows of the service: any may be stale.
+    """
     was = {port.name: port for port in _udp(before)}
     now = {port.name: port for port in _udp(after)}
     kept: dict[Frontend, frozenset[str]] = {}
@@ -78,9 +88,9 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
     for name, port in now.items():
         old = was.get(name)
         served = old.serving if old is not None else frozenset()
-        if not served.issubset(port.serving) or (port.serving and not served):
+        if old is None or not served.issubset(port.serving) or (port.serving and not served):
             kept |= dict.fromkeys(_frontends(port), port.serving)
-        elif old is not None and port.serving:
+        elif port.serving:
             # Flows to an address that is new went elsewhere until now, most of them nowhere.
             had = set(_frontends(old))
             kept |= {frontend: port.serving for frontend in _frontends(port) if frontend not in had}

@@ -79,6 +79,10 @@ class Tables:
         """How many services changed since their last commit."""
         return len(self._dirty)
 
+    def is_behind(self, revision: int) -> bool:
+        """Whether a service that changed by this revision, and not since, waits for its commit."""
+        return any(changed <= revision for changed in self._dirty.values())
+
     @property
     def halved(self) -> bool:
         """Whether a service that came since the last `settle` lacks its Service or slices."""

@@ -96,6 +96,24 @@ def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
     assert sum(timed.counts) == 1
 
 
+def test_what_was_asked_for_before_the_end_is_done() -> None:
+    fake, stop = FakeConntrack(), threading.Event()
+    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner.submit(Family.IPV4, MOVED)
+    stop.set()
+    cleaner.run(stop)
+    assert fake.flows == [NEW, ELSEWHERE]
+
+
+def test_a_failure_does_not_hold_up_the_end() -> None:
+    fake, stop = FakeConntrack(failures=1), threading.Event()
+    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner.submit(Family.IPV4, MOVED)
+    stop.set()
+    cleaner.run(stop)
+    assert fake.flows == [OLD, NEW, ELSEWHERE]
+
+
 def test_nothing_to_look_for_reads_nothing(running: functools.partial[FlowCleaner]) -> None:
     fake = FakeConntrack()
     cleaner = running(fake)

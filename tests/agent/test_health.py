@@ -63,6 +63,28 @@ def test_healthy_before_the_first_sync_and_in_kube_proxys_form(server: HealthSer
     assert set(families) == {"IPv4", "IPv6"}
 
 
+def test_probes_that_search_the_text_find_what_they_look_for(server: HealthServer) -> None:
+    """kube-proxy's answer has no spaces, and scripts and load balancers search it as it is."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=10) as answer:
+        text = answer.read()
+    assert text.startswith(b'{"lastUpdated":"')
+    assert b'"nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"' in text
+
+
+def test_an_unhealthy_proxy_tells_when_any_family_was_last_updated(
+    world: World, server: HealthServer
+) -> None:
+    world.state.failed(Family.IPV6)
+    world.now += 2 * PERIOD + 1
+    world.state.updated(Family.IPV4)
+    for path in ("/healthz", "/livez"):
+        status, body, _ = get(server, path)
+        families = body["status"]
+        assert isinstance(families, dict)
+        assert status == 503
+        assert body["lastUpdated"] == families["IPv4"]["lastUpdated"] > families["IPv6"]["lastUpdated"]
+
+
 def test_a_change_that_waits_two_periods_is_unhealthy(world: World, server: HealthServer) -> None:
     world.pending = world.now
     world.now += 2 * PERIOD
@@ -86,6 +108,21 @@ def test_a_family_that_keeps_failing_is_unhealthy_until_it_succeeds(
     assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (True, False)
     world.state.updated(Family.IPV6)
     assert get(server, "/livez")[0] == 200
+
+
+def test_a_family_answers_for_what_came_after_its_own_last_sync(world: World, server: HealthServer) -> None:
+    world.pending = world.now
+    world.state.failed(Family.IPV6)
+    world.now += 2 * PERIOD
+    world.state.updated(Family.IPV4)
+    world.now += 1
+    families = get(server, "/livez")[1]["status"]
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (True, False)
+    world.now += 2 * PERIOD
+    families = get(server, "/livez")[1]["status"]
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (False, False)
 
 
 @pytest.mark.parametrize("leaving", ["deleted", "tainted", "gone"])

@@ -35,7 +35,8 @@ def test_paths_methods_and_types() -> None:
         assert ask(server.port, "/healthz?verbose") == (200, "text/plain; charset=utf-8", b"ok")
         assert ask(server.port, "/gone") == (503, "application/json", b"{}")
         assert ask(server.port, "/healthz", "HEAD") == (200, "text/plain; charset=utf-8", b"")
-        assert ask(server.port, "/nothing")[0] == 404
+        nothing = (404, "text/plain; charset=utf-8", b"404 page not found\n")
+        assert ask(server.port, "/nothing") == nothing
         for method in ("OPTIONS", "POST"):
             assert ask(server.port, "/healthz", method)[::2] == (200, b"ok")
         assert ask(server.port, "/healthz", "BREW")[0] == 501
@@ -43,6 +44,20 @@ def test_paths_methods_and_types() -> None:
         server.stop()
     with pytest.raises(ConnectionRefusedError):
         ask(server.port, "/healthz")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/gone", "/nothing"])
+def test_answers_are_http_1_1_and_end_the_connection(path: str) -> None:
+    server = HttpServer("test", "127.0.0.1:0", ROUTES)
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: node\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
+    finally:
+        server.stop()
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert b"\r\nConnection: close\r\n" in answer
 
 
 def test_a_taken_port_is_the_end_if_the_operator_wants_it(taken: socket.socket) -> None:

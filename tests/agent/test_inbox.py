@@ -1,9 +1,13 @@
 """The inbox: what wakes the loop, when all is listed, and what counts as waiting."""
 
 import threading
+import time
+from types import SimpleNamespace
 
+import pytest
 import structlog.testing
 
+from kproxy.agent import inbox as module
 from kproxy.agent.inbox import Inbox
 from kproxy.state.decode import Kind, WireObject, decode
 from kproxy.state.problems import Problem
@@ -12,6 +16,13 @@ from kproxy.state.problems import Problem
 def service(name: str, port: int = 80) -> WireObject:
     raw = b'{"metadata":{"name":"%s","namespace":"n"},"spec":{"clusterIP":"10.0.0.1","ports":[{"port":%d}]}}'
     return decode(Kind.SERVICE, raw % (name.encode(), port))
+
+
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let the inbox read the last of these moments, in seconds."""
+    moments = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: moments[-1], time=time.time))
+    return moments
 
 
 def waiting(inbox: Inbox) -> bool:
@@ -54,6 +65,58 @@ def test_what_is_not_committed_comes_again() -> None:
     assert not waiting(inbox)
     assert inbox.take() == []
     assert [given.key for given in inbox.take(everything=True)] == ["n/a", "n/b"]
+
+
+def test_under_constant_change_only_what_came_after_the_last_sync_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    taken = inbox.take()
+    for moment in range(1, 100):
+        now.append(float(moment))
+        inbox.upsert(Kind.SERVICE, service("a", moment))
+        assert inbox.unsynced_since == inbox.pending_since == moment - 1
+        inbox.commit(taken)
+        assert inbox.unsynced_since == inbox.pending_since == moment
+        taken = inbox.take()
+
+
+def test_what_was_refused_is_pending_but_waits_for_no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a"), service("b")], [])
+    inbox.commit(given for given in inbox.take() if given.key == "n/a")
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, 0.0)
+    now.append(5.0)
+    inbox.upsert(Kind.SERVICE, service("a", 81))
+    assert (inbox.unsynced_since, inbox.pending_since) == (5.0, 0.0)
+    inbox.commit(given for given in inbox.take() if given.key == "n/a")
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, 0.0)
+    inbox.commit(inbox.take())
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, None)
+
+
+def test_a_sync_that_was_not_finished_leaves_its_changes_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    inbox.take()
+    now.append(5.0)
+    inbox.upsert(Kind.SERVICE, service("b"))
+    inbox.take()
+    assert inbox.unsynced_since == inbox.pending_since == 0.0
+
+
+def test_no_sync_is_late_before_the_first_lists_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE, Kind.NODE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    now.append(500.0)
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, 0.0)
+    inbox.replace(Kind.NODE, [], [])
+    assert (inbox.unsynced_since, inbox.pending_since) == (500.0, 0.0)
 
 
 def test_a_change_ends_a_wait() -> None:

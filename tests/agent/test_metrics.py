@@ -17,7 +17,7 @@ from kproxy.agent.metrics import Metrics, Sample
 
 SYNC = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 +Inf"
 PROGRAMMING = (
-    "0.25 0.5 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 "
+    "0 0.25 0.5 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 "
     "35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 65 70 75 80 85 90 95 100 "
     "105 110 115 120 150 180 210 240 270 300 +Inf"
 )
@@ -132,7 +132,8 @@ def test_a_histogram_is_there_before_its_first_observation() -> None:
     metrics.observe(series.PROGRAMMING, "IPv4", value=0.3)
     metrics.begin([Family.IPV4])
     assert values(metrics, f"{name}_bucket") == {
-        f'{{ip_family="IPv4",le="{bound}"}}': float(bound != "0.25") for bound in PROGRAMMING.split()
+        f'{{ip_family="IPv4",le="{bound}"}}': float(bound not in {"0", "0.25"})
+        for bound in PROGRAMMING.split()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import queue
 import socket
@@ -147,6 +148,48 @@ def test_a_port_that_is_taken_is_tried_again(running: Running, monkeypatch: pyte
         assert running.refused.get(timeout=5)[:2] == ("ns1/svc1", port)
     running.until(port, 200)
     assert running.refused.empty()
+
+
+def test_changes_count_in_their_order_however_long_a_port_takes_to_open(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_server = asyncio.start_server
+    opening = threading.Event()
+
+    async def slow(*args: Any, **options: Any) -> asyncio.Server:
+        server = await start_server(*args, **options)
+        opening.set()
+        await asyncio.sleep(0.1)
+        return server
+
+    monkeypatch.setattr(asyncio, "start_server", slow)
+    port = free_port()
+    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+    assert opening.wait(5)
+    running.health.update([plan(port)], LOOPBACK)
+    running.until(port, 503)
+    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+    running.until(port, 200)
+    assert running.refused.empty()
+    moved = free_port()
+    opening.clear()
+    running.health.update([plan(moved, "10.1.0.1")], LOOPBACK)
+    assert opening.wait(5)
+    running.health.update([plan(moved, "10.1.0.1", externalTrafficPolicy="Cluster")], LOOPBACK)
+    running.until(moved, None)
+    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+    running.until(port, 200)
+    running.until(moved, None)
+
+
+def test_a_client_that_asks_nothing_holds_up_nobody(running: Running) -> None:
+    first, second = free_port(), free_port()
+    running.health.update([plan(first, "10.1.0.1")], LOOPBACK)
+    running.until(first, 200)
+    with socket.create_connection(("127.0.0.1", first), timeout=5):
+        running.health.update([plan(second, "10.1.0.1")], LOOPBACK)
+        running.until(second, 200)
+        running.until(first, None)
 
 
 def test_garbage_costs_nothing_but_its_connection(running: Running) -> None:

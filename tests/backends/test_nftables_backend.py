@@ -319,6 +319,29 @@ def test_other_settings_rewrite_the_chains_they_change() -> None:
     assert rules == ['iifname != "veth*" meta mark set meta mark | 0x8', "goto all-1"]
 
 
+@pytest.mark.parametrize("way", ["reload", "restart"])
+def test_another_mark_is_set_and_obeyed_from_the_same_transaction_on(way: str) -> None:
+    """Between two, new connections from outside would go out unmasqueraded, and never be answered."""
+    node = NftablesNode(piece=1)
+    for number in (1, 2, 3):
+        sticky = {"sessionAffinity": "ClientIP"} if number == 3 else {}
+        node.put(
+            web(f"s{number}", f"10.96.0.{number}", type="NodePort", **sticky),
+            pods(f"s{number}", *[f"10.1.{number}.{n}" for n in range(1, number + 1)]),
+        )
+    node.sync()
+    node.fake.scripts.clear()
+    if way == "reload":
+        node.backend.reconfigure(with_config(masquerade_bit=20))
+    else:
+        node.config = with_config(masquerade_bit=20)
+        node.start()
+    assert node.sync().error is None
+    about = [script for script in node.fake.scripts if "0x4000" in script or "0x100000" in script]
+    assert len(about) == 1
+    assert "add rule ip kproxy nat-postrouting" in about[0]
+
+
 def test_a_chain_that_others_use_is_left_and_tried_again() -> None:
     node = NftablesNode()
     node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))

@@ -2,6 +2,9 @@
 
 import pytest
 
+from kproxy.addresses import Family as Address
+from kproxy.kernel.conntrack.netlink import NetlinkConntrack
+from kproxy.kernel.conntrack.types import Flow
 from kproxy.testing.lab import AskError, HeldConnection
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
@@ -114,17 +117,63 @@ def test_a_flow_whose_endpoint_left_while_nobody_looked_finds_another(spare: Clu
         program.until(lambda: who(ended), "Refused")
 
 
-def test_flows_whose_endpoints_are_still_there_live_on_over_a_restart(spare: Cluster, family: Family) -> None:
-    spare.start()
+def test_flows_to_other_hosts_at_the_number_of_a_node_port_are_not_touched(
+    cluster: Cluster, family: Family
+) -> None:
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = cluster.publish([one], ports=DNS, type="NodePort")
+    far = lab.remote_pods[0]
+    at = (far.ip4 if family == 4 else far.ip6, service.node_port)
+
+    def entry() -> list[Flow]:
+        chosen = Address.IPV4 if family == 4 else Address.IPV6
+        flows = lab.node.call(lambda: NetlinkConntrack().udp_flows(chosen, {service.node_port}))
+        return [flow for flow in flows if (flow.dst, flow.dst_port) == at]
+
+    server = lab.serve(far, "UDP", service.node_port)
+    node = NODE_IP4[0] if family == 4 else NODE_IP6[0]
+    try:
+        with (
+            lab.hold(lab.local_pods[1], *at, "UDP") as held,
+            lab.hold(lab.client, node, service.node_port, "UDP") as moving,
+        ):
+            assert (who(held), who(moving)) == (far.name, one.name)
+            before = entry()
+            assert [flow.answered for flow in before] == [True]
+            cluster.scale(service, [other])
+            cluster.running.until(lambda: who(moving), other.name)
+            assert entry() == before
+    finally:
+        lab.stop_serving(server)
+
+
+def test_over_a_restart_flows_to_endpoints_that_left_are_forgotten_and_no_others(
+    spare: Cluster, family: Family
+) -> None:
     lab = spare.lab
-    service = spare.publish(lab.pods[:2], ports=DNS)
-    leaving = spare.publish([lab.pods[0]], ports=DNS)
-    with lab.hold(lab.client, service.ip(family), 53, "UDP") as held:
+    one, other = lab.pods[:2]
+    spare.start()
+    calm, moved = spare.publish([one], ports=DNS), spare.publish([one], ports=DNS)
+    with (
+        lab.hold(lab.client, calm.ip(family), 53, "UDP") as held,
+        lab.hold(lab.client, moved.ip(family), 53, "UDP") as moving,
+    ):
         before = held.exchange("who?")
-        with lab.hold(lab.client, leaving.ip(family), 53, "UDP") as moving:
-            assert who(moving) == lab.pods[0].name
-            spare.stop()
-            spare.slices(leaving, [lab.pods[1]])
-            spare.start().until(lambda: who(moving), lab.pods[1].name)
+        assert who(moving) == one.name
+        spare.stop()
+        spare.slices(moved, [other])
+        spare.start()
+        spare.running.until(lambda: who(moving), other.name)
         after = held.exchange("still there?")
         assert (after.pod, after.source_port_seen) == (before.pod, before.source_port_seen)
+
+
+def test_a_flow_that_began_before_kproxy_is_served(spare: Cluster, family: Family) -> None:
+    lab = spare.lab
+    pod, outside = lab.pods[0], spare.external_ips()
+    with lab.hold(lab.client, outside[family], 53, "UDP") as held:
+        spare.slices(spare.service(ports=DNS, externalIPs=list(outside.values())), [pod])
+        assert who(held) in {"NoAnswer", "Unreachable"}
+        spare.start()
+        spare.running.until(lambda: who(held), pod.name)

@@ -243,7 +243,7 @@ def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
         (without_recent / each.name).symlink_to(each)
     (without_recent / "libxt_recent.so").unlink()
     monkeypatch.setenv("XTABLES_LIBDIR", str(without_recent))
-    program = spare.start()
+    program = spare.start("--iptables-sync-period=1s")
     pod = spare.lab.local_pods[0]
     sticky = spare.service(sessionAffinity="ClientIP")
     spare.slices(sticky, [pod])
@@ -263,6 +263,9 @@ def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
         numbers = scrape(spare)
         assert value(numbers, "kproxy_quarantined_services", ip_family=family) == 1
         assert value(numbers, RESTORE_FAILURES.name, ip_family=family) > 0
+    program.until(lambda: status(spare)["pending"]["oldestSeconds"] > 2, expected=True)
+    for path in ("/healthz", "/livez"):
+        assert get(spare, path, 10256)[0] == 200
     (without_recent / "libxt_recent.so").symlink_to(extensions / "libxt_recent.so")
     program.until(lambda: spare.outcome(spare.lab.client, sticky.ip(4), 80), pod.name)
     program.until(lambda: status(spare)["families"]["IPv4"]["quarantined"], [])

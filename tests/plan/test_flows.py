@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
-from kproxy.plan.flows import Stale, stale_after, stale_at_start, together
+from kproxy.plan.flows import Stale, stale_after, together
 from kproxy.plan.model import ServicePlan
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 
@@ -38,7 +39,8 @@ VIP = ("10.96.0.1", 53)
         pytest.param(["10.1.0.1"], ["10.1.0.1", "10.1.0.2"], [], [ONE, VIP], id="another one came"),
         pytest.param(["10.1.0.1"], ["10.1.0.1"], [], [ONE, VIP], id="nothing changed"),
         pytest.param(["10.1.0.1"], None, [ONE], [VIP, ("10.9.9.9", 53)], id="service deleted"),
-        pytest.param(None, ["10.1.0.1"], [VIP], [ONE], id="service created"),
+        pytest.param(None, ["10.1.0.1"], [VIP], [ONE], id="service created, or found at a start"),
+        pytest.param(None, [], [VIP, ONE], [], id="found at a start, its last endpoint gone"),
     ],
 )
 def test_changes(
@@ -92,11 +94,38 @@ def test_flows_to_an_address_that_the_service_did_not_have_are_stale() -> None:
     assert not found.covers(*VIP, *VIP)
 
 
+def test_a_flow_to_a_node_ports_number_elsewhere_is_somebody_elses() -> None:
+    spec: dict[str, Any] = {"type": "NodePort", "ports": [port(53, "dns", "UDP", nodePort=30053)]}
+    found = stale_after(plan("10.1.0.1", **spec), plan("10.1.0.2", **spec))
+    elsewhere, node = ("198.51.100.9", 30053), ("192.168.0.2", 30053)
+    assert not found.covers(*elsewhere, *elsewhere, answered=True)
+    assert found.covers(*node, *node, answered=False)
+    assert found.covers(*node, *ONE, answered=True)
+    assert found.covers(*VIP, *VIP, answered=True)
+
+
 def test_tcp_is_left_alone() -> None:
     tcp = [port(80, "web")]
     before = plan_of(service(ports=tcp), endpoint_slice("10.1.0.1", ports=tcp))
     after = plan_of(service(ports=tcp), endpoint_slice("10.1.0.2", ports=tcp))
     assert stale_after(before, after) == Stale()
+
+
+def test_services_that_exchange_addresses_at_once_take_over_the_flows() -> None:
+    here: dict[str, Any] = {"ip": "10.96.0.1"}
+    there: dict[str, Any] = {"ip": "10.96.0.2"}
+    for changes in itertools.permutations(
+        (
+            stale_after(plan("10.1.0.1", **here), plan("10.1.0.1", **there)),
+            stale_after(plan("10.1.0.2", **there), plan("10.1.0.2", **here)),
+        )
+    ):
+        found = together(changes)
+        assert found.covers(*VIP, *ONE)
+        assert found.covers(*VIP, *VIP)
+        assert not found.covers(*VIP, "10.1.0.2", 5353)
+        assert found.covers("10.96.0.2", 53, "10.1.0.2", 5353)
+        assert not found.covers("10.96.0.2", 53, *ONE)
 
 
 def test_of_two_changes_the_later_counts() -> None:
@@ -108,7 +137,7 @@ def test_of_two_changes_the_later_counts() -> None:
 
 @pytest.mark.parametrize("serving", [["10.1.0.2"], []], ids=["others", "nobody"])
 def test_at_a_start_all_flows_are_stale_but_those_to_endpoints_that_answer(serving: list[str]) -> None:
-    found = stale_at_start(plan(*serving, type="NodePort", ports=[port(53, "dns", "UDP", nodePort=30053)]))
+    found = stale_after(None, plan(*serving, type="NodePort", ports=[port(53, "dns", "UDP", nodePort=30053)]))
     for ip, number in (VIP, ("192.168.0.2", 30053)):
         assert found.covers(ip, number, *ONE)
         assert found.covers(ip, number, ip, number)

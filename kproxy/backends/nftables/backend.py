@@ -15,7 +15,7 @@ from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.narrowing import DoubtfulError, narrow_down
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import Chain
+from kproxy.backends.nftables.chains import Chain, leads_to
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.ledger import Ledger, Slot
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
@@ -249,7 +249,7 @@ class NftablesBackend:
     def _write(self, written: Counter[str], drifts: list[Drift]) -> None:
         table = self._known_table(written, drifts)
         if not table.based:
-            table.base(self._config)
+            table.base(self._config, self._classes_of(table))
         if self._sweep:
             self._remove_strangers(table, names.FRONTENDS)
         keys = sorted(self._pending.keys() - self._quarantine.keys())
@@ -265,6 +265,16 @@ class NftablesBackend:
             self._remove_strangers(table, tuple(table.held))
             self._sweep = False
         self._remove_chains(table)
+
+    def _classes_of(self, table: Table) -> dict[str, Chain]:
+        """The class chains that the table has with other rules: fixed chains obey the mark that they set."""
+        return {
+            name: rules
+            for name, rules in self._chains.items()
+            if name.startswith(_LEADING)
+            and table.chains.get(name, rules) != rules
+            and leads_to(rules) <= table.chains.keys()
+        }
 
     def _pieces(self, keys: Iterable[str]) -> Iterator[list[str]]:
         """The services in groups whose elements fit into one transaction."""

@@ -192,6 +192,14 @@ def sticky(
     return tuple(rules)
 
 
+_GOTO = re.compile(r"\bgoto (\S+)$")
+
+
+def leads_to(rules: Chain) -> set[str]:
+    """The chains that a class chain leads to."""
+    return {found[1] for rule in rules if (found := _GOTO.search(rule))}
+
+
 def _mark(config: NftablesConfig) -> str:
     return f"meta mark set meta mark | {config.mark}"
 

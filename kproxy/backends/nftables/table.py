@@ -109,10 +109,12 @@ class Table:
             self.written["elements"] += len(elements)
         self.written["chains"] += len(self.chains)
 
-    def base(self, config: NftablesConfig) -> None:
-        """Write the fixed chains, for these settings from now on."""
+    def base(self, config: NftablesConfig, along: Mapping[str, Chain]) -> None:
+        """Write the fixed chains, for these settings from now on, and `along` with them."""
         self._config = config
-        self._base(Script(config))
+        script = Script(config)
+        script.chains(along)
+        self._base(script, along)
 
     def apply(
         self,
@@ -164,10 +166,11 @@ class Table:
         self.based = False
         self._as_written = None
 
-    def _base(self, script: Script) -> None:
+    def _base(self, script: Script, along: Mapping[str, Chain] | None = None) -> None:
         script.fixed(self._config)
-        self._commit(script, rules_of(self._config))
-        self._note_chains(rules_of(self._config))
+        chains = {**rules_of(self._config), **(along or {})}
+        self._commit(script, chains)
+        self._note_chains(chains)
         self.based = True
 
     def _note_chains(self, chains: Mapping[str, Chain]) -> None:

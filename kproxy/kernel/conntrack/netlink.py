@@ -1,6 +1,6 @@
 """The kernel's connection tracking, in the network namespace of the thread that uses it first.
 
-Layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+Layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h, bits of nf_conntrack_common.h.
 """
 
 import errno
@@ -16,15 +16,24 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 1
 _GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
+_FILTER_ORIG_FLAGS = 1
+_BY_PROTOCOL = 1 << 3
+"""CTA_FILTER_F_CTA_PROTO_NUM (net/netfilter/nf_internals.h)."""
+_SEEN_REPLY = 1 << 1
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC = {Family.IPV4: 1, Family.IPV6: 3}
 _IP_DST = {Family.IPV4: 2, Family.IPV6: 4}
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _NFGENMSG = struct.Struct("!BBH")
 _PORT = struct.Struct("!H")
+_BITS = struct.Struct("!I")
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _UDP = bytes((socket.IPPROTO_UDP,))
+_ONLY_UDP = attribute(
+    _TUPLE_ORIG | NLA_F_NESTED, attribute(_TUPLE_PROTO | NLA_F_NESTED, attribute(_PROTO_NUM, _UDP))
+) + attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_PROTOCOL)))
+"""What keeps a dump to UDP, since Linux 5.8; older kernels do not know it and send everything."""
 
 
 class NetlinkConntrack:
@@ -36,7 +45,7 @@ class NetlinkConntrack:
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
         """The UDP flows that were sent to one of these ports. Raises ConntrackError."""
         try:
-            answers = self._open().dump(_SUBSYSTEM << 8 | _GET, _NFGENMSG.pack(_AF[family], 0, 0))
+            answers = self._open().dump(_SUBSYSTEM << 8 | _GET, _NFGENMSG.pack(_AF[family], 0, 0) + _ONLY_UDP)
         except OSError as error:
             raise self._failed("read flows", error) from error
         wanted = {_PORT.pack(port) for port in ports}
@@ -82,6 +91,7 @@ def _decode(answer: bytes, family: Family, ports: Collection[bytes]) -> Flow | N
         _PORT.unpack(protocol[_PROTO_DST_PORT])[0],
         _ip(attributes(reply[_TUPLE_IP])[_IP_SRC[family]], family),
         _PORT.unpack(answering[_PROTO_SRC_PORT])[0],
+        bool(_BITS.unpack(found[_STATUS])[0] & _SEEN_REPLY),
         handle,
     )
 

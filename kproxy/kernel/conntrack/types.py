@@ -11,14 +11,15 @@ from kproxy.addresses import Family
 class Flow(msgspec.Struct, frozen=True, gc=False):
     """A UDP flow: where it was sent to, and who answers it.
 
-    Where nothing was translated, both are the same. Addresses are canonical. `handle` is what the kernel
-    wants to hear to find the entry again.
+    Where nothing was translated, both are the same. Addresses are canonical. `answered`: there was an answer.
+    `handle` is what the kernel wants to hear to find the entry again.
     """
 
     dst: str
     dst_port: int
     answers: str
     answers_port: int
+    answered: bool = False
     handle: bytes = b""
 
 
