@@ -296,6 +296,21 @@ def test_new_node_addresses_get_the_node_ports() -> None:
     assert node.state() == node.fresh()
 
 
+def test_an_address_that_becomes_the_nodes_own_leaves_the_device() -> None:
+    """Or the node's own ports would be refused there, as for a virtual address that keepalived has moved."""
+    node = IpvsNode()
+    node.put(service("a", "10.96.0.1", externalIPs=["203.0.113.7"]), eps("10.1.0.1", service="a"))
+    node.done()
+    assert "203.0.113.7" in node.device.addresses(Family.IPV4)
+    own = {*CONFIG.local_addresses, "203.0.113.7"}
+    for local in (own, CONFIG.local_addresses):
+        node.config = with_config(local_addresses=frozenset(local))
+        node.backend.reconfigure(node.config)
+        node.done()
+        assert node.serving(ServerId("TCP", "203.0.113.7", 80))
+        assert node.state() == node.fresh()
+
+
 def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     node = IpvsNode()
     old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))

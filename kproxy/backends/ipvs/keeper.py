@@ -193,7 +193,7 @@ class Keeper:
         unused = [
             ip
             for ip in sorted(desired.addresses)
-            if ip in record.addresses and not desired.wants_address(ip) and not record.serves_at(ip)
+            if ip in record.addresses and not desired.wants_address(ip) and not self._drains_at(ip)
         ]
         if unused:
             with self._risking(f"address {ip}" for ip in unused):
@@ -308,6 +308,16 @@ class Keeper:
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
 
+    def _drains_at(self, ip: str) -> bool:
+        """Whether a virtual server that nobody wants any more still needs the address.
+
+        One that is wanted without it has it from another interface: the node's own.
+        """
+        record = self._known()
+        return record.serves_at(ip) and any(
+            server.ip == ip and self.desired.owner(server) is None for server in record.servers
+        )
+
     def _is_listed(self, server: ServerId) -> bool:
         """Whether the sets say that a virtual server is ours."""
         members = self._known().members
@@ -393,7 +403,7 @@ class Keeper:
             ip
             for ip in sorted(desired.addresses | self._lost)
             if ip not in record.addresses
-            and (desired.wants_address(ip) or (ip in self._lost and record.serves_at(ip)))
+            and (desired.wants_address(ip) or (ip in self._lost and self._drains_at(ip)))
         ]
         if not missing:
             return
