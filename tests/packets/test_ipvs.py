@@ -6,10 +6,10 @@ import pytest
 
 from kproxy.plan.schedulers import SCHEDULERS
 from kproxy.testing.lab import Pod
-from kproxy.testing.lab.topology import NODE_IP4, Family
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import Port, Service
+from tests.packets.objects import TARGET, Port, Service
 from tests.packets.outcomes import names
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.VIRTUAL_SERVERS)]
@@ -222,3 +222,31 @@ def test_settings_reach_the_kernel(spare: Cluster) -> None:
         ("conf.all.arp_announce", "2"),
     ):
         assert node.run(["sysctl", "-n", f"net.ipv4.{name}"]).stdout.strip() == value
+
+
+def test_a_host_port_takes_nothing_that_a_service_is_asked_for(spare: Cluster, family: Family) -> None:
+    """The CNI plugin portmap translates its port at every local address, and those of services are local."""
+    lab = spare.lab
+    pod, with_host_port, asking = lab.local_pods[:3]
+    own = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    to = f"{with_host_port.ip4}:{TARGET}" if family == 4 else f"[{with_host_port.ip6}]:{TARGET}"
+    rule = ("-p", "tcp", "--dport", "80", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "DNAT")
+    for hook in ("PREROUTING", "OUTPUT"):
+        spare.iptables(family, "-t", "nat", "-A", hook, *rule, "--to-destination", to)
+    try:
+        spare.start()
+        external, balanced, local = (spare.external_ips()[family] for _ in range(3))
+        balancer = {"type": "LoadBalancer", "families": [family]}
+        service = spare.publish([pod], externalIPs=[external], ingress=[{"ip": balanced}], **balancer)
+        spare.publish([pod], ingress=[{"ip": local}], externalTrafficPolicy="Local", **balancer)
+        unserved = spare.publish([], families=[family])
+        for source in (lab.client, lab.node, asking):
+            answers = {
+                ip: spare.outcome(source, ip, 80)
+                for ip in (service.ip(family), external, balanced, local, unserved.ip(family))
+            }
+            assert list(answers.values()) == [*[pod.name] * 4, "Refused"], answers
+        assert spare.outcome(lab.client, own, 80) == with_host_port.name
+    finally:
+        for hook in ("PREROUTING", "OUTPUT"):
+            spare.iptables(family, "-t", "nat", "-D", hook, *rule, "--to-destination", to)

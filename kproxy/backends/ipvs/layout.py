@@ -135,11 +135,18 @@ class IpvsLayout:
         return ways
 
     def _services(self, known: Sets) -> str:
+        """Who is masqueraded; and no rule of others may translate what a service's own address is asked for.
+
+        Host ports (the CNI plugin portmap) and published ports (Docker) take connections to any local
+        address. One that is not local yet is another mode's until its virtual server stands.
+        """
         start = f"-A {names.KUBE_IPVS_SERVICES} "
+        bound = f"{_match(known.addresses, 'dst')} -m addrtype --dst-type LOCAL"
         return (
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
+            + "".join(f"{start}{bound} {_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
         )
 
     def _off_cluster(self, cluster_ip: SetSpec) -> str:
