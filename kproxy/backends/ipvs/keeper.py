@@ -190,11 +190,8 @@ class Keeper:
     def tidy(self, written: Counter[str]) -> None:
         """Remove addresses and set entries that nothing needs."""
         desired, record = self.desired, self._known()
-        unused = [
-            ip
-            for ip in sorted(desired.addresses)
-            if ip in record.addresses and not desired.wants_address(ip) and not self._drains_at(ip)
-        ]
+        unwanted = [ip for ip in desired.addresses & record.addresses if not desired.wants_address(ip)]
+        unused = sorted(set(unwanted) - self._needed_to_drain(unwanted))
         if unused:
             with self._risking(f"address {ip}" for ip in unused):
                 failures = self._kernel.device.remove(unused)
@@ -308,15 +305,16 @@ class Keeper:
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
 
-    def _drains_at(self, ip: str) -> bool:
-        """Whether a virtual server that nobody wants any more still needs the address.
+    def _needed_to_drain(self, ips: Iterable[str]) -> set[str]:
+        """Those addresses at which a virtual server stands that nobody wants any more.
 
-        One that is wanted without it has it from another interface: the node's own.
+        One that is wanted, while its address is not, has that from another interface: it is the node's own.
         """
         record = self._known()
-        return record.serves_at(ip) and any(
-            server.ip == ip and self.desired.owner(server) is None for server in record.servers
-        )
+        serving = set(filter(record.serves_at, ips))
+        if not serving:
+            return serving
+        return {s.ip for s in record.servers if s.ip in serving and self.desired.owner(s) is None}
 
     def _is_listed(self, server: ServerId) -> bool:
         """Whether the sets say that a virtual server is ours."""
@@ -399,12 +397,8 @@ class Keeper:
 
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self._known()
-        missing = [
-            ip
-            for ip in sorted(desired.addresses | self._lost)
-            if ip not in record.addresses
-            and (desired.wants_address(ip) or (ip in self._lost and self._drains_at(ip)))
-        ]
+        wanted = set(filter(desired.wants_address, desired.addresses | self._lost))
+        missing = sorted((wanted | self._needed_to_drain(self._lost)) - record.addresses)
         if not missing:
             return
         with self._risking(f"address {ip}" for ip in missing):
