@@ -144,6 +144,25 @@ def test_a_port_of_the_node_is_not_reached_through_a_service_address(
         lab.stop_serving(server)
 
 
+def test_health_is_told_at_the_address_that_is_balanced_too(cluster: Cluster, family: Family) -> None:
+    """Some load balancers probe there, and not at the node's own address."""
+    lab, number, ip = cluster.lab, cluster.free_node_port(), cluster.external_ips()[family]
+    cluster.publish(
+        [lab.local_pods[0]],
+        type="LoadBalancer",
+        ingress=[{"ip": ip}],
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=number,
+        families=[family],
+    )
+    script = (
+        "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9); "
+        "c.request('GET', '/'); print(c.getresponse().status)"
+    )
+    ask = [sys.executable, "-c", script, ip, str(number)]
+    cluster.running.until(lambda: lab.client.run(ask, check=False).stdout.strip(), "200")
+
+
 def test_what_others_made_is_left_alone(spare: Cluster) -> None:
     node = spare.lab.node
     foreign = ["-A -t 192.0.2.200:80 -s rr", "-a -t 192.0.2.200:80 -r 10.244.1.99:80 -m -w 7"]

@@ -213,7 +213,8 @@ def _missed(known: Sets) -> str:
 def _access_filter(known: Sets, family: Family) -> str:
     """What may enter for an address of the device; the rest must not meet a socket of the node.
 
-    See https://github.com/kubernetes/kubernetes/issues/72236.
+    See https://github.com/kubernetes/kubernetes/issues/72236. Health-check ports may: load balancers ask for
+    them at the address that they balance, and which of the two jumps from INPUT comes first must not matter.
     """
     start = f"-A {names.KUBE_IPVS_FILTER} "
     refuse = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
@@ -222,5 +223,6 @@ def _access_filter(known: Sets, family: Family) -> str:
         f"{start}{_match(known.no_local_endpoints)} -j DROP\n"
         f"{start}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
         f"{passes}"
+        f"{start}-j {names.KUBE_NODEPORTS}\n"
         f"{start}{_match(known.addresses, 'dst')} -j REJECT --reject-with {refuse}\n"
     )
