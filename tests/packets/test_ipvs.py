@@ -160,7 +160,11 @@ def test_health_is_told_at_the_address_that_is_balanced_too(cluster: Cluster, fa
         "c.request('GET', '/'); print(c.getresponse().status)"
     )
     ask = [sys.executable, "-c", script, ip, str(number)]
-    cluster.running.until(lambda: lab.client.run(ask, check=False).stdout.strip(), "200")
+
+    def status() -> str:
+        return lab.client.run(ask, check=False).stdout.strip()
+
+    cluster.running.until(status, "200")
 
 
 def test_what_others_made_is_left_alone(spare: Cluster) -> None:
