@@ -146,7 +146,7 @@ class IpvsLayout:
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
-            + "".join(f"{start}{bound} {_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
+            + "".join(f"{start}{_match(ledger)} {bound} -j ACCEPT\n" for ledger in known.ledger)
         )
 
     def _off_cluster(self, cluster_ip: SetSpec) -> str:
