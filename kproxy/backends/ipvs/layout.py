@@ -52,7 +52,7 @@ IPVS_JUMPS: tuple[Jump, ...] = (
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
     jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
     jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
-    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter", _NEW),
+    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter"),
 )
 
 
@@ -215,11 +215,13 @@ def _access_filter(known: Sets, family: Family) -> str:
 
     See https://github.com/kubernetes/kubernetes/issues/72236. Health-check ports may: load balancers ask for
     them at the address that they balance, and which of the two jumps from INPUT comes first must not matter.
+    Connections that stand are let through here, not by the jump, which is kube-proxy's own, word for word.
     """
     start = f"-A {names.KUBE_IPVS_FILTER} "
     refuse = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
     passes = "".join(f"{start}{_match(ledger)} -j RETURN\n" for ledger in known.ledger)
     return (
+        f"{start}-m conntrack ! --ctstate NEW -j RETURN\n"
         f"{start}{_match(known.no_local_endpoints)} -j DROP\n"
         f"{start}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
         f"{passes}"
