@@ -189,13 +189,17 @@ def _loop_back_rule(known: Sets, config: IptablesConfig) -> str:
 
 
 def _firewall(known: Sets) -> str:
-    """Before any translation: local policies without an endpoint here, and load-balancer source ranges."""
+    """Before any translation: local policies without an endpoint here, and load-balancer source ranges.
+
+    The node itself asks from an address of the device, so that may not count as one of the ranges.
+    """
     start = f"-A {names.KUBE_PROXY_FIREWALL} "
     return (
         f"{start}{_match(known.no_local_endpoints)} {_match(known.cluster_ip)} -j DROP\n"
         f"{start}-m set ! --match-set {known.restricted.name} dst,dst -j RETURN\n"
-        f"{start}{_match(known.source_cidr, 'dst,dst,src')} -j RETURN\n"
         f"{start}{_match(known.source_ip, 'dst,dst,src')} -j RETURN\n"
+        f"{start}{_match(known.addresses, 'src')} -j DROP\n"
+        f"{start}{_match(known.source_cidr, 'dst,dst,src')} -j RETURN\n"
         f"{start}-j DROP\n"
     )
 
