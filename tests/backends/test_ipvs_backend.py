@@ -327,6 +327,26 @@ def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     assert node.state() == node.fresh()
 
 
+def test_what_an_iptables_mode_serves_is_its_own_until_it_goes() -> None:
+    """Virtual servers may stand from before and take no connections: what drains keeps its address."""
+    node = IpvsNode()
+    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    node.put(service(), eps("10.1.0.1"))
+    old.update(node.planner.update(node.tables.dirty(), NODE).values())
+    assert old.sync().error is None
+    node.start()
+
+    def in_order() -> None:
+        for hook in ("PREROUTING", "OUTPUT"):
+            targets = [rule.split()[-1] for rule in node.xtables.chains("nat")[hook]]
+            if {"KUBE-SERVICES", "KUBE-IPVS-SERVICES"} <= set(targets):
+                assert targets.index("KUBE-SERVICES") < targets.index("KUBE-IPVS-SERVICES")
+
+    node.faults.after = in_order
+    node.done()
+    assert node.state() == node.fresh()
+
+
 PEER_RULES = """*nat
 :KUBE-SERVICES - [0:0]
 :KUBE-POSTROUTING - [0:0]

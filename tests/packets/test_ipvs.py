@@ -276,6 +276,8 @@ def test_a_host_port_takes_nothing_that_a_service_is_asked_for(spare: Cluster, f
             }
             assert list(answers.values()) == [*[pod.name] * 4, "Refused"], answers
         assert spare.outcome(lab.client, own, 80) == with_host_port.name
+        spare.publish([pod], externalIPs=[own], families=[family])
+        assert spare.outcome(lab.client, own, 80) == pod.name
     finally:
         for hook in ("PREROUTING", "OUTPUT"):
             spare.iptables(family, "-t", "nat", "-D", hook, *rule, "--to-destination", to)

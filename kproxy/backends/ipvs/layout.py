@@ -47,8 +47,10 @@ IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "FORWARD", names.KUBE_IPVS_MISSED, "kubernetes ipvs missed packets"),
-    jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
-    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
+    jump(
+        "nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES
+    ),
+    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES),
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
     jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
     jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
@@ -138,15 +140,14 @@ class IpvsLayout:
         """Who is masqueraded; and no rule of others may translate what a service's own address is asked for.
 
         Host ports (the CNI plugin portmap) and published ports (Docker) take connections to any local
-        address. One that is not local yet is another mode's until its virtual server stands.
+        address. The chain comes after an iptables mode's, whose the services are until virtual servers stand.
         """
         start = f"-A {names.KUBE_IPVS_SERVICES} "
-        bound = f"{_match(known.addresses, 'dst')} -m addrtype --dst-type LOCAL"
         return (
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
-            + "".join(f"{start}{_match(ledger)} {bound} -j ACCEPT\n" for ledger in known.ledger)
+            + "".join(f"{start}{_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
         )
 
     def _off_cluster(self, cluster_ip: SetSpec) -> str:
