@@ -5,8 +5,8 @@ A Service may name one in an annotation and the operator names the default in a 
 
 import msgspec
 
-SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh")
-"""net/netfilter/ipvs/ip_vs_*.c"""
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos")
+"""net/netfilter/ipvs/ip_vs_*.c; twos since Linux 5.12."""
 
 _TAKES_FLAGS = frozenset({"sh", "mh"})
 

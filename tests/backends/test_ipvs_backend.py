@@ -226,6 +226,21 @@ def test_new_node_addresses_get_the_node_ports() -> None:
     assert node.state() == node.fresh()
 
 
+def test_an_address_that_becomes_the_nodes_own_leaves_the_device() -> None:
+    """Or the node's own ports would be refused there, as for a virtual address that keepalived has moved."""
+    node = IpvsNode()
+    node.put(service("a", "10.96.0.1", externalIPs=["203.0.113.7"]), eps("10.1.0.1", service="a"))
+    node.done()
+    assert "203.0.113.7" in node.device.addresses(Family.IPV4)
+    own = {*CONFIG.local_addresses, "203.0.113.7"}
+    for local in (own, CONFIG.local_addresses):
+        node.config = with_config(local_addresses=frozenset(local))
+        node.backend.reconfigure(node.config)
+        node.done()
+        assert node.serving(ServerId("TCP", "203.0.113.7", 80))
+        assert node.state() == node.fresh()
+
+
 def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     node = IpvsNode()
     old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
@@ -238,6 +253,67 @@ def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
         assert "KUBE-SERVICES" in node.xtables.chains("nat") or node.serving(CLUSTER_IP)
 
     node.faults.after = covered
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_what_an_iptables_mode_serves_is_its_own_until_it_goes() -> None:
+    """Virtual servers may stand from before and take no connections: what drains keeps its address."""
+    node = IpvsNode()
+    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    node.put(service(), eps("10.1.0.1"))
+    old.update(node.planner.update(node.tables.dirty(), NODE).values())
+    assert old.sync().error is None
+    node.start()
+
+    def in_order() -> None:
+        for hook in ("PREROUTING", "OUTPUT"):
+            targets = [rule.split()[-1] for rule in node.xtables.chains("nat")[hook]]
+            if {"KUBE-SERVICES", "KUBE-IPVS-SERVICES"} <= set(targets):
+                assert targets.index("KUBE-SERVICES") < targets.index("KUBE-IPVS-SERVICES")
+
+    node.faults.after = in_order
+    node.done()
+    assert node.state() == node.fresh()
+
+
+PEER_RULES = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
+:KUBE-IPVS-FILTER - [0:0]
+:KUBE-IPVS-OUT-FILTER - [0:0]
+-I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-I INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
+-I INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-I FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+-I INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
+-I OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
+-A KUBE-SOURCE-RANGES-FIREWALL -j DROP
+-A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
+COMMIT
+"""
+"""Chains and jumps of kube-proxy's IPVS mode (iptablesJumpChain in pkg/proxy/ipvs/proxier.go)."""
+
+
+def test_rules_of_kube_proxys_ipvs_mode_are_taken_over_or_go() -> None:
+    node = IpvsNode()
+    node.xtables.edit(PEER_RULES)
+    node.put(service(), eps("10.1.0.1"))
     node.done()
     assert node.state() == node.fresh()
 

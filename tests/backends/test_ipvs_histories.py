@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backends.histories import faulty, play, play_faults, play_watched
-from tests.backends.ipvs_node import IpvsNode
-from tests.backends.strategies import HISTORY, SETTINGS, START
+from tests.backends.iptables_node import CONTESTED
+from tests.backends.ipvs_node import IpvsNode, with_config
+from tests.backends.strategies import CHANGE, HISTORY, SETTINGS, START, change
 
 
 def _is_as_fresh(node: IpvsNode) -> None:
@@ -26,6 +27,28 @@ def _is_as_fresh(node: IpvsNode) -> None:
 def test_any_history_ends_as_a_fresh_sync(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
     play(node, start, history, node.done)
+    _is_as_fresh(node)
+
+
+_OWN = st.sets(st.sampled_from(["192.168.0.2", "192.168.0.3", *CONTESTED, "198.51.100.1"]))
+_MOVES = st.lists(st.tuples(st.lists(CHANGE, max_size=4), _OWN, st.booleans()), min_size=1, max_size=6)
+
+
+@given(start=START, history=_MOVES)
+@settings(SETTINGS, max_examples=120)
+def test_addresses_may_become_the_nodes_own_and_cease_to_be(start: list[Any], history: list[Any]) -> None:
+    node = IpvsNode()
+    change(node, start)
+    for changes, own, busy in history:
+        change(node, changes)
+        node.config = with_config(node_addresses=tuple(sorted(own)), local_addresses=frozenset(own))
+        node.backend.reconfigure(node.config)
+        node.done()
+        for server, (_, destinations) in node.ipvs.table.items():
+            node.ipvs.connections |= {(server, destination): int(busy) for destination in destinations}
+        wanted = {ip for ip in node.device.addresses(node.config.family) if ip in own}
+        assert wanted <= {server.ip for server in node.ipvs.table if not node.serving(server)}
+    node.ipvs.connections.clear()
     _is_as_fresh(node)
 
 

@@ -116,9 +116,21 @@ def test_a_scheduler_is_there_or_not() -> None:
     assert ipvs.has_scheduler("mh")
     assert not ipvs.has_scheduler("no-such")
     assert ipvs.servers(Family.IPV4) == {}
-    ipvs.apply([Request(Command.NEW_SERVICE, ServerId("TCP", "198.51.100.0", 20000), RR)])
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "wlc", "no-such"])
+@fresh_network
+def test_what_a_killed_trial_left_is_used_up_and_what_serves_is_not(scheduler: str) -> None:
+    up()
+    ipvs, trial = NetlinkIpvs(), ServerId("TCP", "198.51.100.0", 20000)
+    ipvs.apply([Request(Command.NEW_SERVICE, trial, RR)])
+    assert ipvs.has_scheduler(scheduler) is (scheduler != "no-such")
+    assert ipvs.servers(Family.IPV4) == {}
+    ipvs.apply([Request(Command.NEW_SERVICE, trial, RR)])
+    ipvs.apply([Request(Command.NEW_DEST, trial, destination=DestinationId("10.1.0.1", 80), weight=1)])
     with pytest.raises(IpvsError, match="taken"):
-        ipvs.has_scheduler("rr")
+        ipvs.has_scheduler(scheduler)
+    assert ipvs.servers(Family.IPV4) == {trial: RR}
 
 
 @fresh_network

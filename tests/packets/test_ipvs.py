@@ -6,10 +6,10 @@ import pytest
 
 from kproxy.plan.schedulers import SCHEDULERS
 from kproxy.testing.lab import Pod
-from kproxy.testing.lab.topology import NODE_IP4, Family
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import Port, Service
+from tests.packets.objects import TARGET, Port, Service
 from tests.packets.outcomes import names
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.VIRTUAL_SERVERS)]
@@ -75,11 +75,17 @@ def test_sh_leads_a_client_to_the_same_endpoint(cluster: Cluster, family: Family
 
 
 def test_every_scheduler_serves(cluster: Cluster) -> None:
-    pods = cluster.lab.pods[:2]
+    """All that this kernel has, for Debian's user-mode kernel is built without twos."""
+    pods, trial = cluster.lab.pods[:2], ["-t", "192.0.2.250:1"]
     for scheduler in (*SCHEDULERS, "sh,sh-port", "mh,mh-fallback"):
+        name = scheduler.partition(",")[0]
+        if cluster.lab.node.run(["ipvsadm", "-A", *trial, "-s", name], check=False).returncode:
+            assert name == "twos"
+            continue
+        cluster.lab.node.run(["ipvsadm", "-D", *trial])
         service = scheduled(cluster, scheduler, pods)
         printed = cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout
-        assert f"-A -t {service.ip(4)}:80 -s {scheduler.partition(',')[0]}" in printed
+        assert f"-A -t {service.ip(4)}:80 -s {name}" in printed
         assert cluster.ask(cluster.lab.client, service.ip(4), 80, n=4).pods <= names(pods)
 
 
@@ -142,6 +148,29 @@ def test_a_port_of_the_node_is_not_reached_through_a_service_address(
         assert cluster.outcome(lab.local_pods[1], service.ip(family), 8888) == "Refused"
     finally:
         lab.stop_serving(server)
+
+
+def test_health_is_told_at_the_address_that_is_balanced_too(cluster: Cluster, family: Family) -> None:
+    """Some load balancers probe there, and not at the node's own address."""
+    lab, number, ip = cluster.lab, cluster.free_node_port(), cluster.external_ips()[family]
+    cluster.publish(
+        [lab.local_pods[0]],
+        type="LoadBalancer",
+        ingress=[{"ip": ip}],
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=number,
+        families=[family],
+    )
+    script = (
+        "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9); "
+        "c.request('GET', '/'); print(c.getresponse().status)"
+    )
+    ask = [sys.executable, "-c", script, ip, str(number)]
+
+    def status() -> str:
+        return lab.client.run(ask, check=False).stdout.strip()
+
+    cluster.running.until(status, "200")
 
 
 def test_what_others_made_is_left_alone(spare: Cluster) -> None:
@@ -222,3 +251,33 @@ def test_settings_reach_the_kernel(spare: Cluster) -> None:
         ("conf.all.arp_announce", "2"),
     ):
         assert node.run(["sysctl", "-n", f"net.ipv4.{name}"]).stdout.strip() == value
+
+
+def test_a_host_port_takes_nothing_that_a_service_is_asked_for(spare: Cluster, family: Family) -> None:
+    """The CNI plugin portmap translates its port at every local address, and those of services are local."""
+    lab = spare.lab
+    pod, with_host_port, asking = lab.local_pods[:3]
+    own = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    to = f"{with_host_port.ip4}:{TARGET}" if family == 4 else f"[{with_host_port.ip6}]:{TARGET}"
+    rule = ("-p", "tcp", "--dport", "80", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "DNAT")
+    for hook in ("PREROUTING", "OUTPUT"):
+        spare.iptables(family, "-t", "nat", "-A", hook, *rule, "--to-destination", to)
+    try:
+        spare.start()
+        external, balanced, local = (spare.external_ips()[family] for _ in range(3))
+        balancer = {"type": "LoadBalancer", "families": [family]}
+        service = spare.publish([pod], externalIPs=[external], ingress=[{"ip": balanced}], **balancer)
+        spare.publish([pod], ingress=[{"ip": local}], externalTrafficPolicy="Local", **balancer)
+        unserved = spare.publish([], families=[family])
+        for source in (lab.client, lab.node, asking):
+            answers = {
+                ip: spare.outcome(source, ip, 80)
+                for ip in (service.ip(family), external, balanced, local, unserved.ip(family))
+            }
+            assert list(answers.values()) == [*[pod.name] * 4, "Refused"], answers
+        assert spare.outcome(lab.client, own, 80) == with_host_port.name
+        spare.publish([pod], externalIPs=[own], families=[family])
+        assert spare.outcome(lab.client, own, 80) == pod.name
+    finally:
+        for hook in ("PREROUTING", "OUTPUT"):
+            spare.iptables(family, "-t", "nat", "-D", hook, *rule, "--to-destination", to)

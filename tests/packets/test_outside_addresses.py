@@ -131,6 +131,25 @@ def test_ranges_that_include_the_node_admit_the_node(cluster: Cluster, family: F
     assert cluster.silent(cluster.lab.client, ips[family], 80)
 
 
+def test_ranges_that_include_the_address_itself_do_not_admit_the_node(
+    cluster: Cluster, family: Family
+) -> None:
+    """In IPVS mode the node asks from the very address that it asks for."""
+    lab, ips = cluster.lab, cluster.external_ips()
+    cluster.publish(
+        [lab.local_pods[0]],
+        type="LoadBalancer",
+        ingress=[{"ip": ips[f]} for f in FAMILIES],
+        loadBalancerSourceRanges=[
+            *lab.spec.external_cidrs,
+            f"{cluster.client_ips(4)[0]}/32",
+            f"{cluster.client_ips(6)[0]}/128",
+        ],
+    )
+    assert cluster.outcome(lab.client, ips[family], 80) == lab.local_pods[0].name
+    assert cluster.silent(lab.node, ips[family], 80)
+
+
 def test_the_older_of_two_claimants_answers_and_the_younger_takes_over(
     cluster: Cluster, family: Family
 ) -> None:

@@ -31,7 +31,7 @@ class KernelState:
     `widened`: services of which table filter may hold lines of two versions. `emptied`: shared chains that
     are not needed and could not be deleted. `stale`: chains of services that nobody wants any more.
     `retired`: fixed and shared chains of other layouts, whose time is over. `unsure`: chains that a restore
-    was to change which failed in a way that does not tell whether it did.
+    was to change which failed in a way that does not tell whether it did. `places`: as in Observed.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class KernelState:
         self.retired: set[ChainId] = set()
         self.unsure: set[ChainId] = set()
         self.jumps: set[Jump] = set()
+        self.places: dict[Jump, int] = {}
 
     def lines(self, field: str) -> dict[str, tuple[str, ...]]:
         """The lines of each service that belong into one kind of shared chains."""
@@ -77,6 +78,7 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
     """
     state = KernelState()
     state.jumps = set(observed.jumps)
+    state.places = dict(observed.places)
     fixed, placements = layout.fixed, layout.shared
     own = {*fixed, *(placement.root for placement in placements.values())}
     for chain_id, lines in observed.chains.items():

@@ -16,13 +16,15 @@ class Observed(msgspec.Struct, frozen=True):
     """The kernel's view of what is ours.
 
     `chains`: rules of the fixed and shared chains; `services`: rules of per-service nat chains by name;
-    `jumps`: the jumps that stand, and `kubelet` tells whether the kubelet's own chains do.
+    `jumps`: the jumps that stand, and `kubelet` tells whether the kubelet's own chains do. `places`: where in
+    its built-in chain a jump belongs, counted from 1, if not first.
     """
 
     chains: dict[ChainId, tuple[str, ...]]
     services: dict[str, str]
     jumps: frozenset[Jump]
     kubelet: bool
+    places: dict[Jump, int]
 
 
 def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
@@ -30,6 +32,7 @@ def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
     chains: dict[ChainId, tuple[str, ...]] = {}
     services: dict[str, str] = {}
     jumps: set[Jump] = set()
+    places: dict[Jump, int] = {}
     tables = chain_texts(dump)
     for table, found in tables.items():
         if table not in TABLES:
@@ -40,8 +43,13 @@ def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
             elif is_known(table, chain):
                 chains[table, chain] = tuple(text.splitlines(keepends=True))
         jumps |= _standing_jumps(table, found, wanted)
+        for jump in wanted:
+            if jump.table == table and jump.after:
+                for place, rule in enumerate(found.get(jump.chain, "").splitlines(), 2):
+                    if rule.endswith(f"-j {jump.after}"):
+                        places[jump] = place
     hints = tables.get("mangle", {})
-    return Observed(chains, services, frozenset(jumps), any(h in hints for h in names.KUBELET_HINTS))
+    return Observed(chains, services, frozenset(jumps), any(h in hints for h in names.KUBELET_HINTS), places)
 
 
 def _standing_jumps(table: str, found: dict[str, str], jumps: Sequence[Jump]) -> set[Jump]:

@@ -35,22 +35,28 @@ _NEW = "-m conntrack --ctstate NEW "
 
 
 class Jump(msgspec.Struct, frozen=True):
-    """A rule in a built-in chain that leads into one of ours."""
+    """A rule in a built-in chain that leads into one of ours, behind any that leads to the chain `after`."""
 
     table: str
     chain: str
     line: str
+    after: str = ""
 
     @property
     def insertion(self) -> str:
         """The command that puts the rule first in its chain."""
-        return f"-I {self.line.removeprefix('-A ')}"
+        return self.insertion_at(1)
+
+    def insertion_at(self, place: int) -> str:
+        """The command that makes the rule the first, second, ... of its chain."""
+        rule = self.line.removeprefix(f"-A {self.chain} ")
+        return f"-I {self.chain} {rule}" if place == 1 else f"-I {self.chain} {place} {rule}"
 
 
-def jump(table: str, chain: str, target: str, comment: str, match: str = "") -> Jump:
+def jump(table: str, chain: str, target: str, comment: str, match: str = "", *, after: str = "") -> Jump:
     """A jump with a comment and, before it, further matches."""
     told = f'-m comment --comment "{comment}" ' if comment else ""
-    return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n")
+    return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n", after)
 
 
 JUMPS: tuple[Jump, ...] = (

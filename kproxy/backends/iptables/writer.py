@@ -157,7 +157,7 @@ class Writer:
         if not declared and not jumps:
             return
         rules_text = [line for lines in declared.values() for line in lines]
-        rules_text += [jump.insertion for jump in jumps]
+        rules_text += [jump.insertion_at(kernel.places.get(jump, 1)) for jump in jumps]
         self._restore(table, declare=[chain for _, chain in declared], rules=rules_text)
         kernel.chains |= declared
         kernel.jumps.update(jumps)

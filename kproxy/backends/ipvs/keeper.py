@@ -9,7 +9,7 @@ read, is knowledge.py.
 
 import errno
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kproxy.addresses import Family
 from kproxy.backends.ipvs.desired import Desired
@@ -103,11 +103,8 @@ class Keeper:
     def tidy(self, written: Counter[str]) -> None:
         """Remove addresses and set entries that nothing needs."""
         desired, record = self.desired, self.known.record
-        unused = [
-            ip
-            for ip in sorted(desired.addresses)
-            if ip in record.addresses and not desired.wants_address(ip) and not record.serves_at(ip)
-        ]
+        unwanted = [ip for ip in desired.addresses & record.addresses if not desired.wants_address(ip)]
+        unused = sorted(set(unwanted) - self._needed_to_drain(unwanted))
         if unused:
             with self.known.risking(f"address {ip}" for ip in unused):
                 failures = self._kernel.device.remove(unused)
@@ -153,6 +150,17 @@ class Keeper:
             return False
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
+
+    def _needed_to_drain(self, ips: Iterable[str]) -> set[str]:
+        """Those addresses at which a virtual server stands that nobody wants any more.
+
+        One that is wanted, while its address is not, has that from another interface: it is the node's own.
+        """
+        record = self.known.record
+        serving = set(filter(record.serves_at, ips))
+        if not serving:
+            return serving
+        return {s.ip for s in record.servers if s.ip in serving and self.desired.owner(s) is None}
 
     def _is_listed(self, server: ServerId) -> bool:
         """Whether the sets say that a virtual server is ours."""
@@ -234,12 +242,8 @@ class Keeper:
 
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self.known.record
-        missing = [
-            ip
-            for ip in sorted(desired.addresses | self.known.lost)
-            if ip not in record.addresses
-            and (desired.wants_address(ip) or (ip in self.known.lost and record.serves_at(ip)))
-        ]
+        wanted = set(filter(desired.wants_address, desired.addresses | self.known.lost))
+        missing = sorted((wanted | self._needed_to_drain(self.known.lost)) - record.addresses)
         if not missing:
             return
         with self.known.risking(f"address {ip}" for ip in missing):

@@ -44,12 +44,14 @@ IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "FORWARD", names.KUBE_IPVS_MISSED, "kubernetes ipvs missed packets"),
-    jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
-    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services"),
+    jump(
+        "nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES
+    ),
+    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES),
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
     jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
     jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
-    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter", _NEW),
+    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter"),
 )
 
 
@@ -120,11 +122,17 @@ class IpvsLayout(ConfiguredLayout):
         return ways
 
     def _services(self, known: Sets) -> str:
+        """Who is masqueraded; and no rule of others may translate what a service's own address is asked for.
+
+        Host ports (the CNI plugin portmap) and published ports (Docker) take connections to any local
+        address. The chain comes after an iptables mode's, whose the services are until virtual servers stand.
+        """
         start = f"-A {names.KUBE_IPVS_SERVICES} "
         return (
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
+            + "".join(f"{start}{_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
         )
 
     def _off_cluster(self, cluster_ip: SetSpec) -> str:
@@ -167,13 +175,17 @@ def _loop_back_rule(known: Sets, config: IptablesConfig) -> str:
 
 
 def _firewall(known: Sets) -> str:
-    """Before any translation: local policies without an endpoint here, and load-balancer source ranges."""
+    """Before any translation: local policies without an endpoint here, and load-balancer source ranges.
+
+    The node itself asks from an address of the device, so that may not count as one of the ranges.
+    """
     start = f"-A {names.KUBE_PROXY_FIREWALL} "
     return (
         f"{start}{_match(known.no_local_endpoints)} {_match(known.cluster_ip)} -j DROP\n"
         f"{start}-m set ! --match-set {known.restricted.name} dst,dst -j RETURN\n"
-        f"{start}{_match(known.source_cidr, 'dst,dst,src')} -j RETURN\n"
         f"{start}{_match(known.source_ip, 'dst,dst,src')} -j RETURN\n"
+        f"{start}{_match(known.addresses, 'src')} -j DROP\n"
+        f"{start}{_match(known.source_cidr, 'dst,dst,src')} -j RETURN\n"
         f"{start}-j DROP\n"
     )
 
@@ -191,14 +203,18 @@ def _missed(known: Sets) -> str:
 def _access_filter(known: Sets, family: Family) -> str:
     """What may enter for an address of the device; the rest must not meet a socket of the node.
 
-    See https://github.com/kubernetes/kubernetes/issues/72236.
+    See https://github.com/kubernetes/kubernetes/issues/72236. Health-check ports may: load balancers ask for
+    them at the address that they balance, and which of the two jumps from INPUT comes first must not matter.
+    Connections that stand are let through here, not by the jump, which is kube-proxy's own, word for word.
     """
     start = f"-A {names.KUBE_IPVS_FILTER} "
     refuse = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
     passes = "".join(f"{start}{_match(ledger)} -j RETURN\n" for ledger in known.ledger)
     return (
+        f"{start}-m conntrack ! --ctstate NEW -j RETURN\n"
         f"{start}{_match(known.no_local_endpoints)} -j DROP\n"
         f"{start}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
         f"{passes}"
+        f"{start}-j {names.KUBE_NODEPORTS}\n"
         f"{start}{_match(known.addresses, 'dst')} -j REJECT --reject-with {refuse}\n"
     )

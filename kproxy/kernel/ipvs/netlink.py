@@ -73,21 +73,24 @@ class NetlinkIpvs:
         return dict(codec.decode_destination(answer, server.family) for answer in answers)
 
     def has_scheduler(self, name: str) -> bool:
-        """Whether the kernel has a scheduler or can load it: a virtual server that uses it is made to try."""
-        if _TRIAL in self.servers(Family.IPV4):
+        """Whether the kernel has a scheduler or can load it: a virtual server that uses it is made to try.
+
+        One that stands there without destinations is what a trial left that was killed, and is used up.
+        """
+        left = _TRIAL in self.servers(Family.IPV4)
+        if left and self.destinations(_TRIAL):
             raise IpvsError(
                 f"{_TRIAL.ip} port {_TRIAL.port} is taken by a virtual server: no room for a trial"
             )
         wanted = VirtualServer(name)
-        failures = self.apply([Request(Command.NEW_SERVICE, _TRIAL, wanted)])
-        if failures:
-            if failures[0] == errno.ENOENT:
-                return False
+        failures = self.apply([Request(Command.SET_SERVICE if left else Command.NEW_SERVICE, _TRIAL, wanted)])
+        if failures and failures[0] != errno.ENOENT:
             raise IpvsError(f"cannot try scheduler {name}: {os.strerror(failures[0])}")
         try:
-            return self.servers(Family.IPV4).get(_TRIAL) == wanted
+            return not failures and self.servers(Family.IPV4).get(_TRIAL) == wanted
         finally:
-            self.apply([Request(Command.DEL_SERVICE, _TRIAL)])
+            if left or not failures:
+                self.apply([Request(Command.DEL_SERVICE, _TRIAL)])
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Set the timeouts that are not 0. Raises IpvsError."""
