@@ -110,24 +110,6 @@ def test_comments_come_and_go_with_the_size_of_the_cluster(variant: Variant) -> 
     assert cluster.state() == cluster.fresh()
 
 
-def test_a_cluster_about_that_size_is_not_written_again_and_again() -> None:
-    cluster = IptablesNode(config=config_with(large_cluster_endpoints=20))
-    commented = "-> 10.1.1.1:8080"
-    cluster.put(service("svc1"), pods_of("svc1", *[f"10.1.1.{n}" for n in range(1, 20)]))
-    cluster.put(service("svc2", "10.96.0.2"), pods_of("svc2", "10.1.2.1", "10.1.2.2"))
-    done(cluster)
-    assert commented not in cluster.fake.save().decode()
-    before = len(cluster.fake.restores)
-    for pods in (["10.1.2.1"], ["10.1.2.1", "10.1.2.2"], []):
-        cluster.put(None, pods_of("svc2", *pods))
-        done(cluster)
-    assert SVC1 not in written(cluster, before)
-    cluster.put(None, pods_of("svc1", *[f"10.1.1.{n}" for n in range(1, 19)]))
-    done(cluster)
-    assert commented in cluster.fake.save().decode()
-    assert cluster.state() == cluster.fresh()
-
-
 def test_the_threshold_is_kube_proxy_s() -> None:
     assert CONFIG.large_cluster_endpoints == 1000
     cluster = IptablesNode()

@@ -207,12 +207,7 @@ class IptablesBackend:
         return self._chosen_piece
 
     def _wants_comments(self) -> bool:
-        """Whether endpoint rules have comments: once they are gone, not before it is a tenth smaller.
-
-        All of these rules change with it, and a rolling update crosses a single bound again and again.
-        """
-        large = self._layout.large_cluster_endpoints
-        return self._endpoints <= (large if self._comments else large - large // 10)
+        return self._endpoints <= self._layout.large_cluster_endpoints
 
     def _render_all(self) -> None:
         self._comments = self._wants_comments()

@@ -12,8 +12,7 @@ class IptablesConfig(msgspec.Struct, frozen=True):
     `node_port_addresses` are the local addresses that accept node ports, or None for all of them.
     `drop_invalid` is off where conntrack is liberal (net.netfilter.nf_conntrack_tcp_be_liberal).
     `count_invalid` and `count_localhost` tell whether the nfacct counters that kube-proxy uses exist here.
-    `large_cluster_endpoints`: above this many endpoints, comments are left out of endpoint rules, until there
-    are a tenth less.
+    `large_cluster_endpoints`: above this many endpoints, comments are left out of endpoint rules.
     """
 
     family: Family
