@@ -29,8 +29,6 @@ from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.side import Outcome, Side
 from kproxy.backends.base import SyncReport
 from kproxy.kernel.links import AddressNews
-from kproxy.plan.flows import Stale, stale_after, together
-from kproxy.plan.model import Protocol
 from kproxy.state.problems import Problem
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Node
@@ -180,7 +178,8 @@ class Agent:
                 self._health.failed(family)
                 continue
             self._health.updated(family)
-            self._forget_flows(self._sides[family], outcome)
+            held = {key: plan for key, plan in plans.items() if key not in report.failed}
+            self._flows.submit(family, self._sides[family].flows.turn(held))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._reporter.problems(problems)
         self._problem_log.tell(problems)
@@ -249,22 +248,6 @@ class Agent:
         if self._settled:
             log.info("mode_switch_rolled_back", mode=mode_name(self._config))
         return reports
-
-    def _forget_flows(self, side: Side, outcome: Outcome) -> None:
-        """Have flows forgotten that the applied plans leave stale; at a start, any may be."""
-        changes: list[Stale] = []
-        for key, plan in outcome.plans.items():
-            if key in outcome.report.failed:
-                continue
-            changes.append(stale_after(side.applied.get(key), plan))
-            if not side.synced:
-                changes.append(stale_after(None, plan))
-            if any(port.protocol is Protocol.UDP for port in plan.ports):
-                side.applied[key] = plan
-            else:
-                side.applied.pop(key, None)
-        side.synced = True
-        self._flows.submit(side.family, together(changes))
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()
@@ -342,7 +325,7 @@ class Agent:
                     )
                 self._sides[family] = Side(family, backend)
             elif before and before.families[family].node_port_addresses != side.node_port_addresses:
-                self._sides[family].synced = False
+                self._sides[family].flows.doubt()
 
     def _tend(self) -> None:
         """Let the mode and the backends do what time asks for."""

@@ -95,7 +95,7 @@ def try_mode(
     for family in mode.families:
         side = known.get(family)
         backend = mode.configure(family, facts.families[family])
-        sides[family] = Side(family, backend, side.applied if side is not None and side.synced else None)
+        sides[family] = Side(family, backend, side.flows if side is not None else None)
     outcomes = {family: side.sync(inputs, facts.view) for family, side in sides.items()}
     reason = verdict(outcomes, {family: side.refused for family, side in known.items()})
     return Trial(mode, facts, sides, inputs, outcomes, reason)

@@ -12,6 +12,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.base import Backend, SyncReport
+from kproxy.plan.flows import FlowLedger
 from kproxy.plan.model import NodeView, ServicePlan
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import ServiceInput
@@ -34,20 +35,13 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Side:
-    """One family: its planner, its backend, and the defects it logged last.
+    """One family: its planner, its backend, what is known of UDP flows, and the defects it logged last."""
 
-    `applied` holds the plans with UDP ports that are in the kernel, by key. While `synced` is False, flows
-    may have gone elsewhere than these plans say.
-    """
-
-    def __init__(
-        self, family: Family, backend: Backend, applied: Mapping[str, ServicePlan] | None = None
-    ) -> None:
+    def __init__(self, family: Family, backend: Backend, flows: FlowLedger | None = None) -> None:
         self.family = family
         self.backend = backend
         self.refused: dict[str, str] = {}
-        self.applied = dict(applied or {})
-        self.synced = applied is not None
+        self.flows = flows or FlowLedger()
         self._planner = Planner(family)
         self._degraded: dict[str, str] = {}
 

@@ -100,6 +100,30 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
     return Stale(kept, gone)
 
 
+class FlowLedger:
+    """The plans with UDP ports that one family's kernel holds, to tell what the next ones leave stale."""
+
+    def __init__(self) -> None:
+        self._plans: dict[str, ServicePlan] = {}
+        self._doubtful = True
+
+    def doubt(self) -> None:
+        """Flows may have gone elsewhere than the plans say; a turn of all plans has to follow."""
+        self._doubtful = True
+
+    def turn(self, applied: Mapping[str, ServicePlan]) -> Stale:
+        """Note plans by key of service that are in the kernel now; return what they leave stale."""
+        changes = []
+        for key, plan in applied.items():
+            changes.append(stale_after(self._plans.pop(key, None), plan))
+            if self._doubtful:
+                changes.append(stale_after(None, plan))
+            if any(_udp(plan)):
+                self._plans[key] = plan
+        self._doubtful = False
+        return together(changes)
+
+
 def _udp(plan: ServicePlan | None) -> Iterator[PortPlan]:
     for port in plan.ports if plan is not None else ():
         if port.protocol is Protocol.UDP:

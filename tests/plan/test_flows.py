@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.plan.flows import Stale, stale_after, together
+from kproxy.plan.flows import FlowLedger, Stale, stale_after, together
 from kproxy.plan.model import ServicePlan
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 
@@ -126,6 +126,17 @@ def test_services_that_exchange_addresses_at_once_take_over_the_flows() -> None:
         assert not found.covers(*VIP, "10.1.0.2", 5353)
         assert found.covers("10.96.0.2", 53, "10.1.0.2", 5353)
         assert not found.covers("10.96.0.2", 53, *ONE)
+
+
+def test_what_the_kernel_holds_is_doubted_until_a_first_turn_and_when_asked_to() -> None:
+    ledger, here = FlowLedger(), {"ns/svc": plan("10.1.0.1")}
+    assert ledger.turn(here).covers(*VIP, *VIP)
+    assert ledger.turn(here) == Stale()
+    assert ledger.turn({"ns/svc": plan("10.1.0.2")}).covers(*VIP, *ONE)
+    ledger.doubt()
+    again = ledger.turn({"ns/svc": plan("10.1.0.2")})
+    assert again.covers(*VIP, *ONE)
+    assert not again.covers(*VIP, "10.1.0.2", 5353)
 
 
 def test_of_two_changes_the_later_counts() -> None:
