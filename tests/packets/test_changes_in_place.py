@@ -21,7 +21,7 @@ def node_ip(family: Family) -> str:
     return (NODE_IP4 if family == 4 else NODE_IP6)[0]
 
 
-def alter(cluster: Cluster, service: Service, change: Callable[[JSON], object]) -> None:
+def alter(cluster: Cluster, service: Service, change: Callable[[JSON], None]) -> None:
     """Let `change` alter the stored service, its status too, and wait until that is in force."""
     cluster.api.edit("Service", NAMESPACE, service.name, change)
     cluster.settle()
@@ -77,8 +77,8 @@ def test_a_service_goes_through_all_types_and_back(
 def test_a_service_that_is_made_again_serves_at_the_address_it_had(cluster: Cluster, family: Family) -> None:
     lab = cluster.lab
     pod, other = lab.pods[:2]
-    ips = {"clusterIPs": list((service := cluster.publish([pod])).ips.values())}
-    ips |= {"clusterIP": ips["clusterIPs"][0]}  # type: ignore[dict-item]
+    service = cluster.publish([pod])
+    ips: JSON = {"clusterIP": service.ip(4), "clusterIPs": list(service.ips.values())}
     for _ in range(2):
         cluster.delete(service)
         cluster.settle()
@@ -165,7 +165,8 @@ def test_source_ranges_change_and_go(cluster: Cluster, family: Family) -> None:
     service = cluster.publish([pod], type="LoadBalancer", ingress=ingress)
     bits = "/32" if family == 4 else "/128"
     for ranges in ([one + bits], [other + bits], [one + bits, other + bits], None, [other + bits]):
-        alter(cluster, service, lambda obj, r=ranges: obj["spec"].update(loadBalancerSourceRanges=r))
+        cluster.edit(service, lambda spec, ranges=ranges: spec.update(loadBalancerSourceRanges=ranges))
+        cluster.settle()
         for source in (one, other):
             if ranges is None or source + bits in ranges:
                 assert cluster.outcome(lab.client, outside[family], 80, source_ip=source) == pod.name

@@ -83,7 +83,7 @@ class Wire:
 
 def _checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
+    words: tuple[int, ...] = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
     total = sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
