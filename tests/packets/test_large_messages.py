@@ -1,24 +1,41 @@
 """Messages of many packets, and paths for smaller ones only: what tells of those is translated, too."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from kproxy.testing.lab import Namespace, Pod
 from kproxy.testing.lab.topology import BRIDGE, NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import PATIENCE, Cluster
-from tests.packets.objects import Port
+from tests.packets.modes import Capability
+from tests.packets.objects import Port, Service
 
 pytestmark = pytest.mark.root
 
 
+def _targets(
+    cluster: Cluster, service: Service, family: Family
+) -> Iterator[tuple[Namespace | Pod, str, int]]:
+    """Who asks which address.
+
+    The loopback learns nothing of paths, so what a node asks of its own addresses is left out; in IPVS mode
+    those of services are among them.
+    """
+    lab = cluster.lab
+    for source in (lab.client, lab.local_pods[0]):
+        yield source, service.ip(family), service.port
+        yield source, (NODE_IP4 if family == 4 else NODE_IP6)[0], service.node_port
+    if Capability.VIRTUAL_SERVERS not in cluster.mode.capabilities:
+        yield lab.node, service.ip(family), service.port
+
+
 def test_large_datagrams_pass_both_ways(cluster: Cluster, family: Family) -> None:
     """Fragments are translated as a whole."""
-    lab = cluster.lab
-    pod, text = lab.remote_pods[0], "x" * 9000
+    pod, text = cluster.lab.remote_pods[0], "x" * 9000
     service = cluster.publish([pod], ports=[Port(53, "UDP")], type="NodePort")
-    node = (NODE_IP4 if family == 4 else NODE_IP6)[0]
-    for source in (lab.client, lab.node, lab.local_pods[0]):
-        for target in ((service.ip(family), 53), (node, service.node_port)):
-            answer = lab.ask(source, *target, "UDP", text=text, timeout=PATIENCE)
-            assert (answer.pod, answer.text) == (pod.name, text)
+    for source, ip, port in _targets(cluster, service, family):
+        answer = cluster.lab.ask(source, ip, port, "UDP", text=text, timeout=PATIENCE)
+        assert (answer.pod, answer.text) == (pod.name, text)
 
 
 def test_a_client_learns_that_a_path_is_narrower(cluster: Cluster, family: Family) -> None:
@@ -26,15 +43,11 @@ def test_a_client_learns_that_a_path_is_narrower(cluster: Cluster, family: Famil
     lab = cluster.lab
     pod, text = lab.remote_pods[0], "x" * 60_000
     service = cluster.publish([pod], type="NodePort")
-    node = (NODE_IP4 if family == 4 else NODE_IP6)[0]
     narrow = [f"-{family}", "route", "{}", pod.ip(family), "dev", BRIDGE, "mtu", "1300"]
     lab.peer.run(["ip", *(word.format("add") for word in narrow)])
     try:
-        for source in (lab.client, lab.local_pods[0], lab.node):
-            targets = ((service.ip(family), 80), (node, service.node_port))
-            # The node asks its own addresses by way of the loopback, which learns nothing of paths.
-            for target in targets[:1] if source is lab.node else targets:
-                answer = lab.ask(source, *target, text=text, timeout=PATIENCE)
-                assert (answer.pod, answer.text) == (pod.name, text)
+        for source, ip, port in _targets(cluster, service, family):
+            answer = lab.ask(source, ip, port, text=text, timeout=PATIENCE)
+            assert (answer.pod, answer.text) == (pod.name, text)
     finally:
         lab.peer.run(["ip", *(word.format("del") for word in narrow)])
