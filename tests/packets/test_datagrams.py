@@ -8,7 +8,7 @@ from kproxy.kernel.conntrack.types import Flow
 from kproxy.testing.lab import AskError, HeldConnection
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
-from tests.packets.objects import Ep, Port
+from tests.packets.objects import OTHER_TARGET, TARGET, Ep, Port
 from tests.packets.outcomes import names
 
 pytestmark = pytest.mark.root
@@ -54,6 +54,108 @@ def test_a_flow_that_began_before_there_was_an_endpoint_is_served(cluster: Clust
         cluster.running.until(lambda: who(held), "Refused")
         cluster.scale(service, [lab.pods[1]])
         cluster.running.until(lambda: who(held), lab.pods[1].name)
+
+
+@pytest.mark.parametrize("asker", ["the node", "a pod"])
+def test_flows_from_inside_the_cluster_follow_their_service(
+    cluster: Cluster, family: Family, asker: str
+) -> None:
+    """Pods come and go one by one, as a Deployment replaces them, and a first one is slow to become ready."""
+    lab = cluster.lab
+    source = lab.node if asker == "the node" else lab.local_pods[2]
+
+    def answer() -> str:
+        """By netfilter a socket of the node itself is refused as it sends, and in other words."""
+        found = who(held)
+        return "Refused" if source is lab.node and found == "Unreachable" else found
+
+    first, second, third = lab.local_pods[0], lab.remote_pods[0], lab.local_pods[1]
+    service = cluster.publish([], ports=DNS)
+    with lab.hold(source, service.ip(family), 53, "UDP") as held:
+        assert answer() == "Refused"
+        for endpoints, expected in (
+            ([Ep(first, ready=False, serving=False)], "Refused"),
+            ([Ep(first)], first.name),
+            ([Ep(first, ready=False, serving=True, terminating=True), Ep(second)], None),
+            ([Ep(second)], second.name),
+            ([Ep(second, ready=False, serving=False, terminating=True), Ep(third)], third.name),
+            ([Ep(third, ready=False, serving=False)], "Refused"),
+            ([Ep(second)], second.name),
+        ):
+            cluster.scale(service, endpoints)
+            if expected is not None:
+                cluster.running.until(answer, expected)
+
+
+def test_a_flow_under_the_policy_local_waits_for_a_local_endpoint(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    first, second, asker = lab.local_pods[:3]
+    remote = lab.remote_pods[0]
+    service = cluster.publish([first], ports=DNS, internalTrafficPolicy="Local")
+    with lab.hold(asker, service.ip(family), 53, "UDP") as held:
+        assert who(held) == first.name
+        cluster.scale(service, [first, remote])
+        assert who(held) == first.name
+        cluster.scale(service, [remote])
+        cluster.running.until(lambda: who(held), "NoAnswer")
+        cluster.scale(service, [second, remote])
+        cluster.running.until(lambda: who(held), second.name)
+
+
+@pytest.mark.parametrize("kind", ["cluster IP", "node port"])
+def test_a_flow_follows_the_target_port(cluster: Cluster, family: Family, kind: str) -> None:
+    lab = cluster.lab
+    pod = lab.pods[0]
+    service = cluster.publish([pod], ports=DNS, type="NodePort")
+    node = NODE_IP4[0] if family == 4 else NODE_IP6[0]
+    target = {"cluster IP": (service.ip(family), 53), "node port": (node, service.node_port)}[kind]
+    with lab.hold(lab.client, *target, "UDP") as held:
+
+        def port() -> int:
+            try:
+                return held.exchange("which?", timeout=0.3).port_seen
+            except AskError:
+                return 0
+
+        assert port() == TARGET
+        moved = [Port(53, "UDP", target=OTHER_TARGET)]
+        cluster.edit(service, lambda spec: spec.update(ports=[moved[0].in_service(service.node_port)]))
+        cluster.slices(service, [pod], ports=moved)
+        cluster.settle()
+        cluster.running.until(port, OTHER_TARGET)
+
+
+def test_a_flow_follows_its_node_port_to_another_service(cluster: Cluster, family: Family) -> None:
+    lab, number = cluster.lab, cluster.free_node_port()
+    one, other = lab.pods[:2]
+    node = NODE_IP4[0] if family == 4 else NODE_IP6[0]
+    ports = [Port(53, "UDP", node_port=number)]
+    service = cluster.publish([one], ports=ports, type="NodePort")
+    with lab.hold(lab.client, node, number, "UDP") as held:
+        assert who(held) == one.name
+        cluster.delete(service)
+        cluster.settle()
+        second = cluster.publish([other], ports=ports, type="NodePort")
+        cluster.running.until(lambda: who(held), other.name)
+        cluster.edit(second, lambda spec: spec.update(type="ClusterIP", ports=[DNS[0].in_service(0)]))
+        cluster.settle()
+        again = cluster.publish([one], ports=ports, type="NodePort")
+        cluster.running.until(lambda: who(held), one.name)
+        assert again.node_port == number
+
+
+def test_a_flow_follows_a_service_that_is_made_again(cluster: Cluster, family: Family) -> None:
+    lab = cluster.lab
+    one, other = lab.pods[:2]
+    service = cluster.publish([one], ports=DNS)
+    ips = list(service.ips.values())
+    with lab.hold(lab.client, service.ip(family), 53, "UDP") as held:
+        assert who(held) == one.name
+        cluster.delete(service)
+        cluster.settle()
+        again = cluster.service(service.name, ports=DNS, clusterIP=ips[0], clusterIPs=ips)
+        cluster.scale(again, [other])
+        cluster.running.until(lambda: who(held), other.name)
 
 
 def test_a_flow_that_began_before_its_address_was_the_services_is_served(

@@ -103,6 +103,19 @@ def test_connections_to_a_service_are_counted(spare: Cluster) -> None:
         assert value(found, "kproxy_service_bytes_total", **labels) >= 40 * expected
 
 
+@pytest.mark.needs(Capability.LOCALHOST_NODE_PORTS)
+def test_packets_to_node_ports_on_localhost_are_counted(spare: Cluster) -> None:
+    spare.start()
+    lab, name = spare.lab, "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"
+    service = spare.publish([lab.local_pods[0]], type="NodePort")
+    before = scrape(spare)
+    if (name, frozenset[str]()) not in before:
+        pytest.skip("this kernel has no nfacct")
+    spare.ask(lab.node, "127.0.0.1", service.node_port, n=10)
+    spare.ask(lab.node, NODE_IP4[0], service.node_port, n=5)
+    assert value(scrape(spare), name) - value(before, name) == 10
+
+
 def test_series_of_services_are_bounded_to_the_busiest(spare: Cluster) -> None:
     spare.start("--metrics-service-limit", "1")
     service = spare.publish([spare.lab.local_pods[0]])

@@ -2,9 +2,10 @@
 
 import pytest
 
-from kproxy.testing.lab.topology import Family
+from kproxy.testing.lab import Protocol
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import ZONE, Cluster
-from tests.packets.objects import FAMILIES, Ep
+from tests.packets.objects import FAMILIES, Ep, Port
 from tests.packets.outcomes import names
 
 pytestmark = pytest.mark.root
@@ -98,6 +99,30 @@ def test_scaling_from_none_to_some_to_none_and_away(cluster: Cluster, family: Fa
     cluster.delete(service)
     # The fence is about translation; a refusal is taken back a moment later.
     cluster.running.until(lambda: cluster.outcome(client, service.ip(family), 80), cluster.mode.unserved)
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_without_endpoints_everybody_is_refused_at_once(
+    cluster: Cluster, family: Family, protocol: Protocol
+) -> None:
+    lab, external, balanced = cluster.lab, cluster.external_ips(), cluster.external_ips()
+    service = cluster.publish(
+        [Ep(lab.local_pods[0], ready=False)],
+        type="LoadBalancer",
+        ports=[Port(80, protocol)],
+        externalIPs=list(external.values()),
+        ingress=[{"ip": ip} for ip in balanced.values()],
+    )
+    node = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    inside = ((service.ip(family), 80), (node, service.node_port))
+    outside = ((external[family], 80), (balanced[family], 80))
+    for source in (lab.client, lab.local_pods[0], lab.local_pods[1], lab.node):
+        # What the node sends to an outside address may leave it, and is nobody's to refuse.
+        for target in inside if source is lab.node else (*inside, *outside):
+            found = cluster.outcome(source, *target, protocol)
+            # A datagram's sender is told by its own node as it sends, and in other words.
+            told = {"Refused", "Unreachable"} if (source, protocol) == (lab.node, "UDP") else {"Refused"}
+            assert found in told, (source, target)
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])

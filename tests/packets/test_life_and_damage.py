@@ -1,13 +1,14 @@
 """Restarts, crashes, outages, other people's hands: traffic goes on, and what is damaged is mended."""
 
 import fcntl
+import shlex
 import signal
 import sys
 
 import pytest
 
 from kproxy.kernel.xtables.lock import lock_file_in_use
-from kproxy.testing.lab.topology import NODE_IP4
+from kproxy.testing.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
@@ -109,6 +110,30 @@ def test_damage_is_named_and_repaired(spare: Cluster, damage: str) -> None:
     program.until(lambda: spare.outcome(lab.client, service.ip(4), 80), pod.name)
     program.until(lambda: spare.outcome(lab.client, empty.ip(4), 80), "Refused")
     program.until(lambda: sorted(spare.rules(4)), before)
+
+
+@pytest.mark.needs(Capability.SERVICE_CHAINS)
+def test_all_its_chains_are_made_again(spare: Cluster, family: Family) -> None:
+    """Deleted one by one, while it may already be at work: what is there in the end is whole."""
+    program = spare.start()
+    pod = spare.lab.local_pods[0]
+    service, empty = spare.publish([pod], type="NodePort"), spare.publish([])
+    before = sorted(spare.rules(family))
+    jumps, chains, table = [], [], ""
+    for line in spare.rules(family):
+        if line.startswith("*"):
+            table = line[1:]
+        elif "-j KUBE-" in line and not line.startswith("-A KUBE-"):
+            jumps.append(["-t", table, "-D", *shlex.split(line)[1:]])
+        elif line.startswith(":KUBE-"):
+            chains.append([table, line[1:].split()[0]])
+    emptied = [["-t", table, "-F", chain] for table, chain in chains]
+    deleted = [["-t", table, "-X", chain] for table, chain in chains]
+    for arguments in (*jumps, *emptied, *deleted):
+        spare.lab.node.run([spare.mode.program(family), "-w", "5", *arguments], check=False)
+    program.until(lambda: spare.outcome(spare.lab.client, service.ip(family), 80), pod.name)
+    program.until(lambda: spare.outcome(spare.lab.client, empty.ip(family), 80), "Refused")
+    program.until(lambda: sorted(spare.rules(family)), before)
 
 
 @pytest.mark.needs(Capability.XTABLES_LOCK)

@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
-from tests.packets.objects import FAMILIES
+from tests.packets.objects import FAMILIES, Ep
 from tests.packets.outcomes import names
 
 pytestmark = pytest.mark.root
@@ -97,21 +97,91 @@ def test_both_policies_local_are_judged_apart(cluster: Cluster, family: Family) 
     assert cluster.silent(lab.client, ips[family], 80)
 
 
+def health(cluster: Cluster, number: int) -> list[str]:
+    """What a load balancer is told at both addresses of the node: a status, or that nobody listens."""
+    script = (
+        "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9)\n"
+        "try: c.request('GET', '/healthz'); print(c.getresponse().status)\n"
+        "except ConnectionRefusedError: print('Refused')"
+    )
+    ask = [sys.executable, "-c", script]
+    asked = [
+        cluster.lab.client.run([*ask, ip, str(number)], check=False) for ip in (NODE_IP4[0], NODE_IP6[0])
+    ]
+    return [one.stdout.strip() for one in asked]
+
+
 def test_a_load_balancer_learns_which_nodes_have_endpoints(cluster: Cluster) -> None:
     lab, number = cluster.lab, cluster.free_node_port()
     local, remote = lab.local_pods[0], lab.remote_pods[0]
     local_policy = {"externalTrafficPolicy": "Local", "healthCheckNodePort": number}
     service = cluster.publish([local], type="LoadBalancer", **local_policy)
-    script = (
-        "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9); "
-        "c.request('GET', '/'); print(c.getresponse().status)"
-    )
-    ask = [sys.executable, "-c", script]
-
-    def statuses() -> list[str]:
-        asked = [lab.client.run([*ask, ip, str(number)], check=False) for ip in (NODE_IP4[0], NODE_IP6[0])]
-        return [one.stdout.strip() for one in asked]
-
-    cluster.running.until(statuses, ["200", "200"])
+    cluster.running.until(lambda: health(cluster, number), ["200", "200"])
     cluster.scale(service, [remote])
-    cluster.running.until(statuses, ["503", "503"])
+    cluster.running.until(lambda: health(cluster, number), ["503", "503"])
+
+
+def test_a_node_whose_endpoints_all_terminate_says_so_and_serves_on(cluster: Cluster) -> None:
+    lab, number, ips = cluster.lab, cluster.free_node_port(), cluster.external_ips()
+    leaving, remote = lab.local_pods[0], lab.remote_pods[0]
+    service = cluster.publish(
+        [leaving, remote],
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=number,
+        ingress=[{"ip": ip} for ip in ips.values()],
+    )
+    cluster.running.until(lambda: health(cluster, number), ["200", "200"])
+    cluster.scale(service, [Ep(leaving, ready=False, serving=True, terminating=True), remote])
+    cluster.running.until(lambda: health(cluster, number), ["503", "503"])
+    for family in FAMILIES:
+        node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+        for target in ((ips[family], 80), (node_address, service.node_port)):
+            assert cluster.ask(lab.client, *target, n=20).pods == {leaving.name}
+
+
+@pytest.mark.parametrize("policy", ["internalTrafficPolicy", "externalTrafficPolicy"])
+def test_the_policy_cluster_falls_back_to_terminating_endpoints(
+    cluster: Cluster, family: Family, policy: str
+) -> None:
+    lab = cluster.lab
+    leaving = [
+        Ep(pod, ready=False, serving=True, terminating=True)
+        for pod in (lab.local_pods[0], lab.remote_pods[0])
+    ]
+    service = cluster.publish(leaving, type="NodePort", **{policy: "Cluster"})
+    node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    target = (
+        (service.ip(family), 80) if policy == "internalTrafficPolicy" else (node_address, service.node_port)
+    )
+    for source in (lab.local_pods[1], lab.node, lab.client):
+        assert cluster.ask(source, *target).pods == names(each.pod for each in leaving)
+
+
+def test_the_external_policy_changes_in_place(cluster: Cluster, family: Family) -> None:
+    """Whom pods see, who serves, and whether anybody listens at the health-check port follow it."""
+    lab, number, ips = cluster.lab, cluster.free_node_port(), cluster.external_ips()
+    local, remote = lab.local_pods[0], lab.remote_pods[0]
+    service = cluster.publish(
+        [local, remote],
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=number,
+        ingress=[{"ip": ip} for ip in ips.values()],
+    )
+    client = cluster.client_ips(family)[0]
+    node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    for policy, told, sources in (
+        ("Local", "200", {local.name: {client}}),
+        ("Cluster", "Refused", cluster.as_node([local, remote], family)),
+        ("Local", "200", {local.name: {client}}),
+    ):
+        port = number if policy == "Local" else 0
+        cluster.edit(
+            service,
+            lambda spec, p=policy, n=port: spec.update(externalTrafficPolicy=p, healthCheckNodePort=n),
+        )
+        cluster.settle()
+        cluster.running.until(lambda: health(cluster, number), [told, told])
+        for target in ((ips[family], 80), (node_address, service.node_port)):
+            assert cluster.ask(lab.client, *target, source_ips=[client]).sources == sources
