@@ -35,7 +35,7 @@ COMMAND: Final = (sys.executable, "-m", "kproxy")
 
 _PACKAGES: Final = ("kproxy.agent", "kproxy.backends", "kproxy.kernel", "kproxy.plan", "kproxy.sources")
 _MODULES: Final = (
-    *("kproxy.cli.main", "prometheus_client", "pyroute2", "pyroute2.netlink.generic", "urllib3"),
+    *("kproxy.cli.main", "prometheus_client", "pyroute2", "urllib3"),
     *("kubernetes.client", "kubernetes.config.incluster_config"),
 )
 """With the packages above, all that `kproxy run` imports by and by."""

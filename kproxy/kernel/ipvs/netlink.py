@@ -18,9 +18,9 @@ from kproxy.kernel.ipvs.types import (
     Timeouts,
     VirtualServer,
 )
+from kproxy.kernel.netlink.generic import NETLINK_GENERIC, family_id
 from kproxy.kernel.netlink.socket import NetlinkSocket
 
-_NETLINK_GENERIC = 16
 _TRIAL = ServerId("TCP", "198.51.100.0", 20000)
 """Where a scheduler is tried: an address for documentation (RFC 5737), as kube-proxy has it."""
 
@@ -105,11 +105,18 @@ class NetlinkIpvs:
 
     def _open(self) -> NetlinkSocket:
         if self._socket is None:
-            self._family_id = _resolve_family()
             try:
-                self._socket = NetlinkSocket(_NETLINK_GENERIC)
+                sock = NetlinkSocket(NETLINK_GENERIC)
             except OSError as error:
                 raise IpvsUnavailable(f"no netlink socket for IPVS: {error.strerror}") from error
+            try:
+                self._family_id = family_id(sock, codec.FAMILY_NAME)
+            except OSError as error:
+                sock.close()
+                if error.errno == errno.ENOENT:
+                    raise IpvsUnavailable("this kernel has no IPVS (tried: modprobe ip_vs)") from error
+                raise self._failed("be asked for", error) from error
+            self._socket = sock
         return self._socket
 
     def _dump(self, what: str, payload: bytes) -> list[bytes]:
@@ -135,19 +142,3 @@ class NetlinkIpvs:
             self._socket = None
         kind = IpvsUnavailable if error.errno in {errno.EPERM, errno.EACCES} else IpvsError
         return kind(f"IPVS: cannot {what}: {error.strerror or error}")
-
-
-def _resolve_family() -> int:
-    """The number of the generic netlink family; asking for it makes the kernel load its module."""
-    from pyroute2.netlink import genlmsg
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.netlink.generic import GenericNetlinkSocket
-
-    try:
-        with GenericNetlinkSocket() as generic:
-            generic.bind(codec.FAMILY_NAME, genlmsg)
-            return int(generic.prid)
-    except NetlinkError as error:
-        raise IpvsUnavailable("this kernel has no IPVS (tried: modprobe ip_vs)") from error
-    except OSError as error:
-        raise IpvsUnavailable(f"IPVS cannot be used: {error.strerror or error}") from error

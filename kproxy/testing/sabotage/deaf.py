@@ -69,6 +69,9 @@ class Socket(socket.socket):
         """See socket.socket.sendto."""
         if self.family == socket.AF_NETLINK:
             match _order(self.proto):
+                case Loss.BUSY if self.gettimeout() is not None:
+                    # Who waits in poll(2) would not hear of an answer that is not the kernel's.
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                 case Loss.BUSY:
                     self._answer = _refusals(bytes(data))
                     return len(data)
