@@ -77,7 +77,7 @@ def parse_cidr(text: str) -> tuple[Family, str]:
 
 
 def collapse(cidrs: Iterable[str]) -> tuple[str, ...]:
-    """Canonical CIDRs of one family that cover the same addresses, in order, none twice and none in another."""
+    """CIDRs of one family that cover the same addresses: canonical, in order, none within another."""
     found = ipaddress.collapse_addresses(map(ipaddress.ip_network, cidrs))  # type: ignore[type-var]
     return tuple(map(str, found))
 

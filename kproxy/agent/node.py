@@ -22,7 +22,8 @@ class FamilyFacts(msgspec.Struct, frozen=True):
 
     `node_port_addresses` is None if every local address accepts node ports. `localhost_node_ports` is the
     operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses. `local_addresses` are
-    those of all interfaces, and `service_ranges` the cluster's service IP ranges, where the mode needs to know.
+    those of all interfaces, and `service_ranges` the cluster's service IP ranges, where the mode needs to
+    know.
     """
 
     local_traffic: LocalTraffic | None
