@@ -48,12 +48,12 @@ class NodeFacts(msgspec.Struct, frozen=True):
 
 
 def node_facts(
-    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], ranges: Iterable[str] = ()
+    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], service_cidrs: tuple[str, ...] = ()
 ) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
-    `interfaces` are the canonical addresses of all network interfaces of this host, `ranges` those of the
-    cluster's ServiceCIDRs.
+    `interfaces` are the canonical addresses of all network interfaces of this host, `service_cidrs` the
+    ranges of all ServiceCIDRs.
     """
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
@@ -63,8 +63,8 @@ def node_facts(
         return None
     ranges = _node_port_ranges(config, addresses)
     local_addresses = tuple(interfaces)
-    is_nftables = config.proxy_mode == "nftables"
-    service_ranges = cidrs_by_family(config.service_cidrs or tuple(ranges) if is_nftables else ())
+    obeyed = (config.service_cidrs or service_cidrs) if config.proxy_mode == "nftables" else ()
+    service_ranges = cidrs_by_family(obeyed)
     families = {
         family: FamilyFacts(
             local.get(family),

@@ -20,7 +20,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class KubernetesSource:
-    """Lists and watches Services, EndpointSlices, one Node, and ServiceCIDRs on demand (implements Source)."""
+    """Lists and watches Services, EndpointSlices, one Node, ServiceCIDRs on demand (implements Source)."""
 
     def __init__(
         self,
