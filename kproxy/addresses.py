@@ -8,6 +8,7 @@ which matters twice: endpoint chain names are hashes over it, and rules are comp
 import enum
 import ipaddress
 import socket
+from collections.abc import Iterable
 
 _NOT_AN_ADDRESS = "not an IP address"
 
@@ -73,6 +74,12 @@ def parse_cidr(text: str) -> tuple[Family, str]:
     if not 0 <= bits <= family.host_bits:
         raise ValueError(f"prefix length {length} is out of range for {family}")
     return family, str(ipaddress.ip_network(f"{canonical}/{bits}", strict=False))
+
+
+def collapse(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """CIDRs of one family that cover the same addresses: canonical, in order, none within another."""
+    found = ipaddress.collapse_addresses(map(ipaddress.ip_network, cidrs))  # type: ignore[type-var]
+    return tuple(map(str, found))
 
 
 def cidr_contains(cidr: str, address: str) -> bool:

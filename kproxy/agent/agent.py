@@ -73,6 +73,7 @@ class Agent:
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
         self._node: Node | None = None
+        self._ranges: tuple[str, ...] = ()
         self._node_missing = False
         self._facts_stale = True
         self._wanted = self._seen = config
@@ -280,7 +281,9 @@ class Agent:
                 self._mode.reconfigure(wanted)
                 self._adopt(wanted)
                 self._facts_stale = self._reconfigured = True
-        if self._facts_stale or node is not self._facts_of:
+        ranges = self._inbox.service_ranges
+        if self._facts_stale or node is not self._facts_of or ranges is not self._ranges:
+            self._ranges = ranges
             self._refresh_facts(node)
         return self._facts is not None or self._switch_to is not None
 
@@ -290,7 +293,8 @@ class Agent:
         self._health.set_sync_period(config.sync_period)
 
     def _facts_for(self, config: ProxyConfig) -> NodeFacts | None:
-        return node_facts(config, self._node, self._interfaces() if needs_interfaces(config) else ())
+        interfaces = self._interfaces() if needs_interfaces(config) else ()
+        return node_facts(config, self._node, interfaces, self._ranges)
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False
@@ -310,11 +314,15 @@ class Agent:
             return
         if facts == self._facts and not self._reconfigured:
             return
-        self._reconfigured = False
-        if self._facts is not None and facts != self._facts:
-            log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
         before, self._facts = self._facts, facts
-        self._replan = True
+        moved = before is None or before.without_ranges() != facts.without_ranges()
+        if before is not None and moved:
+            log.info("node_changed", node=facts.view.name, zone=facts.view.zone)
+        if moved or self._reconfigured:
+            self._replan = True
+        else:
+            self._drifted = True  # fixed rules alone have to change
+        self._reconfigured = False
         for family in self._mode.families:
             side = facts.families[family]
             backend = self._mode.configure(family, side)

@@ -26,7 +26,7 @@ from kproxy.agent.iptables_mode import (
 )
 from kproxy.agent.ipvs_mode import ipvs_config, rules_config
 from kproxy.agent.nftables_difference import compare_tables, former_rules, former_tables
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts
+from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts, wants_service_cidrs
 from kproxy.agent.offline import addresses_of
 from kproxy.agent.sysctls import look
 from kproxy.backends.base import Backend
@@ -169,11 +169,12 @@ def _objects(config: ProxyConfig) -> LoadedManifests:
     from kproxy.sources.cluster import ClusterAccess
     from kproxy.sources.once import list_once
 
-    return list_once(ClusterAccess(config.kubeconfig, master=config.master or None), config.node_name)
+    access = ClusterAccess(config.kubeconfig, master=config.master or None)
+    return list_once(access, config.node_name, service_cidrs=wants_service_cidrs(config))
 
 
 def _facts(config: ProxyConfig, tables: Tables, interfaces: Sequence[str]) -> NodeFacts:
-    facts = node_facts(config, tables.node, interfaces)
+    facts = node_facts(config, tables.node, interfaces, tables.service_ranges)
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     return facts

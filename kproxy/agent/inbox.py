@@ -8,6 +8,7 @@ import structlog
 
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
+from kproxy.state.service_cidrs import problems_of
 from kproxy.state.tables import Changes, ServiceInput, Tables, Trigger
 from kproxy.state.wire import Node
 
@@ -37,14 +38,17 @@ class Inbox:
             self._note(self._tables.replace(kind, objects, unreadable))
             if self._complete_since is None and self._required <= self._tables.synced:
                 self._complete_since = time.monotonic()
-            for key in [k for k in self._rejected if k[0] is kind and k[1] not in unreadable]:
+            kept = {*unreadable, *(obj.key for obj in objects if problems_of(obj))}
+            for key in [k for k in self._rejected if k[0] is kind and k[1] not in kept]:
                 del self._rejected[key]
+        self._name_defects(kind, objects)
 
     def upsert(self, kind: Kind, obj: WireObject) -> None:
         """Take one object."""
         with self._lock:
             self._rejected.pop((kind, obj.key), None)
             self._note(self._tables.upsert(obj))
+        self._name_defects(kind, (obj,))
 
     def delete(self, kind: Kind, key: str) -> None:
         """Forget one object."""
@@ -129,6 +133,12 @@ class Inbox:
         with self._lock:
             return self._tables.node
 
+    @property
+    def service_ranges(self) -> tuple[str, ...]:
+        """The ranges of all ServiceCIDRs; the same object until they change."""
+        with self._lock:
+            return self._tables.service_ranges
+
     def take(self, *, everything: bool = False) -> list[ServiceInput]:
         """What changed since its last commit, or `everything` that is known."""
         with self._lock:
@@ -162,6 +172,11 @@ class Inbox:
     def wake(self) -> None:
         """End a `wait`; may be called from a signal handler or another thread."""
         self._wake.set()
+
+    def _name_defects(self, kind: Kind, objects: Iterable[WireObject]) -> None:
+        for obj in objects:
+            for problem in problems_of(obj)[:1]:
+                self.reject(kind, obj.key, problem)
 
     def _note(self, changed: bool) -> None:
         if changed:

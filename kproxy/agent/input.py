@@ -9,16 +9,21 @@ from kproxy.agent.config import ProxyConfig
 from kproxy.agent.events import EventRecorder
 from kproxy.agent.metric_series import REQUEST_SECONDS, REQUESTS
 from kproxy.agent.metrics import Metrics
+from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.status import Watch
 from kproxy.sources.base import Source
 
 
 class Input(msgspec.Struct, frozen=True):
-    """A source; the recorder of Events if there is an API server to take them; how its watches are doing."""
+    """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
+
+    `follow` is told new settings, which may need another kind of object.
+    """
 
     source: Source
     events: EventRecorder | None
     watches: Callable[[], Sequence[Watch]]
+    follow: Callable[[ProxyConfig], None]
 
 
 def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
@@ -26,7 +31,7 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
-        return Input(ManifestSource(config.manifests, config.node_name), None, tuple)
+        return Input(ManifestSource(config.manifests, config.node_name), None, tuple, lambda _: None)
     from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
     from kproxy.sources.errors import ApiError
     from kproxy.sources.kubernetes import KubernetesSource
@@ -50,8 +55,14 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
             for each in source.status()
         ]
 
+    def follow(config: ProxyConfig) -> None:
+        if wants_service_cidrs(config):
+            source.watch_service_cidrs()
+
+    follow(config)
     errors = (ApiError, ClusterAccessError, ValueError)  # ValueError: text that cannot be sent
-    return Input(source, EventRecorder(source.objects(), config.node_name, metrics, errors), watches)
+    events = EventRecorder(source.objects(), config.node_name, metrics, errors)
+    return Input(source, events, watches, follow)
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
-from kproxy.agent.config import ProxyConfig, cidrs_by_family
+from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
 from kproxy.agent.mode import NoFamilyUsable
 from kproxy.agent.node import FamilyFacts
@@ -98,5 +98,5 @@ def nftables_config(config: ProxyConfig, family: Family, facts: FamilyFacts) -> 
         local_traffic=facts.local_traffic,
         node_addresses=tuple(ip for ip in accepting if not is_loopback(ip) and not is_link_local(ip)),
         reject_unallocated=config.nftables_reject_unallocated,
-        service_cidrs=tuple(cidrs_by_family(config.service_cidrs)[family]),
+        service_cidrs=facts.service_ranges,
     )

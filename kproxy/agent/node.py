@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kproxy.addresses import Family, cidr_contains, host_cidr, parse_cidr, parse_ip
+from kproxy.addresses import Family, cidr_contains, collapse, host_cidr, parse_cidr, parse_ip
 from kproxy.agent.config import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
 from kproxy.agent.localnet import covers_loopback
 from kproxy.backends.base import LocalTraffic
@@ -22,13 +22,15 @@ class FamilyFacts(msgspec.Struct, frozen=True):
 
     `node_port_addresses` is None if every local address accepts node ports. `localhost_node_ports` is the
     operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses. `local_addresses` are
-    those of all interfaces, where the mode needs to know.
+    those of all interfaces, and `service_ranges` the cluster's service IP ranges, where the mode needs to
+    know.
     """
 
     local_traffic: LocalTraffic | None
     node_port_addresses: tuple[str, ...] | None
     localhost_node_ports: bool
     local_addresses: tuple[str, ...] = ()
+    service_ranges: tuple[str, ...] = ()
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -37,11 +39,21 @@ class NodeFacts(msgspec.Struct, frozen=True):
     view: NodeView
     families: dict[Family, FamilyFacts]
 
+    def without_ranges(self) -> "NodeFacts":
+        """What services depend on: all but the service ranges."""
+        bare = {
+            family: msgspec.structs.replace(side, service_ranges=()) for family, side in self.families.items()
+        }
+        return NodeFacts(self.view, bare)
 
-def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]) -> NodeFacts | None:
+
+def node_facts(
+    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], service_cidrs: tuple[str, ...] = ()
+) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
-    `interfaces` are the canonical addresses of all network interfaces of this host.
+    `interfaces` are the canonical addresses of all network interfaces of this host, `service_cidrs` the
+    ranges of all ServiceCIDRs.
     """
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
@@ -51,12 +63,15 @@ def node_facts(config: ProxyConfig, node: Node | None, interfaces: Iterable[str]
         return None
     ranges = _node_port_ranges(config, addresses)
     local_addresses = tuple(interfaces)
+    obeyed = (config.service_cidrs or service_cidrs) if config.proxy_mode == "nftables" else ()
+    service_ranges = cidrs_by_family(obeyed)
     families = {
         family: FamilyFacts(
             local.get(family),
             _matching(ranges[family], local_addresses),
             config.localhost_node_ports and covers_loopback(ranges[Family.IPV4]),
             _of_family(family, local_addresses) if config.proxy_mode in BY_ADDRESS else (),
+            collapse(service_ranges[family]),
         )
         for family in Family
     }
@@ -120,6 +135,11 @@ def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
 def needs_interfaces(config: ProxyConfig) -> bool:
     """Whether the interfaces' addresses matter."""
     return bool(config.node_port_addresses) or config.proxy_mode in BY_ADDRESS
+
+
+def wants_service_cidrs(config: ProxyConfig) -> bool:
+    """Whether ServiceCIDRs matter: kube-proxy's nftables mode alone obeys them, and a setting wins."""
+    return config.proxy_mode == "nftables" and not config.service_cidrs
 
 
 def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, LocalTraffic] | None:

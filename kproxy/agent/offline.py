@@ -31,7 +31,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     tables = Tables()
     for kind in Kind:
         tables.replace(kind, [obj for obj in loaded.objects[kind] if _is_relevant(obj, config)])
-    facts = node_facts(config, tables.node, addresses_of(tables.node))
+    facts = node_facts(config, tables.node, addresses_of(tables.node), tables.service_ranges)
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     of_family = facts.families[family]

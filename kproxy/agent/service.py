@@ -29,6 +29,7 @@ from kproxy.agent.input import Input, make_input
 from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
 from kproxy.agent.metrics import Metrics, observe_check
+from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
@@ -56,7 +57,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """
     validate(config)
     stop = threading.Event()
-    inbox = Inbox(frozenset(Kind))
+    inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
     metrics = Metrics()
     given = make_input(config, metrics)
     with _Threads(stop, inbox) as threads:
@@ -103,7 +104,7 @@ def _work(
         factory.make_mode,
         mode_refused,
     )
-    settings = _Settings(config, agent)
+    settings = _Settings(config, agent, given)
     reloader = reloader_for(settings.take)
     inspector = Inspector(
         lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
@@ -145,9 +146,10 @@ def prepare(config: ProxyConfig) -> None:
 class _Settings:
     """Hands new settings to everything that works with them."""
 
-    def __init__(self, config: ProxyConfig, agent: Agent) -> None:
+    def __init__(self, config: ProxyConfig, agent: Agent, given: Input) -> None:
         self._config = config
         self._agent = agent
+        self._given = given
 
     def take(self, config: ProxyConfig) -> None:
         old, self._config = self._config, config
@@ -156,6 +158,7 @@ class _Settings:
             set_conntrack(config.conntrack)
         if config.oom_score_adj != old.oom_score_adj:
             set_oom_score(config.oom_score_adj)
+        self._given.follow(config)
         self._agent.reconfigure(config)
 
 

@@ -40,6 +40,8 @@ class KubernetesSourceConfig:
     """The longest backoff; both are those of client-go's reflector."""
     unreachable_max_seconds: float = 3.0
     """The longest backoff where no API server was reached, which costs none anything."""
+    unavailable_retry_seconds: float = 300.0
+    """How long a kind that is not essential is not asked for again where the server has or gives none."""
     stop_seconds: float = 2.0
     """How long a stop waits for a thread that cannot be interrupted (TCP handshake, exec plugin)."""
     transport: TransportConfig = field(default_factory=TransportConfig)

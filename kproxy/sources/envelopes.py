@@ -106,7 +106,7 @@ def read_event(line: bytes, kind: Kind) -> WatchEvent:
     except (ValueError, RecursionError):
         metadata = _Meta()
     key = metadata.name
-    if key and kind is not Kind.NODE:
+    if key and kind.namespaced:
         key = f"{'default' if metadata.namespace is None else metadata.namespace}/{key}"
     ends_list = envelope.type == "BOOKMARK" and _ends_list(envelope.object)
     return WatchEvent(envelope.type, envelope.object, key, metadata.resource_version, ends_list)

@@ -23,6 +23,9 @@ from kproxy.state.problems import ObjectRejected, Problem
 _UNSUPPORTED = frozenset({400, 404, 405, 422})
 """What servers answer to a streamed list they cannot give (422: the WatchList gate is off; KEP-3157)."""
 
+UNAVAILABLE = frozenset({403, 404})
+"""What servers answer that do not let us read a kind, or have none such."""
+
 _RESTARTS = 2
 """How often a paged list whose continue token expired is begun again before it is asked for in one piece."""
 
@@ -60,6 +63,8 @@ class Resource:
     selectors: dict[str, str]
     only: str | None = None
     """If set, the one key that is wanted, whatever else the server sends."""
+    without: str | None = None
+    """What it costs where the server has no such kind, or does not let us read it; None: it is essential."""
 
     def wants(self, key: str) -> bool:
         """Whether an object is ours."""
@@ -86,6 +91,15 @@ def resources(node: str | None) -> tuple[Resource, ...]:
     if node is None:
         return found
     return (*found, Resource(Kind.NODE, "/api/v1/nodes", {"fieldSelector": f"metadata.name={node}"}, node))
+
+
+SERVICE_CIDRS = Resource(
+    Kind.SERVICE_CIDR,
+    "/apis/networking.k8s.io/v1/servicecidrs",
+    {},
+    without="cluster IPs that no service has are routed on; --service-cidr names their ranges by hand",
+)
+"""In the API since Kubernetes 1.33 (KEP-1880)."""
 
 
 class Snapshot:

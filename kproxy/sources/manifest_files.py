@@ -29,17 +29,19 @@ _KINDS = {
     ("v1", "Service"): Kind.SERVICE,
     ("v1", "Node"): Kind.NODE,
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
+    ("networking.k8s.io/v1", "ServiceCIDR"): Kind.SERVICE_CIDR,
 }
 _LISTS = {
     ("v1", "List"): None,
     ("v1", "ServiceList"): Kind.SERVICE,
     ("v1", "NodeList"): Kind.NODE,
     ("discovery.k8s.io/v1", "EndpointSliceList"): Kind.ENDPOINT_SLICE,
+    ("networking.k8s.io/v1", "ServiceCIDRList"): Kind.SERVICE_CIDR,
 }
 
 
 class ObjectKey(NamedTuple):
-    """What an object is known by. `key` is `namespace/name`, of a Node its name."""
+    """What an object is known by. `key` is `namespace/name`, or its name where there is no namespace."""
 
     kind: Kind
     key: str

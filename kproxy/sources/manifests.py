@@ -29,6 +29,7 @@ from kproxy.sources.manifest_files import (
 from kproxy.sources.manifest_set import ManifestSet
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
+from kproxy.state.service_cidrs import problems_of
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -82,10 +83,9 @@ def load_manifests(directory: Path, config: ManifestSourceConfig | None = None) 
     for key, obj in sorted(manifests.objects.items(), key=lambda item: item[0]):
         objects[key.kind].append(obj)
     rejections = [each for content in files.values() for each in content.rejections] + conflicts
-    return LoadedManifests(
-        {kind: tuple(found) for kind, found in objects.items()},
-        tuple(each.problem for each in rejections),
-    )
+    problems = [each.problem for each in rejections]
+    problems += [problem for obj in objects[Kind.SERVICE_CIDR] for problem in problems_of(obj)]
+    return LoadedManifests({kind: tuple(found) for kind, found in objects.items()}, tuple(problems))
 
 
 def _signatures(directory: Path) -> dict[str, _Signature]:
@@ -254,7 +254,7 @@ class ManifestSource:
             for each in found:
                 if each.key is not None:
                     unreadable[each.kind].append(each.key)
-        for kind in (Kind.NODE, Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        for kind in (Kind.NODE, Kind.SERVICE_CIDR, Kind.SERVICE, Kind.ENDPOINT_SLICE):
             sink.replace(kind, objects[kind], unreadable[kind])
             log.info("list_complete", kind=kind.value, objects=len(objects[kind]), ms=milliseconds)
 

@@ -20,6 +20,7 @@ from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, WatchEvent
 from kproxy.sources.errors import ApiError, StalledError, StatusError, UnreachableError
 from kproxy.sources.listing import (
+    UNAVAILABLE,
     EventReader,
     Resource,
     Snapshot,
@@ -97,7 +98,8 @@ class Reflector:
         self._phase = _Phase.NEW
         self._down_since = 0.0
         self._opened: float | None = None
-        self._synced = False
+        self._synced = self._answered = False
+        self._unavailable = False
         self._connected_since: float | None = None
         self._last_error: str | None = None
         self._log = log.bind(kind=resource.kind.value)
@@ -114,6 +116,11 @@ class Reflector:
             last_error=self._last_error,
             resource_version=self._version,
         )
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the server has no such kind, or does not let us read it, and that is no fault."""
+        return self._unavailable
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
         """Feed `sink` until `stop` is set."""
@@ -132,13 +139,15 @@ class Reflector:
                 self._version = None
                 error = failure
             self._connected_since = None
+            self._do_without(error, sink)
             if not stop.is_set():
                 stop.wait(self._after(error))
 
     def _cycle(self, sink: Sink, stop: threading.Event) -> None:
         """One connection: a list if there is none to go on from, then the watch to its end."""
         if self._version is None:
-            if self._support.expected() and self._broken_streams < self._config.streamed_list_attempts:
+            streamed = self._resource.without is None and self._support.expected()
+            if streamed and self._broken_streams < self._config.streamed_list_attempts:
                 try:
                     self._list_streamed(sink, stop)
                     return
@@ -181,7 +190,8 @@ class Reflector:
             raise StoppedError
         snapshot.deliver(sink)
         self._version = version
-        self._synced = True
+        self._synced = self._answered = True
+        self._unavailable = False
         self._silent_stalls = self._garbled = 0
         self._log.info(
             "list_complete",
@@ -276,9 +286,27 @@ class Reflector:
         self._phase = _Phase.UP
         self._last_error = None
 
+    def _do_without(self, error: Exception | None, sink: Sink) -> None:
+        """Let nobody wait for a first list that is not essential, and say once that there will be none.
+
+        What was listed before stays in force. While no server is reached, nobody can go on anyway.
+        """
+        if self._resource.without is None or error is None or isinstance(error, UnreachableError):
+            return
+        if not self._answered:
+            self._answered = True
+            sink.replace(self._resource.kind, (), ())
+        if isinstance(error, StatusError) and error.code in UNAVAILABLE:
+            self._version = None
+            if not self._unavailable:
+                self._log.warning("kind_unavailable", reason=str(error), effect=self._resource.without)
+            self._unavailable = True
+
     def _after(self, error: Exception | None) -> float:
         """Judge how a connection ended; seconds to wait before the next."""
         lived = time.monotonic() - self._opened if self._opened is not None else 0.0
+        if self._unavailable:
+            return self._config.unavailable_retry_seconds
         steady = lived >= self._config.steady_seconds
         if steady:
             self._backoff.reset()

@@ -10,7 +10,7 @@ import msgspec
 
 from kproxy.state.problems import ObjectRejected, Problem, show
 from kproxy.state.sharing import share
-from kproxy.state.wire import EndpointSlice, Node, Service
+from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
 
 
 class Kind(enum.StrEnum):
@@ -19,14 +19,21 @@ class Kind(enum.StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    SERVICE_CIDR = "ServiceCIDR"
+
+    @property
+    def namespaced(self) -> bool:
+        """Whether objects of this kind have a namespace."""
+        return self in (Kind.SERVICE, Kind.ENDPOINT_SLICE)
 
 
-WireObject = Service | EndpointSlice | Node
+WireObject = Service | EndpointSlice | Node | ServiceCIDR
 
 _DECODERS: dict[Kind, msgspec.json.Decoder[WireObject]] = {
     Kind.SERVICE: msgspec.json.Decoder(Service),
     Kind.ENDPOINT_SLICE: msgspec.json.Decoder(EndpointSlice),
     Kind.NODE: msgspec.json.Decoder(Node),
+    Kind.SERVICE_CIDR: msgspec.json.Decoder(ServiceCIDR),
 }
 
 # RFC 1123 subdomain: the widest form the API server allows for these names.
@@ -47,7 +54,7 @@ def decode(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
     _check_name(kind, decoded.key, "metadata.name", metadata.name)
     if isinstance(decoded, EndpointSlice):
         share(decoded)
-    if not isinstance(decoded, Node):
+    if isinstance(decoded, Service | EndpointSlice):
         _check_name(kind, decoded.key, "metadata.namespace", decoded.metadata.namespace)
     return decoded
 
@@ -79,7 +86,7 @@ def _identify(kind: Kind, raw: bytes | msgspec.Raw) -> tuple[str | None, object]
     name, namespace = metadata.get("name"), metadata.get("namespace", "default")
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         return None, document
-    if kind is Kind.NODE:
+    if not kind.namespaced:
         return name, document
     if not isinstance(namespace, str) or _NAME.fullmatch(namespace) is None:
         return None, document

@@ -13,7 +13,8 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.halves import Halves
-from kproxy.state.wire import EndpointSlice, Node, Service
+from kproxy.state.service_cidrs import ranges_of
+from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
 
 _FAMILIES = frozenset(family.value for family in Family)
 """Address types that rules can lead to: names (FQDN) are for others to resolve."""
@@ -44,7 +45,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Tables:
-    """Services, EndpointSlices and the Node, with dirty tracking. Not thread-safe: the owner locks."""
+    """All objects, with dirty tracking of services. Not thread-safe: the owner locks."""
 
     def __init__(self) -> None:
         self._services: dict[str, Service] = {}
@@ -57,7 +58,10 @@ class Tables:
         self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
         self._synced: set[Kind] = set()
         self._halves = Halves()
+        self._service_cidrs: dict[str, ServiceCIDR] = {}
         self.node: Node | None = None
+        self.service_ranges: tuple[str, ...] = ()
+        """The ranges of all ServiceCIDRs, sorted, without duplicates; another object after each change."""
 
     @property
     def revision(self) -> int:
@@ -115,6 +119,8 @@ class Tables:
             return self._upsert_service(obj)
         if isinstance(obj, EndpointSlice):
             return self._upsert_slice(obj)
+        if isinstance(obj, ServiceCIDR):
+            return self._upsert_service_cidr(obj)
         if self.node == obj:
             return False
         self.node = obj
@@ -132,6 +138,8 @@ class Tables:
             return True
         if kind is Kind.ENDPOINT_SLICE:
             return self._forget_slice(key)
+        if kind is Kind.SERVICE_CIDR:
+            return self._service_cidrs.pop(key, None) is not None and self._read_ranges()
         if self.node is None or self.node.key != key:
             return False
         self.node = None
@@ -187,6 +195,8 @@ class Tables:
             return set(self._services)
         if kind is Kind.ENDPOINT_SLICE:
             return set(self._slices)
+        if kind is Kind.SERVICE_CIDR:
+            return set(self._service_cidrs)
         return {self.node.key} if self.node is not None else set()
 
     def _touch(self, key: str) -> None:
@@ -209,6 +219,21 @@ class Tables:
         self._count(Kind.SERVICE, service.key)
         if self._listed():
             self._halves.service_came(known, service, self._slices_of.get(service.key, {}).values())
+        return True
+
+    def _upsert_service_cidr(self, obj: ServiceCIDR) -> bool:
+        if self._service_cidrs.get(obj.key) == obj:
+            return False
+        self._service_cidrs[obj.key] = obj
+        return self._read_ranges()
+
+    def _read_ranges(self) -> bool:
+        """Take the ranges as they are now; False if they are as before, whoever has them."""
+        ranges = ranges_of(self._service_cidrs.values())
+        if ranges == self.service_ranges:
+            return False
+        self.service_ranges = ranges
+        self._revision += 1
         return True
 
     def _upsert_slice(self, piece: EndpointSlice) -> bool:

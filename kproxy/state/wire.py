@@ -204,6 +204,30 @@ class EndpointSlice(_Wire, frozen=True):
         return f"{self.metadata.namespace}/{labels.service_name}"
 
 
+class ServiceCIDRMeta(_Wire, frozen=True):
+    """metadata of a ServiceCIDR."""
+
+    name: str
+
+
+class ServiceCIDRSpec(_Wire, frozen=True):
+    """spec of a ServiceCIDR."""
+
+    cidrs: tuple[str, ...] | None = None
+
+
+class ServiceCIDR(_Wire, frozen=True):
+    """networking.k8s.io/v1 ServiceCIDR; one that is being deleted counts until it is gone."""
+
+    metadata: ServiceCIDRMeta
+    spec: ServiceCIDRSpec | None = None
+
+    @property
+    def key(self) -> str:
+        """The name: a ServiceCIDR has no namespace."""
+        return self.metadata.name
+
+
 class NodeLabels(_Wire, frozen=True):
     """Labels of a Node."""
 

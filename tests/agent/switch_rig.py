@@ -152,7 +152,7 @@ class Rig:
     """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
 
     def __init__(self, make: Callable[[ProxyConfig], Mode], config: ProxyConfig = CONFIG) -> None:
-        self.inbox = Inbox(frozenset(Kind))
+        self.inbox = Inbox(frozenset(Kind) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
         self.on_refusal: Callable[[], None] = lambda: None

@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import structlog.testing
 
@@ -31,7 +32,7 @@ def waiting(inbox: Inbox) -> bool:
 
 def test_nothing_is_ready_before_every_first_list() -> None:
     inbox = Inbox(frozenset(Kind))
-    for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
+    for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.SERVICE_CIDR):
         inbox.replace(kind, [], [])
         assert not inbox.ready
     inbox.upsert(Kind.SERVICE, service("a"))
@@ -168,3 +169,23 @@ def test_a_service_that_is_half_here_is_told_since_when_until_it_is_whole_or_tak
     assert halved(inbox) is not None
     inbox.delete(Kind.SERVICE, "n/c")
     assert halved(inbox) is None
+
+
+def ranges(name: str, *cidrs: str) -> WireObject:
+    return decode(
+        Kind.SERVICE_CIDR, msgspec.json.encode({"metadata": {"name": name}, "spec": {"cidrs": cidrs}})
+    )
+
+
+def test_a_cidr_that_is_none_costs_itself_and_is_named_once_until_it_is_gone() -> None:
+    inbox = Inbox([])
+    problem = Problem("ServiceCIDR a", "spec.cidrs[1]", '"10.97.0.0"', "not a CIDR")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            inbox.replace(Kind.SERVICE_CIDR, [ranges("a", "10.96.0.0/16", "10.97.0.0")], [])
+        assert inbox.rejected() == [problem]
+        assert inbox.service_ranges == ("10.96.0.0/16",)
+    assert [entry["object"] for entry in logs if entry["event"] == "object_rejected"] == ["ServiceCIDR a"]
+    inbox.delete(Kind.SERVICE_CIDR, "a")
+    assert not inbox.rejected()
+    assert not inbox.service_ranges

@@ -14,16 +14,17 @@ from kproxy.agent.iptables_mode import IptablesMode
 from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import is_switch, mode_name
+from kproxy.agent.node import FamilyFacts
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
 from kproxy.state.decode import Kind
-from kproxy.state.wire import Node, NodeMeta
+from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
-from tests.agent.switch_rig import BOTH, CONFIG, FakeMode, Kernel, Rig
+from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig
 
 IPVS = msgspec.structs.replace(CONFIG, proxy_mode="ipvs")
 NFTABLES = msgspec.structs.replace(CONFIG, proxy_mode="nftables")
@@ -266,3 +267,36 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     rig.work(IPVS)
     assert handles.ipvs.servers(Family.IPV4)
     assert rules() != before
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [(NFTABLES, [(Family.IPV4, ("10.96.0.0/16",)), (Family.IPV6, ("fd00:96::/112",))]), (CONFIG, [])],
+    ids=["nftables", "iptables"],
+)
+def test_the_ranges_of_service_cidrs_reach_the_nftables_mode_alone_and_plan_no_service(
+    kernel: Kernel, config: ProxyConfig, told: list[tuple[Family, tuple[str, ...]]]
+) -> None:
+    seen: list[tuple[Family, tuple[str, ...]]] = []
+
+    class Listening(FakeMode):
+        def configure(self, family: Family, facts: FamilyFacts) -> FakeBackend:
+            seen.append((family, facts.service_ranges))
+            return super().configure(family, facts)
+
+    rig = Rig(lambda wanted: Listening(kernel, wanted), config)
+    rig.work()
+    assert {ranges for _, ranges in seen} == {()}
+    seen.clear()
+    kernel.history.clear()
+    obj = ServiceCIDR(ServiceCIDRMeta("a"), ServiceCIDRSpec(("10.96.0.0/16", "fd00:96::/112")))
+    rig.inbox.upsert(Kind.SERVICE_CIDR, obj)
+    assert "node_changed" not in rig.work()
+    assert seen == told
+    assert kernel.history == []
+    assert rig.inbox.pending_since is None
+    seen.clear()
+    rig.work(NFTABLES)
+    rig.inbox.delete(Kind.SERVICE_CIDR, "a")
+    rig.work()
+    assert seen[-2:] == [(family, ()) for family in BOTH]

@@ -147,6 +147,30 @@ def test_settings_reach_the_family_they_are_of() -> None:
     assert (four.mark, four.reject_unallocated) == ("0x8", False)
 
 
+def of_both(config: ProxyConfig, *ranges: str) -> list[tuple[str, ...]]:
+    facts = node_facts(config, NODE, ADDRESSES, ranges)
+    assert facts is not None
+    return [facts.families[family].service_ranges for family in Family]
+
+
+@pytest.mark.parametrize(
+    ("setting", "ranges", "expected"),
+    [
+        ((), (), [(), ()]),
+        ((), ("10.96.0.0/16", "fd00:96::/112"), [("10.96.0.0/16",), ("fd00:96::/112",)]),
+        ((), ("10.97.0.0/24", "9.0.0.0/8", "10.97.0.0/16"), [("9.0.0.0/8", "10.97.0.0/16"), ()]),
+        (("10.1.0.0/16",), ("10.96.0.0/16", "fd00:96::/112"), [("10.1.0.0/16",), ()]),
+    ],
+    ids=["none", "both families", "sorted, none within another", "the setting wins"],
+)
+def test_the_ranges_of_service_cidrs_reach_the_family_they_are_of(
+    setting: tuple[str, ...], ranges: tuple[str, ...], expected: list[tuple[str, ...]]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, service_cidrs=setting)
+    assert of_both(config, *ranges) == expected
+    assert of_both(msgspec.structs.replace(config, proxy_mode="ipvs"), *ranges) == [(), ()]
+
+
 def test_a_service_cidr_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--service-cidr '10\.96\.0\.0'"):
         validate(msgspec.structs.replace(CONFIG, service_cidrs=("10.96.0.0",)))

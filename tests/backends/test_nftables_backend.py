@@ -319,6 +319,20 @@ def test_other_settings_rewrite_the_chains_they_change() -> None:
     assert rules == ['iifname != "veth*" meta mark set meta mark | 0x8', "goto all-1"]
 
 
+def test_other_service_cidrs_rewrite_the_fixed_chains_alone_in_one_transaction() -> None:
+    node = NftablesNode()
+    node.put(web(type="NodePort"), pods("a", "10.1.0.1"))
+    node.done()
+    node.fake.scripts.clear()
+    node.config = with_config(service_cidrs=("10.96.0.0/16",))
+    node.backend.reconfigure(node.config)
+    node.done()
+    assert node.state() == node.fresh()
+    (script,) = node.fake.scripts
+    assert "ct state new ip daddr { 10.96.0.0/16 } drop" in script
+    assert not [line for line in script.splitlines() if " element " in line or "all-1" in line]
+
+
 @pytest.mark.parametrize("way", ["reload", "restart"])
 def test_another_mark_is_set_and_obeyed_from_the_same_transaction_on(way: str) -> None:
     """Between two, new connections from outside would go out unmasqueraded, and never be answered."""

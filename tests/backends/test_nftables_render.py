@@ -359,6 +359,18 @@ def test_a_service_cidr_that_is_none_is_named() -> None:
     assert '--service-cidr[0]: "10.96.0.0" is not a CIDR' in result.output
 
 
+def test_service_cidrs_are_read_from_manifests_and_a_cidr_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cidr.yaml").write_text(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: a}\n"
+        "spec: {cidrs: [10.96.0.0/16, nonsense]}\n"
+    )
+    flags = ["--manifests", str(tmp_path), "--cluster-cidr", "10.1.0.0/16", "--proxy-mode"]
+    result = CliRunner().invoke(main, ["render", *flags, "nftables"])
+    assert "ip daddr { 10.96.0.0/16 } drop" in result.output
+    assert 'ServiceCIDR a: spec.cidrs[1]="nonsense": not a CIDR' in result.output
+    assert "10.96" not in CliRunner().invoke(main, ["render", *flags, "iptables"]).output
+
+
 def test_everything_of_a_service_is_in_a_map_that_exists() -> None:
     declared = {what.split(" ")[1] for what in names.declarations(CONFIG.family)}
     found = render_service(

@@ -119,10 +119,11 @@ def test_the_rights_are_what_the_program_uses_and_nothing_else(tmp_path: Path) -
             }
         )
         source = KubernetesSource(ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "k")), "node-a")
+        source.watch_service_cidrs()
         stop = threading.Event()
         thread = threading.Thread(target=source.run, args=(RecordingSink(), stop), daemon=True)
         thread.start()
-        for resource in ("services", "endpointslices", "nodes"):
+        for resource in ("services", "endpointslices", "nodes", "servicecidrs"):
             assert api.requests.wait(resource=resource, verb="watch")
         recorder = EventRecorder(source.objects(), "node-a", Metrics(), (ApiError,), lambda: now)
         notice = Notice(Reason.CONFLICT, "default/web", "taken")

@@ -64,6 +64,8 @@ class Cluster:
             for protocol, port in itertools.product(("TCP", "UDP"), (TARGET, OTHER_TARGET)):
                 lab.serve(pod, protocol, port)  # type: ignore[arg-type]
         self.set_node()
+        # What no service has is routed on in every mode (see ROUTED_ON); tests of ServiceCIDRs write some.
+        self.api.delete("ServiceCIDR", "", "kubernetes")
         self._fence = self.service("fence", ports=[Port(999)])
         self._made.clear()
 

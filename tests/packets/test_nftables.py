@@ -5,11 +5,13 @@ import sys
 
 import pytest
 
+from kproxy.testing.apiserver import Fault
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES, Service
+from tests.packets.objects import FAMILIES, JSON, Service
 from tests.packets.outcomes import Target, Traffic, names
+from tests.packets.pages import status
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.NFTABLES)]
 
@@ -184,6 +186,63 @@ def test_unallocated_cluster_ips_are_dropped_where_that_is_asked_for(spare: Clus
     for family in FAMILIES:
         assert spare.outcome(client, service.ip(family), 80) == pod.name
         assert spare.silent(client, unallocated[family], 80)
+
+
+UNALLOCATED: dict[Family, str] = {4: "10.96.250.250", 6: "fd00:10:96::fafa"}
+
+
+def service_cidr(name: str, *cidrs: str) -> JSON:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+    }
+
+
+def test_unallocated_cluster_ips_are_dropped_as_service_cidrs_say(spare: Cluster) -> None:
+    pod, client = spare.lab.local_pods[0], spare.lab.client
+
+    def drops(*wanted: str) -> bool:
+        spare.settle()
+        return all(spare.silent(client, ip, 80) for ip in wanted)
+
+    spare.apply(service_cidr("first", "10.96.128.0/17", "fd00:10:96::8000/113"))
+    spare.start("--nftables-reject-unallocated")
+    service = spare.publish([pod])
+    ours = dict.fromkeys(FAMILIES, pod.name)
+    other = {4: "10.96.100.100", 6: "fd00:10:96::6464"}
+    assert drops(*UNALLOCATED.values())
+    for family in FAMILIES:
+        assert spare.silent(spare.lab.node, UNALLOCATED[family], 80)
+        assert spare.outcome(client, service.ip(family), 81) == "Refused"
+        assert spare.outcome(client, other[family], 80) == "Unreachable"
+    spare.apply(service_cidr("second", "10.96.0.0/16", "fd00:10:96::/112"))
+    spare.running.until(lambda: drops(*other.values()), expected=True)
+    assert drops(*UNALLOCATED.values())
+    for family in FAMILIES:
+        assert spare.outcome(client, service.ip(family), 81) == "Refused"
+    assert {family: spare.outcome(client, service.ip(family), 80) for family in FAMILIES} == ours
+    spare.api.delete("ServiceCIDR", "", "second")
+    for family in FAMILIES:
+        spare.running.until(lambda ip=other[family]: spare.outcome(client, ip, 80), "Unreachable")  # type: ignore[misc]
+    assert drops(*UNALLOCATED.values())
+
+
+def test_where_service_cidrs_may_not_be_read_all_else_works(spare: Cluster) -> None:
+    with spare.api.faults.during(Fault.status(403, resource="servicecidrs", times=None)):
+        program = spare.start()
+        assert "ServiceCIDR" in program.wait_log("kind_unavailable")
+        pod, client = spare.lab.local_pods[0], spare.lab.client
+        service = spare.publish([pod])
+        for family in FAMILIES:
+            assert spare.outcome(client, service.ip(family), 80) == pod.name
+            assert spare.outcome(client, UNALLOCATED[family], 80) == "Unreachable"
+        found = status(spare)
+        assert found["healthy"]
+        assert "ServiceCIDR" not in {watch["kind"] for watch in found["watches"]}
+        told = spare.lab.node.run([sys.executable, "-m", "kproxy", "status"], check=False)
+        assert (told.returncode, "ServiceCIDR" in told.stdout) == (0, False)
 
 
 def test_only_the_counts_in_use_have_chains(spare: Cluster) -> None:

@@ -1,5 +1,7 @@
 """Lists and watches against the embedded API server: what arrives, and how it was asked for."""
 
+from typing import Any
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -224,3 +226,57 @@ def test_an_object_that_does_not_decode_costs_only_itself(make_source: MakeSourc
                 sink.wait(lambda: "default/bad" in sink.keys(Kind.SERVICE))
                 api.delete("Service", "default", "turns")
                 sink.wait(lambda: sink.keys(Kind.SERVICE) == {"default/good", "default/bad"})
+
+
+def cidr(name: str, *cidrs: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+    }
+
+
+def test_service_cidrs_are_watched_once_that_is_asked_for(make_source: MakeSource) -> None:
+    with ApiServer() as api:
+        source = make_source(api)
+        with Running(source) as sink:
+            sink.wait_listed(*ALL)
+            assert [each.kind for each in source.status()] == list(ALL)
+            assert api.requests.matching(resource="servicecidrs") == []
+            source.watch_service_cidrs()
+            sink.wait_listed(Kind.SERVICE_CIDR)
+            assert sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"}
+            assert source.status()[-1].kind is Kind.SERVICE_CIDR
+            api.apply(cidr("more", "10.99.0.0/24"))
+            sink.wait(lambda: sink.keys(Kind.SERVICE_CIDR) == {"kubernetes", "more"})
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_service_cidrs_that_cannot_be_had_are_done_without(make_source: MakeSource, code: int) -> None:
+    with ApiServer() as api:
+        refused = api.faults.add(Fault.status(code, resource="servicecidrs", times=3))
+        source = make_source(api, unavailable_retry_seconds=0.05)
+        source.watch_service_cidrs()
+        with capture_logs() as logs, Running(source) as sink:
+            sink.wait_listed(Kind.SERVICE_CIDR)
+            assert sink.keys(Kind.SERVICE_CIDR) == set()
+            assert api.faults.wait(refused, hits=3)
+            sink.wait(lambda: sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"})
+        told = [each for each in logs if each["kind"] == "ServiceCIDR" and each["event"] != "list_complete"]
+        assert [(each["event"], "--service-cidr" in each["effect"]) for each in told] == [
+            ("kind_unavailable", True)
+        ]
+
+
+def test_a_refusal_keeps_what_was_listed_and_is_no_watch_that_is_down(make_source: MakeSource) -> None:
+    with ApiServer() as api:
+        source = make_source(api)
+        source.watch_service_cidrs()
+        with Running(source) as sink:
+            sink.wait_listed(*ALL, Kind.SERVICE_CIDR)
+            refused = api.faults.add(Fault.status(403, resource="servicecidrs", times=None))
+            api.drop_watches("servicecidrs")
+            assert api.faults.wait(refused)
+            sink.wait(lambda: [each.kind for each in source.status()] == list(ALL))
+            assert sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kproxy.state.decode import Kind
 from kproxy.state.tables import ServiceInput, Tables
-from kproxy.state.wire import Node, NodeMeta
+from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from tests import builders
 from tests.builders import as_service, as_slice
 
@@ -221,3 +221,33 @@ def test_whatever_happens_what_is_clean_was_committed_as_it_is(events: list[tupl
         now = msgspec.structs.replace(tables.read(key), revision=0)
         nothing = ServiceInput(key, 0, None, ())
         assert now == msgspec.structs.replace(committed.get(key, nothing), revision=0)
+
+
+def cidr(name: str, *cidrs: str) -> ServiceCIDR:
+    return ServiceCIDR(metadata=ServiceCIDRMeta(name=name), spec=ServiceCIDRSpec(cidrs=cidrs))
+
+
+def ranges(tables: Tables) -> tuple[str, ...]:
+    return tables.service_ranges
+
+
+def test_service_cidrs_are_kept_by_name_and_touch_no_service() -> None:
+    tables = Tables()
+    tables.replace(Kind.SERVICE, [as_service(builders.service())])
+    tables.commit(tables.dirty())
+    assert tables.replace(
+        Kind.SERVICE_CIDR, [cidr("b", "fd00::1/112", "10.96.0.0/16"), cidr("a", "10.1.0.0/16")]
+    )
+    assert ranges(tables) == ("10.1.0.0/16", "10.96.0.0/16", "fd00::/112")
+    before = tables.service_ranges
+    assert not tables.upsert(cidr("c", "10.1.0.0/16", "nonsense"))
+    assert not tables.delete(Kind.SERVICE_CIDR, "a")
+    assert tables.service_ranges is before
+    assert tables.delete(Kind.SERVICE_CIDR, "c")
+    assert tables.upsert(cidr("b"))
+    assert not tables.dirty()
+    tables.replace(Kind.SERVICE_CIDR, [cidr("d", "10.2.0.0/16")], unreadable=["b"])
+    assert not tables.replace(Kind.SERVICE_CIDR, [], unreadable=["d"])
+    assert ranges(tables) == ("10.2.0.0/16",)
+    assert tables.replace(Kind.SERVICE_CIDR, [])
+    assert ranges(tables) == ()

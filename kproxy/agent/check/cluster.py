@@ -6,25 +6,30 @@ import msgspec
 
 from kproxy.agent.check.findings import Finding, obstacle, ok, warning
 from kproxy.agent.config import ProxyConfig
+from kproxy.agent.node import wants_service_cidrs
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.errors import ApiError
 
 _ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
 
+_CIDRS_GROUP, _CIDRS = "networking.k8s.io", "servicecidrs"
+_CIDRS_REMEDY = f"{_ROLE} of Kubernetes 1.33 or later, or name the ranges with --service-cidr"
 
-def questions(node: str) -> tuple[Question, ...]:
-    """What kproxy needs to be allowed: all of it but events is essential."""
-    read = [
+
+def questions(config: ProxyConfig) -> tuple[Question, ...]:
+    """What kproxy needs to be allowed: all of it but events and servicecidrs is essential."""
+    wanted = [
         Question(verb, group, resource, name)
         for group, resource, name in (
             ("", "services", ""),
             ("discovery.k8s.io", "endpointslices", ""),
-            ("", "nodes", node),
+            ("", "nodes", config.node_name),
+            *([(_CIDRS_GROUP, _CIDRS, "")] if wants_service_cidrs(config) else ()),
         )
         for verb in ("list", "watch")
     ]
-    return (*read, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
+    return (*wanted, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
 
 
 def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
@@ -45,13 +50,13 @@ def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
     yield ok("API server", f"{inquirer.server} answers, version {version}")
     answers: dict[Question, bool] = {}
     try:
-        for question in questions(config.node_name):
+        for question in questions(config):
             answers[question] = inquirer.may(question)
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         yield warning("permissions in the cluster", f"cannot be asked for: {error}", _ROLE)
         return
     yield from judge_access(answers)
-    if all(answers.values()):
+    if all(allowed for question, allowed in answers.items() if question.resource == "nodes"):
         yield from _check_name(inquirer, config.node_name)
 
 
@@ -75,6 +80,9 @@ def judge_access(answers: Mapping[Question, bool]) -> Iterator[Finding]:
         subject = "permissions in the cluster"
         if question.resource == "events":
             yield warning(subject, f"may not {question}: problems are told in the log only", _ROLE)
+        elif question.resource == _CIDRS:
+            told = f"may not {question}: cluster IPs that no service has are routed on"
+            yield warning(subject, told, _CIDRS_REMEDY)
         else:
             yield obstacle(subject, f"may not {question}", _ROLE)
     if not denied:

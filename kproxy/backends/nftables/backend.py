@@ -8,6 +8,7 @@ halved until the service at fault is found, which keeps what it had while all ot
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
 import structlog
 
 from kproxy.addresses import Family
@@ -70,9 +71,11 @@ class NftablesBackend:
         """Take new settings of the same family; the next sync writes what they change."""
         if config == self._config:
             return
-        self._config = config
+        before, self._config = self._config, config
         if self._table is not None:
             self._table.based = False
+        if msgspec.structs.replace(before, service_cidrs=config.service_cidrs) == config:
+            return  # only the fixed chains name them
         for plan in self._plans.values():
             self._want(plan.key, render_service(plan, config))
 

@@ -15,6 +15,7 @@ from kproxy.agent.check.features import SET_MODULES, rule_features
 from kproxy.agent.check.findings import Finding, Level, Report, obstacle, ok, warning
 from kproxy.agent.check.judge import Trial
 from kproxy.agent.check.peers import Sight, judge_peers
+from kproxy.agent.config import ProxyConfig
 from kproxy.agent.sysctls import Sysctl
 from kproxy.backends.iptables.canonical import tokenize
 from kproxy.backends.iptables.config import IptablesConfig
@@ -272,19 +273,29 @@ def test_other_proxies(seen: Sight, expected: list[str]) -> None:
     assert all(" => " in line for line in found if line.startswith("warning"))
 
 
-def test_what_is_allowed() -> None:
-    asked = questions("node-a")
+@pytest.mark.parametrize(
+    ("mode", "cidrs", "more"),
+    [
+        ("iptables", (), []),
+        ("nftables", ("10.96.0.0/16",), []),
+        ("nftables", (), [f"{verb} servicecidrs.networking.k8s.io" for verb in ("list", "watch")]),
+    ],
+)
+def test_what_is_allowed(mode: str, cidrs: tuple[str, ...], more: list[str]) -> None:
+    asked = questions(ProxyConfig(node_name="node-a", proxy_mode=mode, service_cidrs=cidrs))
     assert [str(each) for each in asked] == [
         "list services", "watch services",
         "list endpointslices.discovery.k8s.io", "watch endpointslices.discovery.k8s.io",
-        "list nodes node-a", "watch nodes node-a",
+        "list nodes node-a", "watch nodes node-a", *more,
         "create events.events.k8s.io", "patch events.events.k8s.io",
     ]  # fmt: skip
     assert [f.level for f in judge_access(dict.fromkeys(asked, True))] == [Level.OK]
     for denied in asked:
         (found,) = judge_access({each: each != denied for each in asked})
         assert found.found.startswith(f"may not {denied}")
-        assert found.level is (Level.WARNING if denied.resource == "events" else Level.OBSTACLE)
+        assert found.level is (
+            Level.WARNING if denied.resource in {"events", "servicecidrs"} else Level.OBSTACLE
+        )
 
 
 def test_only_obstacles_fail_a_report() -> None:
