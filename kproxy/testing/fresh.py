@@ -21,7 +21,7 @@ Rules = dict[str, list[str]]
 """The rules of each chain in their order, by `table/chain`."""
 
 _COUNTERS = re.compile(r" \[\d+:\d+\]$")
-_KINDS = ("Node", "Service", "EndpointSlice")
+_KINDS = ("Node", "ServiceCIDR", "Service", "EndpointSlice")
 _SECONDS = 600.0
 
 
