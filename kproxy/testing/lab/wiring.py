@@ -23,7 +23,8 @@ CARRIER_SECONDS: Final = 10.0
 
 # Before any link exists, so that `default` is what links start from. Without duplicate address detection
 # an IPv6 address works at once; without redirects and router advertisements routes stay as they were set;
-# without ICMP rate limits (six to a peer, then one a second) every refused request hears that it is refused.
+# without ICMP rate limits (six to a peer, then one a second) every refused request hears that it is refused;
+# and no client's own port keeps a server from the port of a proxy or a node port.
 EVERYWHERE: Final = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
@@ -34,6 +35,7 @@ EVERYWHERE: Final = {
     "ipv4/icmp_ratemask": "0",
     "ipv6/icmp/ratemask": "\n",
     "ipv4/ip_local_port_range": "10000 60999",
+    "ipv4/ip_local_reserved_ports": "10000-10300,30000-32767",
     "ipv4/tcp_tw_reuse": "1",
     "ipv6/conf/all/disable_ipv6": "0",
     "ipv6/conf/default/disable_ipv6": "0",
