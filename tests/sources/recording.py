@@ -105,7 +105,7 @@ class _Announcing(Reflector):
 def wait_for_status(source: KubernetesSource, predicate: Callable[[WatchStatus], object]) -> WatchStatus:
     """Wait until the status of some watch is as wanted."""
     changed = threading.Condition()
-    for each in source._reflectors:
+    for each in (*source._reflectors, source._service_cidrs):
         vars(each)["changed"] = changed
         each.__class__ = _Announcing
     with changed:

@@ -278,5 +278,5 @@ def test_a_refusal_keeps_what_was_listed_and_is_no_watch_that_is_down(make_sourc
             refused = api.faults.add(Fault.status(403, resource="servicecidrs", times=None))
             api.drop_watches("servicecidrs")
             assert api.faults.wait(refused)
-            sink.wait(lambda: [each.kind for each in source.status()] == list(ALL))
+            wait_for_status(source, lambda _: [each.kind for each in source.status()] == list(ALL))
             assert sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"}
