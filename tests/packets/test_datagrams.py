@@ -225,26 +225,26 @@ def test_flows_to_other_hosts_at_the_number_of_a_node_port_are_not_touched(
 ) -> None:
     lab = cluster.lab
     one, other = lab.pods[:2]
-    service = cluster.publish([one], ports=DNS, type="NodePort")
-    far = lab.remote_pods[0]
-    at = (far.ip4 if family == 4 else far.ip6, service.node_port)
+    far, number = lab.remote_pods[0], cluster.free_node_port()
+    at = (far.ip4 if family == 4 else far.ip6, number)
 
     def entry() -> list[Flow]:
         chosen = Address.IPV4 if family == 4 else Address.IPV6
-        flows = lab.node.call(lambda: NetlinkConntrack().udp_flows(chosen, {service.node_port}))
+        flows = lab.node.call(lambda: NetlinkConntrack().udp_flows(chosen, {number}))
         return [flow for flow in flows if (flow.dst, flow.dst_port) == at]
 
-    server = lab.serve(far, "UDP", service.node_port)
+    server = lab.serve(far, "UDP", number)
     node = NODE_IP4[0] if family == 4 else NODE_IP6[0]
     try:
         with (
             lab.hold(lab.local_pods[1], *at, "UDP") as held,
-            lab.hold(lab.client, node, service.node_port, "UDP") as moving,
+            lab.hold(lab.client, node, number, "UDP") as moving,
         ):
             cluster.running.until(lambda: who(held), far.name)
-            cluster.running.until(lambda: who(moving), one.name)
             before = entry()
             assert [flow.answered for flow in before] == [True]
+            service = cluster.publish([one], ports=(Port(53, "UDP", node_port=number),), type="NodePort")
+            cluster.running.until(lambda: who(moving), one.name)
             cluster.scale(service, [other])
             cluster.running.until(lambda: who(moving), other.name)
             assert entry() == before
