@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FAILED := .cache/failed-tests
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 
 export PYTHON
@@ -23,7 +24,8 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 unit: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --failed-to $(FAILED) || \
+	  { test -s $(FAILED) && echo "Once more, by themselves:" && $(BIN)/pytest @$(FAILED); }
 
 bench: $(READY)
 	$(BIN)/kproxy bench

@@ -19,6 +19,7 @@ from kproxy.addresses import Family
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.testing import preloaded, uml
+from tests.failures import Failures
 
 _REPORTS = "KPROXY_IPVS_REPORTS"
 _TAKEN = "KPROXY_IPVS_TAKEN"
@@ -42,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=min(2, os.cpu_count() or 1),
         help="user-mode kernels to boot for tests that need IPVS, where the running one has none; 0: skip",
     )
+    parser.addoption(
+        "--failed-to", type=Path, help="write the ids of tests that failed to this file, if they are few"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if _REPORTS in os.environ:
         config.pluginmanager.register(_Inside(config, Path(os.environ[_REPORTS]), Path(os.environ[_TAKEN])))
         return
+    is_worker = hasattr(config, "workerinput")
+    failed_to = config.getoption("--failed-to")
+    if failed_to is not None and not is_worker:
+        config.pluginmanager.register(Failures(failed_to))
     reason = _no_ipvs()
     if not reason:
         return
@@ -57,7 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Nowhere(f"{reason}; and {cannot}"))
         return
     config.pluginmanager.register(_Elsewhere())
-    is_worker = hasattr(config, "workerinput")
     if not is_worker and not config.option.collectonly and not config.option.help:
         config.pluginmanager.register(_Kernels(config))
 
