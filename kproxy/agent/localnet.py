@@ -35,13 +35,7 @@ def is_wanted(config: ProxyConfig) -> bool:
 
 def allow() -> None:
     """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens."""
-    try:
-        if sysctl.ensure(ROUTE_LOCALNET, 1):
-            log.info("sysctl_set", name=ROUTE_LOCALNET, value=1, reason="node ports on localhost")
-    except sysctl.SysctlError as error:
-        log.warning(
-            "sysctl_failed", name=error.name, reason=error.reason, effect="no node ports on localhost"
-        )
+    _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
 
 
 def is_guarded() -> bool:
@@ -56,13 +50,15 @@ def is_guarded() -> bool:
 
 def close() -> None:
     """Let nothing from the network reach 127.0.0.0/8."""
+    _set(0, reason="KUBE-FIREWALL is gone", otherwise="neighbours can reach 127.0.0.0/8")
+
+
+def _set(value: int, *, reason: str, otherwise: str) -> None:
     try:
-        if sysctl.ensure(ROUTE_LOCALNET, 0):
-            log.info("sysctl_set", name=ROUTE_LOCALNET, value=0, reason="KUBE-FIREWALL is gone")
+        if sysctl.ensure(ROUTE_LOCALNET, value):
+            log.info("sysctl_set", name=ROUTE_LOCALNET, value=value, reason=reason)
     except sysctl.SysctlError as error:
-        log.warning(
-            "sysctl_failed", name=error.name, reason=error.reason, effect="neighbours can reach 127.0.0.0/8"
-        )
+        log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=otherwise)
 
 
 def _has_guard(variant: Variant) -> bool:

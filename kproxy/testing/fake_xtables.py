@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from kproxy.addresses import Family
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
-from kproxy.testing.xtables_section import RefusedError, Section
-from kproxy.testing.xtables_table import BUILT_IN, Table, new_table, printed
+from kproxy.testing.fake_xtables_section import RefusedError, Section
+from kproxy.testing.fake_xtables_table import BUILT_IN, Table, new_table, printed
 
 _NFT_ORDER = ("mangle", "security", "raw", "filter", "nat")
 

@@ -27,6 +27,7 @@ from kproxy.kernel.ipvs.types import (
 from kproxy.plan.schedulers import Scheduler
 from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, IpvsNode, eps, with_config
 from tests.builders import NODE, endpoint, endpoint_slice, port, service
+from tests.peer_rules import IPVS_RULES
 
 KNOWN = sets(Family.IPV4)
 
@@ -277,42 +278,9 @@ def test_what_an_iptables_mode_serves_is_its_own_until_it_goes() -> None:
     assert node.state() == node.fresh()
 
 
-PEER_RULES = """*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-POSTROUTING - [0:0]
-:KUBE-NODE-PORT - [0:0]
-:KUBE-LOAD-BALANCER - [0:0]
-:KUBE-MARK-MASQ - [0:0]
--I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
--A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN
--A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
--A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
-COMMIT
-*filter
-:KUBE-FORWARD - [0:0]
-:KUBE-NODE-PORT - [0:0]
-:KUBE-PROXY-FIREWALL - [0:0]
-:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
-:KUBE-IPVS-FILTER - [0:0]
-:KUBE-IPVS-OUT-FILTER - [0:0]
--I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
--I INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
--I INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--I FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--I INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
--I OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
--A KUBE-SOURCE-RANGES-FIREWALL -j DROP
--A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
-COMMIT
-"""
-"""Chains and jumps of kube-proxy's IPVS mode (iptablesJumpChain in pkg/proxy/ipvs/proxier.go)."""
-
-
 def test_rules_of_kube_proxys_ipvs_mode_are_taken_over_or_go() -> None:
     node = IpvsNode()
-    node.xtables.edit(PEER_RULES)
+    node.xtables.edit(IPVS_RULES)
     node.put(service(), eps("10.1.0.1"))
     node.done()
     assert node.state() == node.fresh()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.nodes import do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
+from tests.peer_rules import IPVS_RULES
 
 LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
@@ -45,41 +46,6 @@ COMMIT
 COMMIT
 """
 """As kube-proxy 1.36 leaves it when it is stopped (pkg/proxy/iptables/proxier.go)."""
-
-IPVS_MODE = """*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-POSTROUTING - [0:0]
-:KUBE-MARK-MASQ - [0:0]
-:KUBE-LOAD-BALANCER - [0:0]
-:KUBE-NODE-PORT - [0:0]
--I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
--A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ
--A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
--A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
--A KUBE-NODE-PORT -p tcp -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ
--A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
-COMMIT
-*filter
-:KUBE-FORWARD - [0:0]
-:KUBE-NODE-PORT - [0:0]
-:KUBE-PROXY-FIREWALL - [0:0]
-:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
-:KUBE-IPVS-FILTER - [0:0]
-:KUBE-IPVS-OUT-FILTER - [0:0]
--I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
--I INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
--I INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--I FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--I INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
--I OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
--A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
--A KUBE-NODE-PORT -m comment --comment "Kubernetes health check node port" -m set \
---match-set KUBE-HEALTH-CHECK-NODE-PORT dst -j ACCEPT
-COMMIT
-"""
-"""The rules around IPVS (pkg/proxy/ipvs/proxier.go)."""
 
 IPVS_SETS = """create KUBE-CLUSTER-IP hash:ip,port family inet maxelem 65536
 add KUBE-CLUSTER-IP 10.96.0.1,tcp:443
@@ -180,7 +146,7 @@ def test_the_ipvs_mode() -> None:
     do("ipset", "create", "mine", "hash:ip")
     before = rules()
     do("ipset", "restore", stdin=IPVS_SETS)
-    do("iptables-legacy-restore", "--noflush", stdin=IPVS_MODE)
+    do("iptables-legacy-restore", "--noflush", stdin=IPVS_RULES)
     do("ip", "link", "add", "kube-ipvs0", "type", "dummy")
     do("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
     for address in ("10.96.0.1:443", "192.0.2.10:30080"):

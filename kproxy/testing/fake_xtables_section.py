@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from kproxy.backends.iptables.canonical import canonical_rule, tokenize
 from kproxy.kernel.xtables.types import Variant
-from kproxy.testing.xtables_table import Table
+from kproxy.testing.fake_xtables_table import Table
 
 _VERDICTS = frozenset({"ACCEPT", "DROP", "RETURN", "QUEUE"})
 _EXTENSIONS = frozenset({
