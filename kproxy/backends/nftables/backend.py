@@ -6,7 +6,7 @@ halved until the service at fault is found, which keeps what it had while all ot
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import structlog
@@ -16,13 +16,12 @@ from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.narrowing import DoubtfulError, narrow_down
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import Chain, leads_to
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.ledger import Ledger, Slot
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
 from kproxy.backends.nftables.script import rules_of
 from kproxy.backends.nftables.table import Table
 from kproxy.backends.nftables.traffic import Traffic, port_of
+from kproxy.backends.nftables.wanted import LEADING, Wanted
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.plan.model import PortPlan, ServicePlan
 
@@ -42,11 +41,7 @@ class NftablesBackend:
         self._watch = watch
         self._piece = piece
         self._plans: dict[str, ServicePlan] = {}
-        self._objects: dict[str, ServiceObjects] = {}
-        self._ledger = Ledger()
-        self._uses: Counter[str] = Counter()
-        self._chains: dict[str, Chain] = {}
-        self._pending: dict[str, set[Slot]] = {}
+        self._wanted = Wanted()
         self._quarantine: dict[str, str] = {}
         self._kept: set[str] = set()
         self._table: Table | None = None
@@ -164,28 +159,12 @@ class NftablesBackend:
         return self._traffic.read(counts or {}, self._port_at)
 
     def _port_at(self, asked: str) -> PortPlan | None:
-        plan = self._plans.get(self._ledger.owner((names.SERVICES, asked)) or "")
+        plan = self._plans.get(self._wanted.owner((names.SERVICES, asked)) or "")
         return None if plan is None else port_of(plan, asked)
 
     def _want(self, key: str, new: ServiceObjects) -> None:
-        old = self._objects.get(key, NOTHING)
-        if old == new:
-            return
-        slots = self._ledger.replace(key, old.elements, new.elements)
-        self._pending.setdefault(key, set()).update(slots)
-        if self._quarantine.pop(key, None) is not None:
+        if self._wanted.want(key, new) and self._quarantine.pop(key, None) is not None:
             self._kept.clear()
-        for name, rules in new.chains.items():
-            self._uses[name] += 1
-            self._chains[name] = rules
-        for name in old.chains:
-            self._uses[name] -= 1
-            if not self._uses[name]:
-                del self._uses[name], self._chains[name]
-        if new is NOTHING or not new.elements:
-            self._objects.pop(key, None)
-        else:
-            self._objects[key] = new
 
     def _known_table(self, written: Counter[str], drifts: list[Drift]) -> Table:
         """The table; read if it is not known, and made anew where it cannot be kept.
@@ -220,12 +199,12 @@ class NftablesBackend:
         False if it was refused: then the service at fault must be found first, on a table without services.
         """
         try:
-            table.exchange(self._chains, self._ledger.wanted)
+            table.exchange(self._wanted.chains, self._wanted.elements)
         except NftError as error:
             if error.kind is not NftFailure.REFUSED:
                 raise
             return False
-        self._pending.clear()
+        self._wanted.pending.clear()
         self._quarantine.clear()
         self._kept.clear()
         self._sweep = False
@@ -235,28 +214,16 @@ class NftablesBackend:
         """Let the next sync bring everything in step with what the table was found to hold."""
         self._sweep = True
         self._kept.clear()
-        wanted = self._ledger.wanted
-        for container, elements in wanted.items():
-            table.held[container] = _shared(table.held[container], elements)
-        pending, self._pending = self._pending, {}
-        for key in pending.keys() | self._objects.keys():
-            objects = self._objects.get(key, NOTHING)
-            slots = pending.get(key, set())
-            slots.update((e.container, e.key) for e in objects.elements)
-            differing = {
-                (name, slot) for name, slot in slots if table.held[name].get(slot) != wanted[name].get(slot)
-            }
-            if differing or any(table.chains.get(name) != rules for name, rules in objects.chains.items()):
-                self._pending[key] = differing
+        self._wanted.compare(table.held, table.chains)
 
     def _write(self, written: Counter[str], drifts: list[Drift]) -> None:
         table = self._known_table(written, drifts)
         if not table.based:
-            table.base(self._config, self._classes_of(table))
+            table.base(self._config, self._wanted.classes(table.chains))
         if self._sweep:
             self._remove_strangers(table, names.FRONTENDS)
-        keys = sorted(self._pending.keys() - self._quarantine.keys())
-        for group in self._pieces(keys):
+        keys = sorted(self._wanted.pending.keys() - self._quarantine.keys())
+        for group in self._wanted.pieces(keys, self._piece):
             narrow_down(
                 group,
                 lambda some: self._group(table, some),
@@ -269,62 +236,20 @@ class NftablesBackend:
             self._sweep = False
         self._remove_chains(table)
 
-    def _classes_of(self, table: Table) -> dict[str, Chain]:
-        """The class chains that the table has with other rules: fixed chains obey the mark that they set."""
-        return {
-            name: rules
-            for name, rules in self._chains.items()
-            if name.startswith(_LEADING)
-            and table.chains.get(name, rules) != rules
-            and leads_to(rules) <= table.chains.keys()
-        }
-
-    def _pieces(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The services in groups whose elements fit into one transaction."""
-        group: list[str] = []
-        size = 0
-        for key in keys:
-            group.append(key)
-            size += len(self._pending[key])
-            if size >= self._piece:
-                yield group
-                group, size = [], 0
-        if group:
-            yield group
-
     def _group(self, table: Table, keys: Sequence[str]) -> None:
         """Write a group of services as one transaction."""
-        slots = set().union(*(self._pending[key] for key in keys))
-        chains: dict[str, Chain] = {}
-        # What a service gives up may be another's from now on, which is perhaps not written yet.
-        for key in {*keys, *(owner for slot in slots if (owner := self._ledger.owner(slot)))}:
-            objects = self._objects.get(key, NOTHING)
-            chains |= {n: r for n, r in objects.chains.items() if table.chains.get(n) != r}
-        doomed: dict[str, list[str]] = {}
-        fresh: dict[str, dict[str, str]] = {}
-        for container, key in sorted(slots):
-            have = table.held[container].get(key)
-            want = self._ledger.wanted[container].get(key)
-            if have == want:
-                continue
-            if have is not None:
-                doomed.setdefault(container, []).append(key)
-            if want is not None:
-                fresh.setdefault(container, {})[key] = want
-        table.apply(chains, doomed, fresh)
+        change = self._wanted.change(keys, table.held, table.chains)
+        table.apply(change.chains, change.doomed, change.fresh)
         for key in keys:
-            del self._pending[key]
+            del self._wanted.pending[key]
 
     def _remove_strangers(self, table: Table, containers: Iterable[str]) -> None:
         """Delete elements that no service wants, such as those of services that went while nobody looked.
 
         Their frontends go before anything is written; endpoints only when nothing leads to them any more.
         """
-        kept = {slot for key in self._quarantine for slot in self._pending.get(key, ())}
         for container in containers:
-            elements = table.held[container]
-            wanted = self._ledger.wanted[container]
-            extra = [key for key in elements if key not in wanted and (container, key) not in kept]
+            extra = self._wanted.strangers(container, table.held, self._quarantine)
             for start in range(0, len(extra), self._piece):
                 table.apply({}, {container: extra[start : start + self._piece]}, {})
 
@@ -334,7 +259,7 @@ class NftablesBackend:
         idle = [
             name
             for name in table.chains
-            if name not in self._chains and name not in fixed and name not in self._kept
+            if name not in self._wanted.chains and name not in fixed and name not in self._kept
         ]
 
         def keep(name: str, error: NftError) -> None:
@@ -343,7 +268,7 @@ class NftablesBackend:
             log.info("chain_kept", family=self.family.value, chain=name, reason=error.message)
 
         # What leads to others goes first, so that one that must stay holds back only what it leads to.
-        idle.sort(key=lambda name: not name.startswith(_LEADING))
+        idle.sort(key=lambda name: not name.startswith(LEADING))
         narrow_down(idle, table.delete_chains, keep, refusal=NftError, believe=self._believe)
 
     def _refuse(self, key: str, error: NftError) -> None:
@@ -356,16 +281,6 @@ class NftablesBackend:
             raise error
         if not self._looked_again and self._watch.foreign != self._seen_foreign:
             raise DoubtfulError from error
-
-
-def _shared(found: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What was found, in the very strings that are wanted where it is equal, which spares memory."""
-    same = {key: value for key, value in wanted.items() if found.get(key) == value}
-    return same | {key: value for key, value in found.items() if key not in same}
-
-
-_LEADING = ("cluster-", "external-", "local-")
-"""Class chains, which lead to those that pick."""
 
 
 def _nonzero(written: Counter[str]) -> dict[str, int]:
