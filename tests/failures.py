@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_MANY = 10
+_MANY = 20
 """More failures than this are of the code or of the machine, and no second run would tell more."""
 
 

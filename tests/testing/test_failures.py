@@ -36,7 +36,7 @@ def test_what_failed_is_named_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("failed", "status"),
-    [(11, pytest.ExitCode.TESTS_FAILED), (1, pytest.ExitCode.INTERRUPTED), (0, pytest.ExitCode.TESTS_FAILED)],
+    [(21, pytest.ExitCode.TESTS_FAILED), (1, pytest.ExitCode.INTERRUPTED), (0, pytest.ExitCode.TESTS_FAILED)],
     ids=["too many", "not the end", "none of the tests"],
 )
 def test_what_no_second_run_can_tell_is_not_named(
