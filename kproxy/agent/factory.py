@@ -24,7 +24,7 @@ from kproxy.kernel.nft.program import NftProgram, find_nft
 from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.xtables.detect import detect_variant, find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import Xtables, XtablesUnavailable
+from kproxy.kernel.xtables.types import Xtables, XtablesStalled, XtablesUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,6 +74,9 @@ def _find_tables(config: ProxyConfig) -> Mapping[Family, Xtables]:
     for family in Family:
         try:
             tools = find_tools(family, config.iptables_variant, detect=detect)
+        except XtablesStalled as error:
+            # Without this family, its services would be served by nobody until the next start.
+            raise ModeUnavailable(f"{family}: {error.reason}") from error
         except XtablesUnavailable as error:
             reasons[family] = error.reason
             continue

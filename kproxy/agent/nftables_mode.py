@@ -7,7 +7,7 @@ import structlog
 from kproxy.addresses import Family, is_link_local, is_loopback
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
-from kproxy.agent.mode import NoFamilyUsable
+from kproxy.agent.mode import ModeUnavailable, NoFamilyUsable
 from kproxy.agent.node import FamilyFacts
 from kproxy.agent.rules_removal import remove_rules
 from kproxy.backends.base import Backend, Drift, MeasureError, Measurement
@@ -16,14 +16,14 @@ from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
 from kproxy.kernel.links import AddressNews
-from kproxy.kernel.nft.types import Nft, NftError
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.kernel.xtables.types import Variant
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 class NftablesMode:
-    """The nftables mode. Raises NoFamilyUsable when made where nft or the kernel cannot carry it.
+    """The nftables mode. Raises ModeUnavailable when made where nft or the kernel cannot carry it.
 
     `departing` takes away what an IPVS mode left here, once the first sync is done.
     """
@@ -80,7 +80,10 @@ class NftablesMode:
             try:
                 probe(self._nft, NftablesConfig(family))
             except NftError as error:
-                reasons[family] = f"--proxy-mode nftables: {error.message}"
+                reason = f"--proxy-mode nftables: {error.message}"
+                if error.kind is NftFailure.INTERRUPTED:
+                    raise ModeUnavailable(reason) from error
+                reasons[family] = reason
         if len(reasons) == len(Family):
             raise NoFamilyUsable(reasons)
         for family, reason in reasons.items():

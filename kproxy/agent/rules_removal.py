@@ -11,7 +11,7 @@ from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesStalled, XtablesUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -44,10 +44,15 @@ def _remove(
     chosen: Mapping[Family, Collection[Variant]], *, lock_wait: int, readable_only: bool = False
 ) -> bool:
     clean = True
+    tell = log.warning if readable_only else log.error
     for family, variants in chosen.items():
         for variant in variants:
             try:
                 tools = find_tools(family, variant, probe=False)
+            except XtablesStalled as error:
+                tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.reason)
+                clean = False
+                continue
             except XtablesUnavailable as error:
                 log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
                 continue
@@ -59,7 +64,6 @@ def _remove(
                         "variant_absent", family=family.value, variant=variant.value, reason=error.message
                     )
                     continue
-                tell = log.warning if readable_only else log.error
                 tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
                 clean = False
                 continue

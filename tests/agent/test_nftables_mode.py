@@ -10,7 +10,7 @@ from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.departure import Departure
 from kproxy.agent.factory import ipvs_handles
-from kproxy.agent.mode import NoFamilyUsable
+from kproxy.agent.mode import ModeUnavailable, NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode, nftables_config
 from kproxy.agent.node import needs_interfaces, node_facts
 from kproxy.agent.peer_tables import warn_of_peer_tables
@@ -57,6 +57,14 @@ def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
         make(fake)
     assert set(caught.value.reasons) == set(Family)
     assert "--proxy-mode nftables: told to refuse: add set ip kproxy-probe source-ranges" in str(caught.value)
+
+
+def test_a_trial_without_an_end_leaves_no_family_out() -> None:
+    fake = FakeNft()
+    fake.lose = "after"
+    with pytest.raises(ModeUnavailable, match="lost after") as caught:
+        make(fake)
+    assert not isinstance(caught.value, NoFamilyUsable)
 
 
 class Busy(FakeNft):

@@ -12,11 +12,17 @@ from pathlib import Path
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables import nfnetlink, stamps
+from kproxy.kernel.xtables import detect, nfnetlink, stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools, without_noise
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import (
+    FailureKind,
+    RestoreError,
+    Variant,
+    XtablesStalled,
+    XtablesUnavailable,
+)
 from tests.kernel.namespace import fresh_network
 
 both_variants = pytest.mark.parametrize("variant", list(Variant))
@@ -263,6 +269,41 @@ def _install(directory: Path, stem: str, version: str) -> None:
         path = directory / program
         path.write_text(f"#!/bin/sh\necho '{program} {version}'\n")
         path.chmod(0o755)
+
+
+def _stall(directory: Path, program: str, script: str = "exec sleep 600") -> None:
+    """Let a program say its version and nothing else, or, with `script`, do what that does."""
+    path = directory / program
+    said = path.read_text().replace("#!/bin/sh\n", "")
+    version = f'[ "$1" != --version ] || {{ {said}exit; }}\n'
+    path.write_text(f"#!/bin/sh\n{version}{script}\n")
+
+
+def test_a_program_without_an_end_is_not_taken_for_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "_SECONDS", 0.5)
+    for stem, version in (("iptables-nft", "v1.8.9 (nf_tables)"), ("iptables-legacy", "v1.8.9 (legacy)")):
+        _install(tmp_path, stem, version)
+    (tmp_path / "iptables-nft-restore").write_text("#!/bin/sh\nexec sleep 600\n")
+    with pytest.raises(XtablesStalled, match="iptables-nft-restore did not finish"):
+        find_tools(Family.IPV4, probe=False, search_path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("exec sleep 600", "did not finish"), ("kill -9 $$", "killed by signal 9")],
+    ids=["stalled", "killed"],
+)
+@fresh_network
+def test_a_trial_without_an_end_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+) -> None:
+    monkeypatch.setattr(detect, "_SECONDS", 0.5)
+    _install(tmp_path, "iptables-nft", "v1.8.9 (nf_tables)")
+    _stall(tmp_path, "iptables-nft-restore", script)
+    with pytest.raises(XtablesStalled, match=told):
+        find_tools(Family.IPV4, Variant.NFT, search_path=str(tmp_path))
 
 
 def test_a_forced_variant_that_is_not_installed_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from pathlib import Path
 from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.programs import XtablesTools, run
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import (
+    FailureKind,
+    RestoreError,
+    Variant,
+    XtablesStalled,
+    XtablesUnavailable,
+)
 
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _HINT_LINE = re.compile(rb"^:(?:KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
@@ -40,7 +46,8 @@ def find_tools(
     `detect` tells that one where both are installed; the answer is the same for both families, and dear where
     there are many rules. None: `detect_variant`. With `probe`, the kernel is made to show that it has the nat
     table (it is created if nobody has yet).
-    Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission.
+    Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission; XtablesStalled
+    if that could not be told.
     """
     _require_family(family)
     available = _available(family, search_path, forced)
@@ -103,7 +110,11 @@ def _available(family: Family, search_path: str, forced: Variant | None) -> dict
         try:
             status, stdout, stderr = run([restore, "--version"], b"", _SECONDS)
             variant, version = program_version((stdout or stderr).decode("utf-8", "replace"))
-        except (RestoreError, ValueError):
+        except RestoreError as error:
+            if error.kind is FailureKind.INTERRUPTED:
+                raise XtablesStalled(error.message) from error
+            continue
+        except ValueError:
             continue
         if status == 0:
             found.setdefault(variant, XtablesTools(restore, save, variant, version))
@@ -140,7 +151,7 @@ def _dumps(variant: Variant, search_path: str) -> list[bytes]:
             found.append(run([save], b"", _SECONDS)[1])
         except RestoreError as error:
             if error.kind is not FailureKind.MISSING:
-                raise XtablesUnavailable(
+                raise XtablesStalled(
                     f"cannot tell which iptables variant is in use: {error.message}"
                 ) from error
     return found
@@ -157,7 +168,14 @@ def _probe(family: Family, tools: XtablesTools) -> None:
             raise XtablesUnavailable(f"nftables cannot be used: {error.strerror}") from error
     # nft makes a table's built-in chain only for a rule in it; both lines are one transaction
     text = b"*nat\n-A POSTROUTING %b\n-D POSTROUTING %b\nCOMMIT\n" % (_PROBE_RULE, _PROBE_RULE)
-    status, _, stderr = run([tools.restore, "--noflush"], text, _SECONDS)
+    try:
+        status, _, stderr = run([tools.restore, "--noflush"], text, _SECONDS)
+    except RestoreError as error:
+        if error.kind is FailureKind.INTERRUPTED:
+            raise XtablesStalled(error.message) from error
+        raise XtablesUnavailable(error.message) from error
+    if status < 0:
+        raise XtablesStalled(f"{tools.restore} was killed by signal {-status}")
     if status:
         detail = " ".join(stderr.decode("utf-8", "replace").split())
         raise XtablesUnavailable(f"the kernel refuses {family}'s nat table to {tools.restore}: {detail}")

@@ -58,6 +58,10 @@ class XtablesUnavailable(Exception):
         self.reason = reason
 
 
+class XtablesStalled(XtablesUnavailable):
+    """A program did not come to its end, which says nothing of what the node has: another try may succeed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """A cheap fingerprint of the ruleset: equal stamps, taken by one object, mean nothing was changed.
