@@ -1,9 +1,9 @@
 """One lab, one API server and one kproxy at a time: what every packet test works on.
 
 A test writes objects and calls `settle()`, which is a fence: a service and a slice written last are watched
-with packets until both families obey them. The API keeps the order of writes within a kind, so everything
-that was written before is in the kernel then, and outcomes can be asserted at once, without retries that
-would hide a moment of wrong behaviour.
+with packets until both families obey them, and the sync that writes them is waited for. The API keeps the
+order of writes within a kind, so everything that was written before is in the kernel then, and outcomes can
+be asserted at once, without retries that would hide a moment of wrong behaviour.
 """
 
 import itertools
@@ -32,6 +32,7 @@ from tests.packets.objects import (
     slice_json,
 )
 from tests.packets.outcomes import Seen
+from tests.packets.pages import status
 from tests.packets.program import Kproxy
 
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
@@ -118,6 +119,13 @@ class Cluster:
                 lambda family=family: self.outcome(self.lab.client, self._fence.ip(family), number),  # type: ignore[misc]
                 pod.name,
             )
+        self.running.until(self._in_step, expected=True)
+
+    def _in_step(self) -> bool:
+        """Whether no sync is at work any more: what one writes, the fence among it, it writes bit by bit."""
+        said = status(self)
+        waiting = said["pending"]["services"] or said["pending"]["endpoints"]
+        return not waiting or any(family["quarantined"] for family in said["families"].values())
 
     # -- objects
 

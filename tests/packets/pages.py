@@ -1,13 +1,17 @@
 """What the pages of a running kproxy say: its status, and its metrics as values."""
 
+from __future__ import annotations
+
 import json
 import re
 import socket
 from http.client import HTTPConnection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kproxy.testing.lab import Lab
-from tests.packets.cluster import Cluster
+
+if TYPE_CHECKING:
+    from tests.packets.cluster import Cluster
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')

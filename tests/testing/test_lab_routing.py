@@ -86,6 +86,14 @@ def test_source_address_and_port_can_be_chosen_again_and_again(lab: Lab, protoco
             assert (answer.source_ip_seen, answer.source_port_seen) == (source, 34567)
 
 
+def test_no_datagram_continues_an_earlier_flow(lab: Lab) -> None:
+    """A flow that is asked again goes where it went before, whatever the rules say now."""
+    with lab.hold(lab.client, lab.pods[0].ip4, 8080, "UDP") as held:
+        answers = lab.ask_each(lab.client, lab.pods[0].ip4, 8080, 400, "UDP")
+        ports = {answer.local_port for answer in answers if isinstance(answer, Answer)} | {held.local_port}
+        assert len(ports) == 401
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_closed_port_refuses_every_time(lab: Lab, protocol: Protocol, family: Family) -> None:

@@ -307,10 +307,10 @@ def _queued_error(opened: socket.socket) -> int:
 
 
 def _bind(opened: socket.socket, target: Target) -> None:
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if target.protocol == "TCP":
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if target.source_port:
+    if target.source_port and target.protocol != "UDP":
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if target.source_ip is not None or target.source_port:
         opened.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0 if target.source_port else 1)

@@ -24,6 +24,10 @@ DEFAULT_TIMEOUT: Final = 1.0  # seconds; a lost SYN is sent again after one seco
 MANY_AT_ONCE: Final = 32
 
 
+DATAGRAM_PORTS: Final = range(40000, 61000)
+"""Whence datagrams are sent, each port in its turn: one that is used again soon continues an older flow."""
+
+
 class NotSupportedError(RuntimeError):
     """The kernel lacks what was asked for; `str()` says what."""
 
@@ -63,6 +67,7 @@ class Lab:
 
     def __init__(self, spec: LabSpec | None = None) -> None:
         self.spec = spec or LabSpec()
+        self._datagram_ports = itertools.cycle(DATAGRAM_PORTS)
         self._cleanup = ExitStack()
         try:
             self._build()
@@ -304,6 +309,8 @@ class Lab:
         if sockets:
             self._require(protocol)
         namespace = source.namespace if isinstance(source, Pod) else source
+        if protocol == "UDP":
+            source_port = source_port or next(self._datagram_ports)
         return Target(namespace, ip, port, protocol, source_ip, source_port)
 
     def _require(self, protocol: Protocol) -> None:
