@@ -10,13 +10,14 @@ import msgspec
 
 from kproxy import __version__
 from kproxy.agent import profiling
-from kproxy.agent.config import ProxyConfig
+from kproxy.agent.config import PRIMARY, ProxyConfig
 from kproxy.agent.exposition import CONTENT_TYPE, Exposition, slis
 from kproxy.agent.health import HealthState
 from kproxy.agent.http_server import Answer, Routes
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.agent.reporter import Reporter
+from kproxy.agent.settings.codec import replace
 from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import document
 from kproxy.agent.settings.reload import Reloader
@@ -99,6 +100,12 @@ def _ping(metrics: Metrics) -> Answer:
 
 
 def configz(settings: Settings) -> bytes:
-    """The KubeProxyConfiguration in force, as a file would have it."""
-    told = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, settings.kube)}
+    """The KubeProxyConfiguration in force, as a file would have it.
+
+    In nftables mode no range for node ports means `primary` (platformApplyDefaults of kube-proxy).
+    """
+    kube = settings.kube
+    if kube.mode == "nftables" and not kube.node_port_addresses:
+        kube = replace(kube, "nodePortAddresses", (PRIMARY,))
+    told = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, kube)}
     return msgspec.json.format(msgspec.json.encode(told), indent=2)

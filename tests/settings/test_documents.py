@@ -1,5 +1,6 @@
 """The configuration file: what kubeadm writes, every field, and everything that can be wrong with it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES, ConntrackSettings, ProxyConfig, validate
+from kproxy.agent.diagnostics import configz
 from kproxy.agent.settings.codec import flatten
 from kproxy.agent.settings.documents import Settings, read_documents
 from kproxy.agent.settings.loading import FileError, read_file, write_file
@@ -442,6 +444,19 @@ def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
         "minSyncPeriod": "100ms",
         "syncPeriod": "30s",
     }
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("mode: nftables", ["primary"]),
+        ("mode: nftables\nnodePortAddresses: [10.0.0.0/8]", ["10.0.0.0/8"]),
+        ("mode: iptables", []),
+    ],
+)
+def test_configz_tells_where_node_ports_answer(written: str, told: list[str]) -> None:
+    page = json.loads(configz(read(HEAD + written)))
+    assert page["kubeproxy.config.k8s.io"]["nodePortAddresses"] == told
 
 
 @pytest.mark.parametrize(
