@@ -6,12 +6,13 @@ processes of the machine share.
 
 import contextlib
 import json
+import selectors
 import socket
 import struct
 import sys
-import threading
 import time
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any, Final, Self
 
 PAUSE: Final = 0.0003
 """Seconds between two tries: with five endpoints a new one is met within about two milliseconds."""
@@ -19,62 +20,102 @@ PAUSE: Final = 0.0003
 TIMEOUT: Final = 0.5
 """Seconds until a packet without an answer counts as lost."""
 
-FIRST_TIMEOUT: Final = 0.02
-"""Seconds until another try is made all the same, doubled at each try without an answer, up to TIMEOUT.
+OVERLAP: Final = 0.002
+"""Seconds until another try is made beside one without an answer.
 
-The kernel sends at most 1,000 refusals a second (net.ipv4.icmp_msgs_per_sec), fewer than there are tries
-while a service has no endpoint; it drops the rest. Waiting for those would count as the contender's time.
+What is dropped never answers, and of refusals the kernel sends at most 1,000 a second
+(net.ipv4.icmp_msgs_per_sec), fewer than there are tries while a service has no endpoint. To wait for those
+would count as the contender's time.
 """
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-def ask(address: str, port: int, timeout: float) -> str | None:
-    """The pod address that answers; None if refused. The connection is reset, so nothing of it lingers.
+class Tries:
+    """Connections that are asked for one after the other, each of them open until it is known how it went.
 
-    Raises TimeoutError if there is no answer at all.
+    They end with a reset, so that nothing of them lingers.
     """
-    with socket.socket() as client:
+
+    def __init__(self, address: str, port: int) -> None:
+        self.made = 0
+        self._target = (address, port)
+        self._selector = selectors.SelectSelector()  # epoll knows no part of a millisecond
+        self._open: dict[socket.socket, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in tuple(self._open):
+            self._close(client)
+        self._selector.close()
+
+    def start(self) -> socket.socket:
+        """Begin another one."""
+        self.made += 1
+        client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        client.settimeout(timeout)
-        try:
-            client.connect((address, port))
-            answer = client.recv(4)
-        except TimeoutError:
-            raise
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer) if len(answer) == 4 else None
+        client.settimeout(0)
+        self._open[client] = time.monotonic()
+        with contextlib.suppress(OSError):  # what is refused at once is heard of below
+            client.connect(self._target)
+        self._selector.register(client, selectors.EVENT_READ, client)
+        return client
+
+    def pending(self, client: socket.socket) -> bool:
+        """Whether it is not known yet how that one went."""
+        return client in self._open
+
+    def ended(self, seconds: float) -> Iterator[tuple[str | None, float]]:
+        """Wait that long for one to end at most; how those went that did, and when the rules decided that.
+
+        An address is the pod's that answered; None, nobody: what is refused is refused now, and what got no
+        answer at all met the rules when it was sent.
+        """
+        for key, _ in self._selector.select(seconds):
+            client: socket.socket = key.data
+            try:
+                answer = client.recv(4)
+            except BlockingIOError:
+                continue
+            except OSError:
+                answer = b""
+            self._close(client)
+            yield socket.inet_ntoa(answer) if len(answer) == 4 else None, time.monotonic()
+        for client, began in tuple(self._open.items()):
+            if time.monotonic() - began < TIMEOUT:
+                break
+            self._close(client)
+            yield None, began
+
+    def _close(self, client: socket.socket) -> None:
+        del self._open[client]
+        self._selector.unregister(client)
+        client.close()
 
 
 def until(command: dict[str, Any]) -> dict[str, Any]:
     """Ask until an answer is as wanted: from one of `among`, from none of `not_among`, or none (`gone`)."""
     among, not_among, gone = command.get("among"), command.get("not_among"), command.get("gone")
+
+    def wanted(answer: str | None) -> bool:
+        if gone or answer is None:
+            return bool(gone) and answer is None
+        return (among is None or answer in among) and (not_among is None or answer not in not_among)
+
     deadline = time.monotonic() + command["timeout"]
-    pause = threading.Event()
-    tries = 0
-    first = TIMEOUT if gone else FIRST_TIMEOUT
-    timeout = first
-    while (now := time.monotonic()) < deadline:
-        tries += 1
-        try:
-            answer = ask(command["address"], command["port"], timeout)
-            timeout = first
-        except TimeoutError:
-            answer = None
-            timeout = min(2 * timeout, TIMEOUT)
-        if gone:
-            done = answer is None
-        else:
-            done = (
-                answer is not None
-                and (among is None or answer in among)
-                and (not_among is None or answer not in not_among)
-            )
-        if done:
-            return {"at": time.monotonic(), "asked": now, "tries": tries}
-        pause.wait(PAUSE)
-    return {"at": None, "tries": tries}
+    with Tries(command["address"], command["port"]) as tries:
+        while (now := time.monotonic()) < deadline:
+            latest = tries.start()
+            while (left := now + OVERLAP - time.monotonic()) > 0 and tries.pending(latest):
+                for answer, at in tries.ended(left):
+                    if wanted(answer):
+                        return {"at": at, "tries": tries.made}
+            for answer, at in tries.ended(0 if tries.pending(latest) else PAUSE):
+                if wanted(answer):
+                    return {"at": at, "tries": tries.made}
+        return {"at": None, "tries": tries.made}
 
 
 def connect(command: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -101,13 +103,57 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
         threading.Event().wait(0.02)
 
 
-@fresh_network
-def test_a_try_without_an_answer_does_not_hold_up_the_next() -> None:
+TARGET = {"address": "127.0.0.1", "port": 8080}
+
+
+def drop_target() -> None:
+    """Let nobody hear from TARGET in this network namespace."""
+    loopback_up()
     rule = "type filter hook input priority 0; tcp dport 8080 drop"
     subprocess.run(["nft", "table ip t { chain c { " + rule + "; }; }"], check=True)
-    command = {"address": "127.0.0.1", "port": 8080, "timeout": 0.2}
-    assert prober.until(command)["tries"] > 2
+
+
+def loopback_up() -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+@fresh_network
+def test_a_try_without_an_answer_does_not_hold_up_the_next() -> None:
+    drop_target()
+    assert prober.until({**TARGET, "timeout": 0.2})["tries"] > 2
+
+
+@fresh_network
+def test_what_is_dropped_is_gone_when_it_was_sent() -> None:
+    drop_target()
+    began = time.monotonic()
+    gone = prober.until({**TARGET, "timeout": 10, "gone": True})
+    ended = time.monotonic()
+    assert began <= gone["at"] <= ended - prober.TIMEOUT
+
+
+@fresh_network
+def test_a_service_is_there_when_it_answers_and_gone_when_it_refuses() -> None:
+    loopback_up()
+    command = {**TARGET, "timeout": 10}
+    with socket.create_server(("127.0.0.1", 8080), backlog=1000) as server:
+        answering = threading.Thread(target=answer, args=(server,), daemon=True)
+        answering.start()
+        assert prober.until({**command, "among": ["192.0.2.7"]})["tries"] == 1
+        assert prober.until({**command, "timeout": 0.05, "gone": True})["at"] is None
+        assert prober.until({**command, "timeout": 0.05, "not_among": ["192.0.2.7"]})["at"] is None
+        server.shutdown(socket.SHUT_RDWR)
+        answering.join()
     assert prober.until({**command, "gone": True})["tries"] == 1
+
+
+def answer(server: socket.socket) -> None:
+    """Say a pod's address to everybody, until the server is shut down."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                client.sendall(socket.inet_aton("192.0.2.7"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
