@@ -216,7 +216,8 @@ def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
 def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
     """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to.
 
-    Where others write at the same time, as a process that an earlier kproxy left may, it is tried again.
+    Where others write at the same time, as a process that an earlier kproxy left may, or where the program
+    did not come to its end, it is tried again.
     """
     chain = names.PROBE
     tries = 5
@@ -226,7 +227,7 @@ def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
             xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
             xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
         except RestoreError as error:
-            if error.kind is FailureKind.LOCKED and tries:
+            if error.kind in {FailureKind.LOCKED, FailureKind.INTERRUPTED} and tries:
                 continue
             log.warning(event, family=xtables.family.value, reason=error.message, **told)
             return False

@@ -24,6 +24,13 @@ def test_a_lock_that_others_hold_is_no_missing_feature(attempts: int, layout: st
     assert "KPROXY-PROBE" not in xtables.save().decode()
 
 
+def test_a_trial_without_an_end_is_no_missing_feature() -> None:
+    xtables = FakeXtables(Family.IPV4, Variant.NFT)
+    xtables.kill_after_tables(0)
+    assert usable_layout(CONFIG, xtables) == "auto"
+    assert "KPROXY-PROBE" not in xtables.save().decode()
+
+
 def test_without_the_match_the_standard_layout_stays() -> None:
     xtables = FakeXtables(Family.IPV4, Variant.NFT)
     xtables.refuse_rules_matching("-m bpf")
