@@ -216,7 +216,7 @@ def open_streamed_list(
     """Open a watch that begins with all there is; raises StreamedListUnsupportedError if refused."""
     query = {
         **resource.selectors,
-        "watch": "1",
+        "watch": "true",
         "sendInitialEvents": "true",
         "resourceVersionMatch": "NotOlderThan",
         "allowWatchBookmarks": "true",

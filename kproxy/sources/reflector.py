@@ -204,7 +204,7 @@ class Reflector:
     def _watch(self, sink: Sink, stop: threading.Event) -> None:
         query = {
             **self._resource.selectors,
-            "watch": "1",
+            "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version or "",
             "timeoutSeconds": str(self._watch_seconds()),

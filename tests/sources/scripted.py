@@ -21,7 +21,7 @@ class Answering:
 
     @property
     def watch(self) -> bool:
-        return self.query.get("watch") == "1"
+        return self.query.get("watch") == "true"
 
     @property
     def streamed_list(self) -> bool:
