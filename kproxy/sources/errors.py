@@ -43,6 +43,10 @@ class StalledError(ApiError):
     """A connection that says nothing any more."""
 
 
+class ExpiredError(ApiError):
+    """The watch cannot go on from where it was; the list must be read again."""
+
+
 class Status(msgspec.Struct):
     """metav1.Status: the body of an error and the object of an ERROR event."""
 

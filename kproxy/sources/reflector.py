@@ -18,7 +18,7 @@ from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.envelopes import GarbledError, WatchEvent
-from kproxy.sources.errors import ApiError, StalledError, StatusError, UnreachableError
+from kproxy.sources.errors import ApiError, ExpiredError, StalledError, StatusError, UnreachableError
 from kproxy.sources.listing import (
     UNAVAILABLE,
     EventReader,
@@ -32,6 +32,7 @@ from kproxy.sources.listing import (
     open_streamed_list,
     read_streamed_list,
 )
+from kproxy.sources.order import Order
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.state.decode import Kind, decode
@@ -61,10 +62,6 @@ class WatchStatus:
     resource_version: str | None
 
 
-class ExpiredError(ApiError):
-    """The watch cannot go on from where it was; the list must be read again."""
-
-
 class _Phase(Enum):
     """What the log was last told about the connection."""
 
@@ -91,6 +88,7 @@ class Reflector:
         self._version: str | None = None
         self._doubtful = False
         self._expired = False
+        self._order = Order()
         self._flapping = False
         self._silent_stalls = 0
         self._garbled = 0
@@ -228,8 +226,8 @@ class Reflector:
         """Give one event to the sink, and only then count it as seen."""
         if stop.is_set():
             raise StoppedError
-        if self._is_behind(event.version):
-            raise ExpiredError(f"the server went back from {self._version} to {event.version}")
+        if not self._order.see(event.version, self._version):
+            self._log.warning("versions_unordered", listed=self._version, came=event.version)
         kind = self._resource.kind
         if event.type == "DELETED":
             if not event.key:
@@ -259,15 +257,8 @@ class Reflector:
     def _check_version(self, version: str) -> None:
         """After an outage: is this the history we know? A restored server would stay silent, not refuse."""
         current = current_version(self._transport, self._resource, self._config)
-        if self._is_behind(current):
+        if self._order.is_behind(current, version):
             raise ExpiredError(f"the server is at {current}, behind {version}")
-
-    def _is_behind(self, version: str) -> bool:
-        """Whether a resourceVersion is older than ours; they compare as integers (KEP-5504)."""
-        ours = self._version
-        if not ours or not version or not (ours.isdecimal() and version.isdecimal()):
-            return False
-        return int(version) < int(ours)
 
     def _watch_seconds(self) -> int:
         return random.randint(self._config.watch_min_seconds, self._config.watch_max_seconds)  # noqa: S311

@@ -125,6 +125,24 @@ def test_a_watch_that_goes_back_in_time_is_listed_again() -> None:
         assert sink.deletes() == []
 
 
+def test_a_server_whose_versions_have_no_order_is_believed_in_the_end() -> None:
+    def script(ask: Answering) -> None:
+        if ask.streamed_list:
+            ask.reply({"code": 400}, 400)
+        elif not ask.watch:
+            ask.reply(page("Service", [at(service("a"), 2)], 100))
+        else:
+            ask.begin()
+            ask.event("ADDED", at(service("a"), 2))
+            ask.event("ADDED", at(service("b"), 1))
+            ask.hold()
+
+    with ScriptedServer(script) as server, Running(source_for(server)) as sink:
+        sink.wait(lambda: sink.keys(Kind.SERVICE) == {"default/a", "default/b"})
+        assert lists_of(server) == 2
+        assert sink.deletes() == []
+
+
 def test_a_server_that_stays_silent_behind_our_version_is_listed_again() -> None:
     """A restored server accepts a watch from a version it has not reached, and says nothing."""
 
