@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kproxy.testing import uml
 from kproxy.testing.apiserver import ApiServer
 from kproxy.testing.lab import Answer, AskError, Lab, LabSpec, Namespace, Pod, Protocol
 from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
@@ -37,8 +38,11 @@ from tests.packets.program import Kproxy
 
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
 ZONE = "zone-a"
-PATIENCE = 5.0
-"""Seconds for a request that is expected to be answered; a lost packet is sent again within."""
+PATIENCE = 15.0 if uml.inside() else 5.0
+"""Seconds for a request that is expected to be answered; a lost packet is sent again within.
+
+A user-mode kernel stands still for some seconds now and then, where the machine does much else.
+"""
 SILENCE = 0.4
 """Seconds of silence that show a drop; everything else in the lab answers within a millisecond."""
 ENOUGH = 60
