@@ -56,14 +56,17 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`before` is the first version of kube-proxy that no longer differs; `readme` where users are told."""
+    """`before`: the first version of kube-proxy that no longer differs.
+
+    `documented`: the heading of the section that documents it.
+    """
 
     reason: str
     applies: Callable[[Probe, View], bool]
     contenders: str = "kproxy"
     """The beginning of the names of the contenders that differ."""
     before: Version = NEWEST
-    readme: str = ""
+    documented: str = ""
     ends: tuple[Outcome, Outcome] | None = None
     """Only where kube-proxy's requests end in some of the first ways, and the contender's in the second."""
 
@@ -73,32 +76,32 @@ DELIBERATE = (
         "kube-proxy's rules for one address stand in random order; kproxy knows whose it is",
         lambda probe, view: view.contested(probe),
         contenders="k",
-        readme="What it does that kube-proxy does not",
+        documented="What it does that kube-proxy does not",
     ),
     Difference(
         "kube-proxy goes on using a slice for the service that it once named",
         lambda probe, _: probe.service == "left",
         contenders="kproxy",
-        readme="What it does that kube-proxy does not",
+        documented="What it does that kube-proxy does not",
         ends=(ANY, frozenset({"Refused"})),
     ),
     Difference(
         "as in kube-proxy's own nftables mode, node ports do not answer on 127.0.0.1",
         lambda probe, _: probe.frontend == "localhost",
         contenders="kproxy nftables",
-        readme="nftables mode",
+        documented="nftables mode",
     ),
     Difference(
         "the hairpin set holds endpoints that may be on this node; a pod elsewhere asks its own node",
         lambda probe, _: probe.vantage.startswith("remote"),
         contenders="kproxy nftables",
-        readme="nftables mode",
+        documented="nftables mode",
     ),
     Difference(
         "the node itself is refused when it sends, outside addresses included, and not on the way in",
         lambda probe, _: probe.vantage == "node" and probe.frontend != "cluster",
         contenders="kproxy nftables",
-        readme="nftables mode",
+        documented="nftables mode",
         ends=(frozenset({"NoAnswer", "Refused"}), frozenset({"Refused", "Unreachable"})),
     ),
 )

@@ -1,13 +1,18 @@
-"""What packets may do otherwise than with kube-proxy is what users are told."""
+"""Every deliberate difference from kube-proxy is documented."""
 
 import re
 from pathlib import Path
 
 from tests.peer.differences import DELIBERATE
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_readme_has_the_sections_that_deliberate_differences_name() -> None:
-    headings = set(re.findall("^#+ (.+)$", README.read_text(encoding="utf-8"), re.MULTILINE))
-    assert {each.readme for each in DELIBERATE} - {""} <= headings
+def test_the_documentation_has_the_sections_that_deliberate_differences_name() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    headings = {
+        heading
+        for page in pages
+        for heading in re.findall("^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert {each.documented for each in DELIBERATE} - {""} <= headings
