@@ -2,7 +2,7 @@
 
     python -m benchmarks.nftables_sync
 
-Needs root; works in a network namespace of its own. CPU time is that of kproxy and of nft together. `restart`
+Needs root; works in a network namespace of its own. CPU time includes the kernel's own work. `restart`
 is what a new process does that finds the table as it should be; `idle` is the CPU time of a minute without
 changes.
 """
@@ -20,7 +20,7 @@ from kproxy.backends.base import LocalTraffic, SyncReport
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.kernel.nft.program import find_nft
+from kproxy.kernel.nft.netlink import NetlinkNft
 from tests.kernel.namespace import enter_new
 
 REPEATS = 30
@@ -29,9 +29,7 @@ GLANCES_A_MINUTE = 30
 
 def node() -> Node:
     """A node of this mode, which knows nothing of the kernel yet."""
-    nft = find_nft()
-    if nft is None:
-        raise click.ClickException("nft is not installed")
+    nft = NetlinkNft()
     config = NftablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
     return Node(NftablesBackend(config, nft, ChangeWatch(nft.stamp)), "elements", _elements, _cpu)
 

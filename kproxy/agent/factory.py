@@ -20,8 +20,7 @@ from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
-from kproxy.kernel.nft.program import NftProgram, find_nft
-from kproxy.kernel.nft.types import NftError
+from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.xtables.detect import detect_variant, find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Xtables, XtablesStalled, XtablesUnavailable
@@ -35,7 +34,7 @@ def make_mode(config: ProxyConfig) -> Mode:
     handles = ipvs_handles()
     departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     if config.proxy_mode == "nftables":
-        return NftablesMode(config, _find_nft(), departing)
+        return NftablesMode(config, NetlinkNft(), departing)
     tables = _find_tables(config)
     if config.proxy_mode == "ipvs":
         return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded())
@@ -48,18 +47,6 @@ def set_sysctls(config: ProxyConfig) -> None:
         ipvs_mode.set_sysctls(strict_arp=config.ipvs_strict_arp)
     elif localnet.is_wanted(config):
         localnet.allow()
-
-
-def _find_nft() -> NftProgram:
-    nft = find_nft()
-    if nft is None:
-        raise ModeUnavailable("--proxy-mode nftables: the program nft is not installed")
-    try:
-        version = nft.version()
-    except NftError as error:
-        raise ModeUnavailable(f"--proxy-mode nftables: {error.message}") from error
-    log.info("nft_found", path=nft.path, version=".".join(map(str, version)))
-    return nft
 
 
 def ipvs_handles() -> KernelHandles:

@@ -1,7 +1,7 @@
 """What the next sync would change where nftables is the mode, or was.
 
-The whole table is made in a network namespace that ends with it, so that both listings, the one that stands
-and the one that shall, are printed by the same nft.
+The whole table is made in a network namespace that ends with it, so that the same kernel prints the rules that
+stand and those that are wanted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,9 @@ from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.comparison import changes
 from kproxy.backends.nftables.names import TABLE
 from kproxy.kernel import nft_tables
-from kproxy.kernel.nft.program import find_nft
-from kproxy.kernel.nft.types import TABLE_FAMILY
+from kproxy.kernel.nft.commands import TABLE_FAMILY
+from kproxy.kernel.nft.netlink import NetlinkNft
+from kproxy.kernel.nft.types import Reading
 from kproxy.kernel.scratch import in_scratch_network
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
@@ -40,14 +41,12 @@ class TableChanges(msgspec.Struct, frozen=True):
 
 def compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFacts) -> TableChanges:
     """Compare what stands with what all services need. Raises NftError, ScratchUnavailable, ValueError."""
-    nft = find_nft()
-    if nft is None:
-        raise ValueError("the program nft is not installed")
-    standing = {family: nft.listing(family, TABLE) for family in Family}
+    nft = NetlinkNft()
+    standing = {family: nft.reading(family, TABLE, portable=True) for family in Family}
     problems: dict[str, None] = {}
     failed: dict[str, str] = {}
 
-    def desired() -> dict[Family, str]:
+    def desired() -> dict[Family, Reading]:
         found = {}
         for family in Family:
             settings = nftables_config(config, family, facts.families[family])
@@ -59,7 +58,8 @@ def compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: N
             if report.error is not None:
                 raise ValueError(f"{family}: {report.error}")
             failed.update(report.failed)
-            found[family] = nft.listing(family, TABLE) or ""
+            read = nft.reading(family, TABLE, portable=True)
+            found[family] = Reading({}, frozenset()) if read is None else read
         return found
 
     wanted = in_scratch_network(desired)

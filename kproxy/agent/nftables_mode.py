@@ -1,4 +1,4 @@
-"""The nftables mode on this kernel: find nft, try the whole layout on it, and see a former mode off."""
+"""The nftables mode on this kernel: try the whole layout on it, and see a former mode off."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class NftablesMode:
-    """The nftables mode. Raises ModeUnavailable when made where nft or the kernel cannot carry it.
+    """The nftables mode. Raises ModeUnavailable when made where the kernel cannot carry it.
 
     `departing` takes away what an IPVS mode left here, once the first sync is done.
     """

@@ -5,7 +5,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.iptables.names import PEER_NFT_TABLE
 from kproxy.kernel import nft_tables
-from kproxy.kernel.nft.types import TABLE_FAMILY
+from kproxy.kernel.nft.commands import TABLE_FAMILY
 
 log = structlog.stdlib.get_logger(__name__)
 

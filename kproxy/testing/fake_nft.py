@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kproxy.addresses import Family
-from kproxy.kernel.nft.types import TABLE_FAMILY, NftError, NftFailure, Reading
+from kproxy.kernel.nft.commands import TABLE_FAMILY, Transaction
+from kproxy.kernel.nft.types import NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import Stamp
 
 _COMMAND = re.compile(
@@ -35,15 +36,6 @@ class FakeContainer:
     declaration: str
     elements: dict[str, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def listed(self, name: str) -> list[str]:
-        """The lines of a listing."""
-        lines = [f"\t{self.kind} {name} {{", f"\t\t{self.declaration}"]
-        if self.elements:
-            counted = " counter" if self.counted else ""
-            shown = [f"{k}{counted} : {v}" if v else k for k, v in self.elements.items()]
-            lines.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
-        return [*lines, "\t}"]
 
     @property
     def counted(self) -> bool:
@@ -91,8 +83,12 @@ class FakeNft:
         """One table, which must exist."""
         return self.tables[f"{TABLE_FAMILY[family]} {name}"]
 
+    def commit(self, transaction: Transaction) -> None:
+        """See Nft.commit."""
+        self.run(str(transaction))
+
     def run(self, script: str) -> None:
-        """See Nft.run."""
+        """Carry out a transaction that is written as text."""
         lost, self.lose = self.lose, None
         if lost == "before":
             raise NftError(NftFailure.INTERRUPTED, "lost before it was committed")
@@ -109,20 +105,14 @@ class FakeNft:
         if lost == "after":
             raise NftError(NftFailure.INTERRUPTED, "lost after it was committed")
 
-    def listing(self, family: Family, table: str) -> str | None:
-        """See Nft.listing."""
-        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
-        if known is None:
-            return None
-        lines = [f"table {TABLE_FAMILY[family]} {table} {{"]
-        for name, container in known.containers.items():
-            lines += [*container.listed(name), ""]
-        for name, (hook, rules) in known.chains.items():
-            lines += [f"\tchain {name} {{", *([f"\t\t{hook} policy accept;"] if hook else [])]
-            lines += [*(f"\t\t{rule}" for rule in rules), "\t}", ""]
-        return "\n".join([*lines[:-1], "}", ""])
-
-    def reading(self, family: Family, table: str, *, elements: bool = True) -> Reading | None:
+    def reading(
+        self,
+        family: Family,
+        table: str,
+        *,
+        elements: bool = True,
+        portable: bool = False,  # noqa: ARG002
+    ) -> Reading | None:
         """See Nft.reading."""
         self.readings += 1
         known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")

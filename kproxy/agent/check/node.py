@@ -15,7 +15,7 @@ from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
 from kproxy.kernel.addresses import DeviceError
 from kproxy.kernel.dummy import DummyDevice
-from kproxy.kernel.nft.program import find_nft
+from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables import extensions, python_iptables
@@ -84,16 +84,13 @@ def _sysctls(config: ProxyConfig, families: Collection[Family]) -> tuple[Sysctl,
 
 def _check_nftables() -> Iterator[Finding]:
     """The whole layout is made and taken away in one transaction, in a table of its own."""
-    nft = find_nft()
-    if nft is None:
-        yield obstacle("program nft", "it is not installed", "install the package nftables, 1.0.1 or newer")
-        return
+    nft = NetlinkNft()
     for family in Family:
         subject = f"nftables {family.value}"
         try:
             probe(nft, NftablesConfig(family))
         except NftError as error:
-            remedy = "use another --proxy-mode, or a newer kernel and nft"
+            remedy = "use another --proxy-mode, or a newer kernel"
             yield obstacle(subject, f"its maps and chains cannot be made: {error.message}", remedy)
         else:
             yield ok(subject, "all maps, sets and chains of the mode work")

@@ -1,27 +1,29 @@
-"""In what two listings of the table differ, an object each, for people who want to know before it happens.
+"""In what two readings of the table differ, an object each, for people who want to know before it happens.
 
-Both have to come from the same nft: every version prints rules in its own words.
+Both have to be portable, and from the same kernel.
 """
 
 from collections.abc import Iterator, Mapping
 
 from kproxy.backends.change import Change, Sign, counted
-from kproxy.backends.nftables.listing import read_chains, read_containers, read_elements
+from kproxy.backends.nftables.listing import contents_of
+from kproxy.kernel.nft.types import Reading
 
 
-def changes(now: str | None, then: str, table: str) -> Iterator[Change]:
-    """What leads from one listing to another; `now` is None where the table does not exist yet."""
+def changes(now: Reading | None, then: Reading, table: str) -> Iterator[Change]:
+    """What leads from one reading to another; `now` is None where the table does not exist yet."""
     if now is None:
         yield Change(f"table {table}", Sign.ADD)
-    before, after = read_chains(now or ""), read_chains(then)
+        now = Reading({}, frozenset())
+    before, after = now.chains, then.chains
     for name in before.keys() | after.keys():
         old, new = before.get(name), after.get(name)
         if old != new:
             yield _chain(name, old, new)
-    standing, wanted = read_containers(now or ""), read_containers(then)
+    standing, wanted = now.containers, then.containers
     yield from (Change(name, Sign.REMOVE) for name in standing - wanted)
     yield from (Change(name, Sign.ADD) for name in wanted - standing)
-    elements, desired = read_elements(now or ""), read_elements(then)
+    elements, desired = contents_of(now), contents_of(then)
     for container in elements.keys() | desired.keys():
         yield from _elements(container, elements.get(container, {}), desired.get(container, {}))
 

@@ -8,12 +8,15 @@ from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.ledger import Contents
 from kproxy.backends.nftables.listing import Structure
+from kproxy.backends.nftables.names import is_filled
 from kproxy.kernel.nft.types import Reading
 
 
 def is_whole(family: Family, found: Reading) -> bool:
     """Whether the table is of this layout, with all that cannot be written a second time."""
     if names.LAYOUT not in found.chains or not found.containers >= names.declarations(family).keys():
+        return False
+    if any(map(is_filled, found.unreadable)):
         return False
     for name, rules in found.chains.items():
         picking = pick_of(family, name)

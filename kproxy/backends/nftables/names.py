@@ -4,6 +4,9 @@ A frontend is `address . protocol number . port`. Protocols are numbers, so that
 comparison with what it lists depends on /etc/protocols.
 """
 
+import functools
+import re
+
 from kproxy.addresses import Family
 from kproxy.plan.model import Protocol
 
@@ -28,6 +31,8 @@ FRONTENDS = (SERVICES, ADMITTED, REFUSALS, CLUSTER_IPS)
 AFFINITY_SIZE = 131072
 """Pairs of client and endpoint that are remembered at most; the kernel takes 16 bytes for each in advance."""
 
+_NUMBERED = re.compile(r"(?:local-)?endpoints-[0-9]{1,5}")
+
 PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 """IANA protocol numbers."""
 
@@ -39,11 +44,6 @@ def numbered(count: int, *, local: bool = False) -> str:
     it declares the map in the same run: map and rule come together, and neither changes.
     """
     return f"local-endpoints-{count}" if local else f"endpoints-{count}"
-
-
-def is_filled(name: str) -> bool:
-    """Whether kproxy fills a map or set of the table; `affinity` is filled by the kernel."""
-    return name != AFFINITY
 
 
 def declarations(family: Family) -> dict[str, str]:
@@ -66,7 +66,24 @@ def declarations(family: Family) -> dict[str, str]:
     }
 
 
+@functools.lru_cache(maxsize=4096)
+def declaration_of(family: Family, name: str) -> str | None:
+    """What declares a map or set of that name; None if kproxy has none of it."""
+    fixed = _fixed_declarations(family).get(name)
+    return numbered_declaration(family) if fixed is None and _NUMBERED.fullmatch(name) else fixed
+
+
+def is_filled(name: str) -> bool:
+    """Whether kproxy fills a map or set of the table; packets fill `affinity`, and others are not its own."""
+    return name != AFFINITY and declaration_of(Family.IPV4, name) is not None
+
+
 def numbered_declaration(family: Family) -> str:
     """What declares a map of numbered endpoints."""
     ip = "ip" if family is Family.IPV4 else "ip6"
     return f"typeof {ip} daddr . meta l4proto . th dport . numgen random mod 2 : {ip} daddr . th dport;"
+
+
+@functools.cache
+def _fixed_declarations(family: Family) -> dict[str, str]:
+    return {what.split(" ")[1]: declared for what, declared in declarations(family).items()}

@@ -1,4 +1,4 @@
-"""Find out before anything is written whether this nft and this kernel can carry the mode."""
+"""Find out before anything is written whether this kernel can carry the mode."""
 
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Target, pick, sticky
@@ -22,4 +22,4 @@ def probe(nft: Nft, config: NftablesConfig) -> None:
     script.add_elements(names.ENDPOINT_0, {f"{ip} . 6 . 80": f"{ip} . 80"})
     script.add_elements(names.SOURCE_RANGES, {f"{ip} . 6 . 80 . {ip}": ""})
     script.remove_table()
-    nft.run(str(script))
+    nft.commit(script.transaction())

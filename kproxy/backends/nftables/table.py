@@ -27,7 +27,7 @@ class Table:
 
     Nothing is known of a new one but that it is to be made; `exists` tells whether another stands in its
     place, and `based` whether its fixed chains are written. Every method that writes may raise NftError;
-    the record is then as before, and the program may have died after its commit: so `unsure` names what it
+    the record is then as before, and the transaction may have been committed: so `unsure` names what it
     was to change, as drifts do.
     """
 
@@ -183,7 +183,7 @@ class Table:
     ) -> None:
         try:
             with self._watch.writing():
-                self._nft.run(str(script))
+                self._nft.commit(script.transaction())
         except NftError as error:
             if error.kind is NftFailure.INTERRUPTED:
                 self.unsure.update(map(chain_object, chains))

@@ -1,1 +1,1 @@
-"""nftables, through the program `nft`."""
+"""nftables."""

@@ -1,8 +1,8 @@
 """What the kernel answers about maps, sets and their elements, as text in nft's own words.
 
 Ten thousand services are a hundred thousand elements, so they are taken apart by what runs in C: a regular
-expression that spells out every byte of an element, and `struct` on what it captured. Nothing is guessed:
-bytes that the expression does not cover, and types that are not known here, are an error.
+expression that spells out every byte of an element, and `struct` on what it captured. Elements of another shape,
+such as with a comment of others, are taken apart one by one. Types that are not known here are an error.
 
 Layouts are those of the kernel's include/uapi/linux/netfilter/nf_tables.h, in the order of its function
 nf_tables_fill_setelem; the numbers of data types are those of nftables' include/datatype.h.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from kproxy.kernel.netlink.messages import attributes
+from kproxy.kernel.netlink.messages import attributes, every_attribute
 
 Counts = tuple[int, int]
 """(packets, bytes)."""
@@ -29,10 +29,11 @@ _SET_DATA_TYPE, _SET_DATA_LENGTH, _SET_EXPRESSION = 6, 7, 17
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _TYPE_BITS = 6
 _LIST_ELEMENTS = 3
-_EXPRESSION_NAME = 1
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_BYTES, _PACKETS = 1, 2  # of a counter
 _COUNTER = "counter"
 
-_KEY, _DATA, _EXPRESSION, _KEY_END = 1, 2, 7, 10
+_KEY, _DATA, _FLAGS, _EXPRESSION, _KEY_END = 1, 2, 3, 7, 10
 _VALUE, _VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _ELEMENT = 1  # NFTA_LIST_ELEM
@@ -42,7 +43,7 @@ _TO_CHAIN = ("jump", "goto")
 
 
 class UndecodableError(Exception):
-    """The kernel holds what this module does not know; the message names it. nft may know it."""
+    """The kernel holds what this module does not know; the message names it."""
 
 
 class _Field(msgspec.Struct, frozen=True):
@@ -136,6 +137,12 @@ class ElementDecoder:
         self._data: Sequence[_Field] = ()
         if declared.data_type is not None and not self._verdicts:
             self._data = _fields(declared, declared.data_type, declared.data_length)
+        data_length = 4 if self._verdicts else declared.data_length
+        self._lengths = (
+            declared.key_length,
+            declared.key_length if self._ranges else 0,
+            0 if declared.data_type is None else data_length,
+        )
         self._pattern = _pattern(declared, verdicts=self._verdicts)
         self._known_verdicts: dict[tuple[bytes, bytes], str] = {}
 
@@ -166,8 +173,28 @@ class ElementDecoder:
         elements = attributes(message).get(_LIST_ELEMENTS, b"")
         matches = self._pattern.findall(elements)
         if sum(len(match[0]) for match in matches) != len(elements):
-            raise UndecodableError(f"{self._name}: an element of another shape")
+            return [self._match(each) for _, each in every_attribute(elements)]
         return matches
+
+    def _match(self, element: bytes) -> tuple[bytes, ...]:
+        """The same for one element with attributes in any order; those that are not known are ignored."""
+        held = attributes(element)
+        key = attributes(held.get(_KEY, b"")).get(_VALUE, b"")
+        end = attributes(held.get(_KEY_END, b"")).get(_VALUE, key) if self._ranges else b""
+        data = attributes(held.get(_DATA, b""))
+        value, chain = data.get(_VALUE, b""), b""
+        if self._verdicts:
+            verdict = attributes(data.get(_VERDICT, b""))
+            value = verdict.get(_VERDICT_CODE, b"")
+            chain = verdict.get(_VERDICT_CHAIN, b"").rstrip(b"\0")
+        counted = {}
+        expression = attributes(held.get(_EXPRESSION, b""))
+        if text(expression.get(_EXPRESSION_NAME, b"")) == _COUNTER:
+            counted = attributes(expression.get(_EXPRESSION_DATA, b""))
+        lengths = (len(key), len(end), len(value))
+        if _FLAGS in held or lengths != self._lengths:
+            raise UndecodableError(f"{self._name}: an element of another shape")
+        return element, key, end, value, chain, counted.get(_BYTES, b""), counted.get(_PACKETS, b"")
 
     def _keys(self, columns: Sequence[Sequence[bytes]]) -> Iterable[str]:
         if not self._ranges:

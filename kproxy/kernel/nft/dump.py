@@ -7,45 +7,61 @@ without its elements, nft 1.0.6 fetches them nevertheless.
 import contextlib
 import errno
 import hashlib
-import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.addresses import Family
-from kproxy.kernel.netlink.messages import attribute, attributes
+from kproxy.kernel.netlink.messages import attribute, attributes, every_attribute
 from kproxy.kernel.netlink.socket import NetlinkSocket
-from kproxy.kernel.nft.decoding import Counts, ElementDecoder, declaration, text
+from kproxy.kernel.nft.decoding import Counts, ElementDecoder, UndecodableError, declaration, text
+from kproxy.kernel.nft.expressions import FAMILY_NUMBERS
+from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
 from kproxy.kernel.nft.types import Reading
 
 _NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 4, 7, 10, 13
 _TABLE = 1  # of chains, rules, sets and elements
 _SET = 2  # the name, of sets and of elements
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 3, 4, 5, 7
 _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_COMMENT = 2, 3, 4, 7
-_NFGENMSG = struct.Struct("!BBH")
-_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_LIST_ELEMENTS = 3
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_LOOKUP_SET = 1
 
 
-def reading(family: Family, table: str, *, elements: bool) -> Reading | None:
+def reading(family: Family, table: str, *, elements: bool, portable: bool = False) -> Reading | None:
     """The table; None if it is not there. Each map is read at one moment, all of them not at the same.
 
-    Raises UndecodableError if there are elements that were asked for and are not understood, OSError.
+    `portable`: see Reading.chains. Raises OSError.
     """
     with _socket() as sock:
         try:
-            answers = sock.dump(_SUBSYSTEM << 8 | _GET_SET, _request(family, table))
-            declared = [declaration(attributes(answer[_NFGENMSG.size :])) for answer in answers]
+            answers = sock.dump(SUBSYSTEM << 8 | _GET_SET, _request(family, table))
+            declared = [declaration(attributes(answer[NFGENMSG.size :])) for answer in answers]
             named = [each for each in declared if not each.of_rules]
-            found = None
-            if elements:
-                found = {
-                    each.name: ElementDecoder(each).texts(_elements(sock, family, table, each.name))
-                    for each in named
-                    if not each.of_packets
+            found: dict[str, dict[str, str]] = {}
+            unreadable: dict[str, str] = {}
+            for each in named if elements else ():
+                if each.of_packets:
+                    continue
+                try:
+                    decoder = ElementDecoder(each)
+                    found[each.name] = decoder.texts(_elements(sock, family, table, each.name))
+                except UndecodableError as error:
+                    unreadable[each.name] = str(error)
+            inner = None
+            if portable:
+                inner = {
+                    each.name: b"".join(sorted(_listed(_elements(sock, family, table, each.name))))
+                    for each in declared
+                    if each.of_rules
                 }
-            return Reading(_chains(sock, family, table), frozenset(map(str, named)), found)
+            return Reading(
+                _chains(sock, family, table, inner),
+                frozenset(map(str, named)),
+                found if elements else None,
+                unreadable,
+            )
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -59,8 +75,8 @@ def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
     """
     with _socket() as sock:
         try:
-            answer = sock.ask(_SUBSYSTEM << 8 | _GET_SET, 0, _request(family, table, name))[0]
-            declared = declaration(attributes(answer[_NFGENMSG.size :]))
+            answer = sock.ask(SUBSYSTEM << 8 | _GET_SET, 0, _request(family, table, name))[0]
+            declared = declaration(attributes(answer[NFGENMSG.size :]))
             return ElementDecoder(declared).counts(_elements(sock, family, table, name))
         except OSError as error:
             if error.errno == errno.ENOENT:
@@ -69,12 +85,24 @@ def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
 
 
 def _elements(sock: NetlinkSocket, family: Family, table: str, name: str) -> Iterator[bytes]:
-    for answer in sock.dump(_SUBSYSTEM << 8 | _GET_ELEMENTS, _request(family, table, name)):
-        yield answer[_NFGENMSG.size :]
+    for answer in sock.dump(SUBSYSTEM << 8 | _GET_ELEMENTS, _request(family, table, name)):
+        yield answer[NFGENMSG.size :]
 
 
-def _chains(sock: NetlinkSocket, family: Family, table: str) -> dict[str, tuple[str, ...]]:
-    """See Reading.chains. The kernel lists chains of all tables of a family, and rules of one."""
+def _listed(messages: Iterable[bytes]) -> Iterator[bytes]:
+    """The elements of messages' attributes, as they are."""
+    for message in messages:
+        for _, element in every_attribute(attributes(message).get(_LIST_ELEMENTS, b"")):
+            yield element
+
+
+def _chains(
+    sock: NetlinkSocket, family: Family, table: str, inner: Mapping[str, bytes] | None
+) -> dict[str, tuple[str, ...]]:
+    """See Reading.chains; portable if the contents of the sets within rules are given, by the kernel's names.
+
+    The kernel lists chains of all tables of a family, and rules of one.
+    """
     lines: dict[str, list[str]] = {}
     for held in _of_table(sock, _GET_CHAIN, family, table):
         lines[text(held[_CHAIN_NAME])] = []
@@ -83,21 +111,34 @@ def _chains(sock: NetlinkSocket, family: Family, table: str) -> dict[str, tuple[
             lines[text(held[_CHAIN_NAME])].append(f"type {kind} hook {hook.hex()} policy {policy}")
     for held in _of_table(sock, _GET_RULE, family, table):
         # A set within a rule cannot change as long as the rule is there, and no other rule gets its handle.
-        content = held.get(_RULE_EXPRESSIONS, b"") + held.get(_RULE_COMMENT, b"")
-        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
-        lines[text(held[_RULE_CHAIN])].append(f"{int.from_bytes(held[_RULE_HANDLE], 'big')} {digest}")
+        content = held.get(_RULE_EXPRESSIONS, b"")
+        handle = f"{int.from_bytes(held[_RULE_HANDLE], 'big')} "
+        if inner is not None:
+            content, handle = b"".join(_without_names(content, inner)), ""
+        digest = hashlib.blake2b(content + held.get(_RULE_COMMENT, b""), digest_size=12).hexdigest()
+        lines[text(held[_RULE_CHAIN])].append(f"{handle}{digest}")
     return {name: tuple(rules) for name, rules in lines.items()}
 
 
+def _without_names(expressions: bytes, inner: Mapping[str, bytes]) -> Iterator[bytes]:
+    """A rule's content with the contents of its own sets in the place of their names, which differ by table."""
+    for _, expression in every_attribute(expressions):
+        held = attributes(expression)
+        yield held[_EXPRESSION_NAME]
+        for kind, value in every_attribute(held.get(_EXPRESSION_DATA, b"")):
+            yield struct.pack("=H", kind)
+            yield inner.get(text(value), value) if kind == _LOOKUP_SET else value
+
+
 def _of_table(sock: NetlinkSocket, kind: int, family: Family, table: str) -> Iterator[dict[int, bytes]]:
-    for answer in sock.dump(_SUBSYSTEM << 8 | kind, _request(family, table)):
-        held = attributes(answer[_NFGENMSG.size :])
+    for answer in sock.dump(SUBSYSTEM << 8 | kind, _request(family, table)):
+        held = attributes(answer[NFGENMSG.size :])
         if text(held[_TABLE]) == table:
             yield held
 
 
 def _request(family: Family, table: str, name: str = "") -> bytes:
-    body = _NFGENMSG.pack(_FAMILIES[family], 0, 0) + attribute(_TABLE, table.encode() + b"\0")
+    body = NFGENMSG.pack(FAMILY_NUMBERS[family], 0, 0) + attribute(_TABLE, table.encode() + b"\0")
     return body + attribute(_SET, name.encode() + b"\0") if name else body
 
 

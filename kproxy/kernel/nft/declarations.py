@@ -1,0 +1,160 @@
+"""Declarations of maps and sets, from nft's words to the attributes of the message that makes them.
+
+The types of keys and values, and what is kept beside a set for nft to print it by, are as nft 1.0.6 sends them,
+which later versions read as well.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import msgspec
+
+from kproxy.kernel.netlink.messages import attribute, nested
+from kproxy.kernel.nft import expressions as x
+from kproxy.kernel.nft.fields import (
+    BY_NAME,
+    VERDICT_BYTES,
+    VERDICT_TYPE,
+    Field,
+    total_length,
+    type_number,
+)
+from kproxy.kernel.nft.selectors import (
+    SELECTOR,
+    Selector,
+    bare_concatenation,
+    selector,
+    typeof,
+    userdata,
+    userdata_number,
+)
+
+ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, DYNAMIC, CONCATENATION = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x80
+"""enum nft_set_flags."""
+SET_TABLE, SET_NAME, SET_ID = 1, 2, 10
+_FLAGS, _KEY_TYPE, _KEY_LENGTH, _DATA_TYPE, _DATA_LENGTH = 3, 4, 5, 6, 7
+_DESCRIPTION, _USERDATA, _EXPRESSION = 9, 13, 17
+_SIZE, _CONCAT = 1, 2  # NFTA_SET_DESC_*
+_LIST_ELEMENT = 1
+_KEY_ORDER, _DATA_ORDER, _MERGE, _KEY_TYPEOF, _DATA_TYPEOF, _DATA_INTERVAL = 0, 1, 2, 3, 4, 6
+"""enum nftnl_udata_set_types."""
+_FLAG_WORDS = {"interval": INTERVAL, "timeout": TIMEOUT, "dynamic": DYNAMIC}
+
+
+class SetType(msgspec.Struct, frozen=True):
+    """A map or set as declared: what elements look like, and how it is made.
+
+    `data` is None of sets, and empty where the values are verdicts. `key_typeof` and `data_typeof` are as
+    selectors.typeof makes them. `size`: 0 if it has no bound.
+    """
+
+    key: tuple[Field, ...]
+    data: tuple[Field, ...] | None = None
+    flags: int = 0
+    size: int = 0
+    counter: bool = False
+    key_typeof: bytes = b""
+    data_typeof: bytes = b""
+
+    @property
+    def verdicts(self) -> bool:
+        """Whether the values are verdicts."""
+        return self.data == ()
+
+    @property
+    def ranges(self) -> bool:
+        """Whether a key is a concatenation with ranges."""
+        return bool(self.flags & INTERVAL)
+
+    def attributes(self) -> bytes:
+        """What the message about a new set says of it, but for its table, name and id."""
+        flags = self.flags | (MAP if self.data is not None else 0)
+        description = [x.number(_SIZE, self.size)] if self.size else []
+        if self.ranges and len(self.key) > 1:
+            flags |= CONCATENATION
+            lengths = (nested(_LIST_ELEMENT, x.number(1, field.size)) for field in self.key)
+            description.append(nested(_CONCAT, *lengths))
+        parts = [
+            x.number(_FLAGS, flags),
+            x.number(_KEY_TYPE, type_number(self.key)),
+            x.number(_KEY_LENGTH, total_length(self.key)),
+        ]
+        if self.data is not None:
+            parts.append(x.number(_DATA_TYPE, VERDICT_TYPE if self.verdicts else type_number(self.data)))
+            length = VERDICT_BYTES if self.verdicts else total_length(self.data)
+            parts.append(x.number(_DATA_LENGTH, length))
+        if description:
+            parts.append(nested(_DESCRIPTION, *description))
+        parts.append(attribute(_USERDATA, self._userdata()))
+        if self.counter:
+            parts.append(nested(_EXPRESSION, x.counter()))
+        return b"".join(parts)
+
+    def _userdata(self) -> bytes:
+        found = userdata_number(_KEY_ORDER, _order(self.key))
+        if self.data is not None:
+            found += userdata_number(_DATA_ORDER, _order(self.data))
+        if self.flags & ANONYMOUS and self.ranges:
+            found += userdata_number(_MERGE, 1)
+        if self.key_typeof:
+            found += userdata(_KEY_TYPEOF, self.key_typeof)
+        if self.data_typeof:
+            found += userdata(_DATA_TYPEOF, self.data_typeof)
+        if self.data is not None:
+            found += userdata_number(_DATA_INTERVAL, 0)
+        return found
+
+
+@functools.lru_cache(maxsize=64)
+def set_type(declaration: str) -> SetType:
+    """The type that nft's words between the braces of `add set` or `add map` declare.
+
+    Raises ValueError for words that kproxy does not use.
+    """
+    types, *others = (part.strip() for part in declaration.rstrip("; ").split(";"))
+    how, _, fields = types.partition(" ")
+    key, _, data = fields.partition(" : ")
+    parse = {"type": _by_type, "typeof": _by_typeof}.get(how)
+    if parse is None:
+        raise ValueError(f"not a declaration: {declaration}")
+    key_fields, key_typeof = parse(key)
+    data_fields, data_typeof = parse(data) if data and data != "verdict" else ((), b"")
+    flags = size = 0
+    for other in others:
+        word, _, value = other.partition(" ")
+        if word == "flags":
+            flags = functools.reduce(lambda a, b: a | b, (_FLAG_WORDS[each] for each in value.split(",")))
+        elif word == "size":
+            size = int(value)
+        elif other != "counter":
+            raise ValueError(f"not a declaration: {declaration}")
+    return SetType(
+        key_fields,
+        data_fields if data else None,
+        flags,
+        size,
+        "counter" in others,
+        key_typeof,
+        data_typeof,
+    )
+
+
+def _by_type(text: str) -> tuple[tuple[Field, ...], bytes]:
+    fields = tuple(BY_NAME[name] for name in text.split(" . "))
+    return fields, bare_concatenation() if len(fields) > 1 else b""
+
+
+def _by_typeof(text: str) -> tuple[tuple[Field, ...], bytes]:
+    selectors = [_selector(part) for part in text.split(" . ")]
+    return tuple(each.field for each in selectors), typeof([each.typeof for each in selectors])
+
+
+def _selector(text: str) -> Selector:
+    found = SELECTOR.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not a selector: {text}")
+    return selector(found)
+
+
+def _order(fields: Sequence[Field]) -> int:
+    return fields[0].order if len(fields) == 1 else 0

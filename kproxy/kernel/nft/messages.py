@@ -1,0 +1,172 @@
+"""A transaction as netlink messages, each with the command that it is a part of."""
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.kernel.netlink.messages import attribute, nested
+from kproxy.kernel.nft import elements as e
+from kproxy.kernel.nft import expressions as x
+from kproxy.kernel.nft.commands import (
+    AddChain,
+    AddContainer,
+    AddElements,
+    AddRule,
+    AddTable,
+    Command,
+    DeleteChain,
+    DeleteContainer,
+    DeleteElements,
+    DeleteTable,
+    FlushChain,
+    Transaction,
+    element_text,
+)
+from kproxy.kernel.nft.declarations import SET_ID, SET_NAME, SET_TABLE, set_type
+from kproxy.kernel.nft.rules import InnerSet, compile_rule
+
+SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_NEW_TABLE, _DELETE_TABLE = 0, 2
+_NEW_CHAIN, _DELETE_CHAIN = 3, 5
+_NEW_RULE, _DELETE_RULE = 6, 8
+_NEW_SET, _DELETE_SET = 9, 11
+_NEW_ELEMENTS, _DELETE_ELEMENTS = 12, 14
+"""enum nf_tables_msg_types."""
+_CREATE, _APPEND = 0x400, 0x800  # NLM_F_CREATE, NLM_F_APPEND
+_TABLE = 1  # of every kind of object
+_TABLE_FLAGS = 2
+_CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 3, 4, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_RULE_CHAIN, _RULE_EXPRESSIONS = 2, 4
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
+"""enum nf_inet_hooks."""
+NFGENMSG = struct.Struct("!BBH")
+_SHOWN = 120  # characters of a command in an error
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One message without its header: what the kernel is to do, flags, body, and the command that wants it.
+
+    `body` begins with the family and the table. `first` is the number of the command's element that the
+    message begins with, and `listed` how many bytes go before its list of elements.
+    """
+
+    kind: int
+    flags: int
+    body: bytes
+    command: Command
+    first: int = 0
+    listed: int = 0
+
+    def describe(self, table: str, offset: int | None) -> str:
+        """The command as text, shortened, or just the element of it that begins so many bytes into the body."""
+        command = self.command
+        number = None
+        if self.listed and offset is not None:
+            number = e.number_at(self.body[self.listed :], offset - self.listed)
+        if number is None:
+            line = command.line(table) if not self.listed else f"elements of {_container(command)}"
+        else:
+            line = f"element {_container(command)} {{ {_element(command, self.first + number)} }}"
+        return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+
+
+def encode(transaction: Transaction) -> list[Message]:
+    """The messages, in the order of the commands. Raises ValueError for text that is not understood."""
+    return list(_Encoder(transaction).messages(transaction.commands))
+
+
+class _Encoder:
+    """Encodes the commands of one transaction, whose new sets have numbers of their own."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._family: Family = transaction.family
+        self._head = NFGENMSG.pack(x.FAMILY_NUMBERS[transaction.family], 0, 0)
+        self._head += x.string(_TABLE, transaction.table)
+        self._ids = itertools.count(1)
+
+    def messages(self, commands: Sequence[Command]) -> Iterator[Message]:
+        """The messages of commands."""
+        for command in commands:
+            yield from self._messages(command)
+
+    def _messages(self, command: Command) -> Iterator[Message]:
+        match command:
+            case AddTable():
+                yield self._message(command, _NEW_TABLE, _CREATE, x.number(_TABLE_FLAGS, 0))
+            case DeleteTable():
+                yield self._message(command, _DELETE_TABLE, 0)
+            case AddContainer(name=name, declaration=declaration):
+                body = x.string(SET_NAME, name) + x.number(SET_ID, next(self._ids))
+                body += set_type(declaration).attributes()
+                yield self._message(command, _NEW_SET, _CREATE, body)
+            case DeleteContainer(name=name):
+                yield self._message(command, _DELETE_SET, 0, x.string(SET_NAME, name))
+            case AddChain(name=name, hook=hook):
+                body = x.string(_CHAIN_NAME, name) + (_hook(hook) if hook else b"")
+                yield self._message(command, _NEW_CHAIN, _CREATE, body)
+            case FlushChain(name=name):
+                yield self._message(command, _DELETE_RULE, 0, x.string(_RULE_CHAIN, name))
+            case DeleteChain(name=name):
+                yield self._message(command, _DELETE_CHAIN, 0, x.string(_CHAIN_NAME, name))
+            case AddRule():
+                yield from self._rule(command)
+            case AddElements(container=container, declaration=declaration):
+                encoded = e.encode(set_type(declaration), command.elements)
+                yield from self._elements(command, _NEW_ELEMENTS, _CREATE, container, encoded)
+            case DeleteElements(container=container, declaration=declaration):
+                encoded = e.encode_keys(set_type(declaration), command.keys)
+                yield from self._elements(command, _DELETE_ELEMENTS, 0, container, encoded)
+
+    def _message(self, command: Command, kind: int, flags: int, body: bytes = b"") -> Message:
+        return Message(kind, flags, self._head + body, command)
+
+    def _rule(self, command: AddRule) -> Iterator[Message]:
+        """The rule, after the sets that are part of it."""
+        rule = compile_rule(self._family, command.rule)
+        ids = []
+        for inner in rule.sets:
+            ids.append(next(self._ids))
+            yield from self._inner(command, inner, ids[-1])
+        body = x.string(_RULE_CHAIN, command.chain) + nested(_RULE_EXPRESSIONS, rule.with_ids(ids))
+        yield self._message(command, _NEW_RULE, _CREATE | _APPEND, body)
+
+    def _inner(self, command: AddRule, inner: InnerSet, number: int) -> Iterator[Message]:
+        declared = x.string(SET_NAME, inner.template) + x.number(SET_ID, number) + inner.kind.attributes()
+        yield self._message(command, _NEW_SET, _CREATE, declared)
+        body = x.string(e.LIST_SET, inner.template) + x.number(e.LIST_SET_ID, number)
+        for _, listed in e.pieces(inner.elements):
+            yield self._message(command, _NEW_ELEMENTS, _CREATE, body + listed)
+
+    def _elements(
+        self, command: Command, kind: int, flags: int, container: str, encoded: Sequence[bytes]
+    ) -> Iterator[Message]:
+        before = self._head + x.string(e.LIST_SET, container)
+        for first, listed in e.pieces(encoded):
+            yield Message(kind, flags, before + listed, command, first, len(before))
+
+
+def _hook(text: str) -> bytes:
+    """Where the kernel calls a chain, from e.g. `type nat hook output priority -100;`."""
+    words = text.rstrip(";").split()
+    if words[0::2] != ["type", "hook", "priority"]:
+        raise ValueError(f"not understood: {text!r}")
+    kind, hook, priority = words[1::2]
+    priority_number = struct.pack("!i", int(priority))
+    place = nested(
+        _CHAIN_HOOK, x.number(_HOOK_NUMBER, _HOOKS[hook]), attribute(_HOOK_PRIORITY, priority_number)
+    )
+    return place + x.string(_CHAIN_TYPE, kind)
+
+
+def _container(command: Command) -> str:
+    return command.container if isinstance(command, AddElements | DeleteElements) else ""
+
+
+def _element(command: Command, number: int) -> str:
+    if isinstance(command, AddElements):
+        return element_text(*next(itertools.islice(command.elements.items(), number, None)))
+    return command.keys[number] if isinstance(command, DeleteElements) else ""

@@ -1,0 +1,129 @@
+"""What a rule may look at, from nft's words to the expression that loads it.
+
+A selector is also what `typeof` declares maps and sets by: nft keeps it beside the set, in bytes that the kernel
+does not read, and prints keys by it. Their layout is that of libnftnl's include/udata.h and of the `build_udata`
+functions in nftables' src.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.kernel.nft import expressions as x
+from kproxy.kernel.nft.fields import INTEGER, IPV4, IPV6, PORT, PROTOCOL, Field
+
+SELECTOR = re.compile(
+    r"(?P<ip>ip6?) (?P<side>saddr|daddr)|meta (?P<meta>l4proto|mark)|(?P<port>th dport)|ct (?P<ct>state|status)"
+    r"|(?P<interface>iifname)|(?P<fib>fib saddr type)"
+    r"|numgen (?P<numgen>random|inc) mod (?P<mod>\d+)(?: offset (?P<offset>\d+))?"
+)
+
+MARK = Field(19, 4, 1, INTEGER.encode)
+INTERFACE = Field(41, 16, 1, lambda text: text.encode().ljust(16, b"\0"))
+BITS = Field(26, 4, 1, INTEGER.encode)
+"""Bit masks of connection tracking, and types of addresses: numbers in the machine's byte order."""
+
+_TYPEOF_EXPRESSION, _TYPEOF_DATA = 0, 1
+_PAYLOAD, _META, _CONCAT, _NUMGEN = 7, 9, 13, 23  # enum expr_types of nftables' include/expression.h
+_TRANSPORT = struct.pack("=BBI", 0, 4, 11) + struct.pack("=BBI", 1, 4, 2)
+_HEADERS = {  # protocol and template numbers, then offsets and lengths, of nftables' src/proto.c
+    ("ip", "saddr"): (12, 11, 12, 4),
+    ("ip", "daddr"): (12, 12, 16, 4),
+    ("ip6", "saddr"): (13, 8, 8, 16),
+    ("ip6", "daddr"): (13, 9, 24, 16),
+}
+_NUMGEN_NUMBERS = {"inc": 0, "random": 1}
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """What is loaded: its type, the expression by the register it goes to, and how `typeof` records it.
+
+    `words`: nft's own, without numbers.
+    """
+
+    words: str
+    field: Field
+    load: Callable[[int], bytes]
+    typeof: bytes = b""
+
+
+def selector(found: re.Match[str]) -> Selector:
+    """The selector that SELECTOR matched."""
+    words = found[0].partition(" mod ")[0]
+    if found["ip"]:
+        return _address(words, found["ip"], found["side"])
+    if found["port"]:
+        return Selector(
+            words,
+            PORT,
+            lambda register: x.payload(x.TRANSPORT_HEADER, 2, 2, register),
+            _typeof(_PAYLOAD, _TRANSPORT),
+        )
+    if found["numgen"]:
+        return _generator(words, found["numgen"], int(found["mod"]), int(found["offset"] or 0))
+    if found["meta"] == "l4proto":
+        data = userdata_number(0, x.META_L4PROTO)
+        return Selector(
+            words, PROTOCOL, lambda register: x.load_meta(x.META_L4PROTO, register), _typeof(_META, data)
+        )
+    if found["meta"]:
+        return Selector(words, MARK, lambda register: x.load_meta(x.META_MARK, register))
+    if found["interface"]:
+        return Selector(words, INTERFACE, lambda register: x.load_meta(x.META_IIFNAME, register))
+    if found["fib"]:
+        return Selector(words, BITS, lambda _: x.load_source_type())
+    key = x.CT_STATE if found["ct"] == "state" else x.CT_STATUS
+    return Selector(words, BITS, lambda _: x.load_ct(key))
+
+
+def _address(words: str, protocol: str, side: str) -> Selector:
+    kind, template, offset, length = _HEADERS[protocol, side]
+    data = userdata_number(0, kind) + userdata_number(1, template)
+    return Selector(
+        words,
+        IPV4 if protocol == "ip" else IPV6,
+        lambda register: x.payload(x.NETWORK_HEADER, offset, length, register),
+        _typeof(_PAYLOAD, data),
+    )
+
+
+def _generator(words: str, kind: str, modulus: int, start: int) -> Selector:
+    values = (_NUMGEN_NUMBERS[kind], modulus, start)
+    data = b"".join(userdata_number(place, value) for place, value in enumerate(values))
+    return Selector(
+        words, INTEGER, lambda register: x.numgen(kind, modulus, start, register), _typeof(_NUMGEN, data)
+    )
+
+
+def typeof(parts: Sequence[bytes]) -> bytes:
+    """How `typeof` records a selector, or several that are concatenated."""
+    if len(parts) == 1:
+        return parts[0]
+    return _typeof(_CONCAT, b"".join(userdata(place, part) for place, part in enumerate(parts)))
+
+
+def bare_concatenation() -> bytes:
+    """How nft records a concatenation that was declared by `type`: all versions read it, and go by the type."""
+    return _typeof(_CONCAT, b"")
+
+
+def userdata(kind: int, value: bytes) -> bytes:
+    """One attribute of user data, of at most 255 bytes."""
+    return struct.pack("=BB", kind, len(value)) + value
+
+
+def userdata_number(kind: int, value: int) -> bytes:
+    """An attribute of user data that holds a number, in the machine's byte order."""
+    return userdata(kind, struct.pack("=I", value))
+
+
+def address_family(word: str) -> Family:
+    """The family that nft calls `ip` or `ip6`."""
+    return Family.IPV4 if word == "ip" else Family.IPV6
+
+
+def _typeof(expression: int, data: bytes) -> bytes:
+    return userdata_number(_TYPEOF_EXPRESSION, expression) + userdata(_TYPEOF_DATA, data)
