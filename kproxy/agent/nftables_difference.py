@@ -1,7 +1,7 @@
 """What the next sync would change where nftables is the mode, or was.
 
-The whole table is made in a network namespace that ends with it, so that the same kernel prints the rules that
-stand and those that are wanted.
+The whole table is made in a network namespace that ends with it, so that the same kernel prints the rules
+that stand and those that are wanted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -11,12 +11,14 @@ from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.probe import probe
-from kproxy.kernel.nft.program import NftProgram, find_nft
+from kproxy.backends.nftables.script import Script
+from kproxy.kernel.nft.commands import DeleteTable, Transaction
+from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.testing.fake_nft import FakeNft, FakeTable
 from tests.backends.nftables_node import CONFIG, NftablesNode, with_config
 from tests.builders import endpoint, endpoint_slice, port, service
-from tests.kernel.namespace import fresh_network
+from tests.kernel.namespace import fresh_network, without_capabilities
 
 
 def web(name: str = "a", ip: str = "10.96.0.1", **fields: Any) -> dict[str, Any]:
@@ -379,13 +381,6 @@ def test_a_node_that_cannot_carry_the_mode_says_why() -> None:
         probe(fake, CONFIG)
 
 
-def _program() -> NftProgram:
-    found = find_nft()
-    if found is None:
-        pytest.skip("nft is not installed")
-    return found
-
-
 @pytest.mark.parametrize("family", list(Family))
 def test_the_kernel_holds_what_was_written_and_a_restart_changes_no_element(family: Family) -> None:
     _over_the_kernel(family)
@@ -405,7 +400,7 @@ def _over_the_kernel(family: Family) -> None:
     def ip(number: int, of: str = "96") -> str:
         return f"fd00:{of}::{number:x}" if six else f"10.{of}.0.{number}"
 
-    nft = _program()
+    nft = NetlinkNft()
     node = NftablesNode(config, nft)
     ranges = (
         ["fd00:7::/48", "fd00:7:0:1::/64", "fd00:8::1/128"] if six else ["198.18.0.0/15", "198.18.1.9/32"]
@@ -445,21 +440,32 @@ def _over_the_kernel(family: Family) -> None:
 
 @fresh_network
 def test_what_the_kernel_refuses_is_told_from_what_is_missing() -> None:
-    nft = _program()
-    assert nft.version() >= (1, 0, 0)
-    assert nft.listing(Family.IPV4, "kproxy") is None
-    with pytest.raises(NftError, match="No such file") as caught:
-        nft.run("add table ip kproxy\nadd element ip kproxy services { 1.2.3.4 }\n")
-    assert caught.value.kind is NftFailure.REFUSED
-    assert nft.listing(Family.IPV4, "kproxy") is None
+    nft = NetlinkNft()
+    script = Script(CONFIG)
+    script.declare(CONFIG)
+    script.add_elements("cluster-ips", {"10.0.0.1": ""})
+    wrong = Script(CONFIG)
+    wrong.declare(CONFIG)
+    wrong.add_elements(
+        "services", {f"10.0.0.{n} . 6 . 80": "drop" if n != 7 else "goto nowhere" for n in range(9)}
+    )
     with pytest.raises(NftError) as caught:
-        NftProgram("/nowhere/nft").run("")
+        nft.commit(wrong.transaction())
+    assert caught.value.kind is NftFailure.REFUSED
+    assert caught.value.message == (
+        "element ip kproxy services { 10.0.0.7 . 6 . 80 : goto nowhere }: No such file or directory"
+    )
+    assert nft.reading(Family.IPV4, "kproxy") is None
+    without_capabilities()
+    with pytest.raises(NftError) as caught:
+        nft.commit(script.transaction())
     assert caught.value.kind is NftFailure.MISSING
+    assert "Operation not permitted" in caught.value.message
 
 
 @fresh_network
 def test_both_families_share_one_watch() -> None:
-    nft = _program()
+    nft = NetlinkNft()
     watch = ChangeWatch(nft.stamp)
     backends = [
         NftablesBackend(with_config(family=family, node_addresses=(), local_traffic=None), nft, watch)
@@ -469,11 +475,11 @@ def test_both_families_share_one_watch() -> None:
         assert backend.sync().error is None
     for backend in backends:
         assert backend.check() == ()
-    nft.run("delete table ip kproxy\n")
+    nft.commit(Transaction(Family.IPV4, "kproxy", [DeleteTable()]))
     assert [str(drift) for drift in backends[0].check()] == ["table kproxy is not there"]
     assert backends[1].check() == ()
     assert backends[0].sync().error is None
-    assert nft.listing(Family.IPV4, "kproxy") is not None
+    assert nft.reading(Family.IPV4, "kproxy") is not None
 
 
 def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:

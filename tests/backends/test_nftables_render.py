@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import base_chains, fixed_chains
-from kproxy.backends.nftables.listing import read_chains, read_containers, read_elements
 from kproxy.backends.nftables.render import MAX_SLOTS, canonical, render_service, slots
 from kproxy.cli.main import main
 from tests.backends.nftables_node import CONFIG, with_config
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 from tests.kernel.namespace import fresh_network
+from tests.kernel.nft_oracle import listing, read_chains, read_containers, read_elements, write
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 ONE_NODE = with_config(node_addresses=("192.168.0.2",))
@@ -335,11 +334,9 @@ def _through_the_kernel(family: Family) -> None:
     result = CliRunner().invoke(main, ["render", *flags])
     assert result.exit_code == 0, result.output
     printed = result.stdout
-    subprocess.run(["nft", "-f", "-"], input=printed, text=True, check=True)
+    write(printed)
     table = f"{'ip6' if family is Family.IPV6 else 'ip'} kproxy"
-    listed = subprocess.run(
-        ["nft", "-nn", "-s", f"list table {table}"], capture_output=True, text=True, check=True
-    ).stdout
+    listed = listing(family)
     wanted = [line for line in printed.splitlines() if line.startswith("add element ")]
     found = [
         f"add element {table} {container} {{ {key}{f' : {value}' if value else ''} }}"

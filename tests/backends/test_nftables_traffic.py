@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
 from kproxy.backends.base import PortTraffic
 from kproxy.backends.nftables.traffic import port_of
-from kproxy.kernel.nft.program import find_nft
+from kproxy.kernel.nft.netlink import NetlinkNft
 from tests.backends.nftables_node import CONFIG, NftablesNode
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
+from tests.kernel import nft_oracle
 from tests.kernel.namespace import fresh_network
 
 PORTS = [port(80, "web", nodePort=30080), port(53, None, "UDP", nodePort=30053)]
@@ -150,17 +150,14 @@ def test_nft_lists_the_counts_as_they_are_read() -> None:
 
 @fresh_network
 def _counted_in_the_kernel() -> None:
-    nft = find_nft()
-    assert nft is not None
+    nft = NetlinkNft()
     node = NftablesNode(nft=nft)
     node.put(*OBJECTS)
     node.done()
     names = {"ns1/svc1:web TCP": 0, "ns1/svc1 UDP": 0}
     assert packets(node) == names
-    listed = subprocess.run(
-        ["nft", "-j", "list", "map", "ip", "kproxy", "services"], capture_output=True, text=True, check=True
-    )
-    elements = next(each["map"] for each in json.loads(listed.stdout)["nftables"] if "map" in each)["elem"]
+    listed = nft_oracle.nft("-j", "list", "map", "ip", "kproxy", "services")
+    elements = next(each["map"] for each in json.loads(listed)["nftables"] if "map" in each)["elem"]
     assert len(elements) == 10
     assert all(key["elem"]["counter"] == {"packets": 0, "bytes": 0} for key, _ in elements)
     assert node.backend.check(thorough=True) == ()

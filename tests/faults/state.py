@@ -3,9 +3,9 @@
 import json
 import re
 
-from kproxy.backends.nftables.listing import read_chains, read_containers, read_elements
 from kproxy.testing import fresh
 from kproxy.testing.lab import Namespace
+from tests.kernel.nft_oracle import read_chains, read_containers, read_elements
 from tests.packets.modes import Capability, Mode
 from tests.packets.objects import FAMILIES, FAMILY_NAMES
 

@@ -62,3 +62,11 @@ def kernel_sets() -> NetlinkIpset:
     except IpsetUnavailable as error:
         pytest.skip(str(error))
     return ipset
+
+
+def without_capabilities() -> None:
+    """Take all capabilities from the calling thread, and from no other."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    nothing = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capset(header, nothing) == 0, os.strerror(ctypes.get_errno())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -15,16 +14,17 @@ from kproxy.addresses import Family
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import pick
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.listing import contents_of, read_chains, read_containers, read_elements
+from kproxy.backends.nftables.drift import is_whole
+from kproxy.backends.nftables.listing import contents_of
 from kproxy.backends.nftables.render import canonical
 from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft import dump
-from kproxy.kernel.nft.decoding import UndecodableError
-from kproxy.kernel.nft.program import NftProgram, find_nft
+from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import Stamp
 from tests.backends.strategies import SETTINGS
 from tests.kernel.namespace import fresh_network
+from tests.kernel.nft_oracle import listing, nft, read_chains, read_containers, read_elements, write
 
 NUMBERED = 3
 VERDICTS = ("drop", "accept", "return", "continue", "goto all-3", "jump here-3", f"goto {'n' * 127}")
@@ -79,7 +79,7 @@ def tables(draw: st.DrawFn) -> tuple[Family, dict[str, dict[str, str]]]:
     return family, drawn
 
 
-def _write(nft: NftProgram, family: Family, elements: dict[str, dict[str, str]]) -> None:
+def _write(family: Family, elements: dict[str, dict[str, str]]) -> None:
     config = NftablesConfig(family)
     script = Script(config)
     script.remove_table()
@@ -88,13 +88,7 @@ def _write(nft: NftProgram, family: Family, elements: dict[str, dict[str, str]])
     script.chains(dict([pick(family, NUMBERED), pick(family, NUMBERED, local=True), ("n" * 127, ())]))
     for name, content in elements.items():
         script.add_elements(name, content)
-    nft.run(str(script))
-
-
-def _program() -> NftProgram:
-    nft = find_nft()
-    assert nft is not None
-    return nft
+    write(str(script))
 
 
 def _text(value: Any) -> str:
@@ -117,10 +111,7 @@ def _text(value: Any) -> str:
 
 def _by_json(family: Family) -> dict[str, dict[str, str]]:
     kind = NftablesConfig(family).ip
-    command = ["nft", "-j", "-nn", "list", "table", kind, names.TABLE]
-    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)[
-        "nftables"
-    ]
+    listed = json.loads(nft("-j", "-nn", "list", "table", kind, names.TABLE))["nftables"]
     found = {}
     for each in listed:
         if "map" in each:
@@ -132,16 +123,15 @@ def _by_json(family: Family) -> dict[str, dict[str, str]]:
 
 @fresh_network
 def test_any_table_is_read_as_nft_lists_it() -> None:
-    nft = _program()
+    kernel = NetlinkNft()
 
     @given(tables())
     @settings(SETTINGS, max_examples=60)
     def compare(drawn: tuple[Family, dict[str, dict[str, str]]]) -> None:
         family, elements = drawn
-        _write(nft, family, elements)
-        reading, listed = nft.reading(family, names.TABLE), nft.listing(family, names.TABLE)
+        _write(family, elements)
+        reading, listed = kernel.reading(family, names.TABLE), listing(family)
         assert reading is not None
-        assert listed is not None
         assert reading.elements is not None
         found = contents_of(reading)
         assert found == {name: content for name, content in elements.items() if content}
@@ -171,7 +161,7 @@ def _many(family: Family) -> None:
         },
         names.SOURCE_RANGES: {f"{key} . {key.split()[0]}": "" for key in asked},
     }
-    _write(_program(), family, elements)
+    _write(family, elements)
     reading = dump.reading(family, names.TABLE, elements=True)
     assert reading is not None
     found = reading.elements or {}
@@ -187,9 +177,6 @@ FOREIGN = [
         "set quotas { type ipv4_addr; quota over 1 bytes; elements = { 1.2.3.4 } }", id="expression"
     ),
     pytest.param(
-        'set noted { type ipv4_addr; elements = { 1.2.3.4 comment "a : b" } }', id="comment of an element"
-    ),
-    pytest.param(
         "set spans { type ipv4_addr . inet_service; flags interval; elements = { 1.2.3.4 . 80-90 } }",
         id="range of ports",
     ),
@@ -197,31 +184,47 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("declared", FOREIGN)
-def test_what_only_nft_knows_is_left_to_it(declared: str) -> None:
+def test_what_is_not_understood_is_named_and_the_rest_is_read(declared: str) -> None:
     _foreign(declared)
 
 
 @fresh_network
 def _foreign(declared: str) -> None:
-    nft = _program()
-    _write(nft, Family.IPV4, {names.CLUSTER_IPS: {"10.0.0.1": ""}})
-    nft.run(f"table ip {names.TABLE} {{ {declared}; }}\n")
+    _write(Family.IPV4, {names.CLUSTER_IPS: {"10.0.0.1": ""}})
+    write(f"table ip {names.TABLE} {{ {declared}; }}\n")
     name = declared.split()[1]
-    with pytest.raises(UndecodableError, match=name):
-        dump.reading(Family.IPV4, names.TABLE, elements=True)
-    reading, listed = nft.reading(Family.IPV4, names.TABLE), nft.listing(Family.IPV4, names.TABLE)
+    reading = NetlinkNft().reading(Family.IPV4, names.TABLE)
     assert reading is not None
-    assert reading.elements is None
-    assert listed is not None
-    assert contents_of(reading) == read_elements(listed)
-    assert {name, names.CLUSTER_IPS} == contents_of(reading).keys()
+    assert list(reading.unreadable) == [name]
+    assert name in reading.unreadable[name]
+    assert contents_of(reading) == {names.CLUSTER_IPS: {"10.0.0.1": ""}}
+    assert is_whole(Family.IPV4, reading)
+
+
+@fresh_network
+def test_elements_with_comments_of_others_are_read_by_their_keys() -> None:
+    _write(Family.IPV6, {names.CLUSTER_IPS: {"fd00::1": ""}, names.SERVICES: {"fd00::1 . 6 . 80": "drop"}})
+    table = f"ip6 {names.TABLE}"
+    write(
+        f'add element {table} {names.CLUSTER_IPS} {{ fd00::2 comment "a : b" }}\n'
+        f'add element {table} {names.SERVICES} {{ fd00::2 . 6 . 80 comment "x" : goto all-3 }}\n'
+        f'add element {table} {names.ENDPOINT_0} {{ fd00::2 . 6 . 80 comment "x" : fd01::1 . 8 }}\n'
+        f'add element {table} {names.SOURCE_RANGES} {{ fd00::2 . 6 . 80 . fd03::/16 comment "y" }}\n'
+    )
+    reading = NetlinkNft().reading(Family.IPV6, names.TABLE)
+    assert reading is not None
+    assert contents_of(reading) == {
+        names.CLUSTER_IPS: {"fd00::1": "", "fd00::2": ""},
+        names.SERVICES: {"fd00::1 . 6 . 80": "drop", "fd00::2 . 6 . 80": "goto all-3"},
+        names.ENDPOINT_0: {"fd00::2 . 6 . 80": "fd01::1 . 8"},
+        names.SOURCE_RANGES: {"fd00::2 . 6 . 80 . fd03::/16": ""},
+    }
 
 
 @fresh_network
 def test_what_packets_fill_is_not_read() -> None:
-    nft = _program()
-    _write(nft, Family.IPV4, {})
-    nft.run(f"add element ip {names.TABLE} {names.AFFINITY} {{ 10.1.0.1 . 7 timeout 1h }}\n")
+    _write(Family.IPV4, {})
+    write(f"add element ip {names.TABLE} {names.AFFINITY} {{ 10.1.0.1 . 7 timeout 1h }}\n")
     reading = dump.reading(Family.IPV4, names.TABLE, elements=True)
     assert reading is not None
     assert reading.elements is not None
@@ -232,7 +235,7 @@ def test_what_packets_fill_is_not_read() -> None:
 
 @fresh_network
 def test_counters_are_read_as_nft_lists_them() -> None:
-    nft = _program()
+    kernel = NetlinkNft()
     declaration = names.declarations(Family.IPV4)[f"map {names.SERVICES}"]
     elements = (
         "10.0.0.1 . 6 . 80 counter packets 7 bytes 420 : drop, "
@@ -243,29 +246,29 @@ def test_counters_are_read_as_nft_lists_them() -> None:
         "10.0.0.2 . 17 . 53": (2**40, 2**63),
         "10.0.0.3 . 6 . 80": (0, 0),
     }
-    nft.run(f"table ip kproxy {{ map services {{ {declaration} elements = {{ {elements} }}; }}; }}\n")
+    write(f"table ip kproxy {{ map services {{ {declaration} elements = {{ {elements} }}; }}; }}\n")
     assert dump.counts(Family.IPV4, "kproxy", "services") == counts
-    assert nft.counts(Family.IPV4, "kproxy", "services") == counts
-    nft.run(
+    assert kernel.counts(Family.IPV4, "kproxy", "services") == counts
+    write(
         'add element ip kproxy services { 10.0.0.4 . 6 . 80 counter packets 1 bytes 9 comment "x" : drop }\n'
     )
-    assert nft.counts(Family.IPV4, "kproxy", "services") == {**counts, "10.0.0.4 . 6 . 80": (1, 9)}
-    assert nft.counts(Family.IPV4, "kproxy", "none") is None
-    assert nft.counts(Family.IPV4, "other", "services") is None
+    assert kernel.counts(Family.IPV4, "kproxy", "services") == {**counts, "10.0.0.4 . 6 . 80": (1, 9)}
+    assert kernel.counts(Family.IPV4, "kproxy", "none") is None
+    assert kernel.counts(Family.IPV4, "other", "services") is None
 
 
 @fresh_network
 def test_a_table_that_is_not_there_is_none_and_an_empty_one_is_empty() -> None:
-    nft = _program()
-    assert nft.reading(Family.IPV4, names.TABLE) is None
-    nft.run(f"add table ip {names.TABLE}\n")
-    assert nft.reading(Family.IPV6, names.TABLE) is None
-    reading = nft.reading(Family.IPV4, names.TABLE)
+    kernel = NetlinkNft()
+    assert kernel.reading(Family.IPV4, names.TABLE) is None
+    write(f"add table ip {names.TABLE}\n")
+    assert kernel.reading(Family.IPV6, names.TABLE) is None
+    reading = kernel.reading(Family.IPV4, names.TABLE)
     assert reading is not None
     assert reading == Reading({}, frozenset(), {})
 
 
-class _Disturbed(NftProgram):
+class _Disturbed(NetlinkNft):
     """Somebody commits something during each of the next `times` readings."""
 
     times = 0
@@ -274,21 +277,21 @@ class _Disturbed(NftProgram):
         found = super().stamp()
         if self.times:
             self.times -= 1
-            self.run(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")
+            write(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")
         return found
 
 
 @fresh_network
 def test_what_changes_while_it_is_read_is_read_again_within_bounds() -> None:
-    nft = _Disturbed(_program().path)
-    _write(nft, Family.IPV4, {})
-    nft.times = 3
-    reading = nft.reading(Family.IPV4, names.TABLE)
+    kernel = _Disturbed()
+    _write(Family.IPV4, {})
+    kernel.times = 3
+    reading = kernel.reading(Family.IPV4, names.TABLE)
     assert reading is not None
     assert contents_of(reading) == {names.CLUSTER_IPS: {f"10.0.1.{number}": "" for number in range(3)}}
-    nft.times = 100
+    kernel.times = 100
     with pytest.raises(NftError, match="kept changing") as caught:
-        nft.reading(Family.IPV4, names.TABLE)
+        kernel.reading(Family.IPV4, names.TABLE)
     assert caught.value.kind is NftFailure.INTERRUPTED
 
 
@@ -312,21 +315,21 @@ def test_another_rule_makes_other_lines(change: str) -> None:
 
 @fresh_network
 def _changed(change: str) -> None:
-    nft = _program()
+    kernel = NetlinkNft()
     hook = "type filter hook input priority 0;"
-    nft.run(
+    write(
         f"table ip kproxy {{ chain c {{ {hook} ip daddr {{ 10.0.0.1, 10.0.0.2 }} drop; }}; }}\n"
         f"table ip kproxy {{ chain d {{ drop; }}; }}\n"
         f"table ip other {{ chain c {{ {hook} accept; }}; chain e {{ accept; }}; }}\n"
     )
-    before = nft.reading(Family.IPV4, "kproxy", elements=False)
+    before = kernel.reading(Family.IPV4, "kproxy", elements=False)
     assert before is not None
     assert before.elements is None
     assert {name: len(rules) for name, rules in before.chains.items()} == {"c": 2, "d": 1}
     assert before.chains["c"][0].startswith("type filter ")
-    nft.run("add rule ip other c drop\nadd table ip6 kproxy\n")
-    assert nft.reading(Family.IPV4, "kproxy", elements=False) == before
-    nft.run(change.format(handle=before.chains["c"][1].split()[0]) + "\n")
-    after = nft.reading(Family.IPV4, "kproxy", elements=False)
+    write("add rule ip other c drop\nadd table ip6 kproxy\n")
+    assert kernel.reading(Family.IPV4, "kproxy", elements=False) == before
+    write(change.format(handle=before.chains["c"][1].split()[0]) + "\n")
+    after = kernel.reading(Family.IPV4, "kproxy", elements=False)
     assert after is not None
     assert {name for name in before.chains if after.chains[name] != before.chains[name]} == {"c"}

@@ -1,7 +1,7 @@
 """What a reading of the table holds, as kproxy writes it.
 
-Elements are compared as text: their form has no freedom once protocols and ports are numbers. Rules are not, for
-the kernel prints them in another form than they were written; they are compared with an earlier reading.
+Elements are compared as text: their form has no freedom once protocols and ports are numbers. Rules are not,
+for the kernel prints them in another form than they were written; they are compared with an earlier reading.
 """
 
 from kproxy.backends.nftables.ledger import Contents, no_contents

@@ -1,19 +1,17 @@
 """Send one transaction to the kernel, and find out what became of it.
 
-The kernel works on a batch while it is sent: it commits all of it or nothing, and every answer is in the receive
-queue when the call returns (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c). It reports each message that it
-refuses, by sequence number, and acknowledges the last message, which asks for that, after the commit. An error of
-the commit itself carries the number of the message that begins the batch. So whatever is missing from the queue
-stays unknown, and there is nothing to wait for.
+The kernel works on a batch while it is sent: it commits all of it or nothing, and every answer is in the
+receive queue when the call returns (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c). It reports each
+message that it refuses, by sequence number, and acknowledges the last message, which asks for that, after the
+commit. An error of the commit itself carries the number of the message that begins the batch. So an answer
+that is not in the queue does not come, and the outcome is unknown.
 """
 
-import contextlib
 import errno
 import os
 import socket
-import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -23,25 +21,16 @@ from kproxy.kernel.netlink.messages import (
     NLM_F_REQUEST,
     NLMSG_ERROR,
     attributes,
-    each_message,
     error_code,
 )
 from kproxy.kernel.netlink.messages import message as pack
+from kproxy.kernel.nft.connection import Connection
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM, Message
 from kproxy.kernel.nft.types import NftError, NftFailure
 
-_NETLINK_NETFILTER = 12
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
-_BEGIN = 1
-"""The sequence number of the message that begins a batch; its messages follow."""
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 10, 11
-_SO_SNDBUFFORCE = 32
-_SEND_OVERHEAD = 4096
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _ERROR_TEXT, _ERROR_OFFSET = 1, 2  # enum nlmsgerr_attrs
-_RECEIVE_BYTES = 1 << 16
-_SEND_SECONDS = struct.Struct("@ll").pack(10, 0)
 
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 _ABSENT = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
@@ -67,7 +56,7 @@ class _Answer(msgspec.Struct, frozen=True):
     offset: int | None = None
 
 
-def commit(messages: Sequence[Message], target: str) -> None:
+def commit(connection: Connection, messages: Sequence[Message], target: str) -> None:
     """Have the kernel carry out all messages, or none of them, in the calling thread's network namespace.
 
     `target` is the family and name of their table. Raises NftError, which names the message that was refused,
@@ -75,66 +64,38 @@ def commit(messages: Sequence[Message], target: str) -> None:
     """
     if not messages:
         return
-    data = _batch(messages)
+    begin = last = 0
+    data = b""
+
+    def encode(first: int) -> bytes:
+        nonlocal begin, last, data
+        begin, last = first, first + len(messages)
+        data = _batch(messages, first)
+        return data
+
     try:
-        with _socket(len(data)) as sock:
-            sock.sendto(data, (0, 0))
-            answers = _answers(sock)
+        received = connection.exchange(len(messages) + 2, encode)
     except OSError as error:
         raise _not_sent(error, len(data)) from error
+    answers = [_answer(*each[1:]) for each in received if each[0] == NLMSG_ERROR]
     refused = next((answer for answer in answers if answer.code), None)
     if refused is not None:
-        raise _refusal(refused, messages, target)
-    last = _BEGIN + len(messages)
+        raise _refusal(refused, refused.sequence - begin - 1, messages, target)
     if not any(answer.sequence == last for answer in answers):
         raise NftError(NftFailure.INTERRUPTED, f"table {target}: the kernel's answer was lost")
 
 
-def _batch(messages: Sequence[Message]) -> bytes:
+def _batch(messages: Sequence[Message], begin: int) -> bytes:
     bound = NFGENMSG.pack(socket.AF_UNSPEC, 0, SUBSYSTEM)
-    parts = [pack(_BATCH_BEGIN, NLM_F_REQUEST, _BEGIN, bound)]
+    parts = [pack(_BATCH_BEGIN, NLM_F_REQUEST, begin, bound)]
     last = len(messages)
     for number, each in enumerate(messages, 1):
         flags = each.flags | NLM_F_REQUEST | (NLM_F_ACK if number == last else 0)
         kind = SUBSYSTEM << 8 | each.kind
-        parts.append(HEADER.pack(HEADER.size + len(each.body), kind, flags, _BEGIN + number, 0))
+        parts.append(HEADER.pack(HEADER.size + len(each.body), kind, flags, begin + number, 0))
         parts.append(each.body)
-    parts.append(pack(_BATCH_END, NLM_F_REQUEST, _BEGIN + last + 1, bound))
+    parts.append(pack(_BATCH_END, NLM_F_REQUEST, begin + last + 1, bound))
     return b"".join(parts)
-
-
-@contextlib.contextmanager
-def _socket(size: int) -> Iterator[socket.socket]:
-    """A socket that sends so many bytes at once; for one transaction, because it belongs to a namespace."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_SECONDS)
-        # Without the privilege the buffer is smaller, without the options acknowledgements say less.
-        for level, option, value in (
-            (socket.SOL_SOCKET, socket.SO_SNDBUF, size + _SEND_OVERHEAD),
-            (socket.SOL_SOCKET, _SO_SNDBUFFORCE, size + _SEND_OVERHEAD),
-            (_SOL_NETLINK, _NETLINK_CAP_ACK, 1),
-            (_SOL_NETLINK, _NETLINK_EXT_ACK, 1),
-        ):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(level, option, value)
-        yield sock
-
-
-def _answers(sock: socket.socket) -> list[_Answer]:
-    """All that is in the receive queue. Answers that were lost are not there."""
-    found: list[_Answer] = []
-    while True:
-        try:
-            received = sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return found
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:  # said once; what did arrive is in the queue
-                continue
-            raise
-        for kind, flags, sequence, content in each_message(received):
-            if kind == NLMSG_ERROR:
-                found.append(_answer(flags, sequence, content))
 
 
 def _answer(flags: int, sequence: int, content: bytes) -> _Answer:
@@ -154,9 +115,8 @@ def _answer(flags: int, sequence: int, content: bytes) -> _Answer:
     )
 
 
-def _refusal(answer: _Answer, messages: Sequence[Message], target: str) -> NftError:
+def _refusal(answer: _Answer, number: int, messages: Sequence[Message], target: str) -> NftError:
     reason = os.strerror(answer.code) + (f" ({answer.text})" if answer.text else "")
-    number = answer.sequence - _BEGIN - 1
     if answer.code in _FORBIDDEN:
         return NftError(NftFailure.MISSING, f"table {target}: {reason}")
     if not 0 <= number < len(messages):

@@ -1,6 +1,7 @@
 """One transaction on one table, as commands: what is written over netlink, and what `nft -f` reads as text.
 
-Rules and declarations are text in nft's language, of which rules.py and declarations.py know what kproxy uses.
+Rules and declarations are text in nft's language, of which rules.py and declarations.py know what kproxy
+uses.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Declarations of maps and sets, from nft's words to the attributes of the message that makes them.
 
-The types of keys and values, and what is kept beside a set for nft to print it by, are as nft 1.0.6 sends them,
-which later versions read as well.
+The types of keys and values, and what is kept beside a set for nft to print it by, are as nft 1.0.6 sends
+them, which later versions read as well.
 """
 
 import functools

@@ -1,8 +1,9 @@
 """What the kernel answers about maps, sets and their elements, as text in nft's own words.
 
 Ten thousand services are a hundred thousand elements, so they are taken apart by what runs in C: a regular
-expression that spells out every byte of an element, and `struct` on what it captured. Elements of another shape,
-such as with a comment of others, are taken apart one by one. Types that are not known here are an error.
+expression that spells out every byte of an element, and `struct` on what it captured. Elements of another
+shape, such as with a comment of others, are taken apart one by one. Types that are not known here are an
+error.
 
 Layouts are those of the kernel's include/uapi/linux/netfilter/nf_tables.h, in the order of its function
 nf_tables_fill_setelem; the numbers of data types are those of nftables' include/datatype.h.

@@ -121,7 +121,7 @@ def _chains(
 
 
 def _without_names(expressions: bytes, inner: Mapping[str, bytes]) -> Iterator[bytes]:
-    """A rule's content with the contents of its own sets in the place of their names, which differ by table."""
+    """A rule's content, with the contents of its own sets instead of their names, which differ by table."""
     for _, expression in every_attribute(expressions):
         held = attributes(expression)
         yield held[_EXPRESSION_NAME]

@@ -1,7 +1,7 @@
 """Elements of maps and sets as netlink attributes, many at once.
 
-Seventy thousand elements are written when a node starts, so they are encoded by columns: each address, port or
-verdict that is there is encoded once, and joined by what runs in C.
+Seventy thousand elements are written when a node starts, so they are encoded by columns: each address, port
+or verdict that is there is encoded once, and joined by what runs in C.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """The kernel's nftables expressions as netlink attributes: one function for each expression that kproxy uses.
 
-Layouts and numbers are those of the kernel's include/uapi/linux/netfilter/nf_tables.h. Registers are counted in
-words of four bytes from the first (NFT_REG32_00); the kernel itself prints those at multiples of sixteen bytes
-by their older numbers.
+Layouts and numbers are those of the kernel's include/uapi/linux/netfilter/nf_tables.h. Registers are counted
+in words of four bytes from the first (NFT_REG32_00); the kernel itself prints those at multiples of sixteen
+bytes by their older numbers.
 """
 
 import socket

@@ -25,7 +25,7 @@ from kproxy.kernel.nft.commands import (
     Transaction,
     element_text,
 )
-from kproxy.kernel.nft.declarations import SET_ID, SET_NAME, SET_TABLE, set_type
+from kproxy.kernel.nft.declarations import SET_ID, SET_NAME, set_type
 from kproxy.kernel.nft.rules import InnerSet, compile_rule
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -62,16 +62,23 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     listed: int = 0
 
     def describe(self, table: str, offset: int | None) -> str:
-        """The command as text, shortened, or just the element of it that begins so many bytes into the body."""
-        command = self.command
+        """The command as text, shortened, or its element that begins so many bytes into the body."""
         number = None
         if self.listed and offset is not None:
             number = e.number_at(self.body[self.listed :], offset - self.listed)
-        if number is None:
-            line = command.line(table) if not self.listed else f"elements of {_container(command)}"
-        else:
-            line = f"element {_container(command)} {{ {_element(command, self.first + number)} }}"
-        return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+        match self.command:
+            case AddElements(container=container, elements=elements):
+                shown = [element_text(*each) for each in itertools.islice(elements.items(), self.first, None)]
+            case DeleteElements(container=container, keys=keys):
+                shown = list(keys[self.first :])
+            case _:
+                return _shortened(self.command.line(table))
+        those = ", ".join(shown) if number is None else shown[number]
+        return _shortened(f"element {table} {container} {{ {those} }}")
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
 def encode(transaction: Transaction) -> list[Message]:
@@ -160,13 +167,3 @@ def _hook(text: str) -> bytes:
         _CHAIN_HOOK, x.number(_HOOK_NUMBER, _HOOKS[hook]), attribute(_HOOK_PRIORITY, priority_number)
     )
     return place + x.string(_CHAIN_TYPE, kind)
-
-
-def _container(command: Command) -> str:
-    return command.container if isinstance(command, AddElements | DeleteElements) else ""
-
-
-def _element(command: Command, number: int) -> str:
-    if isinstance(command, AddElements):
-        return element_text(*next(itertools.islice(command.elements.items(), number, None)))
-    return command.keys[number] if isinstance(command, DeleteElements) else ""

@@ -5,18 +5,22 @@ version of it has left what it cannot read (Kubernetes issue 136786); and it is 
 """
 
 import errno
+import socket
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from kproxy.addresses import Family
+from kproxy.kernel.netlink.messages import NLM_F_REQUEST, attributes, message
 from kproxy.kernel.nft import batch, dump
 from kproxy.kernel.nft.commands import Transaction
+from kproxy.kernel.nft.connection import Connection
 from kproxy.kernel.nft.decoding import Counts, UndecodableError
-from kproxy.kernel.nft.messages import encode
+from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM, encode
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
-from kproxy.kernel.xtables import stamps
-from kproxy.kernel.xtables.types import Stamp, Variant
+from kproxy.kernel.xtables.types import Stamp
 
+_NEW_GENERATION, _GET_GENERATION = 15, 16  # enum nf_tables_msg_types
+_GENERATION_ID = 1
 _READINGS = 10
 """How often a table is read anew because others committed something during the reading."""
 
@@ -24,7 +28,10 @@ T = TypeVar("T")
 
 
 class NetlinkNft:
-    """nftables in the network namespace of the calling thread; see Nft. It keeps nothing open."""
+    """nftables in the network namespace of the calling thread; see Nft."""
+
+    def __init__(self) -> None:
+        self._connection = Connection()
 
     def commit(self, transaction: Transaction) -> None:
         """See Nft.commit."""
@@ -32,7 +39,7 @@ class NetlinkNft:
             messages = encode(transaction)
         except (ValueError, OSError) as error:
             raise NftError(NftFailure.REFUSED, f"cannot encode: {error}") from error
-        batch.commit(messages, transaction.target)
+        batch.commit(self._connection, messages, transaction.target)
 
     def reading(
         self, family: Family, table: str, *, elements: bool = True, portable: bool = False
@@ -54,7 +61,20 @@ class NetlinkNft:
 
     def stamp(self) -> Stamp | None:
         """See Nft.stamp."""
-        return stamps.stamp(Family.IPV4, Variant.NFT)
+        try:
+            answers = self._connection.exchange(1, _generation_request)
+        except OSError:
+            return None
+        for kind, _, _, content in answers:
+            if kind == SUBSYSTEM << 8 | _NEW_GENERATION:
+                count = int.from_bytes(attributes(content[NFGENMSG.size :])[_GENERATION_ID], "big")
+                return Stamp(("nft", count), commits=count)
+        return None
+
+
+def _generation_request(sequence: int) -> bytes:
+    body = NFGENMSG.pack(socket.AF_UNSPEC, 0, 0)
+    return message(SUBSYSTEM << 8 | _GET_GENERATION, NLM_F_REQUEST, sequence, body)
 
 
 def _asked(question: Callable[[], T]) -> T:

@@ -1,7 +1,8 @@
 """Rules, from nft's words to the kernel's expressions: as much of the language as kproxy's renderer uses.
 
-What nft 1.0.6 makes of the same words is what this makes of them; a test compares both in the kernel. Sets within
-a rule have no name before the kernel gives them one, so a rule is bytes with places for the ids of its sets.
+What nft 1.0.6 makes of the same words is what this makes of them; a test compares both in the kernel. Sets
+within a rule have no name before the kernel gives them one, so a rule is bytes with places for the ids of its
+sets.
 """
 
 import functools
@@ -64,7 +65,7 @@ class InnerSet(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule's expressions. Where its sets are looked up, `expressions` ends a part before the id of the set."""
+    """A rule's expressions, in parts between which the ids of its own sets go."""
 
     expressions: tuple[bytes, ...]
     sets: tuple[InnerSet, ...] = ()

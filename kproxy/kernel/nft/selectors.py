@@ -1,8 +1,8 @@
 """What a rule may look at, from nft's words to the expression that loads it.
 
-A selector is also what `typeof` declares maps and sets by: nft keeps it beside the set, in bytes that the kernel
-does not read, and prints keys by it. Their layout is that of libnftnl's include/udata.h and of the `build_udata`
-functions in nftables' src.
+A selector is also what `typeof` declares maps and sets by: nft keeps it beside the set, in bytes that the
+kernel does not read, and prints keys by it. Their layout is that of libnftnl's include/udata.h and of the
+`build_udata` functions in nftables' src.
 """
 
 import re
@@ -16,8 +16,8 @@ from kproxy.kernel.nft import expressions as x
 from kproxy.kernel.nft.fields import INTEGER, IPV4, IPV6, PORT, PROTOCOL, Field
 
 SELECTOR = re.compile(
-    r"(?P<ip>ip6?) (?P<side>saddr|daddr)|meta (?P<meta>l4proto|mark)|(?P<port>th dport)|ct (?P<ct>state|status)"
-    r"|(?P<interface>iifname)|(?P<fib>fib saddr type)"
+    r"(?P<ip>ip6?) (?P<side>saddr|daddr)|meta (?P<meta>l4proto|mark)|(?P<port>th dport)"
+    r"|ct (?P<ct>state|status)|(?P<interface>iifname)|(?P<fib>fib saddr type)"
     r"|numgen (?P<numgen>random|inc) mod (?P<mod>\d+)(?: offset (?P<offset>\d+))?"
 )
 
@@ -106,7 +106,7 @@ def typeof(parts: Sequence[bytes]) -> bytes:
 
 
 def bare_concatenation() -> bytes:
-    """How nft records a concatenation that was declared by `type`: all versions read it, and go by the type."""
+    """How nft records a concatenation that was declared by `type`; all versions go by the type."""
     return _typeof(_CONCAT, b"")
 
 
