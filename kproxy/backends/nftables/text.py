@@ -14,7 +14,12 @@ from kproxy.plan.model import ServicePlan
 
 
 def render_text(plans: Iterable[ServicePlan], config: NftablesConfig) -> str:
-    """What `nft -f` makes the table of, from settled plans of the configuration's family, in any order.
+    """What `nft -f` makes the table of, from settled plans of the configuration's family, in any order."""
+    return str(whole_table(plans, config))
+
+
+def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
+    """What makes the table where there is none.
 
     Maps and sets, fixed chains, the chains that services need by name, elements by map and key.
     """
@@ -31,4 +36,4 @@ def render_text(plans: Iterable[ServicePlan], config: NftablesConfig) -> str:
     for container, elements in sorted(ledger.wanted.items()):
         for key in sorted(elements):
             script.add_elements(container, {key: elements[key]})
-    return str(script)
+    return script
