@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.nftables import names
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.probe import probe
 from kproxy.backends.nftables.script import Script
-from kproxy.kernel.nft.commands import DeleteTable, Transaction
+from kproxy.kernel.nft.commands import AddContainer, DeleteTable, Transaction
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.testing.fake_nft import FakeNft, FakeTable
 from tests.backends.nftables_node import CONFIG, NftablesNode, with_config
 from tests.builders import endpoint, endpoint_slice, port, service
+from tests.kernel import nft_oracle
 from tests.kernel.namespace import fresh_network, without_capabilities
 
 
@@ -492,4 +495,90 @@ def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
     report = node.sync()
     assert (report.error, dict(report.failed)) == (None, {})
     assert [str(drift) for drift in report.drifts] == ["element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"]
+    assert node.state() == node.fresh()
+
+
+@fresh_network
+def test_a_service_that_the_kernel_refuses_is_named_and_the_others_are_written() -> None:
+    """A table of this layout, whose map of frontends was made too small, is one that can be kept."""
+    nft = NetlinkNft()
+    small = Script(CONFIG)
+    small.declare(CONFIG)
+    small.fixed(CONFIG)
+    commands = [
+        msgspec.structs.replace(command, declaration=command.declaration + " size 3;")
+        if isinstance(command, AddContainer) and command.name == "services"
+        else command
+        for command in small.transaction().commands
+    ]
+    nft.commit(Transaction(Family.IPV4, "kproxy", commands))
+    node = NftablesNode(CONFIG, nft)
+    for number in range(1, 5):
+        node.put(web(f"s{number}", f"10.96.0.{number}"), pods(f"s{number}", f"10.1.0.{number}"))
+    report = node.sync()
+    assert report.error is None
+    (refused,) = report.failed
+    assert "services { " in report.failed[refused]
+    assert report.failed[refused].endswith(": Too many open files in system")
+    reading = nft.reading(Family.IPV4, "kproxy")
+    assert reading is not None
+    assert reading.elements is not None
+    which = refused.removeprefix("ns1/s")
+    assert len(reading.elements["services"]) == 3
+    assert f"10.96.0.{which} . 6 . 80" not in reading.elements["services"]
+    node.drop("ns1/s1" if which != "1" else "ns1/s2")
+    node.backend.retry()
+    assert dict(node.sync().failed) == {}
+    assert node.backend.check(thorough=True) == ()
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_table_that_nft_made_is_kept(family: Family) -> None:
+    _adopted(family)
+
+
+@fresh_network
+def _adopted(family: Family) -> None:
+    """As an earlier version of kproxy left it."""
+    config = with_config(family=family, node_addresses=(), local_traffic=None, service_cidrs=())
+    nft, node = NetlinkNft(), NftablesNode(config)
+    ip = "fd00:96::" if family is Family.IPV6 else "10.96.0."
+    for number in range(1, 4):
+        sticky = {"sessionAffinity": "ClientIP"} if number == 3 else {}
+        node.put(
+            web(f"s{number}", f"{ip}{number}", **sticky),
+            pods(f"s{number}", *(f"{ip.replace('96', '1')}{n}" for n in range(1, number + 1))),
+        )
+    node.done()
+    nft_oracle.write("".join(node.fake.scripts))
+    before = nft.reading(family, "kproxy")
+    node.nft = nft
+    node.start()
+    changes = node.done().changes
+    assert not {"elements", "elements_deleted", "chains_deleted"} & changes.keys()
+    assert node.backend.check(thorough=True) == ()
+    after = nft.reading(family, "kproxy")
+    assert before is not None
+    assert after is not None
+    assert (after.elements, after.containers) == (before.elements, before.containers)
+
+
+def test_a_map_that_is_not_understood_makes_the_table_anew() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    kept = node.fake.reading
+    table = f"set {names.CLUSTER_IPS}"
+    wrong = [{names.CLUSTER_IPS: f"{table}: flags 0x2"}, {"others": "set others: type 0x29"}]
+
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        found = kept(*args, **kwargs)
+        return msgspec.structs.replace(found, unreadable=wrong.pop()) if wrong and found else found
+
+    node.fake.reading = reading  # type: ignore[method-assign]
+    scripts = len(node.fake.scripts)
+    assert node.backend.check(thorough=True) == ()
+    assert [str(each) for each in node.backend.check(thorough=True)] == ["table kproxy is not whole"]
+    node.done()
+    assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()

@@ -2,9 +2,11 @@
 
 import pytest
 
-from kproxy.testing.sabotage import Deed
+from kproxy.testing.sabotage import Deed, Loss, Room
+from kproxy.testing.sabotage.sockets import NETFILTER
 from tests.faults.selection import modes
 from tests.faults.site import Site, resident_mb
+from tests.packets.modes import Capability
 
 WARM_UP = 10
 ROUNDS = 20
@@ -16,18 +18,22 @@ pytestmark = pytest.mark.root
 
 @modes("nft", "nftables")
 def test_memory_is_flat(site: Site) -> None:
-    program = site.start()
+    program = site.start(room=Room(tools=site.tools.directory, sockets=site.sockets.directory))
 
     def one_round() -> None:
         since = program.mark()
-        site.tools.order(Deed.HALF, chance=0.5, programs=site.cluster.mode.writer)
+        if Capability.NFTABLES in site.cluster.mode.capabilities:
+            site.sockets.order(Loss.DEAF, chance=0.5, protocols=[NETFILTER])
+        else:
+            site.tools.order(Deed.HALF, chance=0.5, programs=site.cluster.mode.writer)
         site.cluster.iptables(4, "-t", "nat", "-N", "SOMEBODY-ELSE")
         site.cluster.iptables(4, "-t", "nat", "-X", "SOMEBODY-ELSE")
         site.change()
         site.tools.behave()
+        site.sockets.behave()
         program.wait_log("synced", "family=IPv4", since=since)
 
-    with site.ordeal("memory: restores fail, others write") as case:
+    with site.ordeal("memory: writes fail, others write") as case:
         for _ in range(WARM_UP):
             one_round()
         before = resident_mb(program.pid)

@@ -11,7 +11,6 @@ from kproxy.testing.sabotage import Deed
 from tests.faults.selection import cases, modes
 from tests.faults.site import Site
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES
 
 pytestmark = pytest.mark.root
 
@@ -61,10 +60,8 @@ DEEDS = {
     "name",
     DEEDS,
     "nft",
-    {
-        "legacy": tuple(DEEDS),
-        "nftables": ("fails at random", "killed half-way at random", "killed after its commit"),
-    },
+    {"legacy": tuple(DEEDS)},
+    never={"nftables"},  # which runs no program
 )
 def test_programs_that_fail(site: Site, name: str) -> None:
     program = site.start()
@@ -85,7 +82,7 @@ def test_programs_that_fail(site: Site, name: str) -> None:
         case.times = site.tools.done[deed]
 
 
-@modes("nft", "legacy", "nftables")
+@modes("nft", "legacy", never={"nftables"})
 def test_program_missing_for_a_while(site: Site) -> None:
     program, writer = site.start(), site.cluster.mode.writer
     change = rule_changes(site)
@@ -100,9 +97,8 @@ def test_program_missing_for_a_while(site: Site) -> None:
         site.tools.bring_back()
 
 
-@modes("nft", "legacy", "nftables")
+@modes("nft", "legacy", never={"nftables"})
 def test_one_service_refused(site: Site) -> None:
-    """In nftables mode nothing but addresses tells services apart."""
     program = site.start()
     lab, mode = site.cluster.lab, site.cluster.mode
     change = rule_changes(site)
@@ -111,10 +107,7 @@ def test_one_service_refused(site: Site) -> None:
         enough = carried_out(site, Deed.REFUSE, STRIKES)
         since = program.mark()
         victim = change()
-        told = [victim]
-        if Capability.NFTABLES in mode.capabilities:
-            told = [site.shop.ip(family) for family in FAMILIES]
-        site.tools.order(Deed.REFUSE, programs=mode.writer, words=told)
+        site.tools.order(Deed.REFUSE, programs=mode.writer, words=[victim])
         change()
         for family in ("IPv4", "IPv6"):
             assert victim in program.wait_log("service_refused", f"family={family}", since=since)
@@ -127,7 +120,7 @@ def test_one_service_refused(site: Site) -> None:
         case.times = site.tools.done[Deed.REFUSE]
 
 
-@modes("nft", "legacy")
+@modes("nft", "legacy", never={"nftables"})
 def test_program_hangs(site: Site) -> None:
     program, writer = site.start(), site.cluster.mode.writer
     with site.ordeal(f"tools: {writer} hangs"):
@@ -138,6 +131,23 @@ def test_program_hangs(site: Site) -> None:
         program.until(enough, expected=True)
         change()
         site.tools.behave()
+
+
+@modes("nftables", never={"nft", "legacy", "scalable", "ipvs"})
+@pytest.mark.needs(Capability.NFTABLES)
+def test_nft_hangs_or_is_missing_and_nothing_runs_it(site: Site) -> None:
+    site.start()
+    hung = site.tools.done[Deed.HANG]
+    with site.ordeal("tools: nft hangs, then is missing"):
+        site.tools.order(Deed.HANG, programs="nft")
+        site.change()
+        site.cluster.settle()
+        site.tools.take_away("nft")
+        site.change()
+        site.cluster.settle()
+        site.tools.behave()
+        site.tools.bring_back()
+    assert site.tools.done[Deed.HANG] == hung
 
 
 @modes("legacy")
