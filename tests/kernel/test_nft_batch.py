@@ -90,7 +90,7 @@ def test_a_refused_element_is_named() -> None:
         assert found[1] == "element ip t ips { 10.0.0.0, 10.0.0.1, 10.0.0.2 }: File exists"
 
 
-@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.ENOBUFS, 85])
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ERESTART])
 @pytest.mark.parametrize("place", [BEGIN, RULE])
 def test_what_passes_is_not_the_fault_of_what_was_sent(place: int, code: int) -> None:
     assert outcome(answer(place, code), answer(LAST, 0))[0] is NftFailure.INTERRUPTED

@@ -206,7 +206,7 @@ def prefixes(draw: st.DrawFn) -> tuple[Family, list[str]]:
     """A family, and some of its prefixes, which may overlap."""
     family = draw(st.sampled_from(list(Family)))
     kind = ipaddress.IPv4Network if family is V4 else ipaddress.IPv6Network
-    some = st.tuples(_addresses(family), st.integers(1, 32 if family is V4 else 128))
+    some = st.tuples(_addresses(family), st.integers(0, 32 if family is V4 else 128))
     drawn = draw(st.lists(some.map(lambda pair: str(kind(pair, strict=False))), min_size=1, max_size=6))
     return family, sorted(set(drawn))
 

@@ -35,15 +35,7 @@ _ERROR_TEXT, _ERROR_OFFSET = 1, 2  # enum nlmsgerr_attrs
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 _ABSENT = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
 """What a kernel says that has no nftables and can load none."""
-_PASSING = frozenset(
-    {
-        errno.EINTR,
-        errno.EAGAIN,
-        errno.ENOMEM,
-        errno.ENOBUFS,
-        85,
-    }  # 85 is ERESTART, which errno lacks in places
-)
+_PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ERESTART})
 """Errors that are not about what was sent: the same may be taken the next time."""
 
 

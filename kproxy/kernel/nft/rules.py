@@ -78,7 +78,7 @@ class Rule(msgspec.Struct, frozen=True):
         return b"".join(parts)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def compile_rule(family: Family, text: str) -> Rule:
     """A rule of a table of this family. Raises ValueError for words that kproxy does not use."""
     try:
