@@ -21,6 +21,7 @@ from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.nft.netlink import NetlinkNft
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.detect import detect_variant, find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Xtables, XtablesStalled, XtablesUnavailable
@@ -28,17 +29,18 @@ from kproxy.kernel.xtables.types import Xtables, XtablesStalled, XtablesUnavaila
 log = structlog.stdlib.get_logger(__name__)
 
 
-def make_mode(config: ProxyConfig) -> Mode:
-    """Probe the kernel for the mode that is set. Raises ModeUnavailable."""
+def make_mode(config: ProxyConfig, runner: Runner | None = None) -> Mode:
+    """Probe the kernel for the mode that is set; `runner` runs all programs of it. Raises ModeUnavailable."""
+    runner = runner or Runner()
     warn_of_peer_tables()
     handles = ipvs_handles()
     departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     if config.proxy_mode == "nftables":
-        return NftablesMode(config, NetlinkNft(), departing)
-    tables = _find_tables(config)
+        return NftablesMode(config, NetlinkNft(), departing, runner)
+    tables = _find_tables(config, runner)
     if config.proxy_mode == "ipvs":
-        return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded())
-    return IptablesMode(config, tables, departing)
+        return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded(runner), runner=runner)
+    return IptablesMode(config, tables, departing, runner)
 
 
 def set_sysctls(config: ProxyConfig) -> None:
@@ -54,13 +56,13 @@ def ipvs_handles() -> KernelHandles:
     return KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
 
 
-def _find_tables(config: ProxyConfig) -> Mapping[Family, Xtables]:
+def _find_tables(config: ProxyConfig, runner: Runner) -> Mapping[Family, Xtables]:
     tables: dict[Family, Xtables] = {}
     reasons: dict[Family, str] = {}
     detect = functools.cache(detect_variant)
     for family in Family:
         try:
-            tools = find_tools(family, config.iptables_variant, detect=detect)
+            tools = find_tools(family, config.iptables_variant, detect=detect, runner=runner)
         except XtablesStalled as error:
             # Without this family, its services would be served by nobody until the next start.
             raise ModeUnavailable(f"{family}: {error.reason}") from error
@@ -68,8 +70,9 @@ def _find_tables(config: ProxyConfig) -> Mapping[Family, Xtables]:
             reasons[family] = error.reason
             continue
         version = ".".join(map(str, tools.version))
-        log.info("iptables_found", family=family.value, variant=tools.variant.value, version=version)
-        tables[family] = SubprocessXtables(family, tools)
+        told = {"family": family.value, "variant": tools.variant.value, "version": version}
+        log.info("iptables_found", **told, **({"reason": tools.instead_of} if tools.instead_of else {}))
+        tables[family] = SubprocessXtables(family, tools, runner=runner)
     if not tables:
         raise NoFamilyUsable(reasons)
     for family, reason in reasons.items():

@@ -24,6 +24,7 @@ from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
 from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
@@ -53,14 +54,21 @@ class IptablesMode:
     `departing` takes away what an IPVS mode left here, once the first sync is done.
     """
 
-    def __init__(self, config: ProxyConfig, tables: Mapping[Family, Xtables], departing: Departure) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        tables: Mapping[Family, Xtables],
+        departing: Departure,
+        runner: Runner | None = None,
+    ) -> None:
         self._config = config
+        self._runner = runner
         self.tables = tables
         self._departing = departing
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
         self._liberal = is_liberal()
-        self._counters_of = _legacy_counters(tables)
+        self._counters_of = _legacy_counters(tables, runner)
         self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
         self._counters = {
             family: {name: countable(xtables, name) for name in COUNTERS}
@@ -100,7 +108,7 @@ class IptablesMode:
     def settled(self) -> None:
         """Let what another mode left here go."""
         remove_tables()
-        remove_other_rules(self.variants)
+        remove_other_rules(self.variants, self._runner)
         self._departing.begin()
 
     def tend(self) -> float | None:
@@ -143,12 +151,12 @@ class IptablesMode:
         return iptables_config(self._config, family, facts, able)
 
 
-def _legacy_counters(tables: Mapping[Family, Xtables]) -> dict[Family, LegacyCounters]:
+def _legacy_counters(tables: Mapping[Family, Xtables], runner: Runner | None) -> dict[Family, LegacyCounters]:
     found = {}
     for family, xtables in tables.items():
         if xtables.variant is Variant.LEGACY:
             try:
-                found[family] = LegacyCounters(family)
+                found[family] = LegacyCounters(family, runner)
             except PythonIptablesError as error:
                 log.debug("counters_by_process", family=family.value, reason=str(error))
     return found
@@ -227,7 +235,7 @@ def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
             xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
             xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
         except RestoreError as error:
-            if error.kind in {FailureKind.LOCKED, FailureKind.INTERRUPTED} and tries:
+            if error.kind in {FailureKind.LOCKED, FailureKind.INTERRUPTED, FailureKind.OTHER} and tries:
                 continue
             log.warning(event, family=xtables.family.value, reason=error.message, **told)
             return False

@@ -27,6 +27,7 @@ from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
 from kproxy.kernel.links import AddressNews
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant, Xtables
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
@@ -66,8 +67,10 @@ class IpvsMode:
         statistics: Callable[[], Ipvs] = NetlinkIpvs,
         *,
         was_guarded: bool = False,
+        runner: Runner | None = None,
     ) -> None:
         self._config = config
+        self._runner = runner
         self._tables = tables
         self._handles = handles
         self._open_statistics = statistics
@@ -118,8 +121,8 @@ class IpvsMode:
     def settled(self) -> None:
         """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
-        remove_other_rules(self.variants)
-        if self._was_guarded and not localnet.is_guarded():
+        remove_other_rules(self.variants, self._runner)
+        if self._was_guarded and not localnet.is_guarded(self._runner):
             localnet.close()
 
     def tend(self) -> float | None:

@@ -11,6 +11,7 @@ from kproxy.addresses import Family, cidr_contains
 from kproxy.agent.config import PRIMARY, ProxyConfig, cidrs_by_family
 from kproxy.backends.iptables import names
 from kproxy.kernel import sysctl
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
@@ -38,14 +39,14 @@ def allow() -> None:
     _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
 
 
-def is_guarded() -> bool:
+def is_guarded(runner: Runner | None = None) -> bool:
     """Whether KUBE-FIREWALL stands, in either variant; False where nothing needs it."""
     try:
         if sysctl.read(ROUTE_LOCALNET) != "1":
             return False
     except sysctl.SysctlError:
         return False
-    return any(map(_has_guard, Variant))
+    return any(_has_guard(variant, runner) for variant in Variant)
 
 
 def close() -> None:
@@ -61,9 +62,10 @@ def _set(value: int, *, reason: str, otherwise: str) -> None:
         log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=otherwise)
 
 
-def _has_guard(variant: Variant) -> bool:
+def _has_guard(variant: Variant, runner: Runner | None) -> bool:
     try:
-        tables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant, probe=False))
+        tools = find_tools(Family.IPV4, variant, probe=False, runner=runner)
+        tables = SubprocessXtables(Family.IPV4, tools, runner=runner)
         return f":{names.KUBE_FIREWALL} ".encode() in tables.save()
     except (XtablesUnavailable, RestoreError):
         return False

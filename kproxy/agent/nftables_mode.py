@@ -17,6 +17,7 @@ from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
 
 log = structlog.stdlib.get_logger(__name__)
@@ -28,8 +29,11 @@ class NftablesMode:
     `departing` takes away what an IPVS mode left here, once the first sync is done.
     """
 
-    def __init__(self, config: ProxyConfig, nft: Nft, departing: Departure) -> None:
+    def __init__(
+        self, config: ProxyConfig, nft: Nft, departing: Departure, runner: Runner | None = None
+    ) -> None:
         self._config = config
+        self._runner = runner
         self._nft = nft
         self._departing = departing
         self._watch = ChangeWatch(nft.stamp)
@@ -67,7 +71,7 @@ class NftablesMode:
 
     def settled(self) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
-        remove_rules()
+        remove_rules(self._runner)
         self._departing.begin()
 
     def tend(self) -> float | None:

@@ -9,6 +9,7 @@ from kproxy.agent import localnet
 from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesStalled, XtablesUnavailable
@@ -21,34 +22,42 @@ _LOCK_SECONDS_RUNNING = 5
 """How long the agent does, whose syncs wait meanwhile; the next start comes back to it."""
 
 
-def remove_rules() -> bool:
-    """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged)."""
-    was_guarded = localnet.is_guarded()
-    clean = _remove(dict.fromkeys(Family, tuple(Variant)), lock_wait=_LOCK_SECONDS)
-    if was_guarded and not localnet.is_guarded():
+def remove_rules(runner: Runner | None = None) -> bool:
+    """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged).
+
+    A stop of `runner`, which runs the programs, ends it.
+    """
+    runner = runner or Runner()
+    was_guarded = localnet.is_guarded(runner)
+    clean = _remove(dict.fromkeys(Family, tuple(Variant)), runner, lock_wait=_LOCK_SECONDS)
+    if was_guarded and not localnet.is_guarded(runner):
         localnet.close()
     _remove_counters()
     return clean
 
 
-def remove_other_rules(used: Mapping[Family, Variant]) -> bool:
+def remove_other_rules(used: Mapping[Family, Variant], runner: Runner | None = None) -> bool:
     """Remove, for each family, the rules in the variant that is not `used`.
 
     Rules in both would act on the same packets. A variant that cannot be read is left alone.
     """
     others = {family: tuple(v for v in Variant if v is not own) for family, own in used.items()}
-    return _remove(others, lock_wait=_LOCK_SECONDS_RUNNING, readable_only=True)
+    return _remove(others, runner or Runner(), lock_wait=_LOCK_SECONDS_RUNNING, readable_only=True)
 
 
 def _remove(
-    chosen: Mapping[Family, Collection[Variant]], *, lock_wait: int, readable_only: bool = False
+    chosen: Mapping[Family, Collection[Variant]],
+    runner: Runner,
+    *,
+    lock_wait: int,
+    readable_only: bool = False,
 ) -> bool:
     clean = True
     tell = log.warning if readable_only else log.error
     for family, variants in chosen.items():
         for variant in variants:
             try:
-                tools = find_tools(family, variant, probe=False)
+                tools = find_tools(family, variant, probe=False, runner=runner)
             except XtablesStalled as error:
                 tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.reason)
                 clean = False
@@ -57,7 +66,8 @@ def _remove(
                 log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
                 continue
             try:
-                removals = cleanup(SubprocessXtables(family, tools, lock_wait=lock_wait))
+                xtables = SubprocessXtables(family, tools, lock_wait=lock_wait, runner=runner)
+                removals = cleanup(xtables)
             except RestoreError as error:
                 if readable_only and error.kind is FailureKind.MISSING:
                     log.debug(

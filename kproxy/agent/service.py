@@ -29,6 +29,7 @@ from kproxy.agent.input import Input, make_input
 from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
 from kproxy.agent.metrics import Metrics, observe_check
+from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.agent.reporter import Reporter
@@ -37,6 +38,7 @@ from kproxy.agent.settings.reload import Reloader
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
+from kproxy.kernel.processes import Runner, StopEvent
 from kproxy.sources.base import SourceError
 from kproxy.state.decode import Kind
 
@@ -56,15 +58,22 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     address cannot be bound and that shall be the end.
     """
     validate(config)
-    stop = threading.Event()
+    stop = StopEvent()
     inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
     metrics = Metrics()
     given = make_input(config, metrics)
-    with _Threads(stop, inbox) as threads:
+    hangups = _Hangups()
+    # Signals count from here on: a program that hangs while the kernel is tried must not hold up the end.
+    with _led_by_signals(stop, inbox, hangups), _Threads(stop, inbox) as threads:
         # The lists arrive while the kernel is tried.
         threads.start("source", functools.partial(given.source.run, inbox, stop))
         set_up_node(config)
-        complete = _work(config, reloader_for, stop, inbox, metrics, given, threads)
+        try:
+            complete = _work(config, reloader_for, stop, inbox, metrics, given, threads, hangups)
+        except ModeUnavailable:
+            if not stop.is_set():
+                raise
+            complete = not config.once
     log.info("stopped", rules="left in place")
     if threads.refused is not None:
         raise threads.refused
@@ -74,14 +83,16 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
 def _work(
     config: ProxyConfig,
     reloader_for: ReloaderFor,
-    stop: threading.Event,
+    stop: StopEvent,
     inbox: Inbox,
     metrics: Metrics,
     given: Input,
     threads: "_Threads",
+    hangups: "_Hangups",
 ) -> bool:
     """Put the rest together, and work until `stop` is set; see `run`."""
-    mode = factory.make_mode(config)
+    make_mode = functools.partial(factory.make_mode, runner=Runner(stop))
+    mode = make_mode(config)
     flows = FlowCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.unsynced_since)
     events = given.events
@@ -101,11 +112,12 @@ def _work(
         flows,
         services,
         reporter,
-        factory.make_mode,
+        make_mode,
         mode_refused,
     )
     settings = _Settings(config, agent, given)
     reloader = reloader_for(settings.take)
+    hangups.follow(reloader)
     inspector = Inspector(
         lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
     )
@@ -116,10 +128,7 @@ def _work(
     )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     servers = _servers(config, health, metrics, inspector.routes(exposition, metrics))
-    with (
-        _led_by_signals(stop, inbox, reloader),
-        _serving(servers, hard_fail=config.bind_address_hard_fail),
-    ):
+    with _serving(servers, hard_fail=config.bind_address_hard_fail):
         if events is not None:
             threads.start("events", functools.partial(events.run, stop), events.wake)
         threads.start("service-health", functools.partial(services.run, stop), services.wake)
@@ -223,8 +232,29 @@ def _follow_addresses(agent: Agent, ended: socket.socket) -> None:
             agent.addresses_changed(events.drain())
 
 
+class _Hangups:
+    """Hands each SIGHUP to the reloader; one that comes before there is a reloader waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reloader: Reloader | None = None
+        self._missed = ""
+
+    def follow(self, reloader: Reloader) -> None:
+        with self._lock:
+            self._reloader, missed = reloader, self._missed
+        if missed:
+            reloader.reload(missed)
+
+    def reload(self, signal_name: str) -> None:
+        with self._lock:
+            reloader, self._missed = self._reloader, signal_name
+        if reloader is not None:
+            reloader.reload(signal_name)
+
+
 @contextmanager
-def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader) -> Iterator[None]:
+def _led_by_signals(stop: threading.Event, inbox: Inbox, hangups: _Hangups) -> Iterator[None]:
     """Set `stop` on SIGTERM and SIGINT, reload on SIGHUP, from a thread of its own.
 
     A handler may run while the main thread is inside the very lock that setting an Event takes, and would
@@ -238,7 +268,7 @@ def _led_by_signals(stop: threading.Event, inbox: Inbox, reloader: Reloader) -> 
         while received := reader.recv(1):
             number = signal.Signals(received[0])
             if number is signal.SIGHUP:
-                reloader.reload(number.name)
+                hangups.reload(number.name)
                 continue
             log.info("stopping", signal=number.name)
             stop.set()

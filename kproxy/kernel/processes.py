@@ -70,7 +70,7 @@ class ProcessError(Exception):
 
 
 class Ended(NamedTuple):
-    """How a program ended: `status` is its exit status, or the negative number of the signal that ended it."""
+    """How a program ended: `status` is its exit status, or the negative number of a signal that ended it."""
 
     status: int
     stdout: bytes
@@ -210,8 +210,8 @@ def _end_descriptor(pid: int) -> int | None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a program that has not been waited for, and all of its group; reap it.
 
-    One that the kernel does not let go in time, as in a system call that cannot be interrupted, is reaped by a
-    later start of a program (subprocess keeps a list).
+    One that the kernel does not let go in time, as in a system call that cannot be interrupted, is reaped by
+    a later start of a program (subprocess keeps a list).
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

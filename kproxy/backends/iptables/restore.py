@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from kproxy.kernel.xtables.types import NATIVE_RULE
+
 MAX_EDITS = 64
 """Above this many single-rule edits of one chain, rewriting it is cheaper than inserting one by one."""
 
@@ -33,7 +35,7 @@ def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | No
 
     Every line is an `-A CHAIN` command with its line feed. A few differences become single deletions (by
     their text, so that a rule that is not there any more is an error and never another rule's end) and
-    insertions; many rewrite the chain.
+    insertions; many rewrite the chain, as does a rule that iptables has no words for and so cannot delete.
     """
     if old is None:
         return Edit(flush=True, lines=tuple(new))
@@ -44,7 +46,8 @@ def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | No
     come = [(n, line) for n, line in enumerate(new, 1) if line not in before]
     unique = len(before) == len(old) and len(after) == len(new)
     same_order = [x for x in old if x in after] == [x for x in new if x in before]
-    if not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
+    native = any(NATIVE_RULE in line for line in gone)
+    if native or not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
         return Edit(flush=True, lines=tuple(new))
     skip = len(f"-A {chain} ")
     lines = [f"-D {chain} {line[skip:]}" for line in gone]

@@ -3,7 +3,8 @@
 Rules written to the other variant's tables work, but nobody else sees them and both sets are traversed, so
 kproxy must agree with the kubelet and the network plugin.  The order of evidence is that of Kubernetes' own
 images (kubernetes-sigs/iptables-wrappers, v2): the kubelet's hint chains in nft's mangle table, then in
-legacy's, then the larger rule set, then nft, unless the kernel has no nftables at all.
+legacy's, then the larger rule set, then nft, unless the kernel has no nftables at all. Where nothing speaks
+for a variant, the one that passes the trial is taken: a kernel may have nf_tables and no nat in it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kproxy.addresses import Family
+from kproxy.kernel.processes import PATH, ProcessError, Runner, Trouble
+from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables import stamps
-from kproxy.kernel.xtables.programs import XtablesTools, run
+from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
 from kproxy.kernel.xtables.types import (
     FailureKind,
     RestoreError,
@@ -27,10 +31,20 @@ from kproxy.kernel.xtables.types import (
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _HINT_LINE = re.compile(rb"^:(?:KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 _PROGRAMS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
-_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VERSION = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:\D.*?)?(?:\((nf_tables|legacy)\))?\s*\Z")
 _SECONDS = 60.0
 _PROBE_RULE = b"-j RETURN"
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """The variant that the node uses; `evidence` says by which rules, "" if there are none in either."""
+
+    variant: Variant
+    evidence: str = ""
+
+
+Detect = Callable[[str, Runner], Detected]
 
 
 def find_tools(
@@ -38,50 +52,105 @@ def find_tools(
     forced: Variant | None = None,
     *,
     probe: bool = True,
-    search_path: str = _SEARCH_PATH,
-    detect: Callable[[str], Variant] | None = None,
+    search_path: str = PATH,
+    detect: Detect | None = None,
+    runner: Runner | None = None,
 ) -> XtablesTools:
     """The programs to use for `family`, of the variant `forced` or else the one the node uses.
 
     `detect` tells that one where both are installed; the answer is the same for both families, and dear where
     there are many rules. None: `detect_variant`. With `probe`, the kernel is made to show that it has the nat
-    table (it is created if nobody has yet).
+    table (it is created if nobody has yet). Where no rules speak for a variant, that decides between the two:
+    without `probe`, it is tried in a network namespace for trials, if one can be made.
     Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission; XtablesStalled
     if that could not be told.
     """
+    runner = runner or Runner()
     _require_family(family)
-    available = _available(family, search_path, forced)
+    available = _available(family, search_path, forced, runner)
     if forced is not None:
         if forced not in available:
             name = f"{_PROGRAMS[family]}-{forced}"
             reason = f"variant {forced} was asked for, but {name}-restore and {name}-save are not installed"
             raise XtablesUnavailable(reason)
-        chosen = forced
+        detected = Detected(forced, "asked for")
     elif not available:
         name = _PROGRAMS[family]
         raise XtablesUnavailable(
             f"neither {name}-nft-restore, {name}-legacy-restore nor {name}-restore is installed"
         )
     elif len(available) == 1:
-        chosen = next(iter(available))
+        detected = Detected(next(iter(available)), "the only one installed")
     else:
-        chosen = (detect or detect_variant)(search_path)
-    tools = available[chosen]
+        detected = (detect or detect_variant)(search_path, runner)
+        return _tried(family, detected, available, runner, probe=probe)
+    tools = available[detected.variant]
     if probe:
-        _probe(family, tools)
+        _probe(family, tools, runner)
     return tools
 
 
-def detect_variant(search_path: str = _SEARCH_PATH) -> Variant:
-    """The variant that the rest of the node writes its rules to, by both families' rules."""
+def _tried(
+    family: Family,
+    detected: Detected,
+    available: dict[Variant, XtablesTools],
+    runner: Runner,
+    *,
+    probe: bool,
+) -> XtablesTools:
+    """The tools of the detected variant, or of the other if it fails the trial and no rules speak for it."""
+    tools = available[detected.variant]
+    if detected.evidence and not probe:
+        return tools
+    try:
+        _try(family, tools, runner, probe=probe)
+    except XtablesStalled:
+        raise
+    except XtablesUnavailable as error:
+        (other,) = (each for variant, each in available.items() if variant is not detected.variant)
+        if detected.evidence:
+            raise XtablesUnavailable(
+                f"{error.reason}; this node's rules are of variant {detected.variant} ({detected.evidence}), "
+                f"and those of variant {other.variant} would stand beside them: see that {detected.variant} "
+                f"works, or ask for --iptables-variant {other.variant}"
+            ) from error
+        try:
+            _try(family, other, runner, probe=probe)
+        except XtablesStalled:
+            raise
+        except XtablesUnavailable as second:
+            raise XtablesUnavailable(f"{error.reason}; {second.reason}") from second
+        return replace(other, instead_of=error.reason)
+    except ScratchUnavailable:
+        pass
+    return tools
+
+
+def _try(family: Family, tools: XtablesTools, runner: Runner, *, probe: bool) -> None:
+    """Try the nat table, in use or in a namespace for trials. Raises as `_probe`, and ScratchUnavailable."""
+    if probe:
+        _probe(family, tools, runner)
+    else:
+        in_scratch_network(lambda: _probe(family, tools, runner))
+
+
+def detect_variant(search_path: str = PATH, runner: Runner | None = None) -> Detected:
+    """The variant that the rest of the node writes its rules to, by both families' rules.
+
+    Raises XtablesStalled if rules of a variant cannot be read.
+    """
+    runner = runner or Runner()
     if any(_nft_hint(family) for family in Family):
-        return Variant.NFT
-    dumps = {variant: _dumps(variant, search_path) for variant in Variant}
+        return Detected(Variant.NFT, "the kubelet's chains are there")
+    dumps = {variant: _dumps(variant, search_path, runner) for variant in Variant}
     if any(_HINT_LINE.search(dump) for dump in dumps[Variant.LEGACY]):
-        return Variant.LEGACY
-    lines = {variant: sum(dump.count(b"\n-A ") for dump in found) for variant, found in dumps.items()}
-    legacy = lines[Variant.LEGACY] > lines[Variant.NFT] or not stamps.has_nftables()
-    return Variant.LEGACY if legacy else Variant.NFT
+        return Detected(Variant.LEGACY, "the kubelet's chains are there")
+    rules = {variant: sum(dump.count(b"\n-A ") for dump in found) for variant, found in dumps.items()}
+    variant = Variant.LEGACY if rules[Variant.LEGACY] > rules[Variant.NFT] else Variant.NFT
+    if rules[variant]:
+        other = next(each for each in Variant if each is not variant)
+        return Detected(variant, f"{rules[variant]} rules, {rules[other]} in {other}")
+    return Detected(Variant.NFT if stamps.has_nftables() else Variant.LEGACY)
 
 
 def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:
@@ -97,7 +166,9 @@ def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:
     return variant, (int(found[1]), int(found[2]), int(found[3] or 0))
 
 
-def _available(family: Family, search_path: str, forced: Variant | None) -> dict[Variant, XtablesTools]:
+def _available(
+    family: Family, search_path: str, forced: Variant | None, runner: Runner
+) -> dict[Variant, XtablesTools]:
     """The programs of each variant that are installed, or, where one is `forced`, of that one."""
     name = _PROGRAMS[family]
     found: dict[Variant, XtablesTools] = {}
@@ -108,10 +179,10 @@ def _available(family: Family, search_path: str, forced: Variant | None) -> dict
         if restore is None or save is None or (stem == name and len(found) == len(wanted)):
             continue
         try:
-            status, stdout, stderr = run([restore, "--version"], b"", _SECONDS)
+            status, stdout, stderr = runner.run([restore, "--version"], timeout=_SECONDS)
             variant, version = program_version((stdout or stderr).decode("utf-8", "replace"))
-        except RestoreError as error:
-            if error.kind is FailureKind.INTERRUPTED:
+        except ProcessError as error:
+            if error.trouble is not Trouble.ABSENT:
                 raise XtablesStalled(error.message) from error
             continue
         except ValueError:
@@ -126,8 +197,13 @@ def _require_family(family: Family) -> None:
         return
     if not Path("/proc/thread-self/net/if_inet6").exists():
         raise XtablesUnavailable("the kernel has no IPv6 (there is no /proc/net/if_inet6)")
-    disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-    if disabled.exists() and disabled.read_text(encoding="ascii").strip() == "1":
+    try:
+        disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text(encoding="ascii").strip() == "1"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise XtablesStalled(f"cannot tell whether IPv6 is enabled: {error.strerror or error}") from error
+    if disabled:
         raise XtablesUnavailable("IPv6 is disabled (net/ipv6/conf/all/disable_ipv6 is 1)")
 
 
@@ -138,17 +214,20 @@ def _nft_hint(family: Family) -> bool:
         return False
 
 
-def _dumps(variant: Variant, search_path: str) -> list[bytes]:
+def _dumps(variant: Variant, search_path: str, runner: Runner) -> list[bytes]:
     found: list[bytes] = []
     for family in Family:
         # legacy-save on a namespace without legacy tables must not be run: it could load their modules
         if variant is Variant.LEGACY and not stamps.legacy_tables(family):
             continue
-        save = shutil.which(f"{_PROGRAMS[family]}-{variant}-save", path=search_path)
+        stem = f"{_PROGRAMS[family]}-{variant}"
+        save = shutil.which(f"{stem}-save", path=search_path)
         if save is None:
             continue
+        restore = shutil.which(f"{stem}-restore", path=search_path) or save
+        tools = XtablesTools(restore, save, variant, (0, 0, 0))
         try:
-            found.append(run([save], b"", _SECONDS)[1])
+            found.append(SubprocessXtables(family, tools, timeout=_SECONDS, runner=runner).save())
         except RestoreError as error:
             if error.kind is not FailureKind.MISSING:
                 raise XtablesStalled(
@@ -157,7 +236,7 @@ def _dumps(variant: Variant, search_path: str) -> list[bytes]:
     return found
 
 
-def _probe(family: Family, tools: XtablesTools) -> None:
+def _probe(family: Family, tools: XtablesTools, runner: Runner) -> None:
     if tools.variant is Variant.LEGACY and "nat" in stamps.legacy_tables(family):
         return
     if tools.variant is Variant.NFT:
@@ -169,9 +248,9 @@ def _probe(family: Family, tools: XtablesTools) -> None:
     # nft makes a table's built-in chain only for a rule in it; both lines are one transaction
     text = b"*nat\n-A POSTROUTING %b\n-D POSTROUTING %b\nCOMMIT\n" % (_PROBE_RULE, _PROBE_RULE)
     try:
-        status, _, stderr = run([tools.restore, "--noflush"], text, _SECONDS)
-    except RestoreError as error:
-        if error.kind is FailureKind.INTERRUPTED:
+        status, _, stderr = runner.run([tools.restore, "--noflush"], text, _SECONDS)
+    except ProcessError as error:
+        if error.trouble is not Trouble.ABSENT:
             raise XtablesStalled(error.message) from error
         raise XtablesUnavailable(error.message) from error
     if status < 0:

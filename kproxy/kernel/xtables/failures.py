@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from kproxy.kernel.processes import ProcessError, Trouble
 from kproxy.kernel.xtables.types import FailureKind, RestoreError
 
 _LINE = re.compile(
@@ -35,6 +36,11 @@ _MISSING = (
     "is incompatible, use 'nft' tool",
     "can't open lock file",
 )
+_KINDS = {
+    Trouble.ABSENT: FailureKind.MISSING,
+    Trouble.NOT_STARTED: FailureKind.OTHER,
+    Trouble.UNFINISHED: FailureKind.INTERRUPTED,
+}
 _BASE_CHAIN = re.compile(
     r"CHAIN_ADD failed \([^)]*\): chain (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$", re.MULTILINE
 )
@@ -50,6 +56,11 @@ def from_exit(status: int, stderr: bytes) -> RestoreError:
         return RestoreError(FailureKind.INTERRUPTED, f"killed by signal {-status}. {message}".strip())
     kind = _kind(status, message)
     return RestoreError(kind, message or f"exit status {status}", named_line(message))
+
+
+def from_process(error: ProcessError) -> RestoreError:
+    """The error that a program stands for which did not come to an end of its own."""
+    return RestoreError(_KINDS[error.trouble], error.message)
 
 
 def named_line(message: str) -> int | None:

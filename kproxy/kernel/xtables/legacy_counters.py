@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kproxy.addresses import Family
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError, is_installed, run_apart
 
@@ -39,10 +40,11 @@ class LegacyCounters:
     Belongs to one thread at a time.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, runner: Runner | None = None) -> None:
         if not is_installed():
             raise PythonIptablesError("python-iptables is not installed")
         self._family = family
+        self._runner = runner
         self._tried = False
 
     def read(self, table: str, start: Iterable[str], follow: Callable[[str], bool]) -> list[CountedRule]:
@@ -54,7 +56,7 @@ class LegacyCounters:
             return []
         if not self._tried:
             # Once where a crash costs nothing.
-            run_apart(__name__, self._family.name, table)
+            run_apart(__name__, self._family.name, table, runner=self._runner)
             self._tried = True
         import iptc
 

@@ -15,11 +15,10 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.detect import find_tools
-from kproxy.kernel.xtables.programs import run
+from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.python_iptables import (
     PythonIptablesError,
     is_installed,
-    last_line,
     run_apart,
 )
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
@@ -47,12 +46,9 @@ def count(family: Family) -> Counts:
             reason = str(error)
     try:
         programs = find_tools(family, Variant.LEGACY, probe=False)
-        status, dump, stderr = run([programs.save], b"", _SECONDS)
+        return counted(SubprocessXtables(family, programs, timeout=_SECONDS).save())
     except (XtablesUnavailable, RestoreError) as error:
         raise LegacyRulesError(f"{reason}, and {error}") from error
-    if status:
-        raise LegacyRulesError(f"{reason}, and {programs.save}: {last_line(stderr)}")
-    return counted(dump)
 
 
 def counted(dump: bytes) -> Counts:

@@ -1,27 +1,23 @@
 """Xtables by running iptables-restore and iptables-save.
 
-Built for latency: input and dump pass through memory files, so neither side waits for the other to drain a
-pipe, and the end of the program is seen as the end of its stderr, not by polling for its exit.
+What a table holds is believed only if the whole of it was printed: a table that exists and is missing in a
+dump, or ends without its COMMIT, is read chain by chain where the kernel lists its chains (nft), and is an
+error otherwise. An empty table is never concluded from what was not said.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import select
-import subprocess
-import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables import failures, lock, stamps
+from kproxy.kernel.processes import TIMEOUT, Ended, ProcessError, Runner
+from kproxy.kernel.xtables import failures, lock, shared_tables, stamps
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
 _WAIT_SINCE = (1, 6, 2)  # iptables-restore -w
 _RANDOM_FULLY_SINCE = (1, 6, 2)
-_TIMEOUT = 300.0  # kube-proxy allows an iptables command five minutes
-_REAP_SECONDS = 5.0
 _COUNTERS = re.compile(rb"^(:\S+ [A-Z]+) \[\d+:\d+\]$", re.MULTILINE)
 _TABLE_NAME = re.compile(r"[a-z]+\Z")
 
@@ -30,39 +26,56 @@ _TABLE_NAME = re.compile(r"[a-z]+\Z")
 class XtablesTools:
     """The programs of one family and variant.
 
-    `restore` and `save` are absolute paths; `version` is the programs' own, e.g. (1, 8, 9).
+    `restore` and `save` are absolute paths; `version` is the programs' own, e.g. (1, 8, 9). `instead_of` says
+    why the other variant, which would have been taken, is not, if so.
     """
 
     restore: str
     save: str
     variant: Variant
     version: tuple[int, int, int]
+    instead_of: str = ""
 
 
 class SubprocessXtables:
     """The tables of one family, through the programs of `tools`.
 
     `lock_wait` is how many seconds to wait for another program to let go of the xtables lock (legacy only;
-    nft has none); `timeout` is how many seconds a program may run.
+    nft has none); `timeout` is how many seconds a program may run. A stop of `runner` ends both waits.
     """
 
     def __init__(
-        self, family: Family, tools: XtablesTools, *, lock_wait: int = 5, timeout: float = _TIMEOUT
+        self,
+        family: Family,
+        tools: XtablesTools,
+        *,
+        lock_wait: int = 5,
+        timeout: float = TIMEOUT,
+        runner: Runner | None = None,
     ) -> None:
         self.family = family
         self.tools = tools
         self.variant = tools.variant
         self.random_fully = tools.version >= _RANDOM_FULLY_SINCE
         self._timeout = timeout
+        self._runner = runner or Runner()
         self._restore_argv = [tools.restore, "--noflush"]
         if tools.variant is Variant.LEGACY and tools.version >= _WAIT_SINCE:
             self._restore_argv += ["-w", str(lock_wait)]
 
     def restore(self, text: bytes) -> None:
-        """Apply a restore input; see Xtables.restore.  Raises RestoreError."""
-        status, _, stderr = run(self._restore_argv, text, self._timeout)
-        if status:
-            error = failures.from_exit(status, stderr)
+        """Apply a restore input; see Xtables.restore.  Raises RestoreError.
+
+        Where native nft rules keep iptables-nft from finding rules to delete, these are deleted over netlink
+        in a transaction of their own, before the rest.
+        """
+        ended = self._run(self._restore_argv, text)
+        if ended.status and self.variant is Variant.NFT and shared_tables.is_unparsable(ended.stderr):
+            remaining = shared_tables.delete_rules(self.family, text)
+            if remaining is not None:
+                ended = self._run(self._restore_argv, remaining)
+        if ended.status:
+            error = failures.from_exit(ended.status, ended.stderr)
             if error.kind is FailureKind.LOCKED:
                 error = RestoreError(error.kind, f"{error.message} [{lock.describe()}]", error.line)
             raise error
@@ -72,24 +85,48 @@ class SubprocessXtables:
 
         Naming a table that does not exist makes legacy create it.
         """
-        argv = [self.tools.save]
-        if table is not None:
-            argv += _in_table(table)
-        return without_noise(self._dump(argv))
+        return without_counters(self._dump(table, counters=False))
 
     def counters(self, table: str) -> bytes:
         """The rules of one table with their counters; see Xtables.counters.  Raises RestoreError."""
-        return self._dump([self.tools.save, "-c", *_in_table(table)])
+        return self._dump(table, counters=True)
 
     def stamp(self) -> Stamp | None:
         """See Xtables.stamp."""
         return stamps.stamp(self.family, self.variant)
 
-    def _dump(self, argv: list[str]) -> bytes:
-        status, dump, stderr = run(argv, b"", self._timeout)
-        if status:
-            raise failures.from_exit(status, stderr)
-        return dump
+    def _dump(self, table: str | None, *, counters: bool) -> bytes:
+        argv = [self.tools.save, *(["-c"] if counters else []), *(_in_table(table) if table else [])]
+        existing = self._existing(table)
+        ended = self._run(argv)
+        if ended.status and not (self.variant is Variant.NFT and shared_tables.is_unreadable(ended)):
+            raise failures.from_exit(ended.status, ended.stderr)
+        found = dict(sections(ended.stdout))
+        missing = [name for name in existing if name not in found]
+        if self.variant is Variant.NFT:
+            for name in missing:
+                found[name] = shared_tables.read(self.family, name, self._listed, counters=counters)
+        elif missing:
+            names = ", ".join(sorted(missing))
+            raise RestoreError(FailureKind.OTHER, f"{self.tools.save} did not print all of table {names}")
+        return b"".join(found.values())
+
+    def _existing(self, table: str | None) -> Iterable[str]:
+        """The tables that a dump must have, in the order in which they are read if it has them not."""
+        if self.variant is Variant.NFT:
+            existing = shared_tables.existing(self.family)
+        else:
+            existing = stamps.legacy_tables(self.family)
+        return [name for name in existing if table in {None, name}]
+
+    def _listed(self, script: bytes) -> Ended:
+        return self._run(self._restore_argv, script)
+
+    def _run(self, argv: list[str], text: bytes = b"") -> Ended:
+        try:
+            return self._runner.run(argv, text, self._timeout)
+        except ProcessError as error:
+            raise failures.from_process(error) from error
 
 
 def _in_table(table: str) -> list[str]:
@@ -99,72 +136,23 @@ def _in_table(table: str) -> list[str]:
     return ["-t", table]
 
 
-def without_noise(dump: bytes) -> bytes:
-    """A dump without its comment lines and with the counters of built-in chains at [0:0]."""
-    parts: list[bytes] = []
+def sections(dump: bytes) -> Iterator[tuple[str, bytes]]:
+    """(table, its text from `*` to COMMIT) of each table that a dump has the whole of; no comments."""
     start = dump.find(b"*") if not dump.startswith(b"*") else 0
     while start >= 0:
         end = dump.find(b"\nCOMMIT\n", start)
-        if end < 0:
-            break
-        end += len(b"\nCOMMIT\n")
-        rules = dump.find(b"\n-A ", start, end)
-        rules = rules if rules >= 0 else end
-        parts += (_COUNTERS.sub(rb"\1 [0:0]", dump[start:rules]), dump[rules:end])
-        start = dump.find(b"\n*", end - 1)
-        start = start + 1 if start >= 0 else start
+        following = dump.find(b"\n*", start)
+        if end >= 0 and not 0 <= following < end:
+            end += len(b"\nCOMMIT\n")
+            yield dump[start + 1 : dump.index(b"\n", start)].decode("utf-8", "replace"), dump[start:end]
+        start = following + 1 if following >= 0 else -1
+
+
+def without_counters(dump: bytes) -> bytes:
+    """A dump with the counters of built-in chains at [0:0]."""
+    parts: list[bytes] = []
+    for _, text in sections(dump):
+        rules = text.find(b"\n-A ")
+        rules = rules if rules >= 0 else len(text)
+        parts += (_COUNTERS.sub(rb"\1 [0:0]", text[:rules]), text[rules:])
     return b"".join(parts)
-
-
-def run(argv: list[str], stdin: bytes, timeout: float = _TIMEOUT) -> tuple[int, bytes, bytes]:
-    """Run a program to its end: (exit status, negative for a signal; stdout; stderr).
-
-    Raises RestoreError: MISSING if it cannot be executed, INTERRUPTED if it outlives `timeout` seconds.
-    """
-    with _memory_file("stdin", stdin) as given, _memory_file("stdout", b"") as printed:
-        try:
-            process = subprocess.Popen(
-                argv, stdin=given, stdout=printed, stderr=subprocess.PIPE, env=_environment(), bufsize=0
-            )
-        except OSError as error:
-            raise RestoreError(FailureKind.MISSING, f"cannot run {argv[0]}: {error.strerror}") from error
-        with process:
-            stderr = _read_to_end(process, time.monotonic() + timeout)
-            try:
-                status = process.wait(_REAP_SECONDS if stderr is not None else 0)
-            except subprocess.TimeoutExpired as error:
-                process.kill()
-                message = f"{argv[0]} did not finish in {timeout:g} s"
-                raise RestoreError(FailureKind.INTERRUPTED, message) from error
-        printed.seek(0)
-        return status, printed.read(), stderr or b""
-
-
-def _read_to_end(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    assert process.stderr is not None  # noqa: S101  (it is a pipe, by the arguments above)
-    descriptor = process.stderr.fileno()
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    chunks: list[bytes] = []
-    while (left := deadline - time.monotonic()) > 0:
-        if poller.poll(left * 1000):
-            chunk = os.read(descriptor, 1 << 16)
-            if not chunk:
-                return b"".join(chunks)
-            chunks.append(chunk)
-    return None
-
-
-def _memory_file(name: str, content: bytes) -> io.FileIO:
-    file = io.FileIO(os.memfd_create(f"xtables-{name}", os.MFD_CLOEXEC), "r+")
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) or 0 :]
-    file.seek(0)
-    return file
-
-
-def _environment() -> dict[str, str]:
-    # XTABLES_LOCKFILE and XTABLES_LIBDIR must be those every other iptables program on the node gets.
-    passed = {name: value for name, value in os.environ.items() if name.startswith("XTABLES_")}
-    return {**passed, "LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -6,8 +6,7 @@ So what it is asked for first, or once and for all, is asked in a process of its
 import importlib.util
 import sys
 
-from kproxy.kernel.xtables.programs import run
-from kproxy.kernel.xtables.types import RestoreError
+from kproxy.kernel.processes import ProcessError, Runner
 
 
 class PythonIptablesError(Exception):
@@ -19,14 +18,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec("iptc") is not None
 
 
-def run_apart(module: str, *arguments: str, seconds: float = 60.0) -> bytes:
+def run_apart(module: str, *arguments: str, seconds: float = 60.0, runner: Runner | None = None) -> bytes:
     """What `python -m MODULE ARGUMENTS` prints, `module` being one of ours that uses python-iptables.
 
     Raises PythonIptablesError.
     """
     try:
-        status, printed, stderr = run([sys.executable, "-m", module, *arguments], b"", seconds)
-    except RestoreError as error:
+        argv = [sys.executable, "-m", module, *arguments]
+        status, printed, stderr = (runner or Runner()).run(argv, timeout=seconds)
+    except ProcessError as error:
         raise PythonIptablesError(error.message) from error
     if status:
         raise PythonIptablesError(f"python-iptables ended with status {status}: {last_line(stderr)}")

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from kproxy.addresses import Family
 
+NATIVE_RULE = "-m nft --handle "
+"""What the line of a rule has in a dump that iptables has no words for: others wrote it with nft."""
+
 
 class Variant(enum.StrEnum):
     """Which kernel interface the iptables programs speak: x_tables or nf_tables."""
