@@ -6,13 +6,21 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent import localnet
-from kproxy.backends.iptables.cleanup import cleanup
+from kproxy.backends.iptables.cleanup import cleanup, left, plan_removal
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables import native
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesStalled, XtablesUnavailable
+from kproxy.kernel.xtables.types import (
+    FailureKind,
+    RestoreError,
+    Variant,
+    Xtables,
+    XtablesStalled,
+    XtablesUnavailable,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -53,43 +61,79 @@ def _remove(
     readable_only: bool = False,
 ) -> bool:
     clean = True
-    tell = log.warning if readable_only else log.error
     for family, variants in chosen.items():
         for variant in variants:
+            removing = _Removing(family, variant, readable_only=readable_only)
             try:
                 tools = find_tools(family, variant, probe=False, runner=runner)
             except XtablesStalled as error:
-                tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.reason)
-                clean = False
-                continue
+                removing.failed(error.reason)
             except XtablesUnavailable as error:
-                log.debug("variant_absent", family=family.value, variant=variant.value, reason=error.reason)
-                continue
-            try:
-                xtables = SubprocessXtables(family, tools, lock_wait=lock_wait, runner=runner)
-                removals = cleanup(xtables)
-            except RestoreError as error:
-                if readable_only and error.kind is FailureKind.MISSING:
-                    log.debug(
-                        "variant_absent", family=family.value, variant=variant.value, reason=error.message
-                    )
-                    continue
-                tell("cleanup_failed", family=family.value, variant=variant.value, reason=error.message)
-                clean = False
-                continue
-            for removal in removals:
-                log.info(
-                    "removed",
-                    family=family.value,
-                    variant=variant.value,
-                    table=removal.table,
-                    chains=len(removal.chains) - len(removal.kept),
-                    jumps=len(removal.rules),
-                )
-                for chain, rule in removal.kept.items():
-                    log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
-                    clean = False
+                removing.absent(error.reason)
+            else:
+                removing.remove(SubprocessXtables(family, tools, lock_wait=lock_wait, runner=runner))
+            clean = removing.clean and clean
     return clean
+
+
+class _Removing:
+    """The removal of the rules of one family and variant; `clean` says whether nothing was left."""
+
+    def __init__(self, family: Family, variant: Variant, *, readable_only: bool) -> None:
+        self.clean = True
+        self._family = family
+        self._variant = variant
+        self._readable_only = readable_only
+        self._log = log.bind(family=family.value, variant=variant.value)
+
+    def remove(self, xtables: Xtables) -> None:
+        """Remove what can be removed, and look whether anything is left."""
+        try:
+            removals = cleanup(xtables, lambda table, error: self.failed(error.message, table=table))
+        except RestoreError as error:
+            if self._readable_only and error.kind is FailureKind.MISSING:
+                self._log.debug("variant_absent", reason=error.message)
+            else:
+                self.failed(error.message)
+            return
+        for removal in removals:
+            gone = len(removal.chains) - len(removal.kept)
+            self._log.info("removed", table=removal.table, chains=gone, jumps=len(removal.rules))
+            for chain, rule in removal.kept.items():
+                self._log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
+                self.clean = False
+        if removals and self.clean and not self._readable_only:
+            self._look_again(xtables)
+
+    def failed(self, reason: str, **where: str) -> None:
+        """Log that something could not be removed."""
+        tell = self._log.warning if self._readable_only else self._log.error
+        tell("cleanup_failed", reason=reason, **where)
+        self.clean = False
+
+    def absent(self, reason: str) -> None:
+        """There are no programs: nothing can be removed, so nothing of ours may be there."""
+        self._log.debug("variant_absent", reason=reason)
+        if self._variant is not Variant.NFT or self._readable_only:
+            return
+        try:
+            chains = {table: native.chains(self._family, table) for table in native.tables(self._family)}
+        except OSError as error:
+            self._log.debug("tables_unknown", reason=error.strerror)
+            return
+        found = left(chains)
+        if found:
+            self.failed(f"{reason}, and {len(found)} chains are there, as {'/'.join(found[0])}")
+
+    def _look_again(self, xtables: Xtables) -> None:
+        try:
+            remaining = list(plan_removal(xtables.save()))
+        except RestoreError as error:
+            self.failed(error.message)
+            return
+        for removal in remaining:
+            objects = (*removal.rules, *removal.chains)
+            self.failed(f"still there: {len(objects)} rules and chains, as {objects[0]}", table=removal.table)
 
 
 def _remove_counters() -> None:

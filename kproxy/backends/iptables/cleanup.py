@@ -2,9 +2,10 @@
 
 What the kubelet uses too stays where a kubelet is: KUBE-FIREWALL with its jumps, and KUBE-MARK-MASQ. A chain
 of ours that somebody else's rule jumps to is emptied but kept, and reported: deleting it would break theirs.
+Rules of nft may refer to chains in ways that a dump does not show, so a refused removal is repeated in parts.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,13 +15,15 @@ from kproxy.backends.iptables.known import KUBELETS_TOO, is_jump, is_known
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import restore_text
 from kproxy.backends.iptables.static import TABLES
-from kproxy.kernel.xtables.types import Xtables
+from kproxy.backends.narrowing import narrow_down
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
 
 
 class Removal(msgspec.Struct, frozen=True):
     """What is to be removed from one table: rules of built-in chains, and chains.
 
-    `kept` maps chains that must stay, because others refer to them, to one rule that does.
+    `kept` maps chains that must stay, because others refer to them, to one rule that does, or to what was
+    said when they were to be deleted.
     """
 
     table: str
@@ -30,9 +33,17 @@ class Removal(msgspec.Struct, frozen=True):
 
     def text(self) -> bytes:
         """The restore input that does it."""
-        deletions = [f"-D {rule.removeprefix('-A ')}\n" for rule in self.rules]
-        doomed = [chain for chain in self.chains if chain not in self.kept]
-        return restore_text(self.table, declare=self.chains, rules=deletions, delete=doomed)
+        return restore_text(self.table, declare=self.chains, rules=self.deletions, delete=self.doomed)
+
+    @property
+    def deletions(self) -> tuple[str, ...]:
+        """The commands that delete the rules."""
+        return tuple(f"-D {rule.removeprefix('-A ')}\n" for rule in self.rules)
+
+    @property
+    def doomed(self) -> tuple[str, ...]:
+        """The chains that are not kept."""
+        return tuple(chain for chain in self.chains if chain not in self.kept)
 
 
 def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterator[Removal]:
@@ -41,35 +52,99 @@ def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterat
     kubelet = any(hint in tables.get("mangle", {}) for hint in names.KUBELET_HINTS)
     for table in TABLES:
         chains = tables.get(table, {})
-        ours = {
-            chain
-            for chain in chains
-            if ((table, chain) in only if only is not None else _is_ours(table, chain))
-            and not (kubelet and (table, chain) in KUBELETS_TOO)
-        }
+        own = ours(table, chains) if only is None else {each for each in chains if (table, each) in only}
+        doomed = own - _kubelets(table) if kubelet else own
         rules: list[str] = []
         kept: dict[str, str] = {}
         for chain, lines in chains.items():
-            if chain in ours:
+            if chain in doomed:
                 continue
             for line in lines:
                 target = _target(line)
-                if target not in ours:
+                if target not in doomed:
                     continue
                 if is_jump(table, line):
                     rules.append(line)
                 else:
                     kept[target] = line
-        if ours or rules:
-            yield Removal(table, tuple(rules), tuple(sorted(ours)), kept)
+        if doomed or rules:
+            yield Removal(table, tuple(rules), tuple(sorted(doomed)), kept)
 
 
-def cleanup(xtables: Xtables) -> list[Removal]:
-    """Remove the mode's rules from one family's tables; return what was removed. Raises RestoreError."""
-    removals = list(plan_removal(xtables.save()))
-    for removal in removals:
-        xtables.restore(removal.text())
-    return removals
+Failed = Callable[[str, RestoreError], None]
+"""Takes a table whose rules could not be removed, and why."""
+
+
+def cleanup(xtables: Xtables, failed: Failed | None = None) -> list[Removal]:
+    """Remove the mode's rules from one family's tables; return what was removed.
+
+    A table where that fails holds back no other if `failed` takes it. Raises RestoreError: the tables cannot
+    be read, or a removal failed that nothing takes.
+    """
+    done: list[Removal] = []
+    refused: dict[str, RestoreError] = {}
+    for removal in plan_removal(xtables.save()):
+        try:
+            xtables.restore(removal.text())
+            done.append(removal)
+        except RestoreError as error:
+            refused[removal.table] = error
+    again = plan_removal(xtables.save()) if refused else ()
+    for removal in again:
+        reason = refused.get(removal.table)
+        if reason is None:
+            continue
+        try:
+            if reason.kind is not FailureKind.RULE:
+                raise reason
+            done.append(_remove_in_parts(xtables, removal))
+        except RestoreError as error:
+            if failed is None:
+                raise
+            failed(removal.table, error)
+    return done
+
+
+def ours(table: str, chains: Iterable[str]) -> set[str]:
+    """Those of a table's chains that kproxy or kube-proxy make, in any mode."""
+    return {chain for chain in chains if _is_ours(table, chain)}
+
+
+def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
+    """The chains of these tables that a cleanup would take away, sorted."""
+    kubelet = any(hint in chains.get("mangle", ()) for hint in names.KUBELET_HINTS)
+    found: list[ChainId] = []
+    for table in TABLES:
+        own = ours(table, chains.get(table, ()))
+        found += [(table, chain) for chain in sorted(own - _kubelets(table) if kubelet else own)]
+    return found
+
+
+def _remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
+    """Remove rules, empty all chains, and delete those that can be; return what was done. See cleanup."""
+    table = removal.table
+    refused: dict[str, str] = {}
+    if removal.rules:
+        xtables.restore(restore_text(table, declare=(), rules=removal.deletions))
+    xtables.restore(restore_text(table, declare=removal.chains, rules=()))
+
+    def delete(chains: Sequence[str]) -> None:
+        xtables.restore(restore_text(table, declare=(), rules=(), delete=chains))
+
+    def give_up(chain: str, error: RestoreError) -> None:
+        refused[chain] = error.message
+
+    narrow_down(removal.doomed, delete, give_up, refusal=RestoreError, believe=_believe)
+    return msgspec.structs.replace(removal, kept={**removal.kept, **refused})
+
+
+def _kubelets(table: str) -> set[str]:
+    return {chain for where, chain in KUBELETS_TOO if where == table}
+
+
+def _believe(error: RestoreError) -> None:
+    if error.kind is not FailureKind.RULE:
+        raise error
 
 
 def _is_ours(table: str, chain: str) -> bool:
