@@ -18,7 +18,7 @@ from tests.kernel.namespace import fresh_network
 LOCAL, REMOTE = endpoint("10.1.1.1", node="node1"), endpoint("10.1.2.1", node="node2")
 
 
-class _Real(WatchedXtables):
+class RealXtables(WatchedXtables):
     """The stand-in's face with the installed programs behind it."""
 
     def __init__(self, xtables: SubprocessXtables) -> None:
@@ -39,7 +39,7 @@ class _Real(WatchedXtables):
         self.xtables.restore(text.encode())
 
 
-def _steps(cluster: IptablesNode) -> Any:
+def steps(cluster: IptablesNode) -> Any:
     """Change the objects or the rules; what follows each is a sync and a comparison."""
     for n in range(1, 6):
         cluster.put(
@@ -84,9 +84,9 @@ def test_the_kernel_holds_what_the_stand_in_holds(variant: Variant, piece: int |
         tools = find_tools(Family.IPV4, variant, probe=False)
     except XtablesUnavailable as error:
         pytest.skip(error.reason)
-    real = IptablesNode(piece=piece, fake=_Real(SubprocessXtables(Family.IPV4, tools)))
+    real = IptablesNode(piece=piece, fake=RealXtables(SubprocessXtables(Family.IPV4, tools)))
     fake = IptablesNode(variant, piece=piece)
-    for _ in zip(_steps(real), _steps(fake), strict=True):
+    for _ in zip(steps(real), steps(fake), strict=True):
         reports = real.sync(), fake.sync()
         assert [(r.error, dict(r.failed)) for r in reports] == [(None, {}), (None, {})]
         assert real.fake.restores == fake.fake.restores

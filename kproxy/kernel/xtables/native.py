@@ -34,8 +34,14 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.nft_tables import NO_NFTABLES
 from kproxy.kernel.xtables.types import NATIVE_RULE
 
-TABLES = ("raw", "mangle", "nat", "filter", "security")
-"""The tables of nftables' families ip and ip6 that iptables-nft writes to."""
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+"""The tables of nftables' families ip and ip6 that iptables-nft writes to, and the chains it gives each."""
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -77,7 +83,7 @@ def tables(family: Family) -> frozenset[str]:
             if error.errno in NO_NFTABLES:
                 return frozenset()
             raise
-    return frozenset(names.intersection(TABLES))
+    return frozenset(names.intersection(BUILT_IN))
 
 
 def chains(family: Family, table: str) -> Mapping[str, str]:

@@ -36,7 +36,7 @@ def existing(family: Family) -> Sequence[str]:
         found = native.tables(family)
     except OSError as error:
         raise _unreadable(family, "the tables", error) from error
-    return [name for name in native.TABLES if name in found]
+    return [name for name in native.BUILT_IN if name in found]
 
 
 def is_unreadable(ended: Ended) -> bool:
@@ -96,9 +96,13 @@ def delete_rules(family: Family, text: bytes) -> bytes | None:
 def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> bytes:
     try:
         found = {name: kind for name, kind in native.chains(family, table).items() if _NAME.fullmatch(name)}
+        if not found:
+            return b""
         own = [name for name, kind in found.items() if kind == "-" and name.startswith(_PREFIXES)]
         printed = _print(table, own, listing, counters=counters)
-        parts = [f"*{table}\n", *(f":{name} {kind} [0:0]\n" for name, kind in found.items())]
+        # iptables-nft-save names the built-in chains also while they do not exist.
+        every = {**dict.fromkeys(native.BUILT_IN[table], "ACCEPT"), **found}
+        parts = [f"*{table}\n", *(f":{name} {kind} [0:0]\n" for name, kind in every.items())]
         for name in found:
             rules = printed.get(name)
             if rules is None:
@@ -107,7 +111,7 @@ def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> by
             parts.append(rules)
     except OSError as error:
         raise _unreadable(family, f"table {table}", error) from error
-    return "".join([*parts, "COMMIT\n"]).encode("utf-8", "surrogateescape") if found else b""
+    return "".join([*parts, "COMMIT\n"]).encode("utf-8", "surrogateescape")
 
 
 def _print(table: str, chains: Sequence[str], listing: Listing, *, counters: bool) -> Mapping[str, str]:
