@@ -29,7 +29,8 @@ from tests.kernel.namespace import fresh_network
 
 FIRST = "insert rule ip nat PREROUTING ct state established accept"
 RULES = {
-    "map": "add rule ip nat PREROUTING ip daddr 1.2.3.4 dnat to tcp dport map { 80 : 10.0.0.1, 81 : 10.0.0.2 }",
+    "map": "add rule ip nat PREROUTING ip daddr 1.2.3.4 dnat to "
+    "tcp dport map { 80 : 10.0.0.1, 81 : 10.0.0.2 }",
     "first in nat": FIRST,
     "in filter": "insert rule ip filter INPUT ct state { established, related } accept",
     "in mangle": "add chain ip mangle PREROUTING { type filter hook prerouting priority -150; }; "

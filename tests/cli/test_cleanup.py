@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.testing.sabotage import NAMES, BrokenTools, Room
 from tests.cli.nodes import do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
 from tests.peer_rules import IPVS_RULES
@@ -187,3 +188,69 @@ def test_a_trial_that_was_killed_leaves_nothing_for_ever(variant: str) -> None:
 def test_another_peer_is_refused() -> None:
     done = kproxy("cleanup", "--peer", "cilium")
     assert (done.returncode, "'kube-proxy'" in done.stderr) == (1, True)
+
+
+NATIVE = [
+    "ip nat PREROUTING ip daddr 1.2.3.4 dnat to tcp dport map { 80 : 10.0.0.1, 81 : 10.0.0.2 }",
+    "ip filter INPUT ct state established accept",
+    "ip6 nat PREROUTING ct state established accept",
+    "ip6 filter KUBE-FORWARD ct state established accept",
+]
+"""Rules that iptables-nft has no words for, at the head of a chain."""
+
+
+def nft_rules() -> str:
+    """Everything in nftables without counts of packets."""
+    return do("nft", "-s", "list", "ruleset")
+
+
+@pytest.mark.parametrize("end", ["cleanup", "nftables", "legacy"])
+@fresh_network
+def test_rules_beside_native_ones_go_and_these_stay(end: str) -> None:
+    run_once("--iptables-variant", "nft")
+    for rule in NATIVE:
+        do("nft", f"insert rule {rule}")
+    assert "KUBE-" in nft_rules()
+    if end == "cleanup":
+        done = kproxy("cleanup")
+        assert done.returncode == 0, done.stderr
+    else:
+        run_once(*(("--proxy-mode", end) if end == "nftables" else ("--iptables-variant", end)))
+    left = nft_rules()
+    assert "KUBE-" not in left
+    assert (left.count("ct state established accept"), left.count("dport map {")) == (2, 1)
+
+
+@fresh_network
+def test_what_a_native_rule_holds_is_named_and_no_success() -> None:
+    run_once("--iptables-variant", "nft")
+    do("nft", "insert rule ip nat PREROUTING ct state new jump KUBE-SERVICES")
+    do("nft", 'insert rule ip6 filter INPUT iifname vmap { "lo" : jump KUBE-FORWARD }')
+    done = kproxy("cleanup")
+    assert done.returncode == 1
+    kept = [line for line in done.stderr.splitlines() if "event=chain_kept" in line]
+    assert [("KUBE-SERVICES" in line, "KUBE-FORWARD" in line) for line in kept] == [
+        (True, False),
+        (False, True),
+    ]
+    chains = [line for line in nft_rules().splitlines() if line.startswith("\tchain KUBE-")]
+    assert chains == ["\tchain KUBE-SERVICES {", "\tchain KUBE-FORWARD {"]
+    do("nft", "flush chain ip nat PREROUTING")
+    do("nft", "flush chain ip6 filter INPUT")
+    assert kproxy("cleanup").returncode == 0
+    assert "KUBE-" not in nft_rules()
+
+
+@fresh_network
+def test_chains_that_no_program_can_remove_are_no_success(tmp_path: Path) -> None:
+    run_once("--iptables-variant", "nft")
+    programs = BrokenTools(tmp_path)
+    plain = [name.replace("-nft-", "-") for name in NAMES if "-nft-" in name]
+    for name in (*NAMES, *plain):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    done = kproxy("cleanup", through=tuple(Room(tools=programs.directory).command()))
+    assert done.returncode == 1
+    failed = [line for line in done.stderr.splitlines() if "event=cleanup_failed" in line]
+    assert len(failed) == 2
+    assert all("chains are there, as mangle/KUBE-PROXY-CANARY" in line for line in failed)

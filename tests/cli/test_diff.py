@@ -45,6 +45,26 @@ def test_it_tells_what_a_first_sync_does_and_leaves_the_kernel_alone(variant: st
     assert told(*flags) == (0, [])
 
 
+@fresh_network
+def test_native_rules_of_others_are_no_difference() -> None:
+    flags = ["--iptables-variant", "nft"]
+    run_once(*flags)
+    do("nft", "insert rule ip nat PREROUTING ct state established accept")
+    do("nft", "insert rule ip6 filter FORWARD ct state established accept")
+    before = stamps.generation()
+    assert told(*flags) == (0, [])
+    do("nft", "flush chain ip nat KUBE-POSTROUTING")
+    expected = ["~ IPv4 chain nat/KUBE-POSTROUTING (lacks 3 rules and has 0 not wanted)"]
+    assert told(*flags) == (2, expected)
+    assert stamps.generation() == before + 1
+    run_once(*flags)
+    assert told(*flags) == (0, [])
+    # The other variant is the mode's now: all of this one would go.
+    status, lines = told("--iptables-variant", "legacy")
+    assert status == 2
+    assert any(line.startswith("- IPv4 nft chain nat/KUBE-SERVICES ") for line in lines)
+
+
 @variants
 @fresh_network
 def test_each_damage_is_a_line_until_it_is_repaired(variant: str) -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.cleanup import cleanup
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import StandardLayout
+from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.kernel import processes
 from kproxy.kernel.xtables import detect, nfnetlink, stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.lock import lock_file_in_use
@@ -343,3 +352,158 @@ def test_disabled_ipv6_is_unavailable() -> None:
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
     with pytest.raises(XtablesUnavailable, match="disable_ipv6"):
         find_tools(Family.IPV6)
+
+
+# Dumps that are not whole ----------------------------------------------------------------------------
+
+
+def _behind(directory: Path, save: SubprocessXtables, filter_: str) -> SubprocessXtables:
+    """The same tables, with a save that prints what a shell command makes of its dump."""
+    path = directory / "save"
+    path.write_text(f'#!/bin/sh\n{save.tools.save} "$@" | {filter_}\n')
+    path.chmod(0o755)
+    return SubprocessXtables(save.family, dataclasses.replace(save.tools, save=str(path)))
+
+
+CUTS = {
+    "nothing": "cat >/dev/null",
+    "without the end": "sed '/COMMIT/,$d'",
+    "without the end of the last": "sed '$d' | sed '$d'",
+    "in a line": "head -c 60",
+    "one table": "sed -n '/^.filter/,/^COMMIT/p'",
+    "a comment": "sed 's/.*/# not so/'",
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+@both_families
+@fresh_network
+def test_a_dump_that_was_cut_off_is_no_empty_table(tmp_path: Path, family: Family, cut: str) -> None:
+    text = b"*filter\n-A INPUT -j ACCEPT\nCOMMIT\n*nat\n:KUBE-A - [0:0]\n-A KUBE-A -j RETURN\nCOMMIT\n"
+    legacy, nft = _xtables(Variant.LEGACY, family), _xtables(Variant.NFT, family)
+    for each in (legacy, nft):
+        each.restore(text)
+    with pytest.raises(RestoreError, match="did not print all of table"):
+        _behind(tmp_path, legacy, cut).save()
+    read = _behind(tmp_path, nft, cut).save()
+    assert b"\n:KUBE-A - [0:0]\n-A KUBE-A -j RETURN\nCOMMIT\n" in read
+    assert read.count(b"COMMIT\n") == 2
+
+
+@fresh_network
+def test_a_sync_that_reads_less_than_there_is_writes_nothing(tmp_path: Path) -> None:
+    xtables = _xtables(Variant.LEGACY)
+    layout = StandardLayout(IptablesConfig(Family.IPV4))
+    IptablesBackend(layout, xtables, ChangeWatch(xtables.stamp)).sync()
+    before = xtables.save()
+    cut = _behind(tmp_path, xtables, CUTS["one table"])
+    report = IptablesBackend(layout, cut, ChangeWatch(cut.stamp)).sync()
+    assert report.error is not None
+    assert "did not print all of table" in report.error
+    assert xtables.save() == before
+    with pytest.raises(RestoreError, match="did not print all of table"):
+        cleanup(cut)
+    assert xtables.save() == before
+
+
+# The variant that the kernel can do ------------------------------------------------------------------
+
+
+def _refusing(directory: Path, *refused: Variant) -> str:
+    """A search path with both variants, of which these find no nat in the kernel."""
+    for stem in ("iptables", "ip6tables"):
+        for variant in Variant:
+            for kind in ("restore", "save"):
+                name = f"{stem}-{variant}-{kind}"
+                real = shutil.which(name, path="/usr/sbin:/sbin")
+                if real is None:
+                    pytest.skip(f"{name} is not installed")
+                path = directory / name
+                path.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+                path.chmod(0o755)
+                if variant in refused and kind == "restore":
+                    said = "line 2: TABLE_ADD failed (Operation not supported): table nat"
+                    _refuse(path, real, said)
+    return str(directory)
+
+
+def _refuse(path: Path, real: str, said: str) -> None:
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec {real} "$@"\ncat >/dev/null\necho "{said}" >&2\nexit 4\n'
+    )
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@both_families
+@fresh_network
+def test_without_rules_the_variant_that_passes_the_trial_is_taken(
+    tmp_path: Path, family: Family, probe: bool
+) -> None:
+    path = _refusing(tmp_path, Variant.NFT)
+    tools = find_tools(family, probe=probe, search_path=path)
+    assert tools.variant is Variant.LEGACY
+    assert "TABLE_ADD failed (Operation not supported)" in tools.instead_of
+    assert f"{family}'s nat table" in tools.instead_of
+    assert ("nat" in stamps.legacy_tables(family)) == probe
+
+
+@fresh_network
+def test_where_both_pass_nft_is_taken_and_nothing_is_said(tmp_path: Path) -> None:
+    found = find_tools(Family.IPV4, search_path=_refusing(tmp_path))
+    assert (found.variant, found.instead_of) == (Variant.NFT, "")
+
+
+@pytest.mark.parametrize("rule", [HINT, b"*filter\n-A INPUT -j ACCEPT\nCOMMIT\n"], ids=["kubelet", "rules"])
+@fresh_network
+def test_rules_in_the_variant_that_fails_the_trial_are_named(tmp_path: Path, rule: bytes) -> None:
+    _xtables(Variant.NFT).restore(rule)
+    with pytest.raises(XtablesUnavailable) as caught:
+        find_tools(Family.IPV4, search_path=_refusing(tmp_path, Variant.NFT))
+    reason = caught.value.reason
+    assert "TABLE_ADD failed (Operation not supported)" in reason
+    assert "this node's rules are of variant nft (" in reason
+    assert "--iptables-variant legacy" in reason
+    assert stamps.legacy_tables(Family.IPV4) == ()
+
+
+@fresh_network
+def test_where_no_variant_passes_both_reasons_are_given(tmp_path: Path) -> None:
+    with pytest.raises(XtablesUnavailable, match=r"nft-restore: line 2.*legacy-restore: line 2"):
+        find_tools(Family.IPV4, search_path=_refusing(tmp_path, *Variant))
+
+
+@fresh_network
+def test_a_trial_that_did_not_end_chooses_no_other_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "_SECONDS", 0.5)
+    path = _refusing(tmp_path)
+    (tmp_path / "iptables-nft-restore").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec /usr/sbin/iptables-nft-restore "$@"\nexec sleep 600\n'
+    )
+    with pytest.raises(XtablesStalled, match="did not finish"):
+        find_tools(Family.IPV4, search_path=path)
+
+
+@fresh_network
+def test_rules_beside_a_native_rule_speak_for_their_variant() -> None:
+    _xtables(Variant.LEGACY).restore(b"*filter\n" + b"-A INPUT -j RETURN\n" * 2 + b"COMMIT\n")
+    nft = _xtables(Variant.NFT)
+    nft.restore(b"*filter\n" + b"-A INPUT -j RETURN\n" * 3 + b"COMMIT\n")
+    script = "insert rule ip filter INPUT ct state established accept"
+    subprocess.run(["nft", script], check=True)
+    assert find_tools(Family.IPV4).variant is Variant.NFT
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN])
+def test_a_program_that_cannot_be_started_now_makes_no_family_unusable(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    if shutil.which("iptables-nft-restore") is None:
+        pytest.skip("iptables-nft-restore is not installed")
+    monkeypatch.setattr(processes.subprocess, "Popen", fail)
+    with pytest.raises(XtablesStalled, match=os.strerror(number)):
+        find_tools(Family.IPV4, probe=False)
