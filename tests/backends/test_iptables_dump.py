@@ -2,7 +2,7 @@
 
 import pytest
 
-from kproxy.backends.iptables.dump import parse_save
+from kproxy.backends.iptables.dump import chain_texts, parse_save
 
 
 def test_a_dump_is_split_by_table_and_chain() -> None:
@@ -40,3 +40,16 @@ def test_half_a_dump_is_not_taken_for_the_whole(dump: bytes) -> None:
     if dump.startswith(b"*nat\n:"):
         with pytest.raises(ValueError, match="without COMMIT"):
             parse_save(dump, {"filter"})
+
+
+def test_a_rule_without_words_belongs_to_its_chain() -> None:
+    dump = (
+        b"*nat\n:OUTPUT ACCEPT [0:0]\n:A - [0:0]\n:B - [0:0]\n"
+        b"-A OUTPUT\n-A OUTPUT -j A\n-A OUTPUT\n-A A\n-A B -j RETURN\nCOMMIT\n"
+    )
+    assert chain_texts(dump) == {
+        "nat": {"OUTPUT": "-A OUTPUT\n-A OUTPUT -j A\n-A OUTPUT\n", "A": "-A A\n", "B": "-A B -j RETURN\n"}
+    }
+    assert parse_save(dump)["nat"] == {
+        name: text.splitlines() for name, text in chain_texts(dump)["nat"].items()
+    }

@@ -9,20 +9,22 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.base import Drift
 from kproxy.backends.iptables.cleanup import cleanup, plan_removal
+from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
+from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.static import JUMPS
 from kproxy.kernel.xtables import native
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import NATIVE_RULE, Variant, XtablesUnavailable
-from tests.backends.iptables_node import IptablesNode, config_with
+from tests.backends.iptables_node import IptablesNode, config_with, divided
 from tests.backends.test_iptables_backend_kernel import RealXtables, steps
 from tests.builders import endpoint_slice, port, service
 from tests.kernel.namespace import fresh_network
@@ -40,6 +42,10 @@ RULES = {
     "cuts the dump off": "insert rule ip nat PREROUTING meta mark set 0x10",
     "in every table": f"{FIRST}; insert rule ip filter FORWARD ct state established accept; "
     "insert rule ip filter KUBE-FORWARD ct state established accept",
+    "in the chains of all services": "insert rule ip nat KUBE-SERVICES ct state established accept; "
+    "insert rule ip filter KUBE-SERVICES ct state established accept; "
+    "insert rule ip filter KUBE-EXTERNAL-SERVICES ct state established accept",
+    "verdicts": 'insert rule ip nat OUTPUT oifname vmap { "lo" : accept }',
     "sets": "add set ip nat known { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 } ; }; "
     "insert rule ip nat PREROUTING ip saddr @known counter accept",
     "a chain with a hook": "add chain ip nat early { type nat hook prerouting priority -150 ; }; "
@@ -75,7 +81,7 @@ def jumps(family: Family = Family.IPV4) -> Counter[str]:
 
 def without_others(state: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
     """Rules by table and chain, without what RULES make."""
-    theirs = re.compile(rf"-A PREROUTING (?:-j ACCEPT|-j MARK .*)$|.*{NATIVE_RULE}")
+    theirs = re.compile(rf"-A PREROUTING (?:-j ACCEPT|-j MARK .*)$|-A OUTPUT$|.*{NATIVE_RULE}")
     return {
         table: {
             chain: [line for line in lines if not theirs.match(line)]
@@ -210,3 +216,47 @@ def test_counters_are_read_beside_a_native_rule() -> None:
     assert b"[3:180] -A KUBE-A -p tcp -m tcp --dport 80 -j RETURN\n" in expected
     nft(RULES["in another chain"])
     assert b"[3:180] -A KUBE-A -p tcp -m tcp --dport 80 -j RETURN\n" in xtables.counters("nat")
+
+
+@fresh_network
+def test_a_chain_of_a_former_mode_that_a_native_rule_leads_to_holds_up_no_sync() -> None:
+    xtables = nft_xtables()
+    xtables.restore(
+        b"*nat\n:KUBE-NODE-PORT - [0:0]\n:KUBE-LOAD-BALANCER - [0:0]\n:KUBE-IPVS-LOCAL - [0:0]\n"
+        b"-A KUBE-LOAD-BALANCER -j KUBE-NODE-PORT\n-A OUTPUT -j KUBE-LOAD-BALANCER\nCOMMIT\n"
+    )
+    nft('insert rule ip nat OUTPUT oifname vmap { "lo" : jump KUBE-NODE-PORT }')
+    real = IptablesNode(fake=RealXtables(xtables))
+    report = real.sync()
+    assert report.error is None
+    former = {"KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-IPVS-LOCAL"}
+    assert former & native.chains(Family.IPV4, "nat").keys() == {"KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"}
+    assert real.backend.check() == ()
+
+
+@pytest.mark.parametrize("layout", [StandardLayout, divided])
+@pytest.mark.parametrize("variant", list(Variant))
+@fresh_network
+def test_rules_without_words_are_no_damage_or_are_mended(
+    variant: Variant, layout: Callable[[IptablesConfig], Layout]
+) -> None:
+    try:
+        xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant, probe=False))
+    except XtablesUnavailable as error:
+        pytest.skip(error.reason)
+    real = IptablesNode(fake=RealXtables(xtables), layout=layout)
+    for number in range(1, 6):
+        real.put(service(f"svc{number}", f"10.96.0.{number}"))
+    real.put(service("web", "10.96.0.9"), endpoint_slice("10.1.1.1", service="web"))
+    real.sync()
+    expected = xtables.save()
+    xtables.restore(b"*nat\n-I PREROUTING\n-I OUTPUT\n-A POSTROUTING\nCOMMIT\n*filter\n-I INPUT\nCOMMIT\n")
+    counted = xtables.save()
+    assert real.backend.check(thorough=True) == ()
+    assert real.sync().changes == {}
+    for chain in ("nat\n-A KUBE-SERVICES", "filter\n-I KUBE-SERVICES", "filter\n-A KUBE-FORWARD"):
+        xtables.restore(f"*{chain}\nCOMMIT\n".encode())
+    real.start()
+    assert real.sync().error is None
+    assert xtables.save() == counted
+    assert len(counted.splitlines()) == len(expected.splitlines()) + 4

@@ -82,7 +82,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         def refuse(pid: int) -> int:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-        monkeypatch.setattr(processes.os, "pidfd_open", refuse)
+        monkeypatch.setattr(os, "pidfd_open", refuse)
     return str(request.param)
 
 
@@ -225,7 +225,7 @@ def test_no_error_of_the_system_gets_out(monkeypatch: pytest.MonkeyPatch, call: 
     runner = Runner()
     runner.run(["/bin/true"])
     with monkeypatch.context() as patch:
-        patch.setattr(processes.subprocess if call == "Popen" else processes.os, call, fail)
+        patch.setattr(subprocess if call == "Popen" else os, call, fail)
         with pytest.raises(ProcessError) as caught:
             runner.run(["/bin/true"])
     # Once a program was started, it may have done what it was to do.
@@ -286,7 +286,7 @@ def test_a_program_that_could_not_be_started_is_a_failed_write(
     xtables = SubprocessXtables(
         Family.IPV4, XtablesTools("/bin/true", "/bin/true", Variant.LEGACY, (1, 8, 9)), runner=Runner()
     )
-    monkeypatch.setattr(processes.subprocess, "Popen", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     with pytest.raises(RestoreError, match=os.strerror(number)) as caught:
         xtables.restore(b"")
     assert caught.value.kind is FailureKind.OTHER

@@ -20,7 +20,6 @@ from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.kernel import processes
 from kproxy.kernel.xtables import detect, nfnetlink, stamps
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.lock import lock_file_in_use
@@ -504,6 +503,6 @@ def test_a_program_that_cannot_be_started_now_makes_no_family_unusable(
 
     if shutil.which("iptables-nft-restore") is None:
         pytest.skip("iptables-nft-restore is not installed")
-    monkeypatch.setattr(processes.subprocess, "Popen", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     with pytest.raises(XtablesStalled, match=os.strerror(number)):
         find_tools(Family.IPV4, probe=False)

@@ -300,8 +300,7 @@ class IptablesBackend:
         """
         if writer.kernel.retired:
             for removal in plan_removal(self._xtables.save(), only=writer.kernel.retired):
-                writer.remove(removal)
-                for chain, rule in removal.kept.items():
+                for chain, rule in writer.remove(removal).kept.items():
                     log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=rule)
             writer.kernel.retired.clear()
 

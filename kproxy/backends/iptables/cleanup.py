@@ -97,7 +97,7 @@ def cleanup(xtables: Xtables, failed: Failed | None = None) -> list[Removal]:
         try:
             if reason.kind is not FailureKind.RULE:
                 raise reason
-            done.append(_remove_in_parts(xtables, removal))
+            done.append(remove_in_parts(xtables, removal))
         except RestoreError as error:
             if failed is None:
                 raise
@@ -120,12 +120,19 @@ def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
     return found
 
 
-def _remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
-    """Remove rules, empty all chains, and delete those that can be; return what was done. See cleanup."""
+def remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
+    """Remove rules, empty all chains, and delete those that can be; return what was done.
+
+    The chains that cannot be are kept, with what the kernel said. Raises RestoreError.
+    """
     table = removal.table
     refused: dict[str, str] = {}
     if removal.rules:
-        xtables.restore(restore_text(table, declare=(), rules=removal.deletions))
+        try:
+            xtables.restore(restore_text(table, declare=(), rules=removal.deletions))
+        except RestoreError as error:
+            # They may be gone already; one that is not holds its chain, and so shows below.
+            _believe(error)
     xtables.restore(restore_text(table, declare=removal.chains, rules=()))
 
     def delete(chains: Sequence[str]) -> None:

@@ -63,10 +63,12 @@ def _chains(dump: bytes, start: int, end: int) -> dict[str, str]:
     position = first + 1 if first >= 0 else end
     chains = dict.fromkeys((m[1].decode() for m in _DECLARATION.finditer(dump, start, position)), "")
     while dump.startswith(b"-A ", position) and position < end:
-        name = dump[position + 3 : dump.index(b" ", position + 3)]
-        prefix = b"-A " + name + b" "
+        # A rule that matches everything and decides nothing ends behind the chain's name.
+        line = dump[position + 3 : dump.index(b"\n", position)]
+        name = line.partition(b" ")[0]
+        starts = (b"-A " + name + b" ", b"-A " + name + b"\n")
         begin = position
-        while dump.startswith(prefix, position):
+        while dump.startswith(starts, position):
             position = dump.index(b"\n", position) + 1
         chains[name.decode()] = dump[begin:position].decode("utf-8", "surrogateescape")
     return chains

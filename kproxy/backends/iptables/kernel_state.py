@@ -12,6 +12,7 @@ from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
 from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Entry, Placement, entries_of, rerooted
 from kproxy.backends.iptables.static import Jump
+from kproxy.kernel.xtables.types import NATIVE_RULE
 
 NO_RULES = ServiceRules()
 
@@ -55,7 +56,8 @@ class KernelState:
         owned = {line for lines in self.lines(field).values() for line in lines}
         for chain_id, rules in self.chains.items():
             if holds(placement, chain_id):
-                lines = [rerooted(placement, rule) for rule in rules]
+                # One that iptables has no words for cannot be written again.
+                lines = [rerooted(placement, rule) for rule in rules if NATIVE_RULE not in rule]
                 yield from (line for line in lines if line not in owned and placement.places(line))
 
     def rules(self) -> dict[str, int]:

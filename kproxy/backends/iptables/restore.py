@@ -35,7 +35,7 @@ def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | No
 
     Every line is an `-A CHAIN` command with its line feed. A few differences become single deletions (by
     their text, so that a rule that is not there any more is an error and never another rule's end) and
-    insertions; many rewrite the chain, as does a rule that iptables has no words for and so cannot delete.
+    insertions; many rewrite the chain, and so does a rule to delete that has no words to tell it by.
     """
     if old is None:
         return Edit(flush=True, lines=tuple(new))
@@ -46,10 +46,10 @@ def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | No
     come = [(n, line) for n, line in enumerate(new, 1) if line not in before]
     unique = len(before) == len(old) and len(after) == len(new)
     same_order = [x for x in old if x in after] == [x for x in new if x in before]
-    native = any(NATIVE_RULE in line for line in gone)
-    if native or not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
-        return Edit(flush=True, lines=tuple(new))
     skip = len(f"-A {chain} ")
+    wordless = any(NATIVE_RULE in line or len(line) <= skip for line in gone)
+    if wordless or not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
+        return Edit(flush=True, lines=tuple(new))
     lines = [f"-D {chain} {line[skip:]}" for line in gone]
     lines += [f"-I {chain} {n} {line[skip:]}" for n, line in come]
     return Edit(flush=False, lines=tuple(lines))

@@ -130,4 +130,5 @@ def changed_chains(
 
 def rerooted(placement: Placement, line: str) -> str:
     """A line of any of the chains as if it stood in the root."""
-    return f"-A {placement.root[1]} {line.split(' ', 2)[2]}"
+    name_end = line.find(" ", 3)
+    return f"-A {placement.root[1]}" + (line[name_end:] if name_end > 0 else "\n")

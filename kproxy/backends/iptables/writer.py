@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kproxy.backends.iptables.cleanup import Removal
+from kproxy.backends.iptables.cleanup import Removal, remove_in_parts
 from kproxy.backends.iptables.hairpin import ipvs_loop_backs
 from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
 from kproxy.backends.iptables.layout import Layout
@@ -128,12 +128,18 @@ class Writer:
         self._nat({}, doomed, None, delete=True)
         self.kernel.stale.difference_update(doomed)
 
-    def remove(self, removal: Removal) -> None:
-        """Take away fixed chains of a former mode, with the jumps into them."""
-        with self._watch.writing():
-            self._xtables.restore(removal.text())
+    def remove(self, removal: Removal) -> Removal:
+        """Take away fixed chains of a former mode, with the jumps into them; return what was done."""
+        try:
+            with self._watch.writing():
+                self._xtables.restore(removal.text())
+        except RestoreError as error:
+            if error.kind is not FailureKind.RULE:
+                raise
+            removal = remove_in_parts(self._xtables, removal)
         self.written["restores"] += 1
         self.written["chains_deleted"] += len(removal.chains) - len(removal.kept)
+        return removal
 
     def _base_of(self, table: str, *, keep_outgoing: bool) -> None:
         kernel = self.kernel

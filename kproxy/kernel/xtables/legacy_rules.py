@@ -24,7 +24,7 @@ from kproxy.kernel.xtables.python_iptables import (
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
 
 _SECONDS = 120.0
-_RULE = re.compile(rb"^-A (\S+) ", re.MULTILINE)
+_RULE = re.compile(rb"^-A (\S+)", re.MULTILINE)
 
 Counts = dict[str, dict[str, int]]
 """table -> chain -> rules; chains without rules are not told of."""
