@@ -21,8 +21,6 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.kernel import processes
-from kproxy.kernel.nft.program import NftProgram
-from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.kernel.processes import ProcessError, Runner, StopEvent, Trouble
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.lock import lock_file_in_use
@@ -292,22 +290,17 @@ def test_a_program_that_could_not_be_started_is_a_failed_write(
     assert caught.value.kind is FailureKind.OTHER
     with pytest.raises(RestoreError):
         xtables.save()
-    with pytest.raises(NftError, match=os.strerror(number)) as refused:
-        NftProgram("/bin/true").run("")
-    assert refused.value.kind is NftFailure.INTERRUPTED
 
 
-def test_hung_programs_of_both_kinds_are_interrupted_by_a_stop(tmp_path: Path) -> None:
+def test_a_stop_interrupts_a_hung_program(tmp_path: Path) -> None:
     stop = StopEvent()
     path = program(tmp_path, "exec sleep 600")
     tools = XtablesTools(path, path, Variant.LEGACY, (1, 8, 9))
-    xtables, nft = SubprocessXtables(Family.IPV4, tools, runner=Runner(stop)), NftProgram(path, Runner(stop))
+    xtables = SubprocessXtables(Family.IPV4, tools, runner=Runner(stop))
     threading.Timer(0.2, stop.set).start()
     with pytest.raises(RestoreError) as caught:
         xtables.restore(b"")
     assert caught.value.kind is FailureKind.INTERRUPTED
-    with pytest.raises(NftError):
-        nft.run("")
 
 
 @fresh_network
