@@ -16,7 +16,8 @@ RUN python -m venv /opt/kproxy \
  && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
 
 FROM python:${PYTHON}
-# iptables brings both variants, nftables is for the mode of that name, kmod for the init container of IPVS mode.
+# iptables brings both variants; nftables is for people who look at a node (kproxy writes without it); kmod is for
+# the init container of IPVS mode.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iptables nftables kmod \
  && rm -rf /var/lib/apt/lists/*

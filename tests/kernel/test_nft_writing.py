@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,6 +289,32 @@ def test_a_thread_that_changes_its_namespace_writes_to_the_new_one() -> None:
         nft.commit(Transaction(V4, "kproxy", [DeleteTable()]))
     nft.commit(table)
     assert nft.reading(V4, "kproxy") is not None
+
+
+@fresh_network
+def test_a_thread_keeps_one_socket_and_takes_it_with_it() -> None:
+    nft = NetlinkNft()
+    nft.commit(Transaction(V4, "kproxy", [AddTable()]))
+
+    def sockets() -> int:
+        found = Path("/proc/thread-self/fd").iterdir()
+        return sum(str(each.readlink()).startswith("socket:") for each in found if each.is_symlink())
+
+    before = sockets()
+
+    def body() -> None:
+        for number in range(20):
+            nft.commit(Transaction(V4, "kproxy", [AddChain(f"c{number}")]))
+            with pytest.raises(NftError, match="No such file"):
+                nft.commit(Transaction(V4, "kproxy", [AddRule("nowhere", "drop")]))
+            assert nft.stamp() is not None
+        during.append(sockets())
+
+    during: list[int] = []
+    with ThreadPoolExecutor(1) as pool:  # its thread begins in the namespace of this one
+        pool.submit(body).result()
+    assert during == [before + 1]
+    assert sockets() == before
 
 
 @fresh_network
