@@ -154,10 +154,13 @@ def test_damage_beside_a_native_rule_is_told_as_it_is() -> None:
     assert set(jumps().values()) == {1}
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*((Family.IPV4, name) for name in RULES), (Family.IPV6, "map"), (Family.IPV6, "in every table")],
+)
 @fresh_network
-def test_a_cleanup_takes_everything_away_beside_native_rules(rule: str, family: Family) -> None:
+def test_a_cleanup_takes_everything_away_beside_native_rules(family: Family, name: str) -> None:
+    rule = RULES[name]
     if family is Family.IPV6:
         rule = (
             rule.replace("10.0.0.", "fd00::")
