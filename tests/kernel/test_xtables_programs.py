@@ -506,3 +506,18 @@ def test_a_program_that_cannot_be_started_now_makes_no_family_unusable(
     monkeypatch.setattr(subprocess, "Popen", fail)
     with pytest.raises(XtablesStalled, match=os.strerror(number)):
         find_tools(Family.IPV4, probe=False)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.ENOMEM])
+@fresh_network
+def test_a_trial_that_could_not_be_made_chooses_no_other_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    path = _refusing(tmp_path)
+    monkeypatch.setattr(stamps, "nft_chain_exists", fail)
+    with pytest.raises(XtablesStalled, match=os.strerror(number)):
+        find_tools(Family.IPV4, search_path=path)
+    assert stamps.legacy_tables(Family.IPV4) == ()

@@ -9,6 +9,7 @@ for a variant, the one that passes the trial is taken: a kernel may have nf_tabl
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kproxy.addresses import Family
+from kproxy.kernel.nft_tables import NO_NFTABLES
 from kproxy.kernel.processes import PATH, ProcessError, Runner, Trouble
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables import stamps
@@ -244,7 +246,10 @@ def _probe(family: Family, tools: XtablesTools, runner: Runner) -> None:
             if stamps.nft_chain_exists(family, "nat", "POSTROUTING"):
                 return
         except OSError as error:
-            raise XtablesUnavailable(f"nftables cannot be used: {error.strerror}") from error
+            # Without a free descriptor, say, the kernel has said nothing.
+            lasting = error.errno in {*NO_NFTABLES, errno.EPERM, errno.EACCES}
+            kind = XtablesUnavailable if lasting else XtablesStalled
+            raise kind(f"nftables cannot be used: {error.strerror or error}") from error
     # nft makes a table's built-in chain only for a rule in it; both lines are one transaction
     text = b"*nat\n-A POSTROUTING %b\n-D POSTROUTING %b\nCOMMIT\n" % (_PROBE_RULE, _PROBE_RULE)
     try:
