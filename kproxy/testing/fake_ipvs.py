@@ -81,6 +81,7 @@ class FakeIpvs:
         self.sent: list[Request] = []
         self.reads = 0
         self.timeouts = Timeouts()
+        self.local_marks: set[tuple[Family, int]] = set()
         self._faults = faults or Faults()
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
@@ -122,6 +123,24 @@ class FakeIpvs:
         """Whether the test let it have one."""
         self._available()
         return name in self.schedulers
+
+    def marks(self, family: Family) -> frozenset[int]:
+        """The firewall marks that lead to the node itself."""
+        return frozenset(mark for of, mark in self.local_marks if of is family)
+
+    def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
+        """Remember a mark, unless the scheduler is missing."""
+        self._available()
+        if scheduler not in self.schedulers:
+            raise IpvsError(f"cannot make the virtual server of mark {mark:#x}: no scheduler {scheduler}")
+        is_new = (family, mark) not in self.local_marks
+        self.local_marks.add((family, mark))
+        return is_new
+
+    def remove_local_mark(self, family: Family, mark: int) -> None:
+        """Forget a mark."""
+        self._available()
+        self.local_marks.discard((family, mark))
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Remember."""

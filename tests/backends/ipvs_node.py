@@ -98,6 +98,7 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
             f"set {name} {entry}" for name, (_, entries) in self.ipset.sets.items() for entry in entries
         ]
         lines += [f"set {name}" for name in self.ipset.sets]
+        lines += [f"mark {family} {mark:#x}" for family, mark in self.ipvs.local_marks]
         lines += [f"address {ip}" for ip in self.device.held or ()]
         lines += [
             f"{table} {chain} {rule}"

@@ -316,3 +316,30 @@ def test_what_drained_and_was_taken_away_is_not_waited_for() -> None:
     node.done()
     assert node.backend.tend() is None
     assert node.state() == node.fresh()
+
+
+def test_the_mark_of_the_nodes_own_connections_comes_back_and_goes_with_the_mode() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    marks = set(node.ipvs.local_marks)
+    assert len(marks) == 1
+    node.ipvs.local_marks.clear()
+    assert [drift.found for drift in node.backend.check(thorough=True)] == ["is missing"]
+    node.done()
+    assert node.ipvs.local_marks == marks
+    assert Retirement(Family.IPV4, node.handles, 0, lambda: node.now).dissolve()
+    assert node.ipvs.local_marks == set()
+
+
+def test_a_mark_that_cannot_be_had_keeps_no_service_back() -> None:
+    node = IpvsNode()
+
+    def refuse(*_: object) -> bool:
+        raise IpvsError("cannot make it")
+
+    node.ipvs.add_local_mark = refuse  # type: ignore[method-assign]
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    assert node.serving(CLUSTER_IP)
+    assert node.backend.check(thorough=True) == ()

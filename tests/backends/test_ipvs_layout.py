@@ -22,6 +22,7 @@ from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import Tables
+from tests.backends.ipvs_node import IpvsNode
 from tests.builders import NODE, as_service, as_slice, endpoint, endpoint_slice, service
 from tests.kernel.namespace import fresh_network
 
@@ -114,3 +115,29 @@ def test_every_jump_leads_to_a_chain_of_the_layout() -> None:
     wanted = layout(Family.IPV4)
     chains = {*wanted.fixed, *(placement.root for placement in wanted.shared.values())}
     assert {(jump.table, jump.line.split()[-1]) for jump in IPVS_JUMPS} <= chains
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_network_policy_judges_before_packets_enter_virtual_servers_and_leave_them(before: int) -> None:
+    node = IpvsNode()
+    for hook in ("INPUT", "OUTPUT"):
+        others = f"-A {hook} -s 192.0.2.1/32 -j DROP\n" * before
+        engine = f'-A {hook} -m comment --comment "x" -j cali-{hook}\n-A {hook} -j DROP\n'
+        node.xtables.edit(f"*filter\n:cali-{hook} - [0:0]\n{others}{engine}COMMIT\n")
+    node.done()
+    for hook, own in (("INPUT", "KUBE-IPVS-FILTER"), ("OUTPUT", "KUBE-IPVS-FORWARD")):
+        targets = [rule.split()[-1] for rule in node.xtables.chains("filter")[hook]]
+        at = targets.index(f"cali-{hook}")
+        assert targets[at : at + 3] == [f"cali-{hook}", own, "DROP"]
+
+
+def test_what_services_have_is_accepted_after_what_is_refused_and_nothing_else_is() -> None:
+    known = sets(Family.IPV4)
+    rules = (layout(Family.IPV4).fixed["filter", "KUBE-IPVS-FILTER"] or "").splitlines()
+    accepted = [rule for rule in rules if rule.endswith("-j ACCEPT") and "RELATED" not in rule]
+    assert accepted == [
+        f"-A KUBE-IPVS-FILTER -m set --match-set {spec.name} dst,dst -j ACCEPT" for spec in known.ledger
+    ]
+    before = " ".join(rules[: rules.index(accepted[0])])
+    assert known.no_endpoints.name in before
+    assert known.no_local_endpoints.name in before

@@ -255,3 +255,33 @@ def test_counters_of_a_virtual_server_count_its_connections() -> None:
         assert time.monotonic() < deadline  # the kernel adds up every two seconds
     assert found[other] == Statistics()
     assert (found[one].connections, found[one].packets_in, found[one].bytes_in) == (3, 3, 300)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+@fresh_network
+def test_a_mark_leads_to_the_node_itself_and_that_of_others_stays(family: Family) -> None:
+    up()
+    six = ("-6",) if family is Family.IPV6 else ()
+    pod = "10.1.0.1:0" if family is Family.IPV4 else "[fd00::1]:0"
+    subprocess.run(["ipvsadm", "-A", "-f", "7", *six, "-s", "rr"], check=True)
+    subprocess.run(["ipvsadm", "-a", "-f", "7", *six, "-r", pod, "-m"], check=True)
+    others = printed("ipvsadm", "-Sn")
+    ipvs = NetlinkIpvs()
+    assert ipvs.add_local_mark(family, 0x306B, "rr")
+    assert not ipvs.add_local_mark(family, 0x306B, "rr")
+    assert not ipvs.add_local_mark(family, 7, "rr")
+    assert ipvs.servers(family) == {}
+    assert ipvs.marks(family) == {7, 0x306B}
+    node = "127.0.0.1:0" if family is Family.IPV4 else "[::1]:0"
+    assert f"-r {node} -g -w 1" in printed("ipvsadm", "-Sn")
+    ipvs.remove_local_mark(family, 0x306B)
+    ipvs.remove_local_mark(family, 7)
+    assert printed("ipvsadm", "-Sn") == others
+
+
+@fresh_network
+def test_a_mark_whose_making_was_cut_short_is_completed() -> None:
+    up()
+    subprocess.run(["ipvsadm", "-A", "-f", str(0x306B), "-s", "rr"], check=True)
+    assert NetlinkIpvs().add_local_mark(Family.IPV4, 0x306B, "rr")
+    assert "-r 127.0.0.1:0 -g -w 1" in printed("ipvsadm", "-Sn")

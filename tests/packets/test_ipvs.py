@@ -1,13 +1,15 @@
 """What only IPVS does: its schedulers, destinations that drain, and what it must leave alone."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from kproxy.plan.schedulers import SCHEDULERS
 from kproxy.testing.lab import Pod
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
-from tests.packets.cluster import Cluster
+from tests.packets.cluster import PATIENCE, SILENCE, Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import TARGET, Port, Service
 from tests.packets.outcomes import names
@@ -281,3 +283,98 @@ def test_a_host_port_takes_nothing_that_a_service_is_asked_for(spare: Cluster, f
     finally:
         for hook in ("PREROUTING", "OUTPUT"):
             spare.iptables(family, "-t", "nat", "-D", hook, *rule, "--to-destination", to)
+
+
+@contextmanager
+def firewalled(cluster: Cluster, family: Family, ends: str) -> Iterator[None]:
+    """A host whose firewall knows nothing of services, and drops or refuses what it does not know."""
+    known = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"]
+    lost = ["-p", "ipv6-icmp", "-j", "ACCEPT"] if family == 6 else ["-p", "icmp", "-j", "ACCEPT"]
+    rules = [
+        (hook, rule)
+        for hook, loopback in (("INPUT", "-i"), ("OUTPUT", "-o"))
+        for rule in (known, lost, [loopback, "lo", "-j", "ACCEPT"])
+    ]
+    if ends == "REJECT":
+        rules += [("INPUT", ["-j", "REJECT"]), ("OUTPUT", ["-j", "REJECT"])]
+    for hook, rule in rules:
+        cluster.iptables(family, "-A", hook, *rule)
+    for hook in ("INPUT", "FORWARD", "OUTPUT"):
+        cluster.iptables(family, "-P", hook, "DROP" if ends == "DROP" else "ACCEPT")
+    # Pods reach each other, as the network plugin sees to.
+    between = ("-i", "mynet+", "-j", "ACCEPT")
+    cluster.iptables(family, "-A", "FORWARD", *between)
+    try:
+        yield
+    finally:
+        for hook in ("INPUT", "FORWARD", "OUTPUT"):
+            cluster.iptables(family, "-P", hook, "ACCEPT")
+        cluster.iptables(family, "-D", "FORWARD", *between)
+        for hook, rule in rules:
+            cluster.iptables(family, "-D", hook, *rule)
+
+
+@pytest.mark.parametrize("ends", ["DROP", "REJECT"])
+def test_a_firewall_of_the_nodes_own_ports_does_not_shut_services(
+    cluster: Cluster, family: Family, ends: str
+) -> None:
+    lab, (open_, limited, local) = cluster.lab, (cluster.external_ips()[family] for _ in range(3))
+    pod = lab.pods[-1]
+    ports = [Port(80, name="tcp"), Port(80, "UDP", name="udp")]
+    service = cluster.publish(
+        [pod],
+        type="LoadBalancer",
+        ports=ports,
+        ingress=[{"ip": open_}],
+        families=[family],
+    )
+    admitted = cluster.client_ips(family)[1]
+    ranges = [f"{admitted}/{32 if family == 4 else 128}"]
+    balancer = {"type": "LoadBalancer", "families": [family]}
+    cluster.publish([pod], ingress=[{"ip": limited}], loadBalancerSourceRanges=ranges, **balancer)
+    cluster.publish([lab.local_pods[0]], ingress=[{"ip": local}], externalTrafficPolicy="Local", **balancer)
+    unserved = cluster.publish([], families=[family])
+    own = (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    server = lab.serve(lab.node_pod, port=8888, addresses=("0.0.0.0", "::"))
+    try:
+        with firewalled(cluster, family, ends):
+            for protocol in ("TCP", "UDP"):
+                node_port = service.node_ports[protocol.lower()]
+                for source in (lab.client, lab.local_pods[1]):
+                    for ip, port in ((service.ip(family), 80), (open_, 80), (own, node_port)):
+                        assert cluster.outcome(source, ip, port, protocol) == pod.name, (ip, port, protocol)
+            assert cluster.outcome(lab.client, local, 80) == lab.local_pods[0].name
+            assert cluster.outcome(lab.client, limited, 80, source_ip=admitted) == pod.name
+            assert cluster.silent(lab.client, limited, 80)
+            for ip, port in ((unserved.ip(family), 80), (own, cluster.free_node_port()), (own, 8888)):
+                told = cluster.outcome(lab.client, ip, port, timeout=SILENCE)
+                assert told in {"Refused", "NoAnswer"}, (ip, port)
+        assert cluster.outcome(lab.client, own, 8888) == lab.node_pod.name
+    finally:
+        lab.stop_serving(server)
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_the_node_asks_from_a_port_that_is_a_node_port(
+    cluster: Cluster, family: Family, protocol: str
+) -> None:
+    """The SYN-ACK, or the datagram, that it waits for there is no request to the service."""
+    lab, own = cluster.lab, (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    serving, asked = lab.pods[0], (lab.pods[-1], lab.local_pods[1])
+    service = cluster.publish([serving], type="NodePort", ports=[Port(80, protocol)], families=[family])  # type: ignore[arg-type]
+    server = lab.serve(lab.node_pod, protocol, 8888, addresses=("0.0.0.0", "::"))  # type: ignore[arg-type]
+    try:
+        for ip, port, pod in (*((p.ip(family), TARGET, p) for p in asked), (own, 8888, lab.node_pod)):
+            answer = lab.ask(
+                lab.node,
+                ip,
+                port,
+                protocol,  # type: ignore[arg-type]
+                source_ip=own,
+                source_port=service.node_port,
+                timeout=PATIENCE,
+            )
+            assert answer.pod == pod.name
+        assert cluster.outcome(lab.client, own, service.node_port, protocol) == serving.name  # type: ignore[arg-type]
+    finally:
+        lab.stop_serving(server)

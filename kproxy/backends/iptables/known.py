@@ -11,7 +11,9 @@ from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.static import JUMPS
 
 KNOWN_CHAINS: dict[str, frozenset[str]] = {
-    "mangle": frozenset({names.CANARY, names.KUBE_PROXY_FIREWALL, names.KUBE_IPVS_MISSED}),
+    "mangle": frozenset(
+        {names.CANARY, names.KUBE_PROXY_FIREWALL, names.KUBE_IPVS_MISSED, names.KUBE_IPVS_OWN}
+    ),
     "nat": frozenset(
         {
             names.KUBE_SERVICES,
@@ -35,6 +37,7 @@ KNOWN_CHAINS: dict[str, frozenset[str]] = {
             names.KUBE_FIREWALL,
             names.CANARY,
             names.KUBE_IPVS_FILTER,
+            names.KUBE_IPVS_FORWARD,
             *names.PEER_IPVS_FILTER,
         }
     ),
@@ -52,7 +55,7 @@ def is_known(table: str, chain: str) -> bool:
 
 _JUMPS = frozenset((jump.table, canonical_rule(jump.line)) for jump in JUMPS)
 _PLAIN_JUMP = re.compile(
-    r"-A (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (?:-m conntrack --ctstate NEW )?"
+    r"-A (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (?:-m conntrack --ct(?:state NEW|dir REPLY) )?"
     r'-m comment --comment "kube[^"]*" -j \S+'
 )
 

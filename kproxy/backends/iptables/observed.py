@@ -45,8 +45,9 @@ def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
         jumps |= _standing_jumps(table, found, wanted)
         for jump in wanted:
             if jump.table == table and jump.after:
+                targets = tuple(f"-j {chain}" for chain in jump.after)
                 for place, rule in enumerate(found.get(jump.chain, "").splitlines(), 2):
-                    if rule.endswith(f"-j {jump.after}"):
+                    if rule.endswith(targets):
                         places[jump] = place
     hints = tables.get("mangle", {})
     return Observed(chains, services, frozenset(jumps), any(h in hints for h in names.KUBELET_HINTS), places)

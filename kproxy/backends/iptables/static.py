@@ -35,12 +35,12 @@ _NEW = "-m conntrack --ctstate NEW "
 
 
 class Jump(msgspec.Struct, frozen=True):
-    """A rule in a built-in chain that leads into one of ours, behind any that leads to the chain `after`."""
+    """A rule in a built-in chain that leads into one of ours, behind all that lead to the chains `after`."""
 
     table: str
     chain: str
     line: str
-    after: str = ""
+    after: tuple[str, ...] = ()
 
     @property
     def insertion(self) -> str:
@@ -53,7 +53,9 @@ class Jump(msgspec.Struct, frozen=True):
         return f"-I {self.chain} {rule}" if place == 1 else f"-I {self.chain} {place} {rule}"
 
 
-def jump(table: str, chain: str, target: str, comment: str, match: str = "", *, after: str = "") -> Jump:
+def jump(
+    table: str, chain: str, target: str, comment: str, match: str = "", *, after: tuple[str, ...] = ()
+) -> Jump:
     """A jump with a comment and, before it, further matches."""
     told = f'-m comment --comment "{comment}" ' if comment else ""
     return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n", after)

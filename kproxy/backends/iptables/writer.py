@@ -163,7 +163,12 @@ class Writer:
         if not declared and not jumps:
             return
         rules_text = [line for lines in declared.values() for line in lines]
-        rules_text += [jump.insertion_at(kernel.places.get(jump, 1)) for jump in jumps]
+        inserted: Counter[str] = Counter()
+        for jump in jumps:
+            place = kernel.places.get(jump)
+            # Those that were inserted before it stand first, so what it belongs behind has moved on.
+            rules_text.append(jump.insertion_at(1 if place is None else place + inserted[jump.chain]))
+            inserted[jump.chain] += 1
         self._restore(table, declare=[chain for _, chain in declared], rules=rules_text)
         kernel.chains |= declared
         kernel.jumps.update(jumps)

@@ -20,7 +20,7 @@ from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.keeper import Keeper
 from kproxy.backends.ipvs.layout import IpvsLayout
-from kproxy.backends.ipvs.names import PEER_SETS
+from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS
 from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.traffic import port_traffic
@@ -56,6 +56,7 @@ class IpvsBackend:
         self._schedulers: dict[str, bool] = {config.scheduler.name: True}
         self._degraded: dict[str, str] = {}
         self._settled = False
+        self._has_mark = False
         self._next_look = 0.0
         self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
 
@@ -149,6 +150,9 @@ class IpvsBackend:
 
         try:
             drifts += self._keeper.known.check(details_of, thorough=thorough)
+            if self._has_mark and OWN_MARK not in self._kernel.ipvs.marks(self.family):
+                drifts += (Drift(f"virtual server of mark {OWN_MARK:#x}", "is missing"),)
+                self._keeper.known.doubt()
         except KERNEL_ERRORS as error:
             raise CheckError(str(error)) from error
         self._next_look = self._clock() + self._config.look_period
@@ -209,8 +213,9 @@ class IpvsBackend:
     def _write(self, written: Counter[str], drifts: list[Drift]) -> SyncReport:
         keeper = self._keeper
         if keeper.look():
-            self._settled = False
+            self._settled = self._has_mark = False
             drifts += keeper.known.drifts
+            self._leave_own_connections()
         keeper.prepare(written)
         report = self._rules.sync(retire=self._settled)
         written.update(report.changes)
@@ -228,6 +233,18 @@ class IpvsBackend:
         stuck = {f"({told.partition(':')[0]})": told for told in keeper.refusals.stuck.values()}
         failed = {**report.failed, **keeper.refusals.services, **stuck}
         return msgspec.structs.replace(report, failed=failed)
+
+    def _leave_own_connections(self) -> None:
+        """Let IPVS pass what rules have marked: answers to connections that the node itself opened."""
+        try:
+            self._kernel.ipvs.add_local_mark(self.family, OWN_MARK, self._config.scheduler.name)
+        except IpvsError as error:
+            effect = "connections that the node opens from a source port which is a node port fail"
+            log.warning(
+                "own_connections_unprotected", family=self.family.value, reason=str(error), effect=effect
+            )
+        else:
+            self._has_mark = True
 
     def _remove_peer_sets(self) -> None:
         """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""

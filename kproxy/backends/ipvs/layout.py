@@ -5,6 +5,10 @@ dropped or refused, and that a port which no service has does not lead to a sock
 must stand follows from where IPVS takes packets (net/netfilter/ipvs/ip_vs_core.c): in INPUT after table
 filter, and in OUTPUT before it, so what concerns the node's own traffic too stands in table mangle.
 
+What pods and outsiders send to services thus passes filter INPUT on its way in, and filter OUTPUT on its way
+out, where a host's firewall may drop all that it does not know. It is accepted in both, as kube-proxy's other
+modes need neither.
+
 Only services with the external traffic policy Local have rules of their own. Pods and the node itself may
 use all endpoints there, outsiders only the local ones, and one virtual server cannot tell them apart: pods
 and the node are led to the iptables mode's chain for all endpoints, which translates before IPVS looks.
@@ -29,11 +33,13 @@ from kproxy.backends.iptables.static import (
     jump,
     masquerade_chains,
 )
-from kproxy.backends.ipvs.names import Sets, sets
+from kproxy.backends.ipvs.names import OWN_MARK, Sets, sets
 from kproxy.kernel.ipset.types import SetSpec
 from kproxy.plan.model import PortPlan, ServicePlan
 
 _NEW = "-m conntrack --ctstate NEW "
+_REPLY = "-m conntrack --ctdir REPLY "
+_SERVICES = (names.KUBE_SERVICES,)
 _SHORTCUT: ChainId = ("nat", names.KUBE_IPVS_SHORTCUT)
 _SHARED: Mapping[str, Placement] = {
     "nat_services": Flat(_SHORTCUT),
@@ -44,14 +50,27 @@ IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "FORWARD", names.KUBE_IPVS_MISSED, "kubernetes ipvs missed packets"),
-    jump(
-        "nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES
-    ),
-    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=names.KUBE_SERVICES),
+    jump("mangle", "INPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections", _REPLY),
+    jump("mangle", "OUTPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections", _REPLY),
+    jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=_SERVICES),
+    jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=_SERVICES),
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
     jump("filter", "FORWARD", names.KUBE_FORWARD, "kubernetes forwarding rules"),
     jump("filter", "INPUT", names.KUBE_NODEPORTS, "kubernetes health check service ports"),
-    jump("filter", "INPUT", names.KUBE_IPVS_FILTER, "kubernetes ipvs access filter"),
+    jump(
+        "filter",
+        "INPUT",
+        names.KUBE_IPVS_FILTER,
+        "kubernetes ipvs access filter",
+        after=names.POLICY_INPUT,
+    ),
+    jump(
+        "filter",
+        "OUTPUT",
+        names.KUBE_IPVS_FORWARD,
+        "kubernetes ipvs forwarding rules",
+        after=names.POLICY_OUTPUT,
+    ),
 )
 
 
@@ -69,7 +88,9 @@ class IpvsLayout(ConfiguredLayout):
         chains["mangle", names.KUBE_IPVS_MISSED] = _missed(known)
         chains["nat", names.KUBE_IPVS_SERVICES] = self._services(known)
         chains["nat", names.KUBE_IPVS_LOCAL] = self._local_policy()
+        chains["mangle", names.KUBE_IPVS_OWN] = _own_connections(known)
         chains["filter", names.KUBE_IPVS_FILTER] = _access_filter(known, self.family)
+        chains["filter", names.KUBE_IPVS_FORWARD] = _forwarded()
         return chains
 
     @property
@@ -200,21 +221,51 @@ def _missed(known: Sets) -> str:
     return f"-A {names.KUBE_IPVS_MISSED} {_match(known.addresses, 'dst')} -j DROP\n"
 
 
+def _own_connections(known: Sets) -> str:
+    """What answers a connection that the node itself opened is no request, whatever port it is sent to.
+
+    IPVS takes every first packet to the address and port of a virtual server for a new connection, also a
+    SYN-ACK or a datagram that the node waits for at a source port which is a node port. The mark leads these
+    to a virtual server of its own, whose only destination is the node (https://github.com/kubernetes/kubernetes/issues/111682).
+    """
+    start = f"-A {names.KUBE_IPVS_OWN} "
+    return "".join(
+        f"{start}{_match(ledger)} -j MARK --set-xmark {OWN_MARK:#x}/0xffffffff\n" for ledger in known.ledger
+    )
+
+
 def _access_filter(known: Sets, family: Family) -> str:
     """What may enter for an address of the device; the rest must not meet a socket of the node.
 
-    See https://github.com/kubernetes/kubernetes/issues/72236. Health-check ports may: load balancers ask for
-    them at the address that they balance, and which of the two jumps from INPUT comes first must not matter.
-    Connections that stand are let through here, not by the jump, which is kube-proxy's own, word for word.
+    See https://github.com/kubernetes/kubernetes/issues/72236. What services have is accepted, for a firewall
+    of the node's own ports must not shut them (https://github.com/kubernetes/kubernetes/issues/98465); what
+    is dropped or refused comes before it, and source ranges are obeyed before, in table mangle. Health-check
+    ports may enter: load balancers ask for them at the address that they balance, and which of the two jumps
+    from INPUT comes first must not matter. The jump is kube-proxy's own, word for word.
     """
     start = f"-A {names.KUBE_IPVS_FILTER} "
-    refuse = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
-    passes = "".join(f"{start}{_match(ledger)} -j RETURN\n" for ledger in known.ledger)
+    v4 = family is Family.IPV4
+    refuse, icmp = ("icmp-port-unreachable", "icmp") if v4 else ("icmp6-port-unreachable", "ipv6-icmp")
+    accepted = "".join(f"{start}{_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
+    addressed = _match(known.addresses, "dst")
     return (
+        f"{start}-m conntrack --ctstate INVALID,UNTRACKED -j RETURN\n"
+        f"{start}{_NEW}{_match(known.no_local_endpoints)} -j DROP\n"
+        f"{start}{_NEW}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
+        f"{accepted}"
+        f"{start}-p {icmp} -m conntrack --ctstate RELATED {addressed} -j ACCEPT\n"
         f"{start}-m conntrack ! --ctstate NEW -j RETURN\n"
-        f"{start}{_match(known.no_local_endpoints)} -j DROP\n"
-        f"{start}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
-        f"{passes}"
         f"{start}-j {names.KUBE_NODEPORTS}\n"
-        f"{start}{_match(known.addresses, 'dst')} -j REJECT --reject-with {refuse}\n"
+        f"{start}{addressed} -j REJECT --reject-with {refuse}\n"
+    )
+
+
+def _forwarded() -> str:
+    """What IPVS has translated and sends on: packets that leave the node and do not come from it.
+
+    The node's own traffic to services stays subject to the host's rules, as in kube-proxy's other modes.
+    """
+    return (
+        f"-A {names.KUBE_IPVS_FORWARD} -m conntrack --ctdir ORIGINAL "
+        "-m addrtype ! --src-type LOCAL -j ACCEPT\n"
     )

@@ -15,6 +15,13 @@ from kproxy.kernel.ipset.types import SetKind, SetSpec
 
 DEVICE = "kube-ipvs0"
 
+OWN_MARK = 0x306B
+"""The whole mark of packets of connections that the node itself opened, while IPVS looks at them.
+
+Its bits are none of those by which a kubelet (0x8000), kube-proxy (0x4000), Calico, Cilium or Weave act in
+chains INPUT and OUTPUT.
+"""
+
 PREFIX = {Family.IPV4: "KPROXY-", Family.IPV6: "KPROXY-6-"}
 
 

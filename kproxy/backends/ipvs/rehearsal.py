@@ -40,6 +40,7 @@ class RehearsedIpvs:
         self._read: set[Family] = set()
         self._stood: dict[ServerId, dict[DestinationId, DestinationState]] = {}
         self._destinations: dict[ServerId, dict[DestinationId, DestinationState]] = {}
+        self._marks: set[tuple[Family, int]] = set()
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """All virtual servers of a family. Raises IpvsError."""
@@ -65,6 +66,20 @@ class RehearsedIpvs:
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Leave the timeouts as they are."""
 
+    def marks(self, family: Family) -> frozenset[int]:
+        """The firewall marks of virtual servers."""
+        return self._kernel.marks(family) | {mark for of, mark in self._marks if of is family}
+
+    def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:  # noqa: ARG002
+        """Remember a virtual server of a mark."""
+        if mark in self.marks(family):
+            return False
+        self._marks.add((family, mark))
+        return True
+
+    def remove_local_mark(self, family: Family, mark: int) -> None:
+        """Leave it: a first sync removes none."""
+
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
         """Remember the requests; the errno of each that the kernel would refuse, by its index."""
         failures = {}
@@ -88,6 +103,8 @@ class RehearsedIpvs:
                 if old != new:
                     yield Change(name, Sign.CHANGE, f"{_words(old)} -> {_words(new)}")
                 yield from self._destination_changes(server)
+        for family, mark in self._marks:
+            yield Change(f"virtual server {family.value} mark {mark:#x}", Sign.ADD, "the node itself")
 
     def _destination_changes(self, server: ServerId) -> Iterator[Change]:
         before, now = self._stood.get(server, {}), self._destinations.get(server, {})

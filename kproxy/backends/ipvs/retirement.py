@@ -14,10 +14,10 @@ from kproxy.addresses import Family
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.keeper import Keeper
-from kproxy.backends.ipvs.names import PEER_SETS, sets
+from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS, sets
 from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
-from kproxy.kernel.ipvs.types import IpvsUnavailable
+from kproxy.kernel.ipvs.types import IpvsError, IpvsUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -99,6 +99,13 @@ class Retirement:
         ipset = self._kernel.ipset
         names = {spec.name for spec in sets(self.family).all} | PEER_SETS[self.family]
         self.done = True
+        try:
+            self._kernel.ipvs.remove_local_mark(self.family, OWN_MARK)
+        except IpvsUnavailable:
+            pass  # and so there is none
+        except IpvsError as error:
+            log.warning("mark_kept", family=self.family.value, reason=str(error))
+            self.done = False
         try:
             for name in sorted(names & ipset.headers().keys()):
                 try:

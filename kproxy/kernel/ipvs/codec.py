@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from kproxy.addresses import Family, parse_ip
 from kproxy.kernel.ipvs.types import (
+    DIRECT_ROUTING,
     MASQUERADE,
     SETTABLE_FLAGS,
     Command,
@@ -80,6 +81,47 @@ def encode(request: Request) -> bytes:
         + _service_attribute(request.server)
         + nested(_CMD_DEST, _destination(destination), more)
     )
+
+
+_LOCAL = {Family.IPV4: DestinationId("127.0.0.1", 0), Family.IPV6: DestinationId("::1", 0)}
+
+
+def local_destination(family: Family) -> DestinationId:
+    """The node itself, as the one destination of a firewall mark."""
+    return _LOCAL[family]
+
+
+def encode_mark(command: Command, family: Family, mark: int, scheduler: str = "") -> bytes:
+    """The payload of a request about the virtual server of a firewall mark.
+
+    Its destination is the node itself.
+    """
+    key = attribute(_SVC_AF, _U16.pack(_AF[family])) + attribute(_SVC_FWMARK, _U32.pack(mark))
+    if command is not Command.NEW_DEST:
+        settings = _settings(VirtualServer(scheduler), family) if scheduler else b""
+        return _HEADERS[command] + nested(_CMD_SERVICE, key, settings)
+    forward = attribute(_DEST_FWD_METHOD, _U32.pack(DIRECT_ROUTING))
+    more = forward + attribute(_DEST_WEIGHT, _U32.pack(1)) + _THRESHOLDS
+    return (
+        _HEADERS[command]
+        + nested(_CMD_SERVICE, key)
+        + nested(_CMD_DEST, _destination(local_destination(family)), more)
+    )
+
+
+def encode_destinations_of_mark(family: Family, mark: int) -> bytes:
+    """The payload of a dump of the destinations of a firewall mark."""
+    key = attribute(_SVC_AF, _U16.pack(_AF[family])) + attribute(_SVC_FWMARK, _U32.pack(mark))
+    return header(CMD_GET_DEST) + nested(_CMD_SERVICE, key)
+
+
+def decode_mark(payload: bytes) -> tuple[Family, int] | None:
+    """The firewall mark that a virtual server is keyed by; None for one that is keyed by address."""
+    found = attributes(attributes(payload[_GENL.size :]).get(_CMD_SERVICE, b""))
+    if _SVC_FWMARK not in found:
+        return None
+    is_v4 = _U16.unpack(found[_SVC_AF])[0] == socket.AF_INET
+    return Family.IPV4 if is_v4 else Family.IPV6, _U32.unpack(found[_SVC_FWMARK])[0]
 
 
 def encode_destinations_of(server: ServerId) -> bytes:

@@ -39,25 +39,26 @@ class NetlinkIpvs:
         self._family_id = 0
         self._digest = b""
         self._servers: dict[Family, dict[ServerId, VirtualServer]] = {}
+        self._marks: dict[Family, frozenset[int]] = {}
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
         """Carry out the requests in order; the errno of each refused one by its index. Raises IpvsError."""
         if not requests:
             return {}
-        sock = self._open()
-        try:
-            return sock.batch([(self._family_id, 0, codec.encode(request)) for request in requests])
-        except OSError as error:
-            raise self._failed("change virtual servers", error) from error
+        return self._batch("change virtual servers", [codec.encode(request) for request in requests])
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """All virtual servers of a family that are keyed by address. Raises IpvsError."""
         answers = self._dump("list virtual servers", codec.header(codec.CMD_GET_SERVICE))
         if (digest := codec.digest(answers)) != self._digest:
             self._servers = {each: {} for each in Family}
+            marks: dict[Family, set[int]] = {each: set() for each in Family}
             for answer in answers:
                 if (decoded := codec.decode_service(answer)) is not None:
                     self._servers[decoded[0].family][decoded[0]] = decoded[1]
+                elif (marked := codec.decode_mark(answer)) is not None:
+                    marks[marked[0]].add(marked[1])
+            self._marks = {each: frozenset(found) for each, found in marks.items()}
             self._digest = digest
         return dict(self._servers[family])
 
@@ -97,6 +98,48 @@ class NetlinkIpvs:
         now = self.timeouts()
         wanted = Timeouts(timeouts.tcp or now.tcp, timeouts.tcp_fin or now.tcp_fin, timeouts.udp or now.udp)
         self._ask("set timeouts", codec.encode_timeouts(wanted))
+
+    def marks(self, family: Family) -> frozenset[int]:
+        """The firewall marks of virtual servers, as the last `servers` read them."""
+        return self._marks.get(family, frozenset())
+
+    def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
+        """Make a virtual server of a mark that leads to the node itself; True if it was. Raises IpvsError."""
+        stands = mark in self._read_marks(family)
+        if stands and self._destinations_of_mark(family, mark):
+            return False
+        requests = [codec.encode_mark(Command.NEW_DEST, family, mark)]
+        if not stands:
+            requests.insert(0, codec.encode_mark(Command.NEW_SERVICE, family, mark, scheduler))
+        failures = self._batch("make the virtual server of a mark", requests)
+        failed = [code for code in failures.values() if code != errno.EEXIST]
+        if failed:
+            raise IpvsError(f"cannot make the virtual server of mark {mark:#x}: {os.strerror(failed[0])}")
+        return True
+
+    def remove_local_mark(self, family: Family, mark: int) -> None:
+        """Remove the virtual server of a mark that leads to the node itself. Raises IpvsError."""
+        if mark not in self._read_marks(family):
+            return
+        if self._destinations_of_mark(family, mark) <= {codec.local_destination(family)}:
+            self._batch(
+                "remove the virtual server of a mark", [codec.encode_mark(Command.DEL_SERVICE, family, mark)]
+            )
+
+    def _read_marks(self, family: Family) -> frozenset[int]:
+        self.servers(family)
+        return self.marks(family)
+
+    def _destinations_of_mark(self, family: Family, mark: int) -> set[DestinationId]:
+        answers = self._dump("list destinations", codec.encode_destinations_of_mark(family, mark))
+        return {codec.decode_destination(answer, family)[0] for answer in answers}
+
+    def _batch(self, what: str, payloads: Sequence[bytes]) -> Mapping[int, int]:
+        sock = self._open()
+        try:
+            return sock.batch([(self._family_id, 0, payload) for payload in payloads])
+        except OSError as error:
+            raise self._failed(what, error) from error
 
     def timeouts(self) -> Timeouts:
         """IPVS' own connection timeouts. Raises IpvsError."""

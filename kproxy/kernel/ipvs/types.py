@@ -24,6 +24,8 @@ SETTABLE_FLAGS = PERSISTENT | SCHED1 | SCHED2
 
 MASQUERADE = 0
 """IP_VS_CONN_F_MASQ, the only forwarding method that a service proxy can use."""
+DIRECT_ROUTING = 3
+"""IP_VS_CONN_F_DROUTE: to a local address, packets go to the node's own sockets as they are."""
 
 
 class ServerId(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -145,6 +147,22 @@ class Ipvs(Protocol):
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Set IPVS' own connection timeouts. Raises IpvsError."""
+
+    def marks(self, family: Family) -> frozenset[int]:
+        """The firewall marks that virtual servers of a family are keyed by, as the last `servers` read them.
+
+        IPVS looks for these before those that are keyed by address (ip_vs_service_find in ip_vs_ctl.c).
+        """
+
+    def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
+        """Leave packets with a mark to the node's own sockets, whatever virtual server has their address.
+
+        Makes a virtual server of the mark with the node itself as its one destination; True if it was made.
+        One that stands with other destinations is left alone. Raises IpvsError.
+        """
+
+    def remove_local_mark(self, family: Family, mark: int) -> None:
+        """Remove what `add_local_mark` made; what it did not make stays. Raises IpvsError."""
 
 
 def reason(command: Command, code: int) -> str:
