@@ -71,11 +71,15 @@ class Faults:
 
 
 class FakeIpvs:
-    """Virtual servers of both families. `sent` holds every request, `connections` is for the test to fill."""
+    """Virtual servers of both families. `sent` holds every request.
+
+    `connections` (open ones) and `closing` are for the test to fill.
+    """
 
     def __init__(self, faults: Faults | None = None, schedulers: Iterable[str] = SCHEDULERS) -> None:
         self.table: dict[ServerId, tuple[VirtualServer, dict[DestinationId, int]]] = {}
         self.connections: dict[tuple[ServerId, DestinationId], int] = {}
+        self.closing: dict[tuple[ServerId, DestinationId], int] = {}
         self.counters: dict[ServerId, Statistics] = {}
         self.schedulers = set(schedulers)
         self.sent: list[Request] = []
@@ -115,7 +119,11 @@ class FakeIpvs:
         self.reads += 1
         _, destinations = self.table.get(server, (None, {}))
         return {
-            destination: DestinationState(weight, active=self.connections.get((server, destination), 0))
+            destination: DestinationState(
+                weight,
+                active=self.connections.get((server, destination), 0),
+                inactive=self.closing.get((server, destination), 0),
+            )
             for destination, weight in destinations.items()
         }
 

@@ -378,3 +378,24 @@ def test_the_node_asks_from_a_port_that_is_a_node_port(
         assert cluster.outcome(lab.client, own, service.node_port, protocol) == serving.name  # type: ignore[arg-type]
     finally:
         lab.stop_serving(server)
+
+
+def test_an_address_that_a_service_gives_up_is_not_the_nodes_own_any_more(
+    cluster: Cluster, family: Family
+) -> None:
+    """Only connections that close are left, as after every request: another machine may have it now."""
+    lab, ip, other = cluster.lab, *(cluster.external_ips()[family] for _ in range(2))
+    service = cluster.publish([lab.pods[0]], externalIPs=[ip, other], families=[family])
+    for address in (ip, other):
+        assert cluster.outcome(lab.client, address, 80) == lab.pods[0].name
+
+    def bound() -> set[str]:
+        shown = lab.node.run(["ip", "-o", "address", "show", "dev", "kube-ipvs0"]).stdout
+        return {address for address in (ip, other) if f" {address}/" in shown}
+
+    with lab.hold(lab.client, other, 80) as held:
+        cluster.edit(service, lambda spec: spec.update(externalIPs=[]))
+        cluster.settle()
+        assert bound() == {other}
+        assert held.exchange("still there?").pod == lab.pods[0].name
+    cluster.running.until(bound, set())

@@ -2,11 +2,18 @@
 
 The kernel holds the state: a destination of weight 0 that nobody wants is one that drains. So a restart finds
 them again; only their time starts anew.
+
+Where an address has been withdrawn that is not the cluster's own, another machine may have it already, and
+while it is on the device this node answers in its place. So it waits for open connections only, not for those
+that close, and for some seconds at most.
 """
 
 from collections.abc import Callable, Collection, Mapping
 
-from kproxy.kernel.ipvs.types import DestinationId, Ipvs, ServerId
+from kproxy.kernel.ipvs.types import DestinationId, DestinationState, Ipvs, ServerId
+
+WITHDRAWN_PERIOD = 10.0
+"""Seconds that an external or load-balancer address is kept, at most, for the connections open through it."""
 
 _FIRST = 1.0
 _LONGEST = 60.0
@@ -23,20 +30,32 @@ class Draining:
         self.period = period
         self._clock = clock
         self._deadlines: dict[ServerId, dict[DestinationId, float]] = {}
+        self._withdrawn: set[ServerId] = set()
         self._interval = _FIRST
         self._next = 0.0
 
-    def keeps(self, server: ServerId, destination: DestinationId) -> bool:
-        """Whether a destination that nobody wants any more is to stay for now."""
+    def keeps(self, server: ServerId, destination: DestinationId, *, withdrawn: bool = False) -> bool:
+        """Whether a destination that nobody wants any more is to stay for now.
+
+        `withdrawn`: the virtual server holds an address that may be another machine's by now.
+        """
         if server.protocol not in _CONNECTED or self.period <= 0:
             return False
         now = self._clock()
+        if withdrawn is not (server in self._withdrawn):
+            self._deadlines.pop(server, None)
+            (self._withdrawn.add if withdrawn else self._withdrawn.discard)(server)
         of_server = self._deadlines.setdefault(server, {})
         if destination not in of_server:
-            of_server[destination] = now + self.period
+            period = min(self.period, WITHDRAWN_PERIOD) if withdrawn else self.period
+            of_server[destination] = now + period
             self._interval = _FIRST
             self._next = min(self._next, now + _FIRST) if self._next > now else now + _FIRST
         return now < of_server[destination]
+
+    def is_long(self, server: ServerId) -> bool:
+        """Whether a virtual server drains for as long as connections may take."""
+        return server in self._deadlines and server not in self._withdrawn
 
     def forget(self, server: ServerId, destination: DestinationId | None = None) -> None:
         """A destination, or all of a server, came back or is gone."""
@@ -47,6 +66,7 @@ class Draining:
             of_server.pop(destination, None)
         if destination is None or not of_server:
             del self._deadlines[server]
+            self._withdrawn.discard(server)
 
     def recall(self, standing: Mapping[ServerId, Collection[DestinationId]]) -> None:
         """Forget what the kernel was found to hold no more, for others took it away."""
@@ -59,6 +79,7 @@ class Draining:
             for server, deadlines in self._deadlines.items()
         }
         self._deadlines = {server: deadlines for server, deadlines in kept.items() if deadlines}
+        self._withdrawn &= self._deadlines.keys()
 
     def due_in(self) -> float | None:
         """Seconds until the connections want to be looked at; None while nothing drains."""
@@ -70,12 +91,18 @@ class Draining:
         ended: set[ServerId] = set()
         for server, deadlines in self._deadlines.items():
             states = ipvs.destinations(server)
-            for destination, deadline in deadlines.items():
+            for destination in deadlines:
                 state = states.get(destination)
-                if state is None or not state.connections:
+                if state is None or not waited_for(state, withdrawn=server in self._withdrawn):
                     deadlines[destination] = 0.0
-                if state is None or not state.connections or now >= deadline:
+                if now >= deadlines[destination]:
                     ended.add(server)
-        self._interval = _FIRST if ended else min(2 * self._interval, _LONGEST)
+        longest = _FIRST if self._withdrawn else _LONGEST
+        self._interval = _FIRST if ended else min(2 * self._interval, longest)
         self._next = now + self._interval
         return ended
+
+
+def waited_for(state: DestinationState, *, withdrawn: bool) -> bool:
+    """Whether a destination has connections that something drains for."""
+    return bool(state.active if withdrawn else state.connections)

@@ -53,7 +53,7 @@ class Retirement:
         self.done = False
         self._kernel = kernel
         self._draining = Draining(period, clock)
-        self._keeper = Keeper(family, kernel, self._draining, excluded)
+        self._keeper = Keeper(family, kernel, self._draining, excluded, withdraws=False)
 
     def tend(self) -> float | None:
         """Take away what nothing needs; the seconds until it wants to be called again, None at the end."""
