@@ -68,6 +68,7 @@ class IpvsMode:
         *,
         was_guarded: bool = False,
         runner: Runner | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._runner = runner
@@ -80,6 +81,9 @@ class IpvsMode:
         self._watches: dict[object, ChangeWatch] = {}
         self._lenient_arp: dict[str, str] = {}
         self._was_guarded = was_guarded
+        self._clock = clock
+        self._next_look = 0.0
+        self._unsettable: set[str] = set()
         self._probe()
         self._set_sysctls()
 
@@ -99,7 +103,7 @@ class IpvsMode:
         backend = self._backends.get(family)
         if backend is None:
             rules = rules_backend(IpvsLayout(config.rules), self._tables[family], self._watches)
-            backend = IpvsBackend(config, self._handles, rules, time.monotonic)
+            backend = IpvsBackend(config, self._handles, rules, self._clock)
             self._backends[family] = backend
         else:
             backend.reconfigure(config)
@@ -126,8 +130,12 @@ class IpvsMode:
             localnet.close()
 
     def tend(self) -> float | None:
-        """Nothing but what the backends do."""
-        return None
+        """See that the kernel parameters are still as they were set; the backends do the rest."""
+        now = self._clock()
+        if now >= self._next_look:
+            self._repair_sysctls()
+            self._next_look = now + self._config.sync_period
+        return self._next_look - now
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
         """Those of the device, in each family that the news are about."""
@@ -184,6 +192,21 @@ class IpvsMode:
         if not strict:
             restore_arp(self._lenient_arp)
             self._lenient_arp = {}
+
+    def _repair_sysctls(self) -> None:
+        """Set again what others have changed; what cannot be set is said once."""
+        wanted = {CONNTRACK: (1, "connections can be masqueraded")}
+        wanted |= wanted_sysctls(strict_arp=self._config.ipvs_strict_arp)
+        for name, (value, effect) in wanted.items():
+            try:
+                if sysctl.ensure(name, value):
+                    log.warning("sysctl_restored", name=name, value=value, reason="others changed it")
+                self._unsettable.discard(name)
+            except sysctl.SysctlError as error:
+                if name not in self._unsettable:
+                    told = f"not ensured: {effect}"
+                    log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=told)
+                self._unsettable.add(name)
 
     def _set_timeouts(self) -> None:
         timeouts = Timeouts(

@@ -10,6 +10,10 @@ class DeviceError(Exception):
     """The device or its addresses could not be read or changed, or it is not known what was."""
 
 
+class DeviceMissing(DeviceError):
+    """There is no device of this name (any more)."""
+
+
 class AddressDevice(Protocol):
     """A device of type dummy that holds addresses and never carries a packet."""
 
@@ -30,7 +34,7 @@ class AddressDevice(Protocol):
     def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
         """Add host addresses (/32, /128); the errno of each refused one. An address that is there is done.
 
-        Raises DeviceError if there is no device or the outcome of any is unknown.
+        Raises DeviceMissing without the device, and DeviceError if the outcome of any is unknown.
         """
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from kproxy.addresses import Family, is_link_local
-from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.addresses import DeviceError, DeviceMissing
 from kproxy.kernel.netlink import addresses
 from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_REPLACE
 from kproxy.kernel.netlink.socket import NetlinkSocket
@@ -73,7 +73,7 @@ class DummyDevice:
         if index is None:
             if kind == addresses.RTM_DELADDR:
                 return {}
-            raise DeviceError(f"there is no interface {self.name}")
+            raise DeviceMissing(f"there is no interface {self.name}")
         sock = self._open()
         try:
             failures = sock.batch([(kind, flags, addresses.payload(ip, index)) for ip in wanted])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 
 from kproxy.addresses import Family
-from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.addresses import DeviceError, DeviceMissing
 from kproxy.kernel.ipset.types import (
     Entry,
     EntryChange,
@@ -343,7 +343,7 @@ class FakeDevice:
         if not adding:
             return {}
         if self.held is None:
-            raise DeviceError(f"there is no interface {self.name}")
+            raise DeviceMissing(f"there is no interface {self.name}")
         return self._each(adding, self.held.add)
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:

@@ -199,3 +199,47 @@ def test_a_new_scheduler_that_the_kernel_lacks_is_not_taken(sysctls: Sysctls) ->
     assert [(line["event"], line["scheduler"]) for line in logs if line["log_level"] == "warning"] == [
         ("scheduler_missing", "mh")
     ]
+
+
+def test_kernel_parameters_that_others_changed_are_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, str] = {}
+
+    def ensure(name: str, value: int | str) -> bool:
+        changed, values[name] = values.get(name) != str(value), str(value)
+        return changed
+
+    monkeypatch.setattr(sysctl, "read", lambda name: values.get(name, "0"))
+    monkeypatch.setattr(sysctl, "ensure", ensure)
+    now = 100.0
+    tables = {Family.IPV4: FakeXtables(Family.IPV4, Variant.NFT)}
+    config = msgspec.structs.replace(CONFIG, ipvs_strict_arp=True)
+    running = IpvsMode(
+        config, tables, KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice()), clock=lambda: now
+    )
+    wanted = dict(values)
+    assert ipvs_mode.CONNTRACK in wanted
+    assert running.tend() == config.sync_period
+    values |= dict.fromkeys(wanted, "7")
+    assert running.tend() == config.sync_period
+    assert values == dict.fromkeys(wanted, "7")
+    now += config.sync_period
+    with capture_logs() as logs:
+        running.tend()
+    assert values == wanted
+    assert {line["name"] for line in logs if line["event"] == "sysctl_restored"} == wanted.keys()
+
+
+def test_a_kernel_parameter_that_cannot_be_set_again_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Sysctls()
+    monkeypatch.setattr(sysctl, "ensure", fake.ensure)
+    now = 100.0
+    tables = {Family.IPV4: FakeXtables(Family.IPV4, Variant.NFT)}
+    running = IpvsMode(
+        CONFIG, tables, KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice()), clock=lambda: now
+    )
+    monkeypatch.setattr(sysctl, "ensure", Sysctls(ipvs_mode.CONNTRACK).ensure)
+    with capture_logs() as logs:
+        for _ in range(3):
+            now += CONFIG.sync_period
+            running.tend()
+    assert [line["name"] for line in logs if line["event"] == "sysctl_failed"] == [ipvs_mode.CONNTRACK]

@@ -17,6 +17,7 @@ from kproxy.kernel.ipvs.types import (
     ServerId,
     VirtualServer,
 )
+from kproxy.kernel.xtables.types import FailureKind, RestoreError
 from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, IpvsNode, eps, with_config
 from tests.backends.test_ipvs_backend import KNOWN
 from tests.builders import port, service
@@ -343,3 +344,46 @@ def test_a_mark_that_cannot_be_had_keeps_no_service_back() -> None:
     node.done()
     assert node.serving(CLUSTER_IP)
     assert node.backend.check(thorough=True) == ()
+
+
+@pytest.mark.parametrize("rules_too", [False, True])
+def test_sets_that_others_destroyed_are_made_again_by_the_next_sync(*, rules_too: bool) -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    restore = node.xtables.restore
+
+    def as_the_kernel(text: bytes) -> None:
+        named = {word for word in text.decode().split() if word.startswith("KPROXY-")}
+        if missing := named - node.ipset.sets.keys() - {"KPROXY-PROBE"}:
+            told = f"Set {min(missing)} doesn't exist."
+            raise RestoreError(FailureKind.RULE, told)
+        restore(text)
+
+    node.xtables.restore = as_the_kernel  # type: ignore[method-assign]
+    node.ipset.sets.clear()
+    if rules_too:
+        node.xtables.edit("*nat\n-F\nCOMMIT\n*filter\n-F\nCOMMIT\n*mangle\n-F\nCOMMIT\n")
+        assert node.backend.check()
+    node.put(service("other", "10.96.0.2"), eps("10.1.0.2", service="other"))
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_a_set_of_another_type_in_the_place_of_ours_is_replaced() -> None:
+    node = IpvsNode()
+    node.ipset.sets[KNOWN.cluster_ip.name] = (SetSpec(KNOWN.cluster_ip.name, SetKind.IP, Family.IPV4), set())
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    assert node.state() == node.fresh()
+
+
+def test_a_device_that_is_gone_unheard_is_made_again_by_the_sync_that_needs_it() -> None:
+    node = IpvsNode()
+    node.put(service(), eps("10.1.0.1"))
+    node.done()
+    node.device.held = None
+    node.put(service("other", "10.96.0.2"), eps("10.1.0.2", service="other"))
+    node.done()
+    assert node.device.held == {"10.96.0.1", "10.96.0.2"}
+    assert node.state() == node.fresh()

@@ -210,6 +210,12 @@ def test_a_virtual_server_in_the_way_is_named_and_respected(spare: Cluster) -> N
     node.run(["ipvsadm", "-D", "-t", theirs])
 
 
+FLUSHED = (
+    "for t in iptables ip6tables; do for table in filter nat mangle; do "
+    "$t-legacy -w -t $table -F; $t-legacy -w -t $table -X; done; done; ipset destroy"
+)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -217,8 +223,10 @@ def test_a_virtual_server_in_the_way_is_named_and_respected(spare: Cluster) -> N
         ["ip", "link", "del", "kube-ipvs0"],
         ["ipset", "flush"],
         ["ip", "address", "flush", "dev", "kube-ipvs0"],
+        ["sh", "-c", "ip link set kube-ipvs0 up; ip link set kube-ipvs0 down"],
+        ["sh", "-c", FLUSHED],
     ],
-    ids=" ".join,
+    ids=["servers", "device", "entries", "addresses", "link", "rules and sets"],
 )
 def test_damage_is_named_and_mended(spare: Cluster, damage: list[str]) -> None:
     program = spare.start("--ipvs-sync-period", "1s")

@@ -24,7 +24,7 @@ from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS
 from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.traffic import port_traffic
-from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.addresses import DeviceError, DeviceMissing
 from kproxy.kernel.ipset.types import IpsetError
 from kproxy.kernel.ipvs.types import IpvsError, ServerId, Statistics
 from kproxy.plan.model import ServicePlan
@@ -98,7 +98,10 @@ class IpvsBackend:
             self._want(self._plans[key])
 
     def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, sending only what differs."""
+        """Bring the kernel to the desired state, sending only what differs.
+
+        Where it lacks what a sync needs, sets or the device, these are made again by the same sync.
+        """
         written: Counter[str] = Counter()
         drifts: list[Drift] = []
         keeper = self._keeper
@@ -106,7 +109,9 @@ class IpvsBackend:
         try:
             try:
                 report = self._write(written, drifts)
-            except DoubtError as doubt:
+                if report.error is not None and keeper.known.lacks_sets():
+                    raise DoubtError(report.error)
+            except (DoubtError, DeviceMissing) as doubt:
                 log.info("looking_again", family=self.family.value, reason=str(doubt))
                 keeper.known.fail()
                 keeper.refusals.believed = True

@@ -15,7 +15,7 @@ from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.names import sets
 from kproxy.backends.ipvs.record import Record, differences, membership, observe
-from kproxy.kernel.ipset.types import Entry
+from kproxy.kernel.ipset.types import Entry, IpsetError, IpsetUnavailable, SetSpec
 from kproxy.kernel.ipvs.types import ServerId
 
 log = structlog.stdlib.get_logger(__name__)
@@ -105,7 +105,7 @@ class Knowledge:
             self._looks_for_foreign = False
             return False
         for spec in self._sets.all:
-            kernel.ipset.create(spec)
+            self._create(spec)
         found = self._observe()
         if self._doubted is not None:
             drifts = differences(self._doubted, found)
@@ -119,6 +119,22 @@ class Knowledge:
         desired.addresses |= found.addresses
         desired.members.update((spec, entry) for spec, entries in found.members.items() for entry in entries)
         return True
+
+    def lacks_sets(self) -> bool:
+        """Whether a set is missing that rules name: without it, the kernel takes none of them."""
+        return not {spec.name for spec in self._sets.all} <= self._kernel.ipset.headers().keys()
+
+    def _create(self, spec: SetSpec) -> None:
+        """Make a set, also in the place of one of that name and another type."""
+        ipset = self._kernel.ipset
+        try:
+            ipset.create(spec)
+        except IpsetUnavailable:
+            raise
+        except IpsetError as error:
+            log.warning("set_replaced", set=spec.name, reason=str(error))
+            ipset.destroy(spec.name)
+            ipset.create(spec)
 
     def check(self, details_of: Callable[[ServerId], bool], *, thorough: bool) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is pending again.
