@@ -10,6 +10,7 @@ from kproxy.addresses import Family
 from kproxy.agent import ipvs_mode, localnet
 from kproxy.agent.config import ProxyConfig
 from kproxy.agent.departure import Departure
+from kproxy.agent.host_firewall import warn_of_firewalls
 from kproxy.agent.iptables_mode import IptablesMode
 from kproxy.agent.ipvs_mode import IpvsMode
 from kproxy.agent.mode import Mode, ModeUnavailable, NoFamilyUsable
@@ -39,6 +40,8 @@ def make_mode(config: ProxyConfig, runner: Runner | None = None) -> Mode:
         return NftablesMode(config, NetlinkNft(), departing, runner)
     tables = _find_tables(config, runner)
     if config.proxy_mode == "ipvs":
+        for variant in {xtables.variant for xtables in tables.values()}:
+            warn_of_firewalls(variant, runner)
         return IpvsMode(config, tables, handles, was_guarded=localnet.is_guarded(runner), runner=runner)
     return IptablesMode(config, tables, departing, runner)
 

@@ -1,4 +1,4 @@
-"""Whole nftables tables of others: which there are, and how to take one away, without the program nft.
+"""nftables tables of others without the program nft: which there are, where they act, how to take one away.
 
 A node may have been left by a proxy that wrote nftables directly while nothing on it can read them.
 
@@ -9,6 +9,9 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Mapping
+
+import msgspec
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import (
@@ -17,6 +20,7 @@ from kproxy.kernel.netlink.messages import (
     NLM_F_REQUEST,
     NLMSG_ERROR,
     attribute,
+    attributes,
     each_message,
     error_code,
     message,
@@ -27,7 +31,13 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GET_TABLE, _DELETE_TABLE = 1, 2
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GET_CHAIN = 4
 _NAME = 1  # NFTA_TABLE_NAME
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5  # NFTA_CHAIN_*
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2  # NFTA_HOOK_*
+_NUMBER = struct.Struct("!I")
+_SIGNED = struct.Struct("!i")
+_DROP = 0  # NF_DROP
 _NFGENMSG = struct.Struct("!BBH")
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6, None: 1}  # NFPROTO_INET is 1
 _RECEIVE_BYTES = 1 << 16
@@ -52,6 +62,48 @@ def tables(family: Family | None) -> frozenset[str]:
             return frozenset()
         raise NftablesError(f"cannot list nftables tables: {error.strerror or error}") from error
     return frozenset(answer[_NAME].rstrip(b"\0").decode("utf-8", "replace") for answer in answers)
+
+
+class BaseChain(msgspec.Struct, frozen=True):
+    """A chain that the kernel itself leads packets to; `drops`: by policy, those that no rule decides on.
+
+    `hook` is one of NF_INET_* (include/uapi/linux/netfilter.h).
+    """
+
+    table: str
+    name: str
+    hook: int
+    priority: int
+    drops: bool
+
+
+def base_chains(family: Family | None) -> tuple[BaseChain, ...]:
+    """The base chains of a family, of nftables' family inet for None; none where there is no nftables.
+
+    Raises NftablesError.
+    """
+    try:
+        answers = nfnetlink.request(_SUBSYSTEM, _GET_CHAIN, NLM_F_DUMP, family=_FAMILIES[family])
+    except OSError as error:
+        if error.errno in NO_NFTABLES:
+            return ()
+        raise NftablesError(f"cannot list nftables chains: {error.strerror or error}") from error
+    return tuple(_base_chain(answer) for answer in answers if _CHAIN_HOOK in answer)
+
+
+def _base_chain(answer: Mapping[int, bytes]) -> BaseChain:
+    hook = attributes(answer[_CHAIN_HOOK])
+
+    def text(kind: int) -> str:
+        return answer[kind].rstrip(b"\0").decode("utf-8", "replace")
+
+    return BaseChain(
+        text(_CHAIN_TABLE),
+        text(_CHAIN_NAME),
+        _NUMBER.unpack(hook[_HOOK_NUMBER])[0],
+        _SIGNED.unpack(hook[_HOOK_PRIORITY])[0],
+        _CHAIN_POLICY in answer and _NUMBER.unpack(answer[_CHAIN_POLICY])[0] == _DROP,
+    )
 
 
 def delete(family: Family, name: str) -> None:

@@ -339,7 +339,7 @@ def test_a_mark_that_cannot_be_had_keeps_no_service_back() -> None:
     def refuse(*_: object) -> bool:
         raise IpvsError("cannot make it")
 
-    node.ipvs.add_local_mark = refuse  # type: ignore[method-assign]
+    node.ipvs.add_local_mark = refuse  # type: ignore[method-assign,assignment]
     node.put(service(), eps("10.1.0.1"))
     node.done()
     assert node.serving(CLUSTER_IP)
@@ -364,7 +364,7 @@ def test_sets_that_others_destroyed_are_made_again_by_the_next_sync(*, rules_too
     node.ipset.sets.clear()
     if rules_too:
         node.xtables.edit("*nat\n-F\nCOMMIT\n*filter\n-F\nCOMMIT\n*mangle\n-F\nCOMMIT\n")
-        assert node.backend.check()
+        assert node.backend.check() != ()
     node.put(service("other", "10.96.0.2"), eps("10.1.0.2", service="other"))
     node.done()
     assert node.state() == node.fresh()
@@ -382,7 +382,7 @@ def test_a_device_that_is_gone_unheard_is_made_again_by_the_sync_that_needs_it()
     node = IpvsNode()
     node.put(service(), eps("10.1.0.1"))
     node.done()
-    node.device.held = None
+    node.device.delete()
     node.put(service("other", "10.96.0.2"), eps("10.1.0.2", service="other"))
     node.done()
     assert node.device.held == {"10.96.0.1", "10.96.0.2"}

@@ -161,6 +161,18 @@ def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
             yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
 
 
+def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
+    """What of the host's rules drops packets to services, which pass hooks input and output in IPVS mode."""
+    for chain in shutting:
+        told = "its policy is drop, and rules of another table do not change that: services are shut"
+        yield warning(f"firewall, {chain}", told, remedy)
+    for rule in shadowing:
+        told = "it drops all packets to services before kproxy's rules accept them"
+        yield warning(f"firewall, {rule}", told, "move it behind kproxy's rule, or to the end of its chain")
+    if not shutting and not shadowing:
+        yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
+
+
 def judge_variants(
     chosen: Variant | None,
     legacy: Mapping[Family, Counts],

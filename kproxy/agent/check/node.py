@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
+from kproxy.agent import host_firewall
 from kproxy.agent.check import judge, sight
 from kproxy.agent.check.cluster import check_cluster
 from kproxy.agent.check.findings import Finding, Report, obstacle, ok, warning
@@ -70,6 +71,12 @@ def _check_kernel(config: ProxyConfig) -> Iterator[Finding]:
         if trials.device is not None:
             yield from judge.judge_device(trials.device)
         yield from _check_device_name()
+        if chosen is not None:
+            yield from judge.judge_firewalls(
+                tuple(host_firewall.shutting(chosen)),
+                tuple(host_firewall.shadowing(chosen)),
+                host_firewall.REMEDY,
+            )
     sysctls = _sysctls(config, tuple(usable))
     # Without IPVS its sysctls do not exist either, which has been said.
     yield from judge.judge_sysctls(
