@@ -372,7 +372,8 @@ def test_the_node_asks_from_a_port_that_is_a_node_port(
     service = cluster.publish([serving], type="NodePort", ports=[Port(80, protocol)], families=[family])  # type: ignore[arg-type]
     server = lab.serve(lab.node_pod, protocol, 8888, addresses=("0.0.0.0", "::"))  # type: ignore[arg-type]
     try:
-        for ip, port, pod in (*((p.ip(family), TARGET, p) for p in asked), (own, 8888, lab.node_pod)):
+        others = [(pod.ip(family), TARGET, pod) for pod in asked]
+        for ip, port, pod in (*others, (own, 8888, lab.node_pod), (service.ip(family), 80, serving)):
             answer = lab.ask(
                 lab.node,
                 ip,
