@@ -52,7 +52,7 @@ class IpvsBackend:
         self._clock = clock
         self._draining = Draining(config.graceful_period, clock)
         self._keeper = Keeper(config.family, kernel, self._draining, config.exclude_cidrs)
-        self._keeper.own_addresses(config.local_addresses)
+        self._keeper.holds.set_own(config.local_addresses)
         self._plans: dict[str, ServicePlan] = {}
         self._schedulers: dict[str, bool] = {config.scheduler.name: True}
         self._degraded: dict[str, str] = {}
@@ -79,7 +79,7 @@ class IpvsBackend:
         self._config = config
         self._draining.period = config.graceful_period
         self._keeper.known.excluded = tuple(config.exclude_cidrs)
-        self._keeper.own_addresses(config.local_addresses)
+        self._keeper.holds.set_own(config.local_addresses)
         for plan in self._plans.values():
             self._want(plan)
         self._rules.reconfigure(IpvsLayout(config.rules))

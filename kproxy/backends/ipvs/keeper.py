@@ -9,20 +9,21 @@ read, is knowledge.py.
 
 import errno
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
 from kproxy.backends.ipvs.desired import Desired
-from kproxy.backends.ipvs.draining import Draining, waited_for
+from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.backends.ipvs.holds import AddressHolds
 from kproxy.backends.ipvs.knowledge import Knowledge
 from kproxy.backends.ipvs.names import sets
 from kproxy.backends.ipvs.record import describe, entry_kind, objects_of
 from kproxy.backends.ipvs.refusals import Refusals
 from kproxy.backends.ipvs.render import Frontend, Member, ServiceObjects
 from kproxy.kernel.ipset.codec import reason as set_reason
-from kproxy.kernel.ipset.types import Entry, EntryChange, SetSpec
-from kproxy.kernel.ipvs.types import Command, DestinationId, Request, ServerId, reason
+from kproxy.kernel.ipset.types import Entry, EntryChange
+from kproxy.kernel.ipvs.types import Command, Request, ServerId, reason
 
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 _DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
@@ -33,8 +34,7 @@ class Keeper:
 
     Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; `known.fail()` must
     then be called, for what is known of the kernel counts no more. What `refusals` hold is tried again, the
-    services after `retry()`. Unless it `withdraws`, addresses that no service has wait for all connections,
-    for what leads to them is another mode's.
+    services after `retry()`. `withdraws` is that of `holds`.
     """
 
     def __init__(
@@ -52,13 +52,7 @@ class Keeper:
         self._kernel = kernel
         self._draining = draining
         self._sets = sets(family)
-        self._withdraws = withdraws
-        self._own: frozenset[str] = frozenset()
-
-    def own_addresses(self, own: frozenset[str]) -> None:
-        """Take the addresses that the node has on other interfaces: none of them stays on the device."""
-        self.desired.addresses |= own - self._own
-        self._own = own
+        self.holds = AddressHolds(family, kernel.ipvs, self.desired, draining, withdraws=withdraws)
 
     def want(self, key: str, objects: ServiceObjects) -> None:
         """Take what a service wants now."""
@@ -90,7 +84,7 @@ class Keeper:
             and not self._is_foreign((spec, entry))
         ]
         changes += [
-            EntryChange(self._relisted(server), _entry(server), add=True)
+            EntryChange(self.holds.relisted(server), _entry(server), add=True)
             for server in sorted(desired.servers)
             if server in record.servers and desired.owner(server) is None and not self._is_listed(server)
         ]
@@ -100,7 +94,7 @@ class Keeper:
         """Make, change and remove virtual servers and destinations; then add addresses."""
         record = self.known.record
         requests: list[Request] = []
-        self._touch_withdrawn()
+        self.holds.touch_given_up(record)
         for server in sorted(self.desired.servers):
             owner = self.desired.owner(server)
             if owner in self.refusals.services:
@@ -119,7 +113,7 @@ class Keeper:
         """Remove addresses and set entries that nothing needs."""
         desired, record = self.desired, self.known.record
         unwanted = [ip for ip in desired.addresses & record.addresses if not desired.wants_address(ip)]
-        unused = sorted(set(unwanted) - self._needed_to_drain(unwanted))
+        unused = sorted(set(unwanted) - self.holds.needed(record, unwanted))
         if unused:
             with self.known.risking(f"address {ip}" for ip in unused):
                 failures = self._kernel.device.remove(unused)
@@ -166,46 +160,6 @@ class Keeper:
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
 
-    def _touch_withdrawn(self) -> None:
-        """An address that its last service has given up may not wait for what drained beside that service."""
-        desired, record = self.desired, self.known.record
-        given_up = {
-            ip
-            for ip in desired.addresses & record.addresses
-            if not desired.wants_address(ip) and record.serves_at(ip)
-        }
-        if given_up:
-            desired.servers.update(server for server in record.servers if server.ip in given_up)
-
-    def _is_withdrawn(self, server: ServerId) -> bool:
-        """Whether a virtual server that nobody wants holds an address which may be another machine's by now.
-
-        Cluster IPs are the cluster's own, and no other machine's.
-        """
-        desired, record = self.desired, self.known.record
-        if not self._withdraws or server.ip not in record.addresses or server.ip in self._own:
-            return False
-        if desired.owner(server) is not None or desired.wants_address(server.ip):
-            return False
-        external = (self._sets.external, self._sets.external_local)
-        return any(_entry(server) in record.members.get(spec, ()) for spec in external)
-
-    def _relisted(self, server: ServerId) -> SetSpec:
-        """The set that is to list a virtual server of ours which drains and which none lists."""
-        is_long = not self._withdraws or self._draining.is_long(server)
-        return self._sets.cluster_ip if is_long else self._sets.external
-
-    def _needed_to_drain(self, ips: Iterable[str]) -> set[str]:
-        """Those addresses at which a virtual server stands that nobody wants any more.
-
-        The node's own are not among them: they lead to virtual servers all the same.
-        """
-        record = self.known.record
-        serving = set(filter(record.serves_at, ips)) - self._own
-        if not serving:
-            return serving
-        return {s.ip for s in record.servers if s.ip in serving and self.desired.owner(s) is None}
-
     def _is_listed(self, server: ServerId) -> bool:
         """Whether the sets say that a virtual server is ours."""
         members = self.known.record.members
@@ -231,7 +185,7 @@ class Keeper:
             elif standing[destination] != weight:
                 yield Request(Command.SET_DEST, server, destination=destination, weight=weight)
         leaving = [destination for destination in standing if destination not in wanted]
-        kept = self._kept(server, leaving)
+        kept = self.holds.kept(self.known.record, server, leaving)
         if settings is None and not kept:
             yield Request(Command.DEL_SERVICE, server)
             return
@@ -240,15 +194,6 @@ class Keeper:
                 yield Request(Command.DEL_DEST, server, destination=destination)
             elif standing[destination] != 0:
                 yield Request(Command.SET_DEST, server, destination=destination, weight=0)
-
-    def _kept(self, server: ServerId, leaving: Sequence[DestinationId]) -> Sequence[DestinationId]:
-        """Those destinations of a virtual server that are to drain."""
-        withdrawn = self._is_withdrawn(server)
-        kept = [d for d in leaving if self._draining.keeps(server, d, withdrawn=withdrawn)]
-        if not withdrawn or not kept:
-            return kept
-        states = self._kernel.ipvs.destinations(server)
-        return [d for d in kept if d in states and waited_for(states[d], withdrawn=True)]
 
     def _send(self, requests: Sequence[Request], written: Counter[str]) -> None:
         if not requests:
@@ -296,7 +241,7 @@ class Keeper:
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self.known.record
         wanted = set(filter(desired.wants_address, desired.addresses | self.known.lost))
-        missing = sorted((wanted | self._needed_to_drain(self.known.lost)) - record.addresses)
+        missing = sorted((wanted | self.holds.needed(record, self.known.lost)) - record.addresses)
         if not missing:
             return
         with self.known.risking(f"address {ip}" for ip in missing):
