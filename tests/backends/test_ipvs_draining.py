@@ -10,7 +10,9 @@ from kproxy.addresses import Family
 from kproxy.backends.base import LocalTraffic
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.draining import WITHDRAWN_PERIOD
+from kproxy.backends.ipvs.names import sets
 from kproxy.backends.ipvs.retirement import Retirement, left_in
+from kproxy.kernel.ipset.types import Entry
 from kproxy.kernel.ipvs.types import (
     Command,
     DestinationId,
@@ -265,3 +267,30 @@ def test_a_mode_that_leaves_cuts_no_connection_to_an_address_that_is_still_serve
         node.now += leaving.tend() or 0
     assert node.now > 1000 + WITHDRAWN_PERIOD
     assert node.device.held == {"10.96.0.1", OUTSIDE}
+
+
+def test_what_takes_no_new_connections_is_listed_until_it_is_gone_or_wanted_again() -> None:
+    node = IpvsNode()
+    spec: dict[str, Any] = {"type": "NodePort", "ports": [port(nodePort=30001)]}
+    node.put(service(**spec), eps("10.1.0.1"))
+    node.done()
+    node.ipvs.connections |= {(server, POD): 1 for server in node.ipvs.table}
+    standing = {Entry(server.ip, "TCP", server.port) for server in node.ipvs.table}
+    draining = sets(Family.IPV4).draining
+    for again in range(2):
+        node.drop("ns1/svc1")
+        node.done()
+        assert node.ipset.entries(draining) == standing
+        if again:
+            node.start()
+            node.done()
+            assert node.ipset.entries(draining) == standing
+        node.put(service(**spec))
+        node.done()
+        assert node.ipset.entries(draining) == set()
+    node.drop("ns1/svc1")
+    node.done()
+    node.ipvs.connections.clear()
+    node.drained()
+    assert node.ipset.entries(draining) == set()
+    assert node.state() == node.fresh()

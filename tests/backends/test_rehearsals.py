@@ -232,6 +232,7 @@ def test_each_object_of_ipvs_is_a_line() -> None:
         "~ destination TCP 10.96.0.1 port 80 -> 10.1.1.2 port 80 (weight 1 -> 0, to drain)",
         "~ destination TCP 10.96.0.2 port 80 -> 10.1.2.1 port 80 (weight 1 -> 0, to drain)",
         "~ set KPROXY-CLUSTER-IP (lacks 1 entry and has 0 not wanted)",
+        "~ set KPROXY-DRAINING (lacks 3 entries and has 0 not wanted)",
         "~ set KPROXY-EXTERNAL-IP (lacks 2 entries and has 0 not wanted)",
         "~ set KPROXY-IPVS-IPS (lacks 1 entry and has 0 not wanted)",
         "~ set KPROXY-LOOP-BACK (lacks 1 entry and has 2 not wanted)",

@@ -408,3 +408,22 @@ def test_an_address_that_a_service_gives_up_is_not_the_nodes_own_any_more(
         assert bound() == {other}
         assert held.exchange("still there?").pod == lab.pods[0].name
     cluster.running.until(lambda: len(bound()), 0)
+
+
+def test_a_program_of_the_node_is_reached_at_a_node_port_that_still_drains(
+    cluster: Cluster, family: Family
+) -> None:
+    """As where a service of type NodePort makes way for a host port, and some connection is never idle."""
+    lab, own = cluster.lab, (NODE_IP4 if family == 4 else NODE_IP6)[0]
+    service = cluster.publish([lab.pods[0]], type="NodePort", families=[family])
+    with lab.hold(lab.client, own, service.node_port) as held:
+        cluster.delete(service)
+        cluster.settle()
+        assert cluster.outcome(lab.client, own, service.node_port) == "Refused"
+        server = lab.serve(lab.node_pod, port=service.node_port, addresses=("0.0.0.0", "::"))
+        try:
+            for source in (lab.client, lab.local_pods[0], lab.node):
+                assert cluster.outcome(source, own, service.node_port) == lab.node_pod.name
+        finally:
+            lab.stop_serving(server)
+        assert held.exchange("still there?").pod == lab.pods[0].name

@@ -55,7 +55,7 @@ def is_known(table: str, chain: str) -> bool:
 
 _JUMPS = frozenset((jump.table, canonical_rule(jump.line)) for jump in JUMPS)
 _PLAIN_JUMP = re.compile(
-    r"-A (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (?:-m conntrack --ct(?:state NEW|dir REPLY) )?"
+    r"-A (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (?:-m conntrack --ctstate NEW )?"
     r'-m comment --comment "kube[^"]*" -j \S+'
 )
 

@@ -30,7 +30,7 @@ class AddressHolds:
         self._ipvs = ipvs
         self._desired = desired
         self._draining = draining
-        self._withdraws = withdraws
+        self.withdraws = withdraws
         self._sets = sets(family)
 
     def set_own(self, own: frozenset[str]) -> None:
@@ -72,13 +72,13 @@ class AddressHolds:
 
     def relisted(self, server: ServerId) -> SetSpec:
         """The set that is to list a virtual server of ours which drains and which none lists."""
-        is_long = not self._withdraws or self._draining.is_long(server)
+        is_long = not self.withdraws or self._draining.is_long(server)
         return self._sets.cluster_ip if is_long else self._sets.external
 
     def _is_withdrawn(self, record: Record, server: ServerId) -> bool:
         """Whether a virtual server holds an address which may be another machine's by now."""
         desired = self._desired
-        if not self._withdraws or server.ip not in record.addresses or server.ip in self.own:
+        if not self.withdraws or server.ip not in record.addresses or server.ip in self.own:
             return False
         if desired.owner(server) is not None or desired.wants_address(server.ip):
             return False

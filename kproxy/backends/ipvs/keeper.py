@@ -126,10 +126,10 @@ class Keeper:
                 told = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
                 self.refusals.doubt(told)
                 self.refusals.stick(ip, told)
+        self._list_draining(written)
         # A virtual server may have been listed elsewhere while it drained.
-        desired.members.update(
-            (spec, _entry(server)) for server in desired.servers for spec in self._sets.ledger
-        )
+        listing = (*self._sets.ledger, self._sets.draining)
+        desired.members.update((spec, _entry(server)) for server in desired.servers for spec in listing)
         removals = [
             EntryChange(spec, entry, add=False)
             for spec, entry in self._pending_members()
@@ -139,6 +139,19 @@ class Keeper:
         ]
         self._change_sets(removals, written)
         self._forget_pending()
+
+    def _list_draining(self, written: Counter[str]) -> None:
+        """Say which virtual servers take no new connections, so that these may go to sockets of the node."""
+        if not self.holds.withdraws:
+            return
+        desired, record = self.desired, self.known.record
+        listed = record.members.get(self._sets.draining, set())
+        changes = [
+            EntryChange(self._sets.draining, _entry(server), add=True)
+            for server in sorted(desired.servers)
+            if server in record.servers and desired.owner(server) is None and _entry(server) not in listed
+        ]
+        self._change_sets(changes, written)
 
     def drain(self) -> bool:
         """Look at the connections of what drains; True if a sync has something to remove."""
@@ -155,7 +168,7 @@ class Keeper:
         record = self.known.record
         if spec == self._sets.addresses:
             return entry.ip in record.addresses
-        if spec not in self._sets.ledger:
+        if spec != self._sets.draining and spec not in self._sets.ledger:
             return False
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None

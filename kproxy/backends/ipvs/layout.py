@@ -38,7 +38,6 @@ from kproxy.kernel.ipset.types import SetSpec
 from kproxy.plan.model import PortPlan, ServicePlan
 
 _NEW = "-m conntrack --ctstate NEW "
-_REPLY = "-m conntrack --ctdir REPLY "
 _SERVICES = (names.KUBE_SERVICES,)
 _SHORTCUT: ChainId = ("nat", names.KUBE_IPVS_SHORTCUT)
 _SHARED: Mapping[str, Placement] = {
@@ -50,8 +49,8 @@ IPVS_JUMPS: tuple[Jump, ...] = (
     jump("mangle", "PREROUTING", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "OUTPUT", names.KUBE_PROXY_FIREWALL, "kubernetes ipvs firewall", _NEW),
     jump("mangle", "FORWARD", names.KUBE_IPVS_MISSED, "kubernetes ipvs missed packets"),
-    jump("mangle", "INPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections", _REPLY),
-    jump("mangle", "OUTPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections", _REPLY),
+    jump("mangle", "INPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections"),
+    jump("mangle", "OUTPUT", names.KUBE_IPVS_OWN, "kubernetes ipvs own connections"),
     jump("nat", "PREROUTING", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=_SERVICES),
     jump("nat", "OUTPUT", names.KUBE_IPVS_SERVICES, "kubernetes ipvs services", after=_SERVICES),
     jump("nat", "POSTROUTING", names.KUBE_POSTROUTING, "kubernetes postrouting rules"),
@@ -150,6 +149,7 @@ class IpvsLayout(ConfiguredLayout):
         """
         start = f"-A {names.KUBE_IPVS_SERVICES} "
         return (
+            f"{start}{_match(known.draining)} -j RETURN\n"
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
@@ -222,15 +222,20 @@ def _missed(known: Sets) -> str:
 
 
 def _own_connections(known: Sets) -> str:
-    """What answers a connection that the node itself opened is no request, whatever port it is sent to.
+    """What is the node's own affair and no request to a service, whatever virtual server has its address.
 
     IPVS takes every first packet to the address and port of a virtual server for a new connection, also a
-    SYN-ACK or a datagram that the node waits for at a source port which is a node port. The mark leads these
-    to a virtual server of its own, whose only destination is the node (https://github.com/kubernetes/kubernetes/issues/111682).
+    SYN-ACK or a datagram that the node waits for at a source port which is a node port
+    (https://github.com/kubernetes/kubernetes/issues/111682). And a virtual server that waits for its last
+    connections refuses new ones, though a program of the node may listen at its address and port by now.
+    The mark leads both to a virtual server of its own, whose only destination is the node.
     """
     start = f"-A {names.KUBE_IPVS_OWN} "
-    return "".join(
-        f"{start}{_match(ledger)} -j MARK --set-xmark {OWN_MARK:#x}/0xffffffff\n" for ledger in known.ledger
+    mark = f"-j MARK --set-xmark {OWN_MARK:#x}/0xffffffff\n"
+    return (
+        f"{start}{_NEW}{_match(known.draining)} {mark}"
+        f"{start}-m conntrack --ctdir ORIGINAL -j RETURN\n"
+        + "".join(f"{start}{_match(ledger)} {mark}" for ledger in known.ledger)
     )
 
 
@@ -252,6 +257,8 @@ def _access_filter(known: Sets, family: Family) -> str:
         f"{start}-m conntrack --ctstate INVALID,UNTRACKED -j RETURN\n"
         f"{start}{_NEW}{_match(known.no_local_endpoints)} -j DROP\n"
         f"{start}{_NEW}{_match(known.no_endpoints)} -j REJECT --reject-with {refuse}\n"
+        f"{start}{_NEW}{_match(known.draining)} {addressed} -j REJECT --reject-with {refuse}\n"
+        f"{start}{_NEW}{_match(known.draining)} -j RETURN\n"
         f"{accepted}"
         f"{start}-p {icmp} -m conntrack --ctstate RELATED {addressed} -j ACCEPT\n"
         f"{start}-m conntrack ! --ctstate NEW -j RETURN\n"

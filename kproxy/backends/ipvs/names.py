@@ -35,6 +35,7 @@ class Sets(msgspec.Struct, frozen=True):
     restricted: those with load-balancer source ranges; source_cidr and source_ip list who may pass.
     loop_back: endpoint, port, endpoint: a pod that reaches itself.
     addresses: what the device holds.
+    draining: virtual servers that no service wants, and that wait for their connections.
     """
 
     cluster_ip: SetSpec
@@ -47,6 +48,7 @@ class Sets(msgspec.Struct, frozen=True):
     source_ip: SetSpec
     loop_back: SetSpec
     addresses: SetSpec
+    draining: SetSpec
 
     @property
     def all(self) -> tuple[SetSpec, ...]:
@@ -77,6 +79,7 @@ def sets(family: Family) -> Sets:
         source_ip=spec("SOURCE-IP", SetKind.IP_PORT_IP),
         loop_back=spec("LOOP-BACK", SetKind.IP_PORT_IP),
         addresses=spec("IPVS-IPS", SetKind.IP),
+        draining=spec("DRAINING", SetKind.IP_PORT),
     )
 
 
