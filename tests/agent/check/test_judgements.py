@@ -408,3 +408,23 @@ def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
 )
 def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -> None:
     assert like(lines(judge.judge_extensions(V4, found)), [expected])
+
+
+@pytest.mark.parametrize(
+    ("shutting", "shadowing", "expected"),
+    [
+        ([], [], ["ok firewall: ..."]),
+        (
+            ["chain in of nftables table inet host"],
+            [],
+            ["warning firewall, chain in ... table inet host: ... => R"],
+        ),
+        (
+            [],
+            ["rule 1 of chain INPUT (IPv4)"],
+            ["warning firewall, rule 1 of chain INPUT (IPv4): ... => move"],
+        ),
+    ],
+)
+def test_what_shuts_services_is_named(shutting: list[str], shadowing: list[str], expected: list[str]) -> None:
+    assert like(lines(judge.judge_firewalls(shutting, shadowing, "R")), expected)
