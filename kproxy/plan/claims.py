@@ -1,25 +1,32 @@
 """Who may have an address: two services that claim the same address, protocol and port cannot both be right.
 
 kube-proxy writes both: what leads to endpoints acts before what refuses, and otherwise the order of its map
-decides. Here a cluster IP beats any other use of the same address (nobody's externalIPs can capture another
-service's cluster traffic, CVE-2020-8554), then a port that has an endpoint for outside traffic wins, then the
-older service, then the one whose name sorts first; the other keeps everything else it has and is reported. A
-port that lost its cluster IP is not served at all, so its other claims are void.
+decides. Here a cluster IP beats any other use of the same address (externalIPs of one service cannot capture
+another's cluster traffic, CVE-2020-8554). Then an address of a load balancer, which a controller assigned,
+beats one of spec.externalIPs, which any author of a Service can write. Among equals a port that would refuse
+connections, for it has no endpoint anywhere, loses to one that would not; then the older service wins, then
+the one whose name sorts first. Policy Local on a node without an endpoint drops packets on purpose, so that a
+load balancer goes elsewhere: that is no refusal, and every node finds the same winner. The loser keeps
+everything else it has and is reported. A port that lost its cluster IP is not served at all, so its other
+claims are void.
+
+The health check of a service with policy Local has a port of its own on every address of the node, which an
+externalIP or a node port of a younger service cannot take.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
-from kproxy.plan.model import PortPlan, ServicePlan, Verdict
+from kproxy.plan.model import PortPlan, Protocol, ServicePlan, Verdict, without_unused_endpoints
 from kproxy.state.problems import Problem, show
 
 Frontend = tuple[str, int, str]
 """(address, or "" for a node port; port; protocol)."""
 
 _NEWEST = "~"
-_HOME, _ANSWERED, _REFUSED = range(3)
-"""Ranks: a cluster IP, and any other address that leads to an endpoint, or nowhere."""
+_HOME, _BALANCER, _BALANCER_REFUSED, _OTHER, _OTHER_REFUSED = range(5)
+"""Ranks: a cluster IP, a load balancer's address and any other; the latter two with endpoints or without."""
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -38,14 +45,20 @@ class Claims:
     def __init__(self) -> None:
         self._claims: dict[Frontend, Claim | tuple[Claim, ...]] = {}
         self._of: dict[str, tuple[tuple[Frontend, Claim], ...]] = {}
+        self._health_checks: dict[int, frozenset[tuple[str, str]]] = {}
+        """Node ports for health checks -> (created, service) of those that have one there."""
+        self._health_check_of: dict[str, tuple[int, str]] = {}
 
-    def update(self, plan: ServicePlan) -> set[str]:
-        """Take a service's new claims; return the other services whose standing may have changed."""
+    def update(self, plan: ServicePlan, local: Collection[str] = ()) -> set[str]:
+        """Take a service's new claims; return the other services whose standing may have changed.
+
+        `local` are the node's own addresses.
+        """
         before = self._of.get(plan.key, ())
         after = tuple(_claims_of(plan))
+        affected = self._update_health_check(plan, local)
         if before == after:
-            return set()
-        affected: set[str] = set()
+            return affected
         at_home: set[str] = set()
         for frontend, claim in before:
             others = self._remove(frontend, claim)
@@ -62,22 +75,31 @@ class Claims:
         affected.discard(plan.key)
         return affected
 
-    def settle(self, plan: ServicePlan) -> ServicePlan:
+    def settle(self, plan: ServicePlan, local: Collection[str] = ()) -> ServicePlan:
         """Return the plan without the frontends that belong to others, each of them named as a problem."""
         problems: list[Problem] = []
         ports = tuple(
-            settled for port in plan.ports if (settled := self._settle_port(plan, port, problems)) is not None
+            settled
+            for port in plan.ports
+            if (settled := self._settle_port(plan, port, local, problems)) is not None
         )
         if not problems:
             return plan
         return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems))
 
-    def _settle_port(self, plan: ServicePlan, port: PortPlan, problems: list[Problem]) -> PortPlan | None:
+    def _settle_port(
+        self, plan: ServicePlan, port: PortPlan, local: Collection[str], problems: list[Problem]
+    ) -> PortPlan | None:
         def mine(address: str, number: int, field: str) -> bool:
             winner = self._winner((address, number, port.protocol.value))
-            if winner is None or winner.port == _identity(port):
+            checked = self._checked_there(plan, port, number) if not address or address in local else None
+            if winner is not None and winner.port != _identity(port):
+                owner = winner.port.rpartition(" ")[0]
+                reason = f"{port.protocol} port {number} already belongs to {owner}"
+            elif checked is not None and address != port.cluster_ip:
+                reason = f"{port.protocol} port {number} is already the healthCheckNodePort of {checked}"
+            else:
                 return True
-            reason = f"{port.protocol} port {number} already belongs to {winner.port.rpartition(' ')[0]}"
             problems.append(
                 Problem(f"Service {plan.key}", field, show(address or number), reason, conflict=True)
             )
@@ -92,11 +114,44 @@ class Claims:
         node_port = port.node_port if not port.node_port or mine("", port.node_port, "nodePort") else 0
         if (external, balancer, node_port) == (port.external_ips, port.load_balancer_ips, port.node_port):
             return port
-        return _without_unused_endpoints(
+        return without_unused_endpoints(
             msgspec.structs.replace(
                 port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
             )
         )
+
+    def _update_health_check(self, plan: ServicePlan, local: Collection[str]) -> set[str]:
+        """Take a service's healthCheckNodePort; return the services with claims where it was or is."""
+        number = next((p.health_check_node_port for p in plan.ports if p.health_check_node_port), 0)
+        before = self._health_check_of.get(plan.key)
+        after = (number, plan.created or _NEWEST) if number else None
+        if before == after:
+            return set()
+        if before is not None:
+            rest = self._health_checks[before[0]] - {(before[1], plan.key)}
+            if rest:
+                self._health_checks[before[0]] = rest
+            else:
+                del self._health_checks[before[0]]
+            del self._health_check_of[plan.key]
+        if after is not None:
+            known = self._health_checks.get(number, frozenset())
+            self._health_checks[number] = known | {(after[1], plan.key)}
+            self._health_check_of[plan.key] = after
+        return {
+            claim.service
+            for port, _ in filter(None, (before, after))
+            for address in ("", *local)
+            for claim in self._held((address, port, Protocol.TCP.value))
+        } - {plan.key}
+
+    def _checked_there(self, plan: ServicePlan, port: PortPlan, number: int) -> str | None:
+        """The older service whose health check has this port, if another one has it."""
+        if port.protocol is not Protocol.TCP:
+            return None
+        others = [each for each in self._health_checks.get(number, ()) if each[1] != plan.key]
+        oldest = min(others, default=None)
+        return oldest[1] if oldest is not None and oldest < (plan.created or _NEWEST, plan.key) else None
 
     def _held(self, frontend: Frontend) -> tuple[Claim, ...]:
         held = self._claims.get(frontend, ())
@@ -138,27 +193,18 @@ def _identity(port: PortPlan) -> str:
     return f"{port.name} {port.protocol}"
 
 
-def _without_unused_endpoints(port: PortPlan) -> PortPlan:
-    """With fewer addresses a port may use fewer policies; endpoints that no policy uses need no chains."""
-    if not port.uses_cluster:
-        return msgspec.structs.replace(port, cluster=(), reachable=port.local)
-    if not port.uses_local:
-        return msgspec.structs.replace(port, local=(), reachable=port.cluster)
-    return port
-
-
 def _claims_of(plan: ServicePlan) -> Iterator[tuple[Frontend, Claim]]:
     created = plan.created or _NEWEST
     for port in plan.ports:
         identity, protocol = _identity(port), port.protocol.value
         home = (port.cluster_ip, port.port, protocol)
         yield home, Claim(_HOME, created, identity, plan.key, home)
-        rank = _ANSWERED if port.external is Verdict.FORWARD else _REFUSED
-        for ip in _once((*port.external_ips, *port.load_balancer_ips), but=port.cluster_ip):
+        refused = port.external is Verdict.REJECT
+        ranks = dict.fromkeys(port.external_ips, _OTHER_REFUSED if refused else _OTHER)
+        ranks |= dict.fromkeys(port.load_balancer_ips, _BALANCER_REFUSED if refused else _BALANCER)
+        ranks.pop(port.cluster_ip, None)
+        for ip, rank in ranks.items():
             yield (ip, port.port, protocol), Claim(rank, created, identity, plan.key, home)
         if port.node_port:
+            rank = _OTHER_REFUSED if refused else _OTHER
             yield ("", port.node_port, protocol), Claim(rank, created, identity, plan.key, home)
-
-
-def _once(addresses: Iterable[str], *, but: str) -> Iterable[str]:
-    return (ip for ip in dict.fromkeys(addresses) if ip != but)

@@ -38,17 +38,35 @@ class Verdict(enum.StrEnum):
     DROP = "DROP"
 
 
+class OutsideLimits(msgspec.Struct, frozen=True):
+    """What restricts the addresses that services have for outside clients; see kproxy.plan.outside.
+
+    `external_ip_cidrs`: spec.externalIPs must be within one of these; empty: they may be any. `local` are the
+    addresses of this node. `listeners` are the (address, port) of this process's TCP servers, with "" for all
+    addresses of the node. `api_servers` are the (address, port) at which kproxy reaches the API server.
+    `holds_addresses`: the node gets every outside address for its own (IPVS mode).
+    """
+
+    external_ip_cidrs: tuple[str, ...] = ()
+    local: frozenset[str] = frozenset()
+    listeners: frozenset[tuple[str, int]] = frozenset()
+    api_servers: frozenset[tuple[str, int]] = frozenset()
+    holds_addresses: bool = False
+
+
 class NodeView(msgspec.Struct, frozen=True):
     """What planning needs to know of the node it plans for.
 
     `addresses` holds the node's primary address per family; it decides whether a source range includes
-    the node itself. Without `external_ips`, spec.externalIPs are served nowhere (KEP-5707).
+    the node itself. Without `external_ips`, spec.externalIPs are served nowhere (KEP-5707); `outside` says
+    which addresses are not served here.
     """
 
     name: str
     zone: str | None = None
     addresses: Mapping[Family, str] = {}
     external_ips: bool = True
+    outside: OutsideLimits = OutsideLimits()
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
@@ -136,6 +154,15 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
         if not self.has_endpoints:
             return Verdict.REJECT
         return Verdict.DROP if local and not self.local else Verdict.FORWARD
+
+
+def without_unused_endpoints(port: PortPlan) -> PortPlan:
+    """With fewer addresses a port may use fewer policies; endpoints that no policy uses need no chains."""
+    if not port.uses_cluster:
+        return msgspec.structs.replace(port, cluster=(), reachable=port.local)
+    if not port.uses_local:
+        return msgspec.structs.replace(port, local=(), reachable=port.cluster)
+    return port
 
 
 class ServicePlan(msgspec.Struct, frozen=True, gc=False):

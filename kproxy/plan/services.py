@@ -6,7 +6,7 @@ read admit nobody.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -16,10 +16,12 @@ from kproxy.plan.model import (
     AFFINITY_DEFAULT_SECONDS,
     EndpointPlan,
     NodeView,
+    OutsideLimits,
     PortPlan,
     Protocol,
     ServicePlan,
 )
+from kproxy.plan.outside import refusal_of_address, refusal_of_external_ip
 from kproxy.plan.schedulers import Scheduler, parse_scheduler
 from kproxy.plan.topology import Candidate, select
 from kproxy.plan.weights import Weights, WeightsError, parse_weights
@@ -37,14 +39,17 @@ _PROTOCOLS = {p.value: p for p in Protocol}
 class _Reader:
     """Reads the fields of one Service for one family and collects what is wrong with them."""
 
-    def __init__(self, service: Service, family: Family) -> None:
+    def __init__(self, service: Service, family: Family, limits: OutsideLimits) -> None:
+        self.limits = limits
         self.service = service
         self.spec = service.spec or ServiceSpec()
         self.family = family
         self.problems: list[Problem] = []
 
-    def problem(self, field: str, value: object, reason: str) -> None:
-        self.problems.append(Problem(f"Service {self.service.key}", field, show(value), reason))
+    def problem(self, field: str, value: object, reason: str, *, refused: bool = False) -> None:
+        self.problems.append(
+            Problem(f"Service {self.service.key}", field, show(value), reason, refused=refused)
+        )
 
     def cluster_ip(self) -> str | None:
         """The cluster IP of this family; None if headless, ExternalName, or only of the other family."""
@@ -68,8 +73,13 @@ class _Reader:
                 return ip
         return None
 
-    def addresses(self, field: str, texts: Iterable[tuple[int, str]]) -> tuple[str, ...]:
-        """Canonical addresses of this family, in order, each once. `field` holds `{}` for the index."""
+    def addresses(
+        self, field: str, texts: Iterable[tuple[int, str]], refusal: Callable[[str], str | None]
+    ) -> tuple[str, ...]:
+        """Canonical addresses of this family, in order, each once, but those for which there is a `refusal`.
+
+        `field` holds `{}` for the index.
+        """
         found: dict[str, None] = {}
         for index, text in texts:
             try:
@@ -77,19 +87,30 @@ class _Reader:
             except ValueError as error:
                 self.problem(field.format(index), text, str(error))
                 continue
-            if family is self.family:
+            if family is not self.family:
+                continue
+            reason = refusal(ip)
+            if reason is None:
                 found[ip] = None
+            else:
+                self.problem(field.format(index), text, reason, refused=True)
         return tuple(found)
 
     def external_ips(self) -> tuple[str, ...]:
-        return self.addresses("spec.externalIPs[{}]", enumerate(self.spec.external_ips or ()))
+        """External IPs that are served here."""
+
+        def refusal(ip: str) -> str | None:
+            return refusal_of_address(ip) or refusal_of_external_ip(ip, self.limits)
+
+        texts = enumerate(self.spec.external_ips or ())
+        return self.addresses("spec.externalIPs[{}]", texts, refusal)
 
     def load_balancer_ips(self) -> tuple[str, ...]:
         """Ingress addresses this node answers itself; those of ipMode Proxy are the provider's (KEP-1860)."""
         status = self.service.status
         ingress = (status.load_balancer.ingress if status and status.load_balancer else None) or ()
         texts = [(i, e.ip) for i, e in enumerate(ingress) if e.ip and e.ip_mode in {None, "VIP"}]
-        return self.addresses("status.loadBalancer.ingress[{}].ip", texts)
+        return self.addresses("status.loadBalancer.ingress[{}].ip", texts, refusal_of_address)
 
     def source_ranges(self) -> tuple[str, ...] | None:
         """Allowed client CIDRs of this family, or None where anyone may connect."""
@@ -204,7 +225,7 @@ def plan_service(given: ServiceInput, family: Family, node: NodeView) -> Service
     service = given.service
     if service is None:
         return ServicePlan(given.key, family)
-    reader = _Reader(service, family)
+    reader = _Reader(service, family, node.outside)
     created = service.metadata.creation_timestamp or ""
     cluster_ip = reader.cluster_ip()
     if cluster_ip is None:
@@ -214,6 +235,15 @@ def plan_service(given: ServiceInput, family: Family, node: NodeView) -> Service
     here = {c.plan.ip for known in candidates.values() for c in known if c.ready and c.plan.local}
     problems = tuple(dict.fromkeys(reader.problems))
     return ServicePlan(given.key, family, created, ports, problems, len(here))
+
+
+def known_endpoints(given: ServiceInput, family: Family, node: NodeView) -> frozenset[str]:
+    """The `ip:port` of every TCP endpoint of a service, ready or not, whatever its policies."""
+    candidates = collect(given.slices, family, node, [], ())
+    tcp = Protocol.TCP.value
+    return frozenset(
+        c.plan.text for (_, protocol), known in candidates.items() if protocol == tcp for c in known
+    )
 
 
 def _plan_ports(

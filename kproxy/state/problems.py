@@ -10,7 +10,8 @@ _SHOWN = 120
 class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
     """A defect of one object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, the value, why.
 
-    `conflict`: nothing is wrong with the value, but another object has it already.
+    `conflict`: nothing is wrong with the value, but another object has it already. `refused`: nor is there
+    here, but this node does not serve it.
     """
 
     object: str
@@ -18,6 +19,7 @@ class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
     value: str
     reason: str
     conflict: bool = False
+    refused: bool = False
 
     def __str__(self) -> str:
         return f"{self.object}: {self.field}={self.value}: {self.reason}"

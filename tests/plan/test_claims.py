@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.addresses import Family
-from kproxy.plan.model import ServicePlan
+from kproxy.plan.model import OutsideLimits, ServicePlan
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import ServiceInput
 from tests import builders
@@ -73,22 +74,57 @@ def _elsewhere(name: str) -> dict[str, Any]:
     return endpoint_slice(endpoint("10.1.0.1", node="node2"), service=name)
 
 
-@pytest.mark.parametrize(
-    ("policy", "holder"), [("Cluster", "older"), ("Local", "newer")], ids=["somewhere", "nowhere here"]
-)
-def test_an_address_goes_to_who_can_answer(policy: str, holder: str) -> None:
-    """kube-proxy's rules for endpoints come before those that refuse, whatever the order of services."""
-    older = _one("older", "10.96.0.1", OLD, externalIPs=["1.2.3.4"], externalTrafficPolicy=policy)
-    newer = _one("newer", "10.96.0.2", NEW, externalIPs=["1.2.3.4"])
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.parametrize("kind", ["external", "balancer", "node port"])
+def test_only_a_service_that_would_refuse_loses_to_a_younger_one(policy: str, kind: str) -> None:
+    """Policy Local on a node without an endpoint drops packets, so that a load balancer goes elsewhere."""
+    fields: dict[str, Any] = {"externalTrafficPolicy": policy, "type": "LoadBalancer"}
+    if kind == "node port":
+        fields["ports"] = [port(nodePort=30080)]
+    else:
+        fields["externalIPs" if kind == "external" else "ingress"] = ["1.2.3.4"]
+    older = _one("older", "10.96.0.1", OLD, **fields)
+    newer = _one("newer", "10.96.0.2", NEW, **fields)
     theirs, ours = _elsewhere("older"), _elsewhere("newer")
 
     def who(*given: ServiceInput) -> set[str]:
-        return {p.key for p in builders.plans_of(given) if p.ports[0].external_ips}
+        return {p.key for p in builders.plans_of(given) if p.ports[0].externally_accessible}
 
     assert who(builders.given(older), builders.given(newer)) == {"ns1/older"}
     assert who(builders.given(older), builders.given(newer, ours)) == {"ns1/newer"}
     assert who(builders.given(older, theirs), builders.given(newer)) == {"ns1/older"}
-    assert who(builders.given(older, theirs), builders.given(newer, ours)) == {f"ns1/{holder}"}
+    assert who(builders.given(older, theirs), builders.given(newer, ours)) == {"ns1/older"}
+
+
+@pytest.mark.parametrize("place", ["node1", "node2", None])
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_every_node_finds_the_same_winner(policy: str, place: str | None) -> None:
+    """An older service with policy Local keeps its address where it has no endpoint, and where it has one."""
+    older = _one("older", "10.96.0.1", OLD, ingress=["1.2.3.4"], externalTrafficPolicy=policy)
+    older["spec"]["type"] = "LoadBalancer"
+    newer = _one("newer", "10.96.0.2", NEW, ingress=["1.2.3.4"])
+    theirs = endpoint_slice(endpoint("10.1.0.1", node=place), service="older")
+    local = endpoint_slice(endpoint("10.1.0.2", node="node1"), service="newer")
+    given_now = [builders.given(older, theirs), builders.given(newer, local)]
+    for name in ("node1", "node2"):
+        plans = builders.plans_of(given_now, node=msgspec.structs.replace(NODE, name=name))
+        assert {p.key for p in plans if p.ports[0].load_balancer_ips} == {"ns1/older"}
+
+
+@pytest.mark.parametrize("serving", [True, False], ids=["with endpoints", "without"])
+def test_a_load_balancers_address_is_not_taken_by_an_external_ip(serving: bool) -> None:
+    """Not even by an older service, nor from one that has no endpoint just now."""
+    owner = _one("owner", "10.96.0.1", NEW, ingress=["1.2.3.4"], type="LoadBalancer")
+    thief = _one("thief", "10.96.0.2", OLD, externalIPs=["1.2.3.4"])
+    plans = builders.plans_of(
+        [
+            builders.given(owner, *[_elsewhere("owner")] * serving),
+            builders.given(thief, _elsewhere("thief")),
+        ]
+    )
+    assert plans[0].ports[0].load_balancer_ips == ("1.2.3.4",)
+    assert plans[1].ports[0].external_ips == ()
+    assert "ns1/owner" in plans[1].problems[0].reason
 
 
 def test_a_cluster_ip_is_never_taken_even_if_nobody_answers_there() -> None:
@@ -127,7 +163,7 @@ def test_another_port_or_protocol_is_no_contest() -> None:
 def test_node_ports_and_load_balancer_addresses_are_contested_too() -> None:
     plans = _plans(
         _one("a", "10.96.0.1", NEW, ingress=["1.2.3.4"], ports=[port(nodePort=30080)]),
-        _one("b", "10.96.0.2", OLD, externalIPs=["1.2.3.4"], ports=[port(nodePort=30080)]),
+        _one("b", "10.96.0.2", OLD, ingress=["1.2.3.4"], ports=[port(nodePort=30080)]),
     )
     assert (plans["ns1/a"].ports[0].load_balancer_ips, plans["ns1/a"].ports[0].node_port) == ((), 0)
     assert sorted(p.field for p in plans["ns1/a"].problems) == ["nodePort", "status.loadBalancer.ingress"]
@@ -206,10 +242,54 @@ def test_losing_an_address_leaves_the_plan_of_a_service_that_never_named_it(
     assert settled.ports == builders.plan_of(alone, slices).ports
 
 
-_NAMES = ("a", "b", "c", "d")
+LOCAL = msgspec.structs.replace(NODE, outside=OutsideLimits(local=frozenset({"192.168.0.2"})))
+
+
+@pytest.mark.parametrize(
+    ("claimant", "kept"), [(OLD, True), (NEW, False)], ids=["older keeps it", "younger does not get it"]
+)
+def test_a_health_check_port_is_not_captured_by_a_younger_service(claimant: str, *, kept: bool) -> None:
+    """The agent answers the load balancer's checks at this port itself, on every address of the node."""
+    checked = _one(
+        "checked",
+        "10.96.0.1",
+        "2025-06-01T00:00:00Z",
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=31000,
+    )
+    thief = _one(
+        "thief",
+        "10.96.0.2",
+        claimant,
+        externalIPs=["192.168.0.2", "1.2.3.4"],
+        ports=[port(31000), port(81, "b", nodePort=31000), port(31000, "c", protocol="UDP")],
+    )
+    inputs = [builders.given(checked), builders.given(thief)]
+    plan = builders.plans_of(inputs, node=LOCAL)[1]
+    at_port, other, datagrams = plan.ports
+    assert ("192.168.0.2" in at_port.external_ips, other.node_port == 31000) == (kept, kept)
+    assert "1.2.3.4" in at_port.external_ips
+    assert datagrams.external_ips == ("192.168.0.2", "1.2.3.4")
+    assert ["healthCheckNodePort of ns1/checked" in p.reason for p in plan.problems] == [True] * (
+        2 - 2 * kept
+    )
+
+    planner = Planner(Family.IPV4)
+    alone = planner.update([inputs[1]], LOCAL)["ns1/thief"]
+    assert alone.ports[0].external_ips == ("192.168.0.2", "1.2.3.4")
+    changed = planner.update([inputs[0]], LOCAL)
+    assert changed.get("ns1/thief", alone) == plan
+    gone = planner.update([ServiceInput("ns1/checked", 2, None, ())], LOCAL)
+    assert gone.get("ns1/thief", alone) == alone
+
+
+_NAMES = ("a", "b", "c", "kubernetes")
 _SERVICES = st.fixed_dictionaries({
     "name": st.sampled_from(_NAMES),
+    "type": st.sampled_from(["LoadBalancer", "NodePort"]),
     "externalTrafficPolicy": st.sampled_from(["Cluster", "Local"]),
+    "healthCheckNodePort": st.sampled_from([0, 80, 30080]),
     "ip": st.sampled_from(["10.96.0.1", "10.96.0.2", "10.96.0.3", "1.2.3.4"]),
     "created": st.sampled_from([OLD, NEW, None]),
     "externalIPs": st.lists(st.sampled_from(["1.2.3.4", "1.2.3.5", "10.96.0.1"]), max_size=2),
@@ -229,6 +309,14 @@ _SERVICES = st.fixed_dictionaries({
 
 
 _PORTS_OF_SLICES = [{"name": n, "port": 8080, "protocol": p} for n in ("x", "y") for p in ("TCP", "UDP")]
+_VIEW = msgspec.structs.replace(
+    NODE,
+    outside=OutsideLimits(
+        local=frozenset({"1.2.3.5"}),
+        listeners=frozenset({("", 30081)}),
+        api_servers=frozenset({("1.2.3.6", 80), ("1.2.3.4", 81)}),
+    ),
+)
 _EVENTS = st.tuples(st.booleans(), _SERVICES, st.sampled_from([None, "node1", "node2"]))
 
 
@@ -241,20 +329,26 @@ def test_any_history_ends_as_if_planned_from_scratch(
     known: dict[str, ServiceInput] = {}
     held: dict[str, ServicePlan] = {}
     for present, fields, place in events:
-        key = f"ns1/{fields['name']}"
+        space = "default" if fields["name"] == "kubernetes" else "ns1"
+        key = f"{space}/{fields['name']}"
         slices = [
-            endpoint_slice(endpoint("10.1.0.1", node=place), service=fields["name"], ports=_PORTS_OF_SLICES)
+            endpoint_slice(
+                endpoint("10.1.0.1", node=place),
+                service=fields["name"],
+                namespace=space,
+                ports=_PORTS_OF_SLICES,
+            )
         ] * (place is not None)
         given_now = (
-            builders.given(service(**fields), *slices)
+            builders.given(service(**fields, namespace=space), *slices)
             if present
             else ServiceInput(key=key, revision=1, service=None, slices=())
         )
         known[key] = given_now
-        held |= planner.update([given_now], NODE)
+        held |= planner.update([given_now], _VIEW)
     inputs = list(known.values())
     random.shuffle(inputs)
-    assert held == {p.key: p for p in builders.plans_of(inputs)}
+    assert held == {p.key: p for p in builders.plans_of(inputs, node=_VIEW)}
 
     owners: dict[tuple[str, int, str], str] = {}
     for plan in held.values():

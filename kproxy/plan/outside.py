@@ -1,0 +1,196 @@
+"""Which outside addresses no service may have on this node: those that would divert the node's own traffic.
+
+Any author of a Service can write any address into `spec.externalIPs`, and every node obeys it for its own
+connections too. An address of the loopback, or that of the API server, would cut this proxy off from the
+objects that it follows, and its health checks from kubelet and load balancers. A refused address costs the
+service nothing else. kube-proxy serves them all (its API server refuses some of them in `spec.externalIPs`,
+none in `status.loadBalancer`).
+
+The API server's address is refused at the port that kproxy uses, for an ingress may have the same address at
+other ports. IPVS mode gives the node every outside address, after which no port of it leaves the node: there,
+all ports of an API server elsewhere are refused. A Service whose endpoints are API servers themselves, as a
+control plane's virtual address has them, is served with those; and Services of kube-system are trusted.
+Policy Local would make nodes without an API server drop the packets, which only a load balancer may ask for.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+import msgspec
+
+from kproxy.addresses import cidr_contains, is_loopback
+from kproxy.plan.model import OutsideLimits, PortPlan, Protocol, ServicePlan, without_unused_endpoints
+from kproxy.state.problems import Problem, show
+
+API_SERVICE = "default/kubernetes"
+"""The Service whose endpoints the API servers write themselves (pkg/controlplane/reconcilers)."""
+
+TRUSTED_NAMESPACE = "kube-system"
+"""Whoever writes here administers the cluster anyway."""
+
+_SPECIAL = tuple(
+    (ipaddress.ip_network(cidr), f"{kind} is not served: {why}")
+    for kind, why, cidrs in (
+        ("an unspecified address", "it stands for this host", ("0.0.0.0/8", "::/128")),
+        (
+            "a loopback address",
+            "the node's connections to itself would be diverted",
+            ("127.0.0.0/8", "::1/128"),
+        ),
+        ("a link-local address", "it means another host on each link", ("169.254.0.0/16", "fe80::/10")),
+        ("a multicast address", "it is that of a group", ("224.0.0.0/4", "ff00::/8")),
+        ("the broadcast address", "it is that of all hosts", ("255.255.255.255/32",)),
+    )
+    for cidr in cidrs
+)
+"""Networks whose addresses never belong to a single service.
+
+These are the ranges of ValidateNonSpecialIP (k8s.io/kubernetes/pkg/apis/core/validation), and besides them
+all of 0.0.0.0/8, all multicast and the limited broadcast address (RFC 1122, 3.2.1.3).
+"""
+
+_EXTERNAL, _BALANCER = "spec.externalIPs", "status.loadBalancer.ingress"
+
+
+def refusal_of_address(address: str) -> str | None:
+    """Why a canonical address is served at no port, or None if it can belong to one service."""
+    parsed = ipaddress.ip_address(address)
+    return next((reason for network, reason in _SPECIAL if parsed in network), None)
+
+
+def refusal_of_external_ip(address: str, limits: OutsideLimits) -> str | None:
+    """Why an address is not served as one of spec.externalIPs, or None."""
+    ranges = limits.external_ip_cidrs
+    if not ranges or any(cidr_contains(cidr, address) for cidr in ranges):
+        return None
+    return f"not within the allowed ranges of external IPs ({', '.join(ranges[:8])})"
+
+
+def concerns_api_server(plan: ServicePlan, limits: OutsideLimits) -> bool:
+    """Whether a port of the plan claims the very address and port of an API server."""
+    if not limits.api_servers:
+        return False
+    return any(
+        (ip, port.port) in limits.api_servers
+        for port in plan.ports
+        if port.protocol is Protocol.TCP
+        for ip in (*port.external_ips, *port.load_balancer_ips)
+    )
+
+
+def restrict(plan: ServicePlan, limits: OutsideLimits, api_endpoints: frozenset[str]) -> ServicePlan:
+    """The plan without what it may not have on this node, each of it named as a problem.
+
+    `api_endpoints` are the `ip:port` of the endpoints of API_SERVICE.
+    """
+    problems: list[Problem] = []
+    ports = tuple(_Restriction(plan.key, port, limits, api_endpoints, problems).port() for port in plan.ports)
+    if not problems:
+        return plan
+    return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems))
+
+
+class _Restriction:
+    """Decides for one port; what is refused is added to `problems`."""
+
+    def __init__(
+        self,
+        key: str,
+        port: PortPlan,
+        limits: OutsideLimits,
+        api_endpoints: frozenset[str],
+        problems: list[Problem],
+    ) -> None:
+        self._key = key
+        self._port = port
+        self._limits = limits
+        self._api_endpoints = api_endpoints
+        self._problems = problems
+        self._trusted = key.startswith(f"{TRUSTED_NAMESPACE}/")
+        self._narrowed = False
+
+    def port(self) -> PortPlan:
+        """The port with what it may have."""
+        port = self._port
+        external = self._allowed(_EXTERNAL, port.external_ips)
+        balancer = self._allowed(_BALANCER, port.load_balancer_ips)
+        node_port = port.node_port
+        if node_port and (reason := self._refusal_of_node_port(node_port)) is not None:
+            self._refuse("nodePort", node_port, reason)
+            node_port = 0
+        if (external, balancer, node_port) != (port.external_ips, port.load_balancer_ips, port.node_port):
+            port = without_unused_endpoints(
+                msgspec.structs.replace(
+                    port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
+                )
+            )
+        return _with_endpoints(port, self._api_endpoints) if self._narrowed else port
+
+    def _allowed(self, field: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        return tuple(ip for ip in addresses if self._is_allowed(field, ip))
+
+    def _is_allowed(self, field: str, ip: str) -> bool:
+        number, limits = self._port.port, self._limits
+        is_tcp = self._port.protocol is Protocol.TCP
+        if is_tcp and _is_listener(ip, number, limits):
+            self._refuse(field, ip, f"TCP port {number} at this node's address is a server of kproxy itself")
+            return False
+        if is_tcp and (ip, number) in limits.api_servers:
+            return self._leads_to_api_server(field, ip)
+        may_hold = self._trusted or not limits.holds_addresses or ip in limits.local
+        if not may_hold and any(ip == address for address, _ in limits.api_servers):
+            told = "the API server's address is not served in IPVS mode: the node would hold it itself"
+            self._refuse(field, ip, told)
+            return False
+        return True
+
+    def _leads_to_api_server(self, field: str, ip: str) -> bool:
+        if self._trusted:
+            return True
+        reachable = self._port.reachable
+        known = [endpoint for endpoint in reachable if endpoint.text in self._api_endpoints]
+        if not known or (field == _EXTERNAL and self._port.external_local):
+            told = (
+                f"the API server's address and port: only a Service with endpoints of {API_SERVICE} and "
+                f"without a Local policy, or one in {TRUSTED_NAMESPACE}, may serve it"
+            )
+            self._refuse(field, ip, told)
+            return False
+        if len(known) < len(reachable):
+            self._narrowed = True
+            told = f"the API server's address and port: only its endpoints that {API_SERVICE} has are used"
+            self._refuse(field, ip, told)
+        return True
+
+    def _refusal_of_node_port(self, number: int) -> str | None:
+        limits = self._limits
+        if self._port.protocol is not Protocol.TCP:
+            return None
+        if any(number == port for _, port in limits.listeners):
+            return f"TCP port {number} is a server of kproxy itself"
+        if any(number == port and _is_here(ip, limits) for ip, port in limits.api_servers):
+            return f"TCP port {number} is the API server's on this node"
+        return None
+
+    def _refuse(self, field: str, value: object, reason: str) -> None:
+        self._problems.append(Problem(f"Service {self._key}", field, show(value), reason, refused=True))
+
+
+def _is_listener(ip: str, number: int, limits: OutsideLimits) -> bool:
+    return any(
+        number == port and (ip == address or (not address and ip in limits.local))
+        for address, port in limits.listeners
+    )
+
+
+def _is_here(ip: str, limits: OutsideLimits) -> bool:
+    return is_loopback(ip) or ip in limits.local
+
+
+def _with_endpoints(port: PortPlan, texts: frozenset[str]) -> PortPlan:
+    """The port with those of its endpoints only."""
+    kept = {
+        name: tuple(each for each in getattr(port, name) if each.text in texts)
+        for name in ("cluster", "local", "reachable", "idle")
+    }
+    return msgspec.structs.replace(port, has_endpoints=bool(kept["reachable"]), **kept)
