@@ -21,7 +21,7 @@ from kproxy.agent.health import HealthState
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts, pod_cidrs, remembered
+from kproxy.agent.node import NodeFacts, node_facts, pod_cidrs, remembered
 from kproxy.agent.problem_log import ProblemLog
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.schedule import Schedule
@@ -40,7 +40,8 @@ class Agent:
     """Ties inbox, planners and backends together; used by one thread.
 
     `make_mode` is asked when the settings name another mode; `refused` is told the settings whose mode could
-    not be taken, those that stay in force, and why.
+    not be taken, those that stay in force, and why. `api_servers` gives the (address, port) at which API
+    servers are reached now.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Agent:
         reporter: Reporter,
         make_mode: Callable[[ProxyConfig], Mode],
         refused: Callable[[ProxyConfig, ProxyConfig, str], None],
+        api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset,
     ) -> None:
         self._config = config
         self._inbox = inbox
@@ -66,6 +68,8 @@ class Agent:
         self._reporter = reporter
         self._make_mode = make_mode
         self._refused = refused
+        self._api_servers = api_servers
+        self._servers: frozenset[tuple[str, int]] = frozenset()
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
@@ -281,9 +285,10 @@ class Agent:
                 self._mode.reconfigure(wanted)
                 self._adopt(wanted)
                 self._facts_stale = self._reconfigured = True
-        ranges = self._inbox.service_ranges
-        if self._facts_stale or node is not self._facts_of or ranges is not self._ranges:
-            self._ranges = ranges
+        ranges, servers = self._inbox.service_ranges, self._api_servers()
+        known = node is self._facts_of and ranges is self._ranges and servers == self._servers
+        if self._facts_stale or not known:
+            self._ranges, self._servers = ranges, servers
             self._refresh_facts(node)
         return self._facts is not None or self._switch_to is not None
 
@@ -293,8 +298,7 @@ class Agent:
         self._health.set_sync_period(config.sync_period)
 
     def _facts_for(self, config: ProxyConfig) -> NodeFacts | None:
-        interfaces = self._interfaces() if needs_interfaces(config) else ()
-        return node_facts(config, self._node, interfaces, self._ranges)
+        return node_facts(config, self._node, self._interfaces(), self._ranges, self._servers)
 
     def _refresh_facts(self, node: Node | None) -> None:
         self._facts_stale = False

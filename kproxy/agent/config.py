@@ -85,6 +85,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     metrics_service_limit: int = 500
     profiling: bool = False
     external_ips: bool = True
+    external_ip_cidrs: tuple[str, ...] = ()
     iptables_variant: Variant | None = None
     iptables_layout: str = "auto"
     ipvs_scheduler: str = "rr"
@@ -125,6 +126,7 @@ def validate(config: ProxyConfig) -> None:
         ("--nodeport-addresses", config.node_port_addresses),
         ("--ipvs-exclude-cidrs", config.ipvs_exclude_cidrs),
         ("--service-cidr", config.service_cidrs),
+        ("--external-ip-allowed-cidrs", config.external_ip_cidrs),
     ):
         for value in values:
             if name == "--nodeport-addresses" and value == PRIMARY:

@@ -6,7 +6,7 @@ take to find out what the kernel can do is tried in a network namespace that end
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from kproxy.agent.iptables_mode import (
 )
 from kproxy.agent.ipvs_mode import ipvs_config, rules_config
 from kproxy.agent.nftables_difference import compare_tables, former_rules, former_tables
-from kproxy.agent.node import NodeFacts, needs_interfaces, node_facts, wants_service_cidrs
+from kproxy.agent.node import NodeFacts, node_facts, wants_service_cidrs
 from kproxy.agent.offline import addresses_of
 from kproxy.agent.sysctls import look
 from kproxy.backends.base import Backend
@@ -100,9 +100,9 @@ def of_this_node(config: ProxyConfig) -> Difference:
     Raises ConfigError, DifferenceError, and what the source raises: OSError, ClusterAccessError, ApiError.
     """
     validate(config)
-    tables, problems = _load(config)
-    interfaces = links.local_addresses(exclude={DEVICE}) if needs_interfaces(config) else ()
-    facts = _facts(config, tables, interfaces)
+    tables, problems, servers = _load(config)
+    interfaces = links.local_addresses(exclude={DEVICE})
+    facts = _facts(config, tables, interfaces, servers)
     if config.proxy_mode == "nftables":
         try:
             found = _rehearse_nftables(config, tables, facts)
@@ -138,8 +138,8 @@ def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:
     validate(config)
     if config.proxy_mode != "iptables":
         raise ConfigError([f"--against: only for --proxy-mode iptables, not {config.proxy_mode}"])
-    tables, problems = _load(config)
-    facts = _facts(config, tables, addresses_of(tables.node))
+    tables, problems, servers = _load(config)
+    facts = _facts(config, tables, addresses_of(tables.node), servers)
     dump = file.read_bytes()
     try:
         rehearsed = RehearsedXtables(family, config.iptables_variant or Variant.NFT, dump)
@@ -150,7 +150,8 @@ def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:
     return msgspec.structs.replace(found, problems=(*problems, *found.problems))
 
 
-def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...]]:
+def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...], frozenset[tuple[str, int]]]:
+    """The objects, what is wrong with them, and the addresses and ports of API servers."""
     loaded = _objects(config)
     tables = Tables()
     for kind in Kind:
@@ -160,7 +161,7 @@ def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...]]:
             if not isinstance(obj, Node) or obj.metadata.name == config.node_name
         ]
         tables.replace(kind, objects)
-    return tables, tuple(str(problem) for problem in loaded.problems)
+    return tables, tuple(str(problem) for problem in loaded.problems), loaded.api_servers
 
 
 def _objects(config: ProxyConfig) -> LoadedManifests:
@@ -173,8 +174,10 @@ def _objects(config: ProxyConfig) -> LoadedManifests:
     return list_once(access, config.node_name, service_cidrs=wants_service_cidrs(config))
 
 
-def _facts(config: ProxyConfig, tables: Tables, interfaces: Sequence[str]) -> NodeFacts:
-    facts = node_facts(config, tables.node, interfaces, tables.service_ranges)
+def _facts(
+    config: ProxyConfig, tables: Tables, interfaces: Sequence[str], servers: Collection[tuple[str, int]]
+) -> NodeFacts:
+    facts = node_facts(config, tables.node, interfaces, tables.service_ranges, servers)
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     return facts

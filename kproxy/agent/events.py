@@ -40,6 +40,7 @@ class Reason(enum.StrEnum):
 
     QUARANTINED = "ServiceQuarantined"
     CONFLICT = "AddressConflict"
+    REFUSED = "AddressRefused"
     MODE = "ProxyModeRefused"
     HEALTH_PORT = "FailedToStartServiceHealthcheck"
     """kube-proxy's own word (pkg/proxy/healthcheck/service_health.go)."""

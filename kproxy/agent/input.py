@@ -17,17 +17,19 @@ from kproxy.sources.base import Source
 class Input(msgspec.Struct, frozen=True):
     """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
 
-    `follow` is told new settings, which may need another kind of object.
+    `follow` is told new settings, which may need another kind of object. `api_servers` says at which
+    (address, port) API servers are reached.
     """
 
     source: Source
     events: EventRecorder | None
     watches: Callable[[], Sequence[Watch]]
     follow: Callable[[ProxyConfig], None]
+    api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
 
 
-def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
-    """What `config` names; nothing is opened yet."""
+def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> Input:
+    """What `config` names; nothing is opened yet. `wake` is called when `api_servers` has another answer."""
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
@@ -41,7 +43,7 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
         metrics.observe(REQUEST_SECONDS, host, method, value=seconds)
 
     access = ClusterAccess(kubeconfig=config.kubeconfig, master=config.master or None)
-    source = KubernetesSource(access, config.node_name, observe=observe)
+    source = KubernetesSource(access, config.node_name, observe=observe, moved=wake)
 
     def watches() -> list[Watch]:
         return [
@@ -62,7 +64,7 @@ def make_input(config: ProxyConfig, metrics: Metrics) -> Input:
     follow(config)
     errors = (ApiError, ClusterAccessError, ValueError)  # ValueError: text that cannot be sent
     events = EventRecorder(source.objects(), config.node_name, metrics, errors)
-    return Input(source, events, watches, follow)
+    return Input(source, events, watches, follow, lambda: source.servers)
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -1,14 +1,24 @@
 """What the node itself decides: its addresses, its zone, its pods' traffic, and who may use node ports."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
-from kproxy.addresses import Family, cidr_contains, collapse, host_cidr, parse_cidr, parse_ip
+from kproxy.addresses import (
+    Family,
+    cidr_contains,
+    collapse,
+    host_cidr,
+    is_link_local,
+    is_loopback,
+    parse_cidr,
+    parse_ip,
+)
 from kproxy.agent.config import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.agent.http_server import split_host_port
 from kproxy.agent.localnet import covers_loopback
 from kproxy.backends.base import LocalTraffic
-from kproxy.plan.model import NodeView
+from kproxy.plan.model import NodeView, OutsideLimits
 from kproxy.state.wire import Node
 
 BY_ADDRESS = ("ipvs", "nftables")
@@ -48,21 +58,32 @@ class NodeFacts(msgspec.Struct, frozen=True):
 
 
 def node_facts(
-    config: ProxyConfig, node: Node | None, interfaces: Iterable[str], service_cidrs: tuple[str, ...] = ()
+    config: ProxyConfig,
+    node: Node | None,
+    interfaces: Iterable[str],
+    service_cidrs: tuple[str, ...] = (),
+    api_servers: Collection[tuple[str, int]] = (),
 ) -> NodeFacts | None:
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
     `interfaces` are the canonical addresses of all network interfaces of this host, `service_cidrs` the
-    ranges of all ServiceCIDRs.
+    ranges of all ServiceCIDRs, `api_servers` the (address, port) at which API servers are reached.
     """
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
-    view = NodeView(config.node_name, zone, addresses, config.external_ips)
+    local_addresses = tuple(interfaces)
+    limits = OutsideLimits(
+        external_ip_cidrs=tuple(parse_cidr(cidr)[1] for cidr in config.external_ip_cidrs),
+        local=_own_addresses(node, local_addresses),
+        listeners=frozenset(_listeners(config)),
+        api_servers=frozenset(api_servers),
+        holds_addresses=config.proxy_mode == "ipvs",
+    )
+    view = NodeView(config.node_name, zone, addresses, config.external_ips, limits)
     local = _local_traffic(config, node)
     if local is None:
         return None
     ranges = _node_port_ranges(config, addresses)
-    local_addresses = tuple(interfaces)
     obeyed = (config.service_cidrs or service_cidrs) if config.proxy_mode == "nftables" else ()
     service_ranges = cidrs_by_family(obeyed)
     families = {
@@ -93,6 +114,15 @@ def remembered(node: Node | None, before: Node | None) -> Node | None:
     return node
 
 
+def api_addresses(node: Node | None) -> Iterator[str]:
+    """Every address that the Node has, in canonical form; what is none is left out."""
+    for address in (node.status.addresses or ()) if node is not None and node.status is not None else ():
+        try:
+            yield parse_ip(address.address)[1]
+        except ValueError:
+            continue
+
+
 def node_addresses(node: Node | None) -> dict[Family, str]:
     """The node's primary address per family: the first InternalIP, else the first ExternalIP."""
     found: dict[Family, str] = {}
@@ -118,6 +148,23 @@ def pod_cidrs(node: Node | None) -> tuple[str, ...]:
     return spec.pod_cidrs or ((spec.pod_cidr,) if spec.pod_cidr else ())
 
 
+def _own_addresses(node: Node | None, interfaces: Iterable[str]) -> frozenset[str]:
+    """The node's addresses, but those that each host has and those that other hosts may have too."""
+    known = {*interfaces, *api_addresses(node)}
+    return frozenset(ip for ip in known if not is_loopback(ip) and not is_link_local(ip))
+
+
+def _listeners(config: ProxyConfig) -> Iterator[tuple[str, int]]:
+    """Where this process listens; "" stands for all of the node's addresses, of either family."""
+    for address in filter(None, (config.healthz_bind_address, config.metrics_bind_address)):
+        host, port = split_host_port(address)
+        try:
+            ip = parse_ip(host)[1]
+        except ValueError:
+            ip = ""
+        yield "" if ip in {"0.0.0.0", "::"} else ip, port  # noqa: S104
+
+
 def _is_cidr(text: str) -> bool:
     try:
         parse_cidr(text)
@@ -130,11 +177,6 @@ def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
     """The operator's word on the node's primary address, unless it is 0.0.0.0 or ::."""
     family, ip = parse_ip(config.bind_address)
     return {} if ip in {"0.0.0.0", "::"} else {family: ip}  # noqa: S104
-
-
-def needs_interfaces(config: ProxyConfig) -> bool:
-    """Whether the interfaces' addresses matter."""
-    return bool(config.node_port_addresses) or config.proxy_mode in BY_ADDRESS
 
 
 def wants_service_cidrs(config: ProxyConfig) -> bool:

@@ -1,11 +1,11 @@
 """What kproxy would do, worked out from manifests alone: the same planning and rendering, no kernel."""
 
-from kproxy.addresses import Family, parse_ip
+from kproxy.addresses import Family
 from kproxy.agent.config import ConfigError, ProxyConfig, validate
 from kproxy.agent.iptables_mode import Abilities, iptables_config
 from kproxy.agent.ipvs_mode import ipvs_config
 from kproxy.agent.nftables_mode import nftables_config
-from kproxy.agent.node import node_facts
+from kproxy.agent.node import api_addresses, node_facts
 from kproxy.backends.iptables.choice import fitting, layouts
 from kproxy.backends.iptables.text import render_text as render_iptables
 from kproxy.backends.ipvs.text import render_text as render_ipvs
@@ -52,13 +52,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
 
 def addresses_of(node: Node | None) -> list[str]:
     """The node's addresses as far as the API knows them; in IPVS mode they accept node ports."""
-    found = []
-    for address in node.status.addresses or () if node is not None and node.status is not None else ():
-        try:
-            found.append(parse_ip(address.address)[1])
-        except ValueError:
-            continue
-    return sorted(set(found))
+    return sorted(set(api_addresses(node)))
 
 
 def _is_relevant(obj: object, config: ProxyConfig) -> bool:

@@ -131,9 +131,13 @@ class Reporter:
                 if problems:
                     self._problems[key] = problems
                 notices += [
-                    Notice(Reason.CONFLICT, key, f"{each.field} {each.value}: {each.reason}")
+                    Notice(
+                        Reason.CONFLICT if each.conflict else Reason.REFUSED,
+                        key,
+                        f"{each.field} {each.value}: {each.reason}",
+                    )
                     for each in problems
-                    if each.conflict and each not in known
+                    if (each.conflict or each.refused) and each not in known
                 ]
         for notice in notices:
             self._notify(notice)

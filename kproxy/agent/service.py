@@ -61,7 +61,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     stop = StopEvent()
     inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
     metrics = Metrics()
-    given = make_input(config, metrics)
+    given = make_input(config, metrics, inbox.wake)
     hangups = _Hangups()
     # Signals count from here on: a program that hangs while the kernel is tried must not hold up the end.
     with _led_by_signals(stop, inbox, hangups), _Threads(stop, inbox) as threads:
@@ -114,6 +114,7 @@ def _work(
         reporter,
         make_mode,
         mode_refused,
+        given.api_servers,
     )
     settings = _Settings(config, agent, given)
     reloader = reloader_for(settings.take)

@@ -64,6 +64,12 @@ rule_options = together(
         metavar="CIDR,...",
         help="In nftables mode, drop what goes to addresses in these that no service has.",
     ),
+    several(
+        "--external-ip-allowed-cidrs",
+        metavar="CIDR,...",
+        help="Serve only spec.externalIPs within these ranges; empty: any. Addresses of load balancers are "
+        "not restricted.",
+    ),
     flag(
         "--iptables-layout",
         usual="auto",

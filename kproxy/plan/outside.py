@@ -6,11 +6,12 @@ objects that it follows, and its health checks from kubelet and load balancers. 
 service nothing else. kube-proxy serves them all (its API server refuses some of them in `spec.externalIPs`,
 none in `status.loadBalancer`).
 
-The API server's address is refused at the port that kproxy uses, for an ingress may have the same address at
-other ports. IPVS mode gives the node every outside address, after which no port of it leaves the node: there,
-all ports of an API server elsewhere are refused. A Service whose endpoints are API servers themselves, as a
-control plane's virtual address has them, is served with those; and Services of kube-system are trusted.
-Policy Local would make nodes without an API server drop the packets, which only a load balancer may ask for.
+The addresses of API servers (those that kproxy connects to, and the endpoints of default/kubernetes) are
+refused at the API server's port only, for an ingress may have the same address at other ports. IPVS mode
+gives the node every outside address, after which no packet for it leaves the node: there, all ports of an API
+server elsewhere are refused. A Service whose endpoints are API servers themselves, as a control plane's
+virtual address has them, is served with those; and Services of kube-system are trusted. Policy Local would
+make nodes without an API server drop the packets, which only a load balancer may ask for.
 """
 
 import ipaddress
@@ -27,6 +28,9 @@ API_SERVICE = "default/kubernetes"
 
 TRUSTED_NAMESPACE = "kube-system"
 """Whoever writes here administers the cluster anyway."""
+
+ApiEndpoints = frozenset[tuple[str, int]]
+"""The (address, port) of the endpoints of API_SERVICE."""
 
 _SPECIAL = tuple(
     (ipaddress.ip_network(cidr), f"{kind} is not served: {why}")
@@ -66,25 +70,28 @@ def refusal_of_external_ip(address: str, limits: OutsideLimits) -> str | None:
     return f"not within the allowed ranges of external IPs ({', '.join(ranges[:8])})"
 
 
-def concerns_api_server(plan: ServicePlan, limits: OutsideLimits) -> bool:
-    """Whether a port of the plan claims the very address and port of an API server."""
-    if not limits.api_servers:
-        return False
+def concerns_api_servers(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) -> bool:
+    """Whether a port of the plan claims anything that an API server has."""
+    servers = limits.api_servers | endpoints
+    addresses = {ip for ip, _ in servers} if limits.holds_addresses else frozenset()
+    numbers = {port for _, port in servers}
     return any(
-        (ip, port.port) in limits.api_servers
+        port.node_port in numbers
+        or any(
+            (ip, port.port) in servers or ip in addresses
+            for ip in (*port.external_ips, *port.load_balancer_ips)
+        )
         for port in plan.ports
-        if port.protocol is Protocol.TCP
-        for ip in (*port.external_ips, *port.load_balancer_ips)
+        if port.externally_accessible
     )
 
 
-def restrict(plan: ServicePlan, limits: OutsideLimits, api_endpoints: frozenset[str]) -> ServicePlan:
-    """The plan without what it may not have on this node, each of it named as a problem.
-
-    `api_endpoints` are the `ip:port` of the endpoints of API_SERVICE.
-    """
+def restrict(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) -> ServicePlan:
+    """The plan without what it may not have on this node, each of it named as a problem."""
+    if not any(port.externally_accessible for port in plan.ports):
+        return plan
     problems: list[Problem] = []
-    ports = tuple(_Restriction(plan.key, port, limits, api_endpoints, problems).port() for port in plan.ports)
+    ports = tuple(_Restriction(plan.key, port, limits, endpoints, problems).port() for port in plan.ports)
     if not problems:
         return plan
     return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems))
@@ -98,13 +105,14 @@ class _Restriction:
         key: str,
         port: PortPlan,
         limits: OutsideLimits,
-        api_endpoints: frozenset[str],
+        endpoints: ApiEndpoints,
         problems: list[Problem],
     ) -> None:
         self._key = key
         self._port = port
         self._limits = limits
-        self._api_endpoints = api_endpoints
+        self._endpoints = endpoints
+        self._servers = limits.api_servers | endpoints
         self._problems = problems
         self._trusted = key.startswith(f"{TRUSTED_NAMESPACE}/")
         self._narrowed = False
@@ -124,7 +132,7 @@ class _Restriction:
                     port, external_ips=external, load_balancer_ips=balancer, node_port=node_port
                 )
             )
-        return _with_endpoints(port, self._api_endpoints) if self._narrowed else port
+        return _with_endpoints(port, self._endpoints) if self._narrowed else port
 
     def _allowed(self, field: str, addresses: Iterable[str]) -> tuple[str, ...]:
         return tuple(ip for ip in addresses if self._is_allowed(field, ip))
@@ -135,10 +143,10 @@ class _Restriction:
         if is_tcp and _is_listener(ip, number, limits):
             self._refuse(field, ip, f"TCP port {number} at this node's address is a server of kproxy itself")
             return False
-        if is_tcp and (ip, number) in limits.api_servers:
+        if is_tcp and (ip, number) in self._servers:
             return self._leads_to_api_server(field, ip)
         may_hold = self._trusted or not limits.holds_addresses or ip in limits.local
-        if not may_hold and any(ip == address for address, _ in limits.api_servers):
+        if not may_hold and any(ip == address for address, _ in self._servers):
             told = "the API server's address is not served in IPVS mode: the node would hold it itself"
             self._refuse(field, ip, told)
             return False
@@ -148,7 +156,7 @@ class _Restriction:
         if self._trusted:
             return True
         reachable = self._port.reachable
-        known = [endpoint for endpoint in reachable if endpoint.text in self._api_endpoints]
+        known = [each for each in reachable if (each.ip, each.port) in self._endpoints]
         if not known or (field == _EXTERNAL and self._port.external_local):
             told = (
                 f"the API server's address and port: only a Service with endpoints of {API_SERVICE} and "
@@ -168,7 +176,7 @@ class _Restriction:
             return None
         if any(number == port for _, port in limits.listeners):
             return f"TCP port {number} is a server of kproxy itself"
-        if any(number == port and _is_here(ip, limits) for ip, port in limits.api_servers):
+        if any(number == port and _is_here(ip, limits) for ip, port in self._servers):
             return f"TCP port {number} is the API server's on this node"
         return None
 
@@ -187,10 +195,10 @@ def _is_here(ip: str, limits: OutsideLimits) -> bool:
     return is_loopback(ip) or ip in limits.local
 
 
-def _with_endpoints(port: PortPlan, texts: frozenset[str]) -> PortPlan:
+def _with_endpoints(port: PortPlan, allowed: ApiEndpoints) -> PortPlan:
     """The port with those of its endpoints only."""
     kept = {
-        name: tuple(each for each in getattr(port, name) if each.text in texts)
+        name: tuple(each for each in getattr(port, name) if (each.ip, each.port) in allowed)
         for name in ("cluster", "local", "reachable", "idle")
     }
     return msgspec.structs.replace(port, has_endpoints=bool(kept["reachable"]), **kept)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.plan.claims import Claims
-from kproxy.plan.model import NodeView, ServicePlan
-from kproxy.plan.outside import API_SERVICE, concerns_api_server, restrict
+from kproxy.plan.model import NodeView, OutsideLimits, ServicePlan
+from kproxy.plan.outside import API_SERVICE, ApiEndpoints, concerns_api_servers, restrict
 from kproxy.plan.services import known_endpoints, plan_service
 from kproxy.state.tables import ServiceInput
 
@@ -24,9 +24,9 @@ class Planner:
         self.family = family
         self._claims = Claims()
         self._plans: dict[str, ServicePlan] = {}
-        self._at_api_server: dict[str, ServicePlan] = {}
-        """Plans as they are before it is known which endpoints API servers have."""
-        self._api_endpoints: frozenset[str] = frozenset()
+        self._unrestricted: dict[str, ServicePlan] = {}
+        """Those plans that lost something, as they were before."""
+        self._api_endpoints: ApiEndpoints = frozenset()
 
     def update(self, inputs: Iterable[ServiceInput], node: NodeView) -> dict[str, ServicePlan]:
         """Plan the given services; return their settled plans and those of services they affect."""
@@ -36,21 +36,27 @@ class Planner:
         if API_SERVICE in planned:
             endpoints = known_endpoints(planned[API_SERVICE], self.family, node)
             if endpoints != self._api_endpoints:
+                changed = self._at_api_servers(limits, endpoints) | changed
                 self._api_endpoints = endpoints
-                changed = self._at_api_server | changed
         affected: set[str] = set()
         for key, plan in changed.items():
-            if concerns_api_server(plan, limits):
-                self._at_api_server[key] = plan
-            else:
-                self._at_api_server.pop(key, None)
             restricted = changed[key] = restrict(plan, limits, self._api_endpoints)
             affected |= self._claims.update(restricted, limits.local)
             if restricted.ports or restricted.problems:
                 self._plans[key] = restricted
             else:
                 self._plans.pop(key, None)
+            if restricted is plan:
+                self._unrestricted.pop(key, None)
+            else:
+                self._unrestricted[key] = plan
         for key in affected:
             if key in self._plans:
                 changed.setdefault(key, self._plans[key])
         return {key: self._claims.settle(plan, limits.local) for key, plan in changed.items()}
+
+    def _at_api_servers(self, limits: OutsideLimits, endpoints: ApiEndpoints) -> dict[str, ServicePlan]:
+        """Plans that the endpoints of API servers, former or new ones, may restrict."""
+        either = self._api_endpoints | endpoints
+        known = self._plans | self._unrestricted
+        return {key: plan for key, plan in known.items() if concerns_api_servers(plan, limits, either)}

@@ -237,12 +237,15 @@ def plan_service(given: ServiceInput, family: Family, node: NodeView) -> Service
     return ServicePlan(given.key, family, created, ports, problems, len(here))
 
 
-def known_endpoints(given: ServiceInput, family: Family, node: NodeView) -> frozenset[str]:
-    """The `ip:port` of every TCP endpoint of a service, ready or not, whatever its policies."""
-    candidates = collect(given.slices, family, node, [], ())
+def known_endpoints(given: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:
+    """The (address, port) of every TCP endpoint of a service, ready or not, whatever its policies."""
+    candidates = collect(given.slices, family, node, [])
     tcp = Protocol.TCP.value
     return frozenset(
-        c.plan.text for (_, protocol), known in candidates.items() if protocol == tcp for c in known
+        (c.plan.ip, c.plan.port)
+        for (_, protocol), known in candidates.items()
+        if protocol == tcp
+        for c in known
     )
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -11,6 +12,7 @@ from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.listing import SERVICE_CIDRS, StreamedListSupport, resources
 from kproxy.sources.objects import ObjectApi
 from kproxy.sources.reflector import Reflector, WatchStatus
+from kproxy.sources.servers import Server
 from kproxy.sources.transport import Observe, Transport
 from kproxy.state.decode import Kind
 
@@ -28,10 +30,14 @@ class KubernetesSource:
         node: str | None = None,
         config: KubernetesSourceConfig | None = None,
         observe: Observe = lambda *_: None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`node` is the name of the Node to watch; None: no Node. `observe` is told of each request."""
+        """`node` is the name of the Node to watch; None: no Node. `observe` is told of each request.
+
+        `moved` is called from any thread when `servers` changed.
+        """
         self._config = config or KubernetesSourceConfig()
-        self._transport = Transport(access, self._config.transport, observe)
+        self._transport = Transport(access, self._config.transport, observe, moved)
         support = StreamedListSupport(self._config)
         self._reflectors = tuple(
             Reflector(self._transport, each, self._config, support) for each in resources(node)
@@ -49,6 +55,11 @@ class KubernetesSource:
         if not self._service_cidrs_wanted.is_set() or optional.unavailable:
             return found
         return (*found, optional.status)
+
+    @property
+    def servers(self) -> frozenset[Server]:
+        """Where API servers are reached; may be asked from any thread."""
+        return self._transport.servers
 
     def watch_service_cidrs(self) -> None:
         """Watch ServiceCIDRs too from now on; may be called from any thread, even before `run`."""

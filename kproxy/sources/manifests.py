@@ -57,10 +57,14 @@ class ManifestSourceConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoadedManifests:
-    """One look at a directory: the objects in force by kind, ordered by key, and everything found wrong."""
+    """One look at a directory: the objects in force by kind, ordered by key, and everything found wrong.
+
+    `api_servers` are the (address, port) of the API servers that they came from instead, if any did.
+    """
 
     objects: Mapping[Kind, tuple[WireObject, ...]]
     problems: tuple[Problem, ...]
+    api_servers: frozenset[tuple[str, int]] = frozenset()
 
 
 class _Signature(NamedTuple):

@@ -38,9 +38,10 @@ def list_once(
                     raise
                 continue
             snapshot.deliver(taken)
+        servers = transport.servers
     finally:
         transport.close()
-    return LoadedManifests(taken.objects, tuple(taken.problems))
+    return LoadedManifests(taken.objects, tuple(taken.problems), servers)
 
 
 class _Collector:

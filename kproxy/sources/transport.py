@@ -31,6 +31,7 @@ from kproxy.sources.errors import (
     StatusError,
     UnreachableError,
 )
+from kproxy.sources.servers import Server, peer_of, resolve
 from kproxy.sources.stream import Stream, reason
 
 log = structlog.stdlib.get_logger(__name__)
@@ -81,15 +82,28 @@ class Transport:
         access: ClusterAccess,
         config: TransportConfig | None = None,
         observe: Observe = lambda *_: None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
+        """`moved` is called, from any thread, when `servers` is another set than before."""
         self._access = access
         self._config = config or TransportConfig()
         self._observe = observe
+        self._moved = moved
+        self._servers: frozenset[Server] = frozenset()
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._stale = False
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
+
+    @property
+    def servers(self) -> frozenset[Server]:
+        """Where API servers, or the proxies in front of them, were reached: what has to stay reachable.
+
+        These are all addresses that the name of the server had at the last connect, and those of all open
+        connections. Empty before the first. May be asked from any thread.
+        """
+        return self._servers
 
     def load(self) -> None:
         """Read the configuration now; raises ClusterAccessError."""
@@ -178,6 +192,7 @@ class Transport:
             connection.kproxy_socket = connection.sock
             self._keep_alive(connection.sock)
             self._track(connection.sock)
+            self._note_servers(connection)
 
         tracked = type(f"Tracked{connection_class.__name__}", (connection_class,), {"connect": connect})
         return type(f"Tracked{pool_class.__name__}", (pool_class,), {"ConnectionCls": tracked})
@@ -198,6 +213,15 @@ class Transport:
                 closed = self._closed
             if closed:
                 _shut(sock)
+
+    def _note_servers(self, connection: Any) -> None:
+        """Learn where a connection leads that has just been made, and where else it might have."""
+        found = set(resolve(str(connection.host), int(connection.port)))
+        with self._lock:
+            found.update(peer for sock in self._sockets if (peer := peer_of(sock)) is not None)
+            before, self._servers = self._servers, frozenset(found)
+        if before != self._servers:
+            self._moved()
 
     def _observed(self, session: Session, request: _Request) -> Any:
         began = time.monotonic()

@@ -155,6 +155,7 @@ class Rig:
         self.inbox = Inbox(frozenset(Kind) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
+        self.api_servers: frozenset[tuple[str, int]] = frozenset()
         self.on_refusal: Callable[[], None] = lambda: None
         self.notices: list[Notice] = []
         self.metrics = Metrics()
@@ -171,6 +172,7 @@ class Rig:
             self.reporter,
             make,
             self._take_back,
+            lambda: self.api_servers,
         )
         self.inbox.replace(Kind.NODE, [], [])
         self.inbox.replace(Kind.SERVICE, [], [])

@@ -12,7 +12,7 @@ from kproxy.agent.departure import Departure
 from kproxy.agent.factory import ipvs_handles
 from kproxy.agent.mode import ModeUnavailable, NoFamilyUsable
 from kproxy.agent.nftables_mode import NftablesMode, nftables_config
-from kproxy.agent.node import needs_interfaces, node_facts
+from kproxy.agent.node import node_facts
 from kproxy.agent.peer_tables import warn_of_peer_tables
 from kproxy.backends.base import MeasureError, Measurement, PortTraffic
 from kproxy.kernel import nft_tables
@@ -130,7 +130,6 @@ def test_node_ports_answer_at_these_addresses(
     flag: tuple[str, ...], expected: dict[Family, tuple[str, ...]]
 ) -> None:
     config = msgspec.structs.replace(CONFIG, node_port_addresses=flag)
-    assert needs_interfaces(config)
     facts = node_facts(config, NODE, ADDRESSES)
     assert facts is not None
     found = {f: nftables_config(config, f, facts.families[f]).node_addresses for f in Family}

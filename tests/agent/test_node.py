@@ -210,3 +210,34 @@ def test_what_the_object_lacks_is_as_it_was(
     assert node_facts(settings, remembered(now, before), INTERFACES) == node_facts(
         settings, expected, INTERFACES
     )
+
+
+def test_limits_of_outside_addresses() -> None:
+    """The node's addresses are those of its interfaces and of its object, where a cloud translates them."""
+    addresses = [{"type": "ExternalIP", "address": "203.0.113.9"}, {"type": "Hostname", "address": "n"}]
+    facts = node_facts(
+        config(
+            healthz_bind_address="0.0.0.0:10256",
+            metrics_bind_address="[::1]:10249",
+            external_ip_cidrs=("198.51.100.7/24", "::ffff:10.0.0.0/104"),
+        ),
+        node(status={"addresses": addresses}),
+        (*INTERFACES, "fe80::1", "169.254.20.10"),
+        api_servers=[("192.168.1.1", 6443)],
+    )
+    assert facts is not None
+    limits = facts.view.outside
+    assert limits.local == {"192.168.1.5", "10.0.0.7", "fd00::5", "203.0.113.9", "169.254.20.10"}
+    assert limits.listeners == {("", 10256), ("::1", 10249)}
+    assert limits.external_ip_cidrs == ("198.51.100.0/24", "10.0.0.0/8")
+    assert limits.api_servers == {("192.168.1.1", 6443)}
+    assert not limits.holds_addresses
+
+
+def test_servers_that_are_off_keep_no_port() -> None:
+    facts = node_facts(
+        config(healthz_bind_address="", metrics_bind_address="[::]:9", proxy_mode="ipvs"), None, ()
+    )
+    assert facts is not None
+    assert facts.view.outside.listeners == {("", 9)}
+    assert facts.view.outside.holds_addresses

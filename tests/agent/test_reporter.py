@@ -160,6 +160,14 @@ def test_a_conflict_is_told_once_for_both_families_and_again_when_it_returns(wor
     assert world.notices == [notice, notice]
 
 
+def test_an_address_that_is_not_served_is_told_at_the_service(world: World) -> None:
+    refused = Problem("Service ns/a", "spec.externalIPs[0]", '"127.0.0.1"', "is not served", refused=True)
+    world.reporter.problems({"ns/a": (refused, DEFECT)})
+    world.reporter.problems({"ns/a": (refused,)})
+    told = 'spec.externalIPs[0] "127.0.0.1": is not served'
+    assert world.notices == [Notice(Reason.REFUSED, "ns/a", told)]
+
+
 def test_drift_counts_as_repaired_once_a_sync_got_through(world: World) -> None:
     world.reporter.drifted(IPV4, [Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")])
     world.sync(error="missing: no iptables-restore")

@@ -332,7 +332,10 @@ def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
 @contextmanager
 def build(mode: Mode, directory: Path) -> Iterator[Cluster]:
     """A lab with an API server that listens in the node's namespace; kproxy is not started yet."""
-    with Lab(LabSpec()) as lab, ApiServer(port=6443, sockets=lab.node.listen) as api:
+    with (
+        Lab(LabSpec()) as lab,
+        ApiServer(host="0.0.0.0", port=6443, sockets=lab.node.listen) as api,
+    ):
         cluster = Cluster(mode, lab, api, api.kubeconfig(directory / "kubeconfig"))
         try:
             yield cluster

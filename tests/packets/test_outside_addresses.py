@@ -1,9 +1,12 @@
 """Node ports, load-balancer and external addresses: who may use them, and whom the pods see."""
 
+import socket
+from pathlib import Path
+
 import pytest
 
 from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
-from tests.packets.cluster import Cluster
+from tests.packets.cluster import PATIENCE, Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Port
 from tests.packets.outcomes import names
@@ -168,6 +171,60 @@ def test_the_older_of_two_claimants_answers_and_the_younger_takes_over(
     cluster.delete(older)
     cluster.settle()
     assert cluster.ask(cluster.lab.client, ips[family], 80, n=20).pods == {new_pod.name}
+
+
+def test_a_younger_service_gets_nothing_where_policy_local_drops(cluster: Cluster, family: Family) -> None:
+    """On this node the older service has no endpoint, so that its load balancer sends nothing here."""
+    lab, ips = cluster.lab, cluster.external_ips()
+    fields = {"type": "LoadBalancer", "ingress": [{"ip": ips[f]} for f in FAMILIES]}
+    older = cluster.service(
+        **fields,  # type: ignore[arg-type]
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=cluster.free_node_port(),
+        created="2025-01-01T00:00:00Z",
+    )
+    cluster.slices(older, [pod for pod in lab.pods if not pod.local][:1])
+    cluster.publish([lab.local_pods[0]], **fields, created="2026-02-02T00:00:00Z")
+    assert cluster.silent(lab.client, ips[family], 80)
+
+
+def test_an_external_ip_does_not_take_a_load_balancers_address(cluster: Cluster, family: Family) -> None:
+    owner, thief = cluster.lab.local_pods[:2]
+    ips = cluster.external_ips()
+    shared = [ips[f] for f in FAMILIES]
+    cluster.publish([owner], type="LoadBalancer", ingress=[{"ip": ip} for ip in shared])
+    cluster.publish([thief], externalIPs=shared, created="2000-01-01T00:00:00Z")
+    assert cluster.ask(cluster.lab.client, ips[family], 80, n=20).pods == {owner.name}
+
+
+def test_a_service_cannot_cut_kproxy_off(spare: Cluster, tmp_path: Path) -> None:
+    """Neither from its API server, which is reached at an address of the node, nor from its health checks."""
+    pod, ips, node = spare.lab.local_pods[0], spare.external_ips(), NODE_IP4[0]
+    kubeconfig = spare.api.kubeconfig(tmp_path / "kubeconfig", server=f"http://{node}:{spare.api.port}")
+    spare.start("--kubeconfig", str(kubeconfig))
+    ports = [Port(spare.api.port, name="api"), Port(10256, name="health"), Port(80, name="web")]
+    since = spare.running.mark()
+    thief = spare.publish(
+        [pod],
+        type="LoadBalancer",
+        externalIPs=[node, ips[4]],
+        ingress=[{"ip": node}, {"ip": "127.0.0.1"}],
+        ports=ports,
+    )
+    spare.running.wait_log("object_problem", thief.key, "API server", since=since)
+    spare.running.wait_log("object_problem", thief.key, "loopback", since=since)
+    for port in ports:  # what is refused costs the service nothing else
+        assert spare.outcome(spare.lab.client, ips[4], port.number) == pod.name
+    assert spare.outcome(spare.lab.client, node, 80) == pod.name
+    with spare.lab.client.open_socket(socket.AF_INET, socket.SOCK_STREAM) as asked:
+        asked.settimeout(PATIENCE)
+        asked.connect((node, 10256))
+        asked.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert b" 200 " in asked.recv(100)
+
+    spare.api.restart()  # every watch has to connect anew
+    after = spare.publish([pod])
+    assert spare.outcome(spare.lab.client, after.ip(4), 80) == pod.name
 
 
 def test_nobody_captures_a_cluster_ip_with_an_external_one(cluster: Cluster, family: Family) -> None:

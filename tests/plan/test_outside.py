@@ -310,3 +310,23 @@ def test_the_virtual_address_follows_the_endpoints_of_kubernetes() -> None:
         changed = planner.update([known], node)
         assert changed["default/kubernetes-vip"] == _settled(known, vip)
     assert "default/kubernetes-vip" not in planner.update([_kubernetes("192.168.0.11")], node)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, IN_IPVS], ids=["rules", "ipvs"])
+def test_endpoints_of_kubernetes_are_api_servers_too(limits: OutsideLimits) -> None:
+    """In a pod kproxy connects to the cluster IP; IPVS would lead that to an address of the node's own."""
+    planner, node = Planner(Family.IPV4), _node(limits)
+    one = service("one", "10.96.0.3", externalIPs=["192.168.0.77"], ports=[port(6443, nodePort=6443)])
+    other = service("other", "10.96.0.4", externalIPs=["192.168.0.77"], ports=[port(80)])
+    plans = planner.update([builders.given(one), builders.given(other)], node)
+    assert [_held(plan) for plan in plans.values()] == [{"192.168.0.77"}] * 2
+    known = _kubernetes("192.168.0.77")
+    changed = planner.update([known], node)
+    assert _held(changed["ns1/one"]) == set()
+    assert _held(changed.get("ns1/other", plans["ns1/other"])) == (
+        set() if limits.holds_addresses else {"192.168.0.77"}
+    )
+    scratch = builders.plans_of([known, builders.given(one), builders.given(other)], node=node)
+    assert changed == {plan.key: plan for plan in scratch if plan.key in changed}
+    freed = planner.update([_kubernetes("192.168.0.78")], node)
+    assert _held(freed["ns1/one"]) == {"192.168.0.77"}

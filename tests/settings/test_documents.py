@@ -279,6 +279,7 @@ def test_each_defect_is_told_with_its_path(written: str, told: str) -> None:
 def test_all_defects_are_told_at_once() -> None:
     text = HEAD + "mode: x\niptables: {syncPeriod: 3x, minSyncPeriod: 2m, foo: 1}\noomScoreAdj: 5000\n"
     text += OWN_HEAD + "iptables: {variant: bpf}\nipvs: {gracefulPeriod: -1s}\nmanifest: /m\n"
+    text += "externalIPs: {allowedCIDRs: [10.0.0.1, 10.0.0.0/8]}\n"
     assert defects(text) == [
         f'mode: "x" is not one of {", ".join(PROXY_MODES)}',
         'iptables.syncPeriod: "3x" is not a duration such as 30s, 1m30s or 100ms',
@@ -287,6 +288,7 @@ def test_all_defects_are_told_at_once() -> None:
         'KproxyConfiguration iptables.variant: "bpf" is not one of legacy, nft',
         'KproxyConfiguration ipvs.gracefulPeriod: "-1s" is negative',
         "KproxyConfiguration manifest: unknown field, did you mean manifests?",
+        'KproxyConfiguration externalIPs.allowedCIDRs[0]: "10.0.0.1" is not a CIDR',
     ]
 
 

@@ -81,6 +81,12 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
     ("ipvs-graceful-period", "5m", "ipvs.gracefulPeriod", "5m0s"),
     ("manifests", "/srv/m", "manifests", "/srv/m"),
     ("nftables-reject-unallocated", "false", "nftables.rejectUnallocated", False),
+    (
+        "external-ip-allowed-cidrs",
+        "198.51.100.0/24, 2001:db8::/32",
+        "externalIPs.allowedCIDRs",
+        ["198.51.100.0/24", "2001:db8::/32"],
+    ),
     ("service-cidr", "10.96.0.0/12", "nftables.serviceCIDRs", ["10.96.0.0/12"]),
     ("metrics-service-limit", "9", "metrics.serviceLimit", 9),
 ]

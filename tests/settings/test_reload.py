@@ -43,6 +43,12 @@ def test_what_is_said_to_be_live_exists() -> None:
         ("", "featureGates: {A: true}", ("featureGates",), ()),
         (
             "",
+            "mode: iptables\n" + OWN_HEAD + "externalIPs: {allowedCIDRs: [10.0.0.0/8]}",
+            ("KproxyConfiguration externalIPs.allowedCIDRs",),
+            (),
+        ),
+        (
+            "",
             "mode: ipvs\nhostnameOverride: b\nclusterCIDR: 10.0.0.0/8\n"
             + OWN_HEAD
             + "ipvs: {gracefulPeriod: 1m}\niptables: {variant: nft}\nmetrics: {serviceLimit: 1}",

@@ -73,6 +73,7 @@ PORT_FLAGS: Mapping[str, str] = {
 an address that was given without one (addressFromDeprecatedFlags)."""
 
 OWN_FLAGS: Mapping[str, str] = {
+    "external-ip-allowed-cidrs": "externalIPs.allowedCIDRs",
     "iptables-layout": "iptables.layout",
     "iptables-variant": "iptables.variant",
     "ipvs-graceful-period": "ipvs.gracefulPeriod",
@@ -90,7 +91,7 @@ _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
 _EMPTY_IS_UNSET = frozenset(
     {"bind-address", "detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"}
 )
-_LISTS = frozenset({"ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
+_LISTS = frozenset({"external-ip-allowed-cidrs", "ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
 
 
 def counts_with_file(flag: str) -> bool:

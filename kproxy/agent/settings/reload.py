@@ -69,6 +69,7 @@ LIVE = frozenset(
 
 LIVE_OWN = frozenset(
     {
+        "externalIPs.allowedCIDRs",
         "iptables.layout",
         "iptables.variant",
         "ipvs.gracefulPeriod",

@@ -191,6 +191,12 @@ class KubeProxyConfiguration(Section, frozen=True):
     windows_run_as_service: bool = False
 
 
+class OwnExternalIps(Section, frozen=True):
+    """`externalIPs` of kproxy's own document; without a range of any family all addresses are allowed."""
+
+    allowed_cidrs: tuple[Cidr, ...] = msgspec.field(default=(), name="allowedCIDRs")
+
+
 class OwnIptables(Section, frozen=True):
     """`iptables` of kproxy's own document."""
 
@@ -225,6 +231,7 @@ class KproxyConfiguration(Section, frozen=True):
     """
 
     manifests: str = ""
+    external_ips: OwnExternalIps = msgspec.field(default=OwnExternalIps(), name="externalIPs")
     iptables: OwnIptables = OwnIptables()
     metrics: OwnMetrics = OwnMetrics()
     nftables: OwnNftables = OwnNftables()

@@ -87,6 +87,7 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         metrics_service_limit=own.metrics.service_limit,
         profiling=kube.enable_profiling,
         external_ips=kube.feature_gates.get(EXTERNAL_IPS, True),
+        external_ip_cidrs=own.external_ips.allowed_cidrs,
         nftables_reject_unallocated=own.nftables.reject_unallocated,
         service_cidrs=own.nftables.service_cidrs,
         iptables_variant=Variant(own.iptables.variant) if own.iptables.variant else None,
