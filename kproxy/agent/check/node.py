@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
-from kproxy.agent import host_firewall
+from kproxy.agent import host_firewall, localnet
 from kproxy.agent.check import judge, sight
 from kproxy.agent.check.cluster import check_cluster
 from kproxy.agent.check.findings import Finding, Report, obstacle, ok, warning
@@ -31,7 +31,14 @@ _IPVS_SYSCTLS = "net/ipv4/vs/"
 def check_node(config: ProxyConfig) -> Report:
     """Check this node for the mode and settings of `config`. Raises ConfigError."""
     validate(config)
-    return Report((*_check_kernel(config), *_check_source(config)))
+    return Report((*check_settings(config), *_check_kernel(config), *_check_source(config)))
+
+
+def check_settings(config: ProxyConfig) -> Iterator[Finding]:
+    """Settings that are valid, and that this mode cannot obey."""
+    if ranges := localnet.unserved(config):
+        told = f"{', '.join(ranges)}: {localnet.why_unserved(config)}"
+        yield warning("--nodeport-addresses", told, "leave loopback addresses out, or use iptables mode")
 
 
 def _check_source(config: ProxyConfig) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 import yaml
 
+from kproxy.agent import localnet
 from kproxy.agent.config import ConfigError, ProxyConfig
 from kproxy.agent.settings.codec import Defect, encode
 from kproxy.agent.settings.documents import Settings, read_documents
@@ -124,6 +125,9 @@ def tell_settings(settings: Settings) -> None:
         log.warning(
             "node_ports_everywhere", families=families, reason="nodePortAddresses has no CIDR of theirs"
         )
+    config = proxy_config(settings, host="")
+    if ranges := localnet.unserved(config):
+        log.warning("node_ports_not_on_loopback", ranges=list(ranges), reason=localnet.why_unserved(config))
 
 
 def document(named: tuple[str, str], section: Section) -> dict[str, object]:
