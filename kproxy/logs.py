@@ -1,4 +1,4 @@
-"""One way to log: structured key=value lines on stderr.
+"""One way to log: structured key=value lines on stderr, whatever a value holds (kproxy.text).
 
 kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 adds each change of state,
 4 and above adds the detail of every sync. Below 0, only what went wrong is left.
@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
+
+from kproxy.text import LONGEST, clean
 
 
 @contextlib.contextmanager
@@ -31,6 +33,10 @@ with _without("rich"):
     import structlog
 
 _STDERR = 2
+_LONGEST_TRACEBACK = 16384
+
+_PLUGIN_FAILED = "exec: process returned "
+"""How the kubernetes package reports a credential plugin that failed; what the plugin said comes after it."""
 
 
 class _Lossy:
@@ -63,6 +69,29 @@ def keep_descriptors() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
+class _Forwarding(logging.Handler):
+    """Logs what libraries say through `logging`, which would print it raw without a handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log one record."""
+        said = record.getMessage()
+        if said.startswith(_PLUGIN_FAILED):
+            said = said.partition(". ")[0]
+        log = structlog.stdlib.get_logger("kproxy.logs")
+        log.warning("library_message", library=record.name, message=said)
+
+
+def clean_values(
+    _logger: Any, _method: str, fields: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Make every value fit for a line (a processor of structlog); its renderer escapes line breaks."""
+    for key, value in fields.items():
+        if value is not None and not isinstance(value, (bool, int, float)):
+            limit = _LONGEST_TRACEBACK if key == "exception" else LONGEST
+            fields[key] = clean(str(value), limit, keep="\n")
+    return fields
+
+
 def configure(verbosity: int = 0) -> None:
     """Send structlog events to stderr as logfmt; `verbosity` is klog's level (>= 4 shows debug events)."""
     level = logging.DEBUG if verbosity >= 4 else logging.INFO if verbosity >= 0 else logging.ERROR
@@ -72,6 +101,7 @@ def configure(verbosity: int = 0) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            clean_values,
             structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "event"], bool_as_flag=False
             ),
@@ -80,3 +110,6 @@ def configure(verbosity: int = 0) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
         cache_logger_on_first_use=False,
     )
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forwarding) for handler in root.handlers):
+        root.addHandler(_Forwarding(logging.WARNING))

@@ -52,10 +52,15 @@ from kproxy.sources.manifests import LoadedManifests, load_manifests
 from kproxy.state.decode import Kind
 from kproxy.state.tables import Tables
 from kproxy.state.wire import Node
+from kproxy.text import clean
 
 
 class DifferenceError(Exception):
     """The difference cannot be told; the message says why."""
+
+
+_LONGEST_LINE = 1 << 16
+"""Characters of a line; the longest rule is that of an affinity over many endpoints."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -79,8 +84,9 @@ class Difference(msgspec.Struct, frozen=True):
         """A line for each object."""
         for family, changes in self.rules.items():
             for change in changes:
-                yield f"{change.sign} {family} {str(change).removeprefix(change.sign + ' ')}"
-        yield from map(str, self.others)
+                line = f"{change.sign} {family} {str(change).removeprefix(change.sign + ' ')}"
+                yield clean(line, _LONGEST_LINE)
+        yield from (clean(str(change), _LONGEST_LINE) for change in self.others)
 
     def json(self) -> bytes:
         """The same for programs: `changes` with family (of rules), sign, object, detail; failed; problems."""

@@ -18,6 +18,7 @@ import structlog
 
 from kproxy.agent.metric_series import EVENTS
 from kproxy.agent.metrics import Metrics
+from kproxy.text import clean
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -209,6 +210,7 @@ def _micro_time() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _cut(note: str) -> str:
+def _cut(text: str) -> str:
+    note = clean(text, NOTE_MAX)
     data = note.encode()
     return note if len(data) <= NOTE_MAX else data[: NOTE_MAX - 3].decode(errors="ignore") + "..."

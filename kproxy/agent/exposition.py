@@ -14,11 +14,14 @@ import structlog
 from kproxy import __version__
 from kproxy.agent.metric_series import ALL, BUILD_INFO, COLLECTION_FAILURES, SLIS, Series, SeriesType
 from kproxy.agent.metrics import Distribution, Labels, Metrics, Sample
+from kproxy.text import clean
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 log = structlog.stdlib.get_logger(__name__)
+
+LONGEST_LABEL = 512
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The classic text format: OpenMetrics would not allow kube-proxy's gauges that end in `_total`."""
@@ -106,14 +109,19 @@ def _family(series: Series, samples: Iterable[Sample]) -> "Metric":
             if isinstance(sample.value, Distribution):
                 cumulative = accumulate(sample.value.counts)
                 buckets = list(zip(bounds, map(float, cumulative), strict=True))
-                histogram.add_metric(sample.labels, buckets, sample.value.sum)
+                histogram.add_metric(_cleaned(sample.labels), buckets, sample.value.sum)
         return histogram
     kind = CounterMetricFamily if series.type is SeriesType.COUNTER else GaugeMetricFamily
     family = kind(series.name, series.help, labels=series.labels)
     for sample in ordered:
         if not isinstance(sample.value, Distribution):
-            family.add_metric(sample.labels, sample.value)
+            family.add_metric(_cleaned(sample.labels), sample.value)
     return family
+
+
+def _cleaned(labels: Labels) -> Labels:
+    """A text that cannot be encoded would cost the whole scrape."""
+    return tuple(clean(label, LONGEST_LABEL) for label in labels)
 
 
 def bound_text(bound: float) -> str:

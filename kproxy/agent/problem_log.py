@@ -8,6 +8,9 @@ from kproxy.state.problems import Problem
 
 log = structlog.stdlib.get_logger(__name__)
 
+LINES = 20
+"""At most so many lines about one service at a time."""
+
 
 class ProblemLog:
     """Knows what was said of each service."""
@@ -19,15 +22,18 @@ class ProblemLog:
         """Log what is new about these services; an empty tuple: nothing is wrong with one."""
         for key, problems in found.items():
             known = self._known.get(key, ())
-            for problem in problems:
-                if problem not in known:
-                    log.warning(
-                        "object_problem",
-                        object=problem.object,
-                        field=problem.field,
-                        value=problem.value,
-                        reason=problem.reason,
-                    )
+            seen = set(known)
+            new = [problem for problem in problems if problem not in seen]
+            for problem in new[:LINES]:
+                log.warning(
+                    "object_problem",
+                    object=problem.object,
+                    field=problem.field,
+                    value=problem.value,
+                    reason=problem.reason,
+                )
+            if len(new) > LINES:
+                log.warning("object_problems_left_out", object=new[0].object, number=len(new) - LINES)
             if known and not problems:
                 log.info("object_mended", service=key)
             if problems:

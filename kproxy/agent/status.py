@@ -6,6 +6,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.state.problems import Problem
+from kproxy.text import clean_all
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", order=True):
@@ -98,5 +99,5 @@ class Status(_Camel, frozen=True):
 
 
 def encode(status: Status) -> bytes:
-    """JSON, indented: people read it too."""
-    return msgspec.json.format(msgspec.json.encode(status), indent=2) + b"\n"
+    """JSON, indented: people read it too, in terminals."""
+    return msgspec.json.format(msgspec.json.encode(clean_all(msgspec.to_builtins(status))), indent=2) + b"\n"

@@ -9,8 +9,11 @@ from datetime import datetime
 
 from kproxy.agent.status import FamilyStatus, Status
 from kproxy.state.problems import Problem
+from kproxy.text import clean
 
 _GAP = "  "
+_WIDEST = 8192
+"""Characters of a line; a cell is cut much earlier."""
 
 
 def screen(status: Status, now: datetime) -> str:
@@ -55,7 +58,7 @@ def screen(status: Status, now: datetime) -> str:
     ):
         if rows:
             lines += ["", f"{title}: {len(rows)}", *_table(columns, rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(clean(line, _WIDEST) for line in lines) + "\n"
 
 
 def age(since: datetime, now: datetime) -> str:
@@ -81,6 +84,6 @@ def _cells(problems: Iterable[Problem]) -> list[tuple[str, ...]]:
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    clean = [tuple(" ".join(cell.split()) for cell in row) for row in (columns, *rows)]
-    widths = [max(len(row[n]) for row in clean) for n in range(len(columns))]
-    return [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in clean]
+    shown = [tuple(clean(" ".join(cell.split())) for cell in row) for row in (columns, *rows)]
+    widths = [max(len(row[n]) for row in shown) for n in range(len(columns))]
+    return [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]

@@ -14,6 +14,7 @@ from kproxy.cli.params import read_environment, words
 from kproxy.cli.render import render
 from kproxy.cli.run import run
 from kproxy.cli.status import status
+from kproxy.text import clean_lines
 
 
 class _BadFlags(click.UsageError):
@@ -34,7 +35,10 @@ class _Kproxy(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise _BadFlags(error.format_message(), error.ctx) from error
+            raise _BadFlags(clean_lines(error.format_message()), error.ctx) from error
+        except click.ClickException as error:
+            kind = type("CleanedError", (click.ClickException,), {"exit_code": error.exit_code})
+            raise kind(clean_lines(error.format_message())) from error
 
 
 @click.group(

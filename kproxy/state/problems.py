@@ -4,7 +4,10 @@ import json
 
 import msgspec
 
+from kproxy.text import clean
+
 _SHOWN = 120
+_LONGEST_NAME, _LONGEST_REASON = 400, 600
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -20,6 +23,14 @@ class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
     reason: str
     conflict: bool = False
     refused: bool = False
+
+    def __post_init__(self) -> None:
+        """Bound and escape every text: a field may be an annotation's name, a reason may quote the value."""
+        for name in ("object", "field", "value", "reason"):
+            limit = _LONGEST_REASON if name == "reason" else _LONGEST_NAME
+            text: str = getattr(self, name)
+            if (fit := clean(text, limit)) != text:
+                msgspec.structs.force_setattr(self, name, fit)
 
     def __str__(self) -> str:
         return f"{self.object}: {self.field}={self.value}: {self.reason}"

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from kproxy.text import clean
+
 
 class Level(enum.StrEnum):
     """How much a finding matters. Only an OBSTACLE keeps kproxy from doing its work."""
@@ -21,6 +23,13 @@ class Finding(msgspec.Struct, frozen=True):
     subject: str
     found: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        """Much of this is what servers, tools and other programs said."""
+        for name in ("subject", "found", "remedy"):
+            text: str = getattr(self, name)
+            if (fit := clean(text)) != text:
+                msgspec.structs.force_setattr(self, name, fit)
 
 
 class Report(msgspec.Struct, frozen=True):
