@@ -83,6 +83,7 @@ class Inquirer:
                 headers=headers,
                 timeout=Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
                 retries=False,
+                redirect=False,
             )
         except (HTTPError, OSError) as error:
             raise DisconnectedError(f"{self.server}: {error}") from error

@@ -4,7 +4,6 @@ The `kubernetes` package knows every kind of kubeconfig, and is imported only fo
 read itself (plain_access): it takes a good part of a second.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,25 @@ from typing import Any
 import urllib3
 import yaml
 
-from kproxy.sources.base import SourceError
+from kproxy.sources.credentials import (
+    ClusterAccessError,
+    Headers,
+    bearer,
+    checked,
+    from_file,
+    guarded,
+    without_userinfo,
+    yaml_fault,
+)
 from kproxy.sources.plain_access import PlainAccess, from_address, from_kubeconfig, from_service_account
+
+__all__ = ["ClusterAccess", "ClusterAccessError", "Session", "load_session"]
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where kubelet mounts the pod's `token` and `ca.crt`."""
 
-
 _IDLE_CONNECTIONS = 10
 """Kept for the next request; three watches and what Events need are open at once."""
-
-
-class ClusterAccessError(SourceError):
-    """The configuration that says how to reach the cluster is missing or cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,13 @@ class Session:
     """One reading of the configuration: the server, the pool of connections to it, and who we are."""
 
     host: str
-    """URL without a slash at its end; may have a path."""
+    """URL without a slash at its end, user and password; may have a path."""
     pool: Any
     """urllib3.PoolManager or ProxyManager."""
-    headers: Callable[[], dict[str, str]]
+    headers: Headers
     """Headers that authenticate the next request; not thread-safe, as the package refreshes in place.
 
-    Raises ClusterAccessError if the token cannot be read.
+    Raises ClusterAccessError if the credentials cannot be read, or must not be sent.
     """
 
 
@@ -66,17 +71,22 @@ def load_session(access: ClusterAccess) -> Session:
         plain = from_address(access.master)
     else:
         plain = from_service_account(access.service_account)
-    return _plain_session(plain) if plain is not None else _package_session(access)
+    return _plain_session(plain, access) if plain is not None else _package_session(access)
 
 
-def _plain_session(plain: PlainAccess) -> Session:
+def _plain_session(plain: PlainAccess, access: ClusterAccess) -> Session:
+    inline = bearer(plain.token, f"the token in {access.kubeconfig}") if plain.token else {}
+
     def headers() -> dict[str, str]:
-        if plain.token_file is not None:
-            return _from_file(plain.token_file)
-        return {"authorization": f"Bearer {plain.token}"} if plain.token else {}
+        return from_file(plain.token_file) if plain.token_file is not None else dict(inline)
 
     pool = urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, **plain.tls)
-    return Session(plain.host.rstrip("/"), pool, headers)
+    return _session(plain.host, pool, headers)
+
+
+def _session(url: str, pool: Any, headers: Headers) -> Session:
+    host = without_userinfo(url.rstrip("/"))
+    return Session(host, pool, guarded(host, headers))
 
 
 def _package_session(access: ClusterAccess) -> Session:
@@ -86,6 +96,7 @@ def _package_session(access: ClusterAccess) -> Session:
 
     configuration = Configuration()
     token_file = None
+    where = access.kubeconfig or "in-cluster configuration"
     try:
         if access.kubeconfig is not None:
             loaders.load_kube_config(
@@ -101,33 +112,30 @@ def _package_session(access: ClusterAccess) -> Session:
                 token_filename=str(token_file), cert_filename=str(access.service_account / "ca.crt")
             ).load_and_set(configuration)
     except _load_errors() as error:
-        where = access.kubeconfig or "in-cluster configuration"
-        raise ClusterAccessError(f"{where} cannot be used: {error}") from error
+        raise ClusterAccessError(f"{where} cannot be used: {_told(error)}") from None
     if access.master is not None:
         configuration.host = access.master
 
     def headers() -> dict[str, str]:
         if token_file is not None:
-            return _from_file(token_file)
+            return from_file(token_file)
         try:
             # Files end in a newline that no header may have.
-            return {
+            found = {
                 each["key"]: str(each["value"]).strip()
                 for each in configuration.auth_settings().values()
                 if each["in"] == "header" and each["value"]
             }
         except _load_errors() as error:
-            raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
+            raise ClusterAccessError(f"the credentials cannot be read: {_told(error)}") from None
+        return checked(found, f"a credential of {where}")
 
     pool = ApiClient(configuration=configuration).rest_client.pool_manager
-    return Session(str(configuration.host).rstrip("/"), pool, headers)
+    return _session(str(configuration.host), pool, headers)
 
 
-def _from_file(token: Path) -> dict[str, str]:
-    try:
-        return {"authorization": f"Bearer {token.read_text().strip()}"}
-    except (OSError, ValueError) as error:
-        raise ClusterAccessError(f"the credentials cannot be read: {error}") from error
+def _told(error: Exception) -> str:
+    return yaml_fault(error) if isinstance(error, yaml.YAMLError) else str(error)
 
 
 def _load_errors() -> tuple[type[Exception], ...]:

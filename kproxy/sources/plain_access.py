@@ -8,7 +8,7 @@ last field (exec plugins, certificates inside the file, proxies), or is wrong, i
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ class PlainAccess:
 
     host: str
     tls: dict[str, Any]
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
 
 

@@ -1,0 +1,117 @@
+"""Credentials on their way into a request: what cannot be sent is refused, and no error shows a secret.
+
+http.client quotes a header that it refuses, the token within; so everything is judged here first. client-go
+reads no credentials at all for a server without TLS (clientcmd, ClientConfig), and its requests fail later
+without that reason. Here the reason is given, and credentials travel in the clear to this host only.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+import yaml
+
+from kproxy.addresses import is_loopback, parse_ip
+from kproxy.sources.base import SourceError
+
+log = structlog.stdlib.get_logger(__name__)
+
+_SENDABLE = re.compile(r"[\x20-\x7e]+")
+"""Field values of HTTP (RFC 9110, 5.5), without the bytes whose meaning differs from server to server."""
+
+Headers = Callable[[], dict[str, str]]
+
+
+class ClusterAccessError(SourceError):
+    """The configuration that says how to reach the cluster is missing or cannot be used."""
+
+
+def bearer(token: str, source: str) -> dict[str, str]:
+    """The header of a token; `source` says where it is from. Raises ClusterAccessError without its text."""
+    token = token.strip()
+    if not token:
+        raise ClusterAccessError(f"{source} is empty")
+    return checked({"authorization": f"Bearer {token}"}, source)
+
+
+def from_file(file: Path) -> dict[str, str]:
+    """The header of a token in a file. Raises ClusterAccessError."""
+    source = f"the token in {file}"
+    try:
+        token = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ClusterAccessError(f"{source} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise ClusterAccessError(f"{source} is not text") from None
+    return bearer(token, source)
+
+
+def checked(headers: Mapping[str, str], source: str) -> dict[str, str]:
+    """The same headers. Raises ClusterAccessError if one cannot be sent, and says nothing of its value."""
+    for value in headers.values():
+        if _SENDABLE.fullmatch(value) is None:
+            told = "has line breaks, control characters or others that are not ASCII"
+            raise ClusterAccessError(f"{source} {told}: it cannot be sent in a header; write it anew")
+    return dict(headers)
+
+
+def without_userinfo(url: str) -> str:
+    """A URL without user and password, which are not used and shall not be shown."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def guarded(server: str, headers: Headers) -> Headers:
+    """The same headers, but credentials in the clear go to this host only.
+
+    Raises ClusterAccessError at once, and the result at each call, where they would go elsewhere; and what
+    `headers` raises.
+    """
+    if not server.lower().startswith("http://"):
+        return headers
+    if _is_this_host(server):
+        return _announced(server, headers)
+
+    def refuse() -> dict[str, str]:
+        if headers():
+            told = "the credentials are not sent over plain http: give an https:// address, or no credentials"
+            raise ClusterAccessError(f"{server}: {told}")
+        return {}
+
+    refuse()
+    return refuse
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a file, without the text of it that the error quotes: it may be a secret."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"it is not valid YAML{where}"
+
+
+def _announced(server: str, headers: Headers) -> Headers:
+    announced = False
+
+    def announce() -> dict[str, str]:
+        nonlocal announced
+        found = headers()
+        if found and not announced:
+            announced = True
+            told = "they are sent, for the server is on this host"
+            log.warning("credentials_over_plain_http", server=server, effect=told)
+        return found
+
+    return announce
+
+
+def _is_this_host(server: str) -> bool:
+    host = urllib.parse.urlsplit(server).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return is_loopback(parse_ip(host)[1])
+    except ValueError:
+        return False
