@@ -59,16 +59,16 @@ def checked(headers: Mapping[str, str], source: str) -> dict[str, str]:
 
 def without_userinfo(url: str) -> str:
     """A URL without user and password, which are not used and shall not be shown."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def guarded(server: str, headers: Headers) -> Headers:
-    """The same headers, but credentials in the clear go to this host only.
+    """Headers for a server that has credentials in them only with TLS, or if the server is on this host.
 
-    Raises ClusterAccessError at once, and the result at each call, where they would go elsewhere; and what
-    `headers` raises.
+    Raises ClusterAccessError where credentials would be sent in the clear. What is returned raises it too,
+    for a token may come later, and whatever `headers` raises.
     """
     if not server.lower().startswith("http://"):
         return headers

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from kproxy.sources.access import Inquirer
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, load_session
+from kproxy.sources.credentials import without_userinfo
 from kproxy.sources.errors import ApiError, StatusError
 from kproxy.sources.plain_access import from_kubeconfig
 from kproxy.sources.transport import Transport
@@ -151,6 +152,19 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
     path = kubeconfig(tmp_path, f"http://admin:{SECRET}@127.0.0.1:1/base")
     assert load_session(ClusterAccess(path)).host == "http://127.0.0.1:1/base"
     assert SECRET not in _failure(ClusterAccess(path))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host:6443/a@b", "https://host:6443/a@b"),
+        ("https://u:p@ss@host/x", "https://host/x"),
+        ("u:p@host:6443", "host:6443"),
+        ("https://u@[::1]:1", "https://[::1]:1"),
+    ],
+)
+def test_an_address_without_user_and_password(url: str, shown: str) -> None:
+    assert without_userinfo(url) == shown
 
 
 def test_a_file_that_cannot_be_parsed_is_not_quoted(tmp_path: Path) -> None:
