@@ -62,9 +62,12 @@ def clean_lines(text: str, limit: int = LONGEST) -> str:
 
 
 def clean_all(value: object, limit: int = LONGEST) -> object:
-    """The same for every text within plain values: mappings, their keys, and lists."""
+    """The same for every text within plain values, mappings and lists, that are about to become JSON.
+
+    Line breaks stay, for JSON escapes them itself.
+    """
     if isinstance(value, str):
-        return clean(value, limit)
+        return clean(value, limit, keep="\n")
     if isinstance(value, dict):
         return {clean_all(key, limit): clean_all(each, limit) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -284,7 +284,7 @@ def test_without_a_way_to_the_cluster_it_ends_with_the_reason_and_status_1(
     no_yaml.write_text("a: [")
     no_context.write_text("apiVersion: v1\nkind: Config\n")
     for flags, told in (
-        ([f"--kubeconfig={no_yaml}"], f"Error: {no_yaml} cannot be used: while parsing a flow node"),
+        ([f"--kubeconfig={no_yaml}"], f"Error: {no_yaml} cannot be used: it is not valid YAML (line 1)"),
         ([f"--kubeconfig={no_context}"], f"Error: {no_context} cannot be used: Invalid kube-config file."),
         ([], "Error: in-cluster configuration cannot be used: Service host/port is not set."),
     ):
