@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.agent.descriptors import DescriptorShares
 from kproxy.agent.http_server import Answer, HttpServer
 from kproxy.state.wire import Node
 
@@ -135,14 +136,23 @@ def _text(moment: datetime) -> str:
 
 
 class HealthServer(HttpServer):
-    """Serves the two paths; `answered` is told path and status of every answer."""
+    """Serves the two paths; `answered` is told path and status of every answer.
+
+    Nothing but the loop itself has to run for an answer: a probe is answered however busy the process is.
+    """
 
     def __init__(
-        self, address: str, state: HealthState, answered: Callable[[str, int], None] = lambda *_: None
+        self,
+        address: str,
+        state: HealthState,
+        answered: Callable[[str, int], None] = lambda *_: None,
+        *,
+        limit: int = DescriptorShares().healthz,
     ) -> None:
         def respond(path: str) -> Answer:
             status, body = answer(state.report(), include_node=path == HEALTHZ)
             answered(path, status)
             return Answer(body, "application/json", status)
 
-        super().__init__("healthz", address, {path: partial(respond, path) for path in (HEALTHZ, LIVEZ)})
+        routes = {path: partial(respond, path) for path in (HEALTHZ, LIVEZ)}
+        super().__init__("healthz", address, routes, limit=limit, quick=True)

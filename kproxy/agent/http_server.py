@@ -4,31 +4,33 @@ A port that is taken must not take the proxy down: it is tried again every few s
 unless the operator wants it otherwise (bindAddressHardFail).
 """
 
-import http.server
-import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 
-import msgspec
 import structlog
+
+from kproxy.agent.descriptors import DescriptorShares
+from kproxy.agent.http_connection import Work
+from kproxy.agent.http_loop import HttpLoop
+from kproxy.agent.http_message import Answer, Request
+
+__all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Routes", "split_host_port"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BIND_AGAIN = 5.0
 """Seconds between tries to bind (cmd/kube-proxy/app/server.go)."""
 
-
-class Answer(msgspec.Struct, frozen=True):
-    """What is answered to one request."""
-
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    status: int = 200
-
-
 NOT_FOUND = Answer(b"404 page not found\n", status=404)
 """For all other paths, in the words of Go's net/http, as from kube-proxy."""
+
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""As with kube-proxy, every method asks; OPTIONS is how HAProxy does by default."""
+_NO_METHOD = Answer(b"Not Implemented\n", status=501)
+
+_BACKLOG = 512
 
 Routes = Mapping[str, Callable[[], Answer]]
 """What answers for each path."""
@@ -44,104 +46,98 @@ def split_host_port(address: str) -> tuple[str, int]:
 
 
 class HttpServer:
-    """Serves `routes` at an address; `name` is what the log calls it. `listening` is set once it is bound."""
+    """Serves `routes` at an address; `name` is what the log calls it. `listening` is set once it is bound.
 
-    def __init__(self, name: str, address: str, routes: Routes) -> None:
+    At most `limit` connections are open. Routes run on threads of their own, each once at a time; clients
+    that ask for one while it runs share its next run. `quick` routes answer at once, on the server's thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        routes: Routes,
+        *,
+        limit: int = DescriptorShares().metrics,
+        quick: bool = False,
+    ) -> None:
         self.listening = threading.Event()
         self._name = name
         self._address = address
         self._host, self._port = split_host_port(address)
         self._routes = routes
-        self._server: http.server.ThreadingHTTPServer | None = None
-        self._woken, self._wake = socket.socketpair()
+        self._limit = limit
+        self._quick = quick
+        self._stopping = False
+        self._loop: HttpLoop | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def port(self) -> int:
-        """The port it listens on, or shall listen on as soon as it is free."""
-        return int(self._server.server_address[1]) if self._server is not None else self._port
+        """The port it listens on, or is going to listen on as soon as it is free."""
+        return self._port
 
     def start(self, *, hard_fail: bool = True) -> None:
         """Begin to answer. Raises OSError if the address cannot be bound, unless not `hard_fail`."""
+        loop = HttpLoop(self._name, self._limit)
         try:
-            self._bind()
+            self._bind(loop)
         except OSError as error:
             if hard_fail:
+                loop.end()
                 reason = f"{self._name}: cannot bind {self._address}: {error.strerror}"
                 raise OSError(error.errno, reason) from error
-            self._tell(error)
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._log_failure(error)
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, args=(loop,), name=self._name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop answering and free the port."""
-        self._wake.close()
-        if self._thread is not None:
+        self._stopping = True
+        if self._loop is not None and self._thread is not None:
+            self._loop.call(lambda: None)
             self._thread.join()
-        if self._server is not None:
-            self._server.server_close()
-        self._woken.close()
 
-    def _run(self) -> None:
-        """Wait for clients and for the end at once: an idle server does not wake to look."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            while self._server is None:
-                if selector.select(BIND_AGAIN):
-                    return
-                try:
-                    self._bind()
-                except OSError as error:
-                    self._tell(error)
-            selector.register(self._server, selectors.EVENT_READ)
-            while not any(key.fileobj is self._woken for key, _ in selector.select()):
-                self._server.handle_request()
+    def _run(self, loop: HttpLoop) -> None:
+        """Serve until the end; an idle server does not wake to look."""
+        next_try = time.monotonic() + BIND_AGAIN
+        try:
+            while not self._stopping:
+                if self.listening.is_set():
+                    loop.turn(None)
+                    continue
+                loop.turn(max(0.0, next_try - time.monotonic()))
+                if time.monotonic() >= next_try:
+                    next_try = time.monotonic() + BIND_AGAIN
+                    try:
+                        self._bind(loop)
+                    except OSError as error:
+                        self._log_failure(error)
+        finally:
+            loop.end()
 
-    def _bind(self) -> None:
-        kind = _Server6 if ":" in self._host else http.server.ThreadingHTTPServer
-        server = kind((self._host, self._port), _handler(self._name, self._routes))
-        server.daemon_threads = True
-        self._server = server
+    def _bind(self, loop: HttpLoop) -> None:
+        sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self._host, self._port))
+            sock.listen(_BACKLOG)
+            self._port = int(sock.getsockname()[1])
+            loop.listen(sock, self._respond, self._limit)
+        except OSError:
+            sock.close()
+            raise
         self.listening.set()
         log.debug("listening", server=self._name, address=self._address)
 
-    def _tell(self, error: OSError) -> None:
+    def _respond(self, request: Request) -> Answer | Work:
+        if request.method not in METHODS:
+            return _NO_METHOD
+        route = self._routes.get(request.path)
+        if route is None:
+            return NOT_FOUND
+        return route() if self._quick else Work(request.path, route)
+
+    def _log_failure(self, error: OSError) -> None:
         log.error("bind_failed", server=self._name, address=self._address, reason=error.strerror)
-
-
-class _Server6(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-def _handler(name: str, routes: Routes) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        server_version = "kproxy"
-        sys_version = ""
-        timeout = 10
-
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
-
-        # As with kube-proxy, every method asks; OPTIONS is how HAProxy does by default.
-        do_OPTIONS = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
-
-        def _answer(self, *, with_body: bool) -> None:
-            route = routes.get(self.path.partition("?")[0])
-            answer = route() if route is not None else NOT_FOUND
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.content_type)
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.send_header("Connection", "close")
-            self.end_headers()
-            if with_body:
-                self.wfile.write(answer.body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            log.debug("http_request", server=name, client=self.client_address[0], line=format % args)
-
-    return Handler

@@ -62,7 +62,8 @@ def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) 
             source.watch_service_cidrs()
 
     follow(config)
-    errors = (ApiError, ClusterAccessError, ValueError)  # ValueError: text that cannot be sent
+    # ValueError: text that cannot be sent; OSError: no descriptors
+    errors = (ApiError, ClusterAccessError, ValueError, OSError)
     events = EventRecorder(source.objects(), config.node_name, metrics, errors)
     return Input(source, events, watches, follow, lambda: source.servers)
 

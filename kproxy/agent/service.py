@@ -2,7 +2,6 @@
 
 import functools
 import os
-import select
 import signal
 import socket
 import threading
@@ -16,9 +15,11 @@ import structlog
 
 from kproxy import __version__, logs
 from kproxy.agent import factory
+from kproxy.agent.address_watch import AddressWatch
 from kproxy.agent.agent import Agent
 from kproxy.agent.collection import readers
 from kproxy.agent.config import ProxyConfig, validate
+from kproxy.agent.descriptors import DescriptorShares, share
 from kproxy.agent.diagnostics import Inspector
 from kproxy.agent.exposition import Exposition
 from kproxy.agent.flows import FlowCleaner
@@ -36,8 +37,8 @@ from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.settings.reload import Reloader
 from kproxy.backends.ipvs.names import DEVICE
-from kproxy.kernel import links
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
+from kproxy.kernel.limits import raise_descriptor_limit
 from kproxy.kernel.processes import Runner, StopEvent
 from kproxy.sources.base import SourceError
 from kproxy.state.decode import Kind
@@ -91,14 +92,15 @@ def _work(
     hangups: "_Hangups",
 ) -> bool:
     """Put the rest together, and work until `stop` is set; see `run`."""
+    shares = share(raise_descriptor_limit())
     make_mode = functools.partial(factory.make_mode, runner=Runner(stop))
     mode = make_mode(config)
     flows = FlowCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: inbox.unsynced_since)
     events = given.events
     reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
-    services = ServiceHealth(health.proxy_healthy, reporter.port_refused)
-    interfaces = functools.partial(links.local_addresses, exclude={DEVICE})
+    services = ServiceHealth(health.proxy_healthy, reporter.port_refused, shares)
+    interfaces = AddressWatch(DEVICE)
 
     def mode_refused(wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
         reloader.take_back_mode(wanted, kept, reason)
@@ -108,7 +110,7 @@ def _work(
         inbox,
         mode,
         health,
-        interfaces,
+        interfaces.addresses,
         flows,
         services,
         reporter,
@@ -128,14 +130,14 @@ def _work(
         readers(lambda: agent.mode, reloader.refused_mode, inbox, reporter, config.metrics_service_limit),
     )
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    servers = _servers(config, health, metrics, inspector.routes(exposition, metrics))
+    servers = _servers(config, health, metrics, inspector.routes(exposition, metrics), shares)
     with _serving(servers, hard_fail=config.bind_address_hard_fail):
         if events is not None:
             threads.start("events", functools.partial(events.run, stop), events.wake)
         threads.start("service-health", functools.partial(services.run, stop), services.wake)
         threads.start("flows", functools.partial(flows.run, stop), flows.wake)
-        ending, ended = socket.socketpair()
-        threads.start("addresses", functools.partial(_follow_addresses, agent, ended), ending.close)
+        follow = functools.partial(interfaces.run, agent.addresses_changed)
+        threads.start("addresses", follow, interfaces.stop)
         if config.once:
             return agent.run_once(stop)
         threads.start("settings", functools.partial(_watch, reloader, stop))
@@ -224,15 +226,6 @@ class _Threads:
             thread.join(timeout=5)
 
 
-def _follow_addresses(agent: Agent, ended: socket.socket) -> None:
-    """Tell of addresses until the other end of `ended` is closed."""
-    with ended, links.address_events(DEVICE) as events:
-        agent.addresses_changed(links.MISSED)
-        watched = (events.fileno(), ended.fileno())
-        while ended.fileno() not in select.select(watched, [], [])[0]:
-            agent.addresses_changed(events.drain())
-
-
 class _Hangups:
     """Hands each SIGHUP to the reloader; one that comes before there is a reloader waits for it."""
 
@@ -290,16 +283,18 @@ def _led_by_signals(stop: threading.Event, inbox: Inbox, hangups: _Hangups) -> I
         reader.close()
 
 
-def _servers(config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes) -> list[HttpServer]:
+def _servers(
+    config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes, shares: DescriptorShares
+) -> list[HttpServer]:
     def answered(path: str, status: int) -> None:
         metrics.add(HEALTHZ_ANSWERS if path == HEALTHZ else LIVEZ_ANSWERS, str(status))
         observe_check(metrics, "sync", path.removeprefix("/"), passed=status == HTTPStatus.OK)
 
     servers: list[HttpServer] = []
     if config.healthz_bind_address and not config.once:
-        servers.append(HealthServer(config.healthz_bind_address, health, answered))
+        servers.append(HealthServer(config.healthz_bind_address, health, answered, limit=shares.healthz))
     if config.metrics_bind_address and not config.once:
-        servers.append(HttpServer("metrics", config.metrics_bind_address, routes))
+        servers.append(HttpServer("metrics", config.metrics_bind_address, routes, limit=shares.metrics))
     return servers
 
 

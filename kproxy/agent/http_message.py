@@ -1,0 +1,93 @@
+"""HTTP/1.x as bytes, as far as probes and scrapers use it: one request, one answer, end of connection."""
+
+import re
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from http import HTTPStatus
+
+import msgspec
+
+LONGEST_REQUEST = 16384
+"""Bytes of request line and headers, as kubelet, cloud load balancers and HAProxy stay far below."""
+
+_END = re.compile(rb"\r?\n\r?\n")
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/([0-9])\.[0-9]\s*\Z")
+_AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_HAS_BODY = re.compile(
+    rb"^(?:content-length[ \t]*:[ \t]*0*[1-9]|transfer-encoding[ \t]*:)", re.IGNORECASE | re.MULTILINE
+)
+_NO_METHOD = re.compile(rb"(?:\r?\n)?[^\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What is answered to one request; `headers` come on top of those of every answer."""
+
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One request. `path` has no query; `line` is the request line; `has_body`: a body follows."""
+
+    method: str
+    path: str
+    line: str
+    has_body: bool
+
+
+class BadRequest(Exception):
+    """Bytes that are no request that can be served; `status` is what HTTP calls that."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
+
+    @property
+    def answer(self) -> Answer:
+        """What to tell the client, in the form of Go's net/http."""
+        return Answer(f"{self.status} {self.status.phrase}".encode(), status=self.status)
+
+
+def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
+    """The request that `data` begins with, and the bytes of its head; None while the head is incomplete.
+
+    Raises BadRequest as soon as it can be none.
+    """
+    end = _END.search(data)
+    if end is None:
+        if len(data) > LONGEST_REQUEST:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if _NO_METHOD.match(data):
+            raise BadRequest(HTTPStatus.BAD_REQUEST)
+        return None
+    if end.end() > LONGEST_REQUEST:
+        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    first, _, headers = bytes(data[: end.start()]).lstrip(b"\r\n").partition(b"\n")
+    line = _LINE.match(first)
+    if line is None:
+        raise BadRequest(HTTPStatus.BAD_REQUEST)
+    if line[3] != b"1":
+        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    target = _AUTHORITY.sub("", line[2].decode("latin-1"), count=1) or "/"
+    path = re.split(r"[?#]", target, maxsplit=1)[0]
+    if path.startswith("//"):
+        path = "/" + path.lstrip("/")
+    text = first.strip().decode("latin-1")
+    return Request(line[1].decode(), path, text, _HAS_BODY.search(headers) is not None), end.end()
+
+
+def head(answer: Answer) -> bytes:
+    """Status line and headers, with the empty line that ends them."""
+    lines = [
+        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
+        "Server: kproxy",
+        f"Date: {format_datetime(datetime.now(UTC), usegmt=True)}",
+        f"Content-Type: {answer.content_type}",
+        "X-Content-Type-Options: nosniff",
+        *(f"{name}: {value}" for name, value in answer.headers),
+        f"Content-Length: {len(answer.body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
