@@ -16,6 +16,7 @@ _AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _HAS_BODY = re.compile(
     rb"^(?:content-length[ \t]*:[ \t]*0*[1-9]|transfer-encoding[ \t]*:)", re.IGNORECASE | re.MULTILINE
 )
+_FIRST = re.compile(rb"(?:\r?\n)?+([^\n]*)\n")
 _NO_METHOD = re.compile(rb"(?:\r?\n)?[^\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
 
 
@@ -55,27 +56,24 @@ def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
 
     Raises BadRequest as soon as it can be none.
     """
-    end = _END.search(data)
-    if end is None:
-        if len(data) > LONGEST_REQUEST:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        if _NO_METHOD.match(data):
-            raise BadRequest(HTTPStatus.BAD_REQUEST)
-        return None
-    if end.end() > LONGEST_REQUEST:
-        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-    first, _, headers = bytes(data[: end.start()]).lstrip(b"\r\n").partition(b"\n")
-    line = _LINE.match(first)
-    if line is None:
+    if _NO_METHOD.match(data):
         raise BadRequest(HTTPStatus.BAD_REQUEST)
+    first = _FIRST.match(data)
+    if first is not None and (line := _LINE.match(first[1])) is None:
+        raise BadRequest(HTTPStatus.BAD_REQUEST)
+    end = _END.search(data)
+    if len(data) > LONGEST_REQUEST and (end is None or end.end() > LONGEST_REQUEST):
+        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    if first is None or line is None or end is None:
+        return None
     if line[3] != b"1":
         raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
     target = _AUTHORITY.sub("", line[2].decode("latin-1"), count=1) or "/"
     path = re.split(r"[?#]", target, maxsplit=1)[0]
     if path.startswith("//"):
         path = "/" + path.lstrip("/")
-    text = first.strip().decode("latin-1")
-    return Request(line[1].decode(), path, text, _HAS_BODY.search(headers) is not None), end.end()
+    has_body = _HAS_BODY.search(data, first.end(), end.end()) is not None
+    return Request(line[1].decode(), path, first[1].strip().decode("latin-1"), has_body), end.end()
 
 
 def head(answer: Answer) -> bytes:
