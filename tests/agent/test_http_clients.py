@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import http.client
 import os
 import resource
@@ -133,6 +134,7 @@ def hung_up(client: socket.socket) -> bool:
 
 
 def descriptors() -> int:
+    gc.collect()  # of what tests before left open
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import http.client
 import queue
 import socket
+import struct
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent import service_health as module
+from kproxy.agent.descriptors import DescriptorShares
+from kproxy.agent.http_server import Answer
 from kproxy.agent.service_health import ServiceHealth, body
 from kproxy.plan.model import ServicePlan
 from tests.builders import endpoint, endpoint_slice, plan_of, service
@@ -33,22 +38,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def plan(port: int, *local: str, **spec: Any) -> ServicePlan:
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as probes:
+        made = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in made:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in made]
+
+
+def plan(port: int, *local: str, name: str = "svc1", **spec: Any) -> ServicePlan:
     """A Local service with these endpoints on this node, one elsewhere and one that terminates here."""
     pieces = [endpoint(ip, node="node1") for ip in local]
     pieces.append(endpoint("10.1.9.1", node="node2"))
     pieces.append(endpoint("10.1.9.2", node="node1", ready=False, serving=True, terminating=True))
     exposed = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}
-    return plan_of(service(**{**exposed, **spec}), endpoint_slice(*pieces))
+    return plan_of(service(name, **{**exposed, **spec}), endpoint_slice(*pieces, service=name))
 
 
 class Running:
     """A ServiceHealth on its thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: DescriptorShares | None = None) -> None:
         self.healthy = True
         self.refused: queue.Queue[tuple[str, int, str]] = queue.Queue()
-        self.health = ServiceHealth(lambda: self.healthy, lambda *told: self.refused.put(told))
+        self.health = ServiceHealth(lambda: self.healthy, lambda *told: self.refused.put(told), shares)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.health.run, args=(self._stop,), daemon=True)
         self._thread.start()
@@ -84,11 +97,33 @@ class Running:
         raise AssertionError(f"expected {status}, but it stays {found}")
 
 
+@contextmanager
+def serving(shares: DescriptorShares | None = None) -> Iterator[Running]:
+    made = Running(shares)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
 @pytest.fixture
 def running() -> Iterator[Running]:
-    made = Running()
-    yield made
-    made.end()
+    with serving() as made:
+        yield made
+
+
+def descriptors() -> int:
+    gc.collect()  # of what tests before left open
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def settled(found: int) -> None:
+    """Wait until this process has so many descriptors."""
+    for _ in range(2000):
+        if descriptors() == found:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{descriptors()} descriptors instead of {found}")
 
 
 def test_the_answer_is_kube_proxys_byte_for_byte(running: Running) -> None:
@@ -150,36 +185,32 @@ def test_a_port_that_is_taken_is_tried_again(running: Running, monkeypatch: pyte
     assert running.refused.empty()
 
 
-def test_changes_count_in_their_order_however_long_a_port_takes_to_open(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start_server = asyncio.start_server
-    opening = threading.Event()
-
-    async def slow(*args: Any, **options: Any) -> asyncio.Server:
-        server = await start_server(*args, **options)
-        opening.set()
-        await asyncio.sleep(0.1)
-        return server
-
-    monkeypatch.setattr(asyncio, "start_server", slow)
-    port = free_port()
-    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
-    assert opening.wait(5)
-    running.health.update([plan(port)], LOOPBACK)
+def test_changes_count_in_their_order(running: Running) -> None:
+    port, moved = free_port(), free_port()
+    for _ in range(20):
+        running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+        running.health.update([plan(moved, "10.1.0.1")], LOOPBACK)
+        running.health.update([plan(moved, "10.1.0.1", externalTrafficPolicy="Cluster")], LOOPBACK)
+        running.health.update([plan(port)], LOOPBACK)
     running.until(port, 503)
-    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
-    running.until(port, 200)
+    running.until(moved, None)
     assert running.refused.empty()
-    moved = free_port()
-    opening.clear()
-    running.health.update([plan(moved, "10.1.0.1")], LOOPBACK)
-    assert opening.wait(5)
-    running.health.update([plan(moved, "10.1.0.1", externalTrafficPolicy="Cluster")], LOOPBACK)
-    running.until(moved, None)
-    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
-    running.until(port, 200)
-    running.until(moved, None)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_port_may_pass_from_one_service_to_another(running: Running, *, at_once: bool) -> None:
+    """In one update or two, whichever service comes first in it."""
+    first, second = free_port(), free_port()
+    running.health.update([plan(first, "10.1.0.1", name="a"), plan(second, name="b")], LOOPBACK)
+    running.until(first, 200)
+    running.until(second, 503)
+    swapped = [plan(second, "10.1.0.1", name="a"), plan(first, name="b")]
+    for update in [swapped] if at_once else [swapped[:1], swapped[1:]]:
+        running.health.update(update, LOOPBACK)
+    running.until(first, 503)
+    running.until(second, 200)
+    if at_once:  # else it is taken for a moment
+        assert running.refused.empty()
 
 
 def test_a_client_that_asks_nothing_holds_up_nobody(running: Running) -> None:
@@ -200,6 +231,119 @@ def test_garbage_costs_nothing_but_its_connection(running: Running) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as garbage:
             garbage.sendall(data)
     assert running.ask(port)[0] == 200
+
+
+def test_a_thousand_ports_cost_a_descriptor_each_and_no_thread(running: Running) -> None:
+    settled_at, threads = descriptors(), threading.active_count()
+    ports = free_ports(1000)
+    plans = [plan(port, "10.1.0.1", name=f"svc{number}") for number, port in enumerate(ports)]
+    running.health.update(plans, LOOPBACK)
+    settled(settled_at + len(ports))
+    assert threading.active_count() == threads
+    for port in (ports[0], ports[500], ports[-1]):
+        assert running.ask(port)[0] == 200
+    running.health.update(
+        [plan(0, name=f"svc{number}", externalTrafficPolicy="Cluster") for number in range(len(ports))],
+        LOOPBACK,
+    )
+    settled(settled_at)
+    running.until(ports[0], None)
+
+
+def test_ports_are_opened_a_few_at_a_time(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of other ports are answered while a thousand are being opened."""
+    open_one = running.health._open
+    half, go = threading.Event(), threading.Event()
+    first, *ports = free_ports(300)
+    running.health.update([plan(first, "10.1.0.1")], LOOPBACK)
+    running.until(first, 200)
+    opened: list[object] = []
+
+    def counted(key: module.Key) -> None:
+        opened.append(key)
+        open_one(key)
+        if len(opened) == 150:
+            half.set()
+            assert go.wait(5)
+
+    monkeypatch.setattr(running.health, "_open", counted)
+    plans = [plan(port, "10.1.0.1", name=f"more{number}") for number, port in enumerate(ports)]
+    running.health.update(plans, LOOPBACK)
+    assert half.wait(5)
+    with socket.create_connection(("127.0.0.1", first), timeout=5) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        monkeypatch.setattr(running.health, "_answer", lambda _: Answer(b"after %d" % len(opened)))
+        go.set()
+        text = b"".join(iter(lambda: client.recv(4096), b""))
+    assert int(text.rpartition(b"after ")[2]) < len(ports)
+
+
+def test_ports_beyond_what_descriptors_allow_are_named_and_opened_when_there_is_room() -> None:
+    ports = free_ports(5)
+    plans = [plan(port, "10.1.0.1", name=f"svc{number}") for number, port in enumerate(ports)]
+    with serving(DescriptorShares(ports=3)) as running:
+        running.health.update(plans, LOOPBACK)
+        named = [running.refused.get(timeout=5) for _ in range(2)]
+        assert [each[:2] for each in named] == [("ns1/svc3", ports[3]), ("ns1/svc4", ports[4])]
+        assert all("3 sockets for health-check ports" in each[2] for each in named)
+        for port, status in zip(ports, (200, 200, 200, None, None), strict=True):
+            running.until(port, status)
+        running.health.update(plans, LOOPBACK)
+        running.health.update([plan(0, name="svc1", externalTrafficPolicy="Cluster")], LOOPBACK)
+        running.until(ports[1], None)
+        running.until(ports[3], 200)
+        running.until(ports[4], None)
+        assert running.refused.empty()
+
+
+def test_a_service_at_several_addresses_opens_all_or_none() -> None:
+    one, two = free_ports(2)
+    addresses: dict[Family, tuple[str, ...] | None] = {Family.IPV4: ("127.0.0.1", "127.0.0.2")}
+    with serving(DescriptorShares(ports=3)) as running:
+        before = descriptors()
+        running.health.update([plan(one, "10.1.0.1", name="a"), plan(two, name="b")], addresses)
+        assert running.refused.get(timeout=5)[0] == "ns1/b"
+        settled(before + 2)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.2", two))
+            taken.listen()
+            running.health.update([plan(0, name="a", externalTrafficPolicy="Cluster")], addresses)
+            assert "in use" in running.refused.get(timeout=5)[2]
+            settled(before + 1)
+
+
+def test_slow_clients_of_one_port_keep_out_nobody(running: Running) -> None:
+    first, second = free_ports(2)
+    running.health.update([plan(first, "10.1.0.1", name="a"), plan(second, "10.1.0.1", name="b")], LOOPBACK)
+    running.until(second, 200)
+    running.until(first, 200)
+    threads = threading.active_count()
+    with ExitStack() as slow:
+        patient = slow.enter_context(socket.create_connection(("127.0.0.1", second), timeout=5))
+        for _ in range(3 * module._CONNECTIONS):
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", first), timeout=5))
+            client.sendall(b"GET / HTTP/1.1\r\n")
+        assert running.ask(first)[0] == running.ask(second)[0] == 200
+        assert threading.active_count() == threads
+        patient.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert patient.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_clients_that_hang_up_leave_nothing_behind(
+    running: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
+    running.until(port, 200)
+    before = descriptors()
+    for data in (b"", b"GET / HT", b"GET / HTTP/1.1\r\n\r\n", b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"):
+        for linger in (0, 1):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as rude:
+                rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", linger, 0))
+                rude.sendall(data)
+    assert running.ask(port)[0] == 200
+    settled(before)
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_the_body_of_nobody() -> None:
