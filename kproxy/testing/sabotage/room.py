@@ -7,6 +7,7 @@ the standard library is used, so that it starts quickly.
 import ctypes
 import json
 import os
+import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Room:
     the working directory. `stderr`: a file to write to instead. `mute`: standard error is closed altogether.
     `sockets`: a directory of BrokenSockets, or `wall`: one of BrokenClock; not both at once. `clock`: seconds
     by which CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
+    `descriptors`: the hard limit of open files; half of it is the soft one.
     """
 
     tools: Path | None = None
@@ -37,6 +39,7 @@ class Room:
     sockets: Path | None = None
     wall: Path | None = None
     clock: int = 0
+    descriptors: int = 0
 
     def command(self) -> list[str]:
         """What to put in front of a command line; it needs root."""
@@ -73,6 +76,8 @@ def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
         place = os.open("/proc/self/ns/time_for_children", os.O_RDONLY)
         _check(libc.setns(place, _CLONE_NEWTIME), "setns time")
         os.close(place)
+    if descriptors := int(settings.get("descriptors", 0)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors // 2, descriptors))
 
 
 def main() -> None:

@@ -1,0 +1,166 @@
+"""Remote clients multiply connections, and tenants ports: neither ends the process nor keeps out probes.
+
+With KPROXY_FAULTS=all for ten minutes.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from kproxy.testing.lab import Namespace
+from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6
+from kproxy.testing.sabotage import Deed, Room
+from tests.faults.selection import EVERYTHING, modes
+from tests.faults.site import Site
+from tests.packets.objects import JSON, NAMESPACE
+from tests.packets.program import DEADLINE
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+
+SECONDS = 600 if EVERYTHING else 0
+"""How long it goes on at least."""
+SERVICES = 1000 if EVERYTHING else 250
+DESCRIPTORS = 1024
+"""The hard limit of the process: less than each kind of client alone would use up."""
+CONNECTIONS = 1200
+FIRST_PORT = 31000
+ROUNDS = 30
+CLIENTS = Path(__file__).with_name("clients.py")
+
+
+class Clients:
+    """A process of bad clients in a namespace; `report` is what it said last."""
+
+    def __init__(self, place: Namespace, addresses: list[tuple[str, int]]) -> None:
+        setting = json.dumps({"addresses": addresses, "connections": CONNECTIONS, "seed": 13})
+        argv = ["prlimit", "--nofile=4096", sys.executable, str(CLIENTS), setting]
+        self._process = place.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.report = {"open": 0, "opened": 0, "closed": 0, "rude": 0}
+        self.rounds = 0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                self.report = json.loads(line)
+                self.rounds += 1
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self._process.wait(DEADLINE) == 0
+        self._reader.join(DEADLINE)
+
+
+@contextmanager
+def clients(site: Site, ports: list[int]) -> Iterator[tuple[Clients, Clients]]:
+    """Those outside, at /livez and the health-check ports, and those on the node, at the metrics."""
+    lab = site.cluster.lab
+    outside = [(ip, port) for ip in (NODE_IP4[0], NODE_IP6[0]) for port in (10256, 10256, *ports[:2])]
+    # The port of /livez gets most of them; IPv6 reaches it too where it listens at ::.
+    both = Clients(lab.client, outside), Clients(lab.node, [("127.0.0.1", 10249)])
+    try:
+        yield both
+    finally:
+        for each in both:
+            each.end()
+
+
+def probe(place: Namespace, ip: str, port: int, path: str) -> int:
+    """The status of one answer, as a kubelet or a load balancer gets it."""
+    connection = HTTPConnection(ip, port)
+    sock = place.open_socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
+    with sock:
+        sock.settimeout(DEADLINE)
+        sock.connect((ip, port))
+        connection.sock = sock
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+def held(pid: int) -> tuple[int, int]:
+    """Descriptors and threads of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def balancers() -> list[JSON]:
+    """Services with a health-check port each."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"checked-{number}", "namespace": NAMESPACE},
+            "spec": {
+                "type": "LoadBalancer",
+                "externalTrafficPolicy": "Local",
+                "allocateLoadBalancerNodePorts": False,
+                "healthCheckNodePort": FIRST_PORT + number,
+                "ports": [{"port": 80}],
+                "ipFamilyPolicy": "RequireDualStack",
+                "ipFamilies": ["IPv4", "IPv6"],
+            },
+        }
+        for number in range(SERVICES)
+    ]
+
+
+@modes("nft", "nftables")
+def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
+    program = site.start(room=Room(tools=site.tools.directory, descriptors=DESCRIPTORS), anew=True)
+    lab, api = site.cluster.lab, site.cluster.api
+    probe(lab.node, "127.0.0.1", 10249, "/metrics")
+    before = held(program.pid)
+    since = program.mark()
+    with site.ordeal("clients: slow, half-open, hung up; health-check ports") as case:
+        made = balancers()
+        api.apply_many(made)
+        ports = [FIRST_PORT + number for number in range(SERVICES)]
+        line = program.wait_log("health_check_port_failed", "RLIMIT_NOFILE", since=since)
+        assert "service=default/checked-" in line
+        until = time.monotonic() + SECONDS
+        probes = 0
+        with clients(site, ports) as both:
+            while min(each.rounds for each in both) < ROUNDS or time.monotonic() < until:
+                site.change()
+                assert probe(lab.client, NODE_IP4[0], 10256, "/livez") == 200
+                assert probe(lab.client, NODE_IP4[0], ports[0], "/") == 503
+                assert probe(lab.node, "127.0.0.1", 10249, "/proxyMode") == 200
+                assert probe(lab.node, "127.0.0.1", 10249, "/metrics") == 200
+                now = held(program.pid)
+                assert now[0] < DESCRIPTORS - 128
+                assert now[1] <= before[1] + 8
+                probes += 1
+                if SECONDS and probes % 100 == 50:
+                    hang_and_recover(site)
+        case.times = sum(each.report["opened"] + each.report["rude"] for each in both)
+        assert all(each.report["closed"] > CONNECTIONS for each in both)
+        for obj in made:
+            api.delete("Service", NAMESPACE, obj["metadata"]["name"])
+        program.until(
+            lambda: [now <= was for now, was in zip(held(program.pid), before, strict=True)], [True] * 2
+        )
+    told = "\n".join(program.log[since:])
+    assert not [
+        word for word in ("Traceback", "thread_died", "accept_failed", "Too many open") if word in told
+    ]
+
+
+def hang_and_recover(site: Site) -> None:
+    """A tool hangs while probes are answered, and goes on."""
+    hung = site.tools.done[Deed.HANG]
+    site.tools.order(Deed.HANG, programs=site.cluster.mode.writer)
+    site.change()
+    site.cluster.running.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
+    assert probe(site.cluster.lab.client, NODE_IP4[0], 10256, "/livez") == 200
+    site.tools.behave()
