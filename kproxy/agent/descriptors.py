@@ -10,7 +10,7 @@ import msgspec
 RESERVED = 256
 """Descriptors that no server uses. The rest of the process holds about 40, a running tool about 10 more."""
 
-_HEALTHZ, _METRICS, _CHECKS = 256, 64, 512
+_HEALTHZ, _METRICS, _CHECKS = 256, 128, 512
 
 
 class DescriptorShares(msgspec.Struct, frozen=True):

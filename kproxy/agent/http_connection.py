@@ -1,8 +1,12 @@
-"""Connections of an HTTP loop, and the order in which they give way to newer ones."""
+"""Connections of an HTTP loop, and the order in which they give way to newer ones.
+
+The client with the most connections is the first to lose one: a flood displaces itself, and not a kubelet, a
+load balancer or Prometheus, each of which has one or two.
+"""
 
 import enum
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -51,8 +55,8 @@ class Connection:
     """One client. `queues` are those that hold it; `client` is its address, for the log."""
 
     __slots__ = (
-        "client", "closed", "data", "entered", "listener", "more", "parts", "payload", "queues", "request",
-        "socket", "stage", "work",
+        "client", "closed", "data", "entered", "listener", "more", "origin", "parts", "payload", "queues",
+        "request", "socket", "stage", "work",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +64,8 @@ class Connection:
     ) -> None:
         self.socket = sock
         self.client = client
+        self.origin = _origin(client)
+        """What counts as one client."""
         self.listener = listener
         self.queues = (overall, listener.connections)
         self.stage = Stage.READING
@@ -97,13 +103,14 @@ class Connection:
 
 
 class Queue:
-    """Connections by stage, each stage in the order of entry."""
+    """Connections by stage, each stage in the order of entry, and how many each client has."""
 
-    __slots__ = ("_stages", "limit")
+    __slots__ = ("_origins", "_stages", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._stages: tuple[dict[Connection, None], ...] = tuple({} for _ in Stage)
+        self._origins: dict[str | bytes, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._stages))
@@ -116,17 +123,27 @@ class Queue:
     def add(self, connection: Connection) -> None:
         """Append a connection to its stage."""
         self._stages[connection.stage][connection] = None
+        self._origins[connection.origin] = self._origins.get(connection.origin, 0) + 1
 
     def remove(self, connection: Connection) -> None:
-        """Remove a connection from its stage."""
-        self._stages[connection.stage].pop(connection, None)
+        """Remove a connection, which is here, from its stage."""
+        del self._stages[connection.stage][connection]
+        left = self._origins.pop(connection.origin) - 1
+        if left:
+            self._origins[connection.origin] = left
 
-    def first(self, stages: Iterable[Stage] = tuple(Stage)) -> Connection | None:
-        """The connection that gives way: the first to enter of the first stage that has any."""
-        for stage in stages:
-            for connection in self._stages[stage]:
-                return connection
-        return None
+    def first(self, stage: Stage) -> Connection | None:
+        """The first to enter a stage."""
+        return next(iter(self._stages[stage]), None)
+
+    def victim(self) -> Connection | None:
+        """The connection that gives way: of the client with the most, the first of its earliest stage."""
+        if not self._origins:
+            return None
+        most = max(self._origins.values())
+        return next(
+            (each for stage in self._stages for each in stage if self._origins[each.origin] == most), None
+        )
 
     def all(self) -> list[Connection]:
         """Every connection."""
@@ -140,3 +157,10 @@ class Listener:
         self.socket = sock
         self.respond = respond
         self.connections = Queue(limit)
+
+
+def _origin(client: str) -> str | bytes:
+    """An IPv4 address as it is; of an IPv6 address the network, within which a host takes any it likes."""
+    if ":" not in client or client.startswith("::ffff:"):
+        return client
+    return socket.inet_pton(socket.AF_INET6, client.partition("%")[0])[:8]

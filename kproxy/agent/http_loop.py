@@ -1,9 +1,9 @@
 """One thread that serves many HTTP clients: what they do, or do not do, costs no thread and few descriptors.
 
-Open connections are bounded, for each listener and together. When a bound is reached, the oldest connection
-that is not served to the end gives way to the new one: clients that are slow on purpose cannot keep out a
-kubelet's probe, which is answered within milliseconds. The whole request has one deadline, and the reading
-of the answer another; neither is extended by a byte that arrives.
+Open connections are bounded, for each listener and together. When a bound is reached, the oldest unfinished
+connection of the client with the most gives way to the new one: slow clients cannot keep out a kubelet's
+probe, which is answered within milliseconds. The whole request has one deadline, and the reading of the
+answer another; neither is extended by a byte that arrives.
 
 What takes long to work out (a scrape) runs on a thread of its own, at most once at a time for each kind;
 clients that ask for the same while it runs share the next run.
@@ -62,9 +62,9 @@ class _Run:
 
 
 class HttpLoop:
-    """Serves listeners until it is stopped. `name` is for the log; `limit` bounds open connections together.
+    """Serves listeners, a turn at a time. `name` is for the log; `limit` bounds open connections together.
 
-    Everything but `call` belongs to the thread of `run`. Raises OSError if it cannot be made.
+    Everything but `call` belongs to the thread that calls `turn`. Raises OSError if it cannot be made.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -145,13 +145,13 @@ class HttpLoop:
         waits = [] if patience is None else [patience]
         waits += [until - now for until in self._paused.values()]
         for stage, seconds in _seconds():
-            if (first := self._queue.first((stage,))) is not None:
+            if (first := self._queue.first(stage)) is not None:
                 waits.append(first.entered + seconds - now)
         return None if not waits else max(0.0, min(waits))
 
     def _expire(self) -> None:
         for stage, seconds in _seconds():
-            while (first := self._queue.first((stage,))) is not None and self._now >= first.entered + seconds:
+            while (first := self._queue.first(stage)) is not None and self._now >= first.entered + seconds:
                 self._drop(first)
         for listener in [each for each, until in self._paused.items() if self._now >= until]:
             del self._paused[listener]
@@ -170,19 +170,19 @@ class HttpLoop:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     continue  # the client is gone already, or a firewall does not let it in (accept(2))
-                oldest = None if gave_way else self._queue.first()
-                if oldest is None:
+                victim = None if gave_way else self._queue.victim()
+                if victim is None:
                     self._pause(listener, error)
                     return
                 gave_way = True
-                self._drop(oldest)
+                self._drop(victim)
                 continue
             self._admit(listener, sock, str(address[0]))
 
     def _admit(self, listener: Listener, sock: socket.socket, client: str) -> None:
         for queue in (listener.connections, self._queue):
-            if queue.full and (oldest := queue.first()) is not None:
-                self._drop(oldest)
+            if queue.full and (victim := queue.victim()) is not None:
+                self._drop(victim)
         try:
             sock.settimeout(0)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -195,7 +195,8 @@ class HttpLoop:
 
     def _pause(self, listener: Listener, error: OSError) -> None:
         """Leave clients in the kernel's queue for a while: to try at once again would fail at once again."""
-        log.warning("accept_failed", server=self._name, reason=error.strerror, retry_seconds=ACCEPT_AGAIN)
+        if not self._paused:
+            log.warning("accept_failed", server=self._name, reason=error.strerror, retry_seconds=ACCEPT_AGAIN)
         self._paused[listener] = self._now + ACCEPT_AGAIN
         self._epoll.modify(listener.socket.fileno(), 0)
 
@@ -307,8 +308,8 @@ class HttpLoop:
         if connection.stage is Stage.WRITING and not connection.closed:
             self._watch(connection, select.EPOLLOUT)
         while self._unread > UNREAD_BYTES:
-            slowest = self._queue.first((Stage.WRITING,))
-            if slowest is None or slowest is connection:
+            slowest = self._queue.first(Stage.WRITING)
+            if slowest is None or slowest is connection or slowest.payload is payload:
                 break
             self._drop(slowest)
 

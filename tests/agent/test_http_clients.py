@@ -33,6 +33,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.large = b""
         self.began = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
 
@@ -40,7 +41,7 @@ class Slow:
         self.runs += 1
         self.began.release()
         assert self.go.acquire(timeout=PATIENCE)
-        return Answer(b"run %d" % self.runs)
+        return Answer(self.large or b"run %d" % self.runs)
 
 
 class World:
@@ -66,9 +67,10 @@ class World:
     def _broken() -> Answer:
         raise RuntimeError("a defect")
 
-    def connect(self, *, window: int = 0) -> socket.socket:
-        """A client; `window`: of so many bytes that it takes before it reads."""
+    def connect(self, *, window: int = 0, origin: str = "127.0.0.1") -> socket.socket:
+        """A client at an address; `window`: of so many bytes that it takes before it reads."""
         client = socket.socket()
+        client.bind((origin, 0))
         client.settimeout(PATIENCE)
         if window:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
@@ -76,9 +78,9 @@ class World:
         self.clients.append(client)
         return client
 
-    def send(self, data: bytes, *, window: int = 0) -> socket.socket:
+    def send(self, data: bytes, *, window: int = 0, origin: str = "127.0.0.1") -> socket.socket:
         """A client that has sent this."""
-        client = self.connect(window=window)
+        client = self.connect(window=window, origin=origin)
         client.sendall(data)
         return client
 
@@ -163,6 +165,20 @@ def test_slow_clients_cost_no_threads_and_give_way_to_probes(world: World) -> No
     until(lambda: descriptors() == before)
 
 
+def test_a_client_that_floods_displaces_itself(world: World) -> None:
+    """Even the work that others have asked for, and their requests that have not arrived as a whole."""
+    scraper = world.send(b"GET /slow HTTP/1.1\r\n\r\n")
+    assert world.slow.began.acquire(timeout=PATIENCE)
+    slow = world.send(ASK[:10], origin="127.0.0.3")
+    for _ in range(5 * LIMIT):
+        world.send(b"GET /slow HTTP/1.1\r\n\r\n", origin="127.0.0.2")
+    assert world.get() == (200, b"ok")
+    slow.sendall(ASK[10:])
+    assert body(slow) == b"ok"
+    world.slow.go.release(2)
+    assert body(scraper) == b"run 1"
+
+
 @pytest.mark.parametrize(
     ("beginning", "answered"),
     [
@@ -212,6 +228,17 @@ def test_unread_answers_are_bounded_in_memory(world: World, monkeypatch: pytest.
     assert hung_up(readers[0])
     assert hung_up(readers[1])
     assert len(rest(readers[3])) > BIG
+
+
+def test_one_answer_for_many_counts_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_loop, "UNREAD_BYTES", BIG // 2)
+    world.slow.large = bytes(BIG)
+    first = world.send(b"GET /slow HTTP/1.1\r\n\r\n")
+    assert world.slow.began.acquire(timeout=PATIENCE)
+    readers = [world.send(b"GET /slow HTTP/1.1\r\n\r\n", window=4096) for _ in range(3)]
+    reset(first)
+    world.slow.go.release(2)
+    assert [len(body(reader)) for reader in readers] == [BIG] * 3
 
 
 def hang_up_at_once(world: World) -> None:

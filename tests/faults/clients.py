@@ -15,6 +15,8 @@ import sys
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
+STRANGER = "127.0.0.2"
+"""Where bad clients on the node come from."""
 RUDE = 20
 """Connections a round that hang up."""
 STEP = 100
@@ -36,6 +38,8 @@ class Slow:
         self.socket.settimeout(0)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.kind = chance.choice(("silent", "drip", "body", "deaf", "half"))
+        if address[0].startswith("127."):
+            self.socket.bind((STRANGER, 0))
         self.socket.connect_ex(address)
         self._begun = False
 

@@ -115,9 +115,9 @@ def balancers() -> list[JSON]:
     ]
 
 
-@modes("nft", "nftables")
+@modes("nftables")
 def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
-    program = site.start(room=Room(tools=site.tools.directory, descriptors=DESCRIPTORS), anew=True)
+    program = site.start("-v", "2", room=Room(tools=site.tools.directory, descriptors=DESCRIPTORS), anew=True)
     lab, api = site.cluster.lab, site.cluster.api
     probe(lab.node, "127.0.0.1", 10249, "/metrics")
     before = held(program.pid)
