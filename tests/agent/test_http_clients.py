@@ -162,7 +162,7 @@ def test_slow_clients_cost_no_threads_and_give_way_to_probes(world: World) -> No
     assert body(slow[-1]) == b"ok"
     for client in slow:
         client.close()
-    until(lambda: descriptors() == before)
+    until(lambda: descriptors() <= before)
 
 
 def test_a_client_that_floods_displaces_itself(world: World) -> None:
@@ -236,6 +236,7 @@ def test_one_answer_for_many_counts_once(world: World, monkeypatch: pytest.Monke
     first = world.send(b"GET /slow HTTP/1.1\r\n\r\n")
     assert world.slow.began.acquire(timeout=PATIENCE)
     readers = [world.send(b"GET /slow HTTP/1.1\r\n\r\n", window=4096) for _ in range(3)]
+    assert world.get() == (200, b"ok")  # so the others have been read
     reset(first)
     world.slow.go.release(2)
     assert [len(body(reader)) for reader in readers] == [BIG] * 3
@@ -293,7 +294,7 @@ def test_clients_that_hang_up_leave_nothing_behind(
     for _ in range(3):
         rudely(world)
     assert world.get() == (200, b"ok")
-    until(lambda: (descriptors(), threading.active_count()) == (before, threads))
+    until(lambda: descriptors() <= before and threading.active_count() <= threads)
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
     assert "rror" not in err
