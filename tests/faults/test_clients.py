@@ -116,7 +116,7 @@ def balancers() -> list[JSON]:
     ]
 
 
-@modes("nftables")
+@modes("nft", never={"nftables"})
 def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
     program = site.start("-v", "2", room=Room(tools=site.tools.directory, descriptors=DESCRIPTORS), anew=True)
     lab, api = site.cluster.lab, site.cluster.api
