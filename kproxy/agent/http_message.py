@@ -68,7 +68,9 @@ def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
         return None
     if line[3] != b"1":
         raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    target = _AUTHORITY.sub("", line[2].decode("latin-1"), count=1) or "/"
+    target = line[2].decode("latin-1")
+    if (authority := _AUTHORITY.match(target)) is not None:
+        target = target[authority.end() :] or "/"
     path = re.split(r"[?#]", target, maxsplit=1)[0]
     if path.startswith("//"):
         path = "/" + path.lstrip("/")

@@ -24,6 +24,7 @@ def parsed(data: bytes) -> Request:
         (b"\r\nHEAD /a?b=c#d HTTP/1.1\r\n\r\n", "HEAD", "/a"),
         (b"GET http://node:10256/healthz?verbose HTTP/1.1\r\n\r\n", "GET", "/healthz"),
         (b"GET http://node:10256 HTTP/1.1\r\n\r\n", "GET", "/"),
+        (b"GET /http://node/healthz HTTP/1.1\r\n\r\n", "GET", "/http://node/healthz"),
         (b"GET //healthz HTTP/1.1\r\n\r\n", "GET", "/healthz"),
         (b"OPTIONS * HTTP/1.1\r\n\r\n", "OPTIONS", "*"),
         (b"M-SEARCH /\xff HTTP/1.9\r\n\r\n", "M-SEARCH", "/\xff"),
