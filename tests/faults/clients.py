@@ -75,7 +75,8 @@ class Slow:
 
 def hang_up(address: tuple[str, int], chance: random.Random) -> None:
     """Connect, do a part of what a request takes, and be gone."""
-    with contextlib.suppress(OSError), socket.create_connection(address, 5) as client:
+    origin = (STRANGER, 0) if address[0].startswith("127.") else None
+    with contextlib.suppress(OSError), socket.create_connection(address, 5, origin) as client:
         client.sendall(REQUEST[: chance.choice((0, 7, 21, len(REQUEST)))])
         if chance.random() < 0.5:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
