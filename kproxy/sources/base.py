@@ -6,7 +6,7 @@ longer holds is gone, and nothing else is.
 
 from collections.abc import Collection, Sequence
 from threading import Event
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
@@ -34,6 +34,18 @@ class Sink(ListSink, Protocol):
 
     def delete(self, kind: Kind, key: str) -> None:
         """Forget one object by its key; one that is not known is no error."""
+
+
+@runtime_checkable
+class ProblemSink(Sink, Protocol):
+    """A Sink that keeps what is wrong with objects until it is mended, for a status."""
+
+    def set_problems(self, problems: Sequence[Problem]) -> None:
+        """Take everything that is wrong now, in place of all that was reported before.
+
+        For sources that know defects which belong to no object, such as files that are no YAML: no upsert or
+        delete would take those back.
+        """
 
 
 class SourceError(Exception):

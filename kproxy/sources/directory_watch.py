@@ -37,6 +37,7 @@ class DirectoryWatch:
         self._settle_max = settle_max
         self._hold = hold
         self._held: dict[str, float] = {}
+        self._changed = False
         self._inotify: Inotify | None = None
         self._watch: int | None = None
         self._parent_watch: int | None = None
@@ -72,7 +73,10 @@ class DirectoryWatch:
         return self._watch is not None
 
     def held(self) -> frozenset[str]:
-        """The names that are being written right now, as far as events tell."""
+        """The names that are being written right now, as far as events tell.
+
+        A change that is noticed here is kept: the next `wait` returns for it.
+        """
         self._drain()
         now = time.monotonic()
         self._held = {name: until for name, until in self._held.items() if until > now}
@@ -106,26 +110,32 @@ class DirectoryWatch:
         self._watch = watch
 
     def wait(self, timeout: float) -> None:
-        """Return after a change has settled, after `timeout` seconds, when a hold runs out, or on stop."""
+        """Return after a change has settled, after `timeout` seconds, when a hold runs out, or on stop.
+
+        A change counts from the last return on, also one that came while the caller read files.
+        """
         deadline = time.monotonic() + timeout
-        changed = False
-        while not self._stop.is_set() and not changed:
+        while not self._stop.is_set() and not self._changed:
             now = time.monotonic()
             until = min([deadline, *self._held.values()])
             if until <= now:
                 return
             self._poll.poll((until - now) * 1000)
-            changed = self._drain()
-        quiet_by = time.monotonic() + self._settle_max
-        while changed and not self._stop.is_set() and time.monotonic() < quiet_by:
-            if not self._poll.poll(self._settle * 1000):
-                return
             self._drain()
+        quiet_by = time.monotonic() + self._settle_max
+        while not self._stop.is_set() and time.monotonic() < quiet_by:
+            if not self._poll.poll(self._settle * 1000):
+                break
+            self._drain()
+        self._changed = False
 
-    def _drain(self) -> bool:
-        """Take in what inotify has; True if something may be worth reading."""
+    def _drain(self) -> None:
+        """Take in what inotify has, and note whether something may be worth reading.
+
+        Called by more than `wait`, so the note outlives the call: an event that is read is gone from inotify.
+        """
         if self._inotify is None:
-            return False
+            return
         changed = moved = False
         for event in self._inotify.read():
             if event.watch == self._watch and event.name:
@@ -137,9 +147,9 @@ class DirectoryWatch:
                 event.mask & _GONE or self._on_path(event.name)
             ):
                 changed = moved = True
+        self._changed |= changed
         if moved:
             self.refresh()
-        return changed
 
     def _on_path(self, name: str) -> bool:
         """Whether a name in the watched ancestor is the next step towards the directory."""

@@ -57,11 +57,15 @@ class Rejection(NamedTuple):
 
 @dataclass(slots=True)
 class ManifestFile:
-    """The content of one file. `intact` is False when it may have meant more objects than are named here."""
+    """The content of one file. `intact` is False when it may have meant more objects than are named here.
+
+    `read` is False when the system gave no content, which another try may.
+    """
 
     objects: dict[ObjectKey, WireObject] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     intact: bool = True
+    read: bool = True
 
     @property
     def unreadable(self) -> set[ObjectKey]:
@@ -111,9 +115,9 @@ def read_manifest(name: str, data: bytes) -> ManifestFile:
     return content
 
 
-def unreadable_file(name: str, reason: str) -> ManifestFile:
-    """The content of a file that could not be read at all."""
-    content = ManifestFile()
+def unreadable_file(name: str, reason: str, *, read: bool = True) -> ManifestFile:
+    """The content of a file that cannot be used at all."""
+    content = ManifestFile(read=read)
     _broken(content, name, 1, reason, whole=True)
     return content
 

@@ -4,7 +4,7 @@ All changes of one look at the directory are merged before anything is told, so 
 one file to another, or files that are swapped as a whole, cause no delete in between.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kproxy.sources.manifest_files import ManifestFile, ObjectKey, Rejection
@@ -19,6 +19,7 @@ class Changes:
     upserts: list[tuple[ObjectKey, WireObject]] = field(default_factory=list)
     deletes: list[ObjectKey] = field(default_factory=list)
     conflicts: list[Rejection] = field(default_factory=list)
+    """Objects that came to be in more than one file."""
 
 
 class ManifestSet:
@@ -32,6 +33,11 @@ class ManifestSet:
     def objects(self) -> dict[ObjectKey, WireObject]:
         """Every object in force, each from the file that wins it."""
         return {key: self._files[min(holders)][key] for key, holders in self._holders.items()}
+
+    @property
+    def conflicts(self) -> list[Rejection]:
+        """One report for each object that is in more than one file."""
+        return self._conflicts(key for key, holders in self._holders.items() if len(holders) > 1)
 
     def merge(self, files: Mapping[str, ManifestFile | None]) -> Changes:
         """Take the new content of some files (None: the file is gone) and return what that changes.
@@ -54,7 +60,7 @@ class ManifestSet:
             elif now != before[key]:
                 changes.upserts.append((key, now))
         changes.deletes = [key for key in changes.deletes if before[key] is not None]
-        changes.conflicts = self._conflicts(gained)
+        changes.conflicts = self._conflicts({key for key, _ in gained if len(self._holders.get(key, ())) > 1})
         return changes
 
     def _kept(self, name: str, content: ManifestFile | None) -> dict[ObjectKey, WireObject]:
@@ -88,9 +94,7 @@ class ManifestSet:
             self._files.pop(name, None)
         return gained
 
-    def _conflicts(self, gained: list[tuple[ObjectKey, str]]) -> list[Rejection]:
-        """One report for each object that just came to be in more than one file."""
-        contested = {key for key, _ in gained if len(self._holders.get(key, ())) > 1}
+    def _conflicts(self, contested: Iterable[ObjectKey]) -> list[Rejection]:
         found: list[Rejection] = []
         for key in sorted(contested):
             winner, *losers = sorted(self._holders[key])

@@ -9,14 +9,14 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
-from kproxy.sources.base import Sink
+from kproxy.sources.base import ProblemSink, Sink
 from kproxy.sources.directory_watch import DirectoryWatch
 from kproxy.sources.manifest_files import (
     SUFFIXES,
@@ -26,7 +26,7 @@ from kproxy.sources.manifest_files import (
     read_manifest,
     unreadable_file,
 )
-from kproxy.sources.manifest_set import ManifestSet
+from kproxy.sources.manifest_set import Changes, ManifestSet
 from kproxy.state.decode import Kind, WireObject
 from kproxy.state.problems import Problem
 from kproxy.state.service_cidrs import problems_of
@@ -77,6 +77,13 @@ class _Signature(NamedTuple):
     changed: int
 
 
+class MissingDirectory(NamedTuple):
+    """Since when (seconds since the epoch) a directory cannot be listed, and why."""
+
+    since: float
+    reason: str
+
+
 def load_manifests(directory: Path, config: ManifestSourceConfig | None = None) -> LoadedManifests:
     """Read a directory once. Raises OSError if it cannot be listed; defects of files are in `problems`."""
     config = config or ManifestSourceConfig()
@@ -118,7 +125,7 @@ def _read(path: Path, config: ManifestSourceConfig) -> ManifestFile:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        return unreadable_file(path.name, f"cannot be read: {error.strerror}")
+        return unreadable_file(path.name, f"cannot be read: {error.strerror}", read=False)
     if len(data) > limit:
         return unreadable_file(path.name, f"is larger than {limit} bytes")
     return read_manifest(path.name, data)
@@ -142,13 +149,31 @@ class ManifestSource:
         self._rejections: dict[str, list[Rejection]] = {}
         self._listed = False
         self._deferred = False
+        self._unsettled = False
+        self._problems: tuple[Problem, ...] = ()
         self._list_by = 0.0
-        self._missing = False
+        self._missing: MissingDirectory | None = None
+        self._found_at: float | None = None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with the files as they are now."""
-        return tuple(each.problem for found in list(self._rejections.values()) for each in found)
+        """Everything wrong with the files as they are now; may be read from any thread."""
+        return self._problems
+
+    @property
+    def listed(self) -> bool:
+        """Whether the first complete list was given to the sink; may be read from any thread."""
+        return self._listed
+
+    @property
+    def found_at(self) -> float | None:
+        """Since when (seconds since the epoch) the directory is there; None if it is not."""
+        return self._found_at
+
+    @property
+    def missing(self) -> MissingDirectory | None:
+        """Since when and why the directory cannot be listed, or None; may be read from any thread."""
+        return self._missing
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
         """Feed `sink` until `stop` is set."""
@@ -165,7 +190,7 @@ class ManifestSource:
             while not stop.is_set():
                 self._scan(sink, watch)
                 if watch.has_events:
-                    watch.wait(config.rescan_seconds)
+                    watch.wait(config.settle_max_seconds if self._unsettled else config.rescan_seconds)
                 else:
                     watch.wait(config.rescan_without_events_seconds)
                     watch.refresh()
@@ -176,20 +201,37 @@ class ManifestSource:
         try:
             seen = _signatures(self._directory)
         except OSError as error:
-            if not self._missing:
+            self._found_at = None
+            if self._missing is None:
                 log.warning("manifest_directory_missing", path=str(self._directory), error=error.strerror)
-            self._missing = True
+                reason = f"{self._directory}: {error.strerror}"
+                self._missing = MissingDirectory(time.time(), reason)
             return
-        if self._missing:
+        if self._missing is not None:
             log.info("manifest_directory_found", path=str(self._directory))
-            self._missing = False
+            self._missing = None
+        self._found_at = self._found_at or time.time()
         files = self._changed(seen, watch)
         changes = self._manifests.merge(files)
+        broken = {name: self._rejections.pop(name, []) for name in files}
+        for name, content in files.items():
+            if content is not None and content.rejections:
+                self._rejections[name] = content.rejections
+        if files:
+            self._problems = tuple(self._defects())
         for name, content in sorted(files.items()):
-            self._report(sink, name, content)
+            self._report(sink, name, content, broken[name])
         for each in changes.conflicts:
             log.warning("manifest_conflict", problem=str(each.problem))
             sink.reject(each.kind, each.key, each.problem)
+        self._tell(sink, changes, files, started)
+        if files and isinstance(sink, ProblemSink):
+            sink.set_problems(self._problems)
+
+    def _tell(
+        self, sink: Sink, changes: Changes, files: Mapping[str, ManifestFile | None], started: float
+    ) -> None:
+        """Give the sink the first list, or what changed since."""
         if not self._listed:
             if self._deferred and time.monotonic() < self._list_by:
                 return
@@ -209,9 +251,10 @@ class ManifestSource:
 
     def _changed(self, seen: dict[str, _Signature], watch: DirectoryWatch) -> dict[str, ManifestFile | None]:
         """The new content of the files that changed; a file that changes while it is read waits its turn."""
-        files: dict[str, ManifestFile | None] = dict.fromkeys(self._known.keys() - seen.keys())
+        gone = (self._known.keys() | self._rejections.keys()) - seen.keys()
+        files: dict[str, ManifestFile | None] = dict.fromkeys(gone)
         for name in files:
-            del self._known[name]
+            self._known.pop(name, None)
         held = watch.held()
         candidates = {
             name: signature
@@ -222,31 +265,46 @@ class ManifestSource:
             settled = {n: s for n, s in candidates.items() if self._fresh.get(n) == s}
             self._fresh, candidates = candidates, settled
         self._deferred = not held.isdisjoint(seen)
+        self._unsettled = False
         for name, signature in sorted(candidates.items()):
             content = _read(self._directory / name, self._config)
-            if name in watch.held() or _signature_of(self._directory / name) != signature:
+            if name in watch.held():
                 self._deferred = True
                 continue
-            self._known[name] = signature
+            if _signature_of(self._directory / name) != signature:
+                self._deferred = self._unsettled = True
+                continue
+            if not content.read:
+                if content.rejections == self._rejections.get(name):
+                    continue
+            else:
+                self._known[name] = signature
             files[name] = content
         return files
 
-    def _report(self, sink: Sink, name: str, content: ManifestFile | None) -> None:
-        """Say what is wrong with a file that was just read, or that it is mended."""
-        was_broken = self._rejections.pop(name, None)
-        if content is None:
-            return
-        if not content.rejections:
-            if was_broken:
-                log.info("manifest_mended", file=name)
-            return
-        self._rejections[name] = content.rejections
-        for each in content.rejections[:_LOGGED]:
+    def _report(self, sink: Sink, name: str, content: ManifestFile | None, before: list[Rejection]) -> None:
+        """Log what is wrong with a file that was just read, and what was mended since it was last read."""
+        found = content.rejections if content is not None else []
+        if before and not found:
+            log.info("manifest_mended" if content is not None else "manifest_deleted", file=name)
+        elif content is not None:
+            mended = {ObjectKey(each.kind, each.key) for each in before if each.key is not None}
+            for key in sorted(mended & content.objects.keys()):
+                log.info("object_valid_again", object=f"{key.kind} {key.key}", file=name)
+        for each in found[:_LOGGED]:
             log.warning("manifest_problem", file=name, problem=str(each.problem))
-        if len(content.rejections) > _LOGGED:
-            log.warning("manifest_problems", file=name, count=len(content.rejections))
-        for each in content.rejections:
+        if len(found) > _LOGGED:
+            log.warning("manifest_problems", file=name, count=len(found))
+        for each in found:
             sink.reject(each.kind, each.key, each.problem)
+
+    def _defects(self) -> Iterator[Problem]:
+        for found in self._rejections.values():
+            yield from (each.problem for each in found)
+        yield from (each.problem for each in self._manifests.conflicts)
+        for key, obj in self._manifests.objects.items():
+            if key.kind is Kind.SERVICE_CIDR:
+                yield from problems_of(obj)
 
     def _replace(self, sink: Sink, milliseconds: int) -> None:
         objects: dict[Kind, list[WireObject]] = {kind: [] for kind in Kind}
