@@ -192,7 +192,10 @@ class Agent:
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
-            self._reporter.applied(self._inbox.commit(given for given in inputs if given.key not in failed))
+            applied = (given for given in inputs if given.key not in failed)
+            self._reporter.applied(self._inbox.commit(applied, refused=bool(failed)))
+        else:
+            self._inbox.not_applied()
         if blocked or failed or any(report.leftovers for report in reports.values()):
             stuck = all(report.error is not None for report in reports.values())
             self._schedule.failed(started, blocked=stuck)
@@ -313,6 +316,7 @@ class Agent:
             log.warning("node_missing", node=self._config.node_name, effect=told)
         self._node_missing = missing
         facts = self._facts_for(self._config)
+        self._health.wait_for(None if facts is not None else "the pod CIDRs of the node")
         if facts is None:
             log.info("waiting_for_pod_cidrs", node=self._config.node_name, podCIDRs=pod_cidrs(node))
             return

@@ -19,7 +19,7 @@ from kproxy.agent.metric_series import Series
 from kproxy.agent.metrics import Sample
 from kproxy.agent.mode import Mode
 from kproxy.agent.reporter import Reporter
-from kproxy.agent.status import RefusedMode
+from kproxy.agent.verdict import Cause, State, Verdict
 from kproxy.backends.base import MeasureError, PortTraffic
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
@@ -33,25 +33,36 @@ Nfacct = Callable[[], dict[str, tuple[int, int]]]
 
 def readers(
     mode: Callable[[], Mode],
-    refused: Callable[[], RefusedMode | None],
+    verdict: Callable[[], Verdict],
     inbox: Inbox,
     reporter: Reporter,
     service_limit: int,
     accounts: Nfacct = nfacct.read,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sequence[tuple[str, Reader]]:
-    """All readers. `refused` is the mode that was asked for in vain.
+    """All readers. `verdict` says how the agent is.
 
     `service_limit` bounds the service ports that have series of their own; 0: none has.
     """
     return (
-        ("mode", lambda: [Sample(series.MODE_REFUSED, (), float(refused() is not None))]),
+        ("health", lambda: _health(verdict())),
         ("process", lambda: [Sample(series.THREADS, (), threading.active_count())]),
         ("changes", partial(_changes, mode, inbox)),
         ("objects", partial(_objects, inbox, reporter)),
         ("kernel", _Kernel(mode, service_limit, clock).read),
         ("nfacct", partial(_accounts, accounts)),
     )
+
+
+def _health(verdict: Verdict) -> Iterator[Sample]:
+    holding = verdict.causes
+    yield Sample(series.HEALTHY, (), float(verdict.state is State.HEALTHY))
+    for state in State:
+        yield Sample(series.STATE, (state.value,), float(verdict.state is state))
+    for cause in Cause:
+        yield Sample(series.CONDITION, (cause.value,), float(cause in holding))
+    yield Sample(series.MODE_REFUSED, (), float(Cause.MODE_REFUSED in holding))
+    yield Sample(series.CONFIGURATION_REJECTED, (), float(Cause.CONFIGURATION_REJECTED in holding))
 
 
 def _changes(mode: Callable[[], Mode], inbox: Inbox) -> Iterator[Sample]:

@@ -3,16 +3,17 @@
 Besides, /status, and with enableProfiling /debug/threads and /debug/profile.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from kproxy import __version__
+from kproxy.addresses import Family
 from kproxy.agent import profiling
 from kproxy.agent.config import PRIMARY, ProxyConfig
 from kproxy.agent.exposition import CONTENT_TYPE, Exposition, slis
-from kproxy.agent.health import HealthState
+from kproxy.agent.health import Health, HealthState
 from kproxy.agent.http_server import Answer, Routes
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.metrics import Metrics, observe_check
@@ -22,14 +23,18 @@ from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import document
 from kproxy.agent.settings.reload import Reloader
 from kproxy.agent.settings.schema import KUBE_PROXY
-from kproxy.agent.status import Pending, Status, Watch, encode
+from kproxy.agent.status import Condition, FamilyStatus, Pending, Status, Watch, encode
+from kproxy.agent.verdict import Facts, FamilyFacts, State, Trouble, Verdict, WatchFacts, judge
 from kproxy.state.decode import Kind
 
 Watches = Callable[[], Sequence[Watch]]
 
 
 class Inspector:
-    """Puts together how this process is doing, from those who know parts of it."""
+    """Puts together how this process is doing, from those who know parts of it.
+
+    Its methods may be called from any thread.
+    """
 
     def __init__(
         self,
@@ -50,10 +55,19 @@ class Inspector:
         self._clock = clock
         self._since = datetime.now(UTC)
 
+    def verdict(self) -> Verdict:
+        """How the agent is now."""
+        now = datetime.now(UTC)
+        return judge(self._facts(self._health.report(), self._reporter.family_status(), self._watches(), now))
+
     def status(self) -> Status:
-        """The state now; may be called from any thread."""
+        """The state now, with everything that it depends on."""
+        now = datetime.now(UTC)
         config = self._config()
         health = self._health.report()
+        families = self._reporter.family_status()
+        watches = self._watches()
+        verdict = judge(self._facts(health, families, watches, now))
         changes = self._inbox.changes()
         oldest = self._inbox.pending_since
         return Status(
@@ -61,18 +75,58 @@ class Inspector:
             node=config.node_name,
             mode=config.proxy_mode,
             since=self._since,
-            healthy=all(family.healthy for family in health.families.values()),
+            healthy=verdict.state is State.HEALTHY,
             node_eligible=health.node_eligible,
             pending=Pending(
                 changes[Kind.SERVICE].pending,
                 changes[Kind.ENDPOINT_SLICE].pending,
                 None if oldest is None else round(self._clock() - oldest, 3),
             ),
-            families=self._reporter.family_status(),
+            families=families,
             problems=self._reporter.known_problems(),
             rejected=self._inbox.rejected(),
-            watches=list(self._watches()),
+            watches=list(watches),
             refused_mode=self._reloader.refused_mode(),
+            state=verdict.state,
+            live=verdict.live,
+            conditions=[
+                Condition(each.cause.value, each.message, now - timedelta(seconds=each.seconds))
+                for each in verdict.conditions
+            ],
+            rejected_configuration=self._reloader.rejected(),
+        )
+
+    def _facts(
+        self,
+        health: Health,
+        families: Mapping[Family, FamilyStatus],
+        watches: Sequence[Watch],
+        now: datetime,
+    ) -> Facts:
+        mode, file = self._reloader.refused_mode(), self._reloader.rejected()
+        return Facts(
+            age=_seconds(self._since, now),
+            patience=health.patience,
+            families=tuple(
+                _family_facts(family, of.synced, of.behind, families[family], now)
+                for family, of in health.families.items()
+                if family in families
+            ),
+            missing_lists=tuple(kind.value for kind in self._inbox.missing_lists),
+            waits_for=health.waits_for,
+            watches=tuple(
+                WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error))
+                for each in watches
+                if each.down_since is not None and each.last_error is not None
+            ),
+            mode_refused=None
+            if mode is None
+            else Trouble(
+                _seconds(mode.at, now), f"mode {mode.mode} is refused, {mode.kept} stays: {mode.reason}"
+            ),
+            configuration_rejected=None
+            if file is None
+            else Trouble(_seconds(file.at, now), "; ".join(file.problems)),
         )
 
     def routes(self, exposition: Exposition, metrics: Metrics) -> Routes:
@@ -92,6 +146,29 @@ class Inspector:
         if not self._config().profiling:
             return Answer(b"enableProfiling is false\n", status=404)
         return Answer(look().encode())
+
+
+def _family_facts(
+    family: Family, synced: bool, behind: float | None, status: FamilyStatus, now: datetime
+) -> FamilyFacts:
+    failing, failure, compared = status.failing_since, status.last_failure, status.comparison_failure
+    return FamilyFacts(
+        name=family.value,
+        synced=synced,
+        behind=behind,
+        failing=None
+        if failing is None or failure is None
+        else Trouble(_seconds(failing, now), failure.reason),
+        services=status.services,
+        refused=sum(not each.service.startswith("(") for each in status.quarantined),
+        drifted=status.drift.outstanding,
+        returning=status.drift.returning,
+        uncompared=None if compared is None else Trouble(_seconds(compared.at, now), compared.reason),
+    )
+
+
+def _seconds(since: datetime, now: datetime) -> float:
+    return max(0.0, (now - since).total_seconds())
 
 
 def _ping(metrics: Metrics) -> Answer:

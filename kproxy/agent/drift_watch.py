@@ -57,7 +57,9 @@ class DriftWatch:
                 drifts = side.backend.check(thorough=thorough)
             except CheckError as error:
                 log.warning("check_failed", family=side.family.value, reason=str(error))
+                self._reporter.not_compared(side.family, str(error))
                 continue
+            self._reporter.compared(side.family, clean=not drifts)
             if drifts:
                 self.tell(side.family, drifts)
                 drifted = True
@@ -75,6 +77,8 @@ class DriftWatch:
             found = mode.compare_addresses(news)
         except CheckError as error:
             log.warning("check_failed", reason=str(error))
+            for family in mode.families:
+                self._reporter.not_compared(family, str(error))
             return False
         for family, drifts in found.items():
             self.tell(family, drifts)

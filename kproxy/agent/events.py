@@ -43,6 +43,8 @@ class Reason(enum.StrEnum):
     CONFLICT = "AddressConflict"
     REFUSED = "AddressRefused"
     MODE = "ProxyModeRefused"
+    CONFIGURATION = "ConfigurationRejected"
+    UNHEALTHY = "ProxyUnhealthy"
     HEALTH_PORT = "FailedToStartServiceHealthcheck"
     """kube-proxy's own word (pkg/proxy/healthcheck/service_health.go)."""
 
@@ -52,7 +54,12 @@ class Reason(enum.StrEnum):
         return _ACTIONS.get(self, "ProgramService")
 
 
-_ACTIONS = {Reason.MODE: "ChangeProxyMode", Reason.HEALTH_PORT: "Listen"}
+_ACTIONS = {
+    Reason.MODE: "ChangeProxyMode",
+    Reason.HEALTH_PORT: "Listen",
+    Reason.CONFIGURATION: "ReloadConfiguration",
+    Reason.UNHEALTHY: "SyncProxyRules",
+}
 
 
 class Notice(msgspec.Struct, frozen=True):

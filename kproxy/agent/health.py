@@ -1,6 +1,9 @@
 """/healthz and /livez, as load balancers and kubelets know them from kube-proxy.
 
-A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family.
+A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family
+(kproxy.agent.verdict). Objects that an API server does not give are late in the same way, and once the first
+lists are complete, the first sync has as much time again. An idle proxy is healthy.
+
 /healthz is also about the node: one that is being deleted should get no new traffic, although its proxy works
 (KEP-3836); /livez leaves that out, so that a dying node's proxy is not restarted.
 """
@@ -16,6 +19,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.agent.descriptors import DescriptorShares
 from kproxy.agent.http_server import Answer, HttpServer
+from kproxy.agent.verdict import in_time
 from kproxy.state.wire import Node
 
 HEALTHZ, LIVEZ = "/healthz", "/livez"
@@ -23,17 +27,27 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
 class FamilyHealth(msgspec.Struct, frozen=True):
-    """Whether one family's changes reach the kernel in time, and when it was last updated."""
+    """Whether one family's changes reach the kernel in time, and when it was last updated.
+
+    `behind`: seconds since when its oldest change waits, None if none does.
+    """
 
     last_updated: datetime
     healthy: bool
+    synced: bool = True
+    behind: float | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One answer. `patience`: the longest time that a change may wait, in seconds.
+
+    `waits_for`: what the first sync waits for besides the lists of objects.
+    """
 
     families: dict[Family, FamilyHealth]
     node_eligible: bool
+    patience: float = 0.0
+    waits_for: str | None = None
 
 
 class HealthState:
@@ -54,6 +68,7 @@ class HealthState:
         self._synced: dict[Family, float] = {}
         self._behind: dict[Family, float | None] = {}
         self._eligible = True
+        self._waits_for: str | None = None
 
     def set_sync_period(self, sync_period: float) -> None:
         """Take another period; changes may wait for two of it."""
@@ -61,7 +76,7 @@ class HealthState:
             self._patience = 2 * sync_period
 
     def add_family(self, family: Family) -> None:
-        """Begin to report on a family; it counts as healthy before its first sync."""
+        """Begin to report on a family; it counts as healthy until a change has waited for too long."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
             self._behind[family] = None
@@ -80,6 +95,11 @@ class HealthState:
                 since = self._pending_since()
                 self._behind[family] = self._clock() if since is None else since
 
+    def wait_for(self, reason: str | None) -> None:
+        """Say what the first sync waits for, or that it waits for nothing more."""
+        with self._lock:
+            self._waits_for = reason
+
     def see_node(self, node: Node | None, *, known: bool) -> None:
         """Judge the node; before its first list has arrived (`known` False) it counts as eligible."""
         eligible = not known or (
@@ -97,11 +117,17 @@ class HealthState:
         with self._lock:
             families = {}
             for family, updated in self._updated.items():
-                since = self._behind[family]
-                if since is None and waiting is not None:
-                    since = max(waiting, self._synced.get(family, waiting))
-                families[family] = FamilyHealth(updated, since is None or now - since <= self._patience)
-            return Health(families, self._eligible)
+                since = self._since(family, waiting)
+                behind = None if since is None else max(0.0, now - since)
+                healthy = in_time(behind, self._patience)
+                families[family] = FamilyHealth(updated, healthy, family in self._synced, behind)
+            return Health(families, self._eligible, self._patience, self._waits_for)
+
+    def _since(self, family: Family, waiting: float | None) -> float | None:
+        behind = self._behind[family]
+        if behind is None and waiting is not None:
+            return max(waiting, self._synced.get(family, waiting))
+        return behind
 
     def proxy_healthy(self) -> bool:
         """Whether every family keeps up with its changes."""

@@ -14,6 +14,9 @@ from kproxy.state.wire import Node
 
 log = structlog.stdlib.get_logger(__name__)
 
+_NAMELESS = 100
+"""Defects of objects without a name that are kept of each kind; the oldest make room."""
+
 
 class Inbox:
     """A thread-safe Sink around the tables that wakes the run loop when something changed."""
@@ -24,44 +27,70 @@ class Inbox:
         self._wake = threading.Event()
         self._required = frozenset(required)
         self._complete_since: float | None = None
-        self._unsynced_since: float | None = None
+        self._unsynced_since: float | None = time.monotonic()
         self._untaken_since: float | None = None
         self._refused_since: float | None = None
         self._changed_at: float | None = None
         self._halved_since: float | None = None
         self._taken = -1
-        self._rejected: dict[tuple[Kind, str | None], Problem] = {}
+        self._rejected: dict[tuple[Kind, str], Problem] = {}
+        self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in Kind}
+        self._standing: tuple[Problem, ...] = ()
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
-        """Take a complete list of a kind."""
+        """Take a complete list of a kind. Rejected objects that it does not name are gone."""
+        defects = {obj.key: found[0] for obj in objects if (found := problems_of(obj))}
         with self._lock:
             self._note(self._tables.replace(kind, objects, unreadable))
             if self._complete_since is None and self._required <= self._tables.synced:
                 self._complete_since = time.monotonic()
-            kept = {*unreadable, *(obj.key for obj in objects if problems_of(obj))}
-            for key in [k for k in self._rejected if k[0] is kind and k[1] not in kept]:
-                del self._rejected[key]
-        self._name_defects(kind, objects)
+            kept = {*unreadable, *defects}
+            gone = {key for of, key in self._rejected if of is kind and key not in kept}
+            freed = {key: self._rejected.pop((kind, key)) for key in gone}
+            self._nameless[kind] = {
+                problem: False for problem, is_new in self._nameless[kind].items() if is_new
+            }
+        if freed:
+            listed = {obj.key for obj in objects}
+            for key, problem in sorted(freed.items()):
+                _log_freed(problem, valid=key in listed)
+        for key, problem in defects.items():
+            self.reject(kind, key, problem)
 
     def upsert(self, kind: Kind, obj: WireObject) -> None:
         """Take one object."""
+        defects = problems_of(obj)
         with self._lock:
-            self._rejected.pop((kind, obj.key), None)
+            freed = None if defects else self._rejected.pop((kind, obj.key), None)
+            self._age_nameless(kind)
             self._note(self._tables.upsert(obj))
-        self._name_defects(kind, (obj,))
+        if freed is not None:
+            _log_freed(freed, valid=True)
+        if defects:
+            self.reject(kind, obj.key, defects[0])
 
     def delete(self, kind: Kind, key: str) -> None:
         """Forget one object."""
         with self._lock:
-            self._rejected.pop((kind, key), None)
+            freed = self._rejected.pop((kind, key), None)
+            self._age_nameless(kind)
             self._note(self._tables.delete(kind, key))
+        if freed is not None:
+            _log_freed(freed, valid=False)
 
     def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
         """Report an object that cannot be used, once per defect."""
         with self._lock:
-            known = self._rejected.get((kind, key))
-            self._rejected[kind, key] = problem
-        if known != problem:
+            if key is None:
+                nameless = self._nameless[kind]
+                is_known = problem in nameless or problem in self._standing
+                nameless[problem] = True
+                if len(nameless) > _NAMELESS:
+                    del nameless[next(iter(nameless))]
+            else:
+                is_known = self._rejected.get((kind, key)) == problem or problem in self._standing
+                self._rejected[kind, key] = problem
+        if not is_known:
             log.error(
                 "object_rejected",
                 object=problem.object,
@@ -69,6 +98,14 @@ class Inbox:
                 value=problem.value,
                 reason=problem.reason,
             )
+
+    def set_problems(self, problems: Sequence[Problem]) -> None:
+        """Take everything that is wrong now, in place of all that was rejected before (ProblemSink)."""
+        with self._lock:
+            self._rejected.clear()
+            for nameless in self._nameless.values():
+                nameless.clear()
+            self._standing = tuple(problems)
 
     @property
     def ready(self) -> bool:
@@ -84,7 +121,10 @@ class Inbox:
 
     @property
     def pending_since(self) -> float | None:
-        """Monotonic time of the oldest change that is not applied yet, or None if all are."""
+        """Monotonic time of the oldest change that is not applied yet, or None if all are.
+
+        Before the first sync everything waits, since this was made: also objects that did not arrive yet.
+        """
         with self._lock:
             both = (self._unsynced_since, self._refused_since)
             return min((since for since in both if since is not None), default=None)
@@ -97,9 +137,13 @@ class Inbox:
         for the kernel refuses it, waits no more.
         """
         with self._lock:
-            if self._unsynced_since is None or self._complete_since is None:
-                return None
-            return max(self._unsynced_since, self._complete_since)
+            return self._unsynced()
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Monotonic time since when the oldest change waits for a sync, or its kind for its first list."""
+        with self._lock:
+            return self._unsynced() if self._complete_since is not None else self._unsynced_since
 
     @property
     def changed_at(self) -> float | None:
@@ -124,9 +168,16 @@ class Inbox:
             return {kind: self._tables.changes(kind) for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE)}
 
     def rejected(self) -> list[Problem]:
-        """Every object that could not be decoded, with what is wrong with it."""
+        """Every object that cannot be used now, with what is wrong with it."""
         with self._lock:
-            return sorted(self._rejected.values())
+            nameless = (problem for found in self._nameless.values() for problem in found)
+            return sorted({*self._rejected.values(), *nameless, *self._standing})
+
+    @property
+    def missing_lists(self) -> list[Kind]:
+        """The required kinds of which no complete list has arrived."""
+        with self._lock:
+            return sorted(self._required - self._tables.synced)
 
     def node(self) -> Node | None:
         """The node's object as last seen."""
@@ -144,25 +195,33 @@ class Inbox:
         with self._lock:
             if everything:
                 self._tables.touch_all()
+                self._wait_from_now()
             self._taken = self._tables.revision
             self._untaken_since = None
             self._tables.settle()
             self._halved_since = None
             return self._tables.dirty()
 
-    def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
+    def commit(self, applied: Iterable[ServiceInput], *, refused: bool = False) -> list[Trigger]:
         """Clear the marks of what is applied, of all that was taken; the rest of it was refused.
 
-        Returns the triggers of the changes of endpoints among it.
+        `refused`: the kernel refused something that was not taken too, for it was applied before and had to
+        be written again. Returns the triggers of the changes of endpoints that are applied.
         """
         with self._lock:
             triggers = self._tables.commit(applied)
-            if not self._tables.is_behind(self._taken):
+            if not refused and not self._tables.is_behind(self._taken):
                 self._refused_since = None
             elif self._refused_since is None:
-                self._refused_since = self._unsynced_since
+                since = self._unsynced_since
+                self._refused_since = time.monotonic() if since is None else since
             self._unsynced_since = self._untaken_since
             return triggers
+
+    def not_applied(self) -> None:
+        """A sync failed: something waits for the next one, also where no object changed."""
+        with self._lock:
+            self._wait_from_now()
 
     def wait(self, timeout: float | None) -> None:
         """Sleep until something changes, `wake` is called or `timeout` seconds have passed."""
@@ -173,10 +232,20 @@ class Inbox:
         """End a `wait`; may be called from a signal handler or another thread."""
         self._wake.set()
 
-    def _name_defects(self, kind: Kind, objects: Iterable[WireObject]) -> None:
-        for obj in objects:
-            for problem in problems_of(obj)[:1]:
-                self.reject(kind, obj.key, problem)
+    def _age_nameless(self, kind: Kind) -> None:
+        """An event says that what was rejected before was no part of the list that may come next."""
+        nameless = self._nameless[kind]
+        if nameless:
+            self._nameless[kind] = dict.fromkeys(nameless, False)
+
+    def _unsynced(self) -> float | None:
+        if self._unsynced_since is None or self._complete_since is None:
+            return None
+        return max(self._unsynced_since, self._complete_since)
+
+    def _wait_from_now(self) -> None:
+        if self._unsynced_since is None:
+            self._unsynced_since = time.monotonic()
 
     def _note(self, changed: bool) -> None:
         if changed:
@@ -191,3 +260,11 @@ class Inbox:
             elif self._halved_since is None:
                 self._halved_since = now
             self._wake.set()
+
+
+def _log_freed(problem: Problem, *, valid: bool) -> None:
+    """One line for a rejected object that is valid now, or gone."""
+    if valid:
+        log.info("object_valid_again", object=problem.object)
+    else:
+        log.info("rejected_object_deleted", object=problem.object)

@@ -13,6 +13,9 @@ from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.status import Watch
 from kproxy.sources.base import Source
 
+MANIFESTS = "manifests"
+"""What the status calls the watch of the directory."""
+
 
 class Input(msgspec.Struct, frozen=True):
     """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
@@ -33,7 +36,22 @@ def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) 
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
-        return Input(ManifestSource(config.manifests, config.node_name), None, tuple, lambda _: None)
+        manifests = ManifestSource(config.manifests, config.node_name)
+
+        def directory() -> list[Watch]:
+            missing = manifests.missing
+            return [
+                Watch(
+                    kind=MANIFESTS,
+                    synced=manifests.listed,
+                    connected_since=_time(manifests.found_at),
+                    consecutive_failures=0,
+                    last_error=missing.reason if missing is not None else None,
+                    down_since=_time(missing.since if missing is not None else None),
+                )
+            ]
+
+        return Input(manifests, None, directory, lambda _: None)
     from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
     from kproxy.sources.errors import ApiError
     from kproxy.sources.kubernetes import KubernetesSource
@@ -53,6 +71,7 @@ def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) 
                 connected_since=_time(each.connected_since),
                 consecutive_failures=each.consecutive_failures,
                 last_error=each.last_error,
+                down_since=_time(each.down_since),
             )
             for each in source.status()
         ]

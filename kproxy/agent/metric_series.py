@@ -232,6 +232,12 @@ COLLECTION_FAILURES = _counter(
     "kproxy_collection_failures_total", ("part",), "Parts of a scrape that could not be read."
 )
 
+HEALTHY = _gauge("kproxy_healthy", (), "1 if `kproxy status` calls this agent healthy, else 0.")
+STATE = _gauge("kproxy_state", ("state",), "1 for the state of this agent, 0 for the others.")
+CONDITION = _gauge("kproxy_condition", ("reason",), "1 for each reason not to be healthy that holds, else 0.")
+CONFIGURATION_REJECTED = _gauge(
+    "kproxy_configuration_rejected", (), "1 while the configuration file is rejected; the former one counts."
+)
 MODE_SWITCHES = _counter(
     "kproxy_mode_switches_total", ("outcome",), "Changes of the mode while running: done, or failed."
 )

@@ -15,6 +15,7 @@ from kproxy.agent import metric_series as series
 from kproxy.agent.events import Notice, Reason
 from kproxy.agent.metrics import Metrics
 from kproxy.agent.status import Failure, FamilyStatus, Repair, ServiceTrouble
+from kproxy.agent.verdict import RETURNS
 from kproxy.backends.base import Drift, SyncReport
 from kproxy.plan.model import ServicePlan, Verdict
 from kproxy.state.problems import Problem
@@ -24,6 +25,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 SHOWN_DRIFTS = 20
 """How many drifted objects the status names."""
+COUNTED_DRIFTS = 1000
+"""How many drifted objects are remembered, to see which of them return."""
 
 
 class _FamilyRecord:
@@ -31,11 +34,16 @@ class _FamilyRecord:
         self.serving: set[str] = set()
         self.last_success: datetime | None = None
         self.last_failure: Failure | None = None
+        self.failing_since: datetime | None = None
+        self.comparison_failure: Failure | None = None
         self.quarantined: dict[str, ServiceTrouble] = {}
         self.degraded: dict[str, str] = {}
         self.found = 0
         self.repaired = 0
         self.drifting = 0
+        self.repair_due = False
+        self.unrepaired: set[str] = set()
+        self.finds: dict[str, int] = {}
         self.last_drift: datetime | None = None
         self.drifts: tuple[str, ...] = ()
         self.no_local: dict[str, tuple[int, int]] = {}
@@ -88,9 +96,10 @@ class Reporter:
             new = [key for key, reason in report.failed.items() if self._is_new(record, key, reason)]
             if report.error is not None:
                 record.last_failure = Failure(now, report.error)
+                record.failing_since = record.failing_since or now
                 metrics.add(series.SYNC_FAILURES, name)
             else:
-                self._succeeded(record, family, report, plans, now)
+                self._succeeded(record, family, report, plans, now, new)
         if report.error is not None or new or (retried and report.failed):
             metrics.add(series.RESTORE_FAILURES, name)
             metrics.add(series.NFTABLES_SYNC_FAILURES, name)
@@ -143,14 +152,32 @@ class Reporter:
             self._notify(notice)
 
     def drifted(self, family: Family, drifts: Sequence[Drift]) -> None:
-        """Take what somebody else changed; the next sync sets it right."""
+        """Take what others changed; the next sync repairs it."""
         self._metrics.add(series.DRIFT_FOUND, family.value, amount=len(drifts))
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             record.found += len(drifts)
             record.drifting += len(drifts)
+            record.repair_due = True
             record.last_drift = datetime.now(UTC)
             record.drifts = tuple(str(drift) for drift in drifts[:SHOWN_DRIFTS])
+            found = [drift.object for drift in drifts[:COUNTED_DRIFTS]]
+            record.finds = {name: record.finds.get(name, 0) + 1 for name in found}
+
+    def compared(self, family: Family, *, clean: bool) -> None:
+        """The kernel was compared with what was applied; `clean`: nothing had drifted."""
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            record.comparison_failure = None
+            if clean:
+                record.finds = {}
+
+    def not_compared(self, family: Family, reason: str) -> None:
+        """The kernel could not be compared with what was applied."""
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            since = record.comparison_failure
+            record.comparison_failure = Failure(datetime.now(UTC) if since is None else since.at, reason)
 
     def confirmed(self, family: Family) -> None:
         """The kernel was found as it should be: as good as a sync that had nothing to write."""
@@ -179,7 +206,16 @@ class Reporter:
                     last_failure=record.last_failure,
                     quarantined=sorted(record.quarantined.values()),
                     degraded=dict(sorted(record.degraded.items())),
-                    drift=Repair(record.found, record.repaired, record.last_drift, record.drifts),
+                    drift=Repair(
+                        record.found,
+                        record.repaired,
+                        record.last_drift,
+                        record.drifts,
+                        record.drifting,
+                        _returning(record.finds),
+                    ),
+                    failing_since=record.failing_since,
+                    comparison_failure=record.comparison_failure,
                 )
                 for family, record in self._families.items()
             }
@@ -201,10 +237,12 @@ class Reporter:
         report: SyncReport,
         plans: Mapping[str, ServicePlan],
         now: datetime,
+        new: Sequence[str],
     ) -> None:
         name = family.value
         metrics = self._metrics
         record.last_success = now
+        record.failing_since = None
         metrics.set(series.LAST_SYNC, name, value=now.timestamp())
         known = record.quarantined
         record.quarantined = {
@@ -214,7 +252,11 @@ class Reporter:
         record.degraded = dict(report.degraded)
         metrics.set(series.QUARANTINED, name, value=len(record.quarantined))
         metrics.set(series.DEGRADED, name, value=len(record.degraded))
-        if record.drifting:
+        if record.repair_due:
+            record.unrepaired.update(new)  # refused as they were to be written again
+        record.repair_due = False
+        record.unrepaired &= report.failed.keys()
+        if record.drifting and not record.unrepaired:
             metrics.add(series.DRIFT_REPAIRED, name, amount=record.drifting)
             record.repaired += record.drifting
             record.drifting = 0
@@ -231,3 +273,7 @@ class Reporter:
             for index, policy in enumerate(("internal", "external")):
                 total = sum(counts[index] for counts in record.no_local.values())
                 metrics.set(series.NO_LOCAL_ENDPOINTS, policy, name, value=total)
+
+
+def _returning(finds: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(name for name, times in finds.items() if times >= RETURNS)[:SHOWN_DRIFTS]

@@ -24,6 +24,7 @@ from kproxy.agent.diagnostics import Inspector
 from kproxy.agent.exposition import Exposition
 from kproxy.agent.flows import FlowCleaner
 from kproxy.agent.health import HEALTHZ, HealthServer, HealthState
+from kproxy.agent.health_monitor import HealthMonitor
 from kproxy.agent.http_server import HttpServer, Routes
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.input import Input, make_input
@@ -96,7 +97,7 @@ def _work(
     make_mode = functools.partial(factory.make_mode, runner=Runner(stop))
     mode = make_mode(config)
     flows = FlowCleaner(NetlinkConntrack, metrics)
-    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.unsynced_since)
+    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.waiting_since)
     events = given.events
     reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
     services = ServiceHealth(health.proxy_healthy, reporter.port_refused, shares)
@@ -127,8 +128,9 @@ def _work(
     exposition = Exposition(
         metrics,
         lambda: agent.config.proxy_mode,
-        readers(lambda: agent.mode, reloader.refused_mode, inbox, reporter, config.metrics_service_limit),
+        readers(lambda: agent.mode, inspector.verdict, inbox, reporter, config.metrics_service_limit),
     )
+    monitor = HealthMonitor(inspector.verdict, events.notify if events is not None else lambda _: None)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
     servers = _servers(config, health, metrics, inspector.routes(exposition, metrics), shares)
     with _serving(servers, hard_fail=config.bind_address_hard_fail):
@@ -141,6 +143,7 @@ def _work(
         if config.once:
             return agent.run_once(stop)
         threads.start("settings", functools.partial(_watch, reloader, stop))
+        threads.start("health", functools.partial(monitor.run, stop))
         agent.run(stop)
     return True
 

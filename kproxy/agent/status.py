@@ -1,12 +1,23 @@
-"""What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it."""
+"""What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it.
+
+What is wrong with the agent on this node (`conditions`) is kept apart from what is wrong with single objects
+(`findings`), which it cannot mend and which every node reports alike.
+"""
 
 from datetime import datetime
 
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.agent.verdict import State
 from kproxy.state.problems import Problem
 from kproxy.text import clean_all
+
+HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
+"""Exit codes of `kproxy status`; 2 is that of a usage error.
+
+Healthy; not healthy, or cannot be asked; healthy, but something is wrong with objects.
+"""
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", order=True):
@@ -29,16 +40,25 @@ class ServiceTrouble(_Camel, frozen=True):
 
 
 class Repair(_Camel, frozen=True):
-    """Objects of ours that somebody else changed: how many were found and set right, when last, which."""
+    """Objects of kproxy's that others changed: how many were found and repaired, when last, which.
+
+    `outstanding` of them no sync has repaired; `returning` are those found changed after each repair.
+    """
 
     found: int = 0
     repaired: int = 0
     last_found: datetime | None = None
     last_objects: tuple[str, ...] = ()
+    outstanding: int = 0
+    returning: tuple[str, ...] = ()
 
 
 class FamilyStatus(_Camel, frozen=True):
-    """One IP family. `degraded` services work, but not in the respect that is said of each."""
+    """One IP family. `degraded` services work, but not in the respect that is said of each.
+
+    `failing_since`: when the first of the last syncs in a row failed; None if the last one succeeded.
+    `comparison_failure`: since when and why the kernel cannot be compared with what was applied.
+    """
 
     services: int
     last_success: datetime | None
@@ -46,6 +66,8 @@ class FamilyStatus(_Camel, frozen=True):
     quarantined: list[ServiceTrouble]
     degraded: dict[str, str]
     drift: Repair
+    failing_since: datetime | None = None
+    comparison_failure: Failure | None = None
 
 
 class RefusedMode(_Camel, frozen=True):
@@ -57,6 +79,22 @@ class RefusedMode(_Camel, frozen=True):
     reason: str
 
 
+class RejectedConfiguration(_Camel, frozen=True):
+    """A configuration file that was rejected: since when, which, and every reason; the former one counts."""
+
+    at: datetime
+    file: str
+    problems: list[str]
+
+
+class Condition(_Camel, frozen=True):
+    """One thing that is wrong with the agent: a reason in one word, in full, and since when."""
+
+    reason: str
+    message: str
+    since: datetime
+
+
 class Pending(_Camel, frozen=True):
     """Services with changes that wait: of their own, of endpoints; seconds since the oldest came."""
 
@@ -66,17 +104,22 @@ class Pending(_Camel, frozen=True):
 
 
 class Watch(_Camel, frozen=True):
-    """How the watch of one kind is doing; `connected_since` is None while it is not."""
+    """How the watch of one kind is doing; `connected_since` is None while it is not, or `down_since` is."""
 
     kind: str
     synced: bool
     connected_since: datetime | None
     consecutive_failures: int
     last_error: str | None
+    down_since: datetime | None = None
 
 
 class Status(_Camel, frozen=True):
-    """Everything. `healthy` is that of /livez, `node_eligible` what /healthz says beyond it."""
+    """Everything. `node_eligible` is what /healthz says beyond /livez.
+
+    `state` is the verdict in one word, with the reasons in `conditions`; `healthy` says whether it is that of
+    `healthy`; `live` is what /livez says, which allows changes to wait for some time.
+    """
 
     version: str
     node: str
@@ -90,12 +133,32 @@ class Status(_Camel, frozen=True):
     rejected: list[Problem]
     watches: list[Watch] = []
     refused_mode: RefusedMode | None = None
+    state: State | None = None
+    live: bool = True
+    conditions: list[Condition] = []
+    rejected_configuration: RejectedConfiguration | None = None
+
+    @property
+    def findings(self) -> int:
+        """How many things are wrong with single objects."""
+        families = self.families.values()
+        return (
+            len(self.problems)
+            + len(self.rejected)
+            + sum(len(each.quarantined) + len(each.degraded) for each in families)
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """What `kproxy status` exits with."""
+        if not self.healthy or self.refused_mode is not None or self.rejected_configuration is not None:
+            return UNHEALTHY
+        return FINDINGS if self.findings else HEALTHY
 
     @property
     def good(self) -> bool:
-        """Whether nothing needs an operator."""
-        wrong = (self.problems, self.rejected, self.refused_mode)
-        return self.healthy and not any((*wrong, *(each.quarantined for each in self.families.values())))
+        """Whether nothing needs anybody."""
+        return self.exit_code == HEALTHY
 
 
 def encode(status: Status) -> bytes:

@@ -1,4 +1,4 @@
-"""The status as tables for people: first what runs, then only what is wrong.
+"""The status as tables for people: first what runs, then only what is wrong, the agent's own troubles first.
 
 Plain text: a library for terminals would be loaded by every kproxy that runs, for structlog takes what it
 finds.
@@ -18,15 +18,19 @@ _WIDEST = 8192
 
 def screen(status: Status, now: datetime) -> str:
     """The text; `now` is what ages are counted to."""
-    verdict = "healthy" if status.healthy else "BEHIND WITH ITS CHANGES"
     since = age(status.since, now)
-    lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict}"]
+    lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict(status)}"]
     if not status.node_eligible:
-        lines.append("this node is going: load balancers are told so")
+        lines.append("node is being deleted; /healthz answers 503")
     refused = status.refused_mode
     if refused is not None:
         when, why = age(refused.at, now), " ".join(refused.reason.split())
-        lines.append(f"mode {refused.mode} could not be taken {when} ago, {refused.kept} stays: {why}")
+        lines.append(f"mode {refused.mode} was refused {when} ago, {refused.kept} stays: {why}")
+    rejected = status.rejected_configuration
+    if rejected is not None:
+        when = age(rejected.at, now)
+        lines.append(f"configuration was rejected {when} ago, the former one stays: {rejected.file}")
+        lines += [f"{_GAP}{' '.join(problem.split())}" for problem in rejected.problems]
     pending = status.pending
     if pending.oldest_seconds is not None:
         waiting = f"{pending.services} of services, {pending.endpoints} of endpoints"
@@ -44,21 +48,37 @@ def screen(status: Status, now: datetime) -> str:
         for service, reason in each.degraded.items()
     ]
     broken = [
-        (watch.kind, str(watch.consecutive_failures), watch.last_error or "")
+        (
+            watch.kind,
+            age(watch.down_since, now) if watch.down_since is not None else "-",
+            str(watch.consecutive_failures),
+            watch.last_error or "",
+        )
         for watch in status.watches
-        if watch.connected_since is None
+        if watch.connected_since is None or watch.down_since is not None
     ]
+    conditions = [(each.reason, age(each.since, now), each.message) for each in status.conditions]
     fields = ("OBJECT", "FIELD", "VALUE", "REASON")
     for title, columns, rows in (
-        ("refused by the kernel, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
-        ("served, but not as asked for", ("FAMILY", "SERVICE", "REASON"), degraded),
-        ("not obeyed", fields, _cells(status.problems)),
-        ("not readable", fields, _cells(status.rejected)),
-        ("watches that are down", ("KIND", "FAILURES", "LAST ERROR"), broken),
+        ("reasons", ("REASON", "FOR", "MESSAGE"), conditions),
+        ("watches that are down", ("KIND", "FOR", "FAILURES", "LAST ERROR"), broken),
+        ("quarantined, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
+        ("degraded", ("FAMILY", "SERVICE", "REASON"), degraded),
+        ("invalid fields ignored", fields, _cells(status.problems)),
+        ("rejected objects", fields, _cells(status.rejected)),
     ):
         if rows:
             lines += ["", f"{title}: {len(rows)}", *_table(columns, rows)]
     return "\n".join(clean(line, _WIDEST) for line in lines) + "\n"
+
+
+def verdict(status: Status) -> str:
+    """The state in a few words."""
+    if not status.live or (not status.healthy and status.state is None):
+        return "UNHEALTHY: changes are not applied in time"
+    if not status.healthy:
+        return str(status.state).upper()
+    return f"healthy; findings about objects: {status.findings}" if status.findings else "healthy"
 
 
 def age(since: datetime, now: datetime) -> str:

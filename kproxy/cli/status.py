@@ -7,8 +7,28 @@ import click
 
 from kproxy import logs
 
+_TIMEOUT = "1m"
 
-@click.command()
+
+def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    from kproxy.agent.settings.durations import parse_duration
+
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f'"{text}" {error}', context, option) from error
+    if seconds < 0:
+        raise click.BadParameter(f'"{text}" is negative', context, option)
+    return seconds
+
+
+@click.command(
+    epilog="Exit status: 0 if the agent is healthy; 1 if it is not, or does not answer; 3 if it is healthy, "
+    "but something is wrong with objects: a rejected object, an invalid field, a service that the kernel "
+    "refuses or that works only in part."
+)
 @click.option(
     "--address",
     default="127.0.0.1:10249",
@@ -22,15 +42,29 @@ from kproxy import logs
     type=click.Choice(["table", "json"]),
     help="Default: tables on a terminal, JSON elsewhere.",
 )
-def status(address: str, output: str | None) -> None:
-    """Tell what runs on this node, since when, and what is wrong; exits 0 if nothing is, else 1."""
-    from kproxy.agent.status import encode
-    from kproxy.agent.status_client import StatusUnavailable, fetch
+@click.option("--wait", is_flag=True, help="Wait until the agent is healthy and has synced.")
+@click.option(
+    "--timeout",
+    callback=_seconds,
+    metavar="DURATION",
+    help=f"The longest time for --wait, such as 30s; 0: ask once.  [default: {_TIMEOUT}]",
+)
+@click.pass_context
+def status(
+    context: click.Context, /, address: str, output: str | None, wait: bool, timeout: float | None
+) -> None:
+    """Show what runs on this node, since when, and what is wrong."""
+    from kproxy.agent import status_client
+    from kproxy.agent.settings.durations import format_duration, parse_duration
+    from kproxy.agent.status import UNHEALTHY, encode
 
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout needs --wait", context)
     logs.configure()
+    seconds = parse_duration(_TIMEOUT) if timeout is None else timeout
     try:
-        found = fetch(address)
-    except StatusUnavailable as error:
+        found = status_client.wait(address, seconds) if wait else status_client.fetch(address)
+    except status_client.StatusUnavailable as error:
         raise click.ClickException(str(error)) from error
     if output == "table" or (output is None and sys.stdout.isatty()):
         from kproxy.agent.status_screen import screen
@@ -38,4 +72,7 @@ def status(address: str, output: str | None) -> None:
         click.echo(screen(found, datetime.now(UTC)), nl=False)
     else:
         click.echo(encode(found), nl=False)
-    sys.exit(0 if found.good else 1)
+    if wait and found.exit_code == UNHEALTHY:
+        reasons = "; ".join(each.message for each in found.conditions)
+        click.echo(f"Error: not healthy after {format_duration(seconds)}: {reasons}", err=True)
+    sys.exit(found.exit_code)

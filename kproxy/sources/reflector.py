@@ -60,6 +60,8 @@ class WatchStatus:
     """0 while connected."""
     last_error: str | None
     resource_version: str | None
+    down_since: float | None = None
+    """Since when there is no watch that holds; None while there is one."""
 
 
 class _Phase(Enum):
@@ -99,6 +101,7 @@ class Reflector:
         self._synced = self._answered = False
         self._unavailable = False
         self._connected_since: float | None = None
+        self._lost_at: float | None = time.time()
         self._last_error: str | None = None
         self._log = log.bind(kind=resource.kind.value)
 
@@ -113,12 +116,20 @@ class Reflector:
             consecutive_failures=0 if connected is not None else self._backoff.failures,
             last_error=self._last_error,
             resource_version=self._version,
+            down_since=self._lost_since(connected),
         )
 
     @property
     def unavailable(self) -> bool:
         """Whether the server has no such kind, or does not let us read it, and that is no fault."""
         return self._unavailable
+
+    def _lost_since(self, connected: float | None) -> float | None:
+        """A connection after some that broke at once is believed at its first event, or when it is steady."""
+        lost = self._lost_at
+        if lost is None or (connected is not None and time.time() - connected >= self._config.steady_seconds):
+            return None
+        return lost
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
         """Feed `sink` until `stop` is set."""
@@ -275,6 +286,7 @@ class Reflector:
             down = round(time.monotonic() - self._down_since, 1)
             self._log.info("watch_restored", after_seconds=down, failures=self._backoff.failures)
         self._phase = _Phase.UP
+        self._lost_at = None
         self._last_error = None
 
     def _do_without(self, error: Exception | None, sink: Sink) -> None:
@@ -296,9 +308,11 @@ class Reflector:
     def _after(self, error: Exception | None) -> float:
         """Judge how a connection ended; seconds to wait before the next."""
         lived = time.monotonic() - self._opened if self._opened is not None else 0.0
+        steady = lived >= self._config.steady_seconds
+        if steady or self._lost_at is None:
+            self._lost_at = time.time()
         if self._unavailable:
             return self._config.unavailable_retry_seconds
-        steady = lived >= self._config.steady_seconds
         if steady:
             self._backoff.reset()
             self._expired = self._flapping = False

@@ -161,3 +161,32 @@ def test_addresses_are_split(text: str, expected: tuple[str, int]) -> None:
 def test_bad_addresses_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         split_host_port(text)
+
+
+def test_what_never_arrived_or_never_was_applied_is_late_as_any_change(
+    world: World, server: HealthServer
+) -> None:
+    """As the inbox tells it: before the first sync something waits from the start on."""
+    world.pending = world.now
+    world.now += 2 * PERIOD
+    assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 200
+    world.now += 1
+    assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 503
+    world.state.updated(Family.IPV4)
+    assert get(server, "/livez")[0] == 503
+    world.state.updated(Family.IPV6)
+    world.pending = None
+    assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 200
+    world.now += 10_000
+    assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 200
+
+
+def test_the_report_says_what_was_synced_how_far_it_is_behind_and_what_it_waits_for(world: World) -> None:
+    world.state.wait_for("the pod CIDRs of the node")
+    world.pending = world.now
+    world.state.updated(Family.IPV4)
+    world.now += 7
+    report = world.state.report()
+    assert (report.patience, report.waits_for) == (2 * PERIOD, "the pod CIDRs of the node")
+    assert [report.families[each].synced for each in Family] == [True, False]
+    assert [report.families[each].behind for each in Family] == [7.0, 7.0]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import msgspec
@@ -113,11 +114,60 @@ def test_a_sync_that_was_not_finished_leaves_its_changes_waiting(monkeypatch: py
 def test_no_sync_is_late_before_the_first_lists_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clock(monkeypatch)
     inbox = Inbox([Kind.SERVICE, Kind.NODE])
+    assert (inbox.waiting_since, inbox.pending_since) == (0.0, 0.0)
     inbox.replace(Kind.SERVICE, [service("a")], [])
     now.append(500.0)
-    assert (inbox.unsynced_since, inbox.pending_since) == (None, 0.0)
+    assert (inbox.unsynced_since, inbox.waiting_since, inbox.pending_since) == (None, 0.0, 0.0)
+    assert inbox.missing_lists == [Kind.NODE]
     inbox.replace(Kind.NODE, [], [])
-    assert (inbox.unsynced_since, inbox.pending_since) == (500.0, 0.0)
+    assert (inbox.unsynced_since, inbox.waiting_since, inbox.pending_since) == (500.0, 500.0, 0.0)
+    inbox.commit(inbox.take())
+    assert (inbox.unsynced_since, inbox.waiting_since, inbox.pending_since) == (None, None, None)
+
+
+def test_what_is_planned_again_waits_until_it_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No object changed, but the node or the settings did."""
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    inbox.commit(inbox.take())
+    now.append(5.0)
+    again = inbox.take(everything=True)
+    assert (inbox.unsynced_since, inbox.pending_since) == (5.0, 5.0)
+    now.append(6.0)
+    inbox.commit(given for given in again if given.key != "n/a")
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, 5.0)
+    inbox.commit(inbox.take())
+    assert inbox.pending_since is None
+
+
+def test_a_service_that_is_refused_as_it_is_repaired_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was applied before, and no object changed since."""
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+    inbox.commit(inbox.take())
+    now.append(7.0)
+    inbox.commit(inbox.take(), refused=True)
+    now.append(8.0)
+    inbox.commit(inbox.take(), refused=True)
+    assert (inbox.unsynced_since, inbox.pending_since) == (None, 7.0)
+    inbox.commit(inbox.take())
+    assert inbox.pending_since is None
+
+
+def test_a_sync_that_fails_without_a_change_leaves_something_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    inbox = Inbox([Kind.SERVICE])
+    inbox.replace(Kind.SERVICE, [], [])
+    inbox.commit(inbox.take())
+    now.append(9.0)
+    inbox.not_applied()
+    now.append(10.0)
+    inbox.not_applied()
+    assert (inbox.waiting_since, inbox.pending_since) == (9.0, 9.0)
+    inbox.commit(inbox.take())
+    assert inbox.pending_since is None
 
 
 def test_a_change_ends_a_wait() -> None:
@@ -142,6 +192,7 @@ def test_a_rejected_object_is_told_once_per_defect() -> None:
     with structlog.testing.capture_logs() as logs:
         for problem in (first, first, second):
             inbox.reject(Kind.SERVICE, "n/a", problem)
+    assert inbox.rejected() == [second]
     assert [(entry["field"], entry["object"]) for entry in logs] == [
         ("spec.ports", "Service n/a"),
         ("spec.type", "Service n/a"),
@@ -189,3 +240,71 @@ def test_a_cidr_that_is_none_costs_itself_and_is_named_once_until_it_is_gone() -
     inbox.delete(Kind.SERVICE_CIDR, "a")
     assert not inbox.rejected()
     assert not inbox.service_ranges
+
+
+DEFECT = Problem("Service n/a", "spec.ports", '"x"', "not a list")
+
+
+def relist_without(inbox: Inbox) -> None:
+    inbox.replace(Kind.SERVICE, [], [])
+
+
+def relist_with(inbox: Inbox) -> None:
+    inbox.replace(Kind.SERVICE, [service("a")], [])
+
+
+def update(inbox: Inbox) -> None:
+    inbox.upsert(Kind.SERVICE, service("a"))
+
+
+def delete(inbox: Inbox) -> None:
+    inbox.delete(Kind.SERVICE, "n/a")
+
+
+@pytest.mark.parametrize(
+    ("mend", "event"),
+    [
+        (relist_without, "rejected_object_deleted"),
+        (relist_with, "object_valid_again"),
+        (update, "object_valid_again"),
+        (delete, "rejected_object_deleted"),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_rejected_object_that_is_mended_or_gone_is_told_once_and_forgotten(
+    listed: bool, mend: Callable[[Inbox], None], event: str
+) -> None:
+    inbox = Inbox([Kind.SERVICE])
+    inbox.reject(Kind.SERVICE, "n/a", DEFECT)
+    if listed:
+        inbox.replace(Kind.SERVICE, [], ["n/a"])
+    assert inbox.rejected() == [DEFECT]
+    with structlog.testing.capture_logs() as logs:
+        mend(inbox)
+        mend(inbox)
+    assert inbox.rejected() == []
+    assert [(line["event"], line["object"]) for line in logs] == [(event, "Service n/a")]
+
+
+def test_objects_without_a_name_stay_rejected_until_a_list_has_none() -> None:
+    first = Problem("Service ?", "metadata.name", "null", "is missing")
+    second = Problem("Service ?", "metadata.name", "7", "is no text")
+    inbox = Inbox([Kind.SERVICE])
+    for _ in range(2):
+        inbox.reject(Kind.SERVICE, None, first)
+        inbox.reject(Kind.SERVICE, None, second)
+        inbox.replace(Kind.SERVICE, [], [])
+        assert inbox.rejected() == [second, first]
+    inbox.upsert(Kind.SERVICE, service("a"))
+    inbox.reject(Kind.SERVICE, None, first)
+    inbox.replace(Kind.SERVICE, [], [])
+    assert inbox.rejected() == [first]
+    inbox.replace(Kind.SERVICE, [], [])
+    assert inbox.rejected() == []
+
+
+def test_objects_without_a_name_are_bounded() -> None:
+    inbox = Inbox([Kind.SERVICE])
+    for number in range(1000):
+        inbox.reject(Kind.SERVICE, None, Problem("Service ?", "metadata.name", str(number), "is no text"))
+    assert len(inbox.rejected()) == 100

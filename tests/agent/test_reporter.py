@@ -184,3 +184,68 @@ def test_a_look_that_finds_nothing_wrong_is_as_good_as_a_sync(world: World) -> N
     world.reporter.confirmed(IPV4)
     assert world.value(series.LAST_SYNC, "IPv4") > 0
     assert world.observed(series.SYNC, "IPv4") == 0
+
+
+DRIFTS = (Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing"))
+
+
+def test_a_failing_family_says_since_when_until_a_sync_succeeds(world: World) -> None:
+    def failing_since() -> datetime | None:
+        return world.reporter.family_status()[IPV4].failing_since
+
+    assert failing_since() is None
+    world.sync(error="locked")
+    first = failing_since()
+    assert first is not None
+    world.sync(error="locked again")
+    assert failing_since() == first
+    world.sync()
+    assert failing_since() is None
+
+
+def test_drift_is_outstanding_until_a_sync_succeeds(world: World) -> None:
+    world.reporter.drifted(IPV4, DRIFTS)
+    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    world.sync(error="locked")
+    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    world.sync()
+    drift = world.reporter.family_status()[IPV4].drift
+    assert (drift.outstanding, drift.repaired, drift.found) == (0, 2, 2)
+
+
+def test_drift_whose_repair_the_kernel_refuses_is_outstanding_until_it_does_not(world: World) -> None:
+    world.sync(failed={"ns/old": "refused before"})
+    world.reporter.drifted(IPV4, DRIFTS)
+    world.sync(failed={"ns/a": "no such target", "ns/old": "refused before"})
+    assert world.value(series.DRIFT_REPAIRED, "IPv4") == 0
+    world.sync(failed={"ns/a": "no such target"})
+    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    world.sync(failed={"ns/old": "refused again"})
+    assert world.reporter.family_status()[IPV4].drift.outstanding == 0
+    assert world.value(series.DRIFT_REPAIRED, "IPv4") == 2
+
+
+def test_drift_that_returns_after_each_repair_is_named_until_a_comparison_is_clean(world: World) -> None:
+    def returning() -> tuple[str, ...]:
+        return world.reporter.family_status()[IPV4].drift.returning
+
+    for _ in range(3):
+        assert returning() == ()
+        world.reporter.compared(IPV4, clean=False)
+        world.reporter.drifted(IPV4, DRIFTS[:1])
+        world.sync()
+    assert returning() == ("chain nat/A",)
+    world.reporter.compared(IPV4, clean=True)
+    assert returning() == ()
+
+
+def test_a_comparison_that_fails_says_since_when_until_one_succeeds(world: World) -> None:
+    world.reporter.not_compared(IPV4, "cannot be read")
+    first = world.reporter.family_status()[IPV4].comparison_failure
+    world.reporter.not_compared(IPV4, "incompatible")
+    then = world.reporter.family_status()[IPV4].comparison_failure
+    assert first is not None
+    assert then is not None
+    assert (then.at, then.reason) == (first.at, "incompatible")
+    world.reporter.compared(IPV4, clean=True)
+    assert world.reporter.family_status()[IPV4].comparison_failure is None

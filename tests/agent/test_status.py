@@ -8,18 +8,21 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.agent.http_server import Answer, HttpServer
 from kproxy.agent.status import (
+    Condition,
     Failure,
     FamilyStatus,
     Pending,
     RefusedMode,
+    RejectedConfiguration,
     Repair,
     ServiceTrouble,
     Status,
     Watch,
     encode,
 )
-from kproxy.agent.status_client import StatusUnavailable, fetch
+from kproxy.agent.status_client import StatusUnavailable, fetch, wait
 from kproxy.agent.status_screen import age, screen
+from kproxy.agent.verdict import State
 from kproxy.state.problems import Problem
 
 NOW = datetime(2026, 1, 10, 12, tzinfo=UTC)
@@ -36,6 +39,7 @@ FINE = Status(
     problems=[],
     rejected=[],
     watches=[Watch("Service", synced=True, connected_since=NOW, consecutive_failures=0, last_error=None)],
+    state=State.HEALTHY,
 )
 TROUBLED = msgspec.structs.replace(
     FINE,
@@ -54,8 +58,21 @@ TROUBLED = msgspec.structs.replace(
     },
     problems=[Problem("Service ns/c", "spec.externalIPs", '"1.2.3.4"', "already belongs to ns/a")],
     rejected=[Problem("Service ns/d", "spec.ports[0].port", '"eighty"', "Expected `int`, got `str`")],
-    watches=[Watch("Node", synced=True, connected_since=None, consecutive_failures=4, last_error="503")],
+    watches=[
+        Watch(
+            "Node",
+            synced=True,
+            connected_since=None,
+            consecutive_failures=4,
+            last_error="503",
+            down_since=AN_HOUR_AGO,
+        )
+    ],
     refused_mode=RefusedMode(AN_HOUR_AGO, "nftables", "ipvs", "IPv6: no such\nexpression"),
+    state=State.FAILING,
+    live=False,
+    conditions=[Condition("SyncFailing", "IPv4: the last sync failed: locked", AN_HOUR_AGO)],
+    rejected_configuration=RejectedConfiguration(AN_HOUR_AGO, "/c.conf", ["/c.conf: mode: 7 is not a text"]),
 )
 
 FINE_TEXT = """\
@@ -65,33 +82,39 @@ FAMILY  SERVICES  LAST SUCCESS  LAST FAILURE  REPAIRED
 IPv4    12        5s ago        -             -
 """
 TROUBLED_TEXT = """\
-kproxy 0.1.0 on node-a, mode ipvs, for 9d: BEHIND WITH ITS CHANGES
-this node is going: load balancers are told so
-mode nftables could not be taken 1h ago, ipvs stays: IPv6: no such expression
+kproxy 0.1.0 on node-a, mode ipvs, for 9d: UNHEALTHY: changes are not applied in time
+node is being deleted; /healthz answers 503
+mode nftables was refused 1h ago, ipvs stays: IPv6: no such expression
+configuration was rejected 1h ago, the former one stays: /c.conf
+  /c.conf: mode: 7 is not a text
 changes waiting: 1 of services, 2 of endpoints; the oldest for 80.5 s
 
 FAMILY  SERVICES  LAST SUCCESS  LAST FAILURE                              REPAIRED
 IPv4    12        never         1h ago: locked: another program holds it  2 of 3
 
-refused by the kernel, tried again: 1
+reasons: 1
+REASON       FOR  MESSAGE
+SyncFailing  1h   IPv4: the last sync failed: locked
+
+watches that are down: 1
+KIND  FOR  FAILURES  LAST ERROR
+Node  1h   4         503
+
+quarantined, tried again: 1
 FAMILY  SERVICE  FOR  REASON
 IPv4    ns/a     1h   line 3 failed
 
-served, but not as asked for: 1
+degraded: 1
 FAMILY  SERVICE  REASON
 IPv4    ns/b     the kernel has no scheduler mh, rr is used
 
-not obeyed: 1
+invalid fields ignored: 1
 OBJECT        FIELD             VALUE      REASON
 Service ns/c  spec.externalIPs  "1.2.3.4"  already belongs to ns/a
 
-not readable: 1
+rejected objects: 1
 OBJECT        FIELD               VALUE     REASON
 Service ns/d  spec.ports[0].port  "eighty"  Expected `int`, got `str`
-
-watches that are down: 1
-KIND  FAILURES  LAST ERROR
-Node  4         503
 """
 
 
@@ -110,22 +133,106 @@ def test_a_status_arrives_as_it_was_sent(status: Status) -> None:
         assert fetch(f"127.0.0.1:{server.port}") == status
     finally:
         server.stop()
-    assert (FINE.good, TROUBLED.good) == (True, False)
+
+
+FINDINGS_ONLY = {Family.IPV4: msgspec.structs.replace(FINE.families[Family.IPV4], degraded={"a": "no mh"})}
+QUARANTINED = {
+    Family.IPV4: msgspec.structs.replace(
+        FINE.families[Family.IPV4], quarantined=[ServiceTrouble("ns/a", "line 3 failed", AN_HOUR_AGO)]
+    )
+}
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "code"),
     [
-        {"healthy": False},
-        {"problems": TROUBLED.problems},
-        {"rejected": TROUBLED.rejected},
-        {"families": TROUBLED.families},
-        {"refused_mode": TROUBLED.refused_mode},
+        ({}, 0),
+        ({"healthy": False}, 1),
+        ({"refused_mode": TROUBLED.refused_mode}, 1),
+        ({"rejected_configuration": TROUBLED.rejected_configuration}, 1),
+        ({"problems": TROUBLED.problems}, 3),
+        ({"rejected": TROUBLED.rejected}, 3),
+        ({"families": FINDINGS_ONLY}, 3),
+        ({"families": QUARANTINED}, 3),
+        ({"healthy": False, "problems": TROUBLED.problems}, 1),
+        ({"node_eligible": False}, 0),
     ],
     ids=str,
 )
-def test_each_trouble_alone_is_not_good(damage: dict[str, object]) -> None:
-    assert not msgspec.structs.replace(FINE, **damage).good
+def test_defects_of_objects_have_an_exit_code_of_their_own(damage: dict[str, object], code: int) -> None:
+    status = msgspec.structs.replace(FINE, **damage)
+    assert (status.exit_code, status.good) == (code, code == 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"problems": TROUBLED.problems}, "healthy; findings about objects: 1"),
+        ({"healthy": False, "state": State.STARTING}, "STARTING"),
+        ({"healthy": False, "state": State.DEGRADED}, "DEGRADED"),
+        ({"healthy": False, "state": State.FAILING}, "FAILING"),
+        ({"healthy": False, "state": None}, "UNHEALTHY: changes are not applied in time"),
+    ],
+)
+def test_the_first_line_has_the_verdict(damage: dict[str, object], words: str) -> None:
+    first = screen(msgspec.structs.replace(FINE, **damage), NOW).splitlines()[0]
+    assert first.endswith(f"for 9d: {words}")
+
+
+class Clock:
+    """Time that passes only in pauses."""
+
+    def __init__(self, *answers: Status | None) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+        self._answers = list(answers)
+
+    def ask(self, address: str, seconds: float) -> Status:
+        assert address == "a:1"
+        assert 0 < seconds <= 10
+        found = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if found is None:
+            raise StatusUnavailable("connection refused")
+        return found
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def wait(self, seconds: float) -> Status:
+        return wait("a:1", seconds, self.ask, lambda: self.now, self.pause)
+
+
+STARTING = msgspec.structs.replace(FINE, healthy=False, state=State.STARTING)
+
+
+def test_a_wait_ends_when_the_agent_is_healthy() -> None:
+    assert Clock(FINE).wait(0) == FINE
+    later = Clock(None, STARTING, STARTING, FINE)
+    assert later.wait(60) == FINE
+    assert later.pauses == [0.1, 0.2, 0.4]
+    found = msgspec.structs.replace(FINE, problems=TROUBLED.problems)
+    assert Clock(found).wait(60) == found
+
+
+def test_a_wait_ends_with_its_time_and_does_not_ask_all_the_time() -> None:
+    never = Clock(STARTING)
+    assert never.wait(60) == STARTING
+    assert 58 < never.now <= 60
+    assert len(never.pauses) < 70
+    nobody = Clock(None)
+    with pytest.raises(StatusUnavailable):
+        nobody.wait(5)
+    assert 3 < nobody.now <= 5
+    assert Clock(STARTING).wait(0) == STARTING
+
+
+def test_a_status_of_an_older_agent_is_read() -> None:
+    old = msgspec.json.decode(encode(FINE))
+    for name in ("state", "live", "conditions", "rejectedConfiguration"):
+        del old[name]
+    read = msgspec.json.decode(msgspec.json.encode(old), type=Status)
+    assert (read.exit_code, screen(read, NOW)) == (0, FINE_TEXT)
 
 
 @pytest.mark.parametrize("body", [b"ok", b"{}", b'{"version": 1}'])

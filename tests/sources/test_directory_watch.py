@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kproxy.kernel.inotify import Inotify, InotifyEvent, Mask
 from kproxy.sources import manifests
@@ -56,9 +57,7 @@ CHANGES = [rename_over, write_in_place, delete_and_create, swap_link, hard_link,
 
 
 def yaml_of(name: str) -> str:
-    return f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n" + (
-        "spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80, protocol: TCP}]}\n"
-    )
+    return yaml.safe_dump(service(name))
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
 def test_a_link_whose_target_changes_unseen_while_it_is_read_is_read_again_soon(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """inotify watches the directory, not the targets of its links."""
+    """Inotify watches the directory, not the targets of its links."""
     target = folder.parent / "target.yaml"
     target.write_text(yaml_of("old"))
     (folder / "small.yaml").unlink()

@@ -20,7 +20,7 @@ from kproxy.agent.settings.documents import Settings
 from kproxy.agent.settings.loading import MAX_BYTES, CommandLine, tell_settings
 from kproxy.agent.settings.schema import Section
 from kproxy.agent.settings.translate import has_no_effect
-from kproxy.agent.status import RefusedMode
+from kproxy.agent.status import RefusedMode, RejectedConfiguration
 from kproxy.sources.directory_watch import DirectoryWatch
 
 log = structlog.stdlib.get_logger(__name__)
@@ -134,7 +134,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._seen = running
         self._offered: ProxyConfig | None = None
-        self._refused: list[str] = []
+        self._rejected: RejectedConfiguration | None = None
         self._refused_mode: RefusedMode | None = None
         self._content: bytes | None = None
 
@@ -145,6 +145,10 @@ class Reloader:
     def refused_mode(self) -> RefusedMode | None:
         """The mode that the file asks for and that could not be taken; may be asked from any thread."""
         return self._refused_mode
+
+    def rejected(self) -> RejectedConfiguration | None:
+        """What is wrong with the file as it was read last; None if it is in force. Any thread may ask."""
+        return self._rejected
 
     def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
         """Go on in the mode of `kept`, for that of `refused` could not be taken; the rest of it is applied.
@@ -177,11 +181,9 @@ class Reloader:
             try:
                 settings = self._command_line.load()
             except ConfigError as error:
-                if error.problems != self._refused:
-                    self._refused = error.problems
-                    log.error("configuration_rejected", problems=error.problems, effect="the old one stays")
+                self._reject(file, error.problems)
                 return
-            mended, self._refused = bool(self._refused), []
+            mended, self._rejected = self._rejected is not None, None
             self._refused_mode = None  # it is tried again, or no longer asked for
             if settings == self._seen and not mended:
                 if first:
@@ -209,6 +211,12 @@ class Reloader:
                 watch.wait(RESCAN)
                 if not watch.has_events:
                     watch.refresh()
+
+    def _reject(self, file: Path, problems: list[str]) -> None:
+        if self._rejected is not None and self._rejected.problems == problems:
+            return
+        self._rejected = RejectedConfiguration(datetime.now(UTC), str(file), problems)
+        log.error("configuration_rejected", problems=problems, effect="the old one stays")
 
     def _take(self, file: Path, settings: Settings, reason: str) -> None:
         changes = changes_between(self._running, settings)
