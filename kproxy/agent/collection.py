@@ -47,7 +47,7 @@ def readers(
     return (
         ("health", lambda: _health(verdict())),
         ("process", lambda: [Sample(series.THREADS, (), threading.active_count())]),
-        ("changes", partial(_changes, mode, inbox)),
+        ("changes", partial(_changes, mode, inbox, clock)),
         ("objects", partial(_objects, inbox, reporter)),
         ("kernel", _Kernel(mode, service_limit, clock).read),
         ("nfacct", partial(_accounts, accounts)),
@@ -65,7 +65,7 @@ def _health(verdict: Verdict) -> Iterator[Sample]:
     yield Sample(series.CONFIGURATION_REJECTED, (), float(Cause.CONFIGURATION_REJECTED in holding))
 
 
-def _changes(mode: Callable[[], Mode], inbox: Inbox) -> Iterator[Sample]:
+def _changes(mode: Callable[[], Mode], inbox: Inbox, clock: Callable[[], float]) -> Iterator[Sample]:
     changes = inbox.changes()
     for kind, total, pending in (
         (Kind.SERVICE, series.SERVICE_CHANGES, series.SERVICE_PENDING),
@@ -74,7 +74,7 @@ def _changes(mode: Callable[[], Mode], inbox: Inbox) -> Iterator[Sample]:
         yield Sample(total, (), changes[kind].total)
         yield Sample(pending, (), changes[kind].pending)
     since = inbox.pending_since
-    yield Sample(series.OLDEST_PENDING, (), 0.0 if since is None else time.monotonic() - since)
+    yield Sample(series.OLDEST_PENDING, (), 0.0 if since is None else clock() - since)
     if inbox.changed_at is not None:
         for family in mode().families:
             yield Sample(series.LAST_QUEUED, (family.value,), inbox.changed_at)

@@ -14,9 +14,9 @@ from kproxy.state.problems import Problem
 from kproxy.text import clean_all
 
 HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
-"""Exit codes of `kproxy status`; 2 is that of a usage error.
+"""Exit codes of `kproxy status`.
 
-Healthy; not healthy, or cannot be asked; healthy, but something is wrong with objects.
+Healthy; not healthy, or cannot be asked (as with any error); healthy, but something is wrong with objects.
 """
 
 

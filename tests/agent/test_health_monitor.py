@@ -20,7 +20,7 @@ def degraded(cause: Cause, message: str = "why") -> Verdict:
     return Verdict(State.DEGRADED, live=True, conditions=(Condition(cause, "", message, 1.0),))
 
 
-def watched(*verdicts: Verdict) -> tuple[list[tuple[str, ...]], list[Notice]]:
+def watched(*verdicts: Verdict) -> tuple[list[tuple[str, str, str, str]], list[Notice]]:
     """What is logged of these verdicts, one a look, and what becomes an Event."""
     coming = iter(verdicts)
     notices: list[Notice] = []

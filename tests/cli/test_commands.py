@@ -1,12 +1,17 @@
 """The command line: flags in kube-proxy's forms, errors that say what to mend, render without root."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from kproxy import __version__
+from kproxy.agent.http_server import Answer, HttpServer
+from kproxy.agent.status import Condition, Pending, Status, encode
 from kproxy.cli.main import main
+from kproxy.state.problems import Problem
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 RENDER = ["render", "--manifests", str(EXAMPLES), "--node", "node-a"]
@@ -121,8 +126,78 @@ def test_addresses_that_are_none_are_named_all_at_once() -> None:
     assert '--healthz-bind-address: "here:http" is not IP:port' in errors
 
 
-def test_status_says_where_it_found_nobody() -> None:
-    status, text, errors = run("status", "--address", "127.0.0.1:1")
+@pytest.mark.parametrize("flags", [(), ("--wait", "--timeout", "0s")])
+def test_status_says_where_it_found_nobody(flags: tuple[str, ...]) -> None:
+    status, text, errors = run("status", "--address", "127.0.0.1:1", *flags)
     assert (status, text) == (1, "")
     assert "http://127.0.0.1:1/status" in errors
     assert "Connection refused" in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--timeout", "5s"), "--timeout needs --wait"),
+        (("--wait", "--timeout", "5"), '"5" is not a duration'),
+        (("--wait", "--timeout", "-5s"), '"-5s" is negative'),
+    ],
+)
+def test_a_wait_is_asked_for_as_a_duration(flags: tuple[str, ...], told: str) -> None:
+    status, _, errors = run("status", "--address", "127.0.0.1:1", *flags)
+    assert (status, told in errors) == (1, True)
+
+
+def test_status_names_its_exit_codes() -> None:
+    status, text, _ = run("status", "--help")
+    words = " ".join(text.split())
+    assert status == 0
+    assert all(
+        code in words for code in ("0 if the agent is healthy", "1 if it is not", "3 if it is healthy")
+    )
+
+
+HEALTHY = Status(
+    version="1",
+    node="a",
+    mode="iptables",
+    since=datetime.now(UTC),
+    healthy=True,
+    node_eligible=True,
+    pending=Pending(0, 0, None),
+    families={},
+    problems=[],
+    rejected=[],
+)
+DEFECT = Problem("Service ns/a", "metadata.annotations", '"x"', "not an address")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, 0),
+        ({"problems": [DEFECT]}, 3),
+        ({"healthy": False, "problems": [DEFECT]}, 1),
+        (
+            {
+                "healthy": False,
+                "conditions": [Condition("WatchDown", "the watch is down", datetime.now(UTC))],
+            },
+            1,
+        ),
+    ],
+)
+@pytest.mark.parametrize("wait", [(), ("--wait", "--timeout", "0s")])
+def test_status_exits_with_the_code_of_what_it_found(
+    change: dict[str, object], code: int, wait: tuple[str, ...]
+) -> None:
+    found = msgspec.structs.replace(HEALTHY, **change)
+    server = HttpServer("test", "127.0.0.1:0", {"/status": lambda: Answer(encode(found))})
+    server.start()
+    try:
+        status, text, errors = run("status", "--address", f"127.0.0.1:{server.port}", "-o", "json", *wait)
+    finally:
+        server.stop()
+    assert status == code
+    assert msgspec.json.decode(text, type=Status) == found
+    assert ("not healthy after 0s" in errors) == (code == 1 and bool(wait))
+    assert all(each.message in errors for each in found.conditions if wait)

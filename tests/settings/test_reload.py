@@ -142,6 +142,33 @@ def test_a_bad_file_changes_nothing_and_is_told_once(running: Running, content: 
     assert running.applied.get(timeout=0).cluster_cidrs == ("10.3.0.0/16",)
 
 
+@pytest.mark.parametrize("content", ["clusterCIDR: 10.2.0.0/40\n", "foo: 1\n", "mode: 7\n", ": [", None])
+@pytest.mark.parametrize("good", ["clusterCIDR: 10.1.0.0/16\n", "clusterCIDR: 10.3.0.0/16\n"])
+def test_a_rejected_file_is_known_until_a_good_one_is_read(
+    running: Running, content: str | None, good: str
+) -> None:
+    assert running.reloader.rejected() is None
+    if content is None:
+        running.file.unlink()
+    else:
+        running.file.write_text(HEAD + content)
+    running.reloader.reload("SIGHUP")
+    first = running.reloader.rejected()
+    assert first is not None
+    assert first.file == str(running.file)
+    assert first.problems
+    running.reloader.reload("SIGHUP")
+    assert running.reloader.rejected() == first
+    running.file.write_text(HEAD + "mode: [another defect]\n")
+    running.reloader.reload("SIGHUP")
+    then = running.reloader.rejected()
+    assert then is not None
+    assert then.problems != first.problems
+    running.file.write_text(HEAD + good)
+    running.reloader.reload("SIGHUP")
+    assert running.reloader.rejected() is None
+
+
 def test_what_needs_a_restart_is_named_again_with_the_next_change(running: Running) -> None:
     running.file.write_text(HEAD + "clusterCIDR: 10.1.0.0/16\nbindAddressHardFail: true\n")
     running.reloader.reload("SIGHUP")

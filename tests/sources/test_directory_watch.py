@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from kproxy.kernel.inotify import Inotify, InotifyEvent, Mask
 from kproxy.sources import manifests
 from kproxy.sources.directory_watch import DirectoryWatch
+from kproxy.sources.manifest_files import ManifestFile
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
 from kproxy.state.decode import Kind
 from tests.sources.objects import service, write
@@ -136,7 +138,7 @@ def test_a_change_that_comes_while_another_file_is_read_is_obeyed_without_a_resc
     due = threading.Event()
     read = manifests._read
 
-    def slow(path: Path, config: ManifestSourceConfig) -> manifests.ManifestFile:
+    def slow(path: Path, config: ManifestSourceConfig) -> ManifestFile:
         content = read(path, config)
         if path.name == "big.yaml" and due.is_set():
             due.clear()
@@ -158,7 +160,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
     due = threading.Event()
     read = manifests._read
 
-    def raced(path: Path, config: ManifestSourceConfig) -> manifests.ManifestFile:
+    def raced(path: Path, config: ManifestSourceConfig) -> ManifestFile:
         content = read(path, config)
         if due.is_set():
             due.clear()
@@ -185,7 +187,7 @@ def test_a_link_whose_target_changes_unseen_while_it_is_read_is_read_again_soon(
     due = threading.Event()
     read = manifests._read
 
-    def raced(path: Path, config: ManifestSourceConfig) -> manifests.ManifestFile:
+    def raced(path: Path, config: ManifestSourceConfig) -> ManifestFile:
         content = read(path, config)
         if due.is_set():
             due.clear()
@@ -208,13 +210,17 @@ def test_a_file_that_is_written_for_long_is_read_when_it_is_closed_and_holds_up_
         return sink.keys(Kind.SERVICE)
 
     with Running(ManifestSource(folder, None, NO_RESCAN)) as sink:
+
+        def has(key: str) -> bool:
+            return key in sink.keys(Kind.SERVICE)
+
         sink.wait_listed(Kind.SERVICE)
         with (folder / "long.yaml").open("w") as file:
             for number in range(5):
                 file.write(f"---\n{yaml_of(f'part-{number}')}")
                 file.flush()
                 write(folder / f"other-{number}.yaml", service(f"other-{number}"))
-                sink.wait(lambda number=number: f"default/other-{number}" in listed(sink))
+                sink.wait(partial(has, f"default/other-{number}"))
                 assert not any(key.startswith("default/part") for key in listed(sink))
         sink.wait(lambda: len([key for key in listed(sink) if key.startswith("default/part")]) == 5)
         assert not sink.problems

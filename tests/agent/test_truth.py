@@ -1,0 +1,309 @@
+"""A whole agent over a kernel in memory: what the status, the probes and the metrics say of each trouble."""
+
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from types import SimpleNamespace
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.agent import inbox as inbox_module
+from kproxy.agent import metric_series as series
+from kproxy.agent.collection import readers
+from kproxy.agent.config import ProxyConfig
+from kproxy.agent.diagnostics import Inspector
+from kproxy.agent.health import HealthState, answer
+from kproxy.agent.metric_series import Series
+from kproxy.agent.metrics import Distribution, Sample
+from kproxy.agent.settings.loading import CommandLine
+from kproxy.agent.settings.reload import Reloader
+from kproxy.agent.status import Status, Watch
+from kproxy.agent.verdict import State
+from kproxy.backends.base import CheckError, Drift
+from kproxy.state.decode import Kind
+from kproxy.state.problems import Problem
+from tests.agent import switch_rig
+from tests.agent.switch_rig import CONFIG, FakeMode, Kernel, Rig
+
+PERIOD = 30.0
+MODE = CONFIG.proxy_mode
+SERVICE = Watch(
+    "Service", synced=True, connected_since=datetime.now(UTC), consecutive_failures=0, last_error=None
+)
+
+
+def down(seconds: float) -> Watch:
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    return Watch(
+        "Service",
+        synced=True,
+        connected_since=None,
+        consecutive_failures=3,
+        last_error="connection refused",
+        down_since=since,
+    )
+
+
+class World(Rig):
+    """An agent whose clock is `now`, from the moment on at which it was made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
+        monkeypatch.setattr(inbox_module, "time", clock)
+        monkeypatch.setattr(switch_rig, "HealthState", self._health)
+        self.kernel = Kernel()
+        self.watches: list[Watch] = [SERVICE]
+        self.lists: list[Kind] = []
+        super().__init__(self._mode)
+        given = CommandLine(None, {})
+        self.reloader = Reloader(given, given.load(), lambda _: None)
+        self.inspector = Inspector(
+            lambda: self.agent.config,
+            self.reloader,
+            self.inbox,
+            self.health,
+            self.reporter,
+            lambda: self.watches,
+            lambda: self.now,
+        )
+
+    def _health(self, *_: object) -> HealthState:
+        return HealthState(PERIOD, lambda: self.now, lambda: self.inbox.waiting_since)
+
+    def _mode(self, config: ProxyConfig) -> FakeMode:
+        return FakeMode(self.kernel, config)
+
+    def sync(self) -> None:
+        """One sync, however it ends."""
+        assert self.agent._ready()
+        self.agent.sync()
+
+    @property
+    def status(self) -> Status:
+        found = self.inspector.status()
+        assert (found.state is State.HEALTHY) == found.healthy == (not found.conditions)
+        assert self.metric(series.HEALTHY) == float(found.healthy)
+        assert self.metric(series.STATE, str(found.state)) == 1
+        assert {each.reason for each in found.conditions} == {
+            sample.labels[0]
+            for sample in self.samples()
+            if sample.series is series.CONDITION and sample.value
+        }
+        assert found.live == all(code == HTTPStatus.OK for code in self.probes())
+        return found
+
+    def summary(self) -> tuple[str, int, list[str]]:
+        found = self.status
+        return str(found.state), found.exit_code, sorted({each.reason for each in found.conditions})
+
+    def probes(self) -> list[int]:
+        health = self.health.report()
+        return [answer(health, include_node=False)[0]]
+
+    def samples(self) -> list[Sample]:
+        read = readers(
+            lambda: self.agent.mode,
+            self.inspector.verdict,
+            self.inbox,
+            self.reporter,
+            0,
+            dict,
+            lambda: self.now,
+        )
+        return [
+            sample for name, each in read if name in ("health", "changes", "objects") for sample in each()
+        ]
+
+    def metric(self, wanted: Series, *labels: str) -> float:
+        (found,) = [each.value for each in self.samples() if (each.series, each.labels) == (wanted, labels)]
+        assert not isinstance(found, Distribution)
+        return found
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_an_agent_without_a_sync_starts_and_fails_when_its_time_is_over(world: World) -> None:
+    world.now += 5
+    assert world.summary() == ("starting", 1, ["NotSynced"])
+    assert world.metric(series.OLDEST_PENDING) == 5
+    world.now += 2 * PERIOD
+    assert world.summary() == ("failing", 1, ["ChangesLate", "NotSynced"])
+    assert world.probes() == [503]
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
+    assert world.metric(series.OLDEST_PENDING) == 0
+
+
+def test_lists_that_never_complete_are_late_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module.Inbox, "replace", lambda *_: None)
+    bare = World(monkeypatch)
+    bare.now += 5
+    assert bare.summary() == ("starting", 1, ["ListsIncomplete", "NotSynced"])
+    assert bare.metric(series.OLDEST_PENDING) == 5
+    message = bare.status.conditions[0].message
+    assert all(kind.value in message for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE))
+    bare.now += 2 * PERIOD
+    assert bare.summary() == ("failing", 1, ["ChangesLate", "ListsIncomplete", "NotSynced"])
+    assert bare.probes() == [503]
+
+
+def test_an_idle_agent_stays_healthy(world: World) -> None:
+    world.sync()
+    world.now += 100_000
+    assert world.summary() == ("healthy", 0, [])
+    assert world.probes() == [200]
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("before", [True, False], ids=["after a sync", "from the start"])
+def test_a_family_whose_sync_fails_is_told_at_once_and_livez_when_its_time_is_over(
+    world: World, family: Family, before: bool
+) -> None:
+    if before:
+        world.sync()
+    world.kernel.errors[MODE, family] = "nft ended with signal 11"
+    world.add("c", 3)
+    world.sync()
+    assert world.summary()[:2] == ("failing", 1)
+    assert "SyncFailing" in world.summary()[2]
+    assert f"{family.value}: the last sync failed: nft ended with signal 11" in {
+        each.message for each in world.status.conditions
+    }
+    assert world.probes() == [200]
+    world.now += 26
+    world.sync()
+    assert world.metric(series.OLDEST_PENDING) == 26
+    assert world.summary()[:2] == ("failing", 1)
+    world.now += 2 * PERIOD
+    assert world.probes() == [503]
+    assert "ChangesLate" in world.summary()[2]
+    del world.kernel.errors[MODE, family]
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
+    assert (world.probes(), world.metric(series.OLDEST_PENDING)) == ([200], 0)
+
+
+def test_a_repair_that_fails_waits_although_no_object_changed(world: World) -> None:
+    world.sync()
+    world.reporter.drifted(Family.IPV4, [Drift("chain nat/A", "is missing")])
+    assert world.summary() == ("degraded", 1, ["DriftNotRepaired"])
+    world.kernel.errors[MODE, Family.IPV4] = "locked"
+    world.sync()
+    world.now += 7
+    assert world.summary() == ("failing", 1, ["DriftNotRepaired", "SyncFailing"])
+    assert world.metric(series.OLDEST_PENDING) == 7
+    world.now += 2 * PERIOD
+    assert world.probes() == [503]
+    world.kernel.errors.clear()
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_a_quarantined_service_is_a_finding_and_its_change_is_pending(world: World) -> None:
+    world.sync()
+    world.add("c", 3)
+    (given,) = world.inbox.take()
+    world.kernel.refused = {(MODE, given.key)}
+    world.sync()
+    world.now += 500
+    world.sync()
+    assert world.summary() == ("healthy", 3, [])
+    assert [each.service for each in world.status.families[Family.IPV4].quarantined] == [given.key]
+    assert (world.probes(), world.metric(series.OLDEST_PENDING)) == ([200], 500)
+    world.kernel.refused.clear()
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
+    assert world.metric(series.OLDEST_PENDING) == 0
+
+
+def test_a_kernel_that_refuses_every_service_is_no_matter_of_objects(world: World) -> None:
+    world.sync()
+    keys = [given.key for given in world.inbox.take(everything=True)]
+    world.kernel.refused = {(MODE, key) for key in keys}
+    world.sync()
+    assert world.summary() == ("failing", 1, ["AllServicesRefused"])
+    world.kernel.refused.clear()
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_defects_of_objects_are_findings(world: World) -> None:
+    world.sync()
+    defect = Problem("Service ns/a", "metadata.annotations", '"x"', "is no number")
+    world.reporter.problems({"ns/a": (defect,)})
+    assert world.summary() == ("healthy", 3, [])
+    world.reporter.problems({"ns/a": ()})
+    world.inbox.reject(Kind.SERVICE, "ns/b", defect)
+    assert world.summary() == ("healthy", 3, [])
+    world.inbox.delete(Kind.SERVICE, "ns/b")
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_watches_may_be_down_for_a_moment(world: World) -> None:
+    world.sync()
+    world.watches = [SERVICE, down(2)]
+    assert world.summary() == ("healthy", 0, [])
+    assert world.status.watches[1].down_since is not None
+    world.watches = [SERVICE, down(8)]
+    assert world.summary() == ("degraded", 1, ["WatchDown"])
+    assert "connection refused" in world.status.conditions[0].message
+    world.watches = [SERVICE, down(8 * 3600)]
+    assert world.probes() == [200]
+    world.watches = [SERVICE]
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sync()
+
+    def unreadable(*_: object, **__: object) -> tuple[Drift, ...]:
+        raise CheckError("iptables-nft-save: table `nat' is incompatible")
+
+    def look() -> None:
+        world.agent._drift_watch._next_check = 0.0
+        world.agent._drift_watch.look(world.agent._sides.values(), world.agent._in_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(switch_rig.FakeBackend, "check", unreadable)
+        look()
+        assert world.summary() == ("degraded", 1, ["ComparisonFailing"])
+    look()
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_drift_that_others_make_again_and_again_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sync()
+
+    def look() -> None:
+        world.agent._drift_watch._next_check = 0.0
+        if world.agent._drift_watch.look(world.agent._sides.values(), world.agent._in_step):
+            world.sync()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(switch_rig.FakeBackend, "check", lambda *_, **__: (Drift("chain nat/A", "is missing"),))
+        for _ in range(2):
+            look()
+            assert world.summary() == ("healthy", 0, [])
+        look()
+        assert world.summary() == ("degraded", 1, ["DriftNotRepaired"])
+    look()
+    assert world.summary() == ("healthy", 0, [])
+
+
+def test_a_refused_mode_is_told(world: World) -> None:
+    world.sync()
+    config = world.agent.config
+    world.reloader._offered = config
+    world.reloader.take_back_mode(config, config, "no IPVS here")
+    assert world.summary() == ("degraded", 1, ["ModeRefused"])
+    assert "no IPVS here" in world.status.conditions[0].message
+    assert world.metric(series.MODE_REFUSED) == 1
+    assert world.metric(series.CONFIGURATION_REJECTED) == 0
