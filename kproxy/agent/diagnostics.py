@@ -77,6 +77,7 @@ class Inspector:
             since=self._since,
             healthy=verdict.state is State.HEALTHY,
             node_eligible=health.node_eligible,
+            node_reason=health.node_reason,
             pending=Pending(
                 changes[Kind.SERVICE].pending,
                 changes[Kind.ENDPOINT_SLICE].pending,
@@ -115,9 +116,9 @@ class Inspector:
             missing_lists=tuple(kind.value for kind in self._inbox.missing_lists),
             waits_for=health.waits_for,
             watches=tuple(
-                WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error))
+                WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error or ""))
                 for each in watches
-                if each.down_since is not None and each.last_error is not None
+                if each.down_since is not None
             ),
             mode_refused=None
             if mode is None

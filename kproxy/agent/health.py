@@ -19,6 +19,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.agent.descriptors import DescriptorShares
 from kproxy.agent.http_server import Answer, HttpServer
+from kproxy.agent.status import BEING_DELETED
 from kproxy.agent.verdict import in_time
 from kproxy.state.wire import Node
 
@@ -41,13 +42,15 @@ class FamilyHealth(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True):
     """One answer. `patience`: the longest time that a change may wait, in seconds.
 
-    `waits_for`: what the first sync waits for besides the lists of objects.
+    `node_reason`: why the node is not eligible, "" if it is. `waits_for`: what the first sync waits for
+    besides the lists of objects.
     """
 
     families: dict[Family, FamilyHealth]
     node_eligible: bool
     patience: float = 0.0
     waits_for: str | None = None
+    node_reason: str = ""
 
 
 class HealthState:
@@ -67,7 +70,7 @@ class HealthState:
         self._updated: dict[Family, datetime] = {}
         self._synced: dict[Family, float] = {}
         self._behind: dict[Family, float | None] = {}
-        self._eligible = True
+        self._ineligible = ""
         self._waits_for: str | None = None
 
     def set_sync_period(self, sync_period: float) -> None:
@@ -102,13 +105,9 @@ class HealthState:
 
     def see_node(self, node: Node | None, *, known: bool) -> None:
         """Judge the node; before its first list has arrived (`known` False) it counts as eligible."""
-        eligible = not known or (
-            node is not None
-            and node.metadata.deletion_timestamp is None
-            and not any(t.key == AUTOSCALER_TAINT for t in (node.spec.taints if node.spec else None) or ())
-        )
+        reason = _why_ineligible(node) if known else ""
         with self._lock:
-            self._eligible = eligible
+            self._ineligible = reason
 
     def report(self) -> Health:
         """The state now."""
@@ -121,7 +120,8 @@ class HealthState:
                 behind = None if since is None else max(0.0, now - since)
                 healthy = in_time(behind, self._patience)
                 families[family] = FamilyHealth(updated, healthy, family in self._synced, behind)
-            return Health(families, self._eligible, self._patience, self._waits_for)
+            reason = self._ineligible
+            return Health(families, not reason, self._patience, self._waits_for, reason)
 
     def _since(self, family: Family, waiting: float | None) -> float | None:
         behind = self._behind[family]
@@ -132,6 +132,18 @@ class HealthState:
     def proxy_healthy(self) -> bool:
         """Whether every family keeps up with its changes."""
         return all(family.healthy for family in self.report().families.values())
+
+
+def _why_ineligible(node: Node | None) -> str:
+    """Why a node should get no new traffic; "" if it should."""
+    if node is None:
+        return "Node object is not found"
+    if node.metadata.deletion_timestamp is not None:
+        return BEING_DELETED
+    taints = (node.spec.taints if node.spec else None) or ()
+    if any(taint.key == AUTOSCALER_TAINT for taint in taints):
+        return f"node has the taint {AUTOSCALER_TAINT}"
+    return ""
 
 
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:

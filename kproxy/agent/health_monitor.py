@@ -20,7 +20,7 @@ PERIOD = 2.0
 _REASONS = {Cause.CONFIGURATION_REJECTED: Reason.CONFIGURATION}
 """Reasons of Events; all other causes share one."""
 
-_SILENT = frozenset({Cause.MODE_REFUSED, Cause.WATCH_DOWN})
+_SILENT = frozenset({Cause.MODE_REFUSED, Cause.WATCH_DOWN, Cause.LISTS_INCOMPLETE})
 """Causes without an Event from here: one writes its own, and a server that does not answer takes none."""
 
 _SHOWN = 300

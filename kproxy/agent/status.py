@@ -20,6 +20,10 @@ Healthy; not healthy, or cannot be asked (as with any error); healthy, but somet
 """
 
 
+BEING_DELETED = "node is being deleted"
+"""The usual reason why a node is not eligible for new traffic."""
+
+
 class _Camel(msgspec.Struct, frozen=True, rename="camel", order=True):
     """Base: field names as Kubernetes writes them."""
 
@@ -115,7 +119,7 @@ class Watch(_Camel, frozen=True):
 
 
 class Status(_Camel, frozen=True):
-    """Everything. `node_eligible` is what /healthz says beyond /livez.
+    """Everything. `node_eligible` is what /healthz says beyond /livez, and `node_reason` why it is not.
 
     `state` is the verdict in one word, with the reasons in `conditions`; `healthy` says whether it is that of
     `healthy`; `live` is what /livez says, which allows changes to wait for some time.
@@ -137,6 +141,7 @@ class Status(_Camel, frozen=True):
     live: bool = True
     conditions: list[Condition] = []
     rejected_configuration: RejectedConfiguration | None = None
+    node_reason: str = ""
 
     @property
     def findings(self) -> int:
@@ -157,7 +162,7 @@ class Status(_Camel, frozen=True):
 
     @property
     def good(self) -> bool:
-        """Whether nothing needs anybody."""
+        """Whether nothing is wrong."""
         return self.exit_code == HEALTHY
 
 

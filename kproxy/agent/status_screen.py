@@ -7,7 +7,7 @@ finds.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from kproxy.agent.status import FamilyStatus, Status
+from kproxy.agent.status import BEING_DELETED, FamilyStatus, Status
 from kproxy.state.problems import Problem
 from kproxy.text import clean
 
@@ -21,7 +21,7 @@ def screen(status: Status, now: datetime) -> str:
     since = age(status.since, now)
     lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict(status)}"]
     if not status.node_eligible:
-        lines.append("node is being deleted; /healthz answers 503")
+        lines.append(f"{status.node_reason or BEING_DELETED}; /healthz answers 503")
     refused = status.refused_mode
     if refused is not None:
         when, why = age(refused.at, now), " ".join(refused.reason.split())

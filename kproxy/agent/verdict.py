@@ -21,6 +21,9 @@ a load balancer: retries come at least every 3 s while no server is reached. /li
 watches: rules go on to serve, and a restart would not bring the API server back.
 """
 
+LIST_TOLERANCE = 60.0
+"""The same where no error was met: the complete list of a large cluster takes its time before the watch."""
+
 RETURNS = 3
 """Comparisons in a row that find the same object changed, after which it counts as not repaired."""
 
@@ -96,7 +99,7 @@ class FamilyFacts(msgspec.Struct, frozen=True):
 
 
 class WatchFacts(msgspec.Struct, frozen=True):
-    """The watch of one kind; `down` is None while it is connected."""
+    """The watch of one kind; `down` is None while it is connected. Without an error its reason is empty."""
 
     kind: str
     down: Trouble | None = None
@@ -165,8 +168,8 @@ def _conditions(facts: Facts) -> Iterator[Condition]:
     for family in facts.families:
         yield from _of_family(family, facts)
     for watch in facts.watches:
-        if watch.down is not None and watch.down.seconds >= WATCH_TOLERANCE:
-            told = f"the watch of {watch.kind} is down: {watch.down.reason}"
+        if watch.down is not None and watch.down.seconds >= _tolerance(watch.down):
+            told = f"the watch of {watch.kind} is down: {watch.down.reason or 'it does not begin'}"
             yield Condition(Cause.WATCH_DOWN, watch.kind, told, watch.down.seconds)
     for cause, trouble in (
         (Cause.MODE_REFUSED, facts.mode_refused),
@@ -174,6 +177,10 @@ def _conditions(facts: Facts) -> Iterator[Condition]:
     ):
         if trouble is not None:
             yield Condition(cause, "", trouble.reason, trouble.seconds)
+
+
+def _tolerance(down: Trouble) -> float:
+    return WATCH_TOLERANCE if down.reason else LIST_TOLERANCE
 
 
 def _of_family(family: FamilyFacts, facts: Facts) -> Iterator[Condition]:

@@ -138,6 +138,8 @@ def test_a_leaving_node_gets_no_new_traffic_but_its_proxy_lives(
     world.state.see_node(gone, known=True)
     status, body, _ = get(server, "/healthz")
     assert (status, body["nodeEligible"], body["healthy"]) == (503, False, True)
+    told = {"deleted": "being deleted", "tainted": "ToBeDeletedByClusterAutoscaler", "gone": "not found"}
+    assert told[leaving] in world.state.report().node_reason
     status, body, _ = get(server, "/livez")
     assert status == 200
     assert "nodeEligible" not in body

@@ -179,6 +179,11 @@ def test_the_first_line_has_the_verdict(damage: dict[str, object], words: str) -
     assert first.endswith(f"for 9d: {words}")
 
 
+def test_a_node_without_an_object_is_not_called_deleted() -> None:
+    status = msgspec.structs.replace(FINE, node_eligible=False, node_reason="Node object is not found")
+    assert screen(status, NOW).splitlines()[1] == "Node object is not found; /healthz answers 503"
+
+
 class Clock:
     """Time that passes only in pauses."""
 

@@ -75,6 +75,13 @@ def test_an_idle_agent_is_healthy() -> None:
             True,
             [Cause.WATCH_DOWN],
         ),
+        (changed(watches=(WatchFacts("Service", Trouble(59.0, "")),)), State.HEALTHY, True, []),
+        (
+            changed(watches=(WatchFacts("Service", Trouble(60.0, "")),)),
+            State.DEGRADED,
+            True,
+            [Cause.WATCH_DOWN],
+        ),
         (changed(mode_refused=BROKEN), State.DEGRADED, True, [Cause.MODE_REFUSED]),
         (changed(configuration_rejected=BROKEN), State.DEGRADED, True, [Cause.CONFIGURATION_REJECTED]),
         (

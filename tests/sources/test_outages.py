@@ -2,12 +2,13 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.sources.kubernetes import KubernetesSource
+from kproxy.sources.kubernetes import KubernetesSource, WatchStatus
 from kproxy.state.decode import Kind
 from kproxy.testing.apiserver import ApiServer, Fault
 from tests.sources.conftest import MakeSource
@@ -333,3 +334,52 @@ def test_the_node_follows_its_own_watch(make_source: MakeSource) -> None:
         sink.wait(lambda: sink.keys(Kind.NODE) == {"n1"})
         api.delete("Node", "", "n1")
         sink.wait(lambda: not sink.keys(Kind.NODE))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.refuse(),
+        Fault.close(resource="services", verb="watch", times=None),
+        Fault.status(500, resource="services", verb="watch", times=None),
+        Fault.watch_error(500, resource="services", times=None),
+    ],
+    ids=lambda fault: fault.action.value,
+)
+def test_a_watch_is_down_from_its_loss_until_one_holds(make_source: MakeSource, fault: Fault) -> None:
+    """Connections that break at once do not count in between."""
+
+    def down(failures: int) -> Callable[[WatchStatus], bool]:
+        return lambda status: (
+            status.kind is Kind.SERVICE
+            and status.down_since is not None
+            and status.consecutive_failures >= failures
+        )
+
+    with ApiServer(watch_list=False) as api:
+        source = make_source(api, streamed_list=False)
+        with Running(source) as sink:
+            sink.wait_listed(*ALL)
+            assert api.wait_watchers(3)
+            before = time.time()
+            with api.faults.during(fault):
+                api.drop_connections()
+                first = wait_for_status(source, down(1))
+                later = wait_for_status(source, down(5))
+            assert first.down_since is not None
+            assert before <= first.down_since == later.down_since
+            assert later.last_error
+            api.apply(service("after"), validate=False)
+            up = wait_for_status(
+                source, lambda status: status.kind is Kind.SERVICE and status.down_since is None
+            )
+            assert up.connected_since is not None
+
+
+def test_a_watch_is_down_until_its_first_connection(make_source: MakeSource) -> None:
+    with ApiServer() as api:
+        source = make_source(api)
+        assert all(status.down_since is not None for status in source.status())
+        with Running(source) as sink:
+            sink.wait_listed(*ALL)
+            wait_for_status(source, lambda status: status.down_since is None)
