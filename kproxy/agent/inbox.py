@@ -34,6 +34,7 @@ class Inbox:
         self._halved_since: float | None = None
         self._taken = -1
         self._rejected: dict[tuple[Kind, str], Problem] = {}
+        # Whether each may belong to the list that is about to come.
         self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in Kind}
         self._standing: tuple[Problem, ...] = ()
 

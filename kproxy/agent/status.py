@@ -19,7 +19,6 @@ HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
 Healthy; not healthy, or cannot be asked (as with any error); healthy, but something is wrong with objects.
 """
 
-
 BEING_DELETED = "node is being deleted"
 """The usual reason why a node is not eligible for new traffic."""
 
@@ -108,7 +107,10 @@ class Pending(_Camel, frozen=True):
 
 
 class Watch(_Camel, frozen=True):
-    """How the watch of one kind is doing; `connected_since` is None while it is not, or `down_since` is."""
+    """How the watch of one kind is doing; `connected_since` is None while it is not.
+
+    `down_since`: since when no watch holds; connections that break at once do not end it.
+    """
 
     kind: str
     synced: bool
