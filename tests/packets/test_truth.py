@@ -9,7 +9,8 @@ import pytest
 
 from kproxy.agent.events import Reason
 from kproxy.testing.apiserver import Fault
-from kproxy.testing.sabotage import BrokenTools, Deed, Room
+from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Deed, Loss, Room
+from kproxy.testing.sabotage.sockets import NETFILTER
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability
@@ -23,7 +24,8 @@ def ask(cluster: Cluster, *flags: str) -> tuple[int, dict[str, Any]]:
     """The exit code of `kproxy status`, and what it printed."""
     command = [sys.executable, "-m", "kproxy", "status", "-o", "json", *flags]
     done = cluster.lab.node.run(command, check=False)
-    found: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, found
 
 
@@ -38,8 +40,9 @@ def livez(cluster: Cluster) -> int:
 def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_another_code(
     spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools = BrokenTools(tmp_path / "tools")
-    monkeypatch.setattr(spare, "prefix", Room(tools=tools.directory).command())
+    tools, sockets = BrokenTools(tmp_path / "tools"), BrokenSockets(tmp_path / "sockets")
+    room = Room(tools=tools.directory, sockets=sockets.directory)
+    monkeypatch.setattr(spare, "prefix", room.command())
     program = spare.start("--iptables-sync-period=8s", "--ipvs-sync-period=8s")
     pod, address = spare.lab.local_pods[0], spare.external_ips()[4]
     assert ask(spare, "--wait", "--timeout", "30s")[0] == 0
@@ -47,7 +50,8 @@ def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_ano
     spare.publish([pod], externalIPs=[address])
     program.until(lambda: len(status(spare)["problems"]), 1)
     assert status(spare)["healthy"] is True
-    tools.order(Deed.HALF, programs=spare.mode.writer)
+    tools.order(Deed.HALF)
+    sockets.order(Loss.FULL, protocols=[NETFILTER])
     spare.slices(local, spare.lab.local_pods[1:2])
     program.until(lambda: status(spare)["state"], "failing")
     assert (livez(spare), get(spare, "/healthz", 10256)[0]) == (200, 200)
@@ -60,6 +64,7 @@ def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_ano
     assert value(numbers, "kproxy_healthy") == 0
     assert value(numbers, "kproxy_condition", reason="SyncFailing") == 1
     tools.behave()
+    sockets.behave()
     assert ask(spare, "--wait", "--timeout", "1m")[0] == 3
     assert status(spare)["state"] == "healthy"
 
