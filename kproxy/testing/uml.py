@@ -59,8 +59,9 @@ def missing() -> str:
         return f"no {KERNEL} (Debian package {PACKAGE})"
     if not any(MODULES.glob("*/modules.dep")):
         return f"no kernel modules in {MODULES} (Debian package {PACKAGE})"
-    if shutil.which("modprobe") is None:
-        return "no modprobe (Debian package kmod)"
+    for program, package in (("modprobe", "kmod"), ("setpriv", "util-linux"), ("ip", "iproute2")):
+        if shutil.which(program) is None:
+            return f"no {program} (Debian package {package})"
     if os.geteuid() != 0:
         return "not root: files would not belong to the tests' user"
     return ""
@@ -89,7 +90,7 @@ def run(
         init = _write_scripts(directory, argv, environment or {}, status)
         tail: deque[str] = deque(maxlen=_TAIL)
         command = [
-            *("setpriv", "--pdeathsig", "TERM"),
+            *_confined(),
             KERNEL,
             f"mem={memory}",
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", f"init={init}"),
@@ -121,6 +122,20 @@ def run(
         if not status.exists():
             raise UmlDied("the kernel ended before the command did; it printed:\n" + "\n".join(tail))
         return int(status.read_text())
+
+
+def _confined() -> tuple[str, ...]:
+    """The command before the kernel's own, with which the kernel ends when this thread does, however it ends.
+
+    The kernel's processes are processes of this machine, held by ptrace: a signal to one of them leaves the
+    others. As a PID namespace they end together, with its first process (pid_namespaces(7)). Where no PID
+    namespace can be made, the kernel is asked to end and stops its processes itself.
+    """
+    namespace = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--")
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode != 0:
+        return ("setpriv", "--pdeathsig", "TERM", "--")
+    # The first process of a namespace takes no signal that it has no handler for; a shell takes that place.
+    return ("setpriv", "--pdeathsig", "KILL", "--", *namespace, "sh", "-c", '"$@"; exit', "kernel")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,13 @@
 """The user-mode kernel: what runs in it, what comes back, and how its end is told."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from kproxy.testing import uml
 
@@ -36,3 +40,31 @@ def test_a_command_that_does_not_end_is_stopped() -> None:
 def test_a_kernel_that_ends_early_is_told_from_a_command_that_failed() -> None:
     with pytest.raises(uml.UmlDied, match="before the command did"):
         uml.run(["sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"], timeout=120)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_kernel_ends_with_the_process_that_booted_it(end: signal.Signals) -> None:
+    """No process of the kernel's, among them those that it holds by ptrace, is left."""
+    argv = [sys.executable, "-m", "kproxy.testing.uml", "--", "sh", "-c", "echo up; sleep 600 & wait"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as booted:
+        assert booted.stdout is not None
+        assert "up\n" in iter(booted.stdout.readline, "")
+        kernel = kernel_of(booted.pid)
+        assert len(kernel) > 1
+        booted.send_signal(end)
+        booted.wait()
+    gone = Retrying(stop=stop_after_delay(20), wait=wait_fixed(0.05), reraise=True)
+    for attempt in gone:
+        with attempt:
+            assert [pid for pid in kernel if Path(f"/proc/{pid}").exists()] == []
+
+
+def kernel_of(pid: int) -> list[int]:
+    """The processes that descend from this one and run the kernel's program."""
+    found, todo = [], [pid]
+    while todo:
+        at = Path(f"/proc/{todo.pop()}")
+        children = [int(n) for task in (at / "task").iterdir() for n in (task / "children").read_text().split()]
+        found += [child for child in children if uml.KERNEL in Path(f"/proc/{child}/cmdline").read_text()]
+        todo += children
+    return found

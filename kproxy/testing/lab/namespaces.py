@@ -52,24 +52,42 @@ def owned_prefix(serial: str) -> str:
 
 
 def sweep() -> list[str]:
-    """Remove the namespaces of labs whose process is gone; returns their names.
+    """Remove the namespaces of labs whose process is gone; returns the names of those removed.
 
-    Programs which such a lab left running inside are sent SIGTERM: nobody else can reach them.
+    Programs that such a lab left running inside get SIGTERM: no other process can reach them. A namespace
+    that cannot be removed stays for a later sweep: names are unique, so it does no harm.
     """
     orphans = []
     for name in sorted(netns.listnetns()):
         match = _OWNED_NAME.match(name)
         if match and process_started(int(match["pid"])) != int(match["started"]):
             orphans.append(name)
-    if not orphans:
-        return orphans
-    pids = netns.ns_pids()
+    for pid in _processes_in(orphans):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+    removed = []
     for name in orphans:
-        for pid in pids.get(name, []):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        _remove(name)
-    return orphans
+        with contextlib.suppress(OSError):  # busy: mounted elsewhere in a way that this process cannot undo
+            _remove(name)
+            removed.append(name)
+    return removed
+
+
+def _processes_in(names: Sequence[str]) -> list[int]:
+    """The processes that run in these namespaces, as far as /proc shows them."""
+    wanted = set()
+    for name in names:
+        with contextlib.suppress(OSError):
+            found = (RUN_DIR / name).stat()
+            wanted.add((found.st_dev, found.st_ino))
+    pids = []
+    for entry in Path("/proc").iterdir() if wanted else ():
+        with contextlib.suppress(OSError):  # ended, or hidden
+            if entry.name.isdigit():
+                found = (entry / "ns" / "net").stat()
+                if (found.st_dev, found.st_ino) in wanted:
+                    pids.append(int(entry.name))
+    return pids
 
 
 def remove_prefixed(prefix: str) -> None:
