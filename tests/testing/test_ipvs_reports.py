@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.conftest import reread
+from tests.suite.kernels import reread
 
 
 def test_a_skip_that_another_kernel_told_of_can_be_listed(pytestconfig: pytest.Config) -> None:

@@ -1,0 +1,39 @@
+"""Lists at the end what was skipped: each reason with how many tests of which part of the suite it concerns."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+
+
+def reasons(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
+    """One line for each reason, the most frequent first: count, reason, and the parts of the suite."""
+    counted: dict[str, Counter[str]] = {}
+    for report in reports:
+        told = report.longrepr
+        reason = str(told[2] if isinstance(told, tuple) else told).removeprefix("Skipped: ").splitlines()
+        counted.setdefault(reason[0] if reason else "no reason", Counter())[_part(report.nodeid)] += 1
+    ordered = sorted(counted.items(), key=lambda each: (-each[1].total(), each[0]))
+    return [f"{parts.total():5} {reason} ({_listed(parts)})" for reason, parts in ordered]
+
+
+def _part(nodeid: str) -> str:
+    return "/".join(nodeid.partition("::")[0].split("/")[:2])
+
+
+def _listed(parts: Counter[str]) -> str:
+    if len(parts) == 1:
+        return next(iter(parts))
+    return ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
+
+
+class Skips:
+    """Prints the list, whatever options pytest was given."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        skipped = terminalreporter.stats.get("skipped", [])
+        if skipped:
+            terminalreporter.section(f"skipped: {len(skipped)}")
+            for line in reasons(skipped):
+                terminalreporter.line(line)
