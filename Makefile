@@ -1,15 +1,20 @@
-# make demo   set everything up and show kproxy at work
-# make test   set everything up and run every check and test
+# make demo       set everything up and show kproxy at work
+# make test       set everything up and run every check and test: all modes, one family each (15 minutes on 2 cores)
+# make test-fast  the tests that need no root (2 minutes)
+# make test-all   every test in every mode and family, all faults, long and random histories (hours)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-FAILED := .cache/failed-tests
-WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+# One more than processors: tests wait for packets and time limits. Memory bounds the number.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 5 : n + 1)))
+SUITE := $(BIN)/python -m tests.suite
+# The seed of the random histories: make test-all SEED=N repeats them.
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 export PYTHON
 
-.PHONY: demo test lint unit bench setup constraints clean
+.PHONY: demo test test-fast test-all lint unit bench setup constraints clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)
@@ -24,8 +29,14 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 unit: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --failed-to $(FAILED) || \
-	  { test -s $(FAILED) && echo "Once more, by themselves:" && $(BIN)/pytest @$(FAILED); }
+	$(SUITE) -n $(WORKERS) --dist loadgroup
+
+test-fast: $(READY)
+	$(SUITE) -n $(WORKERS) --dist loadgroup --ipvs-kernels 0 -m "not root and not ipvs"
+
+test-all: lint
+	KPROXY_MATRIX=all KPROXY_FAULTS=all $(SUITE) -n $(WORKERS) --dist loadgroup
+	KPROXY_SEED=$(SEED) $(SUITE) -n $(WORKERS) -m "hypothesis and not ipvs" --hypothesis-seed $(SEED)
 
 bench: $(READY)
 	$(BIN)/kproxy bench

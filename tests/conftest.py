@@ -11,6 +11,7 @@ from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.testing import uml
 from tests.suite import kernels, signals
+from tests.suite.matrix import Matrix
 from tests.suite.outcome import Recorder
 from tests.suite.skips import Skips
 
@@ -36,7 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ipvs: needs a kernel with IPVS; runs in a user-mode kernel elsewhere")
     config.addinivalue_line("markers", "slow: takes many seconds; user-mode kernels begin with these")
+    config.addinivalue_line(
+        "markers",
+        "alternates(parameter, ...): a mode gets every second value, the next one the others",
+    )
     signals.restore()
+    config.pluginmanager.register(Matrix())
     if kernels.REPORTS in os.environ:
         reports, taken = (Path(os.environ[name]) for name in (kernels.REPORTS, kernels.TAKEN))
         config.pluginmanager.register(kernels.Inside(config, reports, taken))

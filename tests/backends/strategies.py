@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.backends.iptables_node import CONTESTED
 from tests.builders import endpoint, endpoint_slice, port, service
+from tests.suite.matrix import SEED
 
 SERVICES = ("a", "b", "c", "d", "e")
 
@@ -21,7 +22,8 @@ SETTINGS = settings(
     phases=[Phase.explicit, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=True,
+    derandomize=not SEED,
+    print_blob=True,
 )
 """Failing examples are not shrunk: that takes minutes here. The failing history is printed as it is."""
 

@@ -18,6 +18,7 @@ from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends.histories import faulty, play
 from tests.backends.iptables_node import IptablesNode, State, config_with, divided, sync_checked
 from tests.backends.strategies import HISTORY, SERVICES, SETTINGS, START, change
+from tests.suite.matrix import examples
 
 ways = pytest.mark.parametrize(
     ("variant", "piece", "layout"),
@@ -57,7 +58,7 @@ def _is_as_fresh(cluster: IptablesNode) -> None:
 
 @ways
 @given(start=START, history=HISTORY)
-@settings(SETTINGS, max_examples=60)
+@settings(SETTINGS, max_examples=examples(60))
 def test_any_history_ends_as_a_fresh_sync(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
@@ -97,7 +98,7 @@ def _inject(cluster: IptablesNode, fault: tuple[str, int] | None, lines: list[st
 
 @ways
 @given(start=START, history=faulty(_FAULT))
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=examples(80))
 def test_no_failure_loses_anything(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:
@@ -130,7 +131,7 @@ def test_no_failure_loses_anything(
 
 @ways
 @given(start=START, history=faulty(_FAULT))
-@settings(SETTINGS, max_examples=60)
+@settings(SETTINGS, max_examples=examples(60))
 def test_addresses_that_stay_are_never_lost_on_the_way(
     variant: Variant, piece: int | None, layout: Layouts, start: list[Any], history: list[Any]
 ) -> None:

@@ -17,6 +17,7 @@ from kproxy.addresses import Family
 from kproxy.backends.iptables.dispatch import Tree
 from kproxy.backends.iptables.names import LONGEST_CHAIN_NAME
 from kproxy.backends.iptables.shared import Entry, changed_chains, entries_of, replaced
+from tests.suite.matrix import SEED, examples
 
 Chains = Mapping[str, tuple[str, ...]]
 
@@ -125,7 +126,7 @@ TREES = pytest.mark.parametrize("tree", [IPV4, IPV6, PORTS, EITHER], ids=["ipv4"
 
 @TREES
 @given(data=st.data())
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=not SEED, max_examples=examples(100))
 def test_each_line_is_met_by_its_packets_once_and_names_fit(tree: Tree, data: st.DataObject) -> None:
     entries = entries_of(tree, data.draw(services(tree)))
     chains = tree.chains(entries)
@@ -147,7 +148,7 @@ def test_each_line_is_met_by_its_packets_once_and_names_fit(tree: Tree, data: st
 @TREES
 @pytest.mark.parametrize("longest", [3, 7])
 @given(data=st.data())
-@settings(deadline=None, derandomize=True, max_examples=250)
+@settings(deadline=None, derandomize=not SEED, max_examples=examples(250))
 def test_what_changes_is_all_that_a_full_division_would_change(
     tree: Tree, longest: int, data: st.DataObject
 ) -> None:

@@ -15,6 +15,7 @@ from kproxy.plan.model import EndpointPlan, PortPlan, Protocol, ServicePlan
 from kproxy.plan.topology import Candidate, select
 from tests.backends import reference_rules, strict
 from tests.builders import NODE
+from tests.suite.matrix import examples
 
 V4, V6 = Family.IPV4, Family.IPV6
 _ADDRESSES = {
@@ -82,7 +83,7 @@ def _rendered(draw: st.DrawFn) -> tuple[ServicePlan, IptablesConfig]:
 
 
 @given(_rendered(), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_rules_mean_what_kube_proxy_s_mean(drawn: tuple[ServicePlan, IptablesConfig], large: bool) -> None:
     plan, config = drawn
     rendered = render_service(plan, config, comments=not large)

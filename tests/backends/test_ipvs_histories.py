@@ -11,6 +11,7 @@ from tests.backends.histories import faulty, play, play_faults, play_watched
 from tests.backends.iptables_node import CONTESTED
 from tests.backends.ipvs_node import IpvsNode, with_config
 from tests.backends.strategies import CHANGE, HISTORY, SETTINGS, START, change
+from tests.suite.matrix import examples
 
 
 def _is_as_fresh(node: IpvsNode) -> None:
@@ -23,7 +24,7 @@ def _is_as_fresh(node: IpvsNode) -> None:
 
 
 @given(start=START, history=HISTORY)
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=examples(80))
 def test_any_history_ends_as_a_fresh_sync(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
     play(node, start, history, node.done)
@@ -35,7 +36,7 @@ _MOVES = st.lists(st.tuples(st.lists(CHANGE, max_size=4), _OWN, st.booleans()), 
 
 
 @given(start=START, history=_MOVES)
-@settings(SETTINGS, max_examples=120)
+@settings(SETTINGS, max_examples=examples(120))
 def test_addresses_may_become_the_nodes_own_and_cease_to_be(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
     change(node, start)
@@ -57,7 +58,7 @@ FAULT = st.one_of(
 
 
 @given(start=START, history=faulty(FAULT))
-@settings(SETTINGS, max_examples=120)
+@settings(SETTINGS, max_examples=examples(120))
 def test_no_failure_loses_anything(start: list[Any], history: list[Any]) -> None:
     node = IpvsNode()
 
@@ -76,7 +77,7 @@ def test_no_failure_loses_anything(start: list[Any], history: list[Any]) -> None
 
 
 @given(start=START, history=HISTORY)
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=examples(80))
 def test_what_stands_is_listed_and_what_stays_is_served_at_every_moment(
     start: list[Any], history: list[Any]
 ) -> None:

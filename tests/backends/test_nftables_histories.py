@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.backends.histories import faulty, play, play_faults, play_watched
 from tests.backends.nftables_node import NftablesNode
 from tests.backends.strategies import HISTORY, SETTINGS, START
+from tests.suite.matrix import examples
 
 
 def _is_as_fresh(node: NftablesNode) -> None:
@@ -21,7 +22,7 @@ def _is_as_fresh(node: NftablesNode) -> None:
 
 
 @given(start=START, history=HISTORY)
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=examples(80))
 def test_any_history_ends_as_a_fresh_sync(start: list[Any], history: list[Any]) -> None:
     node = NftablesNode()
     play(node, start, history, node.done)
@@ -34,7 +35,7 @@ FAULT = st.one_of(
 
 
 @given(start=START, history=faulty(FAULT))
-@settings(SETTINGS, max_examples=120)
+@settings(SETTINGS, max_examples=examples(120))
 def test_no_failure_loses_anything(start: list[Any], history: list[Any]) -> None:
     node = NftablesNode()
 
@@ -53,7 +54,7 @@ def test_no_failure_loses_anything(start: list[Any], history: list[Any]) -> None
 
 
 @given(start=START, history=HISTORY)
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=examples(80))
 def test_what_stays_is_served_at_every_moment(start: list[Any], history: list[Any]) -> None:
     node = NftablesNode()
     play_watched(node, node.fake, start, history)

@@ -28,6 +28,7 @@ from tests.backends.iptables_node import CONFIG, IptablesNode
 from tests.backends.ipvs_node import CONFIG as IPVS_CONFIG
 from tests.backends.ipvs_node import IpvsNode
 from tests.builders import NODE, endpoint_slice, port, service
+from tests.suite.matrix import examples
 
 DAMAGE = (
     "*nat\n-F KUBE-SERVICES\nCOMMIT\n",
@@ -69,7 +70,7 @@ def _told(tables: RehearsedXtables) -> list[str]:
     return sorted(map(str, tables.changes()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.sampled_from([StandardLayout, ScalableLayout]),
     st.sampled_from([(Variant.LEGACY, None), (Variant.NFT, None), (Variant.NFT, 1), (Variant.NFT, 2)]),
@@ -189,7 +190,7 @@ def _ipvs_changes(node: IpvsNode) -> Iterator[Change]:
         yield from part.changes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=4),

@@ -27,6 +27,7 @@ RULES: dict[str, tuple[list[list[str]], bool]] = {
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
+@pytest.mark.alternates("name")
 @pytest.mark.parametrize("name", RULES)
 def test_rules_taken_away(site: Site, name: str) -> None:
     """Without any rule left, the kernel stops tracking connections, and all that were translated are cut."""
@@ -85,6 +86,7 @@ TABLE_DAMAGE: dict[str, tuple[str, bool]] = {
 
 
 @pytest.mark.needs(Capability.NFTABLES)
+@pytest.mark.alternates("name", "changes")
 @pytest.mark.parametrize("name", TABLE_DAMAGE)
 @pytest.mark.parametrize("changes", [False, True], ids=["calm", "changes"])
 def test_table_damaged(site: Site, name: str, *, changes: bool) -> None:
@@ -124,6 +126,8 @@ A connection whose virtual server is gone ends with its next packet (expire_node
 
 
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+@pytest.mark.slow
+@pytest.mark.alternates("name")
 @pytest.mark.parametrize("name", VIRTUAL)
 def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
     command, period, refuses, cuts = VIRTUAL[name]

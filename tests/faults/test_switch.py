@@ -149,6 +149,7 @@ def loop_backs(cluster: Cluster) -> list[str]:
 
 
 @modes("ipvs")
+@pytest.mark.slow
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 def test_a_pod_reaches_itself_while_virtual_servers_give_way_to_rules(site: Site, file: File) -> None:
     """The first rules stand and those of services do not: virtual servers translate, and rules masquerade."""

@@ -25,6 +25,7 @@ from kproxy.kernel.xtables.types import Stamp
 from tests.backends.strategies import SETTINGS
 from tests.kernel.namespace import fresh_network
 from tests.kernel.nft_oracle import listing, nft, read_chains, read_containers, read_elements, write
+from tests.suite.matrix import examples
 
 NUMBERED = 3
 VERDICTS = ("drop", "accept", "return", "continue", "goto all-3", "jump here-3", f"goto {'n' * 127}")
@@ -126,7 +127,7 @@ def test_any_table_is_read_as_nft_lists_it() -> None:
     kernel = NetlinkNft()
 
     @given(tables())
-    @settings(SETTINGS, max_examples=60)
+    @settings(SETTINGS, max_examples=examples(60))
     def compare(drawn: tuple[Family, dict[str, dict[str, str]]]) -> None:
         family, elements = drawn
         _write(family, elements)

@@ -80,6 +80,7 @@ def test_through_all_modes_of_netfilter_and_back(spare: Cluster, file: File) -> 
     go_through(spare, file, modes, lambda _: None)
 
 
+@pytest.mark.slow
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 def test_from_virtual_servers_to_rules_and_back(spare: Cluster, file: File) -> None:
     def look(mode: str) -> None:

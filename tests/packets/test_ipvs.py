@@ -79,15 +79,19 @@ def test_sh_leads_a_client_to_the_same_endpoint(cluster: Cluster, family: Family
 def test_every_scheduler_serves(cluster: Cluster) -> None:
     """All that this kernel has, for Debian's user-mode kernel is built without twos."""
     pods, trial = cluster.lab.pods[:2], ["-t", "192.0.2.250:1"]
+    services: dict[str, Service] = {}
     for scheduler in (*SCHEDULERS, "sh,sh-port", "mh,mh-fallback"):
         name = scheduler.partition(",")[0]
         if cluster.lab.node.run(["ipvsadm", "-A", *trial, "-s", name], check=False).returncode:
             assert name == "twos"
             continue
         cluster.lab.node.run(["ipvsadm", "-D", *trial])
-        service = scheduled(cluster, scheduler, pods)
-        printed = cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout
-        assert f"-A -t {service.ip(4)}:80 -s {name}" in printed
+        services[scheduler] = cluster.service(annotations={"kproxy.io/scheduler": scheduler})
+        cluster.slices(services[scheduler], pods)
+    cluster.settle()
+    printed = cluster.lab.node.run(["ipvsadm", "-Sn"]).stdout
+    for scheduler, service in services.items():
+        assert f"-A -t {service.ip(4)}:80 -s {scheduler.partition(',')[0]}" in printed
         assert cluster.ask(cluster.lab.client, service.ip(4), 80, n=4).pods <= names(pods)
 
 

@@ -15,6 +15,7 @@ from kproxy.plan.planner import Planner
 from kproxy.state.tables import ServiceInput
 from tests import builders
 from tests.builders import NODE, endpoint, endpoint_slice, port, service
+from tests.suite.matrix import examples
 
 OLD, NEW = "2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
 
@@ -321,7 +322,7 @@ _EVENTS = st.tuples(st.booleans(), _SERVICES, st.sampled_from([None, "node1", "n
 
 
 @given(st.lists(_EVENTS, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_history_ends_as_if_planned_from_scratch(
     events: list[tuple[bool, dict[str, Any], str | None]], random: Any
 ) -> None:

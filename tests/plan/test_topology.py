@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kproxy.plan.model import EndpointPlan, NodeView
 from kproxy.plan.topology import Candidate, Usable, select
+from tests.suite.matrix import examples
 
 NODE = NodeView("n1", "z1")
 
@@ -99,7 +100,7 @@ def _clusters(draw: st.DrawFn) -> list[Candidate]:
 @given(
     _clusters(), st.sampled_from([NODE, NodeView("n2", "z3"), NodeView("n3")]), st.booleans(), st.booleans()
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 def test_selection_is_what_kube_proxy_selects(
     endpoints: list[Candidate], node: NodeView, uses_cluster: bool, uses_local: bool
 ) -> None:

@@ -12,6 +12,7 @@ from kproxy.state.tables import ServiceInput, Tables
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from tests import builders
 from tests.builders import as_service, as_slice
+from tests.suite.matrix import examples
 
 
 def _dirty(tables: Tables) -> list[str]:
@@ -193,7 +194,7 @@ _EVENTS = st.lists(
 
 
 @given(_EVENTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_whatever_happens_what_is_clean_was_committed_as_it_is(events: list[tuple[str, int, int]]) -> None:
     """The invariant behind "a change is never lost": a clean service equals what was last committed of it."""
     tables = Tables()

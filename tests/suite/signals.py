@@ -11,9 +11,9 @@ def restore() -> None:
     """Give programs that tests start the default actions, and end in good order on SIGTERM.
 
     A shell without job control starts a background command with SIGINT ignored, `nohup` one with SIGHUP
-    ignored, and a child inherits that through exec. A handler that does nothing is not inherited: this session
-    goes on ignoring the signal, its children do not. On SIGTERM pytest would end at once and leave what its
-    fixtures made, so it is treated as an interrupt.
+    ignored, and a child inherits that through exec. A handler that does nothing is not inherited: this
+    session goes on ignoring the signal, its children do not. On SIGTERM pytest would end at once and leave
+    what its fixtures made, so it is treated as an interrupt.
     """
     for number in _INHERITED:
         if signal.getsignal(number) is signal.SIG_IGN:

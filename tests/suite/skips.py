@@ -1,9 +1,11 @@
-"""Lists at the end what was skipped: each reason with how many tests of which part of the suite it concerns."""
+"""Lists at the end what was skipped: each reason, with how many tests of which part it concerns."""
 
 from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+
+from tests.suite.matrix import EVERYTHING, SEED
 
 
 def reasons(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
@@ -33,6 +35,10 @@ class Skips:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         skipped = terminalreporter.stats.get("skipped", [])
+        if not EVERYTHING:
+            terminalreporter.line("every second family or case in each mode; `make test-all` runs them all")
+        if SEED:
+            terminalreporter.line(f"random histories: KPROXY_SEED={SEED}")
         if skipped:
             terminalreporter.section(f"skipped: {len(skipped)}")
             for line in reasons(skipped):

@@ -1,4 +1,4 @@
-"""What `make test` makes of a session: no failure of tests or equipment is lost, whatever a second run says."""
+"""What `make test` makes of a session: no failure is lost, whatever a second run says."""
 
 import os
 import subprocess
@@ -132,7 +132,7 @@ def test_failures_and_their_output_are_recorded(tmp_path: Path) -> None:
         tmp_path,
         test_a="def test_a():\n    pass\ndef test_b():\n    print('before')\n    assert 1 == 2\n",
     )
-    assert (status, found.passed, found.lost) == (1, {"test_a.py::test_a"}, ())
+    assert (status, found.passed, found.lost) == (1, frozenset({"test_a.py::test_a"}), ())
     assert list(found.failed) == ["test_a.py::test_b"]
     assert "assert 1 == 2" in found.failed["test_a.py::test_b"]
     assert "before" in found.failed["test_a.py::test_b"]

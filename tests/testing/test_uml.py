@@ -1,6 +1,5 @@
 """The user-mode kernel: what runs in it, what comes back, and how its end is told."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -64,7 +63,9 @@ def kernel_of(pid: int) -> list[int]:
     found, todo = [], [pid]
     while todo:
         at = Path(f"/proc/{todo.pop()}")
-        children = [int(n) for task in (at / "task").iterdir() for n in (task / "children").read_text().split()]
+        children = [
+            int(n) for task in (at / "task").iterdir() for n in (task / "children").read_text().split()
+        ]
         found += [child for child in children if uml.KERNEL in Path(f"/proc/{child}/cmdline").read_text()]
         todo += children
     return found
