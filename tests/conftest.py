@@ -57,13 +57,21 @@ def pytest_configure(config: pytest.Config) -> None:
     reason = _no_ipvs()
     if not reason:
         return
-    cannot = uml.missing() or ("" if config.getoption("--ipvs-kernels") else "--ipvs-kernels is 0")
+    with_workers = is_worker or bool(getattr(config.option, "numprocesses", None))
+    looks = config.option.collectonly or config.option.help
+    cannot = (
+        uml.missing()
+        or ("" if config.getoption("--ipvs-kernels") else "--ipvs-kernels is 0")
+        or os.environ.get(kernels.NONE, "")
+    )
+    if not cannot and with_workers and not is_worker and not looks and (cannot := uml.trial()):
+        os.environ[kernels.NONE] = cannot
     if cannot:
         config.pluginmanager.register(kernels.Nowhere(f"{reason}; and {cannot}"))
         return
-    elsewhere = kernels.Elsewhere()
+    elsewhere = kernels.Elsewhere(tried=with_workers or looks)
     config.pluginmanager.register(elsewhere)
-    if not is_worker and not config.option.collectonly and not config.option.help:
+    if not is_worker and not looks:
         config.pluginmanager.register(kernels.Kernels(config, elsewhere, recorder))
 
 

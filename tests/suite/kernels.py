@@ -19,6 +19,8 @@ import pytest
 from kproxy.testing import preloaded, uml
 from tests.suite.outcome import Recorder
 
+NONE = "KPROXY_NO_IPVS_KERNEL"
+"""Tells workers why no kernel boots here."""
 REPORTS = "KPROXY_IPVS_REPORTS"
 TAKEN = "KPROXY_IPVS_TAKEN"
 _SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS", "KPROXY_MATRIX"}
@@ -39,13 +41,21 @@ class Nowhere:
 
 
 class Elsewhere:
-    """The tests run in kernels of their own; `found` says whether this process collected any."""
+    """The tests run in kernels of their own; `found` says whether this process collected any.
 
-    def __init__(self) -> None:
+    With workers of pytest-xdist a kernel was tried before they started; without, it is tried once a test
+    needs one. If it does not boot, the tests stay and skip.
+    """
+
+    def __init__(self, *, tried: bool) -> None:
         self.found = False
+        self._tried = tried
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         there = [item for item in items if item.get_closest_marker("ipvs")]
+        if there and not self._tried and (reason := uml.trial()):
+            config.pluginmanager.register(Nowhere(reason))
+            return
         self.found = bool(there)
         if there:
             config.hook.pytest_deselected(items=there)

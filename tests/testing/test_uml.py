@@ -1,5 +1,6 @@
 """The user-mode kernel: what runs in it, what comes back, and how its end is told."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import pytest
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from kproxy.testing import uml
+from tests.suite.kernels import NONE
+
+CANNOT = uml.missing() or os.environ.get(NONE, "")
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(bool(uml.missing()), reason=uml.missing() or "it can be booted"),
+    pytest.mark.skipif(bool(CANNOT), reason=CANNOT or "it can be booted"),
     pytest.mark.skipif(Path("/proc/net/ip_vs").exists(), reason="a user-mode kernel in one is one too many"),
     pytest.mark.xdist_group("uml"),
 ]
