@@ -182,8 +182,8 @@ def _started(command: Sequence[str], directory: Path, number: int) -> Iterator[s
 def _place_of_memory(directory: Path) -> Path:
     """The directory for the file that is the kernel's memory: /dev/shm if it can be used, for a disk is slow.
 
-    The kernel executes from that file and takes its pages as it touches them. In containers, /dev/shm is often
-    mounted noexec or holds 64 MB.
+    The kernel executes from that file and takes its pages as it touches them. In containers, /dev/shm is
+    often mounted noexec or holds 64 MB.
     """
     shared = Path("/dev/shm")  # noqa: S108
     if not shared.is_dir():
