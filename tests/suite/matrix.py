@@ -7,7 +7,9 @@ that a test lists with the marker `alternates`, a mode gets every second one, an
 
 import os
 import zlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -31,34 +33,49 @@ class Matrix:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         if any("::" in argument for argument in config.args):
             return
-        left = [item for item in items if not applies(item) or not (EVERYTHING or chosen(item))]
+        kept = [item for item in items if applies(item)]
+        if not EVERYTHING:
+            kept = alternating(kept)
+        left = set(items).difference(kept)
         if left:
-            config.hook.pytest_deselected(items=left)
-            gone = set(left)
-            items[:] = [item for item in items if item not in gone]
+            config.hook.pytest_deselected(items=[item for item in items if item in left])
+            items[:] = kept
 
 
 def applies(item: pytest.Item) -> bool:
     """Whether the item's mode has every capability that it needs."""
-    callspec = getattr(item, "callspec", None)
-    mode = callspec.params.get("mode") if callspec is not None else None
+    mode = _parameters(item).get("mode")
     needed = {capability for marker in item.iter_markers("needs") for capability in marker.args}
-    return mode is None or not needed or needed <= mode.capabilities
+    return mode is None or not needed or needed <= mode.capabilities  # type: ignore[no-any-return]
 
 
-def chosen(item: pytest.Item) -> bool:
-    """Whether `make test` runs the item."""
-    callspec = getattr(item, "callspec", None)
-    if callspec is None:
-        return True
-    indices: dict[str, int] = callspec.indices
-    marker = item.get_closest_marker("alternates")
-    names: Iterable[str] = marker.args if marker else ()
+def alternating(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of items with alternating parameters, every second combination in each mode."""
+    values: dict[tuple[str, str], list[str]] = defaultdict(list)
+    kept = []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        turn = zlib.crc32(test.encode())
+        names = _alternating(item)
+        for name in [*names, "mode"] if names else ():
+            known, value = values[test, name], repr(_parameters(item).get(name))
+            if value not in known:
+                known.append(value)
+            turn += known.index(value)
+        if not names or turn % 2 == 0:
+            kept.append(item)
+    return kept
+
+
+def _alternating(item: pytest.Item) -> Sequence[str]:
+    parameters = _parameters(item)
+    if marker := item.get_closest_marker("alternates"):
+        return [name for name in marker.args if name in parameters]
     # A test of one mode alone has no other mode in which it meets the other family.
-    if marker is None and "mode" in indices and item.get_closest_marker("needs") is None:
-        names = ("family",)
-    turns = [indices[name] for name in names if name in indices]
-    if not turns:
-        return True
-    name = getattr(item, "originalname", item.name)
-    return (sum(turns) + indices.get("mode", 0) + zlib.crc32(name.encode())) % 2 == 0
+    many = "mode" in parameters and item.get_closest_marker("needs") is None
+    return ["family"] if many and "family" in parameters else []
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params if callspec is not None else {}
