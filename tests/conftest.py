@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kproxy.addresses import Family
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.testing import uml
 from tests.suite import kernels, signals
-from tests.suite.matrix import Matrix
+from tests.suite.matrix import SEED, Matrix
 from tests.suite.outcome import Recorder
 from tests.suite.skips import Skips
 
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "alternates(parameter, ...): a mode gets every second value, the next one the others",
     )
+    # How long an example takes says nothing on a busy machine; without a seed, each run tries the same ones.
+    settings.register_profile("suite", deadline=None, derandomize=not SEED, print_blob=True)
+    settings.load_profile("suite")
     signals.restore()
     config.pluginmanager.register(Matrix())
     if kernels.REPORTS in os.environ:

@@ -25,10 +25,15 @@ from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
 from benchmarks.cluster import pods
 from kproxy.cli.main import main
+from kproxy.testing.lab import Lab
 from tests.kernel.namespace import fresh_network
 
 SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20"]
 SHORT = ["--rest", "200ms", "--idle", "100ms", "--churn-time", "500ms", "--churn", "2"]
+
+
+CANNOT = "; ".join(Lab.missing())
+NEEDS_A_LAB = pytest.mark.skipif(bool(CANNOT), reason=CANNOT or "a lab can be built")
 
 
 def row(contender: str, mode: str = "nft", services: int = 10, **result: Any) -> Row:
@@ -42,7 +47,7 @@ def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@NEEDS_A_LAB
 def test_every_figure_is_measured_for_kproxy_and_for_a_peer(tmp_path: Path) -> None:
     peer = f"{sys.executable} -m kproxy run --iptables-layout standard"
     done = bench(tmp_path, "--peer", f"other={peer}")
@@ -60,7 +65,7 @@ def test_every_figure_is_measured_for_kproxy_and_for_a_peer(tmp_path: Path) -> N
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@NEEDS_A_LAB
 def test_a_peer_that_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
     done = bench(tmp_path, "--peer", "broken=sh -c 'echo no such thing >&2; exit 3'")
     assert done.returncode == 1
@@ -72,7 +77,7 @@ def test_a_peer_that_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@NEEDS_A_LAB
 def test_a_peer_that_does_not_come_up_costs_the_run_its_limit_only(tmp_path: Path) -> None:
     done = bench(tmp_path, "--limit", "2s", "--sizes", "10,11", "--peer", "slow=sh -c 'exec sleep 60'")
     assert done.returncode == 1
@@ -84,7 +89,7 @@ def test_a_peer_that_does_not_come_up_costs_the_run_its_limit_only(tmp_path: Pat
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@NEEDS_A_LAB
 def test_a_benchmark_that_is_terminated_takes_its_contender_along(tmp_path: Path) -> None:
     started = tmp_path / "pid"
     peer = f"other=sh -c 'echo $$ >{started}.new; mv {started}.new {started}; exec sleep 600'"

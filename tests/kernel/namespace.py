@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec
 
 import pytest
@@ -19,6 +20,7 @@ from kproxy.kernel.ipset.types import IpsetUnavailable
 
 P = ParamSpec("P")
 _CLONE_NEWNET = 0x40000000
+_PARAMETER = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def fresh_network(test: Callable[P, None]) -> Callable[P, None]:
@@ -52,6 +54,10 @@ def enter_new() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         pytest.skip(f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}")
+    try:
+        _PARAMETER.write_text(_PARAMETER.read_text())
+    except OSError as error:
+        pytest.skip(f"kernel parameters cannot be set: {error}")
 
 
 def kernel_sets() -> NetlinkIpset:

@@ -15,7 +15,7 @@ from kproxy.testing.lab.namespaces import Namespace, NamespaceThread, owned_pref
 def missing() -> list[str]:
     """The reasons why no lab can run here; empty when one can.
 
-    Tries a namespace, a veth pair and a bridge in it, and removes them again.
+    Tries a namespace, with a veth pair, a bridge and a kernel parameter in it, and removes it again.
     """
     if os.geteuid() != 0:
         return ["not root"]
@@ -32,6 +32,7 @@ def missing() -> list[str]:
     else:
         try:
             reasons += namespace.call(_missing_links)
+            reasons += namespace.call(_missing_sysctls)
         finally:
             namespace.close()
     finally:
@@ -46,6 +47,15 @@ def supports_sctp_sockets() -> bool:
     except OSError:
         return False
     return True
+
+
+def _missing_sysctls() -> list[str]:
+    """Containers often have /proc/sys mounted read-only."""
+    try:
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    except OSError as error:
+        return [f"kernel parameters cannot be set: {error}"]
+    return []
 
 
 def _missing_links() -> list[str]:
