@@ -46,7 +46,7 @@ def applies(item: pytest.Item) -> bool:
     """Whether the item's mode has every capability that it needs."""
     mode = _parameters(item).get("mode")
     needed = {capability for marker in item.iter_markers("needs") for capability in marker.args}
-    return mode is None or not needed or needed <= mode.capabilities  # type: ignore[no-any-return]
+    return mode is None or not needed or needed <= mode.capabilities
 
 
 def alternating(items: Sequence[pytest.Item]) -> list[pytest.Item]:

@@ -42,7 +42,7 @@ def test_each_test_runs_in_each_mode_that_the_whole_matrix_has_for_it(
     usual: list[str], everything: list[str]
 ) -> None:
     def modes(ids: list[str]) -> dict[str, set[str]]:
-        found = defaultdict(set)
+        found: defaultdict[str, set[str]] = defaultdict(set)
         for nodeid in ids:
             name, parameters = split(nodeid)
             found[name] |= {"", *parameters} & {"", *NAMES}
