@@ -1,11 +1,26 @@
 """`kproxy bench`: how quick this proxy, or another, is on this machine."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kproxy.agent.settings.durations import parse_duration
+from kproxy.cli.params import Command
+
+
+_QUICK: Mapping[str, Any] = {
+    "sizes": ("100", "1000"),
+    "repeats": 3,
+    "connects": 300,
+    "rest": 0.3,
+    "idle": 1.0,
+    "churn_time": 2.0,
+}
+"""What --quick stands for, times in seconds."""
 
 
 class _List(click.ParamType[tuple[str, ...]]):
@@ -28,7 +43,7 @@ class _Duration(click.ParamType[float]):
             self.fail(f"{value!r} {error}", param, ctx)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--modes",
     type=_List(),
@@ -76,8 +91,15 @@ class _Duration(click.ParamType[float]):
     show_default=True,
     help="Where results.json and the plots go.",
 )
-@click.option("--quick", is_flag=True, help="Small sizes and few repeats: a minute or two.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Small sizes and few repeats: a minute or two. Flags that are given beside it count.",
+)
+@click.pass_context
 def bench(
+    context: click.Context,
+    /,
     modes: tuple[str, ...],
     sizes: tuple[str, ...],
     endpoints: tuple[str, ...],
@@ -104,20 +126,18 @@ def bench(
     except ImportError as error:
         raise click.ClickException(f"the benchmark runs from kproxy's source tree: {error}") from error
 
-    if quick:
-        sizes, repeats, connects = ("100", "1000"), 3, 300
-        rest, idle, churn_time = 0.3, 1.0, 2.0
+    quickly = _quickly(context) if quick else {}
     order = Order(
         modes=list(modes),
         peers=list(peers),
-        sizes=_counts("--sizes", sizes),
+        sizes=_counts("--sizes", quickly.get("sizes", sizes)),
         endpoints=_counts("--endpoints", endpoints),
         flags=flags,
-        repeats=repeats,
-        rest=rest,
-        connects=connects,
-        idle_seconds=idle,
-        churn_seconds=churn_time,
+        repeats=quickly.get("repeats", repeats),
+        rest=quickly.get("rest", rest),
+        connects=quickly.get("connects", connects),
+        idle_seconds=quickly.get("idle", idle),
+        churn_seconds=quickly.get("churn_time", churn_time),
         churn=churn,
         limit=limit,
         output=output,
@@ -126,6 +146,15 @@ def bench(
         sys.exit(run(order))
     except BenchError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _quickly(context: click.Context) -> dict[str, Any]:
+    """The values of --quick, by parameter, for what was not given."""
+    return {
+        name: value
+        for name, value in _QUICK.items()
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT
+    }
 
 
 def _counts(flag: str, texts: tuple[str, ...]) -> list[int]:

@@ -5,9 +5,10 @@ import sys
 import click
 
 from kproxy import logs
+from kproxy.cli.params import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-v", "verbosity", type=int, default=0, help="Log verbosity.")
 @click.option(
     "--peer",

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from kproxy import logs
+from kproxy.cli.params import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--manifests",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

@@ -8,11 +8,11 @@ import click
 
 from kproxy import logs
 from kproxy.cli.options import rule_options
-from kproxy.cli.params import command_line
+from kproxy.cli.params import Command, command_line
 from kproxy.cli.run_options import node_options
 
 
-@click.command()
+@click.command(cls=Command)
 @rule_options
 @node_options
 @click.option(

@@ -1,5 +1,6 @@
 """Flags in Go's manner, and how what was given reaches the configuration."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import PurePath
@@ -18,6 +19,39 @@ _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 _REFUSED = f"{__name__}.refused"
+_FLAG = re.compile(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)")
+
+
+class Command(click.Command):
+    """A command whose errors name a flag by its variable where its value came from there."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments. Raises BadParameter."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param is not None:
+                error.param_hint = given_variables(ctx).get(flag_name(error.param), error.param_hint)
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was asked for."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            variables = given_variables(ctx)
+            error.message = _FLAG.sub(lambda found: variables.get(found[1], found[0]), error.message)
+            raise
+
+
+def given_variables(ctx: click.Context) -> dict[str, str]:
+    """The variables that were read in place of flags, by the flags' names without dashes."""
+    found = {}
+    for option in ctx.command.params:
+        variable = isinstance(option, click.Option) and option.name and option.envvar
+        if variable and ctx.get_parameter_source(option.name or "") is ParameterSource.ENVIRONMENT:
+            found[flag_name(option)] = str(option.envvar)
+    return found
 
 
 class _Flag(click.Option):
@@ -127,4 +161,4 @@ def command_line(context: click.Context) -> CommandLine:
                 flags[flag_name(option)] = str(value) if isinstance(value, PurePath) else value
     flags.pop("config", None)
     defects = tuple(Defect(f"--{name}", why) for name, why in refused.items())
-    return CommandLine(context.params.get("config"), flags, defects)
+    return CommandLine(context.params.get("config"), flags, defects, given_variables(context))

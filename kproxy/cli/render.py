@@ -7,10 +7,10 @@ import click
 
 from kproxy import logs
 from kproxy.cli.options import rule_options
-from kproxy.cli.params import command_line
+from kproxy.cli.params import Command, command_line
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--manifests",
     required=True,

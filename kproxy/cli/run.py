@@ -9,12 +9,13 @@ import click
 
 from kproxy import logs
 from kproxy.cli.options import rule_options
-from kproxy.cli.params import command_line
+from kproxy.cli.params import Command, command_line
 from kproxy.cli.run_options import node_options, run_options
 from kproxy.cli.version import version
 
 
 @click.command(
+    cls=Command,
     epilog="Each flag can be given as a variable too: --cluster-cidr as KPROXY_CLUSTER_CIDR. A flag beats "
     "its variable. Next to --config, as with kube-proxy, only --hostname-override, --master and the logging "
     "flags count, and kproxy's own (--manifests, --iptables-variant, --ipvs-graceful-period)."

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import click
 
 from kproxy import logs
+from kproxy.cli.params import Command
 
 _TIMEOUT = "1m"
 
@@ -25,9 +26,10 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.command(
+    cls=Command,
     epilog="Exit status: 0 if the agent is healthy; 1 if it is not, or does not answer; 3 if it is healthy, "
     "but something is wrong with objects: a rejected object, an invalid field, a service that the kernel "
-    "refuses or that works only in part."
+    "refuses or that works only in part.",
 )
 @click.option(
     "--address",

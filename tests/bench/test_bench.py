@@ -256,3 +256,26 @@ def test_generations_of_pods_share_no_address() -> None:
             assert seen.isdisjoint(hosts)
             seen.update(hosts)
     assert seen.isdisjoint(pods(0, endpoints, moved=7)[-1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ([100, 1000], 3, 0.3, 2.0)),
+        (["--sizes", "50"], ([50], 3, 0.3, 2.0)),
+        (["--repeats=15", "--rest=1.2s", "--churn-time=1m"], ([100, 1000], 15, 1.2, 60.0)),
+    ],
+)
+def test_quick_leaves_what_is_given(
+    arguments: list[str], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[command.Order] = []
+    monkeypatch.setattr(command, "run", lambda order: orders.append(order) or 0)
+    for quick in (["--quick", *arguments], [*arguments, "--quick"]):
+        result = CliRunner().invoke(main, ["bench", *quick])
+        assert result.exit_code == 0, result.output
+    by_variable = CliRunner().invoke(main, ["bench", *arguments], env={"KPROXY_QUICK": "1"})
+    assert by_variable.exit_code == 0, by_variable.output
+    for order in orders:
+        assert (order.sizes, order.repeats, order.rest, order.churn_seconds) == expected
+    assert len(orders) == 3

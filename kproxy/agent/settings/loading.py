@@ -34,26 +34,29 @@ class CommandLine(msgspec.Struct, frozen=True):
     """What the operator gave at the start: the file of --config, and flags by name without dashes.
 
     `flags` holds those that were given, on the command line or in the environment, and no defaults; `refused`
-    says what is wrong with those that are not even of their type.
+    says what is wrong with those that are not even of their type. `variables` names the environment variable
+    of each flag whose value came from there.
     """
 
     config: Path | None = None
     flags: Mapping[str, object] = {}
     refused: tuple[Defect, ...] = ()
+    variables: Mapping[str, str] = {}
 
     @property
     def ignored(self) -> list[str]:
-        """The flags that do not count, because there is a file."""
+        """The flags and variables that do not count, because there is a file."""
         if self.config is None:
             return []
-        return sorted(f"--{flag}" for flag in self.flags if not counts_with_file(flag))
+        flags = (flag for flag in self.flags if not counts_with_file(flag))
+        return sorted(self.variables.get(flag, f"--{flag}") for flag in flags)
 
     def load(self) -> Settings:
         """Read the file now and put the flags over it.
 
         Raises FileError for the file, ConfigError for flags; each names everything that is wrong.
         """
-        settings = Settings() if self.config is None else read_file(self.config)
+        settings = Settings() if self.config is None else self._read(self.config)
         counted = {
             flag: value for flag, value in self.flags.items() if self.config is None or counts_with_file(flag)
         }
@@ -63,6 +66,15 @@ class CommandLine(msgspec.Struct, frozen=True):
         if self.refused or defects:
             raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
+
+    def _read(self, file: Path) -> Settings:
+        try:
+            return read_file(file)
+        except FileError as error:
+            variable = self.variables.get("config")
+            if variable is None or not isinstance(error.__cause__, OSError):
+                raise
+            raise FileError(file, [f"{error.__cause__.strerror} (the file that {variable} names)"]) from error
 
     def resolve(self, settings: Settings) -> ProxyConfig:
         """What kproxy works with."""
