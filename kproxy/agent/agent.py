@@ -90,6 +90,7 @@ class Agent:
         self._problem_log = ProblemLog()
         self._drift_watch = DriftWatch(reporter, self._clock)
         self._next_tending: float | None = None
+        self.sync_errors: Mapping[Family, str] = {}
         for family in mode.families:
             health.add_family(family)
         reporter.begin(mode.families)
@@ -109,15 +110,19 @@ class Agent:
             else:
                 self._drifted |= self._drift_watch.look(self._sides.values(), self._in_step)
 
-    def run_once(self, stop: threading.Event) -> bool:
-        """Work until one sync got through; True if every service is applied."""
+    def run_once(self, stop: threading.Event, deadline: float | None = None) -> bool:
+        """Work until one sync got through; True if every service is applied, False at the deadline too."""
         while not stop.is_set():
+            left = None if deadline is None else deadline - self._clock()
+            if left is not None and left <= 0:
+                return False
             delay = self._sync_due_in()
             if delay is None or delay > 0:
-                self._inbox.wait(delay)
+                self._inbox.wait(min((each for each in (delay, left) if each is not None), default=None))
                 continue
             reports = self.sync()
-            if all(report.error is None for report in reports.values()):
+            self.sync_errors = {f: report.error for f, report in reports.items() if report.error is not None}
+            if not self.sync_errors:
                 return not any(report.failed for report in reports.values())
         return False
 
@@ -138,6 +143,11 @@ class Agent:
     def config(self) -> ProxyConfig:
         """The settings in force; may be asked from any thread."""
         return self._config
+
+    @property
+    def knows_node(self) -> bool:
+        """Whether what the rules need to know of the node is known."""
+        return self._facts is not None
 
     @property
     def mode(self) -> Mode:

@@ -57,7 +57,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     `min_sync_period` is the least time between the end of one sync and the start of the next; one of 100 ms
     or less is kept on average (agent/schedule.py). `master` is the API server's URL, if it is not the
     kubeconfig's. `bind_address` is the node's primary address of its family, unless it is unspecified;
-    nothing is bound to it (kube-proxy's name is history).
+    nothing is bound to it (kube-proxy's name is history). `once_timeout` is how long `once` may take; 0: as
+    long as it takes.
     """
 
     node_name: str
@@ -97,7 +98,9 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_graceful_period: float = 3600.0
     nftables_reject_unallocated: bool = True
     service_cidrs: tuple[str, ...] = ()
+    cleanup_on_exit: bool = False
     once: bool = False
+    once_timeout: float = 0.0
 
 
 def is_interface(name: str) -> bool:

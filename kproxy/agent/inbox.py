@@ -115,6 +115,12 @@ class Inbox:
             return self._required <= self._tables.synced
 
     @property
+    def missing(self) -> frozenset[Kind]:
+        """The required kinds of which no complete list has arrived yet."""
+        with self._lock:
+            return self._required - self._tables.synced
+
+    @property
     def changed(self) -> bool:
         """Whether anything changed since the last `take`."""
         with self._lock:

@@ -1,9 +1,6 @@
 """One kproxy from start to end: sources, run loop, health server and signals put together."""
 
 import functools
-import os
-import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,15 +25,19 @@ from kproxy.agent.health_monitor import HealthMonitor
 from kproxy.agent.http_server import HttpServer, Routes
 from kproxy.agent.inbox import Inbox
 from kproxy.agent.input import Input, make_input
+from kproxy.agent.instance import Instance
 from kproxy.agent.metric_series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.agent.metric_series import LIVEZ as LIVEZ_ANSWERS
 from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
+from kproxy.agent.once import OnceTimeout, waits_for
+from kproxy.agent.removal import remove_everything
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
 from kproxy.agent.settings.reload import Reloader
+from kproxy.agent.signals import Interrupted, Leaving, Signals
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.limits import raise_descriptor_limit
@@ -46,8 +47,6 @@ from kproxy.state.decode import Kind
 
 log = structlog.stdlib.get_logger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
 """Makes the reloader that hands new settings to a function."""
 
@@ -55,31 +54,80 @@ ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
 def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
-    Returns whether all went well: with `once`, whether every service was applied. The rules stay in place.
-    SIGHUP reads the configuration again. Raises ConfigError, ModeUnavailable, SourceError, or OSError if an
-    address cannot be bound and that shall be the end.
+    Returns whether all went well: with `once`, whether every service was applied; with `cleanup_on_exit`,
+    whether all could be removed when a signal had ended it. Else the rules stay in place. SIGHUP reads the
+    configuration again. Raises ConfigError, ModeUnavailable, SourceError, InstanceRunning, OnceTimeout, or
+    OSError if an address cannot be bound and that shall be the end.
     """
     validate(config)
+    began = time.monotonic()
     stop = StopEvent()
     inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
     metrics = Metrics()
     given = make_input(config, metrics, inbox.wake)
-    hangups = _Hangups()
-    # Signals count from here on: a program that hangs while the kernel is tried must not hold up the end.
-    with _led_by_signals(stop, inbox, hangups), _Threads(stop, inbox) as threads:
-        # The lists arrive while the kernel is tried.
-        threads.start("source", functools.partial(given.source.run, inbox, stop))
-        set_up_node(config)
+    leaving = Leaving(configured=config.cleanup_on_exit)
+    instance = Instance("run --once" if config.once else "run", __version__, lambda: config.proxy_mode)
+
+    def end() -> None:
+        instance.tell(stopping=True)
+        stop.set()
+        inbox.wake()
+
+    with Signals(end, leaving) as signals, instance:
+        leaving.changed = lambda cleans_up: instance.tell(cleanup_on_exit=cleans_up)
+        leaving.changed(leaving.cleans_up)
         try:
-            complete = _work(config, reloader_for, stop, inbox, metrics, given, threads, hangups)
-        except ModeUnavailable:
-            if not stop.is_set():
-                raise
-            complete = not config.once
-    log.info("stopped", rules="left in place")
+            with signals.interruptible():
+                instance.acquire()
+        except Interrupted:
+            return not config.once
+        with _Threads(stop, inbox) as threads:
+            # The lists arrive while the kernel is tried.
+            threads.start("source", functools.partial(given.source.run, inbox, stop))
+            set_up_node(config)
+            try:
+                complete = _work(
+                    config,
+                    reloader_for,
+                    stop,
+                    inbox,
+                    metrics,
+                    given,
+                    threads,
+                    signals,
+                    leaving,
+                    instance,
+                    began,
+                )
+            except ModeUnavailable:
+                if not stop.is_set():
+                    raise
+                complete = not config.once
+        instance.tell(stopping=True)
+        if signals.ended and leaving.cleans_up:
+            complete = _clean_up(signals) and complete
+        else:
+            log.info("stopped", rules="left in place")
     if threads.refused is not None:
         raise threads.refused
     return complete and not threads.died
+
+
+def _clean_up(signals: Signals) -> bool:
+    """Remove everything; False if not all could be, or another signal asks for the end at once."""
+    began = time.monotonic()
+    try:
+        with signals.interruptible():
+            clean = remove_everything()
+    except Interrupted as signal:
+        log.error("cleanup_interrupted", signal=signal.number.name, remedy="kproxy cleanup removes the rest")
+        return False
+    seconds = round(time.monotonic() - began, 3)
+    if clean:
+        log.info("stopped", rules="removed", seconds=seconds)
+    else:
+        log.error("stopped", rules="not all removed", seconds=seconds, remedy="see above; kproxy cleanup")
+    return clean
 
 
 def _work(
@@ -90,7 +138,10 @@ def _work(
     metrics: Metrics,
     given: Input,
     threads: "_Threads",
-    hangups: "_Hangups",
+    signals: Signals,
+    leaving: Leaving,
+    instance: Instance,
+    began: float,
 ) -> bool:
     """Put the rest together, and work until `stop` is set; see `run`."""
     shares = share(raise_descriptor_limit())
@@ -119,9 +170,10 @@ def _work(
         mode_refused,
         given.api_servers,
     )
-    settings = _Settings(config, agent, given)
+    instance.follow(lambda: agent.config.proxy_mode)
+    settings = _Settings(config, agent, given, leaving)
     reloader = reloader_for(settings.take)
-    hangups.follow(reloader)
+    signals.follow_reloads(reloader.reload)
     inspector = Inspector(
         lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
     )
@@ -141,11 +193,24 @@ def _work(
         follow = functools.partial(interfaces.run, agent.addresses_changed)
         threads.start("addresses", follow, interfaces.stop)
         if config.once:
-            return agent.run_once(stop)
+            return _once(config, agent, inbox, given, stop, began)
         threads.start("settings", functools.partial(_watch, reloader, stop))
         threads.start("health", functools.partial(monitor.run, stop))
         agent.run(stop)
     return True
+
+
+def _once(
+    config: ProxyConfig, agent: Agent, inbox: Inbox, given: Input, stop: threading.Event, began: float
+) -> bool:
+    """Work until one sync got through. Raises OnceTimeout."""
+    deadline = began + config.once_timeout if config.once_timeout else None
+    if agent.run_once(stop, deadline):
+        return True
+    if deadline is not None and not stop.is_set() and time.monotonic() >= deadline:
+        waited = waits_for(inbox.missing, given.watches(), agent.sync_errors, knows_node=agent.knows_node)
+        raise OnceTimeout(config.once_timeout, waited)
+    return False
 
 
 def prepare(config: ProxyConfig) -> None:
@@ -161,10 +226,11 @@ def prepare(config: ProxyConfig) -> None:
 class _Settings:
     """Hands new settings to everything that works with them."""
 
-    def __init__(self, config: ProxyConfig, agent: Agent, given: Input) -> None:
+    def __init__(self, config: ProxyConfig, agent: Agent, given: Input, leaving: Leaving) -> None:
         self._config = config
         self._agent = agent
         self._given = given
+        self._leaving = leaving
 
     def take(self, config: ProxyConfig) -> None:
         old, self._config = self._config, config
@@ -173,6 +239,7 @@ class _Settings:
             set_conntrack(config.conntrack)
         if config.oom_score_adj != old.oom_score_adj:
             set_oom_score(config.oom_score_adj)
+        self._leaving.configure(cleanup_on_exit=config.cleanup_on_exit)
         self._given.follow(config)
         self._agent.reconfigure(config)
 
@@ -227,63 +294,6 @@ class _Threads:
             wake()
         for thread in self._started:
             thread.join(timeout=5)
-
-
-class _Hangups:
-    """Hands each SIGHUP to the reloader; one that comes before there is a reloader waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._reloader: Reloader | None = None
-        self._missed = ""
-
-    def follow(self, reloader: Reloader) -> None:
-        with self._lock:
-            self._reloader, missed = reloader, self._missed
-        if missed:
-            reloader.reload(missed)
-
-    def reload(self, signal_name: str) -> None:
-        with self._lock:
-            reloader, self._missed = self._reloader, signal_name
-        if reloader is not None:
-            reloader.reload(signal_name)
-
-
-@contextmanager
-def _led_by_signals(stop: threading.Event, inbox: Inbox, hangups: _Hangups) -> Iterator[None]:
-    """Set `stop` on SIGTERM and SIGINT, reload on SIGHUP, from a thread of its own.
-
-    A handler may run while the main thread is inside the very lock that setting an Event takes, and would
-    wait for it for ever; so the handler does nothing, and a thread reads what the interpreter writes to the
-    wakeup descriptor (signal.set_wakeup_fd).
-    """
-    reader, writer = socket.socketpair()
-    os.set_blocking(writer.fileno(), False)
-
-    def follow() -> None:
-        while received := reader.recv(1):
-            number = signal.Signals(received[0])
-            if number is signal.SIGHUP:
-                hangups.reload(number.name)
-                continue
-            log.info("stopping", signal=number.name)
-            stop.set()
-            inbox.wake()
-
-    thread = threading.Thread(target=follow, name="signals", daemon=True)
-    thread.start()
-    previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-    descriptor = signal.set_wakeup_fd(writer.fileno())
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(descriptor)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        writer.close()
-        thread.join()
-        reader.close()
 
 
 def _servers(

@@ -11,7 +11,6 @@ from click.core import ParameterSource
 from kproxy.agent.settings.durations import parse_duration
 from kproxy.cli.params import Command
 
-
 _QUICK: Mapping[str, Any] = {
     "sizes": ("100", "1000"),
     "repeats": 3,

@@ -40,8 +40,13 @@ class Command(click.Command):
             return super().invoke(ctx)
         except click.ClickException as error:
             variables = given_variables(ctx)
-            error.message = _FLAG.sub(lambda found: variables.get(found[1], found[0]), error.message)
-            raise
+            told = error.format_message()
+            renamed = _FLAG.sub(lambda found: variables.get(found[1], found[0]), told)
+            if renamed == told:
+                raise
+            if isinstance(error, click.UsageError):
+                raise click.UsageError(renamed, error.ctx or ctx) from error
+            raise click.ClickException(renamed) from error
 
 
 def given_variables(ctx: click.Context) -> dict[str, str]:

@@ -18,7 +18,8 @@ from kproxy.cli.version import version
     cls=Command,
     epilog="Each flag can be given as a variable too: --cluster-cidr as KPROXY_CLUSTER_CIDR. A flag beats "
     "its variable. Next to --config, as with kube-proxy, only --hostname-override, --master and the logging "
-    "flags count, and kproxy's own (--manifests, --iptables-variant, --ipvs-graceful-period)."
+    "flags count, and kproxy's own (--manifests, --cleanup-on-exit, --iptables-variant, "
+    "--ipvs-graceful-period).",
 )
 @rule_options
 @node_options
@@ -28,13 +29,18 @@ from kproxy.cli.version import version
 def run(
     context: click.Context, /, write_config_to: Path | None, cleanup: bool, init_only: bool, **_: Any
 ) -> None:
-    """Keep this node's rules in step with the cluster. SIGTERM leaves the rules in place.
+    """Keep this node's rules in step with the cluster.
 
-    SIGHUP, or a change of the file, reads the configuration again.
+    SIGTERM ends it and leaves the rules in place; with --cleanup-on-exit they are removed first, which takes
+    some seconds, and a second SIGTERM cuts that short (exit 1). SIGHUP, or a change of the file, reads the
+    configuration again. A second kproxy on the node waits 5 s for the first one to end, then names it and
+    exits 1.
     """
     from kproxy.agent.config import ConfigError
+    from kproxy.agent.instance import InstanceRunning
     from kproxy.agent.mode import ModeUnavailable
-    from kproxy.agent.removal import remove_everything
+    from kproxy.agent.once import OnceTimeout
+    from kproxy.agent.removal import LeavingError, clean_up
     from kproxy.agent.service import prepare
     from kproxy.agent.service import run as run_service
     from kproxy.agent.settings.loading import FileError, tell_flags, tell_settings, write_file
@@ -52,7 +58,7 @@ def run(
             write_file(write_config_to, settings)
             return
         if cleanup:
-            sys.exit(0 if remove_everything() else 1)
+            sys.exit(0 if clean_up() else 1)
         if init_only:
             prepare(config)
             return
@@ -62,6 +68,11 @@ def run(
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:
         raise click.UsageError("\n".join(error.problems)) from error
-    except (ModeUnavailable, SourceError, OSError) as error:
+    except InstanceRunning as error:
+        told = (
+            "two on a node would undo each other's rules. Stop it first; its rules stay, and are taken over"
+        )
+        raise click.ClickException(f"{error}: {told}") from error
+    except (LeavingError, ModeUnavailable, OnceTimeout, SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)

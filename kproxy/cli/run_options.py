@@ -64,8 +64,17 @@ run_options = together(
         help="Write the configuration that results to this file, and end.",
     ),
     boolean("--once", help="End as soon as one complete sync is applied: 0 if all of it was."),
+    duration(
+        "--timeout",
+        "5m",
+        "How long --once may take: then it names what it waits for, and ends with 1; 0: no limit.",
+    ),
     boolean("--init-only", help="Set the kernel parameters that need all of root's rights, and end."),
     boolean("--cleanup", help="Remove what kproxy made, and end (as `kproxy cleanup`)."),
+    boolean(
+        "--cleanup-on-exit",
+        help="Remove what kproxy made when a signal ends it, instead of leaving it for the next one.",
+    ),
     # Syncs
     duration("--iptables-sync-period", "30s", "Longest wait before a failed sync is tried again."),
     duration(

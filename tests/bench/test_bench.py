@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks.bench import prober, processes
+from benchmarks.bench import command, prober, processes
 from benchmarks.bench.plots import draw
 from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
@@ -270,7 +270,12 @@ def test_quick_leaves_what_is_given(
     arguments: list[str], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[command.Order] = []
-    monkeypatch.setattr(command, "run", lambda order: orders.append(order) or 0)
+
+    def note(order: command.Order) -> int:
+        orders.append(order)
+        return 0
+
+    monkeypatch.setattr(command, "run", note)
     for quick in (["--quick", *arguments], [*arguments, "--quick"]):
         result = CliRunner().invoke(main, ["bench", *quick])
         assert result.exit_code == 0, result.output

@@ -73,6 +73,7 @@ PORT_FLAGS: Mapping[str, str] = {
 an address that was given without one (addressFromDeprecatedFlags)."""
 
 OWN_FLAGS: Mapping[str, str] = {
+    "cleanup-on-exit": "cleanupOnExit",
     "external-ip-allowed-cidrs": "externalIPs.allowedCIDRs",
     "iptables-layout": "iptables.layout",
     "iptables-variant": "iptables.variant",
@@ -84,7 +85,7 @@ OWN_FLAGS: Mapping[str, str] = {
 }
 """kproxy's flags -> paths in KproxyConfiguration."""
 
-PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "write-config-to"})
+PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "timeout", "write-config-to"})
 """What this process shall do; no field of either document."""
 
 _WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})

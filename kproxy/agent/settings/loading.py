@@ -13,6 +13,7 @@ from kproxy.agent import localnet
 from kproxy.agent.config import ConfigError, ProxyConfig
 from kproxy.agent.settings.codec import Defect, encode
 from kproxy.agent.settings.documents import Settings, read_documents
+from kproxy.agent.settings.durations import parse_duration
 from kproxy.agent.settings.flags import apply_flags, counts_with_file
 from kproxy.agent.settings.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, Section
 from kproxy.agent.settings.translate import proxy_config, unknown_gates, unrestricted, without_effect
@@ -21,6 +22,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 MAX_BYTES = 1024 * 1024
 """The largest file that is read; a ConfigMap holds no more."""
+
+ONCE_TIMEOUT = "5m"
+"""How long --once may take, if --timeout does not say."""
 
 
 class FileError(ConfigError):
@@ -63,6 +67,8 @@ class CommandLine(msgspec.Struct, frozen=True):
         settings, defects = apply_flags(settings, counted)
         if "manifests" in counted and "kubeconfig" in counted:
             defects.append(Defect("--manifests", "excludes --kubeconfig"))
+        if "timeout" in self.flags:
+            defects += self._timeout_defects()
         if self.refused or defects:
             raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
@@ -83,7 +89,17 @@ class CommandLine(msgspec.Struct, frozen=True):
             host=socket.gethostname(),
             master=str(self.flags.get("master", "")),
             once=bool(self.flags.get("once", False)),
+            once_timeout=parse_duration(str(self.flags.get("timeout", ONCE_TIMEOUT))),
         )
+
+    def _timeout_defects(self) -> list[Defect]:
+        text = str(self.flags["timeout"])
+        try:
+            if parse_duration(text) < 0:
+                return [Defect("--timeout", f'"{text}" is negative')]
+        except ValueError as error:
+            return [Defect("--timeout", f'"{text}" {error}')]
+        return [] if self.flags.get("once") else [Defect("--timeout", "is for --once")]
 
     def check_files(self, config: ProxyConfig) -> None:
         """Raise FileError, or ConfigError for a flag, if the kubeconfig cannot be read."""

@@ -69,6 +69,7 @@ LIVE = frozenset(
 
 LIVE_OWN = frozenset(
     {
+        "cleanupOnExit",
         "externalIPs.allowedCIDRs",
         "iptables.layout",
         "iptables.variant",

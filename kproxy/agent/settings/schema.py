@@ -231,6 +231,7 @@ class KproxyConfiguration(Section, frozen=True):
     """
 
     manifests: str = ""
+    cleanup_on_exit: bool = False
     external_ips: OwnExternalIps = msgspec.field(default=OwnExternalIps(), name="externalIPs")
     iptables: OwnIptables = OwnIptables()
     metrics: OwnMetrics = OwnMetrics()

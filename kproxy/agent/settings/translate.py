@@ -53,7 +53,9 @@ EXTERNAL_IPS = "AllowServiceExternalIPs"
 """The gate that takes away spec.externalIPs (KEP-5707); on by default in 1.36."""
 
 
-def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool = False) -> ProxyConfig:
+def proxy_config(
+    settings: Settings, *, host: str, master: str = "", once: bool = False, once_timeout: float = 0.0
+) -> ProxyConfig:
     """The settings of this process. `host` is the host's name; it is the node's if no other is given."""
     kube, own = settings.kube, settings.own
     section: Iptables | Ipvs | Nftables = kube.iptables
@@ -110,7 +112,9 @@ def proxy_config(settings: Settings, *, host: str, master: str = "", once: bool 
         ),
         oom_score_adj=kube.oom_score_adj,
         verbosity=kube.logging.verbosity,
+        cleanup_on_exit=own.cleanup_on_exit,
         once=once,
+        once_timeout=once_timeout,
     )
 
 

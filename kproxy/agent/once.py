@@ -1,0 +1,41 @@
+"""What `kproxy run --once` says when it has waited long enough."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from kproxy.addresses import Family
+from kproxy.agent.status import Watch
+from kproxy.state.decode import Kind
+
+_LISTS = {
+    Kind.SERVICE: "the list of Services",
+    Kind.ENDPOINT_SLICE: "the list of EndpointSlices",
+    Kind.NODE: "the list of Nodes (this one's alone)",
+    Kind.SERVICE_CIDR: "the list of ServiceCIDRs",
+}
+
+
+class OnceTimeout(RuntimeError):
+    """No sync got through in time; the message names what it waited for."""
+
+    def __init__(self, seconds: float, waits_for: Sequence[str]) -> None:
+        super().__init__(f"--timeout: not done within {seconds:g} s, waiting for {'; '.join(waits_for)}")
+
+
+def waits_for(
+    missing: Collection[Kind], watches: Sequence[Watch], errors: Mapping[Family, str], *, knows_node: bool
+) -> list[str]:
+    """What has yet to come: lists that are `missing`, the node's data, or a sync without `errors`."""
+    return list(_waits_for(missing, watches, errors, knows_node=knows_node)) or ["a first sync"]
+
+
+def _waits_for(
+    missing: Collection[Kind], watches: Sequence[Watch], errors: Mapping[Family, str], *, knows_node: bool
+) -> Iterator[str]:
+    reasons = {watch.kind: watch.last_error for watch in watches}
+    for kind in (kind for kind in Kind if kind in missing):
+        reason = reasons.get(kind.value)
+        yield _LISTS[kind] + (f" ({reason})" if reason else "")
+    if not missing and not knows_node:
+        yield "the node's pod CIDRs (spec.podCIDRs of its Node object)"
+    for family, error in errors.items():
+        yield f"{family.value} rules to be written ({error})"
