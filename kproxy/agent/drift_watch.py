@@ -10,6 +10,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.mode import Mode
+from kproxy.agent.peer_process import warn_of_kube_proxy
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.side import Side
 from kproxy.backends.base import CheckError, Drift
@@ -26,6 +27,9 @@ THOROUGH_PERIOD = 900.0
 CHECK_SHARE = 20
 """A comparison that took t seconds is not repeated within this many times t (500 times for thorough ones)."""
 
+SUSPICION_PERIOD = 60.0
+"""Seconds between looks for a kube-proxy that may have written what drifted."""
+
 
 class DriftWatch:
     """When the kernel is compared with what was applied; `next_look` is the time of `clock` for that."""
@@ -36,6 +40,7 @@ class DriftWatch:
         self._clock = clock
         self._next_check = 0.0
         self._next_thorough = 0.0
+        self._next_suspicion = 0.0
 
     def begin(self) -> None:
         """All was just read and written, so a comparison of everything has time."""
@@ -89,3 +94,6 @@ class DriftWatch:
         self._reporter.drifted(family, drifts)
         shown = [str(drift) for drift in drifts[:10]]
         log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
+        if self._clock() >= self._next_suspicion:
+            self._next_suspicion = self._clock() + SUSPICION_PERIOD
+            warn_of_kube_proxy(ask=False)

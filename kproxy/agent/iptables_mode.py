@@ -1,6 +1,7 @@
 """The iptables mode on this kernel: find the programs, probe what they can do, put the backends together."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -67,6 +68,7 @@ class IptablesMode:
         self._departing = departing
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ChangeWatch] = {}
+        self._localnet: dict[Family, bool] = {}
         self._liberal = is_liberal()
         self._counters_of = _legacy_counters(tables, runner)
         self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
@@ -88,12 +90,13 @@ class IptablesMode:
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """The backend of a family."""
         config = self._settings(family, facts)
-        if config.localhost:
-            localnet.allow()
+        # Where the parameter is read-only, one warning is enough.
+        self._localnet[family] = config.localhost and localnet.allow()
         layout, larger = layouts(config, self._layouts[family])
         backend = self._backends.get(family)
         if backend is None:
-            backend = rules_backend(layout, self.tables[family], self._watches, larger)
+            prepare = functools.partial(self._prepare, family)
+            backend = rules_backend(layout, self.tables[family], self._watches, larger, prepare)
             self._backends[family] = backend
         else:
             backend.reconfigure(layout, larger)
@@ -141,6 +144,19 @@ class IptablesMode:
                 self._counters_of.pop(family)
         return port_traffic(self.tables[family].counters("nat"))
 
+    def _prepare(self, family: Family, writing: bool) -> None:
+        """Make again what the rules need, where others took it away."""
+        if self._localnet.get(family):
+            self._localnet[family] = localnet.allow()
+        if not writing:
+            return
+        for name, usable in self._counters[family].items():
+            if usable:
+                try:
+                    nfacct.ensure(name)
+                except nfacct.NfacctError as error:
+                    log.warning("nfacct_unavailable", counter=name, reason=str(error))
+
     def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
         able = Abilities(
             layout=self._layouts[family],
@@ -181,7 +197,11 @@ def iptables_config(
 
 
 def rules_backend(
-    layout: Layout, xtables: Xtables, watches: dict[object, ChangeWatch], larger: Layout | None = None
+    layout: Layout,
+    xtables: Xtables,
+    watches: dict[object, ChangeWatch],
+    larger: Layout | None = None,
+    prepare: Callable[[bool], None] = lambda _: None,
 ) -> IptablesBackend:
     """Build what writes the rules of one family.
 
@@ -189,7 +209,7 @@ def rules_backend(
     """
     ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
     watch = watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
-    return IptablesBackend(layout, xtables, watch, larger=larger)
+    return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
 
 
 def is_liberal() -> bool:

@@ -73,9 +73,12 @@ def is_wanted(config: ProxyConfig) -> bool:
     return config.localhost_node_ports and covers_loopback(ranges)
 
 
-def allow() -> None:
-    """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens."""
-    _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
+def allow() -> bool:
+    """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens.
+
+    False if the kernel refuses, which is logged.
+    """
+    return _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
 
 
 def is_guarded(runner: Runner | None = None) -> bool:
@@ -93,12 +96,14 @@ def close() -> None:
     _set(0, reason="KUBE-FIREWALL is gone", otherwise="neighbours can reach 127.0.0.0/8")
 
 
-def _set(value: int, *, reason: str, otherwise: str) -> None:
+def _set(value: int, *, reason: str, otherwise: str) -> bool:
     try:
         if sysctl.ensure(ROUTE_LOCALNET, value):
             log.info("sysctl_set", name=ROUTE_LOCALNET, value=value, reason=reason)
     except sysctl.SysctlError as error:
         log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=otherwise)
+        return False
+    return True
 
 
 def _has_guard(variant: Variant, runner: Runner | None) -> bool:

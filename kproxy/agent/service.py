@@ -33,6 +33,7 @@ from kproxy.agent.mode import ModeUnavailable
 from kproxy.agent.node import wants_service_cidrs
 from kproxy.agent.node_setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.agent.once import OnceTimeout, waits_for
+from kproxy.agent.peer_process import warn_of_kube_proxy
 from kproxy.agent.removal import remove_everything
 from kproxy.agent.reporter import Reporter
 from kproxy.agent.service_health import ServiceHealth
@@ -81,6 +82,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
                 instance.acquire()
         except Interrupted:
             return not config.once
+        warn_of_kube_proxy(ask=True)
         with _Threads(stop, inbox) as threads:
             # The lists arrive while the kernel is tried.
             threads.start("source", functools.partial(given.source.run, inbox, stop))

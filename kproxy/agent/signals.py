@@ -58,8 +58,8 @@ class Signals:
     """Follows signals from a thread of its own, as long as the block lasts.
 
     SIGTERM and SIGINT call `stop`, SIGHUP the function that is given to `follow_reloads`; SIGUSR1 has the
-    rules removed at the end, SIGUSR2 does so and ends. A handler may run while the main thread is inside the very
-    lock that setting an Event takes; so it does next to nothing, and a thread reads what the interpreter
+    rules removed at the end, SIGUSR2 does so and ends. A handler may run while the main thread is inside the
+    very lock that setting an Event takes; so it does next to nothing, and a thread reads what the interpreter
     writes to the wakeup descriptor (signal.set_wakeup_fd). Made and used by the main thread.
     """
 
@@ -70,6 +70,7 @@ class Signals:
         self._missed_reload = False
         self._ends: list[signal.Signals] = []
         self._raises = False
+        self._passed_on: signal.Signals | None = None
         self._lock = threading.Lock()
         self._reader, self._writer = socket.socketpair()
         os.set_blocking(self._writer.fileno(), False)
@@ -77,7 +78,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
         self._descriptor = signal.set_wakeup_fd(self._writer.fileno())
         return self
 
@@ -116,14 +117,11 @@ class Signals:
         finally:
             self._raises = False
 
-    def _note(self, received: int, frame: FrameType | None) -> None:
+    def _interrupt(self, received: int, frame: FrameType | None) -> None:
         del frame
         number = signal.Signals(received)
-        if number not in _ENDS:
-            return
-        again = bool(self._ends) and number is CLEAN_UP_NOW
-        self._ends.append(number)
-        if self._raises and not again:
+        if self._raises and number in _ENDS and not (self._ends and number is CLEAN_UP_NOW):
+            self._raises = False
             raise Interrupted(number)
 
     def _follow(self) -> None:
@@ -135,9 +133,18 @@ class Signals:
             if number in {CLEAN_UP_ON_EXIT, CLEAN_UP_NOW}:
                 self._leaving.ask()
                 log.info("cleanup_on_exit", signal=number.name, effect="the rules are removed at the end")
-            if number in _ENDS:
+            if number in _ENDS and not self._was_passed_on(number):
                 log.info("stopping", signal=number.name)
+                self._ends.append(number)
                 self._stop()
+                if self._raises:
+                    # The kernel may have given it to any thread, and two that come at once call one handler.
+                    self._passed_on = number
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def _was_passed_on(self, number: signal.Signals) -> bool:
+        was, self._passed_on = self._passed_on is number, None
+        return was
 
     def _reloaded(self) -> None:
         with self._lock:

@@ -30,7 +30,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class IptablesBackend:
-    """One family's KUBE-* rules; where a `larger` layout is given, it is used while there are many."""
+    """One family's KUBE-* rules; where a `larger` layout is given, it is used while there are many.
+
+    `prepare` makes again what rules need besides other rules, where it is gone: kernel parameters and, if it
+    is given True, what they name, for rules are about to be written.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,9 @@ class IptablesBackend:
         *,
         larger: Layout | None = None,
         piece: int | None = None,
+        prepare: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        self._prepare = prepare
         self.family: Family = layout.family
         self._layout = self._smaller = layout
         self._larger = larger
@@ -123,6 +129,7 @@ class IptablesBackend:
         drifts: tuple[Drift, ...] = ()
         self._looked_again = False
         try:
+            self._prepare(True)  # noqa: FBT003
             try:
                 if full:
                     drifts = self._look()
@@ -166,6 +173,7 @@ class IptablesBackend:
         expected = self._kernel
         if expected is None:
             return ()
+        self._prepare(False)  # noqa: FBT003
         foreign = self._watch.foreign
         if foreign == self._seen_foreign and not thorough:
             return ()
