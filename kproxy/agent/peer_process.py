@@ -18,7 +18,7 @@ _PATIENCE = 0.5
 
 
 def warn_of_kube_proxy(*, ask: bool) -> None:
-    """Log a warning if one runs in this network namespace; `ask`: at its port too, which kproxy has not bound."""
+    """Log a warning if one runs in this network namespace; `ask` at its port, too, if it is not kproxy's."""
     pids = _processes()
     mode = _mode_at_port() if ask else None
     if not pids and mode is None:

@@ -14,10 +14,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from kproxy.agent.instance import WAIT_STOPPING
+from kproxy.agent.settings.loading import read_file
 from kproxy.cli.main import main
 from kproxy.testing.apiserver import ApiServer
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
-from tests.manifests.openapi import documents, problems
+from tests.manifests.openapi import documents, load, problems
 from tests.manifests.queries import ROOT
 
 GUIDE = (ROOT / "MIGRATION.md").read_text()
@@ -100,22 +102,65 @@ def test_what_the_guide_says_of_monitoring_opens_the_port(configuration: str, tm
 
 
 @needs_kubectl
-def test_the_patches_divide_the_nodes_and_undo_it(tmp_path: Path) -> None:
-    whole = one(built(ROOT / "overlays" / "iptables"), "DaemonSet")
-    divide, undo = patches("kproxy")
-    divided = patched(whole, divide, tmp_path)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_node_ever_matches_both_proxies(overlay: str, tmp_path: Path) -> None:
+    """The label goes from none to `moving` to `yes`, and back: kube-proxy's, nothing's, kproxy's."""
+    divided = one(built(ROOT / "overlays" / overlay), "DaemonSet")
     assert problems(divided) == []
     assert pod_spec(divided)["nodeSelector"] == {"kubernetes.io/os": "linux", "kproxy": "yes"}
-    assert patched(divided, undo, tmp_path) == whole
     (avoid,) = patches("kube-proxy")
-    others = patched(whole, avoid, tmp_path)
+    others = patched(divided, avoid, tmp_path)
     assert problems(others) == []
     required = pod_spec(others)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert required["nodeSelectorTerms"] == [
         {"matchExpressions": [{"key": "kproxy", "operator": "DoesNotExist"}]}
     ]
+    moves = [line for line in commands() if line.startswith("kubectl label node NODE ")]
+    assert [line.split()[4] for line in moves] == ["kproxy=moving", "kproxy=yes", "kproxy=moving", "kproxy-"]
 
 
-@pytest.mark.parametrize("label", ["kproxy=yes", "kproxy-"])
-def test_the_label_that_moves_a_node_is_the_one_the_patches_look_for(label: str) -> None:
-    assert f"kubectl label node NODE {label}" in GUIDE
+def commands() -> list[str]:
+    return [line for block in BLOCKS for line in block.splitlines()]
+
+
+def test_a_pod_is_gone_before_the_other_proxy_may_come() -> None:
+    for before, after, label in (
+        ("kproxy=moving", "kproxy=yes --overwrite", "k8s-app=kube-proxy"),
+        ("kproxy=moving --overwrite", "kproxy-", "app.kubernetes.io/name=kproxy"),
+    ):
+        at = commands().index(f"kubectl label node NODE {before}")
+        waits = commands()[at + 1]
+        assert waits.startswith(f"kubectl -n kube-system wait pod --for=delete -l {label} ")
+        assert commands()[at + 2] == f"kubectl label node NODE {after}"
+    labels = one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet")["spec"]["template"]["metadata"][
+        "labels"
+    ]
+    assert labels == {"app.kubernetes.io/name": "kproxy"}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_in_the_end_the_selector_goes(overlay: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "manifests")
+    folder = tmp_path / "manifests" / "overlays" / overlay
+    (line,) = [line for line in commands() if "selector.yaml" in line]
+    printed(["bash", "-eu", "-c", f"overlay={folder}\n{line}"])
+    whole = one(built(folder), "DaemonSet")
+    assert problems(whole) == []
+    assert pod_spec(whole)["nodeSelector"] == {"kubernetes.io/os": "linux"}
+
+
+def test_what_the_guide_appends_is_a_setting_of_kproxy(tmp_path: Path) -> None:
+    (line,) = [line for line in commands() if "cleanupOnExit" in line]
+    shutil.copy(ROOT / "overlays" / "nftables" / "config.conf", tmp_path)
+    printed(["bash", "-eu", "-c", f"overlay={tmp_path}\n{line}"])
+    assert read_file(tmp_path / "config.conf").own.cleanup_on_exit is True
+
+
+def test_the_program_takes_the_guide_s_commands() -> None:
+    """And the pod's time to end is longer than another kproxy waits for it."""
+    spec = pod_spec(one(load(ROOT / "base" / "daemonset.yaml"), "DaemonSet"))
+    assert spec["terminationGracePeriodSeconds"] >= WAIT_STOPPING
+    used = {shlex.split(line.partition(" -- kproxy ")[2])[0] for line in commands() if " -- kproxy " in line}
+    assert used == {"status", "cleanup"}
+    assert CliRunner().invoke(main, ["cleanup", "--on-exit", "--help"]).exit_code == 0

@@ -76,6 +76,7 @@ VALUES: list[tuple[str, str, str, object]] = [
     ("vmodule", "proxier=5", "logging.vmodule", [{"filePattern": "proxier", "verbosity": 5}]),
 ]
 OWN_VALUES: list[tuple[str, str, str, object]] = [
+    ("cleanup-on-exit", "true", "cleanupOnExit", True),
     ("iptables-layout", "scalable", "iptables.layout", "scalable"),
     ("iptables-variant", "legacy", "iptables.variant", "legacy"),
     ("ipvs-graceful-period", "5m", "ipvs.gracefulPeriod", "5m0s"),

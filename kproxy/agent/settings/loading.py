@@ -49,11 +49,10 @@ class CommandLine(msgspec.Struct, frozen=True):
 
     @property
     def ignored(self) -> list[str]:
-        """The flags and variables that do not count, because there is a file."""
+        """The flags that do not count, because there is a file."""
         if self.config is None:
             return []
-        flags = (flag for flag in self.flags if not counts_with_file(flag))
-        return sorted(self.variables.get(flag, f"--{flag}") for flag in flags)
+        return sorted(f"--{flag}" for flag in self.flags if not counts_with_file(flag))
 
     def load(self) -> Settings:
         """Read the file now and put the flags over it.
