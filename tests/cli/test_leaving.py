@@ -194,10 +194,11 @@ def test_a_kproxy_that_was_killed_is_not_waited_for() -> None:
 
 @fresh_network
 def test_one_that_waits_can_be_ended() -> None:
-    with Running() as first, Running() as second:
+    with Running() as first:
         first.wait("starting")
-        second.wait("waiting_for_other_kproxy")
-        assert second.end() == 0
+        with Running() as second:
+            second.wait("waiting_for_other_kproxy")
+            assert second.end() == 0
         assert first.end() == 0
 
 
