@@ -18,10 +18,10 @@ import click
 from benchmarks import cluster
 from benchmarks.syncs import Node, Row, measure_syncs, show
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.handles import KernelHandles

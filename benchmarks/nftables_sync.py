@@ -16,8 +16,8 @@ import click
 from benchmarks import cluster
 from benchmarks.syncs import Node, Row, measure_syncs, objects, show
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic, SyncReport
-from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.core.base import LocalTraffic, SyncReport
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.netlink import NetlinkNft

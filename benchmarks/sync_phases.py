@@ -22,11 +22,11 @@ from rich.table import Table
 
 from benchmarks import cluster
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.choice import LAYOUTS, layouts
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.iptables.layout_selection import LAYOUTS, layouts
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant

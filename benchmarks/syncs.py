@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks import cluster
 from kproxy.addresses import Family
-from kproxy.backends.base import Backend, SyncReport
+from kproxy.backends.core.base import Backend, SyncReport
 from kproxy.plan.model import NodeView
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind, decode

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from kproxy import logs
 from kproxy.addresses import Family
-from kproxy.agent import metric_series as series
-from kproxy.agent.check.findings import warning
-from kproxy.agent.events import NOTE_MAX, EventRecorder, Notice, Reason
-from kproxy.agent.exposition import Exposition
-from kproxy.agent.metrics import Metrics
-from kproxy.agent.problem_log import LINES, ProblemLog
-from kproxy.agent.status import Failure, FamilyStatus, Pending, Repair, ServiceTrouble, Status, encode
-from kproxy.agent.status_screen import screen
+from kproxy.inspect.preflight.findings import warning
 from kproxy.state.problems import Problem
+from kproxy.telemetry import series
+from kproxy.telemetry.events import NOTE_MAX, EventRecorder, Notice, Reason
+from kproxy.telemetry.exposition import Exposition
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.problem_log import LINES, ProblemLog
+from kproxy.telemetry.status import Failure, FamilyStatus, Pending, Repair, ServiceTrouble, Status, encode
+from kproxy.telemetry.status_screen import screen
 from kproxy.text import LONGEST, clean
 from tests import builders
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.mode import Mode, ModeUnavailable
-from kproxy.agent.node import NodeFacts
-from kproxy.agent.side import Outcome, Side
+from kproxy.agent.family_sync import Outcome, Side
+from kproxy.config.model import ProxyConfig
+from kproxy.modes.base import Mode, ModeUnavailable
+from kproxy.node.facts import NodeFacts
 from kproxy.state.tables import ServiceInput
 
 WRITTEN = {

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kproxy.addresses import Family
-from kproxy.agent.status import Watch
 from kproxy.state.decode import Kind
+from kproxy.telemetry.status import Watch
 
 _LISTS = {
     Kind.SERVICE: "the list of Services",

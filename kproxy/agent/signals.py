@@ -11,7 +11,7 @@ from typing import Self
 
 import structlog
 
-from kproxy.agent.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT
+from kproxy.node.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kproxy.agent.settings.durations import parse_duration
 from kproxy.cli.params import Command
+from kproxy.config.durations import parse_duration
 
 _QUICK: Mapping[str, Any] = {
     "sizes": ("100", "1000"),

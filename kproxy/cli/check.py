@@ -23,9 +23,9 @@ def check(context: click.Context, /, output: str, **_: Any) -> None:
     What is tried is tried in a network namespace of its own or, where none can be made, in chains and sets
     that nothing uses, and taken away again.
     """
-    from kproxy.agent.check.node import check_node
-    from kproxy.agent.config import ConfigError
-    from kproxy.agent.settings.loading import FileError, tell_flags
+    from kproxy.config.loading import FileError, tell_flags
+    from kproxy.config.model import ConfigError
+    from kproxy.inspect.preflight.report import check_node
 
     logs.configure(-1)
     given = command_line(context)

@@ -30,7 +30,7 @@ def cleanup(verbosity: int, peer: str | None, *, stop: bool, on_exit: bool) -> N
     kproxy runs on this node, in a pod or not, it would make everything again: then this names it, changes
     nothing and exits 1, unless --stop or --on-exit is given.
     """
-    from kproxy.agent.removal import LeavingError, clean_up, clean_up_on_exit
+    from kproxy.modes.leftovers import LeavingError, clean_up, clean_up_on_exit
 
     logs.configure(verbosity)
     if on_exit and (stop or peer is not None):

@@ -36,9 +36,9 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     Exits 0 if nothing would change, 2 if something would, 1 if it cannot be told.
     """
     from kproxy.addresses import Family
-    from kproxy.agent import difference
-    from kproxy.agent.config import ConfigError
-    from kproxy.agent.settings.loading import tell_flags
+    from kproxy.config.loading import tell_flags
+    from kproxy.config.model import ConfigError
+    from kproxy.inspect import diff
     from kproxy.sources.cluster import ClusterAccessError
     from kproxy.sources.errors import ApiError
 
@@ -50,12 +50,12 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
         config = given.resolve(given.load())
         given.check_files(config)
         if against is not None:
-            found = difference.of_dump(config, against, family)
+            found = diff.of_dump(config, against, family)
         else:
-            found = difference.of_this_node(config)
+            found = diff.of_this_node(config)
     except ConfigError as error:
         raise click.ClickException("\n".join(error.problems)) from error
-    except (difference.DifferenceError, ClusterAccessError, ApiError, OSError) as error:
+    except (diff.DifferenceError, ClusterAccessError, ApiError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
         click.echo(found.json())

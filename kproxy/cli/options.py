@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES
-from kproxy.backends.iptables.choice import LAYOUTS
+from kproxy.backends.iptables.layout_selection import LAYOUTS
 from kproxy.cli.params import Decorator, OneOf, OptionalPath, boolean, flag, several, together
+from kproxy.config.model import DETECT_LOCAL_MODES, PROXY_MODES
 
 rule_options = together(
     flag(

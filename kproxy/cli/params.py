@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kproxy.agent.settings.codec import Defect
-from kproxy.agent.settings.flags import PORT_FLAGS
-from kproxy.agent.settings.loading import CommandLine
+from kproxy.config.codec import Defect
+from kproxy.config.flags import PORT_FLAGS
+from kproxy.config.loading import CommandLine
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

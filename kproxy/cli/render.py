@@ -32,9 +32,9 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     import msgspec
 
     from kproxy.addresses import Family
-    from kproxy.agent.config import ConfigError
-    from kproxy.agent.offline import render_manifests
-    from kproxy.agent.settings.loading import FileError, tell_flags
+    from kproxy.config.loading import FileError, tell_flags
+    from kproxy.config.model import ConfigError
+    from kproxy.inspect.render import render_manifests
 
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6

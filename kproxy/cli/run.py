@@ -36,15 +36,15 @@ def run(
     configuration again. A second kproxy on the node waits 5 s for the first one to end, then names it and
     exits 1.
     """
-    from kproxy.agent.config import ConfigError
-    from kproxy.agent.instance import InstanceRunning
-    from kproxy.agent.mode import ModeUnavailable
+    from kproxy.agent.main import prepare
+    from kproxy.agent.main import run as run_service
     from kproxy.agent.once import OnceTimeout
-    from kproxy.agent.removal import LeavingError, clean_up
-    from kproxy.agent.service import prepare
-    from kproxy.agent.service import run as run_service
-    from kproxy.agent.settings.loading import FileError, tell_flags, tell_settings, write_file
-    from kproxy.agent.settings.reload import Reloader
+    from kproxy.config.loading import FileError, tell_flags, tell_settings, write_file
+    from kproxy.config.model import ConfigError
+    from kproxy.config.reload import Reloader
+    from kproxy.modes.base import ModeUnavailable
+    from kproxy.modes.leftovers import LeavingError, clean_up
+    from kproxy.node.instance import InstanceRunning
     from kproxy.sources.base import SourceError
 
     given = command_line(context)

@@ -12,7 +12,7 @@ _TIMEOUT = "1m"
 
 
 def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    from kproxy.agent.settings.durations import parse_duration
+    from kproxy.config.durations import parse_duration
 
     if text is None:
         return None
@@ -56,9 +56,9 @@ def status(
     context: click.Context, /, address: str, output: str | None, wait: bool, timeout: float | None
 ) -> None:
     """Show what runs on this node, since when, and what is wrong."""
-    from kproxy.agent import status_client
-    from kproxy.agent.settings.durations import format_duration, parse_duration
-    from kproxy.agent.status import UNHEALTHY, encode
+    from kproxy.config.durations import format_duration, parse_duration
+    from kproxy.telemetry import status_client
+    from kproxy.telemetry.status import UNHEALTHY, encode
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait", context)
@@ -69,7 +69,7 @@ def status(
     except status_client.StatusUnavailable as error:
         raise click.ClickException(str(error)) from error
     if output == "table" or (output is None and sys.stdout.isatty()):
-        from kproxy.agent.status_screen import screen
+        from kproxy.telemetry.status_screen import screen
 
         click.echo(screen(found, datetime.now(UTC)), nl=False)
     else:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import struct
 
+from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attribute
-from kproxy.kernel.xtables import nfnetlink
 
 NAME_MAX = 31  # NFACCT_NAME_MAX is 32 with its terminating NUL
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import (
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -25,7 +26,6 @@ from kproxy.kernel.netlink.messages import (
     error_code,
     message,
 )
-from kproxy.kernel.xtables import nfnetlink
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES

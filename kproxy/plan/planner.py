@@ -7,7 +7,7 @@ the claims of the others without planning them again.
 from collections.abc import Iterable
 
 from kproxy.addresses import Family
-from kproxy.plan.claims import Claims
+from kproxy.plan.address_conflicts import Claims
 from kproxy.plan.model import NodeView, OutsideLimits, ServicePlan
 from kproxy.plan.outside import API_SERVICE, ApiEndpoints, concerns_api_servers, restrict
 from kproxy.plan.services import known_endpoints, plan_service

@@ -21,7 +21,7 @@ from kproxy.sources.credentials import (
     without_userinfo,
     yaml_fault,
 )
-from kproxy.sources.plain_access import PlainAccess, from_address, from_kubeconfig, from_service_account
+from kproxy.sources.simple_kubeconfig import PlainAccess, from_address, from_kubeconfig, from_service_account
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "Session", "load_session"]
 

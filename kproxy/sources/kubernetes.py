@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import structlog
 
+from kproxy.sources.api_client import ObjectApi
 from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.listing import SERVICE_CIDRS, StreamedListSupport, resources
-from kproxy.sources.objects import ObjectApi
 from kproxy.sources.reflector import Reflector, WatchStatus
 from kproxy.sources.servers import Server
 from kproxy.sources.transport import Observe, Transport

@@ -13,10 +13,10 @@ import msgspec
 
 from kproxy.sources.base import ListSink
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.envelopes import GarbledError, Page, WatchEvent, read_event, read_page
 from kproxy.sources.errors import ApiError, DisconnectedError, StalledError, StatusError
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
+from kproxy.sources.wire_events import GarbledError, Page, WatchEvent, read_event, read_page
 from kproxy.state.decode import Kind, WireObject, decode
 from kproxy.state.problems import ObjectRejected, Problem
 

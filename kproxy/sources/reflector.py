@@ -17,7 +17,6 @@ from kproxy.sources.backoff import Backoff
 from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.envelopes import GarbledError, WatchEvent
 from kproxy.sources.errors import ApiError, ExpiredError, StalledError, StatusError, UnreachableError
 from kproxy.sources.listing import (
     UNAVAILABLE,
@@ -32,9 +31,10 @@ from kproxy.sources.listing import (
     open_streamed_list,
     read_streamed_list,
 )
-from kproxy.sources.order import Order
+from kproxy.sources.resource_version import Order
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
+from kproxy.sources.wire_events import GarbledError, WatchEvent
 from kproxy.state.decode import Kind, decode
 from kproxy.state.problems import ObjectRejected
 

@@ -12,7 +12,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.state.decode import Kind, WireObject
-from kproxy.state.halves import Halves
+from kproxy.state.incomplete_services import Halves
 from kproxy.state.service_cidrs import ranges_of
 from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
 

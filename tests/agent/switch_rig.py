@@ -9,24 +9,24 @@ import msgspec
 from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
-from kproxy.agent.agent import Agent
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.events import Notice
-from kproxy.agent.flows import FlowCleaner
-from kproxy.agent.health import HealthState
-from kproxy.agent.inbox import Inbox
-from kproxy.agent.metric_series import MODE_SWITCHES
-from kproxy.agent.metrics import Metrics
-from kproxy.agent.mode import Mode
-from kproxy.agent.node import FamilyFacts
-from kproxy.agent.reporter import Reporter
-from kproxy.agent.service_health import ServiceHealth
-from kproxy.backends.base import Drift, Measurement, SyncReport
+from kproxy.agent.conntrack_cleaner import FlowCleaner
+from kproxy.agent.loop import Agent
+from kproxy.backends.core.base import Drift, Measurement, SyncReport
+from kproxy.config.model import ProxyConfig
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
-from kproxy.plan.flows import Stale
+from kproxy.modes.base import Mode
+from kproxy.node.facts import FamilyFacts
 from kproxy.plan.model import ServicePlan
+from kproxy.plan.stale_conntrack import Stale
 from kproxy.state.decode import Kind
+from kproxy.state.store import Inbox
+from kproxy.telemetry.events import Notice
+from kproxy.telemetry.http.health import HealthState
+from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.series import MODE_SWITCHES
 from tests.builders import as_service, as_slice, endpoint, endpoint_slice, port, service
 
 CONFIG = ProxyConfig(node_name="node1", min_sync_period=0.0, ipvs_graceful_period=10.0)

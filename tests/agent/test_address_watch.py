@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from kproxy.agent import address_watch as module
-from kproxy.agent.address_watch import AddressWatch
 from kproxy.kernel import links
 from kproxy.kernel.links import AddressEvents, AddressNews
+from kproxy.node import address_watch as module
+from kproxy.node.address_watch import AddressWatch
 from tests.kernel.namespace import fresh_network
 
 PATIENCE = 20.0

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from kproxy.agent.descriptors import RESERVED, share
 from kproxy.kernel.limits import DESCRIPTORS_MAX, raise_descriptor_limit
+from kproxy.node.descriptors import RESERVED, share
 
 _SHOWN = (
     "import resource; from kproxy.kernel.limits import raise_descriptor_limit;"

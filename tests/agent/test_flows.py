@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent import flows as module
-from kproxy.agent.flows import FlowCleaner
-from kproxy.agent.metric_series import CONNTRACK_DELETED, CONNTRACK_SYNC
-from kproxy.agent.metrics import Distribution, Metrics
+from kproxy.agent import conntrack_cleaner as module
+from kproxy.agent.conntrack_cleaner import FlowCleaner
 from kproxy.kernel.conntrack.types import ConntrackError, Flow
-from kproxy.plan.flows import Stale
+from kproxy.plan.stale_conntrack import Stale
+from kproxy.telemetry.metrics import Distribution, Metrics
+from kproxy.telemetry.series import CONNTRACK_DELETED, CONNTRACK_SYNC
 
 VIP = ("10.96.0.1", 53)
 OLD, NEW = Flow(*VIP, "10.1.0.1", 5353), Flow(*VIP, "10.1.0.2", 5353)

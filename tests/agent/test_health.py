@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.health import HealthServer, HealthState
-from kproxy.agent.http_server import split_host_port
 from kproxy.state.wire import Node
+from kproxy.telemetry.http.health import HealthServer, HealthState
+from kproxy.telemetry.http.server import split_host_port
 
 PERIOD = 30.0
 

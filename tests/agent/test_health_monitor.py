@@ -2,9 +2,9 @@
 
 from structlog.testing import capture_logs
 
-from kproxy.agent.events import Notice, Reason
-from kproxy.agent.health_monitor import HealthMonitor
-from kproxy.agent.verdict import Cause, Condition, State, Verdict
+from kproxy.telemetry.events import Notice, Reason
+from kproxy.telemetry.health_monitor import HealthMonitor
+from kproxy.telemetry.verdict import Cause, Condition, State, Verdict
 
 STARTING = Verdict(
     State.STARTING, live=True, conditions=(Condition(Cause.LISTS_INCOMPLETE, "", "no list", 1.0),)

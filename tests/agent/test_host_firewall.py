@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from kproxy.agent.host_firewall import shadow, shadowing, shutting
 from kproxy.kernel.xtables.types import Variant
+from kproxy.node.host_firewall import shadow, shadowing, shutting
 from tests.kernel.namespace import fresh_network
 
 FIREWALL = """

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from kproxy.agent import http_loop
-from kproxy.agent.http_connection import Listener
-from kproxy.agent.http_loop import HttpLoop
-from kproxy.agent.http_server import Answer, HttpServer
+from kproxy.telemetry.http.connection import Listener
+from kproxy.telemetry.http.loop import HttpLoop
+from kproxy.telemetry.http.server import Answer, HttpServer
 
 LIMIT = 8
 PATIENCE = 20.0

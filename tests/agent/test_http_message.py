@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import pytest
 
-from kproxy.agent.http_message import LONGEST_REQUEST, Answer, BadRequest, Request, head, read_request
+from kproxy.telemetry.http.message import LONGEST_REQUEST, Answer, BadRequest, Request, head, read_request
 
 
 def parsed(data: bytes) -> Request:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.agent import http_server as module
-from kproxy.agent.http_server import Answer, HttpServer
+from kproxy.telemetry.http import server as module
+from kproxy.telemetry.http.server import Answer, HttpServer
 
 ROUTES = {"/healthz": lambda: Answer(b"ok"), "/gone": lambda: Answer(b"{}", "application/json", 503)}
 

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import structlog.testing
 
-from kproxy.agent import inbox as module
-from kproxy.agent.inbox import Inbox
+from kproxy.state import store as module
 from kproxy.state.decode import Kind, WireObject, decode
 from kproxy.state.problems import Problem
+from kproxy.state.store import Inbox
 
 
 def service(name: str, port: int = 80) -> WireObject:

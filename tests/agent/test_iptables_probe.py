@@ -3,13 +3,13 @@
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.departure import Departure
-from kproxy.agent.iptables_mode import IptablesMode, usable_layout
 from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.config.model import ProxyConfig
 from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.iptables import IptablesMode, usable_layout
+from kproxy.modes.ipvs_teardown import Departure
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
 from kproxy.testing.fake_xtables import FakeXtables
 

@@ -9,16 +9,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
-from kproxy.agent import ipvs_mode
-from kproxy.agent.config import ConfigError, ProxyConfig, validate
-from kproxy.agent.ipvs_mode import IpvsMode, ipvs_config, set_sysctls
-from kproxy.agent.mode import ModeUnavailable
-from kproxy.agent.node import FamilyFacts, node_facts
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.config.model import ConfigError, ProxyConfig, validate
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.types import IpvsUnavailable, Timeouts
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes import ipvs
+from kproxy.modes.base import ModeUnavailable
+from kproxy.modes.ipvs import IpvsMode, ipvs_config, set_sysctls
+from kproxy.node.facts import FamilyFacts, node_facts
 from kproxy.plan.schedulers import Scheduler
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
 from kproxy.testing.fake_xtables import FakeXtables
@@ -104,7 +104,7 @@ def test_sysctls_are_those_that_the_mode_depends_on(
 def test_strict_arp_is_put_back_as_it_was_found_unless_others_changed_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    values: dict[str, str] = dict.fromkeys(ipvs_mode.STRICT_ARP, "0")
+    values: dict[str, str] = dict.fromkeys(ipvs.STRICT_ARP, "0")
     monkeypatch.setattr(sysctl, "read", lambda name: values[name])
 
     def ensure(name: str, value: int | str) -> bool:
@@ -113,7 +113,7 @@ def test_strict_arp_is_put_back_as_it_was_found_unless_others_changed_it(
 
     monkeypatch.setattr(sysctl, "ensure", ensure)
     made, strict = mode(FakeIpvs(), ipvs_strict_arp=True), {"ipvs_strict_arp": True}
-    ignore, announce = ipvs_mode.STRICT_ARP
+    ignore, announce = ipvs.STRICT_ARP
     assert (values[ignore], values[announce]) == ("1", "2")
     made.reconfigure(msgspec.structs.replace(CONFIG, **strict))
     values[announce] = "1"
@@ -217,7 +217,7 @@ def test_kernel_parameters_that_others_changed_are_set_again(monkeypatch: pytest
         config, tables, KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice()), clock=lambda: now
     )
     wanted = dict(values)
-    assert ipvs_mode.CONNTRACK in wanted
+    assert ipvs.CONNTRACK in wanted
     assert running.tend() == config.sync_period
     values |= dict.fromkeys(wanted, "7")
     assert running.tend() == config.sync_period
@@ -237,9 +237,9 @@ def test_a_kernel_parameter_that_cannot_be_set_again_is_said_once(monkeypatch: p
     running = IpvsMode(
         CONFIG, tables, KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice()), clock=lambda: now
     )
-    monkeypatch.setattr(sysctl, "ensure", Sysctls(ipvs_mode.CONNTRACK).ensure)
+    monkeypatch.setattr(sysctl, "ensure", Sysctls(ipvs.CONNTRACK).ensure)
     with capture_logs() as logs:
         for _ in range(3):
             now += CONFIG.sync_period
             running.tend()
-    assert [line["name"] for line in logs if line["event"] == "sysctl_failed"] == [ipvs_mode.CONNTRACK]
+    assert [line["name"] for line in logs if line["event"] == "sysctl_failed"] == [ipvs.CONNTRACK]

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.agent import metric_series as series
-from kproxy.agent.events import (
+from kproxy.sources.api_client import ObjectApi
+from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
+from kproxy.sources.errors import ApiError
+from kproxy.sources.transport import Transport
+from kproxy.telemetry import series
+from kproxy.telemetry.events import (
     BURST,
     REFILL_SECONDS,
     REMEMBERED_SECONDS,
@@ -15,11 +19,7 @@ from kproxy.agent.events import (
     Notice,
     Reason,
 )
-from kproxy.agent.metrics import Metrics
-from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
-from kproxy.sources.errors import ApiError
-from kproxy.sources.objects import ObjectApi
-from kproxy.sources.transport import Transport
+from kproxy.telemetry.metrics import Metrics
 from kproxy.testing.apiserver import ApiServer
 
 NOTICE = Notice(Reason.QUARANTINED, "default/web", "IPv4: iptables-restore: line 4 failed")

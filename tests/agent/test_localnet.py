@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.agent.check.findings import Level
-from kproxy.agent.check.node import check_settings
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.localnet import unserved
-from kproxy.agent.settings.documents import read_documents
-from kproxy.agent.settings.loading import tell_settings
+from kproxy.config.documents import read_documents
+from kproxy.config.loading import tell_settings
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.preflight.findings import Level
+from kproxy.inspect.preflight.report import check_settings
+from kproxy.node.route_localnet import unserved
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 

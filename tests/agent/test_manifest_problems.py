@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.agent.inbox import Inbox
 from kproxy.sources.base import ProblemSink
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
+from kproxy.state.store import Inbox
 from tests.sources.objects import service, write
 from tests.sources.recording import PATIENCE
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from kproxy.addresses import Family
-from kproxy.agent import metric_series as series
-from kproxy.agent.exposition import CollectionError, Exposition
-from kproxy.agent.metric_series import Series, SeriesType
-from kproxy.agent.metrics import Metrics, Sample
+from kproxy.telemetry import series
+from kproxy.telemetry.exposition import CollectionError, Exposition
+from kproxy.telemetry.metrics import Metrics, Sample
+from kproxy.telemetry.series import Series, SeriesType
 
 SYNC = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 +Inf"
 PROGRAMMING = (
@@ -182,8 +182,8 @@ def test_no_two_series_share_a_name() -> None:
 
 
 def test_no_client_library_is_loaded_before_the_first_scrape() -> None:
-    loaded = "import sys, kproxy.agent.service; print(*sys.modules)"
+    loaded = "import sys, kproxy.agent.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
-    assert "kproxy.agent.exposition" in modules
+    assert "kproxy.telemetry.exposition" in modules
     assert not {"prometheus_client", "kubernetes"} & modules

@@ -6,22 +6,21 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent import iptables_mode, ipvs_mode
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.departure import Departure
-from kproxy.agent.events import Notice, Reason
-from kproxy.agent.iptables_mode import IptablesMode
-from kproxy.agent.ipvs_mode import IpvsMode
-from kproxy.agent.mode import Mode, ModeUnavailable
 from kproxy.agent.mode_switch import is_switch, mode_name
-from kproxy.agent.node import FamilyFacts
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.base import Mode, ModeUnavailable
+from kproxy.modes.iptables import IptablesMode
+from kproxy.modes.ipvs import IpvsMode
+from kproxy.modes.ipvs_teardown import Departure
+from kproxy.node.facts import FamilyFacts
 from kproxy.state.decode import Kind
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
+from kproxy.telemetry.events import Notice, Reason
 from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from kproxy.testing.fake_xtables import FakeXtables
 from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig

@@ -7,16 +7,16 @@ import pytest
 import structlog.testing
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ConfigError, ProxyConfig, validate
-from kproxy.agent.departure import Departure
-from kproxy.agent.factory import ipvs_handles
-from kproxy.agent.mode import ModeUnavailable, NoFamilyUsable
-from kproxy.agent.nftables_mode import NftablesMode, nftables_config
-from kproxy.agent.node import node_facts
-from kproxy.agent.peer_tables import warn_of_peer_tables
-from kproxy.backends.base import MeasureError, Measurement, PortTraffic
+from kproxy.backends.core.base import MeasureError, Measurement, PortTraffic
+from kproxy.config.model import ConfigError, ProxyConfig, validate
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
+from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
+from kproxy.modes.foreign_tables import warn_of_peer_tables
+from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.nftables import NftablesMode, nftables_config
+from kproxy.modes.registry import ipvs_handles
+from kproxy.node.facts import node_facts
 from kproxy.state.wire import Node
 from kproxy.testing.fake_nft import FakeNft
 from tests import builders

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ConfigError, ProxyConfig, validate
-from kproxy.agent.node import node_addresses, node_facts, remembered
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.config.model import ConfigError, ProxyConfig, validate
+from kproxy.node.facts import node_addresses, node_facts, remembered
 from kproxy.state.wire import Node
 
 V4, V6 = Family.IPV4, Family.IPV6

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.agent.config import ConntrackSettings
-from kproxy.agent.node_setup import CONNTRACK_MAX, HASH_SIZE, conntrack_max, set_conntrack, set_oom_score
+from kproxy.config.model import ConntrackSettings
+from kproxy.node.setup import CONNTRACK_MAX, HASH_SIZE, conntrack_max, set_conntrack, set_oom_score
 
 NAMES = (
     "tcp_timeout_established",

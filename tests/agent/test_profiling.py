@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.agent import profiling
+from kproxy.telemetry.http import profiling
 
 
 def wait_here(started: threading.Event, stop: threading.Event) -> None:

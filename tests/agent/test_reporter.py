@@ -7,15 +7,15 @@ import pytest
 import structlog.testing
 
 from kproxy.addresses import Family
-from kproxy.agent import metric_series as series
-from kproxy.agent.events import Notice, Reason
-from kproxy.agent.metric_series import Series
-from kproxy.agent.metrics import Distribution, Metrics
-from kproxy.agent.reporter import Reporter
-from kproxy.backends.base import Drift, SyncReport
+from kproxy.backends.core.base import Drift, SyncReport
 from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 from kproxy.state.problems import Problem
 from kproxy.state.tables import Trigger
+from kproxy.telemetry import series
+from kproxy.telemetry.events import Notice, Reason
+from kproxy.telemetry.metrics import Distribution, Metrics
+from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.series import Series
 
 IPV4 = Family.IPV4
 LOCAL = PortPlan("ns/a", Protocol.TCP, "10.0.0.1", 80, internal_local=True, has_endpoints=True)

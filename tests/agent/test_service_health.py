@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent import service_health as module
-from kproxy.agent.descriptors import DescriptorShares
-from kproxy.agent.http_server import Answer
-from kproxy.agent.service_health import ServiceHealth, body
+from kproxy.node.descriptors import DescriptorShares
 from kproxy.plan.model import ServicePlan
+from kproxy.telemetry.http import health_check_node_ports as module
+from kproxy.telemetry.http.health_check_node_ports import ServiceHealth, body
+from kproxy.telemetry.http.server import Answer
 from tests.builders import endpoint, endpoint_slice, plan_of, service
 
 pytestmark = pytest.mark.xdist_group("ports")  # side by side, tests could take each other's free ports

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.http_server import Answer, HttpServer
-from kproxy.agent.status import (
+from kproxy.state.problems import Problem
+from kproxy.telemetry.http.server import Answer, HttpServer
+from kproxy.telemetry.status import (
     Condition,
     Failure,
     FamilyStatus,
@@ -20,10 +21,9 @@ from kproxy.agent.status import (
     Watch,
     encode,
 )
-from kproxy.agent.status_client import StatusUnavailable, fetch, wait
-from kproxy.agent.status_screen import age, screen
-from kproxy.agent.verdict import State
-from kproxy.state.problems import Problem
+from kproxy.telemetry.status_client import StatusUnavailable, fetch, wait
+from kproxy.telemetry.status_screen import age, screen
+from kproxy.telemetry.verdict import State
 
 NOW = datetime(2026, 1, 10, 12, tzinfo=UTC)
 AN_HOUR_AGO = NOW - timedelta(hours=1)

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ConntrackSettings, ProxyConfig
-from kproxy.agent.sysctls import Sysctl, look
+from kproxy.config.model import ConntrackSettings, ProxyConfig
+from kproxy.inspect.sysctls import Sysctl, look
 
 BASE = ProxyConfig(node_name="n", conntrack=ConntrackSettings(max_per_core=100, min=50))
 LIBERAL = msgspec.structs.replace(BASE.conntrack, tcp_be_liberal=True, udp_timeout=40.0)

@@ -7,21 +7,21 @@ from types import SimpleNamespace
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent import inbox as inbox_module
-from kproxy.agent import metric_series as series
-from kproxy.agent.collection import readers
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.diagnostics import Inspector
-from kproxy.agent.health import HealthState, answer
-from kproxy.agent.metric_series import Series
-from kproxy.agent.metrics import Distribution, Sample
-from kproxy.agent.settings.loading import CommandLine
-from kproxy.agent.settings.reload import Reloader
-from kproxy.agent.status import Status, Watch
-from kproxy.agent.verdict import State
-from kproxy.backends.base import CheckError, Drift
+from kproxy.backends.core.base import CheckError, Drift
+from kproxy.config.loading import CommandLine
+from kproxy.config.model import ProxyConfig
+from kproxy.config.reload import Reloader
+from kproxy.state import store as inbox_module
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
+from kproxy.telemetry import series
+from kproxy.telemetry.collection import readers
+from kproxy.telemetry.http.debug import Inspector
+from kproxy.telemetry.http.health import HealthState, answer
+from kproxy.telemetry.metrics import Distribution, Sample
+from kproxy.telemetry.series import Series
+from kproxy.telemetry.status import Status, Watch
+from kproxy.telemetry.verdict import State
 from tests.agent import switch_rig
 from tests.agent.switch_rig import CONFIG, FakeMode, Kernel, Rig
 

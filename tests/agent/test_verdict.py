@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from kproxy.agent.verdict import (
+from kproxy.telemetry.verdict import (
     WATCH_TOLERANCE,
     Cause,
     Facts,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 
 from hypothesis import strategies as st
 
-from kproxy.backends.base import SyncReport
+from kproxy.backends.core.base import SyncReport
 from tests.backends.node import Node
 from tests.backends.strategies import CHANGE, Target, change
 

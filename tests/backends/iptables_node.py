@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic, SyncReport
+from kproxy.backends.core.base import LocalTraffic, SyncReport
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.shared import Placement, rerooted
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
 from kproxy.testing.fake_xtables import FakeXtables

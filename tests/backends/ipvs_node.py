@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.handles import KernelHandles

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
-from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.types import Nft

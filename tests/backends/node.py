@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, Self, TypeVar
 
 from kproxy.addresses import Family
-from kproxy.backends.base import Backend, SyncReport
+from kproxy.backends.core.base import Backend, SyncReport
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind

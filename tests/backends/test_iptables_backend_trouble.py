@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError
+from kproxy.backends.core.base import CheckError
 from kproxy.kernel.xtables.types import FailureKind, Variant
 from tests.backends import reference_rules
 from tests.backends.iptables_node import IptablesNode, WatchedXtables, sync_checked

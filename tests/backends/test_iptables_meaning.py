@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.iptables.base_chains import SHARED
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.render import render_service
-from kproxy.backends.iptables.static import SHARED
 from kproxy.plan.model import EndpointPlan, PortPlan, Protocol, ServicePlan
 from kproxy.plan.topology import Candidate, select
 from tests.backends import reference_rules, strict

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import Drift
+from kproxy.backends.core.base import Drift
+from kproxy.backends.iptables.base_chains import JUMPS
 from kproxy.backends.iptables.cleanup import cleanup, plan_removal
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
-from kproxy.backends.iptables.static import JUMPS
 from kproxy.kernel.xtables import native
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables

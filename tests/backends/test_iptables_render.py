@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.base_chains import JUMPS, SHARED
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.render import probability, render_service
 from kproxy.backends.iptables.scalable import ScalableLayout
-from kproxy.backends.iptables.static import JUMPS, SHARED
 from kproxy.backends.iptables.text import render_text
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables

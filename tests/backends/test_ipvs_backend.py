@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipset.types import Entry
 from kproxy.kernel.ipvs.types import (

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError
-from kproxy.backends.ipvs.retirement import Retirement
+from kproxy.backends.core.base import CheckError
+from kproxy.backends.ipvs.teardown import Retirement
 from kproxy.kernel.ipset.types import SetKind, SetSpec
 from kproxy.kernel.ipvs.types import (
     DestinationId,

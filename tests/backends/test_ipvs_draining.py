@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.draining import WITHDRAWN_PERIOD
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.retirement import Retirement, left_in
+from kproxy.backends.ipvs.teardown import Retirement, left_in
 from kproxy.kernel.ipset.types import Entry
 from kproxy.kernel.ipvs.types import (
     Command,

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.layout import IPVS_JUMPS, IpvsLayout
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipset.netlink import NetlinkIpset

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.backends.narrowing import narrow_down
+from kproxy.backends.core.bisect import narrow_down
 
 
 class Refused(Exception):

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
-from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.probe import probe

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import base_chains, fixed_chains
 from kproxy.backends.nftables.render import MAX_SLOTS, canonical, render_service, slots

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kproxy.backends.base import PortTraffic
+from kproxy.backends.core.base import PortTraffic
 from kproxy.backends.nftables.traffic import port_of
 from kproxy.kernel.nft.netlink import NetlinkNft
 from tests.backends.nftables_node import CONFIG, NftablesNode

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.addresses import Family
-from kproxy.backends.change import Change
+from kproxy.backends.core.change import Change
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.dryrun import RehearsedXtables
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
-from kproxy.backends.iptables.rehearsal import RehearsedXtables
 from kproxy.backends.iptables.scalable import ScalableLayout
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.ipvs.backend import IpvsBackend
+from kproxy.backends.ipvs.dryrun import RehearsedDevice, RehearsedIpset, RehearsedIpvs
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
-from kproxy.backends.ipvs.rehearsal import RehearsedDevice, RehearsedIpset, RehearsedIpvs
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
 from kproxy.plan.planner import Planner
 from kproxy.testing.fake_xtables import FakeXtables

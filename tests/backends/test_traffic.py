@@ -3,7 +3,7 @@
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import PortTraffic
+from kproxy.backends.core.base import PortTraffic
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
 from kproxy.backends.iptables.traffic import port_traffic as from_rules

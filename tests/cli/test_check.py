@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.check import trials
-from kproxy.agent.check.features import TRIAL, Feature, rule_features
-from kproxy.agent.check.judge import judge_features
-from kproxy.kernel.xtables import legacy_rules, stamps
+from kproxy.inspect.preflight import probes
+from kproxy.inspect.preflight.evaluate import judge_features
+from kproxy.inspect.preflight.features import TRIAL, Feature, rule_features
+from kproxy.kernel import generations
+from kproxy.kernel.xtables import legacy_rules
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
@@ -63,8 +64,8 @@ def test_a_node_with_nothing_wrong_is_left_as_it_was(variant: str, through: tupl
     good_node()
     iptables(variant, "-t nat -A POSTROUTING -j RETURN")
     iptables(variant, "-t filter -A INPUT -j ACCEPT", six=True)
-    before, tables = rules(), [stamps.legacy_tables(family) for family in Family]
-    commits = stamps.generation()
+    before, tables = rules(), [generations.legacy_tables(family) for family in Family]
+    commits = generations.generation()
     status, found = check(*OFFLINE, "--iptables-variant", variant, through=through)
     assert (status, found["warning"], found["obstacle"]) == (0, [], [])
     assert begins(
@@ -75,8 +76,8 @@ def test_a_node_with_nothing_wrong_is_left_as_it_was(variant: str, through: tupl
     if through:
         assert TRIAL not in rules()
     else:
-        assert (stamps.generation(), rules()) == (commits, before)
-        assert [stamps.legacy_tables(family) for family in Family] == tables
+        assert (generations.generation(), rules()) == (commits, before)
+        assert [generations.legacy_tables(family) for family in Family] == tables
 
 
 @fresh_network
@@ -193,7 +194,7 @@ def test_the_legacy_tables_are_counted_alike_with_and_without_python_iptables(
 ) -> None:
     pytest.importorskip("iptc", reason="python-iptables is not installed")
     assert [legacy_rules.count(family) for family in Family] == [{}, {}]
-    assert [stamps.legacy_tables(family) for family in Family] == [(), ()]
+    assert [generations.legacy_tables(family) for family in Family] == [(), ()]
     iptables("legacy", "-t nat -N KUBE-SERVICES")
     iptables(
         "legacy", "-t nat -A KUBE-SERVICES -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.1.1:80"
@@ -242,7 +243,7 @@ def test_a_feature_that_is_not_there_is_told_from_those_that_are(variant: Varian
     absent = Feature("match nosuch", "nat", "-m nosuch", "xt_nosuch")
     refused = Feature("match set", "nat", "-m set --match-set nosuch dst", "xt_set")
     features = (*rule_features("ipvs", family), absent, refused)
-    tried = trials.try_rules(xtables, features)
+    tried = probes.try_rules(xtables, features)
     assert [feature.name for feature, trial in tried if trial.refusal] == ["match nosuch", "match set"]
     findings = list(judge_features(family, tried))
     assert "extension nosuch" in findings[1].remedy

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from kproxy import __version__
-from kproxy.agent.http_server import Answer, HttpServer
-from kproxy.agent.status import Condition, Pending, Status, encode
 from kproxy.cli.main import main
 from kproxy.state.problems import Problem
+from kproxy.telemetry.http.server import Answer, HttpServer
+from kproxy.telemetry.status import Condition, Pending, Status, encode
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 RENDER = ["render", "--manifests", str(EXAMPLES), "--node", "node-a"]

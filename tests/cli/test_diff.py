@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.kernel.xtables import stamps
+from kproxy.kernel import generations
 from kproxy.testing.apiserver import ApiServer
 from kproxy.testing.apiserver.manifests import load_manifests
 from tests.cli.nodes import EXAMPLES, FLAGS, do, iptables, kproxy, rules, run_once
@@ -31,10 +31,10 @@ def told(*flags: str, through: tuple[str, ...] = ()) -> tuple[int, list[str]]:
 @fresh_network
 def test_it_tells_what_a_first_sync_does_and_leaves_the_kernel_alone(variant: str, layout: str) -> None:
     flags = ["--iptables-variant", variant, "--iptables-layout", layout]
-    before = rules(), stamps.generation(), LOCALNET.read_text()
+    before = rules(), generations.generation(), LOCALNET.read_text()
     status, lines = told(*flags)
     assert status == 2
-    assert (rules(), stamps.generation(), LOCALNET.read_text()) == before
+    assert (rules(), generations.generation(), LOCALNET.read_text()) == before
     run_once(*flags)
     after = rules().splitlines()
     made = {line[1:].split()[0] for line in after if line.startswith((":KUBE-", ":KPROXY"))}
@@ -51,12 +51,12 @@ def test_native_rules_of_others_are_no_difference() -> None:
     run_once(*flags)
     do("nft", "insert rule ip nat PREROUTING ct state established accept")
     do("nft", "insert rule ip6 filter FORWARD ct state established accept")
-    before = stamps.generation()
+    before = generations.generation()
     assert told(*flags) == (0, [])
     do("nft", "flush chain ip nat KUBE-POSTROUTING")
     expected = ["~ IPv4 chain nat/KUBE-POSTROUTING (lacks 3 rules and has 0 not wanted)"]
     assert told(*flags) == (2, expected)
-    assert stamps.generation() == before + 1
+    assert generations.generation() == before + 1
     run_once(*flags)
     assert told(*flags) == (0, [])
     # The other variant is the mode's now: all of this one would go.
@@ -207,9 +207,9 @@ def test_in_nftables_mode_elements_and_chains_are_told() -> None:
     assert all(line.startswith(("+ ", "~ sysctl ")) for line in lines)
     assert "+ IPv4 table ip kproxy" in lines
     run_once(*NFTABLES)
-    commits = stamps.generation()
+    commits = generations.generation()
     assert told(*NFTABLES) == (0, [])
-    assert stamps.generation() == commits
+    assert generations.generation() == commits
     do("nft", "add", "element", "ip", "kproxy", "endpoint-0", "{ 10.9.9.9 . 6 . 80 : 10.1.1.1 . 80 }")
     do("nft", "flush", "chain", "ip", "kproxy", "nat-output")
     do("nft", "add", "table", "ip", "mine")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from kproxy.addresses import Family
-from kproxy.agent.instance import NAME
 from kproxy.agent.once import waits_for
+from kproxy.node.instance import NAME
 from tests.cli.nodes import FLAGS, do, iptables, kproxy, rules
 from tests.cli.running import Running
 from tests.kernel.namespace import fresh_network

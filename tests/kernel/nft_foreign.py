@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import attribute
 from kproxy.kernel.nft import batch
 from kproxy.kernel.nft import expressions as x
 from kproxy.kernel.nft.commands import AddTable
 from kproxy.kernel.nft.connection import Connection
 from kproxy.kernel.nft.messages import NFGENMSG, Message
-from kproxy.kernel.xtables import nfnetlink
 
 TABLE = "host-firewall"
 _INET = 1

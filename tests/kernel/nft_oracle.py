@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.nftables.ledger import Contents, no_contents
+from kproxy.backends.nftables.element_owners import Contents, no_contents
 from kproxy.backends.nftables.names import SERVICES, TABLE
 from kproxy.kernel.nft.commands import TABLE_FAMILY
 

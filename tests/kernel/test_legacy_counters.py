@@ -7,7 +7,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
-from kproxy.kernel.xtables import stamps
+from kproxy.kernel import generations
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.programs import SubprocessXtables
@@ -64,7 +64,7 @@ def test_they_are_those_of_the_dump() -> None:
 @fresh_network
 def test_a_table_that_does_not_exist_is_not_made() -> None:
     assert LegacyCounters(Family.IPV4).read("nat", Chains.roots, Chains.leads_on) == []
-    assert stamps.legacy_tables(Family.IPV4) == ()
+    assert generations.legacy_tables(Family.IPV4) == ()
 
 
 @fresh_network

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from kproxy.kernel import nfacct
-from kproxy.kernel.xtables import nfnetlink
+from kproxy.kernel.netlink import nfnetlink
 from tests.kernel.namespace import fresh_network
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import pick
 from kproxy.backends.nftables.config import NftablesConfig

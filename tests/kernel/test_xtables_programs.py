@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.kernel.xtables import detect, nfnetlink, stamps
+from kproxy.kernel import generations
+from kproxy.kernel.netlink import nfnetlink
+from kproxy.kernel.xtables import detect
 from kproxy.kernel.xtables.detect import find_tools, program_version
 from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools, without_counters
@@ -189,13 +191,13 @@ def test_save_takes_table_names_only(tmp_path: Path) -> None:
 @fresh_network
 def test_an_nft_stamp_advances_once_per_section_that_changes_something(family: Family) -> None:
     xtables = _xtables(Variant.NFT, family)
-    before = stamps.generation()
+    before = generations.generation()
 
     def advance(text: bytes) -> int:
-        start = stamps.generation()
+        start = generations.generation()
         with contextlib.suppress(RestoreError):
             xtables.restore(text)
-        return stamps.generation() - start
+        return generations.generation() - start
 
     assert advance(b"*nat\nCOMMIT\n") == 0
     assert advance(b"*nat\n:A - [0:0]\nCOMMIT\n") == 1
@@ -203,7 +205,7 @@ def test_an_nft_stamp_advances_once_per_section_that_changes_something(family: F
     assert advance(b"*filter\n:B - [0:0]\n-A B -j RETURN\nCOMMIT\n*nat\n-A A -j RETURN\nCOMMIT\n") == 2
     assert advance(b"*nat\n-A A -p udp -m tcp -j RETURN\nCOMMIT\n") == 0
     now = xtables.stamp()
-    assert stamps.generation() == before + 3
+    assert generations.generation() == before + 3
     xtables.save()
     assert xtables.stamp() == now
 
@@ -214,7 +216,7 @@ def test_a_legacy_stamp_shows_added_and_removed_rules_and_creates_no_table(famil
     xtables = _xtables(Variant.LEGACY, family)
     empty = xtables.stamp()
     assert empty is not None
-    assert stamps.legacy_tables(family) == ()
+    assert generations.legacy_tables(family) == ()
     xtables.restore(b"*nat\n:A - [0:0]\nCOMMIT\n")
     with_chain = xtables.stamp()
     assert with_chain != empty
@@ -235,8 +237,8 @@ def test_nft_is_chosen_when_nobody_uses_iptables_and_no_legacy_table_appears() -
     _xtables(Variant.NFT)
     _xtables(Variant.LEGACY)
     assert find_tools(Family.IPV4).variant is Variant.NFT
-    assert stamps.legacy_tables(Family.IPV4) == ()
-    assert stamps.nft_chain_exists(Family.IPV4, "nat", "POSTROUTING")
+    assert generations.legacy_tables(Family.IPV4) == ()
+    assert generations.nft_chain_exists(Family.IPV4, "nat", "POSTROUTING")
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EPROTONOSUPPORT])
@@ -443,7 +445,7 @@ def test_without_rules_the_variant_that_passes_the_trial_is_taken(
     assert tools.variant is Variant.LEGACY
     assert "TABLE_ADD failed (Operation not supported)" in tools.instead_of
     assert f"{family}'s nat table" in tools.instead_of
-    assert ("nat" in stamps.legacy_tables(family)) == probe
+    assert ("nat" in generations.legacy_tables(family)) == probe
 
 
 @fresh_network
@@ -462,7 +464,7 @@ def test_rules_in_the_variant_that_fails_the_trial_are_named(tmp_path: Path, rul
     assert "TABLE_ADD failed (Operation not supported)" in reason
     assert "this node's rules are of variant nft (" in reason
     assert "--iptables-variant legacy" in reason
-    assert stamps.legacy_tables(Family.IPV4) == ()
+    assert generations.legacy_tables(Family.IPV4) == ()
 
 
 @fresh_network
@@ -520,4 +522,4 @@ def test_a_trial_that_could_not_be_made_chooses_no_other_variant(
     monkeypatch.setattr(stamps, "nft_chain_exists", fail)
     with pytest.raises(XtablesStalled, match=os.strerror(number)):
         find_tools(Family.IPV4, search_path=path)
-    assert stamps.legacy_tables(Family.IPV4) == ()
+    assert generations.legacy_tables(Family.IPV4) == ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kproxy.agent.verdict import Cause, State
+from kproxy.telemetry.verdict import Cause, State
 from tests.manifests.kustomize import one
 from tests.manifests.openapi import load
 from tests.manifests.queries import MONITORING, needs_promtool, promtool

@@ -10,13 +10,13 @@ import click
 import pytest
 import yaml
 
-from kproxy.agent import metric_series as series
-from kproxy.agent.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
-from kproxy.agent.exposition import Exposition, slis
-from kproxy.agent.metrics import Metrics, observe_check
 from kproxy.cli.run import run
 from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
+from kproxy.telemetry import series
+from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
+from kproxy.telemetry.exposition import Exposition, slis
+from kproxy.telemetry.metrics import Metrics, observe_check
 from kproxy.testing.apiserver import ApiServer
 from tests.agent.test_metrics import filled
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec

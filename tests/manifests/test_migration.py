@@ -14,9 +14,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from kproxy.agent.instance import WAIT_STOPPING
-from kproxy.agent.settings.loading import read_file
 from kproxy.cli.main import main
+from kproxy.config.loading import read_file
+from kproxy.node.instance import WAIT_STOPPING
 from kproxy.testing.apiserver import ApiServer
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import documents, load, problems

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kproxy.agent.events import Reason
-from kproxy.agent.metric_series import RESTORE_FAILURES
+from kproxy.telemetry.events import Reason
+from kproxy.telemetry.series import RESTORE_FAILURES
 from kproxy.testing.lab.topology import NODE_IP4
 from tests.manifests.queries import KUBERNETES_MIXIN, SILENT, needs_promtool, own, without_answer
 from tests.packets.cluster import Cluster

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.agent.events import Reason
+from kproxy.telemetry.events import Reason
 from kproxy.testing.apiserver import Fault
 from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Deed, Loss, Room
 from kproxy.testing.sabotage.sockets import NETFILTER

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kproxy.plan.flows import FlowLedger, Stale, stale_after, together
 from kproxy.plan.model import ServicePlan
+from kproxy.plan.stale_conntrack import FlowLedger, Stale, stale_after, together
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 
 DNS = [port(53, "dns", "UDP")]

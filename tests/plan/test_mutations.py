@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.iptables.base_chains import SHARED
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.render import render_service
-from kproxy.backends.iptables.static import SHARED
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.planner import Planner
 from kproxy.state.decode import Kind, decode

@@ -9,20 +9,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.agent.config import DETECT_LOCAL_MODES, PROXY_MODES, ConntrackSettings, ProxyConfig, validate
-from kproxy.agent.diagnostics import configz
-from kproxy.agent.settings.codec import flatten
-from kproxy.agent.settings.documents import Settings, read_documents
-from kproxy.agent.settings.loading import FileError, read_file, write_file
-from kproxy.agent.settings.schema import (
+from kproxy.config.codec import flatten
+from kproxy.config.documents import Settings, read_documents
+from kproxy.config.loading import FileError, read_file, write_file
+from kproxy.config.model import DETECT_LOCAL_MODES, PROXY_MODES, ConntrackSettings, ProxyConfig, validate
+from kproxy.config.schema import (
     KproxyConfiguration,
     KubeProxyConfiguration,
     OwnIptables,
     OwnIpvs,
     VerbosityOfFiles,
 )
-from kproxy.agent.settings.translate import proxy_config, unknown_gates, unrestricted, without_effect
+from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
 from kproxy.plan.schedulers import SCHEDULERS
+from kproxy.telemetry.http.debug import configz
 
 KUBEADM = Path(__file__).parent / "data" / "kubeadm-1.36.yaml"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"

@@ -7,14 +7,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from kproxy.agent.settings.documents import Settings
-from kproxy.agent.settings.flags import FLAGS, OWN_FLAGS, PORT_FLAGS, PROCESS_FLAGS
-from kproxy.agent.settings.loading import CommandLine
-from kproxy.agent.settings.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
-from kproxy.agent.settings.translate import proxy_config
 from kproxy.cli.main import main
 from kproxy.cli.params import flag_name
 from kproxy.cli.run import run
+from kproxy.config.documents import Settings
+from kproxy.config.flags import FLAGS, OWN_FLAGS, PORT_FLAGS, PROCESS_FLAGS
+from kproxy.config.loading import CommandLine
+from kproxy.config.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
+from kproxy.config.translate import proxy_config
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 

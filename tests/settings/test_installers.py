@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
-from kproxy.agent.config import ConntrackSettings, ProxyConfig, validate
-from kproxy.agent.settings.loading import read_file
-from kproxy.agent.settings.translate import proxy_config
 from kproxy.cli.main import main
+from kproxy.config.loading import read_file
+from kproxy.config.model import ConntrackSettings, ProxyConfig, validate
+from kproxy.config.translate import proxy_config
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 

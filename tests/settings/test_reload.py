@@ -10,12 +10,12 @@ from queue import SimpleQueue
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.settings.codec import flatten
-from kproxy.agent.settings.documents import read_documents
-from kproxy.agent.settings.loading import CommandLine
-from kproxy.agent.settings.reload import LIVE, LIVE_OWN, Reloader, changes_between
-from kproxy.agent.settings.schema import KproxyConfiguration, KubeProxyConfiguration
+from kproxy.config.codec import flatten
+from kproxy.config.documents import read_documents
+from kproxy.config.loading import CommandLine
+from kproxy.config.model import ProxyConfig
+from kproxy.config.reload import LIVE, LIVE_OWN, Reloader, changes_between
+from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
 from kproxy.kernel.xtables.types import Variant
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"

@@ -20,7 +20,7 @@ from kproxy.sources.access import Inquirer
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, load_session
 from kproxy.sources.credentials import without_userinfo
 from kproxy.sources.errors import ApiError, StatusError
-from kproxy.sources.plain_access import from_kubeconfig
+from kproxy.sources.simple_kubeconfig import from_kubeconfig
 from kproxy.sources.transport import Transport
 
 SECRET = "s3cr3t-t0k3n"  # noqa: S105

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.envelopes import GarbledError, read_event
 from kproxy.sources.errors import StatusError
 from kproxy.sources.listing import EventReader
+from kproxy.sources.wire_events import GarbledError, read_event
 from kproxy.state.decode import Kind
 from tests.sources.objects import service
 

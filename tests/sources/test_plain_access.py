@@ -8,7 +8,7 @@ import yaml
 from kubernetes import config as loaders
 from kubernetes.client import Configuration
 
-from kproxy.sources.plain_access import PlainAccess, from_address, from_kubeconfig, from_service_account
+from kproxy.sources.simple_kubeconfig import PlainAccess, from_address, from_kubeconfig, from_service_account
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.sources.cluster import ClusterAccess
-from kproxy.sources.once import list_once
+from kproxy.sources.list_once import list_once
 from kproxy.sources.servers import peer_of, resolve
 from kproxy.sources.transport import Transport
 from kproxy.testing.apiserver import ApiServer

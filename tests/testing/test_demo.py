@@ -85,7 +85,7 @@ def test_without_the_extra_packages_it_says_how_to_get_them(monkeypatch: pytest.
 def test_the_other_commands_do_without_the_extra_packages() -> None:
     check = (
         "import sys; sys.modules |= {'rich': None, 'aiohttp': None}; "
-        "import kproxy.cli.main, kproxy.agent.service; sys.exit('kproxy.testing' in sys.modules)"
+        "import kproxy.cli.main, kproxy.agent.main; sys.exit('kproxy.testing' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 

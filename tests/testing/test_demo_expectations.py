@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.offline import render_manifests
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.render import render_manifests
 from kproxy.testing.demo import examples, offline
 from kproxy.testing.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
 from kproxy.testing.demo.examples import Examples, Json, UnusableExamplesError

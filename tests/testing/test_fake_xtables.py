@@ -7,7 +7,7 @@ import random
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables import stamps
+from kproxy.kernel import generations
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables, XtablesUnavailable
@@ -182,11 +182,11 @@ def test_it_accepts_refuses_and_prints_what_the_real_programs_do(variant: Varian
     accepted = 0
     for _ in range(100):
         text = _random_input(random_)
-        before = (stamps.generation(), fake.stamp())
+        before = (generations.generation(), fake.stamp())
         verdict = _kind(real, text)
         assert _kind(fake, text) == verdict, text.decode()
         accepted += verdict is None
         assert fake.save() == real.save(), text.decode()
         if variant is Variant.NFT:
-            assert (stamps.generation() == before[0]) == (fake.stamp() == before[1]), text.decode()
+            assert (generations.generation() == before[0]) == (fake.stamp() == before[1]), text.decode()
     assert accepted > 10

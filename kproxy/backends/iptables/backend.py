@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError, Drift, SyncReport
+from kproxy.backends.core.base import CheckError, Drift, SyncReport
+from kproxy.backends.core.bisect import DoubtfulError, narrow_down
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.choice import fitting
 from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
 from kproxy.backends.iptables.layout import Layout
+from kproxy.backends.iptables.layout_selection import fitting
 from kproxy.backends.iptables.observed import Observed, read
 from kproxy.backends.iptables.rules import ServiceRules
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.backends.iptables.writer import Part, Writer
-from kproxy.backends.narrowing import DoubtfulError, narrow_down
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 from kproxy.plan.model import ServicePlan
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import msgspec
 
+from kproxy.backends.core.bisect import narrow_down
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.base_chains import TABLES
 from kproxy.backends.iptables.dump import parse_save
-from kproxy.backends.iptables.known import KUBELETS_TOO, is_jump, is_known
 from kproxy.backends.iptables.names import ChainId
+from kproxy.backends.iptables.owned_chains import KUBELETS_TOO, is_jump, is_known
 from kproxy.backends.iptables.restore import restore_text
-from kproxy.backends.iptables.static import TABLES
-from kproxy.backends.narrowing import narrow_down
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
 
 

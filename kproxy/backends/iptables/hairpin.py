@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.base_chains import static_chains
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.static import static_chains
 
 _LOAD, _KEEP, _MATCH, _NO_MATCH = "32 0 0 {}", "7 0 0 0", "6 0 0 1", "6 0 0 0"
 

@@ -4,14 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from kproxy.backends.base import Drift
-from kproxy.backends.iptables.known import KUBELETS_TOO
+from kproxy.backends.core.base import Drift
+from kproxy.backends.iptables.base_chains import Jump
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
+from kproxy.backends.iptables.owned_chains import KUBELETS_TOO
 from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Entry, Placement, entries_of, rerooted
-from kproxy.backends.iptables.static import Jump
 from kproxy.kernel.xtables.types import NATIVE_RULE
 
 NO_RULES = ServiceRules()

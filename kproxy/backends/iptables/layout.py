@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Protocol
 
 from kproxy.addresses import Family
+from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import render_service
 from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Flat, Placement
-from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import msgspec
 
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.base_chains import TABLES, Jump
 from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.dump import chain_texts
-from kproxy.backends.iptables.known import is_known
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.static import TABLES, Jump
+from kproxy.backends.iptables.owned_chains import is_known
 
 
 class Observed(msgspec.Struct, frozen=True):

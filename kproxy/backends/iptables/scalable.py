@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kproxy.backends.iptables import names
+from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.backends.iptables.dispatch import LONGEST, Tree
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.layout import ConfiguredLayout
@@ -18,7 +19,6 @@ from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.render import render_service
 from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Placement
-from kproxy.backends.iptables.static import JUMPS, SHARED, Jump, node_port_jumps, static_chains
 from kproxy.plan.model import ServicePlan
 
 _PREFIXES = {

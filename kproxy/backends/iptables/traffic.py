@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from kproxy.backends.base import PortTraffic
+from kproxy.backends.core.base import PortTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.names import SERVICE_CHAIN_PREFIXES
 from kproxy.kernel.xtables.legacy_counters import CountedRule

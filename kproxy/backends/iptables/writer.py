@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.iptables.cleanup import Removal, remove_in_parts
 from kproxy.backends.iptables.hairpin import ipvs_loop_backs
 from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
@@ -18,7 +19,6 @@ from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import edit, restore_text
 from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Entry, Placement, changed_chains, entries_of, replaced
-from kproxy.backends.iptables.watch import ChangeWatch
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
 
 _UNTOLD = frozenset({FailureKind.INTERRUPTED, FailureKind.OTHER})

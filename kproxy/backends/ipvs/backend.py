@@ -13,14 +13,14 @@ import msgspec
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
+from kproxy.backends.core.base import CheckError, Drift, PortTraffic, SyncReport
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
-from kproxy.backends.ipvs.keeper import Keeper
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS
+from kproxy.backends.ipvs.reconciler import Keeper
 from kproxy.backends.ipvs.refusals import DoubtError
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.traffic import port_traffic

@@ -20,19 +20,19 @@ from functools import cached_property
 
 from kproxy.addresses import Family, host_cidr
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout import ConfiguredLayout
-from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import cluster_policy_chains, health_check_rule
-from kproxy.backends.iptables.rules import ServiceRules, SharedLines
-from kproxy.backends.iptables.shared import Flat, Placement
-from kproxy.backends.iptables.static import (
+from kproxy.backends.iptables.base_chains import (
     FILTER_NODE_PORTS,
     TABLES,
     Jump,
     jump,
     masquerade_chains,
 )
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.layout import ConfiguredLayout
+from kproxy.backends.iptables.names import ChainId
+from kproxy.backends.iptables.render import cluster_policy_chains, health_check_rule
+from kproxy.backends.iptables.rules import ServiceRules, SharedLines
+from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.ipvs.names import OWN_MARK, Sets, sets
 from kproxy.kernel.ipset.types import SetSpec
 from kproxy.plan.model import PortPlan, ServicePlan

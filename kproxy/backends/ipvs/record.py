@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 from kproxy.addresses import Family, cidr_contains
-from kproxy.backends.base import Drift
+from kproxy.backends.core.base import Drift
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.names import PEER_SETS, peer_ledger, sets
 from kproxy.kernel.ipset.types import Entry, EntryChange, SetSpec

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from kproxy.backends.base import PortTraffic
+from kproxy.backends.core.base import PortTraffic
 from kproxy.kernel.ipvs.types import ServerId, Statistics
 from kproxy.plan.model import PortPlan, ServicePlan
 

@@ -12,16 +12,16 @@ import msgspec
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.base import CheckError, Drift, PortTraffic, SyncReport
-from kproxy.backends.iptables.watch import ChangeWatch
-from kproxy.backends.narrowing import DoubtfulError, narrow_down
+from kproxy.backends.core.base import CheckError, Drift, PortTraffic, SyncReport
+from kproxy.backends.core.bisect import DoubtfulError, narrow_down
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.desired import LEADING, Wanted
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects, render_service
 from kproxy.backends.nftables.script import rules_of
 from kproxy.backends.nftables.table import Table
 from kproxy.backends.nftables.traffic import Traffic, port_of
-from kproxy.backends.nftables.wanted import LEADING, Wanted
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.plan.model import PortPlan, ServicePlan
 

@@ -5,7 +5,7 @@ Both have to be portable, and from the same kernel.
 
 from collections.abc import Iterator, Mapping
 
-from kproxy.backends.change import Change, Sign, counted
+from kproxy.backends.core.change import Change, Sign, counted
 from kproxy.backends.nftables.listing import contents_of
 from kproxy.kernel.nft.types import Reading
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.base import LocalTraffic
+from kproxy.backends.core.base import LocalTraffic
 
 
 class NftablesConfig(msgspec.Struct, frozen=True):

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from kproxy.addresses import Family
-from kproxy.backends.base import Drift
+from kproxy.backends.core.base import Drift
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
-from kproxy.backends.nftables.ledger import Contents
+from kproxy.backends.nftables.element_owners import Contents
 from kproxy.backends.nftables.listing import Structure
 from kproxy.backends.nftables.names import is_filled
 from kproxy.kernel.nft.types import Reading

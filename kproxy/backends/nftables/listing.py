@@ -4,7 +4,7 @@ Elements are compared as text: their form has no freedom once protocols and port
 for the kernel prints them in another form than they were written; they are compared with an earlier reading.
 """
 
-from kproxy.backends.nftables.ledger import Contents, no_contents
+from kproxy.backends.nftables.element_owners import Contents, no_contents
 from kproxy.backends.nftables.names import is_filled
 from kproxy.kernel.nft.types import Reading
 

@@ -4,8 +4,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from kproxy.backends.base import Drift
-from kproxy.backends.iptables.watch import ChangeWatch
+from kproxy.backends.core.base import Drift
+from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
@@ -16,7 +16,7 @@ from kproxy.backends.nftables.drift import (
     element_object,
     is_whole,
 )
-from kproxy.backends.nftables.ledger import Contents, no_contents
+from kproxy.backends.nftables.element_owners import Contents, no_contents
 from kproxy.backends.nftables.listing import Structure, contents_of
 from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure

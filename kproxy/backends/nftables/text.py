@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kproxy.backends.nftables.chains import Chain
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.ledger import Ledger
+from kproxy.backends.nftables.element_owners import Ledger
 from kproxy.backends.nftables.render import render_service
 from kproxy.backends.nftables.script import Script
 from kproxy.plan.model import ServicePlan

@@ -8,7 +8,7 @@ not counted.
 
 from collections.abc import Callable, Mapping
 
-from kproxy.backends.base import PortTraffic
+from kproxy.backends.core.base import PortTraffic
 from kproxy.backends.nftables.names import PROTOCOL_NUMBERS
 from kproxy.backends.nftables.render import canonical
 from kproxy.plan.model import PortPlan, ServicePlan

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kproxy.addresses import Family
+from kproxy.kernel import generations
 from kproxy.kernel.nft_tables import NO_NFTABLES
 from kproxy.kernel.processes import PATH, ProcessError, Runner, Trouble
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
-from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
 from kproxy.kernel.xtables.types import (
     FailureKind,
@@ -152,7 +152,7 @@ def detect_variant(search_path: str = PATH, runner: Runner | None = None) -> Det
     if rules[variant]:
         other = next(each for each in Variant if each is not variant)
         return Detected(variant, f"{rules[variant]} rules, {rules[other]} in {other}")
-    return Detected(Variant.NFT if stamps.has_nftables() else Variant.LEGACY)
+    return Detected(Variant.NFT if generations.has_nftables() else Variant.LEGACY)
 
 
 def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:
@@ -211,7 +211,7 @@ def _require_family(family: Family) -> None:
 
 def _nft_hint(family: Family) -> bool:
     try:
-        return any(stamps.nft_chain_exists(family, "mangle", chain) for chain in _HINTS)
+        return any(generations.nft_chain_exists(family, "mangle", chain) for chain in _HINTS)
     except OSError:
         return False
 
@@ -220,7 +220,7 @@ def _dumps(variant: Variant, search_path: str, runner: Runner) -> list[bytes]:
     found: list[bytes] = []
     for family in Family:
         # legacy-save on a namespace without legacy tables must not be run: it could load their modules
-        if variant is Variant.LEGACY and not stamps.legacy_tables(family):
+        if variant is Variant.LEGACY and not generations.legacy_tables(family):
             continue
         stem = f"{_PROGRAMS[family]}-{variant}"
         save = shutil.which(f"{stem}-save", path=search_path)
@@ -239,11 +239,11 @@ def _dumps(variant: Variant, search_path: str, runner: Runner) -> list[bytes]:
 
 
 def _probe(family: Family, tools: XtablesTools, runner: Runner) -> None:
-    if tools.variant is Variant.LEGACY and "nat" in stamps.legacy_tables(family):
+    if tools.variant is Variant.LEGACY and "nat" in generations.legacy_tables(family):
         return
     if tools.variant is Variant.NFT:
         try:
-            if stamps.nft_chain_exists(family, "nat", "POSTROUTING"):
+            if generations.nft_chain_exists(family, "nat", "POSTROUTING"):
                 return
         except OSError as error:
             # Without a free descriptor, say, the kernel has said nothing.

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kproxy.addresses import Family
+from kproxy.kernel import generations
 from kproxy.kernel.processes import Runner
-from kproxy.kernel.xtables import stamps
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError, is_installed, run_apart
 
 _MATCH = struct.Struct("=H29sB")  # xt_entry_match: size, name, revision
@@ -52,7 +52,7 @@ class LegacyCounters:
 
         A table that does not exist is not made: it has no rules.
         """
-        if table not in stamps.legacy_tables(self._family):
+        if table not in generations.legacy_tables(self._family):
             return []
         if not self._tried:
             # Once where a crash costs nothing.

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables import stamps
+from kproxy.kernel import generations
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.python_iptables import (
@@ -36,7 +36,7 @@ class LegacyRulesError(Exception):
 
 def count(family: Family) -> Counts:
     """Count the rules of one family's legacy tables in this network namespace. Raises LegacyRulesError."""
-    if not stamps.legacy_tables(family):
+    if not generations.legacy_tables(family):
         return {}
     reason = "python-iptables is not installed"
     if is_installed():
@@ -70,7 +70,7 @@ def _count_here(family: Family) -> Counts:
 
     kind: Any = iptc.Table if family is Family.IPV4 else iptc.Table6
     found: Counts = {}
-    for name in stamps.legacy_tables(family):
+    for name in generations.legacy_tables(family):
         table = kind(name, autocommit=False)
         for chain in table.chains:
             rules, rule = 0, table.first_rule(chain.name)

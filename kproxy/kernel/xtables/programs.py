@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kproxy.addresses import Family
+from kproxy.kernel import generations
 from kproxy.kernel.processes import TIMEOUT, Ended, ProcessError, Runner
-from kproxy.kernel.xtables import failures, lock, shared_tables, stamps
+from kproxy.kernel.xtables import failures, lock, shared_tables
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
 
 _WAIT_SINCE = (1, 6, 2)  # iptables-restore -w
@@ -93,7 +94,7 @@ class SubprocessXtables:
 
     def stamp(self) -> Stamp | None:
         """See Xtables.stamp."""
-        return stamps.stamp(self.family, self.variant)
+        return generations.stamp(self.family, self.variant)
 
     def _dump(self, table: str | None, *, counters: bool) -> bytes:
         argv = [self.tools.save, *(["-c"] if counters else []), *(_in_table(table) if table else [])]
@@ -116,7 +117,7 @@ class SubprocessXtables:
         if self.variant is Variant.NFT:
             existing = shared_tables.existing(self.family)
         else:
-            existing = stamps.legacy_tables(self.family)
+            existing = generations.legacy_tables(self.family)
         return [name for name in existing if table in {None, name}]
 
     def _listed(self, script: bytes) -> Ended:

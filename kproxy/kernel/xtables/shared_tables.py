@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from kproxy.addresses import Family
+from kproxy.kernel import generations
 from kproxy.kernel.processes import Ended
-from kproxy.kernel.xtables import failures, native, stamps
+from kproxy.kernel.xtables import failures, native
 from kproxy.kernel.xtables.types import FailureKind, RestoreError
 
 Listing = Callable[[bytes], Ended]
@@ -173,7 +174,7 @@ def _with_counters(rules: str) -> str:
 
 def _generation() -> int | None:
     try:
-        return stamps.generation()
+        return generations.generation()
     except OSError:
         return None
 

@@ -8,8 +8,8 @@ from typing import Final
 import click
 
 from kproxy.addresses import Family
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.offline import render_manifests
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.render import render_manifests
 from kproxy.testing.demo.examples import shown
 
 NODE_NAME: Final = "node-a"

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.check import judge
-from kproxy.agent.check.cluster import judge_access, questions
-from kproxy.agent.check.features import SET_MODULES, rule_features
-from kproxy.agent.check.findings import Finding, Level, Report, obstacle, ok, warning
-from kproxy.agent.check.judge import Trial
-from kproxy.agent.check.peers import Sight, judge_peers
-from kproxy.agent.config import ProxyConfig
-from kproxy.agent.sysctls import Sysctl
 from kproxy.backends.iptables.canonical import tokenize
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.text import render_text
 from kproxy.backends.ipvs.layout import IpvsLayout
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.preflight import evaluate
+from kproxy.inspect.preflight.cluster import judge_access, questions
+from kproxy.inspect.preflight.evaluate import Trial
+from kproxy.inspect.preflight.features import SET_MODULES, rule_features
+from kproxy.inspect.preflight.findings import Finding, Level, Report, obstacle, ok, warning
+from kproxy.inspect.preflight.foreign_proxies import Sight, judge_peers
+from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.planner import Planner
@@ -61,7 +61,7 @@ def like(found: list[str], expected: list[str]) -> bool:
     ],
 )  # fmt: skip
 def test_capabilities(effective: int, variant: Variant | None, expected: list[str]) -> None:
-    assert like(lines(judge.judge_capabilities(effective, variant)), expected)
+    assert like(lines(evaluate.judge_capabilities(effective, variant)), expected)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_capabilities(effective: int, variant: Variant | None, expected: list[st
     ],
 )  # fmt: skip
 def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
-    assert like(lines(judge.judge_programs(found, missing)), expected)
+    assert like(lines(evaluate.judge_programs(found, missing)), expected)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
     features = rule_features("iptables", V4)
     trials = [(each, Trial(each.name, refusal if each.name == name else "")) for each in features]
     assert any(each.name == name for each in features)
-    good, bad = lines(judge.judge_features(V4, trials))
+    good, bad = lines(evaluate.judge_features(V4, trials))
     assert like([bad], [expected])
     assert good.startswith("ok rules IPv4: 13 matches and targets work: ")
     assert f" {name.split()[1]}" not in good.replace(",", "").split(": ", 2)[2].split(" ")
@@ -164,7 +164,7 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
     ],
 )
 def test_sysctls(sysctl: Sysctl, expected: str) -> None:
-    assert like(lines(judge.judge_sysctls([sysctl])), [expected])
+    assert like(lines(evaluate.judge_sysctls([sysctl])), [expected])
 
 
 SHOW = "iptables-{}-save shows the rules that {} does not: let what wrote them use {}"
@@ -197,23 +197,23 @@ CLEAN = "`kproxy cleanup --peer kube-proxy` removes service rules of both; then 
     ],
 )  # fmt: skip
 def test_variants(chosen: Variant, legacy: Any, nft: Any, expected: str) -> None:
-    assert like(lines(judge.judge_variants(chosen, legacy, nft, {})), [expected])
+    assert like(lines(evaluate.judge_variants(chosen, legacy, nft, {})), [expected])
 
 
 def test_legacy_tables_that_cannot_be_read_are_a_warning() -> None:
-    (found,) = judge.judge_variants(Variant.NFT, {}, {}, {V4: "nothing reads them"})
+    (found,) = evaluate.judge_variants(Variant.NFT, {}, {}, {V4: "nothing reads them"})
     assert (found.level, found.subject) == (Level.WARNING, "iptables variants IPv4")
     assert "nothing reads them" in found.found
 
 
 def test_ipvs() -> None:
-    assert lines(judge.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
+    assert lines(evaluate.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
         "obstacle IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
     ]
-    assert lines(judge.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
+    assert lines(evaluate.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
         "ok IPVS: schedulers: rr, wlc; not fo"
     ]
-    have, lack = lines(judge.judge_ipvs("fo", "", {"rr": True, "fo": False}))
+    have, lack = lines(evaluate.judge_ipvs("fo", "", {"rr": True, "fo": False}))
     assert have == "ok IPVS: schedulers: rr; not fo"
     assert like(
         [lack], ["obstacle scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"]
@@ -224,16 +224,16 @@ def test_sets_device_and_conntrack() -> None:
     assert SET_MODULES.keys() == set(SetKind)
     refusal = "cannot use sets of type hash:ip,port"
     assert like(
-        lines(judge.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
+        lines(evaluate.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
         [
             "ok sets: types work: hash:ip",
             f"obstacle set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
         ],
     )
-    assert [f.level for f in judge.judge_device(Trial("dummy device", "no"))] == [Level.OBSTACLE]
-    assert [f.level for f in judge.judge_device(Trial("dummy device"))] == [Level.OK]
-    assert [f.level for f in judge.judge_conntrack("no such subsystem")] == [Level.WARNING]
-    assert [f.level for f in judge.judge_conntrack("")] == [Level.OK]
+    assert [f.level for f in evaluate.judge_device(Trial("dummy device", "no"))] == [Level.OBSTACLE]
+    assert [f.level for f in evaluate.judge_device(Trial("dummy device"))] == [Level.OK]
+    assert [f.level for f in evaluate.judge_conntrack("no such subsystem")] == [Level.WARNING]
+    assert [f.level for f in evaluate.judge_conntrack("")] == [Level.OK]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
     ],
 )
 def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -> None:
-    assert like(lines(judge.judge_extensions(V4, found)), [expected])
+    assert like(lines(evaluate.judge_extensions(V4, found)), [expected])
 
 
 @pytest.mark.parametrize(
@@ -427,4 +427,4 @@ def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -
     ],
 )
 def test_what_shuts_services_is_named(shutting: list[str], shadowing: list[str], expected: list[str]) -> None:
-    assert like(lines(judge.judge_firewalls(shutting, shadowing, "R")), expected)
+    assert like(lines(evaluate.judge_firewalls(shutting, shadowing, "R")), expected)

@@ -1,0 +1,78 @@
+"""Forget stale UDP flows, on a thread of its own: reading all flows can take longer than a sync may."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.kernel.conntrack.types import Conntrack, ConntrackError
+from kproxy.plan.stale_conntrack import Stale
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.series import CONNTRACK_DELETED, CONNTRACK_SYNC
+
+log = structlog.stdlib.get_logger(__name__)
+
+_AGAIN = 5.0
+"""Seconds until the next try after a failure."""
+
+
+class FlowCleaner:
+    """Takes what to look for from the run loop and looks for it, many changes at a time."""
+
+    def __init__(self, make: Callable[[], Conntrack], metrics: Metrics | None = None) -> None:
+        self._make = make
+        self._metrics = metrics or Metrics()
+        self._wanted: dict[Family, Stale] = {}
+        self._news = threading.Condition()
+
+    def submit(self, family: Family, stale: Stale) -> None:
+        """Have flows looked for; returns at once. May be called from any thread."""
+        if not stale.kept and not stale.gone:
+            return
+        with self._news:
+            self._wanted[family] = self._wanted.get(family, Stale()).then(stale)
+            self._news.notify()
+
+    def wake(self) -> None:
+        """Let `run` see that it shall stop."""
+        with self._news:
+            self._news.notify()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set and `wake` called; what was submitted before that is tried once more."""
+        conntrack = self._make()
+        ending = False
+        while not ending:
+            with self._news:
+                self._news.wait_for(lambda: self._wanted or stop.is_set())
+                ending = stop.is_set()
+                wanted, self._wanted = self._wanted, {}
+            for family, stale in wanted.items():
+                if not self._clean(conntrack, family, stale):
+                    with self._news:
+                        self._wanted[family] = stale.then(self._wanted.get(family, Stale()))
+                    stop.wait(_AGAIN)
+
+    def _clean(self, conntrack: Conntrack, family: Family, stale: Stale) -> bool:
+        began = time.monotonic()
+        try:
+            found = [
+                flow
+                for flow in conntrack.udp_flows(family, stale.ports)
+                if stale.covers(
+                    flow.dst, flow.dst_port, flow.answers, flow.answers_port, answered=flow.answered
+                )
+            ]
+            removed = conntrack.delete(family, found) if found else 0
+        except ConntrackError as error:
+            log.warning("flows_kept", family=family.value, reason=str(error))
+            return False
+        seconds = time.monotonic() - began
+        self._metrics.observe(CONNTRACK_SYNC, family.value, value=seconds)
+        self._metrics.add(CONNTRACK_DELETED, family.value, amount=removed)
+        if removed:
+            cost = round(seconds * 1000, 1)
+            log.info("flows_removed", family=family.value, flows=removed, ms=cost)
+        return True

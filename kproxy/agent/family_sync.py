@@ -1,0 +1,79 @@
+"""One family's part of a sync: plan what changed, hand it to the backend, and log what came of it.
+
+A sync and what is said of it are two steps, for the first sync of a mode that is on trial counts only if
+every family got through.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.core.base import Backend, SyncReport
+from kproxy.plan.model import NodeView, ServicePlan
+from kproxy.plan.planner import Planner
+from kproxy.plan.stale_conntrack import FlowLedger
+from kproxy.state.tables import ServiceInput
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one sync was about and what became of it; times in seconds."""
+
+    plans: Mapping[str, ServicePlan]
+    report: SyncReport
+    planning: float
+    applying: float
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it took."""
+        return self.planning + self.applying
+
+
+class Side:
+    """One family: its planner, its backend, what is known of UDP flows, and the defects it logged last."""
+
+    def __init__(self, family: Family, backend: Backend, flows: FlowLedger | None = None) -> None:
+        self.family = family
+        self.backend = backend
+        self.refused: dict[str, str] = {}
+        self.flows = flows or FlowLedger()
+        self._planner = Planner(family)
+        self._degraded: dict[str, str] = {}
+
+    def sync(self, inputs: Sequence[ServiceInput], view: NodeView) -> Outcome:
+        """Plan what changed and bring the kernel to it."""
+        began = time.monotonic()
+        plans = self._planner.update(inputs, view)
+        self.backend.update(plans.values())
+        planned = time.monotonic()
+        report = self.backend.sync()
+        return Outcome(plans, report, planned - began, time.monotonic() - planned)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Log the outcome: a line for all that was written, and one for each service with new trouble."""
+        report, family = outcome.report, self.family.value
+        cost = {
+            "plan_ms": round(outcome.planning * 1000, 1),
+            "apply_ms": round(outcome.applying * 1000, 1),
+        }
+        if report.error is not None:
+            log.error("sync_failed", family=family, reason=report.error, **cost)
+            return
+        for key in sorted(self.refused.keys() - report.failed.keys()):
+            log.info("service_recovered", family=family, service=key)
+        self.refused = dict(report.failed)
+        for key, reason in report.degraded.items():
+            if self._degraded.get(key) != reason:
+                log.warning("service_degraded", family=family, service=key, reason=reason)
+        self._degraded = dict(report.degraded)
+        services = len(outcome.plans)
+        if report.changes:
+            extra = {"failed": len(report.failed)} if report.failed else {}
+            log.info("synced", family=family, services=services, **cost, **report.changes, **extra)
+        else:
+            log.debug("nothing_to_write", family=family, services=services, **cost)

@@ -1,0 +1,322 @@
+"""One kproxy from start to end: sources, run loop, health server and signals put together."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
+from typing import Self
+
+import structlog
+
+from kproxy import __version__, logs
+from kproxy.agent.conntrack_cleaner import FlowCleaner
+from kproxy.agent.loop import Agent
+from kproxy.agent.once import OnceTimeout, waits_for
+from kproxy.agent.signals import Interrupted, Leaving, Signals
+from kproxy.agent.source_factory import Input, make_input
+from kproxy.backends.ipvs.names import DEVICE
+from kproxy.config.model import ProxyConfig, validate
+from kproxy.config.reload import Reloader
+from kproxy.kernel.conntrack.netlink import NetlinkConntrack
+from kproxy.kernel.limits import raise_descriptor_limit
+from kproxy.kernel.processes import Runner, StopEvent
+from kproxy.modes import registry
+from kproxy.modes.base import ModeUnavailable
+from kproxy.modes.leftovers import remove_everything
+from kproxy.node.address_watch import AddressWatch
+from kproxy.node.descriptors import DescriptorShares, share
+from kproxy.node.facts import wants_service_cidrs
+from kproxy.node.instance import Instance
+from kproxy.node.kube_proxy_process import warn_of_kube_proxy
+from kproxy.node.setup import set_conntrack, set_oom_score, set_up_node
+from kproxy.sources.base import SourceError
+from kproxy.state.decode import Kind
+from kproxy.state.store import Inbox
+from kproxy.telemetry.collection import readers
+from kproxy.telemetry.exposition import Exposition
+from kproxy.telemetry.health_monitor import HealthMonitor
+from kproxy.telemetry.http.debug import Inspector
+from kproxy.telemetry.http.health import HEALTHZ, HealthServer, HealthState
+from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
+from kproxy.telemetry.http.server import HttpServer, Routes
+from kproxy.telemetry.metrics import Metrics, observe_check
+from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.series import HEALTHZ as HEALTHZ_ANSWERS
+from kproxy.telemetry.series import LIVEZ as LIVEZ_ANSWERS
+
+log = structlog.stdlib.get_logger(__name__)
+
+ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
+"""Makes the reloader that hands new settings to a function."""
+
+
+def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
+    """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
+
+    Returns whether all went well: with `once`, whether every service was applied; with `cleanup_on_exit`,
+    whether all could be removed when a signal had ended it. Else the rules stay in place. SIGHUP reads the
+    configuration again. Raises ConfigError, ModeUnavailable, SourceError, InstanceRunning, OnceTimeout, or
+    OSError if an address cannot be bound and that shall be the end.
+    """
+    validate(config)
+    began = time.monotonic()
+    stop = StopEvent()
+    inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
+    metrics = Metrics()
+    given = make_input(config, metrics, inbox.wake)
+    leaving = Leaving(configured=config.cleanup_on_exit)
+    instance = Instance("run --once" if config.once else "run", __version__, lambda: config.proxy_mode)
+
+    def end() -> None:
+        instance.tell(stopping=True)
+        stop.set()
+        inbox.wake()
+
+    with Signals(end, leaving) as signals, instance:
+        leaving.changed = lambda cleans_up: instance.tell(cleanup_on_exit=cleans_up)
+        leaving.changed(leaving.cleans_up)
+        try:
+            with signals.interruptible():
+                instance.acquire()
+        except Interrupted:
+            return not config.once
+        warn_of_kube_proxy(ask=True)
+        with _Threads(stop, inbox) as threads:
+            # The lists arrive while the kernel is tried.
+            threads.start("source", functools.partial(given.source.run, inbox, stop))
+            set_up_node(config)
+            try:
+                complete = _work(
+                    config,
+                    reloader_for,
+                    stop,
+                    inbox,
+                    metrics,
+                    given,
+                    threads,
+                    signals,
+                    leaving,
+                    instance,
+                    began,
+                )
+            except ModeUnavailable:
+                if not stop.is_set():
+                    raise
+                complete = not config.once
+        instance.tell(stopping=True)
+        if signals.ended and leaving.cleans_up:
+            complete = _clean_up(signals) and complete
+        else:
+            log.info("stopped", rules="left in place")
+    if threads.refused is not None:
+        raise threads.refused
+    return complete and not threads.died
+
+
+def _clean_up(signals: Signals) -> bool:
+    """Remove everything; False if not all could be, or another signal asks for the end at once."""
+    began = time.monotonic()
+    try:
+        with signals.interruptible():
+            clean = remove_everything()
+    except Interrupted as signal:
+        log.error("cleanup_interrupted", signal=signal.number.name, remedy="kproxy cleanup removes the rest")
+        return False
+    seconds = round(time.monotonic() - began, 3)
+    if clean:
+        log.info("stopped", rules="removed", seconds=seconds)
+    else:
+        log.error("stopped", rules="not all removed", seconds=seconds, remedy="see above; kproxy cleanup")
+    return clean
+
+
+def _work(
+    config: ProxyConfig,
+    reloader_for: ReloaderFor,
+    stop: StopEvent,
+    inbox: Inbox,
+    metrics: Metrics,
+    given: Input,
+    threads: "_Threads",
+    signals: Signals,
+    leaving: Leaving,
+    instance: Instance,
+    began: float,
+) -> bool:
+    """Put the rest together, and work until `stop` is set; see `run`."""
+    shares = share(raise_descriptor_limit())
+    make_mode = functools.partial(registry.make_mode, runner=Runner(stop))
+    mode = make_mode(config)
+    flows = FlowCleaner(NetlinkConntrack, metrics)
+    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.waiting_since)
+    events = given.events
+    reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
+    services = ServiceHealth(health.proxy_healthy, reporter.port_refused, shares)
+    interfaces = AddressWatch(DEVICE)
+
+    def mode_refused(wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
+        reloader.take_back_mode(wanted, kept, reason)
+
+    agent = Agent(
+        config,
+        inbox,
+        mode,
+        health,
+        interfaces.addresses,
+        flows,
+        services,
+        reporter,
+        make_mode,
+        mode_refused,
+        given.api_servers,
+    )
+    instance.follow(lambda: agent.config.proxy_mode)
+    settings = _Settings(config, agent, given, leaving)
+    reloader = reloader_for(settings.take)
+    signals.follow_reloads(reloader.reload)
+    inspector = Inspector(
+        lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
+    )
+    exposition = Exposition(
+        metrics,
+        lambda: agent.config.proxy_mode,
+        readers(lambda: agent.mode, inspector.verdict, inbox, reporter, config.metrics_service_limit),
+    )
+    monitor = HealthMonitor(inspector.verdict, events.notify if events is not None else lambda _: None)
+    log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
+    servers = _servers(config, health, metrics, inspector.routes(exposition, metrics), shares)
+    with _serving(servers, hard_fail=config.bind_address_hard_fail):
+        if events is not None:
+            threads.start("events", functools.partial(events.run, stop), events.wake)
+        threads.start("service-health", functools.partial(services.run, stop), services.wake)
+        threads.start("flows", functools.partial(flows.run, stop), flows.wake)
+        follow = functools.partial(interfaces.run, agent.addresses_changed)
+        threads.start("addresses", follow, interfaces.stop)
+        if config.once:
+            return _once(config, agent, inbox, given, stop, began)
+        threads.start("settings", functools.partial(_watch, reloader, stop))
+        threads.start("health", functools.partial(monitor.run, stop))
+        agent.run(stop)
+    return True
+
+
+def _once(
+    config: ProxyConfig, agent: Agent, inbox: Inbox, given: Input, stop: threading.Event, began: float
+) -> bool:
+    """Work until one sync got through. Raises OnceTimeout."""
+    deadline = began + config.once_timeout if config.once_timeout else None
+    if agent.run_once(stop, deadline):
+        return True
+    if deadline is not None and not stop.is_set() and time.monotonic() >= deadline:
+        waited = waits_for(inbox.missing, given.watches(), agent.sync_errors, knows_node=agent.knows_node)
+        raise OnceTimeout(config.once_timeout, waited)
+    return False
+
+
+def prepare(config: ProxyConfig) -> None:
+    """Set the kernel parameters that need more than CAP_NET_ADMIN, and nothing else (--init-only).
+
+    Raises ConfigError, ModeUnavailable.
+    """
+    validate(config)
+    set_up_node(config)
+    registry.set_sysctls(config)
+
+
+class _Settings:
+    """Hands new settings to everything that works with them."""
+
+    def __init__(self, config: ProxyConfig, agent: Agent, given: Input, leaving: Leaving) -> None:
+        self._config = config
+        self._agent = agent
+        self._given = given
+        self._leaving = leaving
+
+    def take(self, config: ProxyConfig) -> None:
+        old, self._config = self._config, config
+        logs.configure(config.verbosity)
+        if config.conntrack != old.conntrack:
+            set_conntrack(config.conntrack)
+        if config.oom_score_adj != old.oom_score_adj:
+            set_oom_score(config.oom_score_adj)
+        self._leaving.configure(cleanup_on_exit=config.cleanup_on_exit)
+        self._given.follow(config)
+        self._agent.reconfigure(config)
+
+
+def _watch(reloader: Reloader, stop: threading.Event) -> None:
+    reloader.watch(stop)
+    stop.wait()
+
+
+class _Threads:
+    """The threads beside the run loop. They end with the block; if one dies, the whole process stops.
+
+    It would go stale unnoticed. `died` tells of it, and `refused` of a source that could not begin.
+    """
+
+    def __init__(self, stop: threading.Event, inbox: Inbox) -> None:
+        self._stop = stop
+        self._inbox = inbox
+        self._wakes = [inbox.wake]
+        self._started: list[threading.Thread] = []
+        self.died = False
+        self.refused: SourceError | None = None
+
+    def start(self, name: str, work: Callable[[], None], wake: Callable[[], None] | None = None) -> None:
+        """Run `work`, which ends once `stop` is set and, if it sleeps, `wake` was called."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except SourceError as error:
+                self.refused = error
+            except Exception:
+                self.died = True
+                log.exception("thread_died", thread=name)
+            finally:
+                if not self._stop.is_set():
+                    self._stop.set()
+                    self._inbox.wake()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        self._started.append(thread)
+        if wake is not None:
+            self._wakes.append(wake)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for wake in self._wakes:
+            wake()
+        for thread in self._started:
+            thread.join(timeout=5)
+
+
+def _servers(
+    config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes, shares: DescriptorShares
+) -> list[HttpServer]:
+    def answered(path: str, status: int) -> None:
+        metrics.add(HEALTHZ_ANSWERS if path == HEALTHZ else LIVEZ_ANSWERS, str(status))
+        observe_check(metrics, "sync", path.removeprefix("/"), passed=status == HTTPStatus.OK)
+
+    servers: list[HttpServer] = []
+    if config.healthz_bind_address and not config.once:
+        servers.append(HealthServer(config.healthz_bind_address, health, answered, limit=shares.healthz))
+    if config.metrics_bind_address and not config.once:
+        servers.append(HttpServer("metrics", config.metrics_bind_address, routes, limit=shares.metrics))
+    return servers
+
+
+@contextmanager
+def _serving(servers: Iterable[HttpServer], *, hard_fail: bool) -> Iterator[None]:
+    with ExitStack() as started:
+        for server in servers:
+            server.start(hard_fail=hard_fail)
+            started.callback(server.stop)
+        yield

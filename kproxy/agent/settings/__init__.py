@@ -1,1 +1,0 @@
-"""What an operator wrote, in kube-proxy's forms: the configuration file, flags and the environment."""

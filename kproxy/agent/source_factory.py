@@ -1,0 +1,91 @@
+"""Where objects come from, as the settings say, and what that place can do besides: take Events, for one."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from kproxy.config.model import ProxyConfig
+from kproxy.node.facts import wants_service_cidrs
+from kproxy.sources.base import Source
+from kproxy.telemetry.events import EventRecorder
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.series import REQUEST_SECONDS, REQUESTS
+from kproxy.telemetry.status import Watch
+
+MANIFESTS = "manifests"
+"""What the status calls the watch of the directory."""
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
+
+    `follow` is told new settings, which may need another kind of object. `api_servers` says at which
+    (address, port) API servers are reached.
+    """
+
+    source: Source
+    events: EventRecorder | None
+    watches: Callable[[], Sequence[Watch]]
+    follow: Callable[[ProxyConfig], None]
+    api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
+
+
+def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> Input:
+    """What `config` names; nothing is opened yet. `wake` is called when `api_servers` has another answer."""
+    if config.manifests is not None:
+        from kproxy.sources.manifests import ManifestSource
+
+        manifests = ManifestSource(config.manifests, config.node_name)
+
+        def directory() -> list[Watch]:
+            missing = manifests.missing
+            return [
+                Watch(
+                    kind=MANIFESTS,
+                    synced=manifests.listed,
+                    connected_since=_time(manifests.found_at),
+                    consecutive_failures=0,
+                    last_error=missing.reason if missing is not None else None,
+                    down_since=_time(missing.since if missing is not None else None),
+                )
+            ]
+
+        return Input(manifests, None, directory, lambda _: None)
+    from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
+    from kproxy.sources.errors import ApiError
+    from kproxy.sources.kubernetes import KubernetesSource
+
+    def observe(host: str, method: str, code: str, seconds: float) -> None:
+        metrics.add(REQUESTS, code, host, method)
+        metrics.observe(REQUEST_SECONDS, host, method, value=seconds)
+
+    access = ClusterAccess(kubeconfig=config.kubeconfig, master=config.master or None)
+    source = KubernetesSource(access, config.node_name, observe=observe, moved=wake)
+
+    def watches() -> list[Watch]:
+        return [
+            Watch(
+                kind=each.kind.value,
+                synced=each.synced,
+                connected_since=_time(each.connected_since),
+                consecutive_failures=each.consecutive_failures,
+                last_error=each.last_error,
+                down_since=_time(each.down_since),
+            )
+            for each in source.status()
+        ]
+
+    def follow(config: ProxyConfig) -> None:
+        if wants_service_cidrs(config):
+            source.watch_service_cidrs()
+
+    follow(config)
+    # ValueError: text that cannot be sent; OSError: no descriptors
+    errors = (ApiError, ClusterAccessError, ValueError, OSError)
+    events = EventRecorder(source.objects(), config.node_name, metrics, errors)
+    return Input(source, events, watches, follow, lambda: source.servers)
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,1 @@
+"""The settings: their types, defaults, flags, file, validation and reload."""

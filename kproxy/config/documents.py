@@ -1,0 +1,127 @@
+"""The text of a configuration file, read into both documents, with everything that is wrong about it."""
+
+import ipaddress
+from collections.abc import Callable, Collection, Iterator
+
+import msgspec
+
+from kproxy.config.codec import Defect, decode
+from kproxy.config.durations import format_duration
+from kproxy.config.model import PRIMARY, is_interface
+from kproxy.config.schema import (
+    KPROXY,
+    KUBE_PROXY,
+    OBSOLETE,
+    KproxyConfiguration,
+    KubeProxyConfiguration,
+)
+from kproxy.sources.yaml_documents import ManifestSyntaxError, yaml_documents
+from kproxy.state.problems import show
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Both documents. `obsolete` are the paths of the first that are set and that kube-proxy once had."""
+
+    kube: KubeProxyConfiguration = KubeProxyConfiguration()
+    own: KproxyConfiguration = KproxyConfiguration()
+    obsolete: tuple[str, ...] = ()
+
+
+def read_documents(text: str) -> tuple[Settings, list[Defect]]:
+    """Read YAML or JSON; whatever is defective has its default in the result."""
+    settings = Settings()
+    defects: list[Defect] = []
+    seen: list[tuple[object, object]] = []
+    try:
+        for document in yaml_documents(text):
+            defects += [Defect(f"line {fault.line}", fault.reason) for fault in document.faults]
+            if not isinstance(document.value, dict):
+                defects.append(Defect(f"line {document.line}", "a document is not a mapping"))
+                continue
+            plain = dict(document.value)
+            named = (plain.pop("apiVersion", None), plain.pop("kind", None))
+            if named in seen:
+                defects.append(Defect(f"line {document.line}", f"a second {named[1]}"))
+            seen.append(named)
+            if named == KUBE_PROXY:
+                if len(seen) > 1:
+                    defects.append(
+                        Defect(f"line {document.line}", f"{named[1]} is not first: kube-proxy reads no other")
+                    )
+                plain, obsolete = _without_obsolete(plain)
+                kube, found = decode(KubeProxyConfiguration, _with_addresses(plain))
+                settings = msgspec.structs.replace(settings, kube=kube, obsolete=obsolete)
+                defects += found
+            elif named == KPROXY:
+                own, found = decode(KproxyConfiguration, plain)
+                settings = msgspec.structs.replace(settings, own=own)
+                defects += [Defect(f"{KPROXY[1]} {defect.path}", defect.text) for defect in found]
+            else:
+                given = f"apiVersion {show(named[0])}, kind {show(named[1])}"
+                known = f"neither {' '.join(KUBE_PROXY)} nor {' '.join(KPROXY)}"
+                defects.append(Defect(f"line {document.line}", f"{given} is {known}"))
+    except ManifestSyntaxError as error:
+        defects.append(Defect(f"line {error.line}", error.reason))
+    if KUBE_PROXY not in seen and not defects:
+        defects.append(Defect("(file)", f"has no {' '.join(KUBE_PROXY)}"))
+    return settings, defects + contradictions(settings, defects)
+
+
+def contradictions(
+    settings: Settings, known: Collection[Defect], label: Callable[[str], str] = str
+) -> list[Defect]:
+    """Values that are right one by one and wrong together; `label` names a path in the reader's terms.
+
+    Values with a defect that is `known` stand at their default and are not spoken of again.
+    """
+    defective = {defect.path.partition("[")[0] for defect in known}
+    return [
+        Defect(label(path), text)
+        for path, others, text in _contradictions(settings.kube, label)
+        if defective.isdisjoint(map(label, (path, *others)))
+    ]
+
+
+def _contradictions(
+    kube: KubeProxyConfiguration, label: Callable[[str], str]
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """The path to name, the others that take part, and what is wrong."""
+    for name, section in (("iptables", kube.iptables), ("ipvs", kube.ipvs), ("nftables", kube.nftables)):
+        if section.min_sync_period > section.sync_period:
+            least, most = format_duration(section.min_sync_period), format_duration(section.sync_period)
+            other = f"{name}.syncPeriod"
+            yield f"{name}.minSyncPeriod", (other,), f'"{least}" is longer than {label(other)}, "{most}"'
+    if PRIMARY in kube.node_port_addresses and len(kube.node_port_addresses) > 1:
+        yield "nodePortAddresses", (), f'"{PRIMARY}" cannot be combined with CIDRs'
+    for mode, field, value in (
+        ("BridgeInterface", "bridgeInterface", kube.detect_local.bridge_interface),
+        ("InterfaceNamePrefix", "interfaceNamePrefix", kube.detect_local.interface_name_prefix),
+    ):
+        if kube.detect_local_mode == mode and not is_interface(value):
+            needed = f"{label('detectLocalMode')} {mode} needs one"
+            yield f"detectLocal.{field}", (), f"{show(value)} is not an interface name, and {needed}"
+
+
+def _without_obsolete(plain: dict[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The document without the fields that kube-proxy once had, and the paths of those that are set."""
+    found = []
+    for path in sorted(OBSOLETE):
+        section, _, name = path.rpartition(".")
+        holder = plain.get(section) if section else plain
+        if isinstance(holder, dict) and name in holder:
+            rest = {key: value for key, value in holder.items() if key != name}
+            plain = plain | {section: rest} if section else rest
+            found += [path] if holder[name] is not None else []
+    return plain, tuple(found)
+
+
+def _with_addresses(plain: dict[str, object]) -> dict[str, object]:
+    """Fill in the addresses of the servers where `bindAddress` is an IPv6 one (v1alpha1/defaults.go)."""
+    try:
+        six = ipaddress.ip_address(str(plain.get("bindAddress"))).version == 6
+    except ValueError:
+        six = False
+    if six:
+        for name, value in (("healthzBindAddress", "[::]:10256"), ("metricsBindAddress", "[::1]:10249")):
+            plain[name] = plain.get(name) or value
+    return plain

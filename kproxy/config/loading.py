@@ -1,0 +1,164 @@
+"""From a command line to settings: read the file, add the flags that count, refuse with every reason."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+import yaml
+
+from kproxy.config.codec import Defect, encode
+from kproxy.config.documents import Settings, read_documents
+from kproxy.config.durations import parse_duration
+from kproxy.config.flags import apply_flags, counts_with_file
+from kproxy.config.model import ConfigError, ProxyConfig
+from kproxy.config.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, Section
+from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
+from kproxy.node import route_localnet
+
+log = structlog.stdlib.get_logger(__name__)
+
+MAX_BYTES = 1024 * 1024
+"""The largest file that is read; a ConfigMap holds no more."""
+
+ONCE_TIMEOUT = "5m"
+"""How long --once may take, if --timeout does not say."""
+
+
+class FileError(ConfigError):
+    """A configuration file that cannot be used; `problems` names everything that is wrong with it."""
+
+    def __init__(self, file: Path, problems: list[str]) -> None:
+        super().__init__([f"{file}: {problem}" for problem in problems])
+
+
+class CommandLine(msgspec.Struct, frozen=True):
+    """What the operator gave at the start: the file of --config, and flags by name without dashes.
+
+    `flags` holds those that were given, on the command line or in the environment, and no defaults; `refused`
+    says what is wrong with those that are not even of their type. `variables` names the environment variable
+    of each flag whose value came from there.
+    """
+
+    config: Path | None = None
+    flags: Mapping[str, object] = {}
+    refused: tuple[Defect, ...] = ()
+    variables: Mapping[str, str] = {}
+
+    @property
+    def ignored(self) -> list[str]:
+        """The flags that do not count, because there is a file."""
+        if self.config is None:
+            return []
+        return sorted(f"--{flag}" for flag in self.flags if not counts_with_file(flag))
+
+    def load(self) -> Settings:
+        """Read the file now and put the flags over it.
+
+        Raises FileError for the file, ConfigError for flags; each names everything that is wrong.
+        """
+        settings = Settings() if self.config is None else self._read(self.config)
+        counted = {
+            flag: value for flag, value in self.flags.items() if self.config is None or counts_with_file(flag)
+        }
+        settings, defects = apply_flags(settings, counted)
+        if "manifests" in counted and "kubeconfig" in counted:
+            defects.append(Defect("--manifests", "excludes --kubeconfig"))
+        if "timeout" in self.flags:
+            defects += self._timeout_defects()
+        if self.refused or defects:
+            raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
+        return settings
+
+    def _read(self, file: Path) -> Settings:
+        try:
+            return read_file(file)
+        except FileError as error:
+            variable = self.variables.get("config")
+            if variable is None or not isinstance(error.__cause__, OSError):
+                raise
+            raise FileError(file, [f"{error.__cause__.strerror} (the file that {variable} names)"]) from error
+
+    def resolve(self, settings: Settings) -> ProxyConfig:
+        """What kproxy works with."""
+        return proxy_config(
+            settings,
+            host=socket.gethostname(),
+            master=str(self.flags.get("master", "")),
+            once=bool(self.flags.get("once", False)),
+            once_timeout=parse_duration(str(self.flags.get("timeout", ONCE_TIMEOUT))),
+        )
+
+    def _timeout_defects(self) -> list[Defect]:
+        text = str(self.flags["timeout"])
+        try:
+            if parse_duration(text) < 0:
+                return [Defect("--timeout", f'"{text}" is negative')]
+        except ValueError as error:
+            return [Defect("--timeout", f'"{text}" {error}')]
+        return [] if self.flags.get("once") else [Defect("--timeout", "is for --once")]
+
+    def check_files(self, config: ProxyConfig) -> None:
+        """Raise FileError, or ConfigError for a flag, if the kubeconfig cannot be read."""
+        if config.kubeconfig is None or os.access(config.kubeconfig, os.R_OK):
+            return
+        told = f'"{config.kubeconfig}" does not exist or cannot be read'
+        if self.config is not None:
+            raise FileError(self.config, [f"clientConnection.kubeconfig: {told}"])
+        raise ConfigError([f"--kubeconfig: {told}"])
+
+
+def read_file(path: Path) -> Settings:
+    """Both documents of a file. Raises FileError."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode()
+    except OSError as error:
+        raise FileError(path, [error.strerror or str(error)]) from error
+    except UnicodeDecodeError as error:
+        raise FileError(path, [f"is not UTF-8: {error.reason} at byte {error.start}"]) from error
+    if len(data) > MAX_BYTES:
+        raise FileError(path, [f"is larger than {MAX_BYTES} bytes"])
+    settings, defects = read_documents(text)
+    if defects:
+        raise FileError(path, [str(defect) for defect in defects])
+    return settings
+
+
+def write_file(path: Path, settings: Settings) -> None:
+    """Write the settings as a file that `read_file` reads as the same. Raises OSError."""
+    documents = [document(KUBE_PROXY, settings.kube)]
+    if settings.own != KproxyConfiguration():
+        documents.append(document(KPROXY, settings.own))
+    path.write_text(yaml.safe_dump_all(documents, sort_keys=True, default_flow_style=False))
+
+
+def tell_flags(command_line: CommandLine) -> None:
+    """Log the flags that do not count."""
+    if ignored := command_line.ignored:
+        log.warning("flags_ignored", flags=ignored, reason="--config is given, and the file counts")
+
+
+def tell_settings(settings: Settings) -> None:
+    """Log what is set and does nothing, and what is open though it looks restricted."""
+    if paths := [*without_effect(settings.kube), *settings.obsolete]:
+        log.info("settings_without_effect", settings=sorted(paths))
+    if gates := unknown_gates(settings.kube):
+        log.warning("unknown_feature_gates", gates=gates)
+    if families := unrestricted(settings.kube):
+        log.warning(
+            "node_ports_everywhere", families=families, reason="nodePortAddresses has no CIDR of theirs"
+        )
+    config = proxy_config(settings, host="")
+    if ranges := route_localnet.unserved(config):
+        log.warning(
+            "node_ports_not_on_loopback", ranges=list(ranges), reason=route_localnet.why_unserved(config)
+        )
+
+
+def document(named: tuple[str, str], section: Section) -> dict[str, object]:
+    """A document as a file has it; `named` is its apiVersion and kind."""
+    return {"apiVersion": named[0], "kind": named[1]} | encode(section)

@@ -1,0 +1,244 @@
+"""A changed configuration file in a running process: what can change at once does, the rest is named.
+
+kube-proxy ends when its file changes, and every node's proxy restarts. Here a file that cannot be used leaves
+everything as it is, and says why.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from kproxy.agent.mode_switch import mode_name
+from kproxy.config.codec import flatten, replace
+from kproxy.config.documents import Settings
+from kproxy.config.loading import MAX_BYTES, CommandLine, tell_settings
+from kproxy.config.model import ConfigError, ProxyConfig
+from kproxy.config.schema import Section
+from kproxy.config.translate import has_no_effect
+from kproxy.sources.directory_watch import DirectoryWatch
+from kproxy.telemetry.status import RefusedMode, RejectedConfiguration
+
+log = structlog.stdlib.get_logger(__name__)
+
+S = TypeVar("S", bound=Section)
+
+LIVE = frozenset(
+    {
+        "bindAddress",
+        "clusterCIDR",
+        "conntrack.maxPerCore",
+        "conntrack.min",
+        "conntrack.tcpCloseWaitTimeout",
+        "conntrack.tcpEstablishedTimeout",
+        "conntrack.udpStreamTimeout",
+        "conntrack.udpTimeout",
+        "detectLocal.bridgeInterface",
+        "detectLocal.interfaceNamePrefix",
+        "detectLocalMode",
+        "enableProfiling",
+        "featureGates",
+        "iptables.localhostNodePorts",
+        "iptables.masqueradeAll",
+        "iptables.masqueradeBit",
+        "iptables.minSyncPeriod",
+        "iptables.syncPeriod",
+        "ipvs.excludeCIDRs",
+        "ipvs.minSyncPeriod",
+        "ipvs.scheduler",
+        "ipvs.strictARP",
+        "ipvs.syncPeriod",
+        "ipvs.tcpFinTimeout",
+        "ipvs.tcpTimeout",
+        "ipvs.udpTimeout",
+        "logging.verbosity",
+        "mode",
+        "nftables.masqueradeAll",
+        "nftables.masqueradeBit",
+        "nftables.minSyncPeriod",
+        "nftables.syncPeriod",
+        "nodePortAddresses",
+        "oomScoreAdj",
+    }
+)
+"""Paths of KubeProxyConfiguration that take effect without a restart."""
+
+LIVE_OWN = frozenset(
+    {
+        "cleanupOnExit",
+        "externalIPs.allowedCIDRs",
+        "iptables.layout",
+        "iptables.variant",
+        "ipvs.gracefulPeriod",
+        "nftables.rejectUnallocated",
+        "nftables.serviceCIDRs",
+    }
+)
+"""The same of kproxy's own document."""
+
+SETTLE = 0.1
+"""Seconds without further events before a changed file is read."""
+RESCAN = 30.0
+"""Seconds between looks at the file where events may not tell: network file systems, links to elsewhere."""
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What is new in a file: `settings` is the old with what applies at once; both tuples hold paths."""
+
+    settings: Settings
+    applied: tuple[str, ...]
+    restart: tuple[str, ...]
+
+
+def changes_between(old: Settings, new: Settings) -> Changes:
+    """Sort what differs into what applies at once and what needs a restart."""
+    kube, applied, restart = _merge(old.kube, new.kube, lambda path: path in LIVE or has_no_effect(path))
+    own, own_applied, own_restart = _merge(old.own, new.own, lambda path: path in LIVE_OWN)
+    prefix = "KproxyConfiguration "
+    return Changes(
+        Settings(kube, own),
+        tuple(applied + [prefix + path for path in own_applied]),
+        tuple(restart + [prefix + path for path in own_restart]),
+    )
+
+
+def _merge(old: S, new: S, is_live: Callable[[str], bool]) -> tuple[S, list[str], list[str]]:
+    before = dict(flatten(old))
+    applied, restart = [], []
+    for path, value in flatten(new):
+        if value == before[path]:
+            continue
+        if is_live(path):
+            old = replace(old, path, value)
+            applied.append(path)
+        else:
+            restart.append(path)
+    return old, applied, restart
+
+
+class Reloader:
+    """Reads the file again when it changed or when asked; any thread may ask.
+
+    `apply` is given what kproxy shall work with from now on, and returns quickly.
+    """
+
+    def __init__(
+        self, command_line: CommandLine, running: Settings, apply: Callable[[ProxyConfig], None]
+    ) -> None:
+        self._command_line = command_line
+        self._running = running
+        self._apply = apply
+        self._lock = threading.Lock()
+        self._seen = running
+        self._offered: ProxyConfig | None = None
+        self._rejected: RejectedConfiguration | None = None
+        self._refused_mode: RefusedMode | None = None
+        self._content: bytes | None = None
+
+    def running(self) -> Settings:
+        """What kproxy works with now; may be asked from any thread."""
+        return self._running
+
+    def refused_mode(self) -> RefusedMode | None:
+        """The mode that the file asks for and that could not be taken; may be asked from any thread."""
+        return self._refused_mode
+
+    def rejected(self) -> RejectedConfiguration | None:
+        """What is wrong with the file as it was read last; None if it is in force. Any thread may ask."""
+        return self._rejected
+
+    def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
+        """Go on in the mode of `kept`, for that of `refused` could not be taken; the rest of it is applied.
+
+        The next reload asks for the mode again, even if the file stays as it is. Nothing is done if something
+        newer than `refused` has been applied: what becomes of it is still to come. Any thread may call this.
+        """
+        with self._lock:
+            if self._offered is not refused:
+                return
+            self._refused_mode = RefusedMode(datetime.now(UTC), mode_name(refused), mode_name(kept), reason)
+            variant = kept.iptables_variant
+            self._running = self._seen = Settings(
+                replace(self._running.kube, "mode", kept.proxy_mode),
+                replace(self._running.own, "iptables.variant", "" if variant is None else variant.value),
+            )
+            self._offer()
+
+    def reload(self, reason: str, *, first: bool = False) -> None:
+        """Read the file and apply what changed; `reason` is for the log.
+
+        `first`: nothing need have changed since the start, and that is not worth a line.
+        """
+        file = self._command_line.config
+        if file is None:
+            log.info("nothing_to_reload", reason="no --config")
+            return
+        with self._lock:
+            self._content = _content(file)
+            try:
+                settings = self._command_line.load()
+            except ConfigError as error:
+                self._reject(file, error.problems)
+                return
+            mended, self._rejected = self._rejected is not None, None
+            self._refused_mode = None  # it is tried again, or no longer asked for
+            if settings == self._seen and not mended:
+                if first:
+                    return
+                log.info("configuration_unchanged", file=str(file), reason=reason)
+                return
+            self._take(file, settings, reason)
+
+    def watch(self, stop: threading.Event) -> None:
+        """Reload whenever the file changes, until `stop` is set; returns at once without a file.
+
+        Its directory is watched, not the file: editors and mounted ConfigMaps put a new one in its place. The
+        first look is a reload too, for the file may have changed since the process read it.
+        """
+        file = self._command_line.config
+        if file is None:
+            return
+        first = True
+        with DirectoryWatch(file.absolute().parent, stop, settle=SETTLE, settle_max=1.0, hold=1.0) as watch:
+            while not stop.is_set():
+                held = watch.held()
+                if first or (file.name not in held and _content(file) != self._content):
+                    self.reload("the file changed", first=first)
+                    first = False
+                watch.wait(RESCAN)
+                if not watch.has_events:
+                    watch.refresh()
+
+    def _reject(self, file: Path, problems: list[str]) -> None:
+        if self._rejected is not None and self._rejected.problems == problems:
+            return
+        self._rejected = RejectedConfiguration(datetime.now(UTC), str(file), problems)
+        log.error("configuration_rejected", problems=problems, effect="the old one stays")
+
+    def _take(self, file: Path, settings: Settings, reason: str) -> None:
+        changes = changes_between(self._running, settings)
+        self._seen = settings
+        self._running = changes.settings
+        log.info("configuration_reloaded", file=str(file), reason=reason, applied=list(changes.applied))
+        if changes.restart:
+            log.warning("restart_needed", settings=list(changes.restart), effect="the old values stay")
+        tell_settings(settings)
+        if changes.applied:
+            self._offer()
+
+    def _offer(self) -> None:
+        self._offered = self._command_line.resolve(self._running)
+        self._apply(self._offered)
+
+
+def _content(file: Path) -> bytes | None:
+    """The file's bytes as far as they are read; None if there are none, which a reload reports."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError:
+        return None

@@ -1,0 +1,206 @@
+"""The kinds of values that settings have: how each is read, printed and checked.
+
+A field of the schema carries these in its annotation, so that one declaration says everything about it.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from kproxy.addresses import parse_cidr, parse_ip
+from kproxy.config.durations import format_duration, parse_duration
+from kproxy.config.model import PRIMARY, TIMEOUT_MAX
+from kproxy.plan.schedulers import parse_scheduler
+
+
+class Reader(NamedTuple):
+    """Reads a plain YAML value, raising ValueError with what it is not, and prints it as one again."""
+
+    read: Callable[[object], Any]
+    print: Callable[[Any], object]
+
+
+class Check(NamedTuple):
+    """Raises ValueError with what is wrong about a value that was read."""
+
+    check: Callable[[Any], None]
+
+
+class EmptyIsDefault:
+    """The empty value (0, "") stands for the default, as Kubernetes' defaulting has it."""
+
+
+def _duration(value: object) -> float:
+    if not isinstance(value, str):
+        raise ValueError("is not a duration such as 30s, in quotes if need be")  # noqa: TRY004
+    return parse_duration(value)
+
+
+def _flush_frequency(value: object) -> float:
+    """Text or a number of nanoseconds (TimeOrMetaDuration of k8s.io/component-base)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value / 1e9
+    return _duration(value)
+
+
+_QUANTITY = re.compile(r"\d+(?:\.\d*)?(?:[numkMGTPE]|[KMGTPE]i|[eE][-+]?\d+)?", re.ASCII)
+
+
+def _quantity(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or _QUANTITY.fullmatch(value) is None:
+        raise ValueError("is not a quantity such as 0 or 512Ki")
+    return value
+
+
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+", re.ASCII)
+"""A number as Go prints large ones, 1e+06, and YAML 1.1 does not know it: there it is text."""
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError("is not a number")  # noqa: TRY004
+    return float(value)
+
+
+def _same(value: object) -> object:
+    return value
+
+
+def within(low: int, high: int) -> Check:
+    """A number in a closed range."""
+
+    def check(value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"is not within {low} and {high}")
+
+    return Check(check)
+
+
+def one_of(*names: str) -> Check:
+    """One of these words."""
+
+    def check(value: str) -> None:
+        if value not in names:
+            raise ValueError(f"is not one of {', '.join(filter(None, names))}")
+
+    return Check(check)
+
+
+def _positive(value: float) -> None:
+    if value <= 0:
+        raise ValueError("is not greater than 0")
+
+
+def _not_negative(value: float) -> None:
+    if value < 0:
+        raise ValueError("is negative")
+
+
+def _kernel_timeout(value: float) -> None:
+    if value and not 1 <= value <= TIMEOUT_MAX:
+        raise ValueError(f"is not 0 (leave as it is) or 1s to {TIMEOUT_MAX}s")
+
+
+def check_cidr(value: str) -> None:
+    """One CIDR of either family."""
+    try:
+        parse_cidr(value)
+    except ValueError as error:
+        detail = str(error)
+        raise ValueError(f"is {detail}" if detail.startswith("not ") else f"is no CIDR: {detail}") from None
+
+
+def _cluster_cidrs(value: str) -> None:
+    """At most one CIDR of each family (kube-proxy's validation)."""
+    families = []
+    for part in filter(None, value.split(",")):
+        check_cidr(part.strip())
+        families.append(parse_cidr(part.strip())[0])
+    if len(families) != len(set(families)):
+        raise ValueError("has more than one CIDR of a family")
+
+
+def _node_ports(value: str) -> None:
+    if value != PRIMARY:
+        check_cidr(value)
+
+
+def _node_name(value: str) -> None:
+    """Empty stands for the host's name; blanks do not (processHostnameOverrideFlag of kube-proxy)."""
+    if value and not value.strip():
+        raise ValueError("is blank")
+
+
+def _address(value: str) -> None:
+    try:
+        parse_ip(value)
+    except ValueError:
+        raise ValueError("is not an IP address") from None
+
+
+def host_port(value: str, default_port: int) -> str:
+    """`0.0.0.0:10256` or `[::]:10256`; an address alone gets the default port. Raises ValueError."""
+    try:
+        return f"[{value}]:{default_port}" if ":" in _plain_ip(value) else f"{value}:{default_port}"
+    except ValueError:
+        host, colon, port = value.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError("is not IP:port")
+    try:
+        is_six = ":" in _plain_ip(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ValueError("is not IP:port") from None
+    if is_six != host.startswith("["):
+        raise ValueError("is not IP:port (an IPv6 address goes in brackets)")
+    return value
+
+
+def _plain_ip(text: str) -> str:
+    if "%" in text:
+        raise ValueError("has a zone")
+    return str(ipaddress.ip_address(text))
+
+
+def _listener(default_port: int) -> Reader:
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError("is not text")  # noqa: TRY004
+        return host_port(value, default_port) if value else value
+
+    return Reader(read, _same)
+
+
+def _scheduler(value: str) -> None:
+    try:
+        parse_scheduler(value)
+    except ValueError as error:
+        raise ValueError(
+            f"is {error}" if str(error).startswith("not ") else f"is unusable: {error}"
+        ) from None
+
+
+_DURATION = Reader(_duration, format_duration)
+
+Period = Annotated[float, _DURATION, Check(_positive), EmptyIsDefault()]
+MinPeriod = Annotated[float, _DURATION, Check(_not_negative), EmptyIsDefault()]
+NotNegativeDuration = Annotated[float, _DURATION, Check(_not_negative)]
+KernelTimeout = Annotated[float, _DURATION, Check(_kernel_timeout)]
+FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration), Check(_not_negative)]
+Quantity = Annotated[str, Reader(_quantity, _same)]
+Bit = Annotated[int, within(0, 31)]
+Count = Annotated[int, Check(_not_negative)]
+Rate = Annotated[float, Reader(_number, _same), EmptyIsDefault()]
+Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
+Cidr = Annotated[str, Check(check_cidr)]
+ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
+NodePortRange = Annotated[str, Check(_node_ports)]
+NodeName = Annotated[str, Check(_node_name)]
+Address = Annotated[str, Check(_address), EmptyIsDefault()]
+HealthzAddress = Annotated[str, _listener(10256), EmptyIsDefault()]
+MetricsAddress = Annotated[str, _listener(10249), EmptyIsDefault()]
+SchedulerName = Annotated[str, Check(_scheduler), EmptyIsDefault()]

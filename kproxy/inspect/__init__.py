@@ -1,0 +1,1 @@
+"""Commands that look and do not change: diff, render, check."""

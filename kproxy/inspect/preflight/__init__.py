@@ -1,0 +1,1 @@
+"""What this node lacks for kproxy, found by probes."""

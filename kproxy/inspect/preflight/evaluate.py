@@ -1,0 +1,236 @@
+"""What is to be made of what the probes found. Pure: facts go in, findings come out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.inspect.preflight.features import LEAST_REVISIONS, SET_MODULES, Feature
+from kproxy.inspect.preflight.findings import Finding, obstacle, ok, warning
+from kproxy.inspect.sysctls import Sysctl
+from kproxy.kernel.ipset.types import SetKind
+from kproxy.kernel.xtables.extensions import Revisions
+from kproxy.kernel.xtables.legacy_rules import Counts
+from kproxy.kernel.xtables.types import Variant
+
+NET_ADMIN, NET_RAW = 12, 13
+"""Bits of /proc/PID/status CapEff (include/uapi/linux/capability.h)."""
+
+_NOT_IN_PROGRAM = ("Couldn't load", "unknown option", "Can't find library", "Chain '")
+"""What iptables says of an extension that it does not know itself (both variants of 1.8.9)."""
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One thing that was tried; `refusal` is what the kernel or a program answered, "" if it worked."""
+
+    subject: str
+    refusal: str = ""
+
+
+def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
+    """Whether the process may do what a proxy does; `effective` is CapEff as a number."""
+    lacking = [
+        name
+        for name, bit in (("NET_ADMIN", NET_ADMIN), ("NET_RAW", NET_RAW))
+        if not effective >> bit & 1 and (bit == NET_ADMIN or variant is Variant.LEGACY)
+    ]
+    if lacking:
+        names = " and ".join(f"CAP_{name}" for name in lacking)
+        yield obstacle(
+            "permissions",
+            f"the process does not have {names}",
+            f"run as root, or add {', '.join(lacking)} to securityContext.capabilities.add of the container",
+        )
+    else:
+        yield ok("permissions", "the capabilities that are needed are there")
+
+
+def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -> Iterator[Finding]:
+    """Iptables by family: `found` describes the programs, `missing` says why there are none."""
+    for family, told in found.items():
+        yield ok(f"iptables {family}", told)
+    for family, reason in missing.items():
+        if found:
+            told = f"{reason}; services of this family are not served"
+            yield warning(f"iptables {family}", told, _family_remedy(reason))
+        else:
+            yield obstacle(f"iptables {family}", reason, _family_remedy(reason))
+
+
+def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> Iterator[Finding]:
+    """Matches and targets of one family; those that work are told in one finding."""
+    working = [feature.name for feature, trial in trials if not trial.refusal]
+    if working:
+        yield ok(f"rules {family}", f"{len(working)} matches and targets work: {_short(working)}")
+    for feature, trial in trials:
+        if not trial.refusal:
+            continue
+        subject, told = f"{feature.name} {family}", _one_line(trial.refusal)
+        remedy = _feature_remedy(feature, trial.refusal)
+        if feature.essential:
+            yield obstacle(subject, f"refused: {told}", remedy)
+        else:
+            yield warning(subject, f"refused: {told}; {feature.without}", remedy)
+
+
+def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
+    """What libxtables has of the matches and targets that rules of one family use."""
+    missing = [name for name, revision in found.items() if revision is None]
+    old = {
+        name: revision
+        for name, revision in found.items()
+        if revision is not None and revision < LEAST_REVISIONS.get(name, 0)
+    }
+    if not missing and not old:
+        told = ", ".join(f"{name.partition(' ')[2]} {revision}" for name, revision in found.items())
+        yield ok(f"extensions {family}", f"libxtables has all {len(found)}, in these revisions: {told}")
+    for name in missing:
+        told = "libxtables cannot load its shared object"
+        yield warning(f"extension {name} {family}", told, _extension_remedy(name))
+    for name, revision in old.items():
+        least = LEAST_REVISIONS[name]
+        told = f"revision {revision} is the newest that libxtables and kernel share; {least} is needed"
+        yield warning(f"extension {name} {family}", told, "use a newer iptables or kernel")
+
+
+def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
+    """Set types by family, with the kernel's refusal or ""."""
+    working = sorted({str(kind) for (kind, _), refusal in trials.items() if not refusal})
+    if working:
+        yield ok("sets", f"types work: {', '.join(working)}")
+    for (kind, family), refusal in trials.items():
+        if refusal:
+            module = SET_MODULES[kind]
+            remedy = f"load the kernel module {module} (modprobe {module}), or use a kernel that has it"
+            yield obstacle(f"set type {kind} {family}", refusal, remedy)
+
+
+def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
+    """IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
+    if unavailable:
+        yield obstacle("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
+        return
+    have = [name for name, there in offered.items() if there]
+    lack = [name for name, there in offered.items() if not there]
+    missing = f"; not {', '.join(lack)}" if lack else ""
+    yield ok("IPVS", f"schedulers: {', '.join(have) or 'none'}{missing}")
+    if not offered.get(wanted, False):
+        yield obstacle(
+            f"scheduler {wanted}",
+            "--ipvs-scheduler names it and this kernel does not have it",
+            f"load the kernel module ip_vs_{wanted}, or choose one of {', '.join(have) or 'none'}",
+        )
+
+
+def judge_device(trial: Trial) -> Iterator[Finding]:
+    """Dummy devices, which hold service addresses in the IPVS mode."""
+    if trial.refusal:
+        yield obstacle(
+            trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
+        )
+    else:
+        yield ok(trial.subject, "can be made")
+
+
+def judge_conntrack(refusal: str) -> Iterator[Finding]:
+    """Access to connection tracking over netlink."""
+    if refusal:
+        told = f"{refusal}; UDP flows to endpoints that left are not forgotten"
+        yield warning("conntrack", told, "load the kernel module nf_conntrack_netlink")
+    else:
+        yield ok("conntrack", "flows can be read over netlink")
+
+
+def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
+    """Kernel parameters; those that are right are told in one finding."""
+    right = [sysctl.name for sysctl in sysctls if sysctl.right]
+    if right:
+        yield ok("sysctls", f"as needed: {', '.join(right)}")
+    for sysctl in sysctls:
+        if sysctl.right:
+            continue
+        subject, told = f"sysctl {sysctl.name}", sysctl.deviation
+        if sysctl.sets and sysctl.writable:
+            yield ok(subject, f"{told}; kproxy sets it")
+        elif sysctl.essential:
+            yield obstacle(
+                subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command
+            )
+        else:
+            cannot = " and cannot be set" if sysctl.sets else ""
+            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
+
+
+def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
+    """What of the host's rules drops packets to services, which pass hooks input and output in IPVS mode."""
+    for chain in shutting:
+        told = "its policy is drop, and rules of another table do not change that: services are shut"
+        yield warning(f"firewall, {chain}", told, remedy)
+    for rule in shadowing:
+        told = "it drops all packets to services before kproxy's rules accept them"
+        yield warning(f"firewall, {rule}", told, "move it behind kproxy's rule, or to the end of its chain")
+    if not shutting and not shadowing:
+        yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
+
+
+def judge_variants(
+    chosen: Variant | None,
+    legacy: Mapping[Family, Counts],
+    nft: Mapping[Family, Counts],
+    unreadable: Mapping[Family, str],
+) -> Iterator[Finding]:
+    """Rules in both variants' tables at once: packets pass both, and each program sees only its own."""
+    for family, reason in unreadable.items():
+        remedy = f"install iptables-legacy or python-iptables, then look at its {family} tables"
+        yield warning(
+            f"iptables variants {family}", f"legacy tables exist and cannot be read: {reason}", remedy
+        )
+    both = [
+        f"{family}: legacy {_counts(legacy[family])}, nft {_counts(nft[family])}"
+        for family in Family
+        if legacy.get(family) and nft.get(family)
+    ]
+    if both:
+        which, other = (Variant.LEGACY, legacy) if chosen is Variant.NFT else (Variant.NFT, nft)
+        chains = {chain for found in other.values() for table in found.values() for chain in table}
+        remedy = (
+            f"iptables-{which}-save shows the rules that {chosen} does not: let what wrote them use {chosen}"
+        )
+        if any(chain.startswith("KUBE-") for chain in chains):
+            remedy = "`kproxy cleanup --peer kube-proxy` removes service rules of both; then start kproxy"
+        yield warning("iptables variants", f"both are in use at once ({'; '.join(both)})", remedy)
+    elif not unreadable:
+        yield ok("iptables variants", f"one is in use: {chosen}" if chosen else "none is in use")
+
+
+def _counts(found: Counts) -> str:
+    return ", ".join(f"{sum(chains.values())} in {table}" for table, chains in sorted(found.items()))
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(name.partition(" ")[2] for name in names)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _feature_remedy(feature: Feature, refusal: str) -> str:
+    if any(told in refusal for told in _NOT_IN_PROGRAM):
+        return _extension_remedy(feature.name)
+    return f"load the kernel module {feature.module} (modprobe {feature.module}), or use a kernel that has it"
+
+
+def _extension_remedy(name: str) -> str:
+    return f"install an iptables with the extension {name.partition(' ')[2]} (package iptables 1.8 has it)"
+
+
+def _family_remedy(reason: str) -> str:
+    if "installed" in reason:
+        return "install the package iptables"
+    if "has no IPv6" in reason or "IPv6 is disabled" in reason:
+        return "none is needed in a cluster without IPv6; else enable IPv6 in the kernel"
+    if "lock file" in reason:
+        return "run as root with the node's own xtables lock (/run/xtables.lock mounted into the container)"
+    modules = "modprobe iptable_nat ip6table_nat, or nft_chain_nat"
+    return f"load the kernel's address translation ({modules}), or try the other --iptables-variant"

@@ -1,0 +1,114 @@
+"""What other service proxies leave on a node, and what it means for kproxy. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables import names
+from kproxy.backends.ipvs.names import PEER_SETS
+from kproxy.inspect.preflight.findings import Finding, ok, warning
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen on the node, by name.
+
+    `chains` of either iptables variant, `tables` of nftables, `processes`: process id -> command name.
+    """
+
+    chains: frozenset[str] = frozenset()
+    links: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+    tables: frozenset[tuple[Family, str]] = frozenset()
+    processes: Mapping[int, str] = {}
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another program that serves services: what tells of it, and what is to be done."""
+
+    name: str
+    chains: tuple[str, ...]
+    links: tuple[str, ...]
+    sets: tuple[str, ...]
+    remedy: str
+
+
+PEERS = (
+    Peer(
+        "Cilium",
+        ("CILIUM_", "OLD_CILIUM_"),
+        ("cilium_host", "cilium_net"),
+        (),
+        "set kubeProxyReplacement to false in Cilium's configuration, or do without kproxy",
+    ),
+    Peer(
+        "kube-router's service proxy",
+        (),
+        ("kube-dummy-if",),
+        ("kube-router-svip", "kube-router-local-ips"),
+        "run kube-router with --run-service-proxy=false and `kube-router --cleanup-config` once",
+    ),
+    Peer(
+        "Calico's eBPF data plane",
+        (),
+        ("bpfin.cali", "bpfout.cali"),
+        (),
+        "set bpfEnabled to false in the FelixConfiguration, or do without kproxy",
+    ),
+    Peer(
+        "OVN-Kubernetes",
+        ("OVN-KUBE-",),
+        (),
+        (),
+        "it serves services itself: do without kproxy on this node",
+    ),
+)
+"""Prefixes of chains and sets, and names of interfaces."""
+
+
+def judge_peers(seen: Sight) -> Iterator[Finding]:
+    """Remains of other proxies, and other proxies at work."""
+    yield from _kube_proxy(seen)
+    for peer in PEERS:
+        found = [
+            *(f"chain {c}" for c in _beginning(seen.chains, peer.chains)),
+            *(f"interface {link}" for link in sorted(seen.links.intersection(peer.links))),
+            *(f"set {s}" for s in _beginning(seen.sets, peer.sets)),
+        ]
+        if found:
+            told = f"{_some(found)}: two programs must not translate the same addresses"
+            yield warning(peer.name, told, peer.remedy)
+
+
+def _kube_proxy(seen: Sight) -> Iterator[Finding]:
+    running = sorted(number for number, command in seen.processes.items() if command == "kube-proxy")
+    if running:
+        yield warning(
+            "kube-proxy",
+            f"it runs here, as process {', '.join(map(str, running))}, and writes the same chains",
+            "stop it before kproxy starts: give its DaemonSet a nodeSelector that this node does not match",
+        )
+    left = sorted(f"{family} {table}" for family, table in seen.tables if table == names.PEER_NFT_TABLE)
+    if left:
+        yield warning(
+            "kube-proxy",
+            f"its nftables mode left rules (nftables tables {', '.join(left)}), which translate too",
+            "`kproxy cleanup --peer kube-proxy` once it is stopped; then start kproxy",
+        )
+    sets = seen.sets & frozenset().union(*PEER_SETS.values())
+    chains = seen.chains & {*names.PEER_IPVS_NAT, *names.PEER_IPVS_FILTER}
+    if sets or chains:
+        yield ok(
+            "kube-proxy", f"its IPVS mode left {len(sets)} sets and {len(chains)} chains: kproxy takes over"
+        )
+    elif names.KUBE_SERVICES in seen.chains:
+        yield ok("kube-proxy", "its chains stand here, or those of a kproxy: kproxy takes over")
+
+
+def _beginning(found: Iterable[str], prefixes: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in found if prefixes and name.startswith(prefixes))
+
+
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more

@@ -1,0 +1,1 @@
+"""The proxy modes: what each finds in the kernel, builds, and leaves behind."""

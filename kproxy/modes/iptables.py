@@ -1,0 +1,262 @@
+"""The iptables mode on this kernel: find the programs, probe what they can do, put the backends together."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement, PortTraffic
+from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.backend import IptablesBackend
+from kproxy.backends.iptables.config import IptablesConfig
+from kproxy.backends.iptables.hairpin import hairpin_match
+from kproxy.backends.iptables.layout import Layout
+from kproxy.backends.iptables.layout_selection import layouts
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
+from kproxy.config.model import ProxyConfig
+from kproxy.kernel import nfacct, sysctl
+from kproxy.kernel.links import AddressNews
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables.legacy_counters import LegacyCounters
+from kproxy.kernel.xtables.python_iptables import PythonIptablesError
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
+from kproxy.modes.iptables_cleanup import remove_other_rules
+from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.nftables_cleanup import remove_tables
+from kproxy.node import route_localnet
+from kproxy.node.facts import FamilyFacts
+
+log = structlog.stdlib.get_logger(__name__)
+
+COUNTERS = (INVALID_COUNTER, LOCALHOST_COUNTER)
+TCP_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """What a kernel and its iptables can do for one family, as far as the rules depend on it.
+
+    `layout` is the one that was asked for, if it can be had. `counters` tells of nfacct counters by name
+    whether rules may use them. `liberal`: conntrack drops nothing as invalid.
+    """
+
+    layout: str
+    counters: Mapping[str, bool] = {}
+    random_fully: bool = True
+    liberal: bool = False
+
+
+class IptablesMode:
+    """The iptables mode; what the kernel can do is probed once at start.
+
+    `departing` takes away what an IPVS mode left here, once the first sync is done.
+    """
+
+    def __init__(
+        self,
+        config: ProxyConfig,
+        tables: Mapping[Family, Xtables],
+        departing: Departure,
+        runner: Runner | None = None,
+    ) -> None:
+        self._config = config
+        self._runner = runner
+        self.tables = tables
+        self._departing = departing
+        self._backends: dict[Family, IptablesBackend] = {}
+        self._watches: dict[object, ChangeWatch] = {}
+        self._localnet: dict[Family, bool] = {}
+        self._liberal = is_liberal()
+        self._counters_of = _legacy_counters(tables, runner)
+        self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
+        self._counters = {
+            family: {name: countable(xtables, name) for name in COUNTERS}
+            for family, xtables in tables.items()
+        }
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families whose programs were found."""
+        return tuple(self.tables)
+
+    @property
+    def variants(self) -> Mapping[Family, Variant]:
+        """Those of the programs that were found."""
+        return {family: xtables.variant for family, xtables in self.tables.items()}
+
+    def configure(self, family: Family, facts: FamilyFacts) -> Backend:
+        """The backend of a family."""
+        config = self._settings(family, facts)
+        # Where the parameter is read-only, one warning is enough.
+        self._localnet[family] = config.localhost and route_localnet.allow()
+        layout, larger = layouts(config, self._layouts[family])
+        backend = self._backends.get(family)
+        if backend is None:
+            prepare = functools.partial(self._prepare, family)
+            backend = rules_backend(layout, self.tables[family], self._watches, larger, prepare)
+            self._backends[family] = backend
+        else:
+            backend.reconfigure(layout, larger)
+        return backend
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings."""
+        if config.iptables_layout != self._config.iptables_layout:
+            self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
+        self._config = config
+
+    def settled(self) -> None:
+        """Let what another mode left here go."""
+        remove_tables()
+        remove_other_rules(self.variants, self._runner)
+        self._departing.begin()
+
+    def tend(self) -> float | None:
+        """See to what an IPVS mode left here."""
+        return self._departing.tend()
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
+        """There are none: this mode gives the node no address."""
+        return {}
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Count rules as the backend knows them, and traffic as the kernel does."""
+        backend = self._backends.get(family)
+        rules = backend.rules() if backend is not None else {}
+        if not traffic:
+            return Measurement(rules=rules)
+        try:
+            return Measurement(self._traffic(family), rules)
+        except RestoreError as error:
+            raise MeasureError(error.message) from error
+
+    def _traffic(self, family: Family) -> tuple[PortTraffic, ...]:
+        """What the rules count: of legacy tables without a process where that works, else from a dump."""
+        counters = self._counters_of.get(family)
+        if counters is not None:
+            try:
+                return rule_traffic(counters.read("nat", Chains.roots, Chains.leads_on))
+            except PythonIptablesError as error:
+                log.info("counters_by_process", family=family.value, reason=str(error))
+                self._counters_of.pop(family)
+        return port_traffic(self.tables[family].counters("nat"))
+
+    def _prepare(self, family: Family, writing: bool) -> None:
+        """Make again what the rules need, where others took it away."""
+        if self._localnet.get(family):
+            self._localnet[family] = route_localnet.allow()
+        if not writing:
+            return
+        for name, usable in self._counters[family].items():
+            if usable:
+                try:
+                    nfacct.ensure(name)
+                except nfacct.NfacctError as error:
+                    log.warning("nfacct_unavailable", counter=name, reason=str(error))
+
+    def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
+        able = Abilities(
+            layout=self._layouts[family],
+            counters=self._counters[family],
+            random_fully=self.tables[family].random_fully,
+            liberal=self._liberal,
+        )
+        return iptables_config(self._config, family, facts, able)
+
+
+def _legacy_counters(tables: Mapping[Family, Xtables], runner: Runner | None) -> dict[Family, LegacyCounters]:
+    found = {}
+    for family, xtables in tables.items():
+        if xtables.variant is Variant.LEGACY:
+            try:
+                found[family] = LegacyCounters(family, runner)
+            except PythonIptablesError as error:
+                log.debug("counters_by_process", family=family.value, reason=str(error))
+    return found
+
+
+def iptables_config(
+    config: ProxyConfig, family: Family, facts: FamilyFacts, able: Abilities
+) -> IptablesConfig:
+    """The settings of one family's rules, on a node with these facts and abilities."""
+    return IptablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=facts.local_traffic,
+        localhost_node_ports=facts.localhost_node_ports,
+        node_port_addresses=facts.node_port_addresses,
+        random_fully=able.random_fully,
+        drop_invalid=not able.liberal,
+        count_invalid=able.counters.get(INVALID_COUNTER, False),
+        count_localhost=able.counters.get(LOCALHOST_COUNTER, False),
+    )
+
+
+def rules_backend(
+    layout: Layout,
+    xtables: Xtables,
+    watches: dict[object, ChangeWatch],
+    larger: Layout | None = None,
+    prepare: Callable[[bool], None] = lambda _: None,
+) -> IptablesBackend:
+    """Build what writes the rules of one family.
+
+    The nft rulesets of both families share one change counter, and so one entry of `watches`.
+    """
+    ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
+    watch = watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
+    return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
+
+
+def is_liberal() -> bool:
+    """Whether conntrack takes what is out of window for valid, so that nothing needs to be dropped."""
+    try:
+        return sysctl.read(TCP_BE_LIBERAL) != "0"
+    except sysctl.SysctlError:
+        return False
+
+
+def countable(xtables: Xtables, name: str) -> bool:
+    """Whether the kernel has nfacct counters, and iptables the match for them."""
+    try:
+        if not nfacct.ensure(name):
+            return False
+    except nfacct.NfacctError as error:
+        log.info("nfacct_unavailable", counter=name, reason=str(error))
+        return False
+    return _takes(xtables, f"-m nfacct --nfacct-name {name}", "nfacct_unavailable", counter=name)
+
+
+def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
+    """The layout that was asked for, unless this kernel cannot do what it takes."""
+    wanted = config.iptables_layout
+    if wanted == "standard" or _takes(
+        xtables, hairpin_match(xtables.family), "layout_unavailable", layout="scalable"
+    ):
+        return wanted
+    return "standard"
+
+
+def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
+    """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to.
+
+    Where others write at the same time, as a process that an earlier kproxy left may, or where the program
+    did not come to its end, it is tried again.
+    """
+    chain = names.PROBE
+    tries = 5
+    while True:
+        tries -= 1
+        try:
+            xtables.restore(f"*filter\n:{chain} - [0:0]\n-A {chain} {match}\nCOMMIT\n".encode())
+            xtables.restore(f"*filter\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n".encode())
+        except RestoreError as error:
+            if error.kind in {FailureKind.LOCKED, FailureKind.INTERRUPTED, FailureKind.OTHER} and tries:
+                continue
+            log.warning(event, family=xtables.family.value, reason=error.message, **told)
+            return False
+        return True

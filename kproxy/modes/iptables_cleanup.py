@@ -1,0 +1,144 @@
+"""Take away the iptables rules of every mode that has some: both variants, both families."""
+
+from collections.abc import Collection, Mapping
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables.cleanup import cleanup, left, plan_removal
+from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.kernel import nfacct
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables import native
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import (
+    FailureKind,
+    RestoreError,
+    Variant,
+    Xtables,
+    XtablesStalled,
+    XtablesUnavailable,
+)
+from kproxy.node import route_localnet
+
+log = structlog.stdlib.get_logger(__name__)
+
+_LOCK_SECONDS = 60
+"""How long a command waits for the xtables lock: nobody comes back to what it could not do."""
+_LOCK_SECONDS_RUNNING = 5
+"""How long the agent does, whose syncs wait meanwhile; the next start comes back to it."""
+
+
+def remove_rules(runner: Runner | None = None) -> bool:
+    """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged).
+
+    A stop of `runner`, which runs the programs, ends it.
+    """
+    runner = runner or Runner()
+    was_guarded = route_localnet.is_guarded(runner)
+    clean = _remove(dict.fromkeys(Family, tuple(Variant)), runner, lock_wait=_LOCK_SECONDS)
+    if was_guarded and not route_localnet.is_guarded(runner):
+        route_localnet.close()
+    _remove_counters()
+    return clean
+
+
+def remove_other_rules(used: Mapping[Family, Variant], runner: Runner | None = None) -> bool:
+    """Remove, for each family, the rules in the variant that is not `used`.
+
+    Rules in both would act on the same packets. A variant that cannot be read is left alone.
+    """
+    others = {family: tuple(v for v in Variant if v is not own) for family, own in used.items()}
+    return _remove(others, runner or Runner(), lock_wait=_LOCK_SECONDS_RUNNING, readable_only=True)
+
+
+def _remove(
+    chosen: Mapping[Family, Collection[Variant]],
+    runner: Runner,
+    *,
+    lock_wait: int,
+    readable_only: bool = False,
+) -> bool:
+    clean = True
+    for family, variants in chosen.items():
+        for variant in variants:
+            removing = _Removing(family, variant, readable_only=readable_only)
+            try:
+                tools = find_tools(family, variant, probe=False, runner=runner)
+            except XtablesStalled as error:
+                removing.failed(error.reason)
+            except XtablesUnavailable as error:
+                removing.absent(error.reason)
+            else:
+                removing.remove(SubprocessXtables(family, tools, lock_wait=lock_wait, runner=runner))
+            clean = removing.clean and clean
+    return clean
+
+
+class _Removing:
+    """The removal of the rules of one family and variant; `clean` says whether nothing was left."""
+
+    def __init__(self, family: Family, variant: Variant, *, readable_only: bool) -> None:
+        self.clean = True
+        self._family = family
+        self._variant = variant
+        self._readable_only = readable_only
+        self._log = log.bind(family=family.value, variant=variant.value)
+
+    def remove(self, xtables: Xtables) -> None:
+        """Remove what can be removed, and look whether anything is left."""
+        try:
+            removals = cleanup(xtables, lambda table, error: self.failed(error.message, table=table))
+        except RestoreError as error:
+            if self._readable_only and error.kind is FailureKind.MISSING:
+                self._log.debug("variant_absent", reason=error.message)
+            else:
+                self.failed(error.message)
+            return
+        for removal in removals:
+            gone = len(removal.chains) - len(removal.kept)
+            self._log.info("removed", table=removal.table, chains=gone, jumps=len(removal.rules))
+            for chain, rule in removal.kept.items():
+                self._log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
+                self.clean = False
+        if removals and self.clean and not self._readable_only:
+            self._look_again(xtables)
+
+    def failed(self, reason: str, **where: str) -> None:
+        """Log that something could not be removed."""
+        tell = self._log.warning if self._readable_only else self._log.error
+        tell("cleanup_failed", reason=reason, **where)
+        self.clean = False
+
+    def absent(self, reason: str) -> None:
+        """There are no programs: nothing can be removed, so nothing of ours may be there."""
+        self._log.debug("variant_absent", reason=reason)
+        if self._variant is not Variant.NFT or self._readable_only:
+            return
+        try:
+            chains = {table: native.chains(self._family, table) for table in native.tables(self._family)}
+        except OSError as error:
+            self._log.debug("tables_unknown", reason=error.strerror)
+            return
+        found = left(chains)
+        if found:
+            self.failed(f"{reason}, and {len(found)} chains are there, as {'/'.join(found[0])}")
+
+    def _look_again(self, xtables: Xtables) -> None:
+        try:
+            remaining = list(plan_removal(xtables.save()))
+        except RestoreError as error:
+            self.failed(error.message)
+            return
+        for removal in remaining:
+            objects = (*removal.rules, *removal.chains)
+            self.failed(f"still there: {len(objects)} rules and chains, as {objects[0]}", table=removal.table)
+
+
+def _remove_counters() -> None:
+    for counter in (INVALID_COUNTER, LOCALHOST_COUNTER):
+        try:
+            nfacct.delete(counter)
+        except nfacct.NfacctError as error:
+            log.debug("counter_kept", counter=counter, reason=str(error))

@@ -1,0 +1,109 @@
+"""The nftables mode on this kernel: try the whole layout on it, and see a former mode off."""
+
+from collections.abc import Mapping
+
+import structlog
+
+from kproxy.addresses import Family, is_link_local, is_loopback
+from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement
+from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.nftables.backend import NftablesBackend
+from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.probe import probe
+from kproxy.config.model import ProxyConfig
+from kproxy.kernel.links import AddressNews
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
+from kproxy.modes.iptables_cleanup import remove_rules
+from kproxy.modes.ipvs_teardown import Departure
+from kproxy.node.facts import FamilyFacts
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class NftablesMode:
+    """The nftables mode. Raises ModeUnavailable when made where the kernel cannot carry it.
+
+    `departing` takes away what an IPVS mode left here, once the first sync is done.
+    """
+
+    def __init__(
+        self, config: ProxyConfig, nft: Nft, departing: Departure, runner: Runner | None = None
+    ) -> None:
+        self._config = config
+        self._runner = runner
+        self._nft = nft
+        self._departing = departing
+        self._watch = ChangeWatch(nft.stamp)
+        self._backends: dict[Family, NftablesBackend] = {}
+        self.families = self._usable()
+        self.variants: Mapping[Family, Variant] = {}
+
+    def configure(self, family: Family, facts: FamilyFacts) -> Backend:
+        """The backend of a family."""
+        config = nftables_config(self._config, family, facts)
+        backend = self._backends.get(family)
+        if backend is None:
+            backend = self._backends[family] = NftablesBackend(config, self._nft, self._watch)
+        else:
+            backend.reconfigure(config)
+        return backend
+
+    def reconfigure(self, config: ProxyConfig) -> None:
+        """Take new settings."""
+        self._config = config
+
+    def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
+        """There are none: this mode gives the node no address."""
+        return {}
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        """Count objects as the backend knows them, and traffic as the kernel does."""
+        backend = self._backends.get(family)
+        if backend is None:
+            return Measurement()
+        try:
+            return Measurement(backend.traffic() if traffic else (), objects=backend.objects())
+        except NftError as error:
+            raise MeasureError(error.message) from error
+
+    def settled(self) -> None:
+        """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
+        remove_rules(self._runner)
+        self._departing.begin()
+
+    def tend(self) -> float | None:
+        """See to what an IPVS mode left here."""
+        return self._departing.tend()
+
+    def _usable(self) -> tuple[Family, ...]:
+        reasons: dict[Family, str] = {}
+        for family in Family:
+            try:
+                probe(self._nft, NftablesConfig(family))
+            except NftError as error:
+                reason = f"--proxy-mode nftables: {error.message}"
+                if error.kind is NftFailure.INTERRUPTED:
+                    raise ModeUnavailable(reason) from error
+                reasons[family] = reason
+        if len(reasons) == len(Family):
+            raise NoFamilyUsable(reasons)
+        for family, reason in reasons.items():
+            log.warning("family_unusable", family=family.value, reason=reason)
+        return tuple(family for family in Family if family not in reasons)
+
+
+def nftables_config(config: ProxyConfig, family: Family, facts: FamilyFacts) -> NftablesConfig:
+    """The settings of one family, on a node with these facts."""
+    accepting = facts.local_addresses if facts.node_port_addresses is None else facts.node_port_addresses
+    return NftablesConfig(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=facts.local_traffic,
+        node_addresses=tuple(ip for ip in accepting if not is_loopback(ip) and not is_link_local(ip)),
+        reject_unallocated=config.nftables_reject_unallocated,
+        service_cidrs=facts.service_ranges,
+    )

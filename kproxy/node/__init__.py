@@ -1,0 +1,1 @@
+"""Facts of this node, and the kernel settings that every mode needs."""

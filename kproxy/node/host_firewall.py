@@ -1,0 +1,110 @@
+"""Firewalls of the host that shut services in IPVS mode, and that kproxy's rules cannot open.
+
+Packets to virtual servers enter through hook input and leave through hook output. What kproxy accepts there,
+it accepts in one table only: a chain of another table, or of the other iptables variant, still drops it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.iptables import names
+from kproxy.backends.iptables.dump import parse_save
+from kproxy.kernel import generations, nft_tables
+from kproxy.kernel.nft_tables import BaseChain, NftablesError
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+
+log = structlog.stdlib.get_logger(__name__)
+
+REMEDY = (
+    "let it accept what is for service addresses and node ports, or use --proxy-mode iptables or nftables, "
+    "whose packets pass hook forward"
+)
+_HOOKS = {"INPUT": 1, "OUTPUT": 3}
+"""NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT of include/uapi/linux/netfilter.h."""
+_IPVS_PRIORITY = 98
+"""Where IPVS takes packets in hook input (net/netfilter/ipvs/ip_vs_core.c): what comes later sees none."""
+_POLICY = re.compile(rb"^:(INPUT|OUTPUT) DROP ", re.MULTILINE)
+_UNCONDITIONAL = re.compile(
+    r'-A \S+ (?:-m comment --comment (?:"[^"]*"|\S+) )?-j (?:DROP|REJECT(?: --reject-with \S+)?)'
+)
+_ENTRANCES = (("INPUT", names.KUBE_IPVS_FILTER), ("OUTPUT", names.KUBE_IPVS_FORWARD))
+
+
+def warn_of_firewalls(variant: Variant, runner: Runner | None = None) -> None:
+    """Name in the log what shuts services in IPVS mode, with rules written in this variant."""
+    found = list(shutting(variant, runner))
+    if found:
+        log.warning("services_shut_by_firewall", chains=found, remedy=REMEDY)
+
+
+def shutting(variant: Variant, runner: Runner | None = None) -> Iterator[str]:
+    """Every chain that drops by its policy what kproxy's rules in this variant accept. Never raises."""
+    for family in (*Family, None):
+        try:
+            yield from _dropping(family, nft_tables.base_chains(family), variant)
+        except NftablesError as error:
+            log.info("chains_not_listed", reason=str(error))
+    if variant is Variant.NFT:
+        for family in filter(generations.legacy_tables, Family):
+            for hook in _POLICY.findall(_filter_table(_dump(family, Variant.LEGACY, runner))):
+                yield f"chain {hook.decode()} of iptables-legacy {family}"
+
+
+def shadowing(variant: Variant) -> Iterator[str]:
+    """Rules of this variant that drop everything before kproxy's own accept anything. Never raises."""
+    for family in Family:
+        dump = _dump(family, variant)
+        try:
+            chains = parse_save(dump, ["filter"]).get("filter", {})
+        except ValueError:
+            continue
+        for hook, entrance in _ENTRANCES:
+            place = shadow(chains.get(hook, ()), entrance)
+            if place is not None:
+                yield f"rule {place} of chain {hook} ({family})"
+
+
+def shadow(rules: Iterable[str], entrance: str) -> int | None:
+    """The place, counted from 1, of a rule that drops everything before one that leads to a chain."""
+    place = None
+    for number, rule in enumerate(rules, 1):
+        if rule.endswith(f"-j {entrance}"):
+            return place
+        if place is None and _UNCONDITIONAL.fullmatch(rule.strip()):
+            place = number
+    return None
+
+
+def _dropping(family: Family | None, chains: Iterable[BaseChain], variant: Variant) -> Iterator[str]:
+    of = "inet" if family is None else "ip" if family is Family.IPV4 else "ip6"
+    for chain in chains:
+        if not chain.drops or chain.hook not in _HOOKS.values():
+            continue
+        if chain.hook == _HOOKS["INPUT"] and chain.priority > _IPVS_PRIORITY:
+            continue
+        ours = variant is Variant.NFT and family is not None and (chain.table, chain.name) in _OURS
+        if not ours:
+            yield f"chain {chain.name} of nftables table {of} {chain.table}"
+
+
+_OURS = {("filter", hook) for hook in _HOOKS}
+"""Where kproxy accepts what services have, with iptables-nft."""
+
+
+def _filter_table(dump: bytes) -> bytes:
+    """Its section of a dump; naming a legacy table to the program would make the kernel create it."""
+    return dump.partition(b"*filter\n")[2].partition(b"\nCOMMIT")[0]
+
+
+def _dump(family: Family, variant: Variant, runner: Runner | None = None) -> bytes:
+    try:
+        tools = find_tools(family, variant, probe=False, runner=runner)
+        return SubprocessXtables(family, tools, runner=runner).save()
+    except (XtablesUnavailable, RestoreError):
+        return b""

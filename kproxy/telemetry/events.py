@@ -1,0 +1,223 @@
+"""Kubernetes Events for what an operator must know: at the service or node, where kubectl shows them.
+
+They are sent from a thread of their own and only ever logged when that fails. The same thing is said once;
+when it happens again within the hour that Events live, the first Event counts it. However much goes wrong at
+once, the API server gets a handful of requests.
+"""
+
+import enum
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.series import EVENTS
+from kproxy.text import clean
+
+log = structlog.stdlib.get_logger(__name__)
+
+CONTROLLER = "kproxy.io/kproxy"
+NOTE_MAX = 1024
+"""Longest note in bytes (events.k8s.io/v1 validation)."""
+REMEMBERED_SECONDS = 3600.0
+"""How long an API server keeps Events by default (--event-ttl)."""
+UPDATE_SECONDS = 300.0
+"""Least time between two updates of one Event's count."""
+BURST = 25
+REFILL_SECONDS = 10.0
+"""At most this many at once, and then one in so many seconds."""
+_QUEUED = 1000
+_REMEMBERED = 4096
+
+
+class Reason(enum.StrEnum):
+    """Reasons of Events, and what was being done."""
+
+    QUARANTINED = "ServiceQuarantined"
+    CONFLICT = "AddressConflict"
+    REFUSED = "AddressRefused"
+    MODE = "ProxyModeRefused"
+    CONFIGURATION = "ConfigurationRejected"
+    UNHEALTHY = "ProxyUnhealthy"
+    HEALTH_PORT = "FailedToStartServiceHealthcheck"
+    """kube-proxy's own word (pkg/proxy/healthcheck/service_health.go)."""
+
+    @property
+    def action(self) -> str:
+        """The action of such an Event."""
+        return _ACTIONS.get(self, "ProgramService")
+
+
+_ACTIONS = {
+    Reason.MODE: "ChangeProxyMode",
+    Reason.HEALTH_PORT: "Listen",
+    Reason.CONFIGURATION: "ReloadConfiguration",
+    Reason.UNHEALTHY: "SyncProxyRules",
+}
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something to be said of one service (`namespace/name`), or of the node itself if `service` is empty."""
+
+    reason: Reason
+    service: str
+    note: str
+
+
+class Api(Protocol):
+    """The API server, as far as Events need it. Methods raise an Exception for anything but success."""
+
+    def uid(self, path: str) -> str:
+        """The uid of the object at a path."""
+
+    def create(self, path: str, body: Mapping[str, Any]) -> None:
+        """POST to a path."""
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+        """PATCH a path by a JSON merge patch (RFC 7386)."""
+
+
+class _Said:
+    """One Event that stands in the API server."""
+
+    def __init__(self, path: str, now: float) -> None:
+        self.path = path
+        self.count = 1
+        self.at = now
+        self.updated = now
+
+
+class EventRecorder:
+    """Sends notices as Events of `node`. `errors` are what `api` raises; `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        api: Api,
+        node: str,
+        metrics: Metrics,
+        errors: tuple[type[Exception], ...],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._node = node
+        self._metrics = metrics
+        self._errors = errors
+        self._clock = clock
+        self._queue: queue.Queue[Notice | None] = queue.Queue(_QUEUED)
+        self._said: dict[Notice, _Said] = {}
+        self._tokens = float(BURST)
+        self._refilled = clock()
+
+    def notify(self, notice: Notice) -> None:
+        """Take a notice; returns at once. May be called from any thread."""
+        try:
+            self._queue.put_nowait(notice)
+        except queue.Full:
+            self._metrics.add(EVENTS, "dropped")
+
+    def wake(self) -> None:
+        """Let `run` see that it shall stop."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            log.debug("event_queue_full")
+
+    def run(self, stop: threading.Event) -> None:
+        """Send until `stop` is set and `wake` called."""
+        while not stop.is_set():
+            notice = self._queue.get()
+            if notice is not None and not stop.is_set():
+                self.send(notice)
+
+    def send(self, notice: Notice) -> None:
+        """Send one notice, unless it has just been said or too much is being said."""
+        now = self._clock()
+        said = self._said.get(notice)
+        if said is not None and now - said.at > REMEMBERED_SECONDS:
+            del self._said[notice]
+            said = None
+        if said is not None:
+            said.count += 1
+            if now - said.updated < UPDATE_SECONDS:
+                return
+        if not self._allowed(now):
+            self._metrics.add(EVENTS, "dropped")
+            log.debug("event_dropped", service=notice.service, reason=notice.reason.value)
+            return
+        try:
+            if said is None:
+                self._remember(notice, _Said(self._create(notice), now))
+            else:
+                series = {"count": said.count, "lastObservedTime": _micro_time()}
+                self._api.patch(said.path, {"series": series})
+                said.updated = now
+        except self._errors as error:
+            self._metrics.add(EVENTS, "failed")
+            self._said.pop(notice, None)
+            log.warning(
+                "event_not_sent", service=notice.service, about=notice.reason.value, reason=str(error)
+            )
+            return
+        self._metrics.add(EVENTS, "sent")
+
+    def _create(self, notice: Notice) -> str:
+        """Create the Event; its path."""
+        regarding = self._service(notice.service) if notice.service else _node(self._node)
+        namespace, name = regarding.get("namespace", "default"), regarding["name"]
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        event = f"{name[:200]}.{time.time_ns():x}"
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": event, "namespace": namespace},
+            "eventTime": _micro_time(),
+            "reportingController": CONTROLLER,
+            "reportingInstance": f"kproxy-{self._node}"[:128],
+            "action": notice.reason.action,
+            "reason": notice.reason.value,
+            "regarding": regarding,
+            "note": _cut(f"node {self._node}: {notice.note}"),
+            "type": "Warning",
+        }
+        self._api.create(path, body)
+        return f"{path}/{event}"
+
+    def _service(self, key: str) -> dict[str, str]:
+        namespace, _, name = key.partition("/")
+        uid = self._api.uid(f"/api/v1/namespaces/{namespace}/services/{name}")
+        return {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": uid}
+
+    def _remember(self, notice: Notice, said: _Said) -> None:
+        self._said[notice] = said
+        if len(self._said) > _REMEMBERED:
+            del self._said[next(iter(self._said))]
+
+    def _allowed(self, now: float) -> bool:
+        self._tokens = min(float(BURST), self._tokens + (now - self._refilled) / REFILL_SECONDS)
+        self._refilled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def _node(name: str) -> dict[str, str]:
+    """A node as kubelet refers to its own: `kubectl describe node` looks for its name as the uid."""
+    return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": name}
+
+
+def _micro_time() -> str:
+    """Now as metav1.MicroTime."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _cut(text: str) -> str:
+    note = clean(text, NOTE_MAX)
+    data = note.encode()
+    return note if len(data) <= NOTE_MAX else data[: NOTE_MAX - 3].decode(errors="ignore") + "..."

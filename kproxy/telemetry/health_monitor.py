@@ -1,0 +1,75 @@
+"""Logs when the agent's health changes, and writes Events at the Node for reasons that last.
+
+The verdict depends on time as well as on what happens, and the run loop may hang: so a thread looks at it
+every few seconds, which costs some microseconds.
+"""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from kproxy.telemetry.events import Notice, Reason
+from kproxy.telemetry.verdict import Cause, Condition, State, Verdict
+
+log = structlog.stdlib.get_logger(__name__)
+
+PERIOD = 2.0
+"""Seconds between two looks. A condition that two of them see is worth an Event."""
+
+_REASONS = {Cause.CONFIGURATION_REJECTED: Reason.CONFIGURATION}
+"""Reasons of Events; all other causes share one."""
+
+_SILENT = frozenset({Cause.MODE_REFUSED, Cause.WATCH_DOWN, Cause.LISTS_INCOMPLETE})
+"""Causes without an Event from here: one writes its own, and a server that does not answer takes none."""
+
+_SHOWN = 300
+
+
+class HealthMonitor:
+    """Compares each verdict with the one before. `notify` takes what becomes an Event and returns at once."""
+
+    def __init__(self, verdict: Callable[[], Verdict], notify: Callable[[Notice], None]) -> None:
+        self._verdict = verdict
+        self._notify = notify
+        self._known = Verdict(State.STARTING, live=True)
+        self._seen: set[tuple[Cause, str]] = set()
+        self._noticed: set[tuple[Cause, str]] = set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop` is set."""
+        self.look()
+        while not stop.wait(PERIOD):
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+        verdict = self._verdict()
+        known, self._known = self._known, verdict
+        if (verdict.state, verdict.causes, verdict.live) != (known.state, known.causes, known.live):
+            self._log(verdict, known)
+        holding = {_key(each) for each in verdict.conditions}
+        self._noticed &= holding
+        if verdict.state is not State.STARTING:
+            for each in verdict.conditions:
+                key = _key(each)
+                if key in self._seen and key not in self._noticed and each.cause not in _SILENT:
+                    self._noticed.add(key)
+                    self._notify(Notice(_REASONS.get(each.cause, Reason.UNHEALTHY), "", each.message))
+        self._seen = holding
+
+    def _log(self, verdict: Verdict, known: Verdict) -> None:
+        said = {
+            "state": verdict.state.value,
+            "was": known.state.value,
+            "livez": "200" if verdict.live else "503",
+            "reasons": [each.value for each in verdict.causes],
+        }
+        if verdict.state in (State.HEALTHY, State.STARTING):
+            log.info("health_changed", **said)
+        else:
+            log.warning("health_changed", **said, first=verdict.conditions[0].message[:_SHOWN])
+
+
+def _key(condition: Condition) -> tuple[Cause, str]:
+    return condition.cause, condition.subject

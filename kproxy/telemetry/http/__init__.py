@@ -1,0 +1,1 @@
+"""The HTTP servers: health, metrics, status, health-check node ports."""

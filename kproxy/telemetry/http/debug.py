@@ -1,0 +1,189 @@
+"""What :10249 answers: /metrics, /metrics/slis, /healthz, /proxyMode and /configz as kube-proxy does.
+
+Besides, /status, and with enableProfiling /debug/threads and /debug/profile.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from kproxy import __version__
+from kproxy.addresses import Family
+from kproxy.config.codec import replace
+from kproxy.config.documents import Settings
+from kproxy.config.loading import document
+from kproxy.config.model import PRIMARY, ProxyConfig
+from kproxy.config.reload import Reloader
+from kproxy.config.schema import KUBE_PROXY
+from kproxy.state.decode import Kind
+from kproxy.state.store import Inbox
+from kproxy.telemetry.exposition import CONTENT_TYPE, Exposition, slis
+from kproxy.telemetry.http import profiling
+from kproxy.telemetry.http.health import Health, HealthState
+from kproxy.telemetry.http.server import Answer, Routes
+from kproxy.telemetry.metrics import Metrics, observe_check
+from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.status import Condition, FamilyStatus, Pending, Status, Watch, encode
+from kproxy.telemetry.verdict import Facts, FamilyFacts, State, Trouble, Verdict, WatchFacts, judge
+
+Watches = Callable[[], Sequence[Watch]]
+
+
+class Inspector:
+    """Puts together how this process is doing, from those who know parts of it.
+
+    Its methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], ProxyConfig],
+        reloader: Reloader,
+        inbox: Inbox,
+        health: HealthState,
+        reporter: Reporter,
+        watches: Watches,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._reloader = reloader
+        self._inbox = inbox
+        self._health = health
+        self._reporter = reporter
+        self._watches = watches
+        self._clock = clock
+        self._since = datetime.now(UTC)
+
+    def verdict(self) -> Verdict:
+        """How the agent is now."""
+        now = datetime.now(UTC)
+        return judge(self._facts(self._health.report(), self._reporter.family_status(), self._watches(), now))
+
+    def status(self) -> Status:
+        """The state now, with everything that it depends on."""
+        now = datetime.now(UTC)
+        config = self._config()
+        health = self._health.report()
+        families = self._reporter.family_status()
+        watches = self._watches()
+        verdict = judge(self._facts(health, families, watches, now))
+        changes = self._inbox.changes()
+        oldest = self._inbox.pending_since
+        return Status(
+            version=__version__,
+            node=config.node_name,
+            mode=config.proxy_mode,
+            since=self._since,
+            healthy=verdict.state is State.HEALTHY,
+            node_eligible=health.node_eligible,
+            node_reason=health.node_reason,
+            pending=Pending(
+                changes[Kind.SERVICE].pending,
+                changes[Kind.ENDPOINT_SLICE].pending,
+                None if oldest is None else round(self._clock() - oldest, 3),
+            ),
+            families=families,
+            problems=self._reporter.known_problems(),
+            rejected=self._inbox.rejected(),
+            watches=list(watches),
+            refused_mode=self._reloader.refused_mode(),
+            state=verdict.state,
+            live=verdict.live,
+            conditions=[
+                Condition(each.cause.value, each.message, now - timedelta(seconds=each.seconds))
+                for each in verdict.conditions
+            ],
+            rejected_configuration=self._reloader.rejected(),
+        )
+
+    def _facts(
+        self,
+        health: Health,
+        families: Mapping[Family, FamilyStatus],
+        watches: Sequence[Watch],
+        now: datetime,
+    ) -> Facts:
+        mode, file = self._reloader.refused_mode(), self._reloader.rejected()
+        return Facts(
+            age=_seconds(self._since, now),
+            patience=health.patience,
+            families=tuple(
+                _family_facts(family, of.synced, of.behind, families[family], now)
+                for family, of in health.families.items()
+                if family in families
+            ),
+            missing_lists=tuple(kind.value for kind in self._inbox.missing_lists),
+            waits_for=health.waits_for,
+            watches=tuple(
+                WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error or ""))
+                for each in watches
+                if each.down_since is not None
+            ),
+            mode_refused=None
+            if mode is None
+            else Trouble(
+                _seconds(mode.at, now), f"mode {mode.mode} is refused, {mode.kept} stays: {mode.reason}"
+            ),
+            configuration_rejected=None
+            if file is None
+            else Trouble(_seconds(file.at, now), "; ".join(file.problems)),
+        )
+
+    def routes(self, exposition: Exposition, metrics: Metrics) -> Routes:
+        """What answers for each path."""
+        return {
+            "/metrics": lambda: Answer(exposition.text(), CONTENT_TYPE),
+            "/metrics/slis": lambda: Answer(slis(metrics), CONTENT_TYPE),
+            "/healthz": lambda: _ping(metrics),
+            "/proxyMode": lambda: Answer(self._config().proxy_mode.encode()),
+            "/configz": lambda: Answer(configz(self._reloader.running()), "application/json"),
+            "/status": lambda: Answer(encode(self.status()), "application/json"),
+            "/debug/threads": lambda: self._debug(profiling.threads),
+            "/debug/profile": lambda: self._debug(profiling.profile),
+        }
+
+    def _debug(self, look: Callable[[], str]) -> Answer:
+        if not self._config().profiling:
+            return Answer(b"enableProfiling is false\n", status=404)
+        return Answer(look().encode())
+
+
+def _family_facts(
+    family: Family, synced: bool, behind: float | None, status: FamilyStatus, now: datetime
+) -> FamilyFacts:
+    failing, failure, compared = status.failing_since, status.last_failure, status.comparison_failure
+    return FamilyFacts(
+        name=family.value,
+        synced=synced,
+        behind=behind,
+        failing=None
+        if failing is None or failure is None
+        else Trouble(_seconds(failing, now), failure.reason),
+        services=status.services,
+        refused=sum(not each.service.startswith("(") for each in status.quarantined),
+        drifted=status.drift.outstanding,
+        returning=status.drift.returning,
+        uncompared=None if compared is None else Trouble(_seconds(compared.at, now), compared.reason),
+    )
+
+
+def _seconds(since: datetime, now: datetime) -> float:
+    return max(0.0, (now - since).total_seconds())
+
+
+def _ping(metrics: Metrics) -> Answer:
+    observe_check(metrics, "ping", "healthz", passed=True)
+    return Answer(b"ok")
+
+
+def configz(settings: Settings) -> bytes:
+    """The KubeProxyConfiguration in force, as a file would have it.
+
+    In nftables mode no range for node ports means `primary` (platformApplyDefaults of kube-proxy).
+    """
+    kube = settings.kube
+    if kube.mode == "nftables" and not kube.node_port_addresses:
+        kube = replace(kube, "nodePortAddresses", (PRIMARY,))
+    told = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, kube)}
+    return msgspec.json.format(msgspec.json.encode(told), indent=2)

@@ -1,0 +1,196 @@
+"""/healthz and /livez, as load balancers and kubelets know them from kube-proxy.
+
+A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family
+(kproxy.telemetry.verdict). Objects that an API server does not give are late in the same way, and once the first
+lists are complete, the first sync has as much time again. An idle proxy is healthy.
+
+/healthz is also about the node: one that is being deleted should get no new traffic, although its proxy works
+(KEP-3836); /livez leaves that out, so that a dying node's proxy is not restarted.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.node.descriptors import DescriptorShares
+from kproxy.state.wire import Node
+from kproxy.telemetry.http.server import Answer, HttpServer
+from kproxy.telemetry.status import BEING_DELETED
+from kproxy.telemetry.verdict import in_time
+
+HEALTHZ, LIVEZ = "/healthz", "/livez"
+AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+class FamilyHealth(msgspec.Struct, frozen=True):
+    """Whether one family's changes reach the kernel in time, and when it was last updated.
+
+    `behind`: seconds since when its oldest change waits, None if none does.
+    """
+
+    last_updated: datetime
+    healthy: bool
+    synced: bool = True
+    behind: float | None = None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One answer. `patience`: the longest time that a change may wait, in seconds.
+
+    `node_reason`: why the node is not eligible, "" if it is. `waits_for`: what the first sync waits for
+    besides the lists of objects.
+    """
+
+    families: dict[Family, FamilyHealth]
+    node_eligible: bool
+    patience: float = 0.0
+    waits_for: str | None = None
+    node_reason: str = ""
+
+
+class HealthState:
+    """Collects what the run loop knows; `clock` gives monotonic time.
+
+    `pending_since` tells in it since when a change waits for a sync. It may wait for one family only: each
+    answers for what came after its own last success.
+    """
+
+    def __init__(
+        self, sync_period: float, clock: Callable[[], float], pending_since: Callable[[], float | None]
+    ) -> None:
+        self._patience = 2 * sync_period
+        self._clock = clock
+        self._pending_since = pending_since
+        self._lock = threading.Lock()
+        self._updated: dict[Family, datetime] = {}
+        self._synced: dict[Family, float] = {}
+        self._behind: dict[Family, float | None] = {}
+        self._ineligible = ""
+        self._waits_for: str | None = None
+
+    def set_sync_period(self, sync_period: float) -> None:
+        """Take another period; changes may wait for two of it."""
+        with self._lock:
+            self._patience = 2 * sync_period
+
+    def add_family(self, family: Family) -> None:
+        """Begin to report on a family; it counts as healthy until a change has waited for too long."""
+        with self._lock:
+            self._updated[family] = datetime.now(UTC)
+            self._behind[family] = None
+
+    def updated(self, family: Family) -> None:
+        """A sync of the family has succeeded."""
+        with self._lock:
+            self._updated[family] = datetime.now(UTC)
+            self._synced[family] = self._clock()
+            self._behind[family] = None
+
+    def failed(self, family: Family) -> None:
+        """A sync of the family has failed: it is behind since its oldest waiting change."""
+        with self._lock:
+            if self._behind[family] is None:
+                since = self._pending_since()
+                self._behind[family] = self._clock() if since is None else since
+
+    def wait_for(self, reason: str | None) -> None:
+        """Say what the first sync waits for, or that it waits for nothing more."""
+        with self._lock:
+            self._waits_for = reason
+
+    def see_node(self, node: Node | None, *, known: bool) -> None:
+        """Judge the node; before its first list has arrived (`known` False) it counts as eligible."""
+        reason = _why_ineligible(node) if known else ""
+        with self._lock:
+            self._ineligible = reason
+
+    def report(self) -> Health:
+        """The state now."""
+        now = self._clock()
+        waiting = self._pending_since()
+        with self._lock:
+            families = {}
+            for family, updated in self._updated.items():
+                since = self._since(family, waiting)
+                behind = None if since is None else max(0.0, now - since)
+                healthy = in_time(behind, self._patience)
+                families[family] = FamilyHealth(updated, healthy, family in self._synced, behind)
+            reason = self._ineligible
+            return Health(families, not reason, self._patience, self._waits_for, reason)
+
+    def _since(self, family: Family, waiting: float | None) -> float | None:
+        behind = self._behind[family]
+        if behind is None and waiting is not None:
+            return max(waiting, self._synced.get(family, waiting))
+        return behind
+
+    def proxy_healthy(self) -> bool:
+        """Whether every family keeps up with its changes."""
+        return all(family.healthy for family in self.report().families.values())
+
+
+def _why_ineligible(node: Node | None) -> str:
+    """Why a node should get no new traffic; "" if it should."""
+    if node is None:
+        return "Node object is not found"
+    if node.metadata.deletion_timestamp is not None:
+        return BEING_DELETED
+    taints = (node.spec.taints if node.spec else None) or ()
+    if any(taint.key == AUTOSCALER_TAINT for taint in taints):
+        return f"node has the taint {AUTOSCALER_TAINT}"
+    return ""
+
+
+def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
+    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go).
+
+    `lastUpdated` is the present while healthy, as it was when every sync counted, else the latest sync.
+    """
+    now = datetime.now(UTC)
+    proxy_healthy = all(f.healthy for f in health.families.values())
+    healthy = proxy_healthy and (health.node_eligible or not include_node)
+    newest = max((f.last_updated for f in health.families.values()), default=now)
+    body: dict[str, object] = {
+        "lastUpdated": _text(now if healthy else newest),
+        "currentTime": _text(now),
+    }
+    if include_node:
+        body["nodeEligible"] = health.node_eligible
+    body["healthy"] = proxy_healthy
+    body["status"] = {
+        family.value: {"lastUpdated": _text(f.last_updated), "healthy": f.healthy}
+        for family, f in health.families.items()
+    }
+    return (200 if healthy else 503), json.dumps(body, separators=(",", ":")).encode()
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+class HealthServer(HttpServer):
+    """Serves the two paths; `answered` is told path and status of every answer.
+
+    Nothing but the loop itself has to run for an answer: a probe is answered however busy the process is.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        state: HealthState,
+        answered: Callable[[str, int], None] = lambda *_: None,
+        *,
+        limit: int = DescriptorShares().healthz,
+    ) -> None:
+        def respond(path: str) -> Answer:
+            status, body = answer(state.report(), include_node=path == HEALTHZ)
+            answered(path, status)
+            return Answer(body, "application/json", status)
+
+        routes = {path: partial(respond, path) for path in (HEALTHZ, LIVEZ)}
+        super().__init__("healthz", address, routes, limit=limit, quick=True)

@@ -1,0 +1,279 @@
+"""What the run loop says of itself, kept for those who ask: /metrics, /status and Kubernetes Events.
+
+The run loop calls this after each step and is never held up by it: everything here is arithmetic in memory.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.core.base import Drift, SyncReport
+from kproxy.plan.model import ServicePlan, Verdict
+from kproxy.state.problems import Problem
+from kproxy.state.tables import Trigger
+from kproxy.telemetry import series
+from kproxy.telemetry.events import Notice, Reason
+from kproxy.telemetry.metrics import Metrics
+from kproxy.telemetry.status import Failure, FamilyStatus, Repair, ServiceTrouble
+from kproxy.telemetry.verdict import RETURNS
+
+log = structlog.stdlib.get_logger(__name__)
+
+SHOWN_DRIFTS = 20
+"""How many drifted objects the status names."""
+COUNTED_DRIFTS = 1000
+"""How many drifted objects are remembered, to see which of them return."""
+
+
+class _FamilyRecord:
+    def __init__(self) -> None:
+        self.serving: set[str] = set()
+        self.last_success: datetime | None = None
+        self.last_failure: Failure | None = None
+        self.failing_since: datetime | None = None
+        self.comparison_failure: Failure | None = None
+        self.quarantined: dict[str, ServiceTrouble] = {}
+        self.degraded: dict[str, str] = {}
+        self.found = 0
+        self.repaired = 0
+        self.drifting = 0
+        self.repair_due = False
+        self.unrepaired: set[str] = set()
+        self.finds: dict[str, int] = {}
+        self.last_drift: datetime | None = None
+        self.drifts: tuple[str, ...] = ()
+        self.no_local: dict[str, tuple[int, int]] = {}
+
+
+class Reporter:
+    """Takes what happened. `notify` hands on what an operator must know, and returns at once."""
+
+    def __init__(self, metrics: Metrics, notify: Callable[[Notice], None] = lambda _: None) -> None:
+        self._metrics = metrics
+        self._notify = notify
+        self._started = time.time()
+        self._lock = threading.Lock()
+        self._families: dict[Family, _FamilyRecord] = {}
+        self._problems: dict[str, tuple[Problem, ...]] = {}
+
+    def begin(self, families: Iterable[Family]) -> None:
+        """Begin to report on families."""
+        chosen = tuple(families)
+        self._metrics.begin(chosen)
+        for outcome in ("done", "failed"):
+            self._metrics.add(series.MODE_SWITCHES, outcome, amount=0)
+        with self._lock:
+            for family in chosen:
+                self._families.setdefault(family, _FamilyRecord())
+
+    def synced(
+        self,
+        family: Family,
+        report: SyncReport,
+        plans: Mapping[str, ServicePlan],
+        seconds: float,
+        *,
+        retried: bool,
+    ) -> None:
+        """Take the outcome of one family's sync, which took so long, and the plans that it was about."""
+        now = datetime.now(UTC)
+        name = family.value
+        metrics = self._metrics
+        metrics.observe(series.SYNC, name, value=seconds)
+        metrics.observe(series.SYNC_FULL if report.full else series.SYNC_PARTIAL, name, value=seconds)
+        for kind, count in report.changes.items():
+            metrics.add(series.WRITES, name, kind, amount=count)
+        for table in ("nat", "filter"):
+            metrics.set(series.RULES_LAST, table, name, value=report.rules.get(table, 0))
+        if report.leftovers:
+            metrics.add(series.NFTABLES_CLEANUP_FAILURES, name)
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            new = [key for key, reason in report.failed.items() if self._is_new(record, key, reason)]
+            if report.error is not None:
+                record.last_failure = Failure(now, report.error)
+                record.failing_since = record.failing_since or now
+                metrics.add(series.SYNC_FAILURES, name)
+            else:
+                self._succeeded(record, family, report, plans, now, new)
+        if report.error is not None or new or (retried and report.failed):
+            metrics.add(series.RESTORE_FAILURES, name)
+            metrics.add(series.NFTABLES_SYNC_FAILURES, name)
+            if not report.full:
+                metrics.add(series.PARTIAL_RESTORE_FAILURES, name)
+        for key in new if report.error is None else ():
+            if key.startswith("("):  # an object of the kernel's that belongs to no service any more
+                continue
+            self._notify(Notice(Reason.QUARANTINED, key, f"{name}: {report.failed[key]}"))
+
+    def applied(self, triggers: Iterable[Trigger]) -> None:
+        """Take the triggers of changes that every family has in the kernel now."""
+        now = time.time()
+        for trigger in triggers:
+            if trigger.address_type not in self._families:
+                continue
+            try:
+                began = datetime.fromisoformat(trigger.text).timestamp()
+            except ValueError as error:
+                log.warning(
+                    "trigger_time_unreadable",
+                    object=f"EndpointSlice {trigger.slice}",
+                    value=trigger.text[:60],
+                    reason=str(error),
+                )
+                continue
+            # What changed before this process began says nothing of it.
+            if began > self._started:
+                value = max(0.0, now - began)
+                self._metrics.observe(series.PROGRAMMING, trigger.address_type, value=value)
+
+    def problems(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
+        """Take what is wrong with each of these services now; an empty tuple: nothing."""
+        notices: list[Notice] = []
+        with self._lock:
+            for key, problems in found.items():
+                known = self._problems.pop(key, ())
+                if problems:
+                    self._problems[key] = problems
+                notices += [
+                    Notice(
+                        Reason.CONFLICT if each.conflict else Reason.REFUSED,
+                        key,
+                        f"{each.field} {each.value}: {each.reason}",
+                    )
+                    for each in problems
+                    if (each.conflict or each.refused) and each not in known
+                ]
+        for notice in notices:
+            self._notify(notice)
+
+    def drifted(self, family: Family, drifts: Sequence[Drift]) -> None:
+        """Take what others changed; the next sync repairs it."""
+        self._metrics.add(series.DRIFT_FOUND, family.value, amount=len(drifts))
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            record.found += len(drifts)
+            record.drifting += len(drifts)
+            record.repair_due = True
+            record.last_drift = datetime.now(UTC)
+            record.drifts = tuple(str(drift) for drift in drifts[:SHOWN_DRIFTS])
+            found = [drift.object for drift in drifts[:COUNTED_DRIFTS]]
+            record.finds = {name: record.finds.get(name, 0) + 1 for name in found}
+
+    def compared(self, family: Family, *, clean: bool) -> None:
+        """The kernel was compared with what was applied; `clean`: nothing had drifted."""
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            record.comparison_failure = None
+            if clean:
+                record.finds = {}
+
+    def not_compared(self, family: Family, reason: str) -> None:
+        """The kernel could not be compared with what was applied."""
+        with self._lock:
+            record = self._families.setdefault(family, _FamilyRecord())
+            since = record.comparison_failure
+            record.comparison_failure = Failure(datetime.now(UTC) if since is None else since.at, reason)
+
+    def confirmed(self, family: Family) -> None:
+        """The kernel was found as it should be: as good as a sync that had nothing to write."""
+        self._metrics.set(series.LAST_SYNC, family.value, value=time.time())
+
+    def switched(self) -> None:
+        """Another mode works now."""
+        self._metrics.add(series.MODE_SWITCHES, "done")
+
+    def switch_failed(self, wanted: str, kept: str, reason: str) -> None:
+        """The mode `wanted` could not be taken; `kept` works on."""
+        self._metrics.add(series.MODE_SWITCHES, "failed")
+        self._notify(Notice(Reason.MODE, "", f"mode {wanted}: {reason}; {kept} stays"))
+
+    def port_refused(self, service: str, port: int, reason: str) -> None:
+        """A service's health-check port cannot be opened."""
+        self._notify(Notice(Reason.HEALTH_PORT, service, f"port {port}: {reason}"))
+
+    def family_status(self) -> dict[Family, FamilyStatus]:
+        """How each family is doing."""
+        with self._lock:
+            return {
+                family: FamilyStatus(
+                    services=len(record.serving),
+                    last_success=record.last_success,
+                    last_failure=record.last_failure,
+                    quarantined=sorted(record.quarantined.values()),
+                    degraded=dict(sorted(record.degraded.items())),
+                    drift=Repair(
+                        record.found,
+                        record.repaired,
+                        record.last_drift,
+                        record.drifts,
+                        record.drifting,
+                        _returning(record.finds),
+                    ),
+                    failing_since=record.failing_since,
+                    comparison_failure=record.comparison_failure,
+                )
+                for family, record in self._families.items()
+            }
+
+    def known_problems(self) -> list[Problem]:
+        """Every field of a service that cannot be obeyed."""
+        with self._lock:
+            return sorted(dict.fromkeys(each for problems in self._problems.values() for each in problems))
+
+    @staticmethod
+    def _is_new(record: _FamilyRecord, key: str, reason: str) -> bool:
+        known = record.quarantined.get(key)
+        return known is None or known.reason != reason
+
+    def _succeeded(
+        self,
+        record: _FamilyRecord,
+        family: Family,
+        report: SyncReport,
+        plans: Mapping[str, ServicePlan],
+        now: datetime,
+        new: Sequence[str],
+    ) -> None:
+        name = family.value
+        metrics = self._metrics
+        record.last_success = now
+        record.failing_since = None
+        metrics.set(series.LAST_SYNC, name, value=now.timestamp())
+        known = record.quarantined
+        record.quarantined = {
+            key: known[key] if not self._is_new(record, key, reason) else ServiceTrouble(key, reason, now)
+            for key, reason in report.failed.items()
+        }
+        record.degraded = dict(report.degraded)
+        metrics.set(series.QUARANTINED, name, value=len(record.quarantined))
+        metrics.set(series.DEGRADED, name, value=len(record.degraded))
+        if record.repair_due:
+            record.unrepaired.update(new)  # refused as they were to be written again
+        record.repair_due = False
+        record.unrepaired &= report.failed.keys()
+        if record.drifting and not record.unrepaired:
+            metrics.add(series.DRIFT_REPAIRED, name, amount=record.drifting)
+            record.repaired += record.drifting
+            record.drifting = 0
+        changed = not metrics.has(series.NO_LOCAL_ENDPOINTS, "internal", name)
+        for key, plan in plans.items():
+            (record.serving.add if plan.ports else record.serving.discard)(key)
+            internal = sum(port.internal is Verdict.DROP for port in plan.ports)
+            external = sum(port.external is Verdict.DROP for port in plan.ports)
+            before = record.no_local.pop(key, (0, 0))
+            if internal or external:
+                record.no_local[key] = internal, external
+            changed = changed or before != (internal, external)
+        if changed:
+            for index, policy in enumerate(("internal", "external")):
+                total = sum(counts[index] for counts in record.no_local.values())
+                metrics.set(series.NO_LOCAL_ENDPOINTS, policy, name, value=total)
+
+
+def _returning(finds: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(name for name, times in finds.items() if times >= RETURNS)[:SHOWN_DRIFTS]

@@ -1,0 +1,109 @@
+"""The status as tables for people: first what runs, then only what is wrong, the agent's own troubles first.
+
+Plain text: a library for terminals would be loaded by every kproxy that runs, for structlog takes what it
+finds.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from kproxy.state.problems import Problem
+from kproxy.telemetry.status import BEING_DELETED, FamilyStatus, Status
+from kproxy.text import clean
+
+_GAP = "  "
+_WIDEST = 8192
+"""Characters of a line; a cell is cut much earlier."""
+
+
+def screen(status: Status, now: datetime) -> str:
+    """The text; `now` is what ages are counted to."""
+    since = age(status.since, now)
+    lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict(status)}"]
+    if not status.node_eligible:
+        lines.append(f"{status.node_reason or BEING_DELETED}; /healthz answers 503")
+    refused = status.refused_mode
+    if refused is not None:
+        when, why = age(refused.at, now), " ".join(refused.reason.split())
+        lines.append(f"mode {refused.mode} was refused {when} ago, {refused.kept} stays: {why}")
+    rejected = status.rejected_configuration
+    if rejected is not None:
+        when = age(rejected.at, now)
+        lines.append(f"configuration was rejected {when} ago, the former one stays: {rejected.file}")
+        lines += [f"{_GAP}{' '.join(problem.split())}" for problem in rejected.problems]
+    pending = status.pending
+    if pending.oldest_seconds is not None:
+        waiting = f"{pending.services} of services, {pending.endpoints} of endpoints"
+        lines.append(f"changes waiting: {waiting}; the oldest for {pending.oldest_seconds:g} s")
+    families = [(family.value, *_family(each, now)) for family, each in status.families.items()]
+    lines += ["", *_table(("FAMILY", "SERVICES", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families)]
+    quarantined = [
+        (family.value, trouble.service, age(trouble.since, now), trouble.reason)
+        for family, each in status.families.items()
+        for trouble in each.quarantined
+    ]
+    degraded = [
+        (family.value, service, reason)
+        for family, each in status.families.items()
+        for service, reason in each.degraded.items()
+    ]
+    broken = [
+        (
+            watch.kind,
+            age(watch.down_since, now) if watch.down_since is not None else "-",
+            str(watch.consecutive_failures),
+            watch.last_error or "",
+        )
+        for watch in status.watches
+        if watch.connected_since is None or watch.down_since is not None
+    ]
+    conditions = [(each.reason, age(each.since, now), each.message) for each in status.conditions]
+    fields = ("OBJECT", "FIELD", "VALUE", "REASON")
+    for title, columns, rows in (
+        ("reasons", ("REASON", "FOR", "MESSAGE"), conditions),
+        ("watches that are down", ("KIND", "FOR", "FAILURES", "LAST ERROR"), broken),
+        ("quarantined, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
+        ("degraded", ("FAMILY", "SERVICE", "REASON"), degraded),
+        ("invalid fields ignored", fields, _cells(status.problems)),
+        ("rejected objects", fields, _cells(status.rejected)),
+    ):
+        if rows:
+            lines += ["", f"{title}: {len(rows)}", *_table(columns, rows)]
+    return "\n".join(clean(line, _WIDEST) for line in lines) + "\n"
+
+
+def verdict(status: Status) -> str:
+    """The state in a few words."""
+    if not status.live or (not status.healthy and status.state is None):
+        return "UNHEALTHY: changes are not applied in time"
+    if not status.healthy:
+        return str(status.state).upper()
+    return f"healthy; findings about objects: {status.findings}" if status.findings else "healthy"
+
+
+def age(since: datetime, now: datetime) -> str:
+    """A time span in its largest unit that is not zero: `5d`, `3h`, `12m`, `40s`."""
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _family(status: FamilyStatus, now: datetime) -> tuple[str, str, str, str]:
+    succeeded = f"{age(status.last_success, now)} ago" if status.last_success is not None else "never"
+    failure = status.last_failure
+    failed = f"{age(failure.at, now)} ago: {failure.reason}" if failure is not None else "-"
+    drift = status.drift
+    repaired = f"{drift.repaired} of {drift.found}" if drift.found else "-"
+    return str(status.services), succeeded, failed, repaired
+
+
+def _cells(problems: Iterable[Problem]) -> list[tuple[str, ...]]:
+    return [(each.object, each.field, each.value, each.reason) for each in problems]
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    shown = [tuple(clean(" ".join(cell.split())) for cell in row) for row in (columns, *rows)]
+    widths = [max(len(row[n]) for row in shown) for n in range(len(columns))]
+    return [_GAP.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]
