@@ -2,7 +2,7 @@
 
 Needs a kernel with IPVS; where the running one has none:
 
-    python -m kproxy.testing.uml -- .venv/bin/python -m benchmarks.ipvs_sync
+    python -m kproxy_lab.uml -- .venv/bin/python -m benchmarks.ipvs_sync
 
 A user-mode kernel makes system calls slow, so what counts there is how figures compare with each other:
 one change must cost the same whatever the number of services. `idle` is the CPU time that a minute without

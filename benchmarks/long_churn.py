@@ -25,10 +25,10 @@ from pathlib import Path
 import click
 
 from benchmarks import cluster
-from kproxy.testing import fresh
-from kproxy.testing.apiserver import ApiServer
-from kproxy.testing.lab import Namespace
-from kproxy.testing.sabotage import BrokenTools, Deed, Room
+from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.lab import Namespace
+from tests.support import reference_sync
+from tests.support.faultinjection import BrokenTools, Deed, Room
 
 NODE = "node-0"
 SAVE = "iptables-nft-save"
@@ -117,7 +117,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
     arguments = ["--hostname-override", NODE, "--cluster-cidr", cluster.CLUSTER_CIDR]
     arguments += ["--iptables-variant", "nft", "--healthz-bind-address", ""]
     with (
-        fresh.namespace() as place,
+        reference_sync.namespace() as place,
         ApiServer(sockets=place.listen) as api,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -140,9 +140,9 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
             began = time.monotonic()
             wanted = _fresh(api, directory / "manifests", arguments)
             outcome.chains = len(wanted)
-            _until(lambda: not fresh.differences(_rules(place), wanted), program, give_up=False)
+            _until(lambda: not reference_sync.differences(_rules(place), wanted), program, give_up=False)
             outcome.settled_after = time.monotonic() - began
-            outcome.differences = fresh.differences(_rules(place), wanted)
+            outcome.differences = reference_sync.differences(_rules(place), wanted)
             outcome.memory.append(resident_mb(program.pid))
         outcome.failures = tools.done
         outcome.events = Counter(_EVENT.findall(log.read_text(encoding="utf-8")))
@@ -174,16 +174,16 @@ def _churn(
             tell(f"{due:.0f} s: {outcome.changes.total()} changes, {outcome.memory[-1]:.0f} MB")
 
 
-def _fresh(api: ApiServer, directory: Path, arguments: list[str]) -> fresh.Rules:
+def _fresh(api: ApiServer, directory: Path, arguments: list[str]) -> reference_sync.Rules:
     directory.mkdir()
-    fresh.write_manifests(api, directory)
-    with fresh.namespace() as place:
-        fresh.sync_once(place, directory, arguments)
+    reference_sync.write_manifests(api, directory)
+    with reference_sync.namespace() as place:
+        reference_sync.sync_once(place, directory, arguments)
         return _rules(place)
 
 
-def _rules(place: Namespace) -> fresh.Rules:
-    return fresh.rules_in(place, SAVE)
+def _rules(place: Namespace) -> reference_sync.Rules:
+    return reference_sync.rules_in(place, SAVE)
 
 
 def _until(done: Callable[[], bool], program: subprocess.Popen[bytes], *, give_up: bool = True) -> None:

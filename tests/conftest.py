@@ -10,7 +10,7 @@ from hypothesis import settings
 from kproxy.addresses import Family
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
-from kproxy.testing import uml
+from kproxy_lab import uml
 from tests.suite import kernels, signals
 from tests.suite.matrix import SEED, Matrix
 from tests.suite.outcome import Recorder

@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 from benchmarks.bench import answerer, processes
 from benchmarks.bench.contenders import NODE, Contender
 from benchmarks.cluster import Object
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 
 GLANCE = 1.0
 """Seconds between looks at whether the contender still runs."""

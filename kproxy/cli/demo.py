@@ -31,8 +31,8 @@ def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) ->
     """
     if find_spec("rich") is None or find_spec("aiohttp") is None:
         raise click.ClickException("the demo needs more packages: pip install 'kproxy[lab]'")
-    from kproxy.testing.demo.examples import UnusableExamplesError
-    from kproxy.testing.demo.story import tell
+    from kproxy_lab.demo.examples import UnusableExamplesError
+    from kproxy_lab.demo.story import tell
 
     logs.configure()
     try:

@@ -49,10 +49,7 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     try:
         config = given.resolve(given.load())
         given.check_files(config)
-        if against is not None:
-            found = diff.of_dump(config, against, family)
-        else:
-            found = diff.of_this_node(config)
+        found = diff.of_this_node(config) if against is None else diff.of_dump(config, against, family)
     except ConfigError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except (diff.DifferenceError, ClusterAccessError, ApiError, OSError) as error:

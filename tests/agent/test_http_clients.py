@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.telemetry.http import loop as http_loop
 from kproxy.telemetry.http.connection import Listener
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.server import Answer, HttpServer

@@ -10,8 +10,8 @@ from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.iptables import IptablesMode, usable_layout
 from kproxy.modes.ipvs_teardown import Departure
-from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
-from kproxy.testing.fake_xtables import FakeXtables
+from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
+from tests.support.fake_xtables import FakeXtables
 
 CONFIG = ProxyConfig(node_name="node-a")
 

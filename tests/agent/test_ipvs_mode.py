@@ -20,8 +20,8 @@ from kproxy.modes.base import ModeUnavailable
 from kproxy.modes.ipvs import IpvsMode, ipvs_config, set_sysctls
 from kproxy.node.facts import FamilyFacts, node_facts
 from kproxy.plan.schedulers import Scheduler
-from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
-from kproxy.testing.fake_xtables import FakeXtables
+from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
+from tests.support.fake_xtables import FakeXtables
 
 CONFIG = ProxyConfig(node_name="node1", proxy_mode="ipvs")
 

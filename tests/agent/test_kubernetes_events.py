@@ -20,7 +20,7 @@ from kproxy.telemetry.events import (
     Reason,
 )
 from kproxy.telemetry.metrics import Metrics
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 
 NOTICE = Notice(Reason.QUARANTINED, "default/web", "IPv4: iptables-restore: line 4 failed")
 

@@ -13,6 +13,7 @@ from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes import iptables, ipvs
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.modes.iptables import IptablesMode
 from kproxy.modes.ipvs import IpvsMode
@@ -21,9 +22,9 @@ from kproxy.node.facts import FamilyFacts
 from kproxy.state.decode import Kind
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from kproxy.telemetry.events import Notice, Reason
-from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig
+from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
+from tests.support.fake_xtables import FakeXtables
 
 IPVS = msgspec.structs.replace(CONFIG, proxy_mode="ipvs")
 NFTABLES = msgspec.structs.replace(CONFIG, proxy_mode="nftables")
@@ -228,7 +229,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     """The real modes over kernels in memory: IPVS breaks down once its rules and a server are there."""
     monkeypatch.setattr(sysctl, "ensure", lambda name, value: False)
     monkeypatch.setattr(nfacct, "ensure", lambda name: False)
-    for module in (iptables_mode, ipvs_mode):
+    for module in (iptables, ipvs):
         monkeypatch.setattr(module, "remove_tables", lambda: True)
     now = 0.0
     faults = Faults()

@@ -18,9 +18,9 @@ from kproxy.modes.nftables import NftablesMode, nftables_config
 from kproxy.modes.registry import ipvs_handles
 from kproxy.node.facts import node_facts
 from kproxy.state.wire import Node
-from kproxy.testing.fake_nft import FakeNft
 from tests import builders
 from tests.builders import plan_of
+from tests.support.fake_nft import FakeNft
 
 CONFIG = ProxyConfig(node_name="node1", proxy_mode="nftables")
 ADDRESSES = ("127.0.0.1", "192.168.0.2", "192.168.0.3", "::1", "fe80::1", "fd00:168::2")

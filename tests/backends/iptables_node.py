@@ -19,9 +19,9 @@ from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.shared import Placement, rerooted
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends.node import Node
 from tests.backends.packets import Packet, is_served, outcomes
+from tests.support.fake_xtables import FakeXtables
 
 CONFIG = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
 CONTESTED = ("203.0.113.1", "203.0.113.2")

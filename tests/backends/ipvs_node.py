@@ -20,10 +20,10 @@ from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipvs.types import DestinationId, ServerId
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import Scheduler
-from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends.node import Node
 from tests.builders import endpoint, endpoint_slice
+from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
+from tests.support.fake_xtables import FakeXtables
 
 CONFIG = IpvsConfig(
     rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),

@@ -13,8 +13,8 @@ from kproxy.backends.core.foreign_writes import ChangeWatch
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.types import Nft
-from kproxy.testing.fake_nft import FakeNft
 from tests.backends.node import Node
+from tests.support.fake_nft import FakeNft
 
 CONFIG = NftablesConfig(
     Family.IPV4,

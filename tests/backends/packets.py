@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kproxy.backends.iptables.canonical import tokenize
-from kproxy.testing.fake_xtables import FakeXtables
+from tests.support.fake_xtables import FakeXtables
 
 NODE_ADDRESSES = frozenset({"192.168.0.2", "fd00:168::2", "127.0.0.1", "::1"})
 

@@ -24,12 +24,12 @@ from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from kproxy.state.tables import ServiceInput
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends import reference_rules, strict
 from tests.backends.iptables_node import divided
 from tests.builders import endpoint, endpoint_slice, plans_of, port, service
 from tests.builders import given as given_service
 from tests.kernel.namespace import fresh_network
+from tests.support.fake_xtables import FakeXtables
 
 V4, V6 = Family.IPV4, Family.IPV6
 GOLDENS = Path(__file__).parent / "goldens"

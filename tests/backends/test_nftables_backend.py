@@ -17,11 +17,11 @@ from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft.commands import AddContainer, DeleteTable, Transaction
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure
-from kproxy.testing.fake_nft import FakeNft, FakeTable
 from tests.backends.nftables_node import CONFIG, NftablesNode, with_config
 from tests.builders import endpoint, endpoint_slice, port, service
 from tests.kernel import nft_oracle
 from tests.kernel.namespace import fresh_network, without_capabilities
+from tests.support.fake_nft import FakeNft, FakeTable
 
 
 def web(name: str = "a", ip: str = "10.96.0.1", **fields: Any) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
 from kproxy.plan.planner import Planner
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.backends.iptables_node import CONFIG, IptablesNode
 from tests.backends.ipvs_node import CONFIG as IPVS_CONFIG
 from tests.backends.ipvs_node import IpvsNode
 from tests.builders import NODE, endpoint_slice, port, service
 from tests.suite.matrix import examples
+from tests.support.fake_xtables import FakeXtables
 
 DAMAGE = (
     "*nat\n-F KUBE-SERVICES\nCOMMIT\n",

@@ -25,7 +25,7 @@ from benchmarks.bench.report import markdown, show
 from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
 from benchmarks.cluster import pods
 from kproxy.cli.main import main
-from kproxy.testing.lab import Lab
+from kproxy_lab.lab import Lab
 from tests.kernel.namespace import fresh_network
 
 SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20"]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kproxy.testing import preloaded
+from kproxy_lab import forkserver
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 CLUSTER = "10.244.0.0/16,fd00:10:244::/56"
@@ -21,8 +21,8 @@ PATIENCE = 120.0
 def kproxy(*arguments: str, through: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the command in this thread's network namespace, `through` another program."""
     command = [*through, sys.executable, "-m", "kproxy", *arguments]
-    if preloaded.available(command):
-        return preloaded.run(command, Path("/proc/thread-self/ns/net"), timeout=PATIENCE)
+    if forkserver.available(command):
+        return forkserver.run(command, Path("/proc/thread-self/ns/net"), timeout=PATIENCE)
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 

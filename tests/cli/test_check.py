@@ -23,8 +23,8 @@ from kproxy.kernel.xtables import legacy_rules
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
-from kproxy.testing.apiserver import ApiServer
-from kproxy.testing.apiserver.access import write_kubeconfig
+from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.apiserver.access import write_kubeconfig
 from tests.cli.nodes import EXAMPLES, LIMIT_AS_IT_IS, do, iptables, kproxy, rules
 from tests.kernel.namespace import fresh_network
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.sabotage import NAMES, BrokenTools, Room
 from tests.cli.nodes import do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
 from tests.peer_rules import IPVS_RULES
+from tests.support.faultinjection import NAMES, BrokenTools, Room
 
 LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kproxy.kernel import generations
-from kproxy.testing.apiserver import ApiServer
-from kproxy.testing.apiserver.manifests import load_manifests
+from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.apiserver.manifests import load_manifests
 from tests.cli.nodes import EXAMPLES, FLAGS, do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
 

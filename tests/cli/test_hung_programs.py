@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.sabotage import NAMES, Room
 from tests.cli.nodes import FLAGS, LIMIT_AS_IT_IS, rules
 from tests.kernel.namespace import fresh_network
+from tests.support.faultinjection import NAMES, Room
 
 PATIENCE = 45.0
 """Seconds: less than any time limit of a program, so that nothing but the signal ends the wait for it."""

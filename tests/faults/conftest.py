@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing import uml
+from kproxy_lab import uml
 from tests.faults.report import add_to, table
 from tests.faults.selection import RESULTS
 from tests.faults.site import Counts, Site

@@ -19,15 +19,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kproxy.testing import fresh
-from kproxy.testing.lab import Namespace
-from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Room
+from kproxy_lab.lab import Namespace
 from tests.faults.state import addresses, held
 from tests.faults.vigil import Door, Vigil
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
 from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import names
 from tests.packets.program import DEADLINE, Kproxy
+from tests.support import reference_sync
+from tests.support.faultinjection import BrokenSockets, BrokenTools, Room
 
 SYNCS = 40
 """The most syncs of a family from the end of a fault until the kernel is as it should be."""
@@ -214,7 +214,7 @@ class Site:
         """Wait until the kernel holds exactly what a full sync from nothing leaves in an empty one."""
         wanted = self.fresh()
         none: list[str] = []
-        self.cluster.running.until(lambda: fresh.differences(self.state(), wanted), none)
+        self.cluster.running.until(lambda: reference_sync.differences(self.state(), wanted), none)
 
     def state(self, place: Namespace | None = None) -> dict[str, list[str]]:
         """What the kernel holds of both families, in the node or elsewhere."""
@@ -228,14 +228,14 @@ class Site:
             *self.cluster.mode.arguments,
             *self._started[0],
         ]
-        with fresh.namespace() as place, tempfile.TemporaryDirectory() as directory:
+        with reference_sync.namespace() as place, tempfile.TemporaryDirectory() as directory:
             for link, ips in addresses(self.cluster.lab.node).items():
                 if link not in {"lo", "kube-ipvs0"}:
                     place.run(["ip", "link", "add", link, "type", "bridge"])
                     for address in ips:
                         place.run(["ip", "address", "add", address, "dev", link])
-            fresh.write_manifests(self.cluster.api, Path(directory))
-            fresh.sync_once(place, Path(directory), arguments)
+            reference_sync.write_manifests(self.cluster.api, Path(directory))
+            reference_sync.sync_once(place, Path(directory), arguments)
             return self.state(place)
 
 

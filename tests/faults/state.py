@@ -3,11 +3,11 @@
 import json
 import re
 
-from kproxy.testing import fresh
-from kproxy.testing.lab import Namespace
+from kproxy_lab.lab import Namespace
 from tests.kernel.nft_oracle import read_chains, read_containers, read_elements
 from tests.packets.modes import Capability, Mode
 from tests.packets.objects import FAMILIES, FAMILY_NAMES
+from tests.support import reference_sync
 
 TABLES = {4: "ip kproxy", 6: "ip6 kproxy"}
 
@@ -20,7 +20,7 @@ def held(mode: Mode, place: Namespace) -> dict[str, list[str]]:
     found = {
         f"{FAMILY_NAMES[family]} {chain}": rules
         for family in FAMILIES
-        for chain, rules in fresh.rules_in(place, mode.program(family, "save")).items()
+        for chain, rules in reference_sync.rules_in(place, mode.program(family, "save")).items()
         if rules or chain.partition("/")[2] not in _BUILT_IN
     }
     if Capability.VIRTUAL_SERVERS in mode.capabilities:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kproxy.testing.apiserver import ApiServer, Fault
+from kproxy_lab.apiserver import ApiServer, Fault
 from tests.faults.selection import LONG, cases, modes
 from tests.faults.site import Site
 

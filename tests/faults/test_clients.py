@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab import Namespace
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6
-from kproxy.testing.sabotage import Deed, Room
+from kproxy_lab.lab import Namespace
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6
 from tests.faults.selection import EVERYTHING, modes
 from tests.faults.site import Site
 from tests.packets.objects import JSON, NAMESPACE
 from tests.packets.program import DEADLINE
+from tests.support.faultinjection import Deed, Room
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing import uml
-from kproxy.testing.lab.topology import UPLINK
-from kproxy.testing.sabotage import BrokenClock, Room
+from kproxy_lab import uml
+from kproxy_lab.lab.topology import UPLINK
 from tests.faults.selection import IPVS, KILLS, LONG, modes
 from tests.faults.site import Site
 from tests.packets.objects import FAMILY_NAMES
+from tests.support.faultinjection import BrokenClock, Room
 
 pytestmark = pytest.mark.root
 

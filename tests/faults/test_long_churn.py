@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.long_churn import DEEDS, Settings, run
-from kproxy.testing.lab import Lab
+from kproxy_lab.lab import Lab
 
 pytestmark = pytest.mark.root
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from kproxy.testing.sabotage import Deed, Loss, Room
-from kproxy.testing.sabotage.sockets import NETFILTER
 from tests.faults.selection import modes
 from tests.faults.site import Site, resident_mb
 from tests.packets.modes import Capability
+from tests.support.faultinjection import Deed, Loss, Room
+from tests.support.faultinjection.sockets import NETFILTER
 
 WARM_UP = 10
 ROUNDS = 20

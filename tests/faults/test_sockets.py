@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from kproxy.testing.sabotage import Loss, Room
-from kproxy.testing.sabotage.sockets import GENERIC, NETFILTER, ROUTE
 from tests.faults.selection import LONG, cases, modes
 from tests.faults.site import Site
 from tests.packets.modes import Capability
+from tests.support.faultinjection import Loss, Room
+from tests.support.faultinjection.sockets import GENERIC, NETFILTER, ROUTE
 
 pytestmark = pytest.mark.root
 

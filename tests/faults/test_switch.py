@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.sabotage import Deed
 from tests.faults.selection import EVERYTHING, LONG, modes
 from tests.faults.site import Counts, Site
 from tests.faults.vigil import Vigil
@@ -25,6 +24,7 @@ from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.program import Kproxy
 from tests.packets.switching import choose, ipvs_remains, remains
+from tests.support.faultinjection import Deed
 
 pytestmark = pytest.mark.root
 

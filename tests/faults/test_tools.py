@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from kproxy.kernel.xtables.lock import lock_file_in_use
-from kproxy.testing.sabotage import Deed
 from tests.faults.selection import cases, modes
 from tests.faults.site import Site
 from tests.packets.modes import Capability
+from tests.support.faultinjection import Deed
 
 pytestmark = pytest.mark.root
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from kproxy.testing.lab import Answer, AskError, HeldConnection, Lab, Namespace, Pod
+from kproxy_lab.lab import Answer, AskError, HeldConnection, Lab, Namespace, Pod
 from tests.packets.outcomes import Target, Traffic
 from tests.packets.program import DEADLINE
 

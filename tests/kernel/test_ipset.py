@@ -19,8 +19,8 @@ from kproxy.kernel.ipset.types import (
     SetKind,
     SetSpec,
 )
-from kproxy.testing.fake_ipvs import FakeIpset
 from tests.kernel.namespace import fresh_network, kernel_sets
+from tests.support.fake_ipvs import FakeIpset
 
 pytestmark = pytest.mark.root
 

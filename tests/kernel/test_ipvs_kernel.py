@@ -27,8 +27,8 @@ from kproxy.kernel.ipvs.types import (
     VirtualServer,
 )
 from kproxy.kernel.netlink.socket import NetlinkLost, NetlinkSocket
-from kproxy.testing.fake_ipvs import FakeIpvs
 from tests.kernel.namespace import fresh_network
+from tests.support.fake_ipvs import FakeIpvs
 
 pytestmark = [pytest.mark.root, pytest.mark.ipvs]
 

@@ -519,7 +519,7 @@ def test_a_trial_that_could_not_be_made_chooses_no_other_variant(
         raise OSError(number, os.strerror(number))
 
     path = _refusing(tmp_path)
-    monkeypatch.setattr(stamps, "nft_chain_exists", fail)
+    monkeypatch.setattr(generations, "nft_chain_exists", fail)
     with pytest.raises(XtablesStalled, match=os.strerror(number)):
         find_tools(Family.IPV4, search_path=path)
     assert generations.legacy_tables(Family.IPV4) == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab import Lab
+from kproxy_lab.lab import Lab
 
 pytestmark = pytest.mark.root
 

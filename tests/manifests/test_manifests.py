@@ -17,7 +17,7 @@ from kproxy.telemetry import series
 from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.telemetry.exposition import Exposition, slis
 from kproxy.telemetry.metrics import Metrics, observe_check
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 from tests.agent.test_metrics import filled
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import load, problems

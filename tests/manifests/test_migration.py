@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from kproxy.cli.main import main
 from kproxy.config.loading import read_file
 from kproxy.node.instance import WAIT_STOPPING
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import documents, load, problems
 from tests.manifests.queries import ROOT

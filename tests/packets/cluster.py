@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kproxy.testing import uml
-from kproxy.testing.apiserver import ApiServer
-from kproxy.testing.lab import Answer, AskError, Lab, LabSpec, Namespace, Pod, Protocol
-from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
+from kproxy_lab import uml
+from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.lab import Answer, AskError, Lab, LabSpec, Namespace, Pod, Protocol
+from kproxy_lab.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
 from tests.packets.modes import Mode
 from tests.packets.objects import (
     FAMILIES,

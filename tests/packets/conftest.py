@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from kproxy.testing.lab import Lab
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab import Lab
+from kproxy_lab.lab.topology import Family
 from tests.packets.cluster import Cluster, build
 from tests.packets.modes import MODES, Capability, Mode
 from tests.packets.objects import FAMILIES, FAMILY_NAMES

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from kproxy.testing.lab import Lab
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab import Lab
+from kproxy_lab.lab.topology import Family
 
 
 class Capability(enum.Enum):

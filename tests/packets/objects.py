@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kproxy.testing.lab import Pod, Protocol
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab import Pod, Protocol
+from kproxy_lab.lab.topology import Family
 
 JSON = dict[str, Any]
 

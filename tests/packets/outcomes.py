@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from kproxy.testing.lab import Answer, AskError, Lab, Namespace, Pod
+from kproxy_lab.lab import Answer, AskError, Lab, Namespace, Pod
 from tests.packets.program import DEADLINE
 
 SIGMAS = 6.0

@@ -8,7 +8,7 @@ import socket
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
-from kproxy.testing.lab import Lab
+from kproxy_lab.lab import Lab
 
 if TYPE_CHECKING:
     from tests.packets.cluster import Cluster

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from kproxy.testing import uml
-from kproxy.testing.lab import Namespace
+from kproxy_lab import uml
+from kproxy_lab.lab import Namespace
 
 DEADLINE = 120.0 if uml.inside() else 60.0
 """Seconds after which a test gives up waiting: a bound for failures, never something that is measured.

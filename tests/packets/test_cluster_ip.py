@@ -2,8 +2,8 @@
 
 import pytest
 
-from kproxy.testing.lab import ArrivedAt, Protocol, Refused
-from kproxy.testing.lab.topology import NODE, Family
+from kproxy_lab.lab import ArrivedAt, Protocol, Refused
+from kproxy_lab.lab.topology import NODE, Family
 from tests.packets.cluster import ENOUGH, Cluster
 from tests.packets.objects import FAMILIES, OTHER_TARGET, TARGET, Port
 from tests.packets.outcomes import names

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kproxy.testing.lab import Answer, AskError, Lab, Namespace, Pod
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Answer, AskError, Lab, Namespace, Pod
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import ENOUGH, PATIENCE, SILENCE, ZONE, Cluster
 from tests.packets.objects import Ep, Port, Service
 from tests.packets.semantics import DROPPED, Exposure, Kind, Outcome, Site, Vantage, outcome

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab import AskError
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import AskError
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability

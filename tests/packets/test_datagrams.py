@@ -5,8 +5,8 @@ import pytest
 from kproxy.addresses import Family as Address
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.conntrack.types import Flow
-from kproxy.testing.lab import AskError, HeldConnection
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import AskError, HeldConnection
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.objects import OTHER_TARGET, TARGET, Ep, Port
 from tests.packets.outcomes import names

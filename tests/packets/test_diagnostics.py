@@ -10,7 +10,7 @@ import pytest
 
 from kproxy.telemetry.events import Reason
 from kproxy.telemetry.series import RESTORE_FAILURES
-from kproxy.testing.lab.topology import NODE_IP4
+from kproxy_lab.lab.topology import NODE_IP4
 from tests.manifests.queries import KUBERNETES_MIXIN, SILENT, needs_promtool, own, without_answer
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability

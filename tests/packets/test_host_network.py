@@ -2,8 +2,8 @@
 
 import pytest
 
-from kproxy.testing.lab import Protocol
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Protocol
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.objects import Port
 from tests.packets.outcomes import names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4
+from kproxy_lab.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 from kproxy.plan.schedulers import SCHEDULERS
-from kproxy.testing.lab import Pod
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Pod
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import PATIENCE, SILENCE, Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import TARGET, Port, Service

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.testing.lab import Namespace, Pod
-from kproxy.testing.lab.topology import BRIDGE, NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Namespace, Pod
+from kproxy_lab.lab.topology import BRIDGE, NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import PATIENCE, Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import Port, Service

@@ -13,8 +13,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from kproxy.testing.lab import HeldConnection, Lab, Pod
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab import HeldConnection, Lab, Pod
+from kproxy_lab.lab.topology import Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import TARGET

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kproxy.testing.lab import Namespace, Pod
-from kproxy.testing.lab.topology import NODE_IP4, Family
+from kproxy_lab.lab import Namespace, Pod
+from kproxy_lab.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Service, slice_json

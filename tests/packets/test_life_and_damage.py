@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kproxy.kernel.xtables.lock import lock_file_in_use
-from kproxy.testing.lab.topology import NODE_IP4, Family
+from kproxy_lab.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES

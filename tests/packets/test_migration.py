@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kproxy.backends.iptables.names import endpoint_chain, port_hash
-from kproxy.testing.lab import Pod
-from kproxy.testing.lab.topology import NODE_IP4, Family
+from kproxy_lab.lab import Pod
+from kproxy_lab.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability

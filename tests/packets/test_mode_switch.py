@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4
+from kproxy_lab.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Ep, Service

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from kproxy.testing.apiserver import Fault
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.apiserver import Fault
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, JSON, Service

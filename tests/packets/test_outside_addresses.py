@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import PATIENCE, Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Port

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, node_json

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 from tests.packets.cluster import Cluster
 from tests.packets.objects import FAMILIES, Ep
 from tests.packets.outcomes import names

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from kproxy.telemetry.events import Reason
-from kproxy.testing.apiserver import Fault
-from kproxy.testing.sabotage import BrokenSockets, BrokenTools, Deed, Loss, Room
-from kproxy.testing.sabotage.sockets import NETFILTER
+from kproxy_lab.apiserver import Fault
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.pages import get, scrape, status, value
 from tests.packets.program import Kproxy
+from tests.support.faultinjection import BrokenSockets, BrokenTools, Deed, Loss, Room
+from tests.support.faultinjection.sockets import NETFILTER
 
 pytestmark = pytest.mark.root
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab.topology import Family
 from tests.packets.cluster import Cluster
 from tests.packets.modes import Capability
 from tests.packets.outcomes import names

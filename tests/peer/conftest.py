@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.testing.lab import Lab
+from kproxy_lab.lab import Lab
 from tests.peer.contenders import Peer, PeerError
 from tests.peer.site import Site, build
 

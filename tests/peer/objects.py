@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kproxy.testing.lab.topology import NODE, PEER, Family, LabSpec
+from kproxy_lab.lab.topology import NODE, PEER, Family, LabSpec
 
 JSON = dict[str, Any]
 

@@ -4,9 +4,9 @@ Up to 1.20 it watches EndpointSlices as discovery.k8s.io/v1beta1, which the embe
 serve; up to 1.24 it marks packets and leaves it to the kubelet to drop what is marked (KEP-3178).
 """
 
-from kproxy.testing.apiserver import RESOURCES, ApiServer, Resource, ResourceTable
-from kproxy.testing.apiserver.store import Change
-from kproxy.testing.lab import Namespace
+from kproxy_lab.apiserver import RESOURCES, ApiServer, Resource, ResourceTable
+from kproxy_lab.apiserver.store import Change
+from kproxy_lab.lab import Namespace
 from tests.peer.objects import JSON
 
 MARK = "0x00008000/0x00008000"

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from kproxy.testing.lab import Answer, AskError, Lab, Namespace, Pod, Protocol
-from kproxy.testing.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Answer, AskError, Lab, Namespace, Pod, Protocol
+from kproxy_lab.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
 from tests.peer.objects import JSON, SPEC
 
 Frontend = Literal["cluster", "external", "balancer", "node", "localhost", "unserved"]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kproxy.kernel.netlink.socket import NetlinkSocket
-from kproxy.testing.apiserver import ApiServer
-from kproxy.testing.lab import AskError, Lab
+from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.lab import AskError, Lab
 from tests.peer import old_peers
 from tests.peer.cases.words import Case
 from tests.peer.contenders import Contender, Peer, contenders

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from kproxy.testing.lab.topology import Family
+from kproxy_lab.lab.topology import Family
 from tests.peer.cases.words import CLIENTS, NODE_IPS, PODS
 from tests.peer.contenders import Version
 from tests.peer.objects import JSON, OTHER_TARGET, TARGET, Ep, port, served, service, slices, vips

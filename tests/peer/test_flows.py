@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from kproxy.testing.lab import AskError, HeldConnection, Protocol
+from kproxy_lab.lab import AskError, HeldConnection, Protocol
 from tests.peer.objects import port, served, service, slices
 from tests.peer.site import DEADLINE, Runner, Site
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.testing.apiserver import ApiError
+from kproxy_lab.apiserver import ApiError
 from tests.peer.site import Site
 from tests.peer.strategies import SETTINGS, histories
 

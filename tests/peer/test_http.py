@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6
 from tests.peer.cases.words import LOCAL, balancer, leaving, unready
 from tests.peer.objects import Ep, node, service, slices
 from tests.peer.site import DEADLINE, Runner, Site

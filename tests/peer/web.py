@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kproxy.testing.lab import Namespace
+from kproxy_lab.lab import Namespace
 
 _SCRIPT = """
 import http.client, json, sys

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource, KubernetesSourceConfig
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 
 FAST = KubernetesSourceConfig(
     backoff_seconds=0.01,

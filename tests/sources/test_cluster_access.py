@@ -11,7 +11,7 @@ import yaml
 
 from kproxy.sources.kubernetes import ClusterAccess, ClusterAccessError, KubernetesSource
 from kproxy.state.decode import Kind
-from kproxy.testing.apiserver import ApiServer, Fault, TlsFiles
+from kproxy_lab.apiserver import ApiServer, Fault, TlsFiles
 from tests.sources.conftest import FAST
 from tests.sources.objects import service
 from tests.sources.recording import RecordingSink, Running, wait_for_status

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.state.decode import Kind
-from kproxy.testing.apiserver import ApiServer, Fault
+from kproxy_lab.apiserver import ApiServer, Fault
 from tests.sources.conftest import MakeSource
 from tests.sources.objects import endpoint_slice, node, service
 from tests.sources.recording import Running, wait_for_status

@@ -17,8 +17,8 @@ from kproxy.sources.errors import UnreachableError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 from kproxy.sources.transport import Transport, TransportConfig
 from kproxy.state.decode import Kind
-from kproxy.testing.apiserver import ApiServer, Fault
-from kproxy.testing.apiserver.listener import bind
+from kproxy_lab.apiserver import ApiServer, Fault
+from kproxy_lab.apiserver.listener import bind
 from tests.kernel.namespace import fresh_network
 from tests.sources.conftest import FAST, MakeSource
 from tests.sources.objects import service

@@ -10,7 +10,7 @@ from kproxy.sources.cluster import ClusterAccess
 from kproxy.sources.list_once import list_once
 from kproxy.sources.servers import peer_of, resolve
 from kproxy.sources.transport import Transport
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kproxy.testing import preloaded, uml
+from kproxy_lab import forkserver, uml
 from tests.suite.outcome import Recorder
 
 NONE = "KPROXY_NO_IPVS_KERNEL"
@@ -81,8 +81,8 @@ class Inside:
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         directory = self._stack.enter_context(TemporaryDirectory())
         socket = Path(directory) / "kproxy"
-        self._stack.enter_context(preloaded.serving(socket))
-        patch.setenv(preloaded.SOCKET, str(socket))
+        self._stack.enter_context(forkserver.serving(socket))
+        patch.setenv(forkserver.SOCKET, str(socket))
 
     def pytest_sessionfinish(self) -> None:
         self._stack.close()

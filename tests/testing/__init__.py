@@ -1,1 +1,1 @@
-"""Tests of kproxy.testing."""
+"""Tests of kproxy_lab."""

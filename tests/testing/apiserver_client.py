@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import trustme
 import urllib3
 
-from kproxy.testing.apiserver import ApiServer, TlsFiles
+from kproxy_lab.apiserver import ApiServer, TlsFiles
 
 JSON = dict[str, Any]
 SERVICES = "/api/v1/namespaces/default/services"

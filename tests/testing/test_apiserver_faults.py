@@ -10,7 +10,7 @@ import pytest
 import urllib3
 import yaml
 
-from kproxy.testing.apiserver import ApiServer, Fault
+from kproxy_lab.apiserver import ApiServer, Fault
 from tests.testing.apiserver_client import (
     ALL_SERVICES,
     ALL_SLICES,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 from tests.testing.apiserver_client import endpoint_slice, issue, service
 
 KUBECTL = shutil.which("kubectl")
@@ -126,7 +126,7 @@ def test_it_runs_on_its_own_until_interrupted(tmp_path: Path) -> None:
     from kubernetes import client, config
 
     (tmp_path / "web.yaml").write_text(MANIFEST % (80, "UDP"))
-    command = [sys.executable, "-m", "kproxy.testing.apiserver", "--manifests", str(tmp_path / "web.yaml"),
+    command = [sys.executable, "-m", "kproxy_lab.apiserver", "--manifests", str(tmp_path / "web.yaml"),
                "--kubeconfig-out", str(tmp_path / "config"), "--token", "t"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -145,7 +145,7 @@ def test_it_runs_on_its_own_until_interrupted(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_manifests_that_cannot_be_loaded_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.yaml").write_text(text)
-    command = [sys.executable, "-m", "kproxy.testing.apiserver", "--manifests", str(tmp_path)]
+    command = [sys.executable, "-m", "kproxy_lab.apiserver", "--manifests", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert message in done.stderr

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 from tests.testing.apiserver_client import ALL_SERVICES, ALL_SLICES, SERVICES, endpoint_slice, get, service
 
 

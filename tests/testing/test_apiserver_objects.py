@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.testing.apiserver import ApiServer
+from kproxy_lab.apiserver import ApiServer
 from tests.testing.apiserver_client import JSON, SERVICES, SLICES, call, endpoint_slice, get, service
 
 NODES = "/api/v1/nodes"

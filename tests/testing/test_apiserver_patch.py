@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from kproxy.testing.apiserver import ApiError
-from kproxy.testing.apiserver.patch import json_patch, merge_patch
-from kproxy.testing.apiserver.strategic import server_side_apply, strategic_merge
+from kproxy_lab.apiserver import ApiError
+from kproxy_lab.apiserver.patch import json_patch, merge_patch
+from kproxy_lab.apiserver.strategic import server_side_apply, strategic_merge
 
 JSON = dict[str, Any]
 

@@ -1,7 +1,7 @@
 import pytest
 
-from kproxy.testing.apiserver import ApiError, ResourceTable
-from kproxy.testing.apiserver.selection import field_value, parse_fields, parse_labels
+from kproxy_lab.apiserver import ApiError, ResourceTable
+from kproxy_lab.apiserver.selection import field_value, parse_fields, parse_labels
 
 LABELS = {"app": "web", "tier": "front", "example.com/x": "", "v": "1.2"}
 

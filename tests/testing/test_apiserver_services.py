@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.testing.apiserver import ApiError, ApiServer
+from kproxy_lab.apiserver import ApiError, ApiServer
 from tests.testing.apiserver_client import endpoint_slice, service
 
 JSON = dict[str, Any]

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from kproxy.cli import demo as command
 from kproxy.cli.main import main
-from kproxy.testing.demo import interruption, offline
-from kproxy.testing.demo.interruption import Interrupted, Interruption
-from kproxy.testing.demo.program import LogLine
-from kproxy.testing.demo.screen import UNICODE, bar
-from kproxy.testing.lab.namespaces import RUN_DIR
+from kproxy_lab.demo import interruption, offline
+from kproxy_lab.demo.interruption import Interrupted, Interruption
+from kproxy_lab.demo.program import LogLine
+from kproxy_lab.demo.screen import UNICODE, bar
+from kproxy_lab.lab.namespaces import RUN_DIR
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_without_the_extra_packages_it_says_how_to_get_them(monkeypatch: pytest.
 def test_the_other_commands_do_without_the_extra_packages() -> None:
     check = (
         "import sys; sys.modules |= {'rich': None, 'aiohttp': None}; "
-        "import kproxy.cli.main, kproxy.agent.main; sys.exit('kproxy.testing' in sys.modules)"
+        "import kproxy.cli.main, kproxy.agent.main; sys.exit('kproxy_lab' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 

@@ -9,13 +9,13 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.render import render_manifests
-from kproxy.testing.demo import examples, offline
-from kproxy.testing.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
-from kproxy.testing.demo.examples import Examples, Json, UnusableExamplesError
-from kproxy.testing.demo.expect import Asker, Outcome, Question, Source, listeners, topics
-from kproxy.testing.demo.judge import judge
-from kproxy.testing.lab import Answer, AskError, Namespace, Pod, Refused
-from kproxy.testing.lab.topology import NODE, PEER, NodeAddresses
+from kproxy_lab.demo import examples, offline
+from kproxy_lab.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
+from kproxy_lab.demo.examples import Examples, Json, UnusableExamplesError
+from kproxy_lab.demo.expect import Asker, Outcome, Question, Source, listeners, topics
+from kproxy_lab.demo.judge import judge
+from kproxy_lab.lab import Answer, AskError, Namespace, Pod, Refused
+from kproxy_lab.lab.topology import NODE, PEER, NodeAddresses
 
 NODE_ADDRESSES = frozenset({"192.168.100.10", "10.244.1.1"})
 

@@ -31,8 +31,8 @@ from kproxy.kernel.ipvs.types import (
     ServerId,
     VirtualServer,
 )
-from kproxy.testing.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from tests.kernel.namespace import fresh_network, kernel_sets
+from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 
 RR, WRR, SH = VirtualServer("rr"), VirtualServer("wrr"), VirtualServer("sh", SCHED2)
 STICKY = VirtualServer("rr", PERSISTENT, 60)

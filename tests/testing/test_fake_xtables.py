@@ -11,8 +11,8 @@ from kproxy.kernel import generations
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables, XtablesUnavailable
-from kproxy.testing.fake_xtables import FakeXtables
 from tests.kernel.namespace import fresh_network
+from tests.support.fake_xtables import FakeXtables
 
 ONE = b"*nat\n:ONE - [0:0]\n-A ONE -j RETURN\nCOMMIT\n"
 both_variants = pytest.mark.parametrize("variant", list(Variant))

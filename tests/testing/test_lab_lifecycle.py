@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.testing.lab import Lab, LabSpec, NotSupportedError
-from kproxy.testing.lab.namespaces import RUN_DIR, sweep
-from kproxy.testing.lab.sctp import INIT, Packet, build, crc32c, parse
-from kproxy.testing.lab.wiring import Wiring
+from kproxy_lab.lab import Lab, LabSpec, NotSupportedError
+from kproxy_lab.lab.namespaces import RUN_DIR, sweep
+from kproxy_lab.lab.sctp import INIT, Packet, build, crc32c, parse
+from kproxy_lab.lab.wiring import Wiring
 
 SMALL = LabSpec(local_pods=1, remote_pods=1, client_addresses=1)
 
@@ -80,7 +80,7 @@ def test_nothing_is_left_when_the_wiring_fails(possible: None, monkeypatch: pyte
 @pytest.mark.root
 def test_what_a_killed_process_left_is_swept_up(lab: Lab) -> None:
     program = (
-        "from kproxy.testing.lab import Lab, LabSpec\n"
+        "from kproxy_lab.lab import Lab, LabSpec\n"
         "lab = Lab(LabSpec(1, 0, 1))\n"
         "print(lab.node.popen(['sleep', '600']).pid, flush=True)\n"
         "input()\n"

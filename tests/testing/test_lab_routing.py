@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.testing.lab import Answer, AskError, Lab, LabSpec, Namespace, NoAnswer, Pod, Refused, Unreachable
-from kproxy.testing.lab.servers import Protocol
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, PEER_IP4, PEER_IP6, Family
+from kproxy_lab.lab import Answer, AskError, Lab, LabSpec, Namespace, NoAnswer, Pod, Refused, Unreachable
+from kproxy_lab.lab.servers import Protocol
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, PEER_IP4, PEER_IP6, Family
 
 pytestmark = pytest.mark.root
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kproxy.testing.lab import Lab, LabSpec, NoAnswer, Pod, Refused, Unreachable
-from kproxy.testing.lab.servers import Protocol, host_port
-from kproxy.testing.lab.topology import NODE_IP4, NODE_IP6, Family
+from kproxy_lab.lab import Lab, LabSpec, NoAnswer, Pod, Refused, Unreachable
+from kproxy_lab.lab.servers import Protocol, host_port
+from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6, Family
 
 pytestmark = pytest.mark.root
 

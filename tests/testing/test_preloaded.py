@@ -12,8 +12,9 @@ import pytest
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from kproxy import __version__
-from kproxy.testing import fresh, preloaded
-from kproxy.testing.lab import Lab, Namespace
+from kproxy_lab import forkserver
+from kproxy_lab.lab import Lab, Namespace
+from tests.support import reference_sync
 
 pytestmark = [
     pytest.mark.root,
@@ -31,14 +32,14 @@ spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], ports: [{port: 80}]}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = tmp_path_factory.mktemp("preloaded") / "socket"
-    with preloaded.serving(path), pytest.MonkeyPatch.context() as patch:
-        patch.setenv(preloaded.SOCKET, str(path))
+    with forkserver.serving(path), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(forkserver.SOCKET, str(path))
         yield
 
 
 @pytest.fixture
 def place(served: None) -> Iterator[Namespace]:
-    with fresh.namespace() as made:
+    with reference_sync.namespace() as made:
         yield made
 
 
@@ -127,8 +128,8 @@ def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
         }
 
     with (
-        fresh.namespace() as here,
-        fresh.namespace() as there,
+        reference_sync.namespace() as here,
+        reference_sync.namespace() as there,
         running(here, tmp_path, kproxy()) as ours,
         running(there, tmp_path, executed()) as theirs,
     ):
@@ -149,11 +150,11 @@ def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
 
 def test_a_version_is_told_without_the_process_being_there(place: Namespace) -> None:
     """A command line that is not kproxy's own is executed."""
-    assert not preloaded.available(["env", *kproxy()])
+    assert not forkserver.available(["env", *kproxy()])
     assert __version__ in place.run(executed("--version")).stdout
 
 
 def test_a_process_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(preloaded.SOCKET, str(tmp_path / "nobody"))
-    with fresh.namespace() as place, pytest.raises(FileNotFoundError):
+    monkeypatch.setenv(forkserver.SOCKET, str(tmp_path / "nobody"))
+    with reference_sync.namespace() as place, pytest.raises(FileNotFoundError):
         place.run(kproxy("--version"))

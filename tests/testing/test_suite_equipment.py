@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.testing import uml
+from kproxy_lab import uml
 from tests.suite import kernels, signals
 from tests.suite.kernels import Guest, losses
 from tests.suite.skips import reasons

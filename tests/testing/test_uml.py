@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from kproxy.testing import uml
+from kproxy_lab import uml
 from tests.suite.kernels import NONE
 
 CANNOT = uml.missing() or os.environ.get(NONE, "")
@@ -48,7 +48,7 @@ def test_a_kernel_that_ends_early_is_told_from_a_command_that_failed() -> None:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_kernel_ends_with_the_process_that_booted_it(end: signal.Signals) -> None:
     """No process of the kernel's, among them those that it holds by ptrace, is left."""
-    argv = [sys.executable, "-m", "kproxy.testing.uml", "--", "sh", "-c", "echo up; sleep 600 & wait"]
+    argv = [sys.executable, "-m", "kproxy_lab.uml", "--", "sh", "-c", "echo up; sleep 600 & wait"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as booted:
         assert booted.stdout is not None
         assert "up\n" in iter(booted.stdout.readline, "")

@@ -1,6 +1,6 @@
 """What the rest of kproxy knows of nftables: transactions go in, readings of a table come out.
 
-The protocol is small so that the in-memory stand-in of kproxy.testing can obey it to the letter.
+The protocol is small so that the in-memory stand-in of kproxy_lab can obey it to the letter.
 """
 
 import enum

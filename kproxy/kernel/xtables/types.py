@@ -1,6 +1,6 @@
 """What the rest of kproxy knows of iptables: a text goes in, a dump comes out, a stamp tells of change.
 
-The protocol is small so that the in-memory stand-in of kproxy.testing can obey it to the letter.
+The protocol is small so that the in-memory stand-in of kproxy_lab can obey it to the letter.
 """
 
 from __future__ import annotations

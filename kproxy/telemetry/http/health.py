@@ -1,8 +1,8 @@
 """/healthz and /livez, as load balancers and kubelets know them from kube-proxy.
 
 A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family
-(kproxy.telemetry.verdict). Objects that an API server does not give are late in the same way, and once the first
-lists are complete, the first sync has as much time again. An idle proxy is healthy.
+(kproxy.telemetry.verdict). Objects that an API server does not give are late in the same way, and once the
+first lists are complete, the first sync has as much time again. An idle proxy is healthy.
 
 /healthz is also about the node: one that is being deleted should get no new traffic, although its proxy works
 (KEP-3836); /livez leaves that out, so that a dying node's proxy is not restarted.

@@ -1,0 +1,58 @@
+"""A program that asks one address without pause and prints who answered when, one line a request.
+
+    python -m kproxy_lab.demo.asker IP PORT
+
+A process of its own, because a loop of plain system calls asks several times as often as the lab's clients
+can from within a busy process, and how densely it asks is how exactly a change can be timed. A line is the
+moment (seconds since the epoch) just before connect() sent the first packet, and the pod's name, or `!` and
+the error. It ends when nobody reads its output any more.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from typing import Final
+
+TIMEOUT: Final = 1.0
+AT_ONCE: Final = 0.005  # seconds; how long lines may wait to be written together
+
+
+def ask(ip: str, port: int) -> tuple[float, str]:
+    """One request on a connection of its own."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as opened:
+        opened.settimeout(TIMEOUT)
+        began = time.time()
+        try:
+            opened.connect((ip, port))
+            opened.sendall(b"1:\n")
+            reply = b""
+            while not reply.endswith(b"\n"):
+                data = opened.recv(4096)
+                if not data:
+                    return began, "!closed"
+                reply += data
+        except OSError as error:
+            return began, f"!{type(error).__name__}"
+    return began, json.loads(reply)["pod"]
+
+
+def main() -> None:
+    """Ask until the reader is gone."""
+    ip, port = sys.argv[1], int(sys.argv[2])
+    lines, written = [], time.time()
+    while True:
+        began, who = ask(ip, port)
+        lines.append(f"{began!r} {who}\n")
+        if began - written > AT_ONCE:
+            try:
+                os.write(1, "".join(lines).encode())
+            except BrokenPipeError:
+                return
+            lines, written = [], began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""How the demo looks: sections, rows of small bars, a spinner where there is a terminal to spin on.
+
+Every block is printed as soon as it is known, with columns of fixed width, so that a long run reads like one
+table that grows, and its text can be piped into a file as it is.
+"""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from kproxy_lab.demo.changes import Measured
+from kproxy_lab.demo.expect import Topic
+from kproxy_lab.demo.judge import Finding
+
+PLAIN_WIDTH: Final = 112
+WIDE: Final = 108
+"""Columns from which on there is room for bars and addresses; 80 are enough for the rest."""
+BAR: Final = 4
+COLOURS: Final = ("cyan", "blue", "magenta", "yellow", "bright_cyan", "bright_magenta")
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """The few characters beyond letters. `eighths` are bars of 1/8 to 8/8 of a cell."""
+
+    held: str
+    failed: str
+    nobody: str
+    eighths: str
+    dash: str
+    blur: str
+
+
+UNICODE: Final = Glyphs("✓", "✗", "·", "▏▎▍▌▋▊▉█", "─", "±")
+ASCII: Final = Glyphs("ok", "!!", ".", "########", "-", "+-")
+
+
+class Screen:
+    """Prints the parts of the demo, to stdout unless told otherwise."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or _console()
+        self.glyphs = UNICODE if self.console.encoding.lower().startswith("utf") else ASCII
+        self.wide = self.console.width >= WIDE
+        self._pods: tuple[str, ...] = ()
+        self._colours: dict[str, str] = {}
+
+    def section(self, title: str, note: str = "") -> None:
+        """Begin a part of the story, with a few sentences about it."""
+        self.console.print()
+        self.console.print(
+            Rule(Text(title, style="bold"), align="left", characters=self.glyphs.dash, style="dim")
+        )
+        if note:
+            self.say(note, style="dim")
+
+    def say(self, text: str, *, style: str = "", indent: int = 2) -> None:
+        """Print a sentence, wrapped at the width of the screen."""
+        self.console.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False))
+
+    def verbatim(self, text: str, *, style: str = "", indent: int = 2) -> None:
+        """Print a line to be copied: never wrapped, never interpreted."""
+        line = Text(" " * indent + text, style=style)
+        line.highlight_regex(r"KUBE-[A-Z]+(-[A-Z0-9]{16})?", "cyan")
+        line.highlight_regex(r"--comment (\"[^\"]*\"|\S+)", "green")
+        self.console.print(line, soft_wrap=True)
+
+    @contextmanager
+    def step(self, doing: str, done: str) -> Iterator[None]:
+        """Something that takes a moment: a spinner meanwhile, a line with its seconds afterwards."""
+        began = time.monotonic()
+        with self.busy(doing):
+            yield
+        line = Text.assemble(("  " + self.glyphs.held, "green"), f" {done}")
+        line.append(f"  {time.monotonic() - began:.1f} s", style="dim")
+        self.console.print(line)
+
+    @contextmanager
+    def busy(self, doing: str) -> Iterator[None]:
+        """A spinner with a text on a terminal, nothing elsewhere."""
+        if not self.console.is_terminal:
+            yield
+            return
+        spinner = "dots" if self.glyphs is UNICODE else "line"
+        with self.console.status(Text(doing, style="dim"), spinner=spinner):
+            yield
+
+    def columns(self, pods: Sequence[str]) -> None:
+        """Fix the pods' columns and print the head of the table of addresses."""
+        self._name_pods(pods)
+        table = self._address_grid()
+        saw = "the pods saw" if self.wide else "saw"
+        table.add_row(
+            Text("address", "bold"), Text("asked from", "bold"), *self._heads(), Text(saw, "bold"), ""
+        )
+        self._print(table)
+
+    def topic(self, topic: Topic, rows: Sequence[tuple[str, Finding]]) -> None:
+        """A service: its name and traits, and a row for each address and asker."""
+        self._heading(topic)
+        table = self._address_grid()
+        for asker, finding in rows:
+            table.add_row(
+                Text(
+                    finding.question.address if self.wide else finding.question.address.removesuffix("/TCP")
+                ),
+                Text(asker),
+                *self._shares(finding.counts, finding.question.answers, sticky=finding.question.sticky),
+                self._sources(finding),
+                self._mark(not finding.wrong),
+            )
+        self._print(table)
+        for _, finding in rows:
+            self.wrong(finding.wrong)
+
+    def not_proxied(self, topic: Topic, reason: str, *, wrong: Sequence[str]) -> None:
+        """A service without rules, and why that is right."""
+        line = Text.assemble(
+            (topic.service, "bold"), (f"   {topic.traits}: not proxied, by design; {reason}", "dim")
+        )
+        self.fact(line, wrong=wrong)
+
+    def change_columns(self, pods: Sequence[str]) -> None:
+        """Print the head of the table of changes; `pods` get the columns."""
+        self._name_pods(pods)
+        table = self._change_grid()
+        titles = [Text(title, "bold") for title in ("change", "first packet", "synced", "failed")]
+        table.add_row(*titles[:3], *(self._heads() if self.wide else ()), titles[3], "")
+        self._print(table)
+
+    def change(self, measured: Measured, expected: Sequence[str]) -> None:
+        """A row: how long until the first packet obeyed and kproxy said so, and who answers since."""
+        table = self._change_grid()
+        table.add_row(
+            Text(measured.change.title),
+            _milliseconds(measured.obeyed, "bold", measured.blur, self.glyphs.blur),
+            _milliseconds(measured.synced, "dim"),
+            *(self._shares(measured.counts, expected) if self.wide else ()),
+            Text(f"{measured.failed.total()} of {measured.asked}", "red" if measured.failed else "dim"),
+            self._mark(not measured.wrong),
+        )
+        self._print(table)
+        self.wrong(measured.wrong)
+
+    def fact(self, text: Text | str, *, wrong: Sequence[str]) -> None:
+        """A statement that was checked."""
+        table = _grid()
+        table.add_row(self._mark(not wrong), text)
+        self._print(table)
+        self.wrong(wrong)
+
+    def wrong(self, reasons: Sequence[str]) -> None:
+        """What did not hold."""
+        for reason in reasons:
+            self.say(f"{self.glyphs.failed} {reason}", style="red", indent=6)
+
+    def _name_pods(self, pods: Sequence[str]) -> None:
+        self._pods = tuple(pods)
+        for name in pods:
+            self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
+
+    def _heads(self) -> list[Text]:
+        return [Text(name, style=f"bold {self._colours[name]}") for name in self._pods]
+
+    def _heading(self, topic: Topic) -> None:
+        self.console.print()
+        self.console.print(Text.assemble("  ", (topic.service, "bold"), (f"   {topic.traits}", "dim")))
+
+    def _address_grid(self) -> Table:
+        table = _grid()
+        table.add_column(width=24 if self.wide else 20, overflow="fold")
+        table.add_column(width=12 if self.wide else 11, overflow="fold")
+        self._add_pods(table)
+        table.add_column(width=26 if self.wide else 5, overflow="fold")
+        table.add_column(width=len(self.glyphs.held))
+        return table
+
+    def _change_grid(self) -> Table:
+        table = _grid()
+        table.add_column(width=22, overflow="fold")
+        table.add_column(width=12, justify="right")
+        table.add_column(width=7, justify="right")
+        if self.wide:
+            self._add_pods(table)
+        table.add_column(width=9)
+        table.add_column(width=len(self.glyphs.held))
+        return table
+
+    def _add_pods(self, table: Table) -> None:
+        for _ in self._pods:
+            table.add_column(width=BAR + 5 if self.wide else 8, no_wrap=True, overflow="crop")
+
+    def _shares(self, counts: Counter[str], expected: Collection[str], *, sticky: bool = False) -> list[Text]:
+        """A cell for each pod; where clients are `sticky`, a pod that nobody met is no news."""
+        total = counts.total()
+        return [
+            self._share(name, counts[name], total, expected=name in expected, sticky=sticky)
+            for name in self._pods
+        ]
+
+    def _share(self, name: str, count: int, total: int, *, expected: bool, sticky: bool) -> Text:
+        if not count and (sticky or not expected):
+            return Text(self.glyphs.nobody, style="dim")
+        share = count / total if total else 0.0
+        percent = Text(f"{share:>4.0%}", style="" if expected and count else "bold red")
+        if not self.wide:
+            return percent
+        return Text.assemble((f"{bar(share, self.glyphs.eighths):<{BAR}}", self._colours[name]), " ", percent)
+
+    def _sources(self, finding: Finding) -> Text:
+        if not finding.question.answers:
+            words = {"Refused": "refused at once" if self.wide else "no", "NoAnswer": "dropped"}
+            return Text(", ".join(words.get(name, name) for name in finding.counts), style="dim")
+        lines = Text()
+        if not self.wide:
+            both = [name for name, seen in (("own", finding.own), ("node", finding.node)) if seen]
+            return Text("\n".join(both), style="dim")
+        for label, style, addresses in (("own ", "green", finding.own), ("node", "yellow", finding.node)):
+            shown = list(addresses)
+            if len(shown) > 2:
+                shown = [f"{shown[0]} and {len(shown) - 1} more"]
+            for address in shown:
+                lines.append("\n" if lines else "")
+                lines.append(label, style=style)
+                lines.append(f" {address}")
+        return lines
+
+    def _print(self, table: Table) -> None:
+        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+    def _mark(self, held: bool) -> Text:
+        return Text(self.glyphs.held, "green") if held else Text(self.glyphs.failed, "bold red")
+
+
+def bar(share: float, eighths: str, cells: int = BAR) -> str:
+    """A bar of up to `cells` characters in steps of an eighth, never empty for a share above zero."""
+    steps = round(share * cells * 8)
+    if share > 0:
+        steps = max(steps, 1)
+    full, rest = divmod(steps, 8)
+    return eighths[-1] * full + (eighths[rest - 1] if rest else "")
+
+
+def _grid() -> Table:
+    return Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _milliseconds(seconds: float | None, style: str, blur: float | None = None, sign: str = "") -> Text:
+    if seconds is None:
+        return Text("never", "bold red")
+    text = Text(f"{seconds * 1000:.0f} ms", style)
+    if blur is not None:
+        text.append(f" {sign}{math.ceil(blur * 1000)}", "dim")
+    return text
+
+
+def _console() -> Console:
+    plain = Console(highlight=False)
+    if plain.is_terminal or "COLUMNS" in os.environ:
+        return plain
+    return Console(highlight=False, width=PLAIN_WIDTH)

@@ -1,0 +1,72 @@
+"""The demo from start to end, with everything that can get in its way."""
+
+from pathlib import Path
+from typing import Final
+
+from kproxy_lab.demo import examples, interruption, offline, scenes
+from kproxy_lab.demo.examples import Examples, UnusableExamplesError
+from kproxy_lab.demo.interruption import Interrupted, Interruption
+from kproxy_lab.demo.program import ProgramDiedError, ProgramSilentError
+from kproxy_lab.demo.scenes import Expectations
+from kproxy_lab.demo.screen import Screen
+from kproxy_lab.demo.stage import Stage
+from kproxy_lab.lab import AskError, NotSupportedError
+
+BROKEN: Final = (NotSupportedError, ProgramDiedError, ProgramSilentError, UnusableExamplesError, AskError)
+
+
+def tell(directory: Path | None, variant: str | None, *, keep: bool = False) -> int:
+    """Run the demo, or say why it cannot be run here and show rules instead; the exit status.
+
+    0 when every expectation held, 1 when one did not or something broke, 128 + n after signal n (with
+    `keep`, a signal at the end is how it ends). Call it in the main thread. Raises UnusableExamplesError
+    when there are no manifests at all.
+    """
+    place = examples.find(directory)
+    screen, expectations = Screen(), Expectations()
+    told = False
+
+    def work(stop: Interruption) -> None:
+        nonlocal told
+        if reasons := offline.missing():  # which makes a namespace to find out
+            offline.tell(reasons, place)
+            return
+        shown = examples.load(place)
+        with Stage(stop) as stage:
+            _show(screen, stage, shown, variant, expectations)
+            told = True
+            if keep:
+                scenes.stay(screen, stage)
+
+    try:
+        interruption.run(work)
+    except Interrupted as stopped:
+        screen.console.print()
+        screen.say(f"{stopped}: everything is cleaned up.")
+        if not (keep and told):
+            return 128 + stopped.number
+    except BROKEN as error:
+        screen.console.print()
+        screen.wrong([str(error)])
+        if isinstance(error, ProgramDiedError | ProgramSilentError):
+            screen.say("The end of its log:")
+            for line in error.tail:
+                screen.verbatim(line, style="dim", indent=4)
+        return 1
+    return 1 if expectations.broken else 0
+
+
+def _show(
+    screen: Screen, stage: Stage, shown: Examples, variant: str | None, expectations: Expectations
+) -> None:
+    """All scenes. A request that fails because kproxy died raises ProgramDiedError, not AskError."""
+    found = scenes.come_up(screen, stage, shown, variant)
+    try:
+        scenes.addresses(screen, stage, found, expectations)
+        scenes.change(screen, stage, shown, expectations)
+        scenes.rules(screen, stage, shown)
+    except AskError:
+        stage.program.check()
+        raise
+    stage.program.check()
+    scenes.verdict(screen, expectations)

@@ -1,0 +1,253 @@
+"""Start kproxy by forking a process that has imported it already.
+
+In a user-mode kernel a page fault costs hundreds of times what it costs elsewhere, and a start of Python that
+imports all of kproxy is little else: many seconds, where a fork of a process that has done so takes one.
+`python -m kproxy_lab.forkserver DESCRIPTOR` is that process; it listens at a Unix socket that the
+environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what
+`python -m kproxy ...` would be: the same modules with the same arguments, environment, working directory,
+standard streams and network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python
+reads from the environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from pyroute2 import netns
+
+SOCKET: Final = "KPROXY_PRELOADED"
+COMMAND: Final = (sys.executable, "-m", "kproxy")
+"""What a command line begins with that can be had so."""
+
+_PACKAGES: Final = ("kproxy.agent", "kproxy.backends", "kproxy.kernel", "kproxy.plan", "kproxy.sources")
+_MODULES: Final = (
+    *("kproxy.cli.main", "prometheus_client", "pyroute2", "urllib3"),
+    *("kubernetes.client", "kubernetes.config.incluster_config"),
+)
+"""With the packages above, all that `kproxy run` imports by and by."""
+
+_LONGEST: Final = 200_000
+"""Bytes of a request: less than what a Unix socket sends at once (net.core.wmem_default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a child becomes; `files` are its standard streams and its network namespace."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    directory: str
+    files: list[int]
+
+
+def available(argv: Sequence[str]) -> bool:
+    """Whether this command line is kproxy's own, and there is a process to fork it from."""
+    return SOCKET in os.environ and tuple(argv[: len(COMMAND)]) == COMMAND
+
+
+class Popen(subprocess.Popen[bytes]):
+    """A `subprocess.Popen` of kproxy in a network namespace, forked from the preloaded process.
+
+    Raises OSError when that process is not there.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        namespace: Path,
+        *,
+        stdin: int | IO[bytes] | None = None,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+    ) -> None:
+        self._namespace = namespace
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+
+    # These three are what subprocess.Popen does by fork, exec and waitpid.
+
+    def _execute_child(self, *given: Any) -> None:
+        argv, _, _, _, _, directory, environment, _, _, _, *pipes = given[:16]
+        standard = [pipes[at] if pipes[at] != -1 else number for number, at in enumerate((0, 3, 5))]
+        request = {
+            "arguments": argv[len(COMMAND) :],
+            "environment": dict(environment if environment is not None else os.environ),
+            "directory": str(directory or Path.cwd()),
+        }
+        descriptor = os.open(self._namespace, os.O_RDONLY)
+        try:
+            self._server.connect(os.environ[SOCKET])
+            socket.send_fds(self._server, [json.dumps(request).encode()], [*standard, descriptor])
+            told = self._server.recv(64)
+        finally:
+            os.close(descriptor)
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+        if not told:
+            raise ConnectionError(f"{os.environ[SOCKET]}: the preloaded process is gone")
+        self.pid = int(told)
+        self._child_created = True
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        try:
+            told = self._server.recv(64, socket.MSG_DONTWAIT if flags & os.WNOHANG else 0)
+        except BlockingIOError:
+            return 0, 0
+        self._server.close()
+        if not told:
+            raise ConnectionError(f"the preloaded process is gone, and with it the status of {self.pid}")
+        return self.pid, int(told)
+
+    def _internal_poll(self, *_: object, **__: object) -> int | None:
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if self.returncode is None and lock.acquire(blocking=False):
+            try:
+                pid, status = self._try_wait(os.WNOHANG) if self.returncode is None else (0, 0)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            finally:
+                lock.release()
+        return cast("int | None", self.returncode)
+
+
+def run(
+    argv: Sequence[str], namespace: Path, *, timeout: float, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run kproxy to its end, as `subprocess.run` does, with its output captured as text.
+
+    Raises subprocess.TimeoutExpired after `timeout` seconds.
+    """
+    pipe = subprocess.PIPE
+    with Popen(argv, namespace, stdout=pipe, stderr=pipe, env=env) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, stdout.decode(), stderr.decode())
+
+
+@contextlib.contextmanager
+def serving(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the preloaded process; it listens at `path` at once and answers when it has imported everything."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        number = listener.fileno()
+        argv = [sys.executable, "-m", "kproxy_lab.forkserver", str(number)]
+        # Nothing of what this process prints into may be kept open by one that outlives it.
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[number]
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+        path.unlink()
+
+
+def _preload() -> None:
+    for name in _PACKAGES:
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            importlib.import_module(module.name)
+    for name in _MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection would write to every page
+
+
+def _serve(listener: socket.socket) -> _Request:
+    """Fork a child for every request; returns in the children alone."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.data is not None:
+                    selector.unregister(key.fd)
+                    _tell_end(key.fd, *key.data)
+                    continue
+                client, _ = listener.accept()
+                request = _receive(client)
+                pid = os.fork()
+                if pid == 0:
+                    return request
+                for number in request.files:
+                    os.close(number)
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, client))
+                _tell(client, pid)
+
+
+def _receive(client: socket.socket) -> _Request:
+    data, files, _, _ = socket.recv_fds(client, _LONGEST, 4)
+    return _Request(**json.loads(data), files=files)
+
+
+def _tell_end(descriptor: int, pid: int, client: socket.socket) -> None:
+    os.close(descriptor)
+    _, status = os.waitpid(pid, 0)
+    with client:
+        _tell(client, status)
+
+
+def _tell(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
+        client.send(b"%d" % number)
+
+
+def _become(request: _Request) -> None:
+    """Be what `exec` would have made of this process."""
+    netns.setns(request.files[3])
+    for number in range(3):
+        os.dup2(request.files[number], number)
+    os.closerange(3, max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1)
+    os.chdir(request.directory)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    sys.argv = ["kproxy", *request.arguments]
+    sys.path[0] = request.directory
+
+
+def _end(status: int) -> None:
+    """End as Python does, but take no module apart: that would write to every page."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status & 0xFF)
+
+
+def main() -> None:
+    """Import everything, then serve; in a child, run kproxy."""
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        _preload()
+        request = _serve(listener)
+    _become(request)
+    try:
+        runpy.run_module("kproxy", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise
+        _end(end.code or 0)
+
+
+if __name__ == "__main__":
+    main()

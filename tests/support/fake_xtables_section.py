@@ -1,0 +1,309 @@
+"""The changes that one section of a restore input makes to a table, gathered beside it until COMMIT.
+
+So a section is applied as a whole or not at all. What it refuses is what iptables-restore or the kernel
+refuses, in words that kproxy understands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+
+from kproxy.backends.iptables.canonical import canonical_rule, tokenize
+from kproxy.kernel.xtables.types import Variant
+from tests.support.fake_xtables_table import Table
+
+_VERDICTS = frozenset({"ACCEPT", "DROP", "RETURN", "QUEUE"})
+_EXTENSIONS = frozenset({
+    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CT", "DNAT", "DSCP", "HL", "LOG", "MARK", "MASQUERADE",
+    "NETMAP", "NFLOG", "NFQUEUE", "NOTRACK", "REDIRECT", "REJECT", "SET", "SNAT", "TCPMSS", "TEE", "TPROXY",
+    "TRACE", "TTL",
+})  # fmt: skip
+_CHAIN_NAME_MAX = 28  # XT_EXTENSION_MAXNAMELEN less the terminating NUL
+_POLICIES = frozenset({"ACCEPT", "DROP"})
+_LONG_COMMANDS = {
+    "--append": "-A", "--insert": "-I", "--delete": "-D", "--delete-chain": "-X", "--flush": "-F",
+    "--new-chain": "-N", "--new": "-N", "--policy": "-P",
+}  # fmt: skip
+
+
+class RefusedError(Exception):
+    """A line, or the section at its COMMIT, is not acceptable."""
+
+
+class Section:
+    """One table section: changes gathered on the side until COMMIT."""
+
+    def __init__(self, table: Table, refusals: list[re.Pattern[str]], variant: Variant) -> None:
+        self.table = table
+        self._refusals = refusals
+        self._variant = variant
+        self._chains: dict[str, list[str] | None] = {}  # None: removed
+        self._references: defaultdict[str, int] = defaultdict(int)
+        self._policies: dict[str, str] = {}
+        self._jumped: set[str] = set()
+        self._hooked: set[str] = set()
+        self._written: set[str] = set()  # chains with rules added or deleted since they were last flushed
+        self._changed = False
+
+    def line(self, line: str, number: int) -> None:
+        """Take one line of the section.  Raises RefusedError."""
+        if line.startswith("-A "):
+            self._append(line[3:])
+            return
+        if line[0] == ":":
+            self._declare(line)
+            return
+        if line[0] == "[":
+            line = line.partition("] ")[2]
+        command, _, rest = line.partition(" ")
+        command = _LONG_COMMANDS.get(command, command)
+        handler = self._HANDLERS.get(command)
+        if handler is None:
+            raise RefusedError(f"unknown option {command!r} in line {number}")
+        handler(self, rest)
+
+    def commit(self) -> bool:
+        """Write the changes to the table; whether there were any.  Raises RefusedError, changing nothing."""
+        if self._jumped:
+            self._refuse_loops()
+        for name, rules in self._chains.items():
+            if rules is None:
+                self.table.chains.pop(name, None)
+            else:
+                self.table.chains[name] = rules
+        self.table.references.update(self._references)
+        self.table.policies.update(self._policies)
+        self.table.hooked.update(self._hooked)
+        return self._changed or bool(self._written)
+
+    def _declare(self, line: str) -> None:
+        name, _, rest = line[1:].partition(" ")
+        policy = rest.partition(" ")[0]
+        if not policy:
+            raise RefusedError("policy invalid")
+        if name in self.table.policies:
+            if self._variant is Variant.NFT:  # sent to the kernel as an update, whatever the policy was
+                self._hooked.add(name)
+                self._changed = True
+            if policy in _POLICIES and self._policies.get(name, self.table.policies[name]) != policy:
+                self._policies[name] = policy
+                self._changed = True
+            return
+        if policy != "-" and self._variant is Variant.LEGACY:
+            raise RefusedError(f"Can't set policy `{policy}' on `{name}': Bad built-in chain name")
+        written = name in self._written
+        if self._rules(name) is None:
+            self._create(name)
+        else:
+            self._flush_chain(name)
+            self._changed = self._changed or written
+
+    def _create(self, name: str) -> None:
+        if len(name) > _CHAIN_NAME_MAX:
+            raise RefusedError(f"Invalid chain name `{name}' ({_CHAIN_NAME_MAX} chars max)")
+        if not name or name[0] in "-!" or name in _VERDICTS:
+            raise RefusedError(f"chain name `{name}' not allowed")
+        self._chains[name] = []
+        self._changed = True
+
+    def _new(self, rest: str) -> None:
+        name = rest.strip()
+        if self._rules(name) is not None:
+            raise RefusedError("Chain already exists.")
+        self._create(name)
+
+    def _flush(self, rest: str) -> None:
+        name = rest.strip()
+        if name:
+            self._flush_chain(name)
+            return
+        for chain in [*self.table.chains, *self._chains]:
+            if self._rules(chain) is not None:
+                self._flush_chain(chain)
+
+    def _hook(self, name: str) -> None:
+        if self._variant is Variant.NFT and name in self.table.policies and name not in self.table.hooked:
+            self._hooked.add(name)
+            self._changed = True
+
+    def _flush_chain(self, name: str) -> None:
+        rules = self._existing(name)
+        self._hook(name)
+        if rules:
+            self._unreference(rules)
+            self._chains[name] = []
+        self._written.discard(name)
+        self._changed = self._changed or bool(self.table.chains.get(name))
+
+    def _remove(self, rest: str) -> None:
+        name = rest.strip()
+        if not name:
+            raise RefusedError("-X without a chain is not supported here")
+        rules = self._existing(name)
+        if name in self.table.policies:
+            raise RefusedError("a built-in chain cannot be deleted")
+        if rules:
+            raise RefusedError(f"CHAIN_DEL failed (Device or resource busy): chain {name}")
+        if self.table.references[name] + self._references.get(name, 0) > 0:
+            raise RefusedError(f"CHAIN_DEL failed (Device or resource busy): chain {name}")
+        self._chains[name] = None
+        self._changed = True
+
+    def _policy(self, rest: str) -> None:
+        name, _, policy = rest.strip().partition(" ")
+        if name not in self.table.policies or policy not in _POLICIES:
+            raise RefusedError("Bad built-in chain name")
+        if self._policies.get(name, self.table.policies[name]) != policy:
+            self._policies[name] = policy
+            self._changed = True
+
+    def _append(self, rest: str) -> None:
+        name = rest[: rest.find(" ")] if " " in rest else rest
+        rules = self._writable(name)
+        rule = f"-A {rest}"
+        self._check(name, rule)
+        rules.append(rule)
+        self._hook(name)
+        self._written.add(name)
+
+    def _insert(self, rest: str) -> None:
+        name, _, spec = rest.partition(" ")
+        position = 1
+        first, _, others = spec.partition(" ")
+        if first.isdigit():
+            position, spec = int(first), others
+        rules = self._existing(name)
+        if not 1 <= position <= len(rules) + 1:
+            raise RefusedError("Index of insertion too big.")
+        rule = f"-A {name} {spec}".rstrip()
+        self._check(name, rule)
+        self._writable(name).insert(position - 1, rule)
+        self._hook(name)
+        self._written.add(name)
+
+    def _delete(self, rest: str) -> None:
+        name, _, spec = rest.partition(" ")
+        rules = self._existing(name)
+        if spec.strip().isdigit():
+            position = int(spec)
+            if not 1 <= position <= len(rules):
+                raise RefusedError("Index of deletion too big.")
+        else:
+            position = _position(rules, f"-A {rest}")
+        self._unreference([self._writable(name).pop(position - 1)])
+        self._jumped.add(name)  # what the rule kept the kernel from seeing may be a loop
+        self._written.add(name)
+
+    def _check(self, chain: str, rule: str) -> None:
+        for pattern in self._refusals:
+            if pattern.search(rule):
+                raise RefusedError(f"RULE_APPEND failed (No such file or directory): rule in chain {chain}")
+        target = _target(rule)
+        if target is None:
+            return
+        if target in _VERDICTS:
+            if target == "DROP" and self.table.name == "nat":
+                raise RefusedError('The "nat" table is not intended for filtering')
+            return
+        if self._rules(target) is None:
+            if target in _EXTENSIONS:
+                return
+            raise RefusedError(f"Chain '{target}' does not exist")
+        if target in self.table.policies:
+            raise RefusedError(f"RULE_APPEND failed (Operation not supported): rule in chain {chain}")
+        self._references[target] += 1
+        self._jumped.add(chain)
+
+    def _unreference(self, rules: list[str]) -> None:
+        for rule in rules:
+            target = _target(rule)
+            if target is not None and target not in _VERDICTS:
+                self._references[target] -= 1
+
+    def _rules(self, name: str) -> list[str] | None:
+        return self._chains[name] if name in self._chains else self.table.chains.get(name)
+
+    def _existing(self, name: str) -> list[str]:
+        rules = self._rules(name)
+        if rules is None:
+            raise RefusedError("No chain/target/match by that name.")
+        return rules
+
+    def _writable(self, name: str) -> list[str]:
+        rules = self._chains.get(name)
+        if rules is None:
+            rules = list(self._existing(name))
+            self._chains[name] = rules
+        return rules
+
+    def _refuse_loops(self) -> None:
+        """The kernel walks from the built-in chains; a loop nothing leads to is none of its business."""
+        if self._has_loop(self._jumped) and self._has_loop(set(self.table.policies)):
+            raise RefusedError("RULE_APPEND failed (Too many links)")
+
+    def _has_loop(self, roots: set[str]) -> bool:
+        done: set[str] = set()
+        for root in roots:
+            if root in done:
+                continue
+            path = {root}
+            stack = [(root, self._targets(root))]
+            while stack:
+                chain, targets = stack[-1]
+                if not targets:
+                    stack.pop()
+                    path.discard(chain)
+                    done.add(chain)
+                    continue
+                target = targets.pop()
+                if target in path:
+                    return True
+                if target not in done:
+                    path.add(target)
+                    stack.append((target, self._targets(target)))
+        return False
+
+    def _targets(self, chain: str) -> list[str]:
+        rules = self._rules(chain) or []
+        if self._variant is Variant.LEGACY:
+            # x_tables does not look past a rule that always decides (mark_source_chains)
+            final = [rules.index(f"-A {chain} -j {v}") for v in _VERDICTS if f"-A {chain} -j {v}" in rules]
+            rules = rules[: min(final, default=len(rules))]
+        found = {_target(rule) for rule in rules}
+        return [name for name in found if name is not None and self._rules(name) is not None]
+
+    _HANDLERS: dict[str, Callable[[Section, str], None]] = {  # noqa: RUF012  (a constant of the class)
+        "-A": _append,
+        "-I": _insert,
+        "-D": _delete,
+        "-F": _flush,
+        "-N": _new,
+        "-P": _policy,
+        "-X": _remove,
+    }
+
+
+def _target(rule: str) -> str | None:
+    """The chain or extension a rule jumps or goes to; None for a rule that only counts."""
+    at = max(rule.rfind(" -j "), rule.rfind(" -g "))
+    if at >= 0 and rule.find('"', at) < 0:
+        end = rule.find(" ", at + 4)
+        return rule[at + 4 :] if end < 0 else rule[at + 4 : end]
+    words = tokenize(rule)
+    for position, (word, quoted) in enumerate(words[:-1]):
+        if not quoted and word in ("-j", "-g", "--jump", "--goto"):
+            return words[position + 1][0]
+    return None
+
+
+def _position(rules: list[str], wanted: str) -> int:
+    try:
+        return rules.index(wanted) + 1
+    except ValueError:
+        form = canonical_rule(wanted)
+    for position, rule in enumerate(rules, 1):
+        if canonical_rule(rule) == form:
+            return position
+    raise RefusedError("Bad rule (does a matching rule exist in that chain?).")
