@@ -19,7 +19,7 @@ from benchmarks import cluster
 from benchmarks.syncs import Node, Row, measure_syncs, show
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
@@ -71,7 +71,7 @@ def measure(size: int, endpoints: int, variant: Variant) -> Row:
     rules = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
     xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
     handles = KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
-    writer = IptablesBackend(IpvsLayout(rules), xtables, ChangeWatch(xtables.stamp))
+    writer = IptablesBackend(IpvsLayout(rules), xtables, ForeignWrites(xtables.generation))
     backend = IpvsBackend(IpvsConfig(rules, Scheduler("rr")), handles, writer, lambda: now)
     node = Node(backend, "messages", _CountingSocket().since, time.process_time)
     row = measure_syncs(node, size, endpoints, REPEATS)

@@ -17,7 +17,7 @@ from benchmarks import cluster
 from benchmarks.syncs import Node, Row, measure_syncs, objects, show
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic, SyncReport
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.netlink import NetlinkNft
@@ -31,7 +31,7 @@ def node() -> Node:
     """A node of this mode, which knows nothing of the kernel yet."""
     nft = NetlinkNft()
     config = NftablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
-    return Node(NftablesBackend(config, nft, ChangeWatch(nft.stamp)), "elements", _elements, _cpu)
+    return Node(NftablesBackend(config, nft, ForeignWrites(nft.generation)), "elements", _elements, _cpu)
 
 
 def measure(size: int, endpoints: int) -> Row:
@@ -41,7 +41,7 @@ def measure(size: int, endpoints: int) -> Row:
     row = measure_syncs(measured, size, endpoints, REPEATS)
     row["idle cpu"] = _idle(measured)
     began = time.perf_counter()
-    measured.check(thorough=True)
+    measured.check(full=True)
     row["check"] = (time.perf_counter() - began) * 1000
     row["restart"] = node().push(*objects(0, size, endpoints))[2]
     gc.unfreeze()

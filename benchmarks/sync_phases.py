@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks import cluster
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout_selection import LAYOUTS, layouts
@@ -58,7 +58,7 @@ def rooms(size: int, endpoints: int, variant: Variant, layout: str) -> Result:
     xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
     config = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
     usual, larger = layouts(config, layout)
-    backend = IptablesBackend(usual, xtables, ChangeWatch(xtables.stamp), larger=larger)
+    backend = IptablesBackend(usual, xtables, ForeignWrites(xtables.generation), larger=larger)
     marks.append(clock())
     backend.update(plans.values())
     marks.append(clock())

@@ -53,9 +53,9 @@ class Node:
         elapsed = (time.perf_counter() - began) * 1000
         return self._written(report), (self.cpu() - cpu) * 1000, elapsed
 
-    def check(self, *, thorough: bool = False) -> None:
+    def check(self, *, full: bool = False) -> None:
         """Compare the kernel with what was written; nobody else writes here."""
-        if drifts := self._backend.check(thorough=thorough):
+        if drifts := self._backend.check(full=full):
             raise click.ClickException(f"drift: {drifts[0]}")
 
 

@@ -8,7 +8,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.kernel.conntrack.types import Conntrack, ConntrackError
-from kproxy.plan.stale_conntrack import Stale
+from kproxy.plan.stale_conntrack import StaleConntrack
 from kproxy.telemetry.metrics import Metrics
 from kproxy.telemetry.series import CONNTRACK_DELETED, CONNTRACK_SYNC
 
@@ -18,21 +18,21 @@ _AGAIN = 5.0
 """Seconds until the next try after a failure."""
 
 
-class FlowCleaner:
+class ConntrackCleaner:
     """Takes what to look for from the run loop and looks for it, many changes at a time."""
 
     def __init__(self, make: Callable[[], Conntrack], metrics: Metrics | None = None) -> None:
         self._make = make
         self._metrics = metrics or Metrics()
-        self._wanted: dict[Family, Stale] = {}
+        self._wanted: dict[Family, StaleConntrack] = {}
         self._news = threading.Condition()
 
-    def submit(self, family: Family, stale: Stale) -> None:
+    def submit(self, family: Family, stale: StaleConntrack) -> None:
         """Have flows looked for; returns at once. May be called from any thread."""
         if not stale.kept and not stale.gone:
             return
         with self._news:
-            self._wanted[family] = self._wanted.get(family, Stale()).then(stale)
+            self._wanted[family] = self._wanted.get(family, StaleConntrack()).then(stale)
             self._news.notify()
 
     def wake(self) -> None:
@@ -52,10 +52,10 @@ class FlowCleaner:
             for family, stale in wanted.items():
                 if not self._clean(conntrack, family, stale):
                     with self._news:
-                        self._wanted[family] = stale.then(self._wanted.get(family, Stale()))
+                        self._wanted[family] = stale.then(self._wanted.get(family, StaleConntrack()))
                     stop.wait(_AGAIN)
 
-    def _clean(self, conntrack: Conntrack, family: Family, stale: Stale) -> bool:
+    def _clean(self, conntrack: Conntrack, family: Family, stale: StaleConntrack) -> bool:
         began = time.monotonic()
         try:
             found = [

@@ -14,13 +14,13 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, SyncReport
 from kproxy.plan.model import NodeView, ServicePlan
 from kproxy.plan.planner import Planner
-from kproxy.plan.stale_conntrack import FlowLedger
+from kproxy.plan.stale_conntrack import ConntrackTracker
 from kproxy.state.tables import ServiceInput
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class SyncOutcome(msgspec.Struct, frozen=True):
     """What one sync was about and what became of it; times in seconds."""
 
     plans: Mapping[str, ServicePlan]
@@ -34,27 +34,27 @@ class Outcome(msgspec.Struct, frozen=True):
         return self.planning + self.applying
 
 
-class Side:
+class FamilySync:
     """One family: its planner, its backend, what is known of UDP flows, and the defects it logged last."""
 
-    def __init__(self, family: Family, backend: Backend, flows: FlowLedger | None = None) -> None:
+    def __init__(self, family: Family, backend: Backend, flows: ConntrackTracker | None = None) -> None:
         self.family = family
         self.backend = backend
         self.refused: dict[str, str] = {}
-        self.flows = flows or FlowLedger()
+        self.flows = flows or ConntrackTracker()
         self._planner = Planner(family)
         self._degraded: dict[str, str] = {}
 
-    def sync(self, inputs: Sequence[ServiceInput], view: NodeView) -> Outcome:
+    def sync(self, inputs: Sequence[ServiceInput], view: NodeView) -> SyncOutcome:
         """Plan what changed and bring the kernel to it."""
         began = time.monotonic()
         plans = self._planner.update(inputs, view)
         self.backend.update(plans.values())
         planned = time.monotonic()
         report = self.backend.sync()
-        return Outcome(plans, report, planned - began, time.monotonic() - planned)
+        return SyncOutcome(plans, report, planned - began, time.monotonic() - planned)
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: SyncOutcome) -> None:
         """Log the outcome: a line for all that was written, and one for each service with new trouble."""
         report, family = outcome.report, self.family.value
         cost = {

@@ -1,6 +1,6 @@
 """The run loop: one thread that plans what changed, syncs each family, and looks for drift when idle.
 
-Sources run on threads of their own and only fill the inbox. A change leaves the inbox when every family has
+Sources run on threads of their own and only fill the store. A change leaves the store when every family has
 it in the kernel; whatever fails stays there, is reported, and is tried again.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.agent.conntrack_cleaner import FlowCleaner
-from kproxy.agent.drift_checker import DriftWatch
-from kproxy.agent.family_sync import Outcome, Side
+from kproxy.agent.conntrack_cleaner import ConntrackCleaner
+from kproxy.agent.drift_checker import DriftChecker
+from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
 from kproxy.agent.schedule import Schedule
 from kproxy.backends.core.base import SyncReport
@@ -25,19 +25,19 @@ from kproxy.kernel.links import AddressNews
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.node.facts import NodeFacts, node_facts, pod_cidrs, remembered
 from kproxy.state.problems import Problem
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Node
 from kproxy.telemetry.http.health import HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.problem_log import ProblemLog
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 class Agent:
-    """Ties inbox, planners and backends together; used by one thread.
+    """Ties store, planners and backends together; used by one thread.
 
     `make_mode` is asked when the settings name another mode; `refused` is told the settings whose mode could
     not be taken, those that stay in force, and why. `api_servers` gives the (address, port) at which API
@@ -47,25 +47,25 @@ class Agent:
     def __init__(
         self,
         config: ProxyConfig,
-        inbox: Inbox,
+        store: ObjectStore,
         mode: Mode,
         health: HealthState,
         interfaces: Callable[[], Sequence[str]],
-        flows: FlowCleaner,
+        flows: ConntrackCleaner,
         service_health: ServiceHealth,
-        reporter: Reporter,
+        observer: SyncObserver,
         make_mode: Callable[[ProxyConfig], Mode],
         refused: Callable[[ProxyConfig, ProxyConfig, str], None],
         api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset,
     ) -> None:
         self._config = config
-        self._inbox = inbox
+        self._store = store
         self._mode = mode
         self._health = health
         self._interfaces = interfaces
         self._flows = flows
         self._service_health = service_health
-        self._reporter = reporter
+        self._observer = observer
         self._make_mode = make_mode
         self._refused = refused
         self._api_servers = api_servers
@@ -73,7 +73,7 @@ class Agent:
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
-        self._sides: dict[Family, Side] = {}
+        self._family_syncs: dict[Family, FamilySync] = {}
         self._facts: NodeFacts | None = None
         self._facts_of: Node | None = None
         self._node: Node | None = None
@@ -82,33 +82,33 @@ class Agent:
         self._facts_stale = True
         self._wanted = self._seen = config
         self._switch_to: ProxyConfig | None = None
-        self._settled = False
+        self._first_sync_done = False
         self._reconfigured = False
         self._replan = True
         self._drifted = False
         self._news: deque[AddressNews] = deque()
         self._problem_log = ProblemLog()
-        self._drift_watch = DriftWatch(reporter, self._clock)
-        self._next_tending: float | None = None
+        self._drift_checker = DriftChecker(observer, self._clock)
+        self._next_timer: float | None = None
         self.sync_errors: Mapping[Family, str] = {}
         for family in mode.families:
             health.add_family(family)
-        reporter.begin(mode.families)
+        observer.begin(mode.families)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set (and the inbox woken)."""
+        """Work until `stop` is set (and the store woken)."""
         while not stop.is_set():
             delay = self._due_in()
             if self._news:
-                self._drifted |= self._drift_watch.compare_addresses(self._mode, self._news.popleft())
+                self._drifted |= self._drift_checker.compare_addresses(self._mode, self._news.popleft())
             elif delay is None or delay > 0:
-                self._inbox.wait(delay)
+                self._store.wait(delay)
             elif self._sync_due_in() == 0:
                 self.sync()
-            elif self._next_tending is not None and self._next_tending <= self._clock():
-                self._tend()
+            elif self._next_timer is not None and self._next_timer <= self._clock():
+                self._run_timers()
             else:
-                self._drifted |= self._drift_watch.look(self._sides.values(), self._in_step)
+                self._drifted |= self._drift_checker.look(self._family_syncs.values(), self._in_step)
 
     def run_once(self, stop: threading.Event, deadline: float | None = None) -> bool:
         """Work until one sync got through; True if every service is applied, False at the deadline too."""
@@ -118,7 +118,7 @@ class Agent:
                 return False
             delay = self._sync_due_in()
             if delay is None or delay > 0:
-                self._inbox.wait(min((each for each in (delay, left) if each is not None), default=None))
+                self._store.wait(min((each for each in (delay, left) if each is not None), default=None))
                 continue
             reports = self.sync()
             self.sync_errors = {f: report.error for f, report in reports.items() if report.error is not None}
@@ -132,12 +132,12 @@ class Agent:
             self._facts_stale = True
         if news.device or news.lost:
             self._news.append(news)
-        self._inbox.wake()
+        self._store.wake()
 
     def reconfigure(self, config: ProxyConfig) -> None:
         """Work with other settings from the next sync on; may be called from any thread."""
         self._wanted = config
-        self._inbox.wake()
+        self._store.wake()
 
     @property
     def config(self) -> ProxyConfig:
@@ -163,11 +163,11 @@ class Agent:
         assert facts is not None  # noqa: S101 - only called once _ready() has said so
         retried = self._schedule.retry_due()
         if retried:
-            for side in self._sides.values():
+            for side in self._family_syncs.values():
                 side.backend.retry()
-        inputs = self._inbox.take(everything=self._replan)
+        inputs = self._store.take(everything=self._replan)
         self._replan = self._drifted = False
-        outcomes = {family: side.sync(inputs, facts.view) for family, side in self._sides.items()}
+        outcomes = {family: side.sync(inputs, facts.view) for family, side in self._family_syncs.items()}
         return self._conclude(started, inputs, facts, outcomes, retried=retried)
 
     def _conclude(
@@ -175,7 +175,7 @@ class Agent:
         started: float,
         inputs: Sequence[ServiceInput],
         facts: NodeFacts,
-        outcomes: Mapping[Family, Outcome],
+        outcomes: Mapping[Family, SyncOutcome],
         *,
         retried: bool,
     ) -> Mapping[Family, SyncReport]:
@@ -186,34 +186,34 @@ class Agent:
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             if report.drifts:
-                self._drift_watch.tell(family, report.drifts)
-            self._sides[family].tell(outcome)
-            self._reporter.synced(family, report, plans, outcome.seconds, retried=retried)
+                self._drift_checker.tell(family, report.drifts)
+            self._family_syncs[family].tell(outcome)
+            self._observer.synced(family, report, plans, outcome.seconds, retried=retried)
             if report.error is not None:
                 self._health.failed(family)
                 continue
             self._health.updated(family)
             held = {key: plan for key, plan in plans.items() if key not in report.failed}
-            self._flows.submit(family, self._sides[family].flows.turn(held))
+            self._flows.submit(family, self._family_syncs[family].flows.update(held))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
-        self._reporter.problems(problems)
+        self._observer.problems(problems)
         self._problem_log.tell(problems)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
             applied = (given for given in inputs if given.key not in failed)
-            self._reporter.applied(self._inbox.commit(applied, refused=bool(failed)))
+            self._observer.applied(self._store.commit(applied, refused=bool(failed)))
         else:
-            self._inbox.not_applied()
+            self._store.not_applied()
         if blocked or failed or any(report.leftovers for report in reports.values()):
             stuck = all(report.error is not None for report in reports.values())
             self._schedule.failed(started, blocked=stuck)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
-        if not self._settled and not blocked:
+        if not self._first_sync_done and not blocked:
             self._after_first_sync()
-        self._next_tending = self._clock()
+        self._next_timer = self._clock()
         return reports
 
     def _switch(self, config: ProxyConfig) -> Mapping[Family, SyncReport]:
@@ -222,7 +222,7 @@ class Agent:
         If that cannot be done, this mode goes on, and what the other one wrote is taken away.
         """
         self._switch_to = None
-        plan = plan_switch(self._config, config, self._inbox.services)
+        plan = plan_switch(self._config, config, self._store.services)
         log.info("mode_switch_planned", **plan.fields())
         started = self._clock()
         try:
@@ -234,46 +234,46 @@ class Agent:
         except ModeUnavailable as error:
             self._refuse(config, "mode_unavailable", str(error))
             return {}
-        trial = try_mode(mode, facts, self._sides, self._inbox.take(everything=True))
+        trial = try_mode(mode, facts, self._family_syncs, self._store.take(everything=True))
         if trial.reason is not None:
             self._refuse(config, "mode_switch_failed", trial.reason)
             return self._roll_back()
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
-        self._reporter.begin(mode.families)
-        self._mode, self._sides, self._facts = mode, trial.sides, facts
+        self._observer.begin(mode.families)
+        self._mode, self._family_syncs, self._facts = mode, trial.sides, facts
         self._adopt(config)
-        self._settled = self._replan = self._drifted = False
+        self._first_sync_done = self._replan = self._drifted = False
         reports = self._conclude(started, trial.inputs, facts, trial.outcomes, retried=False)
-        self._reporter.switched()
+        self._observer.switched()
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
 
     def _refuse(self, config: ProxyConfig, event: str, reason: str) -> None:
         wanted, kept = mode_name(config), mode_name(self._config)
         log.error(event, mode=wanted, reason=reason, effect=f"{kept} stays")
-        self._reporter.switch_failed(wanted, kept, reason)
+        self._observer.switch_failed(wanted, kept, reason)
         self._refused(config, self._config, reason)
 
     def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Write again what another mode's first sync may have changed, and take away what is its own."""
-        self._settled, self._replan = False, True
-        for side in self._sides.values():
-            side.backend.doubt()
+        self._first_sync_done, self._replan = False, True
+        for side in self._family_syncs.values():
+            side.backend.invalidate()
         if self._facts is None:
             return {}
         reports = self.sync()
-        if self._settled:
+        if self._first_sync_done:
             log.info("mode_switch_rolled_back", mode=mode_name(self._config))
         return reports
 
     def _due_in(self) -> float | None:
         sync = self._sync_due_in()
-        if not self._sides:
+        if not self._family_syncs:
             return sync
-        next_look = self._drift_watch.next_look
-        if self._next_tending is not None:
-            next_look = min(next_look, self._next_tending)
+        next_look = self._drift_checker.next_look
+        if self._next_timer is not None:
+            next_look = min(next_look, self._next_timer)
         look = max(0.0, next_look - self._clock())
         return look if sync is None else min(sync, look)
 
@@ -282,14 +282,14 @@ class Agent:
             return None
         if self._switch_to is not None:
             return 0.0
-        changed = self._replan or self._drifted or self._inbox.changed
-        return self._schedule.due_in(changed=changed, halved_since=self._inbox.halved_since)
+        changed = self._replan or self._drifted or self._store.changed
+        return self._schedule.due_in(changed=changed, incomplete_since=self._store.incomplete_since)
 
     def _ready(self) -> bool:
         """Whether a sync may run: all first lists are complete and the node's facts are known."""
-        if not self._inbox.ready:
+        if not self._store.ready:
             return False
-        node = self._inbox.node()
+        node = self._store.node()
         wanted = self._wanted
         if wanted is not self._seen:
             self._seen = wanted
@@ -298,7 +298,7 @@ class Agent:
                 self._mode.reconfigure(wanted)
                 self._adopt(wanted)
                 self._facts_stale = self._reconfigured = True
-        ranges, servers = self._inbox.service_ranges, self._api_servers()
+        ranges, servers = self._store.service_ranges, self._api_servers()
         known = node is self._facts_of and ranges is self._ranges and servers == self._servers
         if self._facts_stale or not known:
             self._ranges, self._servers = ranges, servers
@@ -344,29 +344,32 @@ class Agent:
         for family in self._mode.families:
             side = facts.families[family]
             backend = self._mode.configure(family, side)
-            if family not in self._sides:
+            if family not in self._family_syncs:
                 if side.local_traffic is None:
                     log.warning(
                         "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
                     )
-                self._sides[family] = Side(family, backend)
+                self._family_syncs[family] = FamilySync(family, backend)
             elif before and before.families[family].node_port_addresses != side.node_port_addresses:
-                self._sides[family].flows.doubt()
+                self._family_syncs[family].flows.invalidate()
 
-    def _tend(self) -> None:
+    def _run_timers(self) -> None:
         """Let the mode and the backends do what time asks for."""
-        waits = [self._mode.tend(), *(side.backend.tend() for side in self._sides.values())]
+        waits = [
+            self._mode.run_timers(),
+            *(side.backend.run_timers() for side in self._family_syncs.values()),
+        ]
         soonest = min((wait for wait in waits if wait is not None), default=None)
-        self._next_tending = None if soonest is None else self._clock() + soonest
+        self._next_timer = None if soonest is None else self._clock() + soonest
 
     def _in_step(self) -> bool:
-        return self._schedule.failures == 0 and self._inbox.pending_since is None
+        return self._schedule.failures == 0 and self._store.pending_since is None
 
     def _after_first_sync(self) -> None:
         """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
-        self._settled = True
-        self._drift_watch.begin()
-        self._mode.settled()
+        self._first_sync_done = True
+        self._drift_checker.begin()
+        self._mode.on_first_sync()
         gc.unfreeze()
         gc.collect()
         gc.freeze()

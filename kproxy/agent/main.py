@@ -11,11 +11,11 @@ from typing import Self
 import structlog
 
 from kproxy import __version__, logs
-from kproxy.agent.conntrack_cleaner import FlowCleaner
+from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.loop import Agent
 from kproxy.agent.once import OnceTimeout, waits_for
 from kproxy.agent.signals import Interrupted, Leaving, Signals
-from kproxy.agent.source_factory import Input, make_input
+from kproxy.agent.source_factory import ObjectSource, make_source
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.reload import Reloader
@@ -33,16 +33,16 @@ from kproxy.node.kube_proxy_process import warn_of_kube_proxy
 from kproxy.node.setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.sources.base import SourceError
 from kproxy.state.decode import Kind
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from kproxy.telemetry.collection import readers
 from kproxy.telemetry.exposition import Exposition
 from kproxy.telemetry.health_monitor import HealthMonitor
-from kproxy.telemetry.http.debug import Inspector
+from kproxy.telemetry.http.debug import StatusBuilder
 from kproxy.telemetry.http.health import HEALTHZ, HealthServer, HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
 from kproxy.telemetry.http.server import HttpServer, Routes
 from kproxy.telemetry.metrics import Metrics, observe_check
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.series import HEALTHZ as HEALTHZ_ANSWERS
 from kproxy.telemetry.series import LIVEZ as LIVEZ_ANSWERS
 
@@ -63,16 +63,18 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     validate(config)
     began = time.monotonic()
     stop = StopEvent()
-    inbox = Inbox([kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)])
+    store = ObjectStore(
+        [kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)]
+    )
     metrics = Metrics()
-    given = make_input(config, metrics, inbox.wake)
+    given = make_source(config, metrics, store.wake)
     leaving = Leaving(configured=config.cleanup_on_exit)
     instance = Instance("run --once" if config.once else "run", __version__, lambda: config.proxy_mode)
 
     def end() -> None:
         instance.tell(stopping=True)
         stop.set()
-        inbox.wake()
+        store.wake()
 
     with Signals(end, leaving) as signals, instance:
         leaving.changed = lambda cleans_up: instance.tell(cleanup_on_exit=cleans_up)
@@ -83,16 +85,16 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         except Interrupted:
             return not config.once
         warn_of_kube_proxy(ask=True)
-        with _Threads(stop, inbox) as threads:
+        with _Threads(stop, store) as threads:
             # The lists arrive while the kernel is tried.
-            threads.start("source", functools.partial(given.source.run, inbox, stop))
+            threads.start("source", functools.partial(given.source.run, store, stop))
             set_up_node(config)
             try:
                 complete = _work(
                     config,
                     reloader_for,
                     stop,
-                    inbox,
+                    store,
                     metrics,
                     given,
                     threads,
@@ -136,9 +138,9 @@ def _work(
     config: ProxyConfig,
     reloader_for: ReloaderFor,
     stop: StopEvent,
-    inbox: Inbox,
+    store: ObjectStore,
     metrics: Metrics,
-    given: Input,
+    given: ObjectSource,
     threads: "_Threads",
     signals: Signals,
     leaving: Leaving,
@@ -149,11 +151,11 @@ def _work(
     shares = share(raise_descriptor_limit())
     make_mode = functools.partial(registry.make_mode, runner=Runner(stop))
     mode = make_mode(config)
-    flows = FlowCleaner(NetlinkConntrack, metrics)
-    health = HealthState(config.sync_period, time.monotonic, lambda: inbox.waiting_since)
+    flows = ConntrackCleaner(NetlinkConntrack, metrics)
+    health = HealthState(config.sync_period, time.monotonic, lambda: store.waiting_since)
     events = given.events
-    reporter = Reporter(metrics, events.notify) if events is not None else Reporter(metrics)
-    services = ServiceHealth(health.proxy_healthy, reporter.port_refused, shares)
+    observer = SyncObserver(metrics, events.notify) if events is not None else SyncObserver(metrics)
+    services = ServiceHealth(health.proxy_healthy, observer.port_refused, shares)
     interfaces = AddressWatch(DEVICE)
 
     def mode_refused(wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
@@ -161,13 +163,13 @@ def _work(
 
     agent = Agent(
         config,
-        inbox,
+        store,
         mode,
         health,
         interfaces.addresses,
         flows,
         services,
-        reporter,
+        observer,
         make_mode,
         mode_refused,
         given.api_servers,
@@ -176,17 +178,17 @@ def _work(
     settings = _Settings(config, agent, given, leaving)
     reloader = reloader_for(settings.take)
     signals.follow_reloads(reloader.reload)
-    inspector = Inspector(
-        lambda: agent.config, reloader, inbox, health, reporter, given.watches, time.monotonic
+    status_builder = StatusBuilder(
+        lambda: agent.config, reloader, store, health, observer, given.watches, time.monotonic
     )
     exposition = Exposition(
         metrics,
         lambda: agent.config.proxy_mode,
-        readers(lambda: agent.mode, inspector.verdict, inbox, reporter, config.metrics_service_limit),
+        readers(lambda: agent.mode, status_builder.verdict, store, observer, config.metrics_service_limit),
     )
-    monitor = HealthMonitor(inspector.verdict, events.notify if events is not None else lambda _: None)
+    monitor = HealthMonitor(status_builder.verdict, events.notify if events is not None else lambda _: None)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    servers = _servers(config, health, metrics, inspector.routes(exposition, metrics), shares)
+    servers = _servers(config, health, metrics, status_builder.routes(exposition, metrics), shares)
     with _serving(servers, hard_fail=config.bind_address_hard_fail):
         if events is not None:
             threads.start("events", functools.partial(events.run, stop), events.wake)
@@ -195,7 +197,7 @@ def _work(
         follow = functools.partial(interfaces.run, agent.addresses_changed)
         threads.start("addresses", follow, interfaces.stop)
         if config.once:
-            return _once(config, agent, inbox, given, stop, began)
+            return _once(config, agent, store, given, stop, began)
         threads.start("settings", functools.partial(_watch, reloader, stop))
         threads.start("health", functools.partial(monitor.run, stop))
         agent.run(stop)
@@ -203,14 +205,19 @@ def _work(
 
 
 def _once(
-    config: ProxyConfig, agent: Agent, inbox: Inbox, given: Input, stop: threading.Event, began: float
+    config: ProxyConfig,
+    agent: Agent,
+    store: ObjectStore,
+    given: ObjectSource,
+    stop: threading.Event,
+    began: float,
 ) -> bool:
     """Work until one sync got through. Raises OnceTimeout."""
     deadline = began + config.once_timeout if config.once_timeout else None
     if agent.run_once(stop, deadline):
         return True
     if deadline is not None and not stop.is_set() and time.monotonic() >= deadline:
-        waited = waits_for(inbox.missing, given.watches(), agent.sync_errors, knows_node=agent.knows_node)
+        waited = waits_for(store.missing, given.watches(), agent.sync_errors, knows_node=agent.knows_node)
         raise OnceTimeout(config.once_timeout, waited)
     return False
 
@@ -228,7 +235,7 @@ def prepare(config: ProxyConfig) -> None:
 class _Settings:
     """Hands new settings to everything that works with them."""
 
-    def __init__(self, config: ProxyConfig, agent: Agent, given: Input, leaving: Leaving) -> None:
+    def __init__(self, config: ProxyConfig, agent: Agent, given: ObjectSource, leaving: Leaving) -> None:
         self._config = config
         self._agent = agent
         self._given = given
@@ -257,10 +264,10 @@ class _Threads:
     It would go stale unnoticed. `died` tells of it, and `refused` of a source that could not begin.
     """
 
-    def __init__(self, stop: threading.Event, inbox: Inbox) -> None:
+    def __init__(self, stop: threading.Event, store: ObjectStore) -> None:
         self._stop = stop
-        self._inbox = inbox
-        self._wakes = [inbox.wake]
+        self._store = store
+        self._wakes = [store.wake]
         self._started: list[threading.Thread] = []
         self.died = False
         self.refused: SourceError | None = None
@@ -279,7 +286,7 @@ class _Threads:
             finally:
                 if not self._stop.is_set():
                     self._stop.set()
-                    self._inbox.wake()
+                    self._store.wake()
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.agent.family_sync import Outcome, Side
+from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.config.model import ProxyConfig
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.node.facts import NodeFacts
@@ -78,16 +78,16 @@ class Trial(msgspec.Struct, frozen=True):
 
     mode: Mode
     facts: NodeFacts
-    sides: dict[Family, Side]
+    sides: dict[Family, FamilySync]
     inputs: Sequence[ServiceInput]
-    outcomes: Mapping[Family, Outcome]
+    outcomes: Mapping[Family, SyncOutcome]
     reason: str | None
 
 
 def try_mode(
     mode: Mode,
     facts: NodeFacts,
-    known: Mapping[Family, Side],
+    known: Mapping[Family, FamilySync],
     inputs: Sequence[ServiceInput],
 ) -> Trial:
     """Sync every family in a new mode, knowing of UDP flows what the `known` sides of the old one do."""
@@ -95,7 +95,7 @@ def try_mode(
     for family in mode.families:
         side = known.get(family)
         backend = mode.configure(family, facts.families[family])
-        sides[family] = Side(family, backend, side.flows if side is not None else None)
+        sides[family] = FamilySync(family, backend, side.flows if side is not None else None)
     outcomes = {family: side.sync(inputs, facts.view) for family, side in sides.items()}
     reason = verdict(outcomes, {family: side.refused for family, side in known.items()})
     return Trial(mode, facts, sides, inputs, outcomes, reason)
@@ -108,7 +108,7 @@ def check_families(old: Mode, new: Mode) -> None:
         raise ModeUnavailable(f"it cannot serve {', '.join(missing)} here")
 
 
-def verdict(outcomes: Mapping[Family, Outcome], refused: Mapping[Family, Collection[str]]) -> str | None:
+def verdict(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:
     """Why the first sync of a new mode does not count; None if it does.
 
     A family whose sync failed as a whole is a reason, and one whose every service was refused, unless the

@@ -27,7 +27,7 @@ PAUSE = 0.01
 LONGEST_SAVED = 0.1
 """A least time between syncs that is longer than this, in seconds, was asked for, and is kept each time."""
 
-GATHER = 0.02
+COALESCE_DELAY = 0.02
 """Seconds that a service which is half here waits for its other half, and all other changes with it at most.
 
 What one client writes back to back is, through two watches, less than 1 ms apart in half of all cases and
@@ -92,14 +92,18 @@ class Schedule:
         """Whether it is time to try again what failed."""
         return self._retry_at is not None and self._clock() >= self._retry_at
 
-    def due_in(self, *, changed: bool, halved_since: float | None = None) -> float | None:
+    def due_in(self, *, changed: bool, incomplete_since: float | None = None) -> float | None:
         """Seconds until a sync is due (0: now); None if none is until something changes.
 
-        `halved_since`: since when a service that is new is only half here, if one is.
+        `incomplete_since`: since when a service that is new is only half here, if one is.
         """
         due: float | None = None
         if changed and not self._blocked:
-            due = self._not_before if halved_since is None else max(self._not_before, halved_since + GATHER)
+            due = (
+                self._not_before
+                if incomplete_since is None
+                else max(self._not_before, incomplete_since + COALESCE_DELAY)
+            )
         if self._retry_at is not None:
             retry = max(self._retry_at, self._not_before)
             due = retry if due is None else min(due, retry)

@@ -17,7 +17,7 @@ MANIFESTS = "manifests"
 """What the status calls the watch of the directory."""
 
 
-class Input(msgspec.Struct, frozen=True):
+class ObjectSource(msgspec.Struct, frozen=True):
     """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
 
     `follow` is told new settings, which may need another kind of object. `api_servers` says at which
@@ -31,7 +31,7 @@ class Input(msgspec.Struct, frozen=True):
     api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
 
 
-def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> Input:
+def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> ObjectSource:
     """What `config` names; nothing is opened yet. `wake` is called when `api_servers` has another answer."""
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
@@ -51,7 +51,7 @@ def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) 
                 )
             ]
 
-        return Input(manifests, None, directory, lambda _: None)
+        return ObjectSource(manifests, None, directory, lambda _: None)
     from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
     from kproxy.sources.errors import ApiError
     from kproxy.sources.kubernetes import KubernetesSource
@@ -84,7 +84,7 @@ def make_input(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) 
     # ValueError: text that cannot be sent; OSError: no descriptors
     errors = (ApiError, ClusterAccessError, ValueError, OSError)
     events = EventRecorder(source.objects(), config.node_name, metrics, errors)
-    return Input(source, events, watches, follow, lambda: source.servers)
+    return ObjectSource(source, events, watches, follow, lambda: source.servers)
 
 
 def _time(seconds: float | None) -> datetime | None:

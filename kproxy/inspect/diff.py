@@ -1,4 +1,4 @@
-"""What the next sync would change on this node: the real backends, run against a rehearsal of its kernel.
+"""What the next sync would change on this node: the real backends, run against a dry run of its kernel.
 
 Everything is read as `kproxy run` reads it, objects from their source once, rules, sets and virtual servers
 from the kernel or from a saved dump; then the first sync of a new kproxy takes place in memory. What it would
@@ -14,10 +14,10 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend
 from kproxy.backends.core.change import Change, Sign
-from kproxy.backends.iptables.dryrun import RehearsedXtables
+from kproxy.backends.iptables.dryrun import DryRunXtables
 from kproxy.backends.iptables.layout_selection import layouts
 from kproxy.backends.ipvs.backend import IpvsBackend
-from kproxy.backends.ipvs.dryrun import RehearsedDevice, RehearsedIpset, RehearsedIpvs
+from kproxy.backends.ipvs.dryrun import DryRunDevice, DryRunIpset, DryRunIpvs
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
@@ -36,7 +36,7 @@ from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
 from kproxy.modes.iptables import (
     COUNTERS,
-    Abilities,
+    Capabilities,
     countable,
     iptables_config,
     is_liberal,
@@ -44,7 +44,7 @@ from kproxy.modes.iptables import (
     usable_layout,
 )
 from kproxy.modes.ipvs import ipvs_config, rules_config
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.modes.registry import ipvs_handles
 from kproxy.node.facts import NodeFacts, node_facts, wants_service_cidrs
 from kproxy.plan.planner import Planner
@@ -119,11 +119,11 @@ def of_this_node(config: ProxyConfig) -> Difference:
     tools = _tools(config)
     try:
         dumps = {
-            family: RehearsedXtables(family, found.variant, xtables.save(), random_fully=xtables.random_fully)
+            family: DryRunXtables(family, found.variant, xtables.save(), random_fully=xtables.random_fully)
             for family, found in tools.items()
             for xtables in (SubprocessXtables(family, found),)
         }
-        found = _rehearse(config, tables, facts, dumps, _abilities(config, tools))
+        found = _dry_run(config, tables, facts, dumps, _capabilities(config, tools))
         rules = {
             family: (*changes, *former_rules(family, used=tools[family].variant))
             for family, changes in found.rules.items()
@@ -148,11 +148,11 @@ def of_dump(config: ProxyConfig, file: Path, family: Family) -> Difference:
     facts = _facts(config, tables, addresses_of(tables.node), servers)
     dump = file.read_bytes()
     try:
-        rehearsed = RehearsedXtables(family, config.iptables_variant or Variant.NFT, dump)
+        dry_run = DryRunXtables(family, config.iptables_variant or Variant.NFT, dump)
     except ValueError as error:
         raise DifferenceError(f"{file}: {error}") from error
-    able = {family: _abilities_in(dump, config)}
-    found = _rehearse(config, tables, facts, {family: rehearsed}, able, departing=False)
+    capabilities = {family: _capabilities_in(dump, config)}
+    found = _dry_run(config, tables, facts, {family: dry_run}, capabilities, departing=False)
     return msgspec.structs.replace(found, problems=(*problems, *found.problems))
 
 
@@ -202,26 +202,26 @@ def _tools(config: ProxyConfig) -> dict[Family, XtablesTools]:
     return found
 
 
-def _rehearse(
+def _dry_run(
     config: ProxyConfig,
     tables: Tables,
     facts: NodeFacts,
-    dumps: Mapping[Family, RehearsedXtables],
-    able: Mapping[Family, Abilities],
+    dumps: Mapping[Family, DryRunXtables],
+    capabilities: Mapping[Family, Capabilities],
     *,
     departing: bool = True,
 ) -> Difference:
     """Let a new kproxy sync once, in memory; `departing` says whether another mode's remains count."""
     real = ipvs_handles()
-    ipvs = RehearsedIpvs(real.ipvs, _offers)
-    ipset = RehearsedIpset(real.ipset)
-    device = RehearsedDevice(real.device, exists=departing and links.exists(DEVICE))
+    ipvs = DryRunIpvs(real.ipvs, _offers)
+    ipset = DryRunIpset(real.ipset)
+    device = DryRunDevice(real.device, exists=departing and links.exists(DEVICE))
     handles = KernelHandles(ipvs, ipset, device)
     inputs = tables.dirty()
     problems: dict[str, None] = {}
     failed: dict[str, str] = {}
-    for family, rehearsed in dumps.items():
-        backend = _backend(config, facts, rehearsed, able[family], handles)
+    for family, dry_run in dumps.items():
+        backend = _backend(config, facts, dry_run, capabilities[family], handles)
         plans = Planner(family).update(inputs, facts.view)
         problems |= dict.fromkeys(str(problem) for plan in plans.values() for problem in plan.problems)
         backend.update(plans.values())
@@ -231,7 +231,7 @@ def _rehearse(
         failed |= report.failed
     if departing and config.proxy_mode != "ipvs":
         _leave(config, handles)
-    rules = {family: tuple(sorted(rehearsed.changes())) for family, rehearsed in dumps.items()}
+    rules = {family: tuple(sorted(dry_run.changes())) for family, dry_run in dumps.items()}
     others = (*sorted(device.changes()), *sorted(ipset.changes()), *sorted(ipvs.changes()))
     return Difference(rules, others, failed, tuple(problems))
 
@@ -240,9 +240,9 @@ def _rehearse_nftables(config: ProxyConfig, tables: Tables, facts: NodeFacts) ->
     """The same for the nftables mode, after which the rules and virtual servers of other modes go."""
     found = compare_tables(config, tables.dirty(), facts)
     real = ipvs_handles()
-    ipvs = RehearsedIpvs(real.ipvs, _offers)
-    ipset = RehearsedIpset(real.ipset)
-    device = RehearsedDevice(real.device, exists=links.exists(DEVICE))
+    ipvs = DryRunIpvs(real.ipvs, _offers)
+    ipset = DryRunIpset(real.ipset)
+    device = DryRunDevice(real.device, exists=links.exists(DEVICE))
     _leave(config, KernelHandles(ipvs, ipset, device))
     rules = {family: (*changes, *former_rules(family)) for family, changes in found.tables.items()}
     others = (*sorted(device.changes()), *sorted(ipset.changes()), *sorted(ipvs.changes()))
@@ -251,35 +251,39 @@ def _rehearse_nftables(config: ProxyConfig, tables: Tables, facts: NodeFacts) ->
 
 def _leave(config: ProxyConfig, handles: KernelHandles) -> None:
     """Take away what an IPVS mode left, as another mode would."""
-    leaving = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
+    leaving = IpvsTeardown(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     leaving.begin()
-    leaving.tend()
+    leaving.run_timers()
 
 
 def _backend(
-    config: ProxyConfig, facts: NodeFacts, xtables: RehearsedXtables, able: Abilities, handles: KernelHandles
+    config: ProxyConfig,
+    facts: NodeFacts,
+    xtables: DryRunXtables,
+    capabilities: Capabilities,
+    handles: KernelHandles,
 ) -> Backend:
     family = xtables.family
     of_family = facts.families[family]
     if config.proxy_mode == "ipvs":
-        rules = rules_config(config, family, of_family, random_fully=able.random_fully)
+        rules = rules_config(config, family, of_family, random_fully=capabilities.random_fully)
         settings = ipvs_config(config, rules, of_family)
         return IpvsBackend(settings, handles, rules_backend(IpvsLayout(rules), xtables, {}), time.monotonic)
-    usual, larger = layouts(iptables_config(config, family, of_family, able), able.layout)
+    usual, larger = layouts(iptables_config(config, family, of_family, capabilities), capabilities.layout)
     return rules_backend(usual, xtables, {}, larger)
 
 
-def _abilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dict[Family, Abilities]:
+def _capabilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dict[Family, Capabilities]:
     """What this kernel can do, tried where it changes nothing; else what stands in it suggests."""
     liberal = is_liberal()
 
-    def tried() -> dict[Family, Abilities]:
+    def tried() -> dict[Family, Capabilities]:
         found = {}
         for family, programs in tools.items():
             xtables = SubprocessXtables(family, programs)
             counters = {name: countable(xtables, name) for name in COUNTERS}
             layout = usable_layout(config, xtables)
-            found[family] = Abilities(layout, counters, xtables.random_fully, liberal)
+            found[family] = Capabilities(layout, counters, xtables.random_fully, liberal)
         return found
 
     try:
@@ -287,7 +291,7 @@ def _abilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dic
     except ScratchUnavailable:
         standing = _standing_counters()
         return {
-            family: Abilities(
+            family: Capabilities(
                 config.iptables_layout, standing, SubprocessXtables(family, programs).random_fully, liberal
             )
             for family, programs in tools.items()
@@ -302,11 +306,11 @@ def _standing_counters() -> dict[str, bool]:
         return {}
 
 
-def _abilities_in(dump: bytes, config: ProxyConfig) -> Abilities:
+def _capabilities_in(dump: bytes, config: ProxyConfig) -> Capabilities:
     counters = {name: name.encode() in dump for name in COUNTERS}
     liberal = b":KUBE-FORWARD " in dump and b"--ctstate INVALID" not in dump
     plain = b"-j MASQUERADE\n" in dump and b"--random-fully" not in dump
-    return Abilities(config.iptables_layout, counters, not plain, liberal)
+    return Capabilities(config.iptables_layout, counters, not plain, liberal)
 
 
 def _offers(scheduler: str) -> bool:

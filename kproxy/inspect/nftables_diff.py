@@ -10,9 +10,9 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.change import Change, Sign
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.cleanup import cleanup
-from kproxy.backends.iptables.dryrun import RehearsedXtables
+from kproxy.backends.iptables.dryrun import DryRunXtables
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.comparison import changes
 from kproxy.backends.nftables.names import TABLE
@@ -50,7 +50,7 @@ def compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: N
         found = {}
         for family in Family:
             settings = nftables_config(config, family, facts.families[family])
-            backend = NftablesBackend(settings, nft, ChangeWatch(nft.stamp))
+            backend = NftablesBackend(settings, nft, ForeignWrites(nft.generation))
             plans = Planner(family).update(inputs, facts.view)
             problems.update(dict.fromkeys(str(each) for plan in plans.values() for each in plan.problems))
             backend.update(plans.values())
@@ -89,9 +89,9 @@ def former_rules(family: Family, used: Variant | None = None) -> Iterator[Change
             if used is not None and error.kind is FailureKind.MISSING:
                 continue
             raise
-        rehearsed = RehearsedXtables(family, variant, dump)
-        cleanup(rehearsed)
-        for change in sorted(rehearsed.changes()):
+        dry_run = DryRunXtables(family, variant, dump)
+        cleanup(dry_run)
+        for change in sorted(dry_run.changes()):
             told = change.object if used is None else f"{variant} {change.object}"
             yield msgspec.structs.replace(change, object=told)
 

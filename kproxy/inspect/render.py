@@ -1,12 +1,12 @@
 """What kproxy would do, worked out from manifests alone: the same planning and rendering, no kernel."""
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.layout_selection import fitting, layouts
+from kproxy.backends.iptables.layout_selection import layouts, select_layout
 from kproxy.backends.iptables.text import render_text as render_iptables
 from kproxy.backends.ipvs.text import render_text as render_ipvs
 from kproxy.backends.nftables.text import render_text as render_nftables
 from kproxy.config.model import ConfigError, ProxyConfig, validate
-from kproxy.modes.iptables import Abilities, iptables_config
+from kproxy.modes.iptables import Capabilities, iptables_config
 from kproxy.modes.ipvs import ipvs_config
 from kproxy.modes.nftables import nftables_config
 from kproxy.node.facts import api_addresses, node_facts
@@ -37,7 +37,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     of_family = facts.families[family]
     planner = Planner(family)
     plans = planner.update(tables.dirty(), facts.view)
-    rules = iptables_config(config, family, of_family, Abilities(config.iptables_layout))
+    rules = iptables_config(config, family, of_family, Capabilities(config.iptables_layout))
     if config.proxy_mode == "nftables":
         text = render_nftables(plans.values(), nftables_config(config, family, of_family))
     elif config.proxy_mode == "ipvs":
@@ -45,7 +45,7 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
     else:
         usual, larger = layouts(rules, config.iptables_layout)
         size = sum(1 + port.endpoints for plan in plans.values() for port in plan.ports)
-        text = render_iptables(plans.values(), fitting(usual, larger, size))
+        text = render_iptables(plans.values(), select_layout(usual, larger, size))
     problems = dict.fromkeys((*loaded.problems, *(p for plan in plans.values() for p in plan.problems)))
     return text, tuple(problems)
 

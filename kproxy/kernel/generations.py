@@ -22,7 +22,7 @@ from kproxy.addresses import Family
 from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import attribute
 from kproxy.kernel.nft_tables import NO_NFTABLES
-from kproxy.kernel.xtables.types import Stamp, Variant
+from kproxy.kernel.xtables.types import RulesetGeneration, Variant
 
 _NFT_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GET_CHAIN = 4
@@ -44,7 +44,7 @@ _SOCKETS = {
 }
 
 
-def stamp(family: Family, variant: Variant) -> Stamp | None:
+def ruleset_generation(family: Family, variant: Variant) -> RulesetGeneration | None:
     """The stamp of the network namespace's ruleset, or None where the kernel gives none.
 
     An nft stamp covers every nftables table of the namespace, of both families and of other programs.
@@ -52,8 +52,8 @@ def stamp(family: Family, variant: Variant) -> Stamp | None:
     try:
         if variant is Variant.NFT:
             count = generation()
-            return Stamp(("nft", count), commits=count)
-        return Stamp(("legacy", *_legacy_layout(family)))
+            return RulesetGeneration(("nft", count), commits=count)
+        return RulesetGeneration(("legacy", *_legacy_layout(family)))
     except OSError:
         return None
 

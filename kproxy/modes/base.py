@@ -43,13 +43,13 @@ class Mode(Protocol):
         What cannot be used is logged and stays as it was.
         """
 
-    def settled(self) -> None:
+    def on_first_sync(self) -> None:
         """Every family has been synced for the first time: what another mode left may go.
 
         Whether this process ran that mode or one before it, which may have been killed at any moment.
         """
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:

@@ -23,7 +23,7 @@ def warn_of_peer_tables() -> None:
         return
     if found:
         log.warning(
-            "peer_tables_found",
+            "foreign_proxy_tables_found",
             tables=found,
             effect="they act on the packets of services beside kproxy's rules",
             remedy="stop kube-proxy on this node and run kproxy cleanup --peer kube-proxy, then start again",

@@ -8,7 +8,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement, PortTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
@@ -25,7 +25,7 @@ from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
 from kproxy.modes.iptables_cleanup import remove_other_rules
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.modes.nftables_cleanup import remove_tables
 from kproxy.node import route_localnet
 from kproxy.node.facts import FamilyFacts
@@ -36,7 +36,7 @@ COUNTERS = (INVALID_COUNTER, LOCALHOST_COUNTER)
 TCP_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
-class Abilities(msgspec.Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True):
     """What a kernel and its iptables can do for one family, as far as the rules depend on it.
 
     `layout` is the one that was asked for, if it can be had. `counters` tells of nfacct counters by name
@@ -59,7 +59,7 @@ class IptablesMode:
         self,
         config: ProxyConfig,
         tables: Mapping[Family, Xtables],
-        departing: Departure,
+        departing: IpvsTeardown,
         runner: Runner | None = None,
     ) -> None:
         self._config = config
@@ -67,7 +67,7 @@ class IptablesMode:
         self.tables = tables
         self._departing = departing
         self._backends: dict[Family, IptablesBackend] = {}
-        self._watches: dict[object, ChangeWatch] = {}
+        self._watches: dict[object, ForeignWrites] = {}
         self._localnet: dict[Family, bool] = {}
         self._liberal = is_liberal()
         self._counters_of = _legacy_counters(tables, runner)
@@ -108,15 +108,15 @@ class IptablesMode:
             self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
 
-    def settled(self) -> None:
+    def on_first_sync(self) -> None:
         """Let what another mode left here go."""
         remove_tables()
         remove_other_rules(self.variants, self._runner)
         self._departing.begin()
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """See to what an IPVS mode left here."""
-        return self._departing.tend()
+        return self._departing.run_timers()
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
         """There are none: this mode gives the node no address."""
@@ -158,13 +158,13 @@ class IptablesMode:
                     log.warning("nfacct_unavailable", counter=name, reason=str(error))
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
-        able = Abilities(
+        capabilities = Capabilities(
             layout=self._layouts[family],
             counters=self._counters[family],
             random_fully=self.tables[family].random_fully,
             liberal=self._liberal,
         )
-        return iptables_config(self._config, family, facts, able)
+        return iptables_config(self._config, family, facts, capabilities)
 
 
 def _legacy_counters(tables: Mapping[Family, Xtables], runner: Runner | None) -> dict[Family, LegacyCounters]:
@@ -179,7 +179,7 @@ def _legacy_counters(tables: Mapping[Family, Xtables], runner: Runner | None) ->
 
 
 def iptables_config(
-    config: ProxyConfig, family: Family, facts: FamilyFacts, able: Abilities
+    config: ProxyConfig, family: Family, facts: FamilyFacts, capabilities: Capabilities
 ) -> IptablesConfig:
     """The settings of one family's rules, on a node with these facts and abilities."""
     return IptablesConfig(
@@ -189,17 +189,17 @@ def iptables_config(
         local_traffic=facts.local_traffic,
         localhost_node_ports=facts.localhost_node_ports,
         node_port_addresses=facts.node_port_addresses,
-        random_fully=able.random_fully,
-        drop_invalid=not able.liberal,
-        count_invalid=able.counters.get(INVALID_COUNTER, False),
-        count_localhost=able.counters.get(LOCALHOST_COUNTER, False),
+        random_fully=capabilities.random_fully,
+        drop_invalid=not capabilities.liberal,
+        count_invalid=capabilities.counters.get(INVALID_COUNTER, False),
+        count_localhost=capabilities.counters.get(LOCALHOST_COUNTER, False),
     )
 
 
 def rules_backend(
     layout: Layout,
     xtables: Xtables,
-    watches: dict[object, ChangeWatch],
+    watches: dict[object, ForeignWrites],
     larger: Layout | None = None,
     prepare: Callable[[bool], None] = lambda _: None,
 ) -> IptablesBackend:
@@ -208,7 +208,7 @@ def rules_backend(
     The nft rulesets of both families share one change counter, and so one entry of `watches`.
     """
     ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
-    watch = watches.setdefault(ruleset, ChangeWatch(xtables.stamp))
+    watch = watches.setdefault(ruleset, ForeignWrites(xtables.generation))
     return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
 
 

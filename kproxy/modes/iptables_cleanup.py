@@ -100,7 +100,7 @@ class _Removing:
             gone = len(removal.chains) - len(removal.kept)
             self._log.info("removed", table=removal.table, chains=gone, jumps=len(removal.rules))
             for chain, rule in removal.kept.items():
-                self._log.warning("chain_kept", table=removal.table, chain=chain, used_by=rule)
+                self._log.warning("chain_delete_failed", table=removal.table, chain=chain, used_by=rule)
                 self.clean = False
         if removals and self.clean and not self._readable_only:
             self._look_again(xtables)
@@ -141,4 +141,4 @@ def _remove_counters() -> None:
         try:
             nfacct.delete(counter)
         except nfacct.NfacctError as error:
-            log.debug("counter_kept", counter=counter, reason=str(error))
+            log.debug("counter_delete_failed", counter=counter, reason=str(error))

@@ -10,7 +10,7 @@ import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback, parse_ip
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
@@ -78,7 +78,7 @@ class IpvsMode:
         self._statistics: Ipvs | None = None
         self._scheduler = parse_scheduler(config.ipvs_scheduler)
         self._backends: dict[Family, IpvsBackend] = {}
-        self._watches: dict[object, ChangeWatch] = {}
+        self._watches: dict[object, ForeignWrites] = {}
         self._lenient_arp: dict[str, str] = {}
         self._was_guarded = was_guarded
         self._clock = clock
@@ -122,14 +122,14 @@ class IpvsMode:
         except (*KERNEL_ERRORS, ModeUnavailable) as error:
             log.warning("settings_failed", reason=str(error))
 
-    def settled(self) -> None:
+    def on_first_sync(self) -> None:
         """What an iptables mode left went with the first sync; take away what others did."""
         remove_tables()
         remove_other_rules(self.variants, self._runner)
         if self._was_guarded and not route_localnet.is_guarded(self._runner):
             route_localnet.close()
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """See that the kernel parameters are still as they were set; the backends do the rest."""
         now = self._clock()
         if now >= self._next_look:

@@ -12,7 +12,7 @@ from kproxy import __version__
 from kproxy.backends.iptables import names
 from kproxy.modes.foreign_tables import warn_of_peer_tables
 from kproxy.modes.iptables_cleanup import remove_rules
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.modes.nftables_cleanup import remove_tables
 from kproxy.modes.registry import ipvs_handles
 from kproxy.node.instance import (
@@ -42,7 +42,7 @@ def remove_everything(*, peer: bool = False) -> bool:
     """
     if not peer:
         warn_of_peer_tables()
-    ipvs = Departure(ipvs_handles(), 0, (), time.monotonic)
+    ipvs = IpvsTeardown(ipvs_handles(), 0, (), time.monotonic)
     cleared = ipvs.clear()
     clean = remove_tables() and cleared
     clean = remove_rules() and clean

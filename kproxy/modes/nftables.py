@@ -6,7 +6,7 @@ import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
@@ -17,7 +17,7 @@ from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
 from kproxy.modes.iptables_cleanup import remove_rules
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.node.facts import FamilyFacts
 
 log = structlog.stdlib.get_logger(__name__)
@@ -30,13 +30,13 @@ class NftablesMode:
     """
 
     def __init__(
-        self, config: ProxyConfig, nft: Nft, departing: Departure, runner: Runner | None = None
+        self, config: ProxyConfig, nft: Nft, departing: IpvsTeardown, runner: Runner | None = None
     ) -> None:
         self._config = config
         self._runner = runner
         self._nft = nft
         self._departing = departing
-        self._watch = ChangeWatch(nft.stamp)
+        self._watch = ForeignWrites(nft.generation)
         self._backends: dict[Family, NftablesBackend] = {}
         self.families = self._usable()
         self.variants: Mapping[Family, Variant] = {}
@@ -69,14 +69,14 @@ class NftablesMode:
         except NftError as error:
             raise MeasureError(error.message) from error
 
-    def settled(self) -> None:
+    def on_first_sync(self) -> None:
         """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
         remove_rules(self._runner)
         self._departing.begin()
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """See to what an IPVS mode left here."""
-        return self._departing.tend()
+        return self._departing.run_timers()
 
     def _usable(self) -> tuple[Family, ...]:
         reasons: dict[Family, str] = {}

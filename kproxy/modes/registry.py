@@ -23,7 +23,7 @@ from kproxy.modes.base import Mode, ModeUnavailable, NoFamilyUsable
 from kproxy.modes.foreign_tables import warn_of_peer_tables
 from kproxy.modes.iptables import IptablesMode
 from kproxy.modes.ipvs import IpvsMode
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.modes.nftables import NftablesMode
 from kproxy.node import route_localnet
 from kproxy.node.host_firewall import warn_of_firewalls
@@ -36,7 +36,7 @@ def make_mode(config: ProxyConfig, runner: Runner | None = None) -> Mode:
     runner = runner or Runner()
     warn_of_peer_tables()
     handles = ipvs_handles()
-    departing = Departure(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
+    departing = IpvsTeardown(handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic)
     if config.proxy_mode == "nftables":
         return NftablesMode(config, NetlinkNft(), departing, runner)
     tables = _find_tables(config, runner)

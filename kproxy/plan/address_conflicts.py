@@ -39,7 +39,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
     home: Frontend
 
 
-class Claims:
+class AddressConflicts:
     """All claims of one family. Answers which parts of a plan its service may have."""
 
     def __init__(self) -> None:

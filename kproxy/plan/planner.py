@@ -7,7 +7,7 @@ the claims of the others without planning them again.
 from collections.abc import Iterable
 
 from kproxy.addresses import Family
-from kproxy.plan.address_conflicts import Claims
+from kproxy.plan.address_conflicts import AddressConflicts
 from kproxy.plan.model import NodeView, OutsideLimits, ServicePlan
 from kproxy.plan.outside import API_SERVICE, ApiEndpoints, concerns_api_servers, restrict
 from kproxy.plan.services import known_endpoints, plan_service
@@ -22,7 +22,7 @@ class Planner:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._claims = Claims()
+        self._claims = AddressConflicts()
         self._plans: dict[str, ServicePlan] = {}
         self._unrestricted: dict[str, ServicePlan] = {}
         """Those plans that lost something, as they were before."""

@@ -15,14 +15,14 @@ from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 NODE_PORT = ""
 """Stands for every address of the node.
 
-Which these are is not asked: the kernel takes routes for addresses, too. See `Stale.covers`.
+Which these are is not asked: the kernel takes routes for addresses, too. See `StaleConntrack.covers`.
 """
 
 Frontend = tuple[str, int]
 """(address or NODE_PORT, port)"""
 
 
-class Stale(msgspec.Struct, frozen=True):
+class StaleConntrack(msgspec.Struct, frozen=True):
     """Flows to look for.
 
     `kept`: frontends that stay, with the `ip:port` of the endpoints that may answer them; all others are
@@ -59,24 +59,24 @@ class Stale(msgspec.Struct, frozen=True):
                 return endpoint in gone
         return False
 
-    def then(self, later: "Stale") -> "Stale":
+    def then(self, later: "StaleConntrack") -> "StaleConntrack":
         """What to look for after a later change too, of which the outcome counts."""
         kept = {frontend: e for frontend, e in self.kept.items() if frontend not in later.gone}
         gone = {frontend: e for frontend, e in self.gone.items() if frontend not in later.kept}
-        return Stale({**kept, **later.kept}, {**gone, **later.gone})
+        return StaleConntrack({**kept, **later.kept}, {**gone, **later.gone})
 
 
-def together(changes: Iterable[Stale]) -> Stale:
+def together(changes: Iterable[StaleConntrack]) -> StaleConntrack:
     """What to look for after changes of several services at once, which may have exchanged frontends."""
     kept: dict[Frontend, frozenset[str]] = {}
     gone: dict[Frontend, frozenset[str]] = {}
     for change in changes:
         kept.update(change.kept)
         gone.update(change.gone)
-    return Stale(kept, {frontend: e for frontend, e in gone.items() if frontend not in kept})
+    return StaleConntrack(kept, {frontend: e for frontend, e in gone.items() if frontend not in kept})
 
 
-def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
+def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> StaleConntrack:
     """What a change from one plan of a service to the next leaves behind.
 
     With `before` None, as at a start, nobody has looked at the flows of the service: any may be stale.
@@ -97,21 +97,21 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> Stale:
     standing = {frontend for port in now.values() for frontend in _frontends(port)}
     for port in was.values():
         gone |= {frontend: port.serving for frontend in _frontends(port) if frontend not in standing}
-    return Stale(kept, gone)
+    return StaleConntrack(kept, gone)
 
 
-class FlowLedger:
+class ConntrackTracker:
     """The plans with UDP ports that one family's kernel holds, to tell what the next ones leave stale."""
 
     def __init__(self) -> None:
         self._plans: dict[str, ServicePlan] = {}
         self._doubtful = True
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Flows may have gone elsewhere than the plans say; a turn of all plans has to follow."""
         self._doubtful = True
 
-    def turn(self, applied: Mapping[str, ServicePlan]) -> Stale:
+    def update(self, applied: Mapping[str, ServicePlan]) -> StaleConntrack:
         """Note plans by key of service that are in the kernel now; return what they leave stale."""
         changes = []
         for key, plan in applied.items():

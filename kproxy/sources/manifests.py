@@ -286,7 +286,7 @@ class ManifestSource:
         """Log what is wrong with a file that was just read, and what was mended since it was last read."""
         found = content.rejections if content is not None else []
         if before and not found:
-            log.info("manifest_mended" if content is not None else "manifest_deleted", file=name)
+            log.info("manifest_valid_again" if content is not None else "manifest_deleted", file=name)
         elif content is not None:
             mended = {ObjectKey(each.kind, each.key) for each in before if each.key is not None}
             for key in sorted(mended & content.objects.keys()):

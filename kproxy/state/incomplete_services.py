@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from kproxy.state.wire import EndpointSlice, Service
 
 
-class Halves:
+class IncompleteServices:
     """The services of which a part came that is of no use without the rest, until all is here."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ _NAMELESS = 100
 """Defects of objects without a name that are kept of each kind; the oldest make room."""
 
 
-class Inbox:
+class ObjectStore:
     """A thread-safe Sink around the tables that wakes the run loop when something changed."""
 
     def __init__(self, required: Collection[Kind]) -> None:
@@ -31,7 +31,7 @@ class Inbox:
         self._untaken_since: float | None = None
         self._refused_since: float | None = None
         self._changed_at: float | None = None
-        self._halved_since: float | None = None
+        self._incomplete_since: float | None = None
         self._taken = -1
         self._rejected: dict[tuple[Kind, str], Problem] = {}
         # Whether each may belong to the list that is about to come.
@@ -158,10 +158,10 @@ class Inbox:
         return self._changed_at
 
     @property
-    def halved_since(self) -> float | None:
+    def incomplete_since(self) -> float | None:
         """Monotonic time since when a service that came after the last `take` is half here, if one is."""
         with self._lock:
-            return self._halved_since
+            return self._incomplete_since
 
     @property
     def services(self) -> int:
@@ -206,7 +206,7 @@ class Inbox:
             self._taken = self._tables.revision
             self._untaken_since = None
             self._tables.settle()
-            self._halved_since = None
+            self._incomplete_since = None
             return self._tables.dirty()
 
     def commit(self, applied: Iterable[ServiceInput], *, refused: bool = False) -> list[Trigger]:
@@ -262,10 +262,10 @@ class Inbox:
             if self._untaken_since is None:
                 self._untaken_since = now
             self._changed_at = time.time()
-            if not self._tables.halved:
-                self._halved_since = None
-            elif self._halved_since is None:
-                self._halved_since = now
+            if not self._tables.has_incomplete:
+                self._incomplete_since = None
+            elif self._incomplete_since is None:
+                self._incomplete_since = now
             self._wake.set()
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.state.decode import Kind, WireObject
-from kproxy.state.incomplete_services import Halves
+from kproxy.state.incomplete_services import IncompleteServices
 from kproxy.state.service_cidrs import ranges_of
 from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
 
@@ -57,7 +57,7 @@ class Tables:
         self._waiting: dict[Kind, dict[str, int]] = {kind: {} for kind in self._totals}
         self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
         self._synced: set[Kind] = set()
-        self._halves = Halves()
+        self._incomplete = IncompleteServices()
         self._service_cidrs: dict[str, ServiceCIDR] = {}
         self.node: Node | None = None
         self.service_ranges: tuple[str, ...] = ()
@@ -88,13 +88,13 @@ class Tables:
         return any(changed <= revision for changed in self._dirty.values())
 
     @property
-    def halved(self) -> bool:
+    def has_incomplete(self) -> bool:
         """Whether a service that came since the last `settle` lacks its Service or slices."""
-        return bool(self._halves)
+        return bool(self._incomplete)
 
     def settle(self) -> None:
         """Take what there is for all there will be."""
-        self._halves.forget_all()
+        self._incomplete.forget_all()
 
     def changes(self, kind: Kind) -> Changes:
         """How many changes of Services or EndpointSlices there were, and what waits of them."""
@@ -134,7 +134,7 @@ class Tables:
                 return False
             self._touch(key)
             self._count(kind, key)
-            self._halves.forget(key)
+            self._incomplete.forget(key)
             return True
         if kind is Kind.ENDPOINT_SLICE:
             return self._forget_slice(key)
@@ -218,7 +218,7 @@ class Tables:
         self._touch(service.key)
         self._count(Kind.SERVICE, service.key)
         if self._listed():
-            self._halves.service_came(known, service, self._slices_of.get(service.key, {}).values())
+            self._incomplete.service_came(known, service, self._slices_of.get(service.key, {}).values())
         return True
 
     def _upsert_service_cidr(self, obj: ServiceCIDR) -> bool:
@@ -260,7 +260,7 @@ class Tables:
         self._touch(owner)
         self._count(Kind.ENDPOINT_SLICE, owner)
         if self._listed():
-            self._halves.slice_came(owner, self._services.get(owner), siblings.values(), first=first)
+            self._incomplete.slice_came(owner, self._services.get(owner), siblings.values(), first=first)
         if annotations is not None and annotations.trigger_time is not None:
             trigger = Trigger(piece.key, piece.address_type, annotations.trigger_time)
             self._triggers.setdefault(owner, []).append((self._revision, trigger))
@@ -278,7 +278,7 @@ class Tables:
                 del self._slices_of[owner]
             self._touch(owner)
             self._count(Kind.ENDPOINT_SLICE, owner)
-            self._halves.forget(owner)
+            self._incomplete.forget(owner)
             # The last trigger was that of an earlier change; when the slice's end began, nobody says.
             self._triggers.pop(owner, None)
         return True

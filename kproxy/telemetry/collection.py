@@ -17,11 +17,11 @@ from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.modes.base import Mode
 from kproxy.state.decode import Kind
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from kproxy.telemetry import series
 from kproxy.telemetry.exposition import CollectionError, Reader
 from kproxy.telemetry.metrics import Sample
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.series import Series
 from kproxy.telemetry.verdict import Cause, State, Verdict
 
@@ -34,8 +34,8 @@ Nfacct = Callable[[], dict[str, tuple[int, int]]]
 def readers(
     mode: Callable[[], Mode],
     verdict: Callable[[], Verdict],
-    inbox: Inbox,
-    reporter: Reporter,
+    store: ObjectStore,
+    observer: SyncObserver,
     service_limit: int,
     accounts: Nfacct = nfacct.read,
     clock: Callable[[], float] = time.monotonic,
@@ -47,8 +47,8 @@ def readers(
     return (
         ("health", lambda: _health(verdict())),
         ("process", lambda: [Sample(series.THREADS, (), threading.active_count())]),
-        ("changes", partial(_changes, mode, inbox, clock)),
-        ("objects", partial(_objects, inbox, reporter)),
+        ("changes", partial(_changes, mode, store, clock)),
+        ("objects", partial(_objects, store, observer)),
         ("kernel", _Kernel(mode, service_limit, clock).read),
         ("nfacct", partial(_accounts, accounts)),
     )
@@ -65,25 +65,25 @@ def _health(verdict: Verdict) -> Iterator[Sample]:
     yield Sample(series.CONFIGURATION_REJECTED, (), float(Cause.CONFIGURATION_REJECTED in holding))
 
 
-def _changes(mode: Callable[[], Mode], inbox: Inbox, clock: Callable[[], float]) -> Iterator[Sample]:
-    changes = inbox.changes()
+def _changes(mode: Callable[[], Mode], store: ObjectStore, clock: Callable[[], float]) -> Iterator[Sample]:
+    changes = store.changes()
     for kind, total, pending in (
         (Kind.SERVICE, series.SERVICE_CHANGES, series.SERVICE_PENDING),
         (Kind.ENDPOINT_SLICE, series.ENDPOINT_CHANGES, series.ENDPOINT_PENDING),
     ):
         yield Sample(total, (), changes[kind].total)
         yield Sample(pending, (), changes[kind].pending)
-    since = inbox.pending_since
+    since = store.pending_since
     yield Sample(series.OLDEST_PENDING, (), 0.0 if since is None else clock() - since)
-    if inbox.changed_at is not None:
+    if store.changed_at is not None:
         for family in mode().families:
-            yield Sample(series.LAST_QUEUED, (family.value,), inbox.changed_at)
+            yield Sample(series.LAST_QUEUED, (family.value,), store.changed_at)
 
 
-def _objects(inbox: Inbox, reporter: Reporter) -> Iterator[Sample]:
-    objects = {problem.object for problem in reporter.known_problems()}
+def _objects(store: ObjectStore, observer: SyncObserver) -> Iterator[Sample]:
+    objects = {problem.object for problem in observer.known_problems()}
     yield Sample(series.PROBLEMS, (), len(objects))
-    yield Sample(series.REJECTED, (), len(inbox.rejected()))
+    yield Sample(series.REJECTED, (), len(store.rejected()))
 
 
 class _Kernel:

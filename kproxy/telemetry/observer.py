@@ -49,7 +49,7 @@ class _FamilyRecord:
         self.no_local: dict[str, tuple[int, int]] = {}
 
 
-class Reporter:
+class SyncObserver:
     """Takes what happened. `notify` hands on what an operator must know, and returns at once."""
 
     def __init__(self, metrics: Metrics, notify: Callable[[Notice], None] = lambda _: None) -> None:

@@ -35,7 +35,7 @@ class ProblemLog:
             if len(new) > LINES:
                 log.warning("object_problems_left_out", object=new[0].object, number=len(new) - LINES)
             if known and not problems:
-                log.info("object_mended", service=key)
+                log.info("object_valid_again", service=key)
             if problems:
                 self._known[key] = problems
             else:

@@ -9,7 +9,7 @@ import msgspec
 from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
-from kproxy.agent.conntrack_cleaner import FlowCleaner
+from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.loop import Agent
 from kproxy.backends.core.base import Drift, Measurement, SyncReport
 from kproxy.config.model import ProxyConfig
@@ -18,14 +18,14 @@ from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import Mode
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.model import ServicePlan
-from kproxy.plan.stale_conntrack import Stale
+from kproxy.plan.stale_conntrack import StaleConntrack
 from kproxy.state.decode import Kind
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from kproxy.telemetry.events import Notice
 from kproxy.telemetry.http.health import HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
 from kproxy.telemetry.metrics import Metrics
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.series import MODE_SWITCHES
 from tests.builders import as_service, as_slice, endpoint, endpoint_slice, port, service
 
@@ -85,16 +85,16 @@ class FakeBackend:
         self._pending = error is not None
         return SyncReport(failed, error)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         self._pending = True
 
     def retry(self) -> None:
         pass
 
-    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         return ()
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         return None
 
 
@@ -115,10 +115,10 @@ class FakeMode:
     def reconfigure(self, config: ProxyConfig) -> None:
         pass
 
-    def settled(self) -> None:
+    def on_first_sync(self) -> None:
         self._kernel.clear(other_than=self.name)
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         return None
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
@@ -128,13 +128,13 @@ class FakeMode:
         return Measurement()
 
 
-class Flows(FlowCleaner):
+class Flows(ConntrackCleaner):
     """Keeps what it is asked to look for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Family, Stale]] = []
+        self.asked: list[tuple[Family, StaleConntrack]] = []
 
-    def submit(self, family: Family, stale: Stale) -> None:
+    def submit(self, family: Family, stale: StaleConntrack) -> None:
         if stale.kept or stale.gone:
             self.asked.append((family, stale))
 
@@ -152,31 +152,31 @@ class Rig:
     """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
 
     def __init__(self, make: Callable[[ProxyConfig], Mode], config: ProxyConfig = CONFIG) -> None:
-        self.inbox = Inbox(frozenset(Kind) - {Kind.SERVICE_CIDR})
+        self.store = ObjectStore(frozenset(Kind) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
         self.api_servers: frozenset[tuple[str, int]] = frozenset()
         self.on_refusal: Callable[[], None] = lambda: None
         self.notices: list[Notice] = []
         self.metrics = Metrics()
-        self.reporter = Reporter(self.metrics, self.notices.append)
+        self.observer = SyncObserver(self.metrics, self.notices.append)
         self.health = HealthState(30.0, lambda: 0.0, lambda: None)
         self.agent = Agent(
             config,
-            self.inbox,
+            self.store,
             make(config),
             self.health,
             lambda: ("192.168.0.2", "fd00:168::2"),
             self.flows,
             NoChecks(lambda: True),
-            self.reporter,
+            self.observer,
             make,
             self._take_back,
             lambda: self.api_servers,
         )
-        self.inbox.replace(Kind.NODE, [], [])
-        self.inbox.replace(Kind.SERVICE, [], [])
-        self.inbox.replace(Kind.ENDPOINT_SLICE, [], [])
+        self.store.replace(Kind.NODE, [], [])
+        self.store.replace(Kind.SERVICE, [], [])
+        self.store.replace(Kind.ENDPOINT_SLICE, [], [])
         self.add("a", 1)
         self.add("b", 2)
 
@@ -184,9 +184,9 @@ class Rig:
         """Write a service and its endpoints."""
         ips = [f"10.96.0.{number}", f"fd00:96::{number}"]
         obj = service(name, ips, ports=[port(protocol="UDP")], ipFamilyPolicy="RequireDualStack")
-        self.inbox.upsert(Kind.SERVICE, as_service(obj))
+        self.store.upsert(Kind.SERVICE, as_service(obj))
         ready = [endpoint(pod) for pod in pods or ("10.1.0.1",)]
-        self.inbox.upsert(
+        self.store.upsert(
             Kind.ENDPOINT_SLICE, as_slice(endpoint_slice(*ready, service=name, ports=[port(protocol="UDP")]))
         )
 

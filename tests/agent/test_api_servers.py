@@ -12,14 +12,14 @@ ADDRESS = "192.0.2.1"
 
 
 def _refused(rig: Rig) -> list[str]:
-    return [problem.object for problem in rig.reporter.known_problems() if problem.refused]
+    return [problem.object for problem in rig.observer.known_problems() if problem.refused]
 
 
 def _rig() -> Rig:
     kernel = Kernel()
     rig = Rig(lambda config: FakeMode(kernel, config))
-    rig.inbox.upsert(Kind.SERVICE, as_service(service("thief", "10.96.0.3", externalIPs=[ADDRESS])))
-    rig.inbox.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.1.0.1", service="thief")))
+    rig.store.upsert(Kind.SERVICE, as_service(service("thief", "10.96.0.3", externalIPs=[ADDRESS])))
+    rig.store.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.1.0.1", service="thief")))
     rig.work()
     return rig
 

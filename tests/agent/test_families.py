@@ -34,6 +34,6 @@ def test_a_family_that_fails_keeps_no_changes_from_the_other(
                 threading.Event().wait(0.01)
     finally:
         stop.set()
-        rig.inbox.wake()
+        rig.store.wake()
         thread.join(10)
     assert kernel.of("iptables")[broken] == set()

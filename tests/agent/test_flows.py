@@ -10,16 +10,16 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent import conntrack_cleaner as module
-from kproxy.agent.conntrack_cleaner import FlowCleaner
+from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.kernel.conntrack.types import ConntrackError, Flow
-from kproxy.plan.stale_conntrack import Stale
+from kproxy.plan.stale_conntrack import StaleConntrack
 from kproxy.telemetry.metrics import Distribution, Metrics
 from kproxy.telemetry.series import CONNTRACK_DELETED, CONNTRACK_SYNC
 
 VIP = ("10.96.0.1", 53)
 OLD, NEW = Flow(*VIP, "10.1.0.1", 5353), Flow(*VIP, "10.1.0.2", 5353)
 ELSEWHERE = Flow("10.96.0.9", 53, "10.1.0.1", 5353)
-MOVED = Stale(kept={VIP: frozenset({"10.1.0.2:5353"})})
+MOVED = StaleConntrack(kept={VIP: frozenset({"10.1.0.2:5353"})})
 
 
 class FakeConntrack:
@@ -49,8 +49,8 @@ def running() -> Iterator[functools.partial[None]]:
     """Starts a cleaner over a fake; ends it after the test."""
     ends: list[functools.partial[None]] = []
 
-    def start(fake: FakeConntrack) -> FlowCleaner:
-        cleaner, stop = FlowCleaner(lambda: fake, fake.metrics), threading.Event()
+    def start(fake: FakeConntrack) -> ConntrackCleaner:
+        cleaner, stop = ConntrackCleaner(lambda: fake, fake.metrics), threading.Event()
         thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
         thread.start()
 
@@ -70,7 +70,7 @@ def running() -> Iterator[functools.partial[None]]:
 
 @pytest.mark.parametrize("failures", [0, 2])
 def test_stale_flows_go_and_others_stay(
-    running: functools.partial[FlowCleaner], monkeypatch: pytest.MonkeyPatch, failures: int
+    running: functools.partial[ConntrackCleaner], monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     monkeypatch.setattr(module, "_AGAIN", 0.01)
     fake = FakeConntrack(failures)
@@ -81,7 +81,7 @@ def test_stale_flows_go_and_others_stay(
 
 def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
     fake, stop = FakeConntrack(), threading.Event()
-    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner = ConntrackCleaner(lambda: fake, fake.metrics)
     cleaner.submit(Family.IPV4, MOVED)
     thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
     thread.start()
@@ -98,7 +98,7 @@ def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
 
 def test_what_was_asked_for_before_the_end_is_done() -> None:
     fake, stop = FakeConntrack(), threading.Event()
-    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner = ConntrackCleaner(lambda: fake, fake.metrics)
     cleaner.submit(Family.IPV4, MOVED)
     stop.set()
     cleaner.run(stop)
@@ -107,17 +107,17 @@ def test_what_was_asked_for_before_the_end_is_done() -> None:
 
 def test_a_failure_does_not_hold_up_the_end() -> None:
     fake, stop = FakeConntrack(failures=1), threading.Event()
-    cleaner = FlowCleaner(lambda: fake, fake.metrics)
+    cleaner = ConntrackCleaner(lambda: fake, fake.metrics)
     cleaner.submit(Family.IPV4, MOVED)
     stop.set()
     cleaner.run(stop)
     assert fake.flows == [OLD, NEW, ELSEWHERE]
 
 
-def test_nothing_to_look_for_reads_nothing(running: functools.partial[FlowCleaner]) -> None:
+def test_nothing_to_look_for_reads_nothing(running: functools.partial[ConntrackCleaner]) -> None:
     fake = FakeConntrack()
     cleaner = running(fake)
-    cleaner.submit(Family.IPV4, Stale())
+    cleaner.submit(Family.IPV4, StaleConntrack())
     cleaner.submit(Family.IPV4, MOVED)
     assert fake.changed.wait(5)
     assert OLD not in fake.flows

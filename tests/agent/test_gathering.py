@@ -25,7 +25,7 @@ def rig(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Rig:
     made = Rig(lambda config: FakeMode(kernel, config))
     made.work()
     kernel.history.clear()
-    monkeypatch.setattr(schedule, "GATHER", LONG)
+    monkeypatch.setattr(schedule, "COALESCE_DELAY", LONG)
     return made
 
 
@@ -38,9 +38,9 @@ def test_both_parts_of_a_service_go_in_one_sync(rig: Rig, kernel: Kernel, *, ser
     parts: list[tuple[Kind, WireObject]] = [(Kind.SERVICE, SERVICE), (Kind.ENDPOINT_SLICE, SLICE)]
     first, second = parts if service_first else reversed(parts)
     assert _due_in(rig) is None
-    rig.inbox.upsert(*first)
+    rig.store.upsert(*first)
     assert LONG / 2 < (_due_in(rig) or 0) <= LONG
-    rig.inbox.upsert(*second)
+    rig.store.upsert(*second)
     assert _due_in(rig) == 0
     rig.work()
     assert kernel.history == ["iptables IPv4: ns1/a ns1/b ns1/c", "iptables IPv6: ns1/a ns1/b"]
@@ -49,18 +49,18 @@ def test_both_parts_of_a_service_go_in_one_sync(rig: Rig, kernel: Kernel, *, ser
 def test_a_part_that_nothing_follows_is_waited_for_once(
     rig: Rig, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.inbox.upsert(Kind.SERVICE, SERVICE)
-    monkeypatch.setattr(schedule, "GATHER", 0.0)
+    rig.store.upsert(Kind.SERVICE, SERVICE)
+    monkeypatch.setattr(schedule, "COALESCE_DELAY", 0.0)
     rig.work()
     assert "ns1/c" in kernel.of("iptables")[Family.IPV4]
-    monkeypatch.setattr(schedule, "GATHER", LONG)
-    rig.inbox.upsert(Kind.SERVICE, as_service(service("c", "10.96.0.3", externalIPs=["192.0.2.1"])))
+    monkeypatch.setattr(schedule, "COALESCE_DELAY", LONG)
+    rig.store.upsert(Kind.SERVICE, as_service(service("c", "10.96.0.3", externalIPs=["192.0.2.1"])))
     assert _due_in(rig) == 0
 
 
 def test_changes_of_what_is_there_and_deletions_do_not_wait(rig: Rig) -> None:
-    rig.inbox.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.1.0.9", service="a")))
+    rig.store.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.1.0.9", service="a")))
     assert _due_in(rig) == 0
     rig.work()
-    rig.inbox.delete(Kind.SERVICE, "ns1/a")
+    rig.store.delete(Kind.SERVICE, "ns1/a")
     assert _due_in(rig) == 0

@@ -168,7 +168,7 @@ def test_bad_addresses_are_named(text: str) -> None:
 def test_what_never_arrived_or_never_was_applied_is_late_as_any_change(
     world: World, server: HealthServer
 ) -> None:
-    """As the inbox tells it: before the first sync something waits from the start on."""
+    """As the store tells it: before the first sync something waits from the start on."""
     world.pending = world.now
     world.now += 2 * PERIOD
     assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 200

@@ -9,7 +9,7 @@ from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.iptables import IptablesMode, usable_layout
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
 from tests.support.fake_xtables import FakeXtables
 
@@ -52,7 +52,7 @@ def test_counters_come_from_a_dump_where_the_library_fails(monkeypatch: pytest.M
         '-m comment --comment "ns/a:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-AAAA\nCOMMIT\n'
     )
     handles = KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice())
-    mode = IptablesMode(CONFIG, {Family.IPV4: xtables}, Departure(handles, 0.0, (), lambda: 0.0))
+    mode = IptablesMode(CONFIG, {Family.IPV4: xtables}, IpvsTeardown(handles, 0.0, (), lambda: 0.0))
     for _ in range(2):
         assert [each.name for each in mode.measure(Family.IPV4, traffic=True).traffic] == ["ns/a:http"]
     assert asked == [Family.IPV4]

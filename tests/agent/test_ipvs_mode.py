@@ -218,13 +218,13 @@ def test_kernel_parameters_that_others_changed_are_set_again(monkeypatch: pytest
     )
     wanted = dict(values)
     assert ipvs.CONNTRACK in wanted
-    assert running.tend() == config.sync_period
+    assert running.run_timers() == config.sync_period
     values |= dict.fromkeys(wanted, "7")
-    assert running.tend() == config.sync_period
+    assert running.run_timers() == config.sync_period
     assert values == dict.fromkeys(wanted, "7")
     now += config.sync_period
     with capture_logs() as logs:
-        running.tend()
+        running.run_timers()
     assert values == wanted
     assert {line["name"] for line in logs if line["event"] == "sysctl_restored"} == wanted.keys()
 
@@ -241,5 +241,5 @@ def test_a_kernel_parameter_that_cannot_be_set_again_is_said_once(monkeypatch: p
     with capture_logs() as logs:
         for _ in range(3):
             now += CONFIG.sync_period
-            running.tend()
+            running.run_timers()
     assert [line["name"] for line in logs if line["event"] == "sysctl_failed"] == [ipvs.CONNTRACK]

@@ -15,7 +15,7 @@ from kproxy.sources.base import ProblemSink
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
 from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from tests.sources.objects import service, write
 from tests.sources.recording import PATIENCE
 
@@ -40,7 +40,7 @@ def cidr(name: str, *ranges: str) -> dict[str, Any]:
     }
 
 
-class WatchedInbox(Inbox):
+class WatchedInbox(ObjectStore):
     """Lets a test wait for what it holds."""
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ class WatchedInbox(Inbox):
 
 @contextmanager
 def running(directory: Path) -> Iterator[WatchedInbox]:
-    inbox, stop = WatchedInbox(), threading.Event()
+    store, stop = WatchedInbox(), threading.Event()
     source = ManifestSource(directory, "n1", CONFIG)
-    thread = threading.Thread(target=source.run, args=(inbox, stop))
+    thread = threading.Thread(target=source.run, args=(store, stop))
     thread.start()
     try:
-        yield inbox
+        yield store
     finally:
         stop.set()
         thread.join(PATIENCE)
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_inbox_keeps_problems() -> None:
-    assert isinstance(Inbox([]), ProblemSink)
+    assert isinstance(ObjectStore([]), ProblemSink)
 
 
 def mend_syntax(folder: Path) -> None:
@@ -148,10 +148,10 @@ def test_what_is_mended_or_gone_is_no_longer_rejected(
         case _:
             write(folder / "a.yaml", {"metadata": {"name": "x"}})
             told = "file a.yaml"
-    with running(folder) as inbox:
-        inbox.rejects(told)
+    with running(folder) as store:
+        store.rejects(told)
         mend(folder)
-        inbox.rejects()
+        store.rejects()
 
 
 def test_a_broken_file_is_reported_from_the_first_look_on_and_again_when_it_breaks_again(
@@ -159,91 +159,91 @@ def test_a_broken_file_is_reported_from_the_first_look_on_and_again_when_it_brea
 ) -> None:
     (folder / "a.yaml").write_text(BROKEN)
     write(folder / "b.yaml", service("b"))
-    with running(folder) as inbox:
-        inbox.rejects("file a.yaml")
+    with running(folder) as store:
+        store.rejects("file a.yaml")
         write(folder / "a.yaml", service("a"))
-        inbox.rejects()
+        store.rejects()
         (folder / "a.yaml").write_text(BROKEN)
-        inbox.rejects("file a.yaml")
+        store.rejects("file a.yaml")
 
 
 def test_a_file_that_is_renamed_is_rejected_under_its_new_name(folder: Path) -> None:
     (folder / "a.yaml").write_text(BROKEN)
-    with running(folder) as inbox:
-        inbox.rejects("file a.yaml")
+    with running(folder) as store:
+        store.rejects("file a.yaml")
         (folder / "a.yaml").rename(folder / "z.yaml")
-        inbox.rejects("file z.yaml")
+        store.rejects("file z.yaml")
 
 
 def test_documents_are_mended_and_removed_one_by_one(folder: Path) -> None:
     write(folder / "a.yaml", bad("x"), bad("y"), bad("z"), service("w"))
-    with running(folder) as inbox:
-        inbox.rejects("Service default/x", "Service default/y", "Service default/z")
+    with running(folder) as store:
+        store.rejects("Service default/x", "Service default/y", "Service default/z")
         write(folder / "a.yaml", service("x"), bad("y"), bad("z"), service("w"))
-        inbox.rejects("Service default/y", "Service default/z")
+        store.rejects("Service default/y", "Service default/z")
         write(folder / "a.yaml", service("x"), bad("z"), service("w"))
-        inbox.rejects("Service default/z")
+        store.rejects("Service default/z")
         write(folder / "a.yaml", service("x"), service("w"))
-        inbox.rejects()
+        store.rejects()
 
 
 def test_an_object_that_two_files_break_is_rejected_until_both_are_mended(folder: Path) -> None:
     write(folder / "a.yaml", bad("x"))
     write(folder / "b.yaml", bad("x"))
-    with running(folder) as inbox:
-        inbox.rejects("Service default/x", "Service default/x")
+    with running(folder) as store:
+        store.rejects("Service default/x", "Service default/x")
         (folder / "b.yaml").unlink()
-        inbox.rejects("Service default/x")
+        store.rejects("Service default/x")
         write(folder / "a.yaml", service("x"))
-        inbox.rejects()
+        store.rejects()
 
 
 def test_a_valid_object_hides_no_broken_one_in_another_file(folder: Path) -> None:
     write(folder / "a.yaml", service("x"))
     write(folder / "b.yaml", bad("x"))
-    with running(folder) as inbox:
-        inbox.rejects("Service default/x")
+    with running(folder) as store:
+        store.rejects("Service default/x")
         write(folder / "a.yaml", service("x", port=81))
         write(folder / "c.yaml", bad("mark"))
-        inbox.rejects("Service default/mark", "Service default/x")
+        store.rejects("Service default/mark", "Service default/x")
         write(folder / "b.yaml", service("y"))
-        inbox.rejects("Service default/mark")
+        store.rejects("Service default/mark")
 
 
 def test_an_object_in_two_files_is_reported_until_one_lets_it_go(folder: Path) -> None:
     write(folder / "a.yaml", service("x"))
     write(folder / "b.yaml", service("x"), service("y"))
-    with running(folder) as inbox:
-        inbox.rejects("Service default/x")
+    with running(folder) as store:
+        store.rejects("Service default/x")
         write(folder / "b.yaml", service("y"))
-        inbox.rejects()
+        store.rejects()
         write(folder / "b.yaml", service("x"))
-        inbox.rejects("Service default/x")
+        store.rejects("Service default/x")
         (folder / "a.yaml").unlink()
-        inbox.rejects()
+        store.rejects()
 
 
 def test_an_object_that_moves_between_files_is_rejected_where_it_is(folder: Path) -> None:
     write(folder / "a.yaml", bad("x"))
     write(folder / "b.yaml", service("y"))
-    with running(folder) as inbox:
-        inbox.rejects("Service default/x")
+    with running(folder) as store:
+        store.rejects("Service default/x")
         write(folder / "b.yaml", service("y"), bad("x"))
-        inbox.rejects("Service default/x", "Service default/x")
+        store.rejects("Service default/x", "Service default/x")
         write(folder / "a.yaml", service("z"))
-        inbox.rejects("Service default/x")
+        store.rejects("Service default/x")
         write(folder / "b.yaml", service("y"), service("x"))
-        inbox.rejects()
+        store.rejects()
 
 
 def test_a_range_that_is_none_is_rejected_until_it_is_one(folder: Path) -> None:
     write(folder / "a.yaml", cidr("r", "10.96.0.0/16", "fd00::"))
-    with running(folder) as inbox:
-        inbox.rejects("ServiceCIDR r")
+    with running(folder) as store:
+        store.rejects("ServiceCIDR r")
         write(folder / "b.yaml", bad("x"))
-        inbox.rejects("Service default/x", "ServiceCIDR r")
+        store.rejects("Service default/x", "ServiceCIDR r")
         write(folder / "a.yaml", cidr("r", "10.96.0.0/16"))
-        inbox.rejects("Service default/x")
+        store.rejects("Service default/x")
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,22 +260,22 @@ def test_a_file_that_could_not_be_read_is_tried_again(folder: Path, monkeypatch:
         return opened(self, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", flaky)
-    with running(folder) as inbox:
-        inbox.rejects("file a.yaml")
+    with running(folder) as store:
+        store.rejects("file a.yaml")
         failing.clear()
         write(folder / "b.yaml", service("y"))
-        inbox.rejects()
-        assert inbox.services == 2
+        store.rejects()
+        assert store.services == 2
 
 
 def test_recovery_is_logged_once(folder: Path) -> None:
     write(folder / "a.yaml", bad("x"), bad("y"))
-    with capture_logs() as logs, running(folder) as inbox:
-        inbox.rejects("Service default/x", "Service default/y")
+    with capture_logs() as logs, running(folder) as store:
+        store.rejects("Service default/x", "Service default/y")
         write(folder / "a.yaml", service("x"), bad("y"))
-        inbox.rejects("Service default/y")
+        store.rejects("Service default/y")
         write(folder / "a.yaml", service("x"), service("y"))
-        inbox.rejects()
+        store.rejects()
     told = [(line["event"], line.get("object")) for line in logs]
     assert told.count(("object_valid_again", "Service default/x")) == 1
-    assert told.count(("manifest_mended", None)) == 1
+    assert told.count(("manifest_valid_again", None)) == 1

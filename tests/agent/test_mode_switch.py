@@ -17,7 +17,7 @@ from kproxy.modes import iptables, ipvs
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.modes.iptables import IptablesMode
 from kproxy.modes.ipvs import IpvsMode
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.node.facts import FamilyFacts
 from kproxy.state.decode import Kind
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
@@ -51,10 +51,10 @@ def test_a_node_that_the_api_does_not_know_is_told_once_each_time(kernel: Kernel
     first.agent.addresses_changed(AddressNews(elsewhere=True))
     first.add("c", 3)
     assert "node_missing" not in first.work()
-    first.inbox.upsert(Kind.NODE, Node(metadata=NodeMeta(name="node1")))
+    first.store.upsert(Kind.NODE, Node(metadata=NodeMeta(name="node1")))
     first.add("c", 4)
     assert "node_missing" not in first.work()
-    first.inbox.delete(Kind.NODE, "node1")
+    first.store.delete(Kind.NODE, "node1")
     first.add("c", 5)
     assert first.work().count("node_missing") == 1
 
@@ -79,11 +79,11 @@ def test_new_rules_stand_before_the_old_ones_go_and_the_plan_comes_first(rig: Ri
 
 def test_the_new_mode_takes_the_changes_from_then_on(rig: Rig, kernel: Kernel) -> None:
     rig.work(NFTABLES)
-    rig.inbox.delete(Kind.SERVICE, "ns1/a")
+    rig.store.delete(Kind.SERVICE, "ns1/a")
     rig.add("c", 3)
     rig.work()
     assert kernel.rules == {("nftables", family): {"ns1/b", "ns1/c"} for family in BOTH}
-    assert {status.services for status in rig.reporter.family_status().values()} == {2}
+    assert {status.services for status in rig.observer.family_status().values()} == {2}
     rig.work(CONFIG)
     assert kernel.rules == {("iptables", family): {"ns1/b", "ns1/c"} for family in BOTH}
 
@@ -96,7 +96,7 @@ def test_a_change_that_comes_with_the_switch_is_not_lost_and_its_flows_are_forgo
     rig.work(NFTABLES)
     assert kernel.of("nftables")[Family.IPV4] == {"ns1/a", "ns1/b", "ns1/c"}
     assert [family for family, _ in rig.flows.asked if family is Family.IPV4]
-    assert rig.inbox.pending_since is None
+    assert rig.store.pending_since is None
 
 
 def test_a_switch_alone_forgets_no_flow(rig: Rig) -> None:
@@ -182,7 +182,7 @@ def test_one_refused_service_does_not_stop_a_switch_but_all_of_them_do(rig: Rig,
     kernel.refused = {("ipvs", "ns1/a")}
     assert rig.work(IPVS)[-1] == "mode_switched"
     assert kernel.rules == {("ipvs", family): {"ns1/b"} for family in BOTH}
-    status = rig.reporter.family_status()[Family.IPV4]
+    status = rig.observer.family_status()[Family.IPV4]
     assert [trouble.service for trouble in status.quarantined] == ["ns1/a"]
     kernel.refused = {("nftables", "ns1/a"), ("nftables", "ns1/b")}
     rig.work(NFTABLES)
@@ -239,7 +239,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     def make(config: ProxyConfig) -> Mode:
         if config.proxy_mode == "ipvs":
             return IpvsMode(config, tables, handles)
-        return IptablesMode(config, tables, Departure(handles, 10.0, (), lambda: now))
+        return IptablesMode(config, tables, IpvsTeardown(handles, 10.0, (), lambda: now))
 
     def rules() -> list[object]:
         return [parse_save(tables[family].save()) for family in BOTH]
@@ -260,7 +260,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     assert "mode_switch_rolled_back" in rig.work(IPVS)
     assert "connection lost" in str(rig.said("mode_switch_failed")["reason"])
     assert rules() == before
-    while (wait := rig.agent.mode.tend()) is not None:
+    while (wait := rig.agent.mode.run_timers()) is not None:
         now += wait
     assert [handles.ipvs.servers(family) for family in BOTH] == [{}, {}]
     assert handles.ipset.headers() == {}
@@ -290,13 +290,13 @@ def test_the_ranges_of_service_cidrs_reach_the_nftables_mode_alone_and_plan_no_s
     seen.clear()
     kernel.history.clear()
     obj = ServiceCIDR(ServiceCIDRMeta("a"), ServiceCIDRSpec(("10.96.0.0/16", "fd00:96::/112")))
-    rig.inbox.upsert(Kind.SERVICE_CIDR, obj)
+    rig.store.upsert(Kind.SERVICE_CIDR, obj)
     assert "node_changed" not in rig.work()
     assert seen == told
     assert kernel.history == []
-    assert rig.inbox.pending_since is None
+    assert rig.store.pending_since is None
     seen.clear()
     rig.work(NFTABLES)
-    rig.inbox.delete(Kind.SERVICE_CIDR, "a")
+    rig.store.delete(Kind.SERVICE_CIDR, "a")
     rig.work()
     assert seen[-2:] == [(family, ()) for family in BOTH]

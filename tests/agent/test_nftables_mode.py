@@ -13,7 +13,7 @@ from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
 from kproxy.modes.foreign_tables import warn_of_peer_tables
-from kproxy.modes.ipvs_teardown import Departure
+from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.modes.nftables import NftablesMode, nftables_config
 from kproxy.modes.registry import ipvs_handles
 from kproxy.node.facts import node_facts
@@ -34,7 +34,7 @@ NODE = msgspec.convert(
 
 
 def make(fake: FakeNft) -> NftablesMode:
-    return NftablesMode(CONFIG, fake, Departure(ipvs_handles(), 0, (), lambda: 0.0))
+    return NftablesMode(CONFIG, fake, IpvsTeardown(ipvs_handles(), 0, (), lambda: 0.0))
 
 
 def test_both_families_are_tried_and_nothing_is_left_of_the_trial() -> None:

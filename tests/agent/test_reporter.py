@@ -14,7 +14,7 @@ from kproxy.state.tables import Trigger
 from kproxy.telemetry import series
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.metrics import Distribution, Metrics
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.series import Series
 
 IPV4 = Family.IPV4
@@ -27,14 +27,14 @@ class World:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.notices: list[Notice] = []
-        self.reporter = Reporter(self.metrics, self.notices.append)
-        self.reporter.begin([IPV4])
+        self.observer = SyncObserver(self.metrics, self.notices.append)
+        self.observer.begin([IPV4])
 
     def sync(
         self, plans: Mapping[str, ServicePlan] | None = None, *, retried: bool = False, **report: object
     ) -> None:
         made = SyncReport(**report)  # type: ignore[arg-type]
-        self.reporter.synced(IPV4, made, plans or {}, 0.003, retried=retried)
+        self.observer.synced(IPV4, made, plans or {}, 0.003, retried=retried)
 
     def value(self, wanted: Series, *labels: str) -> float:
         for sample in self.metrics.samples():
@@ -70,7 +70,7 @@ def test_a_sync_is_timed_and_its_writes_are_counted(world: World) -> None:
 
 def test_a_sync_that_fails_is_no_sync_and_says_why(world: World) -> None:
     world.sync(error="locked: another program holds the lock")
-    status = world.reporter.family_status()[IPV4]
+    status = world.observer.family_status()[IPV4]
     assert status.last_success is None
     assert status.last_failure is not None
     assert status.last_failure.reason == "locked: another program holds the lock"
@@ -82,17 +82,17 @@ def test_a_sync_that_fails_is_no_sync_and_says_why(world: World) -> None:
 
 def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(world: World) -> None:
     world.sync(failed={"ns/a": "line 3 failed"})
-    first = world.reporter.family_status()[IPV4].quarantined
+    first = world.observer.family_status()[IPV4].quarantined
     world.sync(failed={"ns/a": "line 3 failed"})
     world.sync(failed={"ns/a": "line 3 failed"}, retried=True)
-    assert world.reporter.family_status()[IPV4].quarantined == first
+    assert world.observer.family_status()[IPV4].quarantined == first
     assert [(each.service, each.reason) for each in first] == [("ns/a", "line 3 failed")]
     assert world.notices == [Notice(Reason.QUARANTINED, "ns/a", "IPv4: line 3 failed")]
     assert world.value(series.RESTORE_FAILURES, "IPv4") == 2
     assert world.value(series.QUARANTINED, "IPv4") == 1
     world.sync()
     assert world.value(series.QUARANTINED, "IPv4") == 0
-    assert world.reporter.family_status()[IPV4].quarantined == []
+    assert world.observer.family_status()[IPV4].quarantined == []
 
 
 def test_failures_count_for_nftables_too_and_so_does_what_could_not_be_deleted(world: World) -> None:
@@ -108,7 +108,7 @@ def test_failures_count_for_nftables_too_and_so_does_what_could_not_be_deleted(w
 
 def test_what_belongs_to_no_service_is_in_the_status_and_no_event(world: World) -> None:
     world.sync(failed={"(virtual server TCP 10.0.0.1:80)": "device busy"})
-    assert len(world.reporter.family_status()[IPV4].quarantined) == 1
+    assert len(world.observer.family_status()[IPV4].quarantined) == 1
     assert world.notices == []
 
 
@@ -117,12 +117,12 @@ def test_local_policies_without_local_endpoints_are_counted(world: World) -> Non
     world.sync({"ns/a": plan})
     assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 2
     assert world.value(series.NO_LOCAL_ENDPOINTS, "external", "IPv4") == 0
-    assert world.reporter.family_status()[IPV4].services == 1
+    assert world.observer.family_status()[IPV4].services == 1
     world.sync({"ns/a": ServicePlan("ns/a", IPV4)}, error="nothing was applied")
     assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 2
     world.sync({"ns/a": ServicePlan("ns/a", IPV4)})
     assert world.value(series.NO_LOCAL_ENDPOINTS, "internal", "IPv4") == 0
-    assert world.reporter.family_status()[IPV4].services == 0
+    assert world.observer.family_status()[IPV4].services == 0
 
 
 @pytest.mark.parametrize(
@@ -131,57 +131,57 @@ def test_local_policies_without_local_endpoints_are_counted(world: World) -> Non
 def test_programming_time_counts_from_the_change(world: World, offset: float, count: int) -> None:
     moment = datetime.now(UTC) + timedelta(seconds=offset)
     text = moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "789Z"
-    world.reporter.applied([Trigger("ns/a-x", "IPv4", text)])
+    world.observer.applied([Trigger("ns/a-x", "IPv4", text)])
     assert world.observed(series.PROGRAMMING, "IPv4") == count
 
 
 def test_changes_of_a_family_that_is_not_served_here_take_no_time(world: World) -> None:
     text = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
-    world.reporter.applied([Trigger("ns/a-x", "IPv6", text)])
+    world.observer.applied([Trigger("ns/a-x", "IPv6", text)])
     assert world.observed(series.PROGRAMMING, "IPv6") == 0
 
 
 def test_a_trigger_time_that_cannot_be_read_is_named(world: World) -> None:
     with structlog.testing.capture_logs() as told:
-        world.reporter.applied([Trigger("ns/a-x", "IPv4", "yesterday")])
+        world.observer.applied([Trigger("ns/a-x", "IPv4", "yesterday")])
     assert [(line["object"], line["value"]) for line in told] == [("EndpointSlice ns/a-x", "yesterday")]
     assert world.observed(series.PROGRAMMING, "IPv4") == 0
 
 
 def test_a_conflict_is_told_once_for_both_families_and_again_when_it_returns(world: World) -> None:
     notice = Notice(Reason.CONFLICT, "ns/a", 'spec.externalIPs "1.2.3.4": already belongs to ns/b')
-    world.reporter.problems({"ns/a": (CONFLICT, DEFECT)})
-    world.reporter.problems({"ns/a": (DEFECT, CONFLICT)})
+    world.observer.problems({"ns/a": (CONFLICT, DEFECT)})
+    world.observer.problems({"ns/a": (DEFECT, CONFLICT)})
     assert world.notices == [notice]
-    assert world.reporter.known_problems() == sorted([CONFLICT, DEFECT])
-    world.reporter.problems({"ns/a": ()})
-    assert world.reporter.known_problems() == []
-    world.reporter.problems({"ns/a": (CONFLICT,)})
+    assert world.observer.known_problems() == sorted([CONFLICT, DEFECT])
+    world.observer.problems({"ns/a": ()})
+    assert world.observer.known_problems() == []
+    world.observer.problems({"ns/a": (CONFLICT,)})
     assert world.notices == [notice, notice]
 
 
 def test_an_address_that_is_not_served_is_told_at_the_service(world: World) -> None:
     refused = Problem("Service ns/a", "spec.externalIPs[0]", '"127.0.0.1"', "is not served", refused=True)
-    world.reporter.problems({"ns/a": (refused, DEFECT)})
-    world.reporter.problems({"ns/a": (refused,)})
+    world.observer.problems({"ns/a": (refused, DEFECT)})
+    world.observer.problems({"ns/a": (refused,)})
     told = 'spec.externalIPs[0] "127.0.0.1": is not served'
     assert world.notices == [Notice(Reason.REFUSED, "ns/a", told)]
 
 
 def test_drift_counts_as_repaired_once_a_sync_got_through(world: World) -> None:
-    world.reporter.drifted(IPV4, [Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")])
+    world.observer.drifted(IPV4, [Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")])
     world.sync(error="missing: no iptables-restore")
     assert world.value(series.DRIFT_FOUND, "IPv4") == 2
     assert world.value(series.DRIFT_REPAIRED, "IPv4") == 0
     world.sync()
-    drift = world.reporter.family_status()[IPV4].drift
+    drift = world.observer.family_status()[IPV4].drift
     assert (drift.found, drift.repaired) == (2, 2)
     assert drift.last_objects == ("chain nat/A is missing", "chain nat/B is missing")
     assert world.value(series.DRIFT_REPAIRED, "IPv4") == 2
 
 
 def test_a_look_that_finds_nothing_wrong_is_as_good_as_a_sync(world: World) -> None:
-    world.reporter.confirmed(IPV4)
+    world.observer.confirmed(IPV4)
     assert world.value(series.LAST_SYNC, "IPv4") > 0
     assert world.observed(series.SYNC, "IPv4") == 0
 
@@ -191,7 +191,7 @@ DRIFTS = (Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")
 
 def test_a_failing_family_says_since_when_until_a_sync_succeeds(world: World) -> None:
     def failing_since() -> datetime | None:
-        return world.reporter.family_status()[IPV4].failing_since
+        return world.observer.family_status()[IPV4].failing_since
 
     assert failing_since() is None
     world.sync(error="locked")
@@ -204,48 +204,48 @@ def test_a_failing_family_says_since_when_until_a_sync_succeeds(world: World) ->
 
 
 def test_drift_is_outstanding_until_a_sync_succeeds(world: World) -> None:
-    world.reporter.drifted(IPV4, DRIFTS)
-    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    world.observer.drifted(IPV4, DRIFTS)
+    assert world.observer.family_status()[IPV4].drift.outstanding == 2
     world.sync(error="locked")
-    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    assert world.observer.family_status()[IPV4].drift.outstanding == 2
     world.sync()
-    drift = world.reporter.family_status()[IPV4].drift
+    drift = world.observer.family_status()[IPV4].drift
     assert (drift.outstanding, drift.repaired, drift.found) == (0, 2, 2)
 
 
 def test_drift_whose_repair_the_kernel_refuses_is_outstanding_until_it_does_not(world: World) -> None:
     world.sync(failed={"ns/old": "refused before"})
-    world.reporter.drifted(IPV4, DRIFTS)
+    world.observer.drifted(IPV4, DRIFTS)
     world.sync(failed={"ns/a": "no such target", "ns/old": "refused before"})
     assert world.value(series.DRIFT_REPAIRED, "IPv4") == 0
     world.sync(failed={"ns/a": "no such target"})
-    assert world.reporter.family_status()[IPV4].drift.outstanding == 2
+    assert world.observer.family_status()[IPV4].drift.outstanding == 2
     world.sync(failed={"ns/old": "refused again"})
-    assert world.reporter.family_status()[IPV4].drift.outstanding == 0
+    assert world.observer.family_status()[IPV4].drift.outstanding == 0
     assert world.value(series.DRIFT_REPAIRED, "IPv4") == 2
 
 
 def test_drift_that_returns_after_each_repair_is_named_until_a_comparison_is_clean(world: World) -> None:
     def returning() -> tuple[str, ...]:
-        return world.reporter.family_status()[IPV4].drift.returning
+        return world.observer.family_status()[IPV4].drift.returning
 
     for _ in range(3):
         assert returning() == ()
-        world.reporter.compared(IPV4, clean=False)
-        world.reporter.drifted(IPV4, DRIFTS[:1])
+        world.observer.compared(IPV4, clean=False)
+        world.observer.drifted(IPV4, DRIFTS[:1])
         world.sync()
     assert returning() == ("chain nat/A",)
-    world.reporter.compared(IPV4, clean=True)
+    world.observer.compared(IPV4, clean=True)
     assert returning() == ()
 
 
 def test_a_comparison_that_fails_says_since_when_until_one_succeeds(world: World) -> None:
-    world.reporter.not_compared(IPV4, "cannot be read")
-    first = world.reporter.family_status()[IPV4].comparison_failure
-    world.reporter.not_compared(IPV4, "incompatible")
-    then = world.reporter.family_status()[IPV4].comparison_failure
+    world.observer.not_compared(IPV4, "cannot be read")
+    first = world.observer.family_status()[IPV4].comparison_failure
+    world.observer.not_compared(IPV4, "incompatible")
+    then = world.observer.family_status()[IPV4].comparison_failure
     assert first is not None
     assert then is not None
     assert (then.at, then.reason) == (first.at, "incompatible")
-    world.reporter.compared(IPV4, clean=True)
-    assert world.reporter.family_status()[IPV4].comparison_failure is None
+    world.observer.compared(IPV4, clean=True)
+    assert world.observer.family_status()[IPV4].comparison_failure is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.agent.schedule import FIRST_RETRY, GATHER, PAUSE, SAVED_RESTS, Schedule
+from kproxy.agent.schedule import COALESCE_DELAY, FIRST_RETRY, PAUSE, SAVED_RESTS, Schedule
 
 
 class Clock:
@@ -110,8 +110,8 @@ def test_backoff_grows_to_the_sync_period_and_ends_with_success(schedule: Schedu
     ("halved_ago", "due"),
     [
         pytest.param(None, 0.0, id="nothing is half"),
-        pytest.param(0.0, GATHER, id="it has just come"),
-        pytest.param(GATHER / 2, GATHER / 2, id="it has waited"),
+        pytest.param(0.0, COALESCE_DELAY, id="it has just come"),
+        pytest.param(COALESCE_DELAY / 2, COALESCE_DELAY / 2, id="it has waited"),
         pytest.param(5.0, 0.0, id="its other half never came"),
     ],
 )
@@ -119,18 +119,18 @@ def test_half_a_service_is_waited_for_a_moment(
     schedule: Schedule, clock: Clock, halved_ago: float | None, due: float
 ) -> None:
     since = None if halved_ago is None else clock.now - halved_ago
-    assert schedule.due_in(changed=True, halved_since=since) == pytest.approx(due)
+    assert schedule.due_in(changed=True, incomplete_since=since) == pytest.approx(due)
 
 
 def test_half_a_service_waits_during_the_rest_rather_than_after_it(schedule: Schedule, clock: Clock) -> None:
     schedule.succeeded(clock.now)
-    assert schedule.due_in(changed=True, halved_since=clock.now) == pytest.approx(1.0)
+    assert schedule.due_in(changed=True, incomplete_since=clock.now) == pytest.approx(1.0)
 
 
 def test_a_retry_waits_for_no_half(schedule: Schedule, clock: Clock) -> None:
     schedule.failed(clock.now, blocked=True)
     clock.now += 60.0
-    assert schedule.due_in(changed=True, halved_since=clock.now) == 0
+    assert schedule.due_in(changed=True, incomplete_since=clock.now) == 0
 
 
 def _rests(schedule: Schedule, clock: Clock, cost: float, count: int) -> list[float]:

@@ -16,7 +16,7 @@ from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
 from kproxy.telemetry import series
 from kproxy.telemetry.collection import readers
-from kproxy.telemetry.http.debug import Inspector
+from kproxy.telemetry.http.debug import StatusBuilder
 from kproxy.telemetry.http.health import HealthState, answer
 from kproxy.telemetry.metrics import Distribution, Sample
 from kproxy.telemetry.series import Series
@@ -58,18 +58,18 @@ class World(Rig):
         super().__init__(self._mode)
         given = CommandLine(None, {})
         self.reloader = Reloader(given, given.load(), lambda _: None)
-        self.inspector = Inspector(
+        self.status_builder = StatusBuilder(
             lambda: self.agent.config,
             self.reloader,
-            self.inbox,
+            self.store,
             self.health,
-            self.reporter,
+            self.observer,
             lambda: self.watches,
             lambda: self.now,
         )
 
     def _health(self, *_: object) -> HealthState:
-        return HealthState(PERIOD, lambda: self.now, lambda: self.inbox.waiting_since)
+        return HealthState(PERIOD, lambda: self.now, lambda: self.store.waiting_since)
 
     def _mode(self, config: ProxyConfig) -> FakeMode:
         return FakeMode(self.kernel, config)
@@ -81,7 +81,7 @@ class World(Rig):
 
     @property
     def status(self) -> Status:
-        found = self.inspector.status()
+        found = self.status_builder.status()
         assert (found.state is State.HEALTHY) == found.healthy == (not found.conditions)
         assert self.metric(series.HEALTHY) == float(found.healthy)
         assert self.metric(series.STATE, str(found.state)) == 1
@@ -104,9 +104,9 @@ class World(Rig):
     def samples(self) -> list[Sample]:
         read = readers(
             lambda: self.agent.mode,
-            self.inspector.verdict,
-            self.inbox,
-            self.reporter,
+            self.status_builder.verdict,
+            self.store,
+            self.observer,
             0,
             dict,
             lambda: self.now,
@@ -139,7 +139,7 @@ def test_an_agent_without_a_sync_starts_and_fails_when_its_time_is_over(world: W
 
 
 def test_lists_that_never_complete_are_late_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox_module.Inbox, "replace", lambda *_: None)
+    monkeypatch.setattr(inbox_module.ObjectStore, "replace", lambda *_: None)
     bare = World(monkeypatch)
     bare.now += 5
     assert bare.summary() == ("starting", 1, ["ListsIncomplete", "NotSynced"])
@@ -189,7 +189,7 @@ def test_a_family_whose_sync_fails_is_told_at_once_and_livez_when_its_time_is_ov
 
 def test_a_repair_that_fails_waits_although_no_object_changed(world: World) -> None:
     world.sync()
-    world.reporter.drifted(Family.IPV4, [Drift("chain nat/A", "is missing")])
+    world.observer.drifted(Family.IPV4, [Drift("chain nat/A", "is missing")])
     assert world.summary() == ("degraded", 1, ["DriftNotRepaired"])
     world.kernel.errors[MODE, Family.IPV4] = "locked"
     world.sync()
@@ -206,7 +206,7 @@ def test_a_repair_that_fails_waits_although_no_object_changed(world: World) -> N
 def test_a_quarantined_service_is_a_finding_and_its_change_is_pending(world: World) -> None:
     world.sync()
     world.add("c", 3)
-    (given,) = world.inbox.take()
+    (given,) = world.store.take()
     world.kernel.refused = {(MODE, given.key)}
     world.sync()
     world.now += 500
@@ -222,7 +222,7 @@ def test_a_quarantined_service_is_a_finding_and_its_change_is_pending(world: Wor
 
 def test_a_kernel_that_refuses_every_service_is_no_matter_of_objects(world: World) -> None:
     world.sync()
-    keys = [given.key for given in world.inbox.take(everything=True)]
+    keys = [given.key for given in world.store.take(everything=True)]
     world.kernel.refused = {(MODE, key) for key in keys}
     world.sync()
     assert world.summary() == ("failing", 1, ["AllServicesRefused"])
@@ -234,12 +234,12 @@ def test_a_kernel_that_refuses_every_service_is_no_matter_of_objects(world: Worl
 def test_defects_of_objects_are_findings(world: World) -> None:
     world.sync()
     defect = Problem("Service ns/a", "metadata.annotations", '"x"', "is no number")
-    world.reporter.problems({"ns/a": (defect,)})
+    world.observer.problems({"ns/a": (defect,)})
     assert world.summary() == ("healthy", 3, [])
-    world.reporter.problems({"ns/a": ()})
-    world.inbox.reject(Kind.SERVICE, "ns/b", defect)
+    world.observer.problems({"ns/a": ()})
+    world.store.reject(Kind.SERVICE, "ns/b", defect)
     assert world.summary() == ("healthy", 3, [])
-    world.inbox.delete(Kind.SERVICE, "ns/b")
+    world.store.delete(Kind.SERVICE, "ns/b")
     assert world.summary() == ("healthy", 0, [])
 
 
@@ -266,8 +266,8 @@ def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
         raise CheckError("iptables-nft-save: table `nat' is incompatible")
 
     def look() -> None:
-        world.agent._drift_watch._next_check = 0.0
-        world.agent._drift_watch.look(world.agent._sides.values(), world.agent._in_step)
+        world.agent._drift_checker._next_check = 0.0
+        world.agent._drift_checker.look(world.agent._family_syncs.values(), world.agent._in_step)
 
     with monkeypatch.context() as patch:
         patch.setattr(switch_rig.FakeBackend, "check", unreadable)
@@ -283,8 +283,8 @@ def test_drift_that_others_make_again_and_again_is_told(
     world.sync()
 
     def look() -> None:
-        world.agent._drift_watch._next_check = 0.0
-        if world.agent._drift_watch.look(world.agent._sides.values(), world.agent._in_step):
+        world.agent._drift_checker._next_check = 0.0
+        if world.agent._drift_checker.look(world.agent._family_syncs.values(), world.agent._in_step):
             world.sync()
 
     with monkeypatch.context() as patch:

@@ -29,7 +29,7 @@ def play(node: AnyNode, start: Changes, history: list[tuple[Changes, str]], sync
             node.start()
         elif then == "check":
             node.plan()
-            assert node.backend.check(thorough=True) == ()
+            assert node.backend.check(full=True) == ()
             continue
         sync()
     node.done()

@@ -10,7 +10,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic, SyncReport
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
@@ -89,7 +89,7 @@ class IptablesNode(Node[IptablesBackend, State]):
 
     def make_backend(self) -> IptablesBackend:
         """A backend of the layout."""
-        watch = ChangeWatch(self.fake.stamp)
+        watch = ForeignWrites(self.fake.generation)
         return IptablesBackend(self.layout(self.config), self.fake, watch, piece=self.piece)
 
     def another(self) -> IptablesNode:

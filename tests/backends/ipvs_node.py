@@ -8,7 +8,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
@@ -56,7 +56,9 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
 
     def make_backend(self) -> IpvsBackend:
         """A backend over all parts of the kernel."""
-        rules = IptablesBackend(IpvsLayout(self.config.rules), self.xtables, ChangeWatch(self.xtables.stamp))
+        rules = IptablesBackend(
+            IpvsLayout(self.config.rules), self.xtables, ForeignWrites(self.xtables.generation)
+        )
         return IpvsBackend(self.config, self.handles, rules, lambda: self.now)
 
     def another(self) -> IpvsNode:
@@ -66,7 +68,7 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
     def drained(self) -> None:
         """Let time pass until nothing drains any more."""
         for _ in range(50):
-            wait = self.backend.tend()
+            wait = self.backend.run_timers()
             if wait is None:
                 return
             self.now += wait

@@ -9,7 +9,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.types import Nft
@@ -38,7 +38,7 @@ class NftablesNode(Node[NftablesBackend, list[str]]):
 
     def make_backend(self) -> NftablesBackend:
         """A backend over the fake or the real nft."""
-        return NftablesBackend(self.config, self.nft, ChangeWatch(self.nft.stamp), piece=self.piece)
+        return NftablesBackend(self.config, self.nft, ForeignWrites(self.nft.generation), piece=self.piece)
 
     def another(self) -> NftablesNode:
         """A node with the same settings and an empty fake."""

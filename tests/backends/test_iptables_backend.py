@@ -81,7 +81,7 @@ def test_a_restart_writes_nothing(variant: Variant) -> None:
     cluster.start()
     done(cluster)
     assert len(cluster.fake.restores) == before
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
 
 
 @ways
@@ -226,7 +226,7 @@ def test_a_chain_that_others_refer_to_does_not_hold_back_its_service(
     before = len(cluster.fake.restores)
     done(cluster)
     assert len(cluster.fake.restores) == before
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     cluster.fake.edit("*nat\n-F MINE\n-X MINE\nCOMMIT\n")
     cluster.backend.retry()
     done(cluster)
@@ -311,7 +311,7 @@ def test_an_iptables_that_prints_rules_in_other_words_is_understood() -> None:
             pods_of(f"svc{n}", "10.1.0.1"),
         )
     done(cluster)
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     before = len(fake.restores)
     cluster.start()
     done(cluster)
@@ -319,5 +319,5 @@ def test_an_iptables_that_prints_rules_in_other_words_is_understood() -> None:
     cluster.drop("ns1/svc1")
     cluster.put(None, pods_of("svc2"))
     done(cluster)
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     assert WatchedXtables.save(fake).decode().count("10.96.0.2/32") == 1

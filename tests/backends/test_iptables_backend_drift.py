@@ -95,7 +95,7 @@ def test_damage_is_noticed_named_and_repaired(
     assert any(d.object.startswith(name) and found in d.found for d in drifts), drifts
     done(cluster)
     assert _sorted(cluster.state()) == intact
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     assert cluster.backend.check() == ()
 
 
@@ -130,7 +130,7 @@ def test_a_check_reads_nothing_while_nobody_wrote() -> None:
     cluster.fake.edit("*filter\n:MINE - [0:0]\nCOMMIT\n")
     assert cluster.backend.check() == ()
     assert cluster.fake.saves == reads + 1
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     assert cluster.fake.saves == reads + 2
 
 
@@ -140,7 +140,7 @@ def test_changes_that_wait_are_no_drift() -> None:
     cluster.put(service("svc1", "10.96.0.9"), pods_of("svc1", "10.1.1.9"))
     cluster.put(None, pods_of("svc3"))
     cluster.plan()
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     done(cluster)
     assert cluster.state() == cluster.fresh()
 

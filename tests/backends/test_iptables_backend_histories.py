@@ -51,7 +51,7 @@ def _is_as_fresh(cluster: IptablesNode) -> None:
     report = cluster.sync()
     assert (report.error, report.failed) == (None, {})
     assert len(cluster.fake.restores) == before
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     assert cluster.sync().error is None
     assert len(cluster.fake.restores) == before
 

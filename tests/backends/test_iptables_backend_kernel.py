@@ -32,8 +32,8 @@ class RealXtables(WatchedXtables):
     def save(self, table: str | None = None) -> bytes:
         return self.xtables.save(table)
 
-    def stamp(self) -> Any:
-        return self.xtables.stamp()
+    def generation(self) -> Any:
+        return self.xtables.generation()
 
     def edit(self, text: str) -> None:
         self.xtables.restore(text.encode())
@@ -91,7 +91,7 @@ def test_the_kernel_holds_what_the_stand_in_holds(variant: Variant, piece: int |
         assert [(r.error, dict(r.failed)) for r in reports] == [(None, {}), (None, {})]
         assert real.fake.restores == fake.fake.restores
         assert parse_save(real.fake.save()) == fake.state()
-        assert real.backend.check(thorough=True) == ()
+        assert real.backend.check(full=True) == ()
         before = len(real.fake.restores)
         real.start()
         assert real.sync().changes == {}

@@ -134,7 +134,7 @@ def test_a_refused_service_keeps_what_it_had(variant: Variant, piece: int | None
     cluster.sync()
     old = Packet("10.96.0.2", 80)
     assert outcomes(cluster.fake, old) == {"10.1.2.1:8080", "10.1.2.2:8080"}
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
     cluster.fake.edit("*nat\n-F KUBE-MARK-MASQ\nCOMMIT\n")
     assert [d.object for d in cluster.backend.check()] == ["chain nat/KUBE-MARK-MASQ"]
     if restart:
@@ -194,7 +194,7 @@ def test_a_change_that_is_taken_back_after_a_failure(
     report = cluster.sync()
     assert (report.error, dict(report.failed), report.drifts) == (None, {}, ())
     assert cluster.state() == intact
-    assert cluster.backend.check(thorough=True) == ()
+    assert cluster.backend.check(full=True) == ()
 
 
 def test_a_held_lock_is_reported_and_costs_no_second_look() -> None:
@@ -250,7 +250,7 @@ def test_check_reports_that_rules_cannot_be_read() -> None:
     done(cluster)
     fake.cut = 20
     with pytest.raises(CheckError):
-        cluster.backend.check(thorough=True)
+        cluster.backend.check(full=True)
 
 
 def test_what_a_fresh_sync_writes_means_what_kube_proxy_writes() -> None:

@@ -105,7 +105,7 @@ def test_beside_a_native_rule_the_kernel_holds_what_it_holds_without(rule: str) 
             real.sync()
             real.backend.check()
             real.sync()
-        assert real.backend.check(thorough=True) == ()
+        assert real.backend.check(full=True) == ()
         assert without_others(parse_save(real.fake.save())) == fake.state()
         assert set(jumps().values()) == {1}
         real.start()
@@ -150,7 +150,7 @@ def test_damage_beside_a_native_rule_is_told_as_it_is() -> None:
         ),
     )
     real.sync()
-    assert real.backend.check(thorough=True) == ()
+    assert real.backend.check(full=True) == ()
     assert set(jumps().values()) == {1}
 
 
@@ -255,7 +255,7 @@ def test_rules_without_words_are_no_damage_or_are_mended(
     expected = xtables.save()
     xtables.restore(b"*nat\n-I PREROUTING\n-I OUTPUT\n-A POSTROUTING\nCOMMIT\n*filter\n-I INPUT\nCOMMIT\n")
     counted = xtables.save()
-    assert real.backend.check(thorough=True) == ()
+    assert real.backend.check(full=True) == ()
     assert real.sync().changes == {}
     for chain in ("nat\n-A KUBE-SERVICES", "filter\n-I KUBE-SERVICES", "filter\n-A KUBE-FORWARD"):
         xtables.restore(f"*{chain}\nCOMMIT\n".encode())

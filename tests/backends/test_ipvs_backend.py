@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
@@ -244,7 +244,7 @@ def test_an_address_that_becomes_the_nodes_own_leaves_the_device() -> None:
 
 def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     node = IpvsNode()
-    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
     node.put(service(), eps("10.1.0.1"))
     old.update(node.planner.update(node.tables.dirty(), NODE).values())
     assert old.sync().error is None
@@ -261,7 +261,7 @@ def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
 def test_what_an_iptables_mode_serves_is_its_own_until_it_goes() -> None:
     """Virtual servers may stand from before and take no connections: what drains keeps its address."""
     node = IpvsNode()
-    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
     node.put(service(), eps("10.1.0.1"))
     old.update(node.planner.update(node.tables.dirty(), NODE).values())
     assert old.sync().error is None
@@ -304,7 +304,7 @@ def test_pods_reach_themselves_through_virtual_servers_until_rules_translate(
     node.done()
     if damage:
         node.xtables.edit(damage)
-    new = IptablesBackend(layout(CONFIG.rules), node.xtables, ChangeWatch(node.xtables.stamp))
+    new = IptablesBackend(layout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
     new.update(node.plans.values())
     restore, states = node.xtables.restore, []
 
@@ -319,7 +319,7 @@ def test_pods_reach_themselves_through_virtual_servers_until_rules_translate(
     assert (False, True) in states
     assert (False, False) not in states
     assert states[-1] == (True, False)
-    assert new.check(thorough=True) == ()
+    assert new.check(full=True) == ()
 
 
 def test_the_default_scheduler_is_the_operators() -> None:

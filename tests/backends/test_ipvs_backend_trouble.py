@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import CheckError
-from kproxy.backends.ipvs.teardown import Retirement
+from kproxy.backends.ipvs.teardown import FamilyTeardown
 from kproxy.kernel.ipset.types import SetKind, SetSpec
 from kproxy.kernel.ipvs.types import (
     DestinationId,
@@ -134,7 +134,7 @@ def test_drift_is_named_and_mended() -> None:
     node.done()
     node.ipvs.table[CLUSTER_IP][1][DestinationId("10.1.0.9", 80)] = 1
     node.device.held = set()
-    named = [str(drift) for drift in node.backend.check(thorough=True)]
+    named = [str(drift) for drift in node.backend.check(full=True)]
     assert named == [
         "address 10.96.0.1 is missing",
         "destination TCP 10.96.0.1 port 80 -> 10.1.0.9 port 80 is not wanted",
@@ -241,11 +241,11 @@ def test_what_drains_stays_ours_whatever_becomes_of_sets_and_addresses() -> None
     node.drop("ns1/svc1")
     node.done()
     node.device.held = set()
-    node.backend.check(thorough=True)
+    node.backend.check(full=True)
     node.done()
     for _, entries in node.ipset.sets.values():
         entries.clear()
-    assert node.backend.check(thorough=True)
+    assert node.backend.check(full=True)
     node.done()
     assert set(node.ipvs.table) <= node.listed()
     node.start()
@@ -262,7 +262,7 @@ def test_retirement_leaves_what_is_not_ours() -> None:
     node.ipset.create(SetSpec("FOREIGN", SetKind.IP, Family.IPV4))
     node.put(service(), eps("10.1.0.1"))
     node.done()
-    leaving = Retirement(Family.IPV4, node.handles, 0, lambda: node.now)
+    leaving = FamilyTeardown(Family.IPV4, node.handles, 0, lambda: node.now)
     assert leaving.clear()
     assert leaving.dissolve()
     assert list(node.ipvs.table) == [foreign]
@@ -277,8 +277,8 @@ def test_sets_that_outlived_their_kernels_ipvs_are_destroyed() -> None:
         raise IpvsUnavailable("this kernel has no IPVS")
 
     node.ipvs.servers = fail  # type: ignore[method-assign,assignment]
-    leaving = Retirement(Family.IPV4, node.handles, 500.0, lambda: node.now)
-    assert leaving.tend() is None
+    leaving = FamilyTeardown(Family.IPV4, node.handles, 500.0, lambda: node.now)
+    assert leaving.run_timers() is None
     assert (node.ipset.sets, node.device.held) == ({}, None)
 
 
@@ -311,11 +311,11 @@ def test_what_drained_and_was_taken_away_is_not_waited_for() -> None:
     node.done()
     node.put(service(), eps("10.1.0.2"))
     node.done()
-    assert node.backend.tend() is not None
+    assert node.backend.run_timers() is not None
     del node.ipvs.table[CLUSTER_IP]
-    assert node.backend.check(thorough=True) != ()
+    assert node.backend.check(full=True) != ()
     node.done()
-    assert node.backend.tend() is None
+    assert node.backend.run_timers() is None
     assert node.state() == node.fresh()
 
 
@@ -326,10 +326,10 @@ def test_the_mark_of_the_nodes_own_connections_comes_back_and_goes_with_the_mode
     marks = set(node.ipvs.local_marks)
     assert len(marks) == 1
     node.ipvs.local_marks.clear()
-    assert [drift.found for drift in node.backend.check(thorough=True)] == ["is missing"]
+    assert [drift.found for drift in node.backend.check(full=True)] == ["is missing"]
     node.done()
     assert node.ipvs.local_marks == marks
-    assert Retirement(Family.IPV4, node.handles, 0, lambda: node.now).dissolve()
+    assert FamilyTeardown(Family.IPV4, node.handles, 0, lambda: node.now).dissolve()
     assert node.ipvs.local_marks == set()
 
 
@@ -343,7 +343,7 @@ def test_a_mark_that_cannot_be_had_keeps_no_service_back() -> None:
     node.put(service(), eps("10.1.0.1"))
     node.done()
     assert node.serving(CLUSTER_IP)
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 @pytest.mark.parametrize("rules_too", [False, True])

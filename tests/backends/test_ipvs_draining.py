@@ -11,7 +11,7 @@ from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.draining import WITHDRAWN_PERIOD
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.teardown import Retirement, left_in
+from kproxy.backends.ipvs.teardown import FamilyTeardown, left_in
 from kproxy.kernel.ipset.types import Entry
 from kproxy.kernel.ipvs.types import (
     Command,
@@ -34,7 +34,7 @@ def test_a_destination_with_connections_stays_until_they_end() -> None:
     node.put(None, eps("10.1.0.2"))
     node.done()
     for _ in range(20):
-        wait = node.backend.tend()
+        wait = node.backend.run_timers()
         assert wait is not None
         node.now += wait
     assert node.ipvs.table[CLUSTER_IP][1][leaving] == 0
@@ -42,7 +42,7 @@ def test_a_destination_with_connections_stays_until_they_end() -> None:
     node.drained()
     assert leaving not in node.ipvs.table[CLUSTER_IP][1]
     node.forget()
-    assert node.backend.tend() is None
+    assert node.backend.run_timers() is None
     assert node.reads == 0
 
 
@@ -72,7 +72,7 @@ def test_a_destination_that_returns_is_only_given_its_weight_back() -> None:
     node.put(None, eps("10.1.0.1"))
     node.done()
     assert [(r.command, r.weight) for r in node.ipvs.sent] == [(Command.SET_DEST, 1)]
-    assert node.backend.tend() is None
+    assert node.backend.run_timers() is None
 
 
 def test_datagrams_have_nothing_to_wait_for() -> None:
@@ -96,13 +96,13 @@ def test_retirement_waits_for_connections_and_leaves_nothing() -> None:
     node.ipvs.connections[CLUSTER_IP, DestinationId("10.1.0.1", 80)] = 1
     assert left_in(Family.IPV4, node.handles)
     assert not left_in(Family.IPV6, node.handles)
-    leaving = Retirement(Family.IPV4, node.handles, 500.0, lambda: node.now)
+    leaving = FamilyTeardown(Family.IPV4, node.handles, 500.0, lambda: node.now)
     for _ in range(6):
-        node.now += leaving.tend() or 0
+        node.now += leaving.run_timers() or 0
     assert list(node.ipvs.table) == [CLUSTER_IP]
     assert node.device.held == {"10.96.0.1"}
     node.ipvs.connections.clear()
-    while (wait := leaving.tend()) is not None:
+    while (wait := leaving.run_timers()) is not None:
         node.now += wait
     assert leaving.done
     assert (node.ipvs.table, node.ipset.sets, node.device.held) == ({}, {}, set())
@@ -126,7 +126,7 @@ def served(*addresses: str, closing: bool = False) -> IpvsNode:
 def wait(node: IpvsNode, seconds: float) -> None:
     """Let time pass, and do what is due in it."""
     until = node.now + seconds
-    while (due := node.backend.tend()) is not None and node.now + due <= until:
+    while (due := node.backend.run_timers()) is not None and node.now + due <= until:
         node.now += due
     node.now = until
 
@@ -241,7 +241,7 @@ def test_an_address_that_becomes_an_external_one_of_its_service_stays_as_it_is()
     node.put(service(externalIPs=[OUTSIDE]))
     node.done()
     assert (node.ipvs.sent, node.device.changes) == ([], 0)
-    assert node.backend.tend() is None
+    assert node.backend.run_timers() is None
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -262,9 +262,9 @@ def test_an_address_that_drains_and_becomes_the_nodes_own_leaves_the_device_at_o
 
 def test_a_mode_that_leaves_cuts_no_connection_to_an_address_that_is_still_served() -> None:
     node = served(OUTSIDE)
-    leaving = Retirement(Family.IPV4, node.handles, 500.0, lambda: node.now)
+    leaving = FamilyTeardown(Family.IPV4, node.handles, 500.0, lambda: node.now)
     for _ in range(6):
-        node.now += leaving.tend() or 0
+        node.now += leaving.run_timers() or 0
     assert node.now > 1000 + WITHDRAWN_PERIOD
     assert node.device.held == {"10.96.0.1", OUTSIDE}
 

@@ -20,7 +20,7 @@ def _is_as_fresh(node: IpvsNode) -> None:
     node.forget()
     assert node.done().changes == {}
     assert (node.messages, node.reads) == (0, 0)
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 @given(start=START, history=HISTORY)

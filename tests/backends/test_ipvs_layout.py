@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
@@ -79,12 +79,12 @@ def test_the_kernel_prints_what_was_written_and_a_switch_leaves_nothing(
     except (XtablesUnavailable, IpsetUnavailable) as error:
         pytest.skip(str(error))
     wanted = layout(family, setting)
-    backend = IptablesBackend(wanted, xtables, ChangeWatch(xtables.stamp))
+    backend = IptablesBackend(wanted, xtables, ForeignWrites(xtables.generation))
     tables, planner = local_service(family), Planner(family)
     backend.update(planner.update(tables.dirty(), NODE).values())
     report = backend.sync()
     assert (report.error, report.failed) == (None, {})
-    assert backend.check(thorough=True) == ()
+    assert backend.check(full=True) == ()
     saved = parse_save(xtables.save())
     for (table, chain), text in wanted.fixed.items():
         assert saved[table][chain] == (text or "").splitlines()

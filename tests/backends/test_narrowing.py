@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.backends.core.bisect import narrow_down
+from kproxy.backends.core.bisect import bisect_refused
 
 
 class Refused(Exception):
@@ -28,7 +28,7 @@ def narrowed(items: Sequence[str], bad: set[str]) -> tuple[list[str], list[str],
     def give_up(item: str, _: Refused) -> None:
         given_up.append(item)
 
-    narrow_down(items, attempt, give_up, refusal=Refused, believe=lambda _: None)
+    bisect_refused(items, attempt, give_up, refusal=Refused, classify_refusal=lambda _: None)
     return written, given_up, attempts
 
 
@@ -44,8 +44,10 @@ def test_an_error_that_is_not_the_items_fault_ends_it() -> None:
     def attempt(_: Sequence[str]) -> None:
         raise Refused
 
-    def believe(error: Refused) -> None:
+    def classify_refusal(error: Refused) -> None:
         raise RuntimeError from error
 
     with pytest.raises(RuntimeError):
-        narrow_down(["a", "b"], attempt, lambda *_: None, refusal=Refused, believe=believe)
+        bisect_refused(
+            ["a", "b"], attempt, lambda *_: None, refusal=Refused, classify_refusal=classify_refusal
+        )

@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.probe import probe
@@ -261,7 +261,7 @@ def test_drift_is_named_and_repaired(damage: Any, named: str) -> None:
     assert [str(drift) for drift in node.backend.check()] == [named]
     node.done()
     assert node.state() == before
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 def test_a_glance_reads_nothing_while_nobody_writes() -> None:
@@ -428,17 +428,17 @@ def _over_the_kernel(family: Family) -> None:
             ),
         )
     assert node.done().changes["elements"] > 50
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
     node.start()
     changes = node.done().changes
     assert "elements" not in changes
     assert "elements_deleted" not in changes
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
     assert node.done().changes == {}
     node.drop("ns1/s5")
     node.drop("ns1/s3")
     node.done()
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 @fresh_network
@@ -469,7 +469,7 @@ def test_what_the_kernel_refuses_is_told_from_what_is_missing() -> None:
 @fresh_network
 def test_both_families_share_one_watch() -> None:
     nft = NetlinkNft()
-    watch = ChangeWatch(nft.stamp)
+    watch = ForeignWrites(nft.generation)
     backends = [
         NftablesBackend(with_config(family=family, node_addresses=(), local_traffic=None), nft, watch)
         for family in Family
@@ -529,7 +529,7 @@ def test_a_service_that_the_kernel_refuses_is_named_and_the_others_are_written()
     node.drop("ns1/s1" if which != "1" else "ns1/s2")
     node.backend.retry()
     assert dict(node.sync().failed) == {}
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 @pytest.mark.parametrize("family", list(Family))
@@ -556,7 +556,7 @@ def _adopted(family: Family) -> None:
     node.start()
     changes = node.done().changes
     assert not {"elements", "elements_deleted", "chains_deleted"} & changes.keys()
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
     after = nft.reading(family, "kproxy")
     assert before is not None
     assert after is not None
@@ -577,8 +577,8 @@ def test_a_map_that_is_not_understood_makes_the_table_anew() -> None:
 
     node.fake.reading = reading  # type: ignore[method-assign]
     scripts = len(node.fake.scripts)
-    assert node.backend.check(thorough=True) == ()
-    assert [str(each) for each in node.backend.check(thorough=True)] == ["table kproxy is not whole"]
+    assert node.backend.check(full=True) == ()
+    assert [str(each) for each in node.backend.check(full=True)] == ["table kproxy is not whole"]
     node.done()
     assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()

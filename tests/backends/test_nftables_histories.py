@@ -18,7 +18,7 @@ def _is_as_fresh(node: NftablesNode) -> None:
     scripts, readings = len(node.fake.scripts), node.fake.readings
     assert node.done().changes == {}
     assert (len(node.fake.scripts), node.fake.readings) == (scripts, readings)
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
 
 
 @given(start=START, history=HISTORY)

@@ -88,7 +88,7 @@ def test_a_service_that_is_gone_is_forgotten() -> None:
 def test_the_counts_of_a_table_change_nothing_else() -> None:
     node = started()
     count(node, **{"at_1.2.3.4_6_80": 7})
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
     node.start()
     assert node.done().changes.keys() <= {"transactions", "chains"}
 
@@ -160,6 +160,6 @@ def _counted_in_the_kernel() -> None:
     elements = next(each["map"] for each in json.loads(listed)["nftables"] if "map" in each)["elem"]
     assert len(elements) == 10
     assert all(key["elem"]["counter"] == {"packets": 0, "bytes": 0} for key, _ in elements)
-    assert node.backend.check(thorough=True) == ()
+    assert node.backend.check(full=True) == ()
     assert nft.counts(CONFIG.family, "kproxy", "none") is None
     assert PortTraffic("ns1/svc1", "UDP", 0, (0, 0)) in node.backend.traffic()

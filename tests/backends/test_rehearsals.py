@@ -1,4 +1,4 @@
-"""A rehearsal ends where the performance ends, and what it tells is what the kernel does not have yet."""
+"""A dry run ends where the performance ends, and what it tells is what the kernel does not have yet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from kproxy.addresses import Family
 from kproxy.backends.core.change import Change
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
-from kproxy.backends.iptables.dryrun import RehearsedXtables
+from kproxy.backends.iptables.dryrun import DryRunXtables
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.ipvs.backend import IpvsBackend
-from kproxy.backends.ipvs.dryrun import RehearsedDevice, RehearsedIpset, RehearsedIpvs
+from kproxy.backends.ipvs.dryrun import DryRunDevice, DryRunIpset, DryRunIpvs
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
@@ -55,10 +55,10 @@ def _put(cluster: IptablesNode | IpvsNode, number: int, pods: int, **spec: Any) 
     )
 
 
-def _rehearsed(cluster: IptablesNode, layout: Layout) -> RehearsedXtables:
+def _rehearsed(cluster: IptablesNode, layout: Layout) -> DryRunXtables:
     """Let a new backend sync once over what the cluster's kernel holds, in memory."""
-    tables = RehearsedXtables(Family.IPV4, cluster.fake.variant, cluster.fake.save())
-    backend = IptablesBackend(layout, tables, ChangeWatch(tables.stamp), piece=cluster.piece)
+    tables = DryRunXtables(Family.IPV4, cluster.fake.variant, cluster.fake.save())
+    backend = IptablesBackend(layout, tables, ForeignWrites(tables.generation), piece=cluster.piece)
     inputs = [cluster.tables.read(key) for key in sorted(cluster.plans)]
     backend.update(Planner(Family.IPV4).update(inputs, NODE).values())
     report = backend.sync()
@@ -66,7 +66,7 @@ def _rehearsed(cluster: IptablesNode, layout: Layout) -> RehearsedXtables:
     return tables
 
 
-def _told(tables: RehearsedXtables) -> list[str]:
+def _told(tables: DryRunXtables) -> list[str]:
     return sorted(map(str, tables.changes()))
 
 
@@ -149,7 +149,7 @@ def test_another_spelling_of_the_same_rules_is_no_change() -> None:
 )
 def test_what_depends_on_the_tables_is_refused_as_a_whole(text: str, told: str) -> None:
     dump = b"*nat\n:OUTPUT ACCEPT [0:0]\n:THEIRS - [0:0]\n-A OUTPUT -j THEIRS\nCOMMIT\n"
-    tables = RehearsedXtables(Family.IPV4, Variant.NFT, dump)
+    tables = DryRunXtables(Family.IPV4, Variant.NFT, dump)
     with pytest.raises(RestoreError, match=told) as refused:
         tables.restore(text.encode())
     assert refused.value.kind is FailureKind.RULE
@@ -157,7 +157,7 @@ def test_what_depends_on_the_tables_is_refused_as_a_whole(text: str, told: str) 
 
 
 def test_a_table_that_does_not_exist_yet_has_its_built_in_chains() -> None:
-    real, tables = FakeXtables(Family.IPV4), RehearsedXtables(Family.IPV4, Variant.NFT, b"")
+    real, tables = FakeXtables(Family.IPV4), DryRunXtables(Family.IPV4, Variant.NFT, b"")
     text = b"*nat\n:KUBE-X - [0:0]\n-I OUTPUT -j KUBE-X\n-I OUTPUT 2 -j RETURN\n-A KUBE-X -j RETURN\nCOMMIT\n"
     real.restore(text)
     tables.restore(text)
@@ -169,7 +169,7 @@ def test_a_table_that_does_not_exist_yet_has_its_built_in_chains() -> None:
 
 def test_a_dump_that_was_cut_off_is_refused() -> None:
     with pytest.raises(ValueError, match="COMMIT"):
-        RehearsedXtables(Family.IPV4, Variant.NFT, b"*nat\n:OUTPUT ACCEPT [0:0]\n")
+        DryRunXtables(Family.IPV4, Variant.NFT, b"*nat\n:OUTPUT ACCEPT [0:0]\n")
 
 
 # IPVS ---------------------------------------------------------------------------------------------------
@@ -177,10 +177,10 @@ def test_a_dump_that_was_cut_off_is_refused() -> None:
 
 def _ipvs_changes(node: IpvsNode) -> Iterator[Change]:
     """What a new backend's first sync would change on this node."""
-    ipvs, ipset = RehearsedIpvs(node.ipvs, lambda _: True), RehearsedIpset(node.ipset)
-    device = RehearsedDevice(node.device, exists=node.device.held is not None)
-    tables = RehearsedXtables(Family.IPV4, Variant.NFT, node.xtables.save())
-    rules = IptablesBackend(IpvsLayout(IPVS_CONFIG.rules), tables, ChangeWatch(tables.stamp))
+    ipvs, ipset = DryRunIpvs(node.ipvs, lambda _: True), DryRunIpset(node.ipset)
+    device = DryRunDevice(node.device, exists=node.device.held is not None)
+    tables = DryRunXtables(Family.IPV4, Variant.NFT, node.xtables.save())
+    rules = IptablesBackend(IpvsLayout(IPVS_CONFIG.rules), tables, ForeignWrites(tables.generation))
     backend = IpvsBackend(IPVS_CONFIG, KernelHandles(ipvs, ipset, device), rules, lambda: node.now)
     node.tables.touch_all()
     backend.update(Planner(Family.IPV4).update(node.tables.dirty(), NODE).values())

@@ -46,7 +46,7 @@ def check(*flags: str, through: tuple[str, ...] = ()) -> tuple[int, dict[str, li
     assert done.stderr == ""
     report = json.loads(done.stdout)
     assert report["passed"] == (done.returncode == 0)
-    found: dict[str, list[str]] = {"ok": [], "warning": [], "obstacle": []}
+    found: dict[str, list[str]] = {"ok": [], "warning": [], "error": []}
     for each in report["findings"]:
         found[each["level"]].append(f"{each['subject']}: {each['found']}")
         assert bool(each["remedy"]) == (each["level"] != "ok"), each
@@ -67,7 +67,7 @@ def test_a_node_with_nothing_wrong_is_left_as_it_was(variant: str, through: tupl
     before, tables = rules(), [generations.legacy_tables(family) for family in Family]
     commits = generations.generation()
     status, found = check(*OFFLINE, "--iptables-variant", variant, through=through)
-    assert (status, found["warning"], found["obstacle"]) == (0, [], [])
+    assert (status, found["warning"], found["error"]) == (0, [], [])
     assert begins(
         found["ok"][:6],
         "permissions:", f"iptables IPv4: variant {variant}", f"iptables IPv6: variant {variant}",
@@ -102,7 +102,7 @@ def test_without_the_capability_nothing_is_tried(variant: str) -> None:
     lacking = ("setpriv", "--bounding-set", "-net_admin")
     status, found = check(*OFFLINE, "--iptables-variant", variant, through=lacking)
     assert status == 1
-    assert found["obstacle"] == ["permissions: the process does not have CAP_NET_ADMIN"]
+    assert found["error"] == ["permissions: the process does not have CAP_NET_ADMIN"]
     assert begins(found["ok"], "iptables IPv4", "iptables IPv6")
 
 
@@ -140,10 +140,10 @@ def test_programs_that_are_not_installed() -> None:
     assert begins(found["ok"][1:3], "iptables IPv4: variant legacy", "iptables IPv6: variant legacy")
     status, found = check(*OFFLINE, "--iptables-variant", "nft", through=without("iptables-nft"))
     assert status == 1
-    assert begins(found["obstacle"], "iptables IPv4: variant nft was asked for", "iptables IPv6: variant nft")
+    assert begins(found["error"], "iptables IPv4: variant nft was asked for", "iptables IPv6: variant nft")
     status, found = check(*OFFLINE, through=without("iptables-nft", "iptables-legacy"))
     assert status == 1
-    assert begins(found["obstacle"], "iptables IPv4: neither ", "iptables IPv6: neither ")
+    assert begins(found["error"], "iptables IPv4: neither ", "iptables IPv6: neither ")
 
 
 @fresh_network
@@ -151,7 +151,7 @@ def test_nftables_mode_is_tried_as_a_whole() -> None:
     good_node()
     commits = rules()
     status, found = check(*OFFLINE, "--proxy-mode", "nftables")
-    assert (status, found["obstacle"]) == (0, [])
+    assert (status, found["error"]) == (0, [])
     assert begins(found["ok"][1:3], "nftables IPv4: all maps", "nftables IPv6: all maps")
     assert rules() == commits
     hidden = (
@@ -258,7 +258,7 @@ def test_a_device_of_another_type_in_the_way() -> None:
     do("ip", "link", "add", "kube-ipvs0", "type", "bridge")
     status, found = check(*OFFLINE, "--proxy-mode", "ipvs")
     assert status == 1
-    assert "interface kube-ipvs0: it exists and is of type bridge, not dummy" in found["obstacle"]
+    assert "interface kube-ipvs0: it exists and is of type bridge, not dummy" in found["error"]
     assert "kube-ipvs0" in do("ip", "-br", "link")
 
 
@@ -269,12 +269,12 @@ def test_ipvs_on_a_kernel_that_has_it() -> None:
     flags = [*OFFLINE, "--proxy-mode", "ipvs", "--iptables-variant", "legacy"]
     before = rules()
     status, found = check(*flags)
-    assert (status, found["warning"], found["obstacle"]) == (0, [], [])
+    assert (status, found["warning"], found["error"]) == (0, [], [])
     assert "sets: types work: hash:ip, hash:ip,port, hash:ip,port,ip, hash:ip,port,net" in found["ok"]
     assert any(line.startswith("IPVS: schedulers: ") and " rr," in line for line in found["ok"])
     assert (do("ipvsadm", "-Sn"), do("ipset", "list", "-n"), rules()) == ("", "", before)
     status, found = check(*flags, through=("setpriv", "--bounding-set", "-sys_admin"))
-    assert (status, found["warning"], found["obstacle"]) == (0, [], [])
+    assert (status, found["warning"], found["error"]) == (0, [], [])
     assert (do("ipvsadm", "-Sn"), do("ipset", "list", "-n")) == ("", "")
     assert TRIAL not in rules()
     assert "kproxy-probe0" not in do("ip", "-br", "link")
@@ -336,7 +336,7 @@ def test_what_the_api_server_allows(
         kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url, token="secret")  # noqa: S106
         got, found = check("--kubeconfig", str(kubeconfig), "--hostname-override", "node-a")
     assert got == status
-    assert found["obstacle"] == obstacles
+    assert found["error"] == obstacles
     assert len(found["warning"]) == len(warnings)
     assert begins(found["warning"], *warnings)
     assert f"API server: {url} answers, version v1.36.2" in found["ok"]
@@ -350,13 +350,13 @@ def test_an_api_server_that_is_not_there_or_lets_nobody_in(tmp_path: Path) -> No
         bad = write_kubeconfig(tmp_path / "bad", api.url, token="wrong")  # noqa: S106
         assert check("--kubeconfig", str(good))[0] == 0
         status, found = check("--kubeconfig", str(bad))
-        assert (status, found["obstacle"][0].partition(": ")[2][:4]) == (1, "401 ")
+        assert (status, found["error"][0].partition(": ")[2][:4]) == (1, "401 ")
     status, found = check("--kubeconfig", str(good))
     assert status == 1
-    assert begins(found["obstacle"], f"API server: {api.url}: ")
+    assert begins(found["error"], f"API server: {api.url}: ")
     status, found = check("--kubeconfig", str(tmp_path / "none"))
-    assert (status, len(found["obstacle"])) == (1, 1)
-    assert "none cannot be used" in found["obstacle"][0]
+    assert (status, len(found["error"])) == (1, 1)
+    assert "none cannot be used" in found["error"][0]
 
 
 @fresh_network
@@ -366,7 +366,7 @@ def test_the_api_server_s_address_can_be_a_flag(tmp_path: Path) -> None:
         elsewhere = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")
         for flags in (["--master", api.url], ["--master", api.url, "--kubeconfig", str(elsewhere)]):
             status, found = check(*flags)
-            assert (status, found["obstacle"]) == (0, [])
+            assert (status, found["error"]) == (0, [])
             assert any(line.startswith(f"API server: {api.url} answers") for line in found["ok"])
             assert begins(found["warning"], "node: the API server knows no Node ")
         api.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}})

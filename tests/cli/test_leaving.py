@@ -141,7 +141,7 @@ def test_what_cannot_be_removed_is_named() -> None:
         running.ready()
         iptables("nft", "-t nat -A PREROUTING -s 192.0.2.9/32 -j KUBE-MARK-MASQ")
         assert running.end() == 1
-        assert "192.0.2.9" in running.wait("chain_kept")
+        assert "192.0.2.9" in running.wait("chain_delete_failed")
         assert "not all removed" in running.wait("stopped")
 
 

@@ -110,7 +110,7 @@ def test_one_service_refused(site: Site) -> None:
         site.tools.order(Deed.REFUSE, programs=mode.writer, words=[victim])
         change()
         for family in ("IPv4", "IPv6"):
-            assert victim in program.wait_log("service_refused", f"family={family}", since=since)
+            assert victim in program.wait_log("service_quarantined", f"family={family}", since=since)
         other = site.cluster.publish([lab.local_pods[0]])
         assert site.cluster.outcome(lab.client, other.ip(4), 80) == lab.local_pods[0].name
         program.until(enough, expected=True)

@@ -21,7 +21,7 @@ from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft import dump
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
-from kproxy.kernel.xtables.types import Stamp
+from kproxy.kernel.xtables.types import RulesetGeneration
 from tests.backends.strategies import SETTINGS
 from tests.kernel.namespace import fresh_network
 from tests.kernel.nft_oracle import listing, nft, read_chains, read_containers, read_elements, write
@@ -274,8 +274,8 @@ class _Disturbed(NetlinkNft):
 
     times = 0
 
-    def stamp(self) -> Stamp | None:
-        found = super().stamp()
+    def generation(self) -> RulesetGeneration | None:
+        found = super().generation()
         if self.times:
             self.times -= 1
             write(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")

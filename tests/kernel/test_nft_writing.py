@@ -247,10 +247,10 @@ def _many(family: Family) -> None:
     script.fixed(config)
     for name, content in elements.items():
         script.add_elements(name, content)
-    generation = nft.stamp()
+    generation = nft.generation()
     nft.commit(script.transaction())
     assert generation is not None
-    assert nft.stamp() == type(generation)(
+    assert nft.generation() == type(generation)(
         ("nft", (generation.commits or 0) + 1), (generation.commits or 0) + 1
     )
     reading = nft.reading(family, names.TABLE)
@@ -280,11 +280,11 @@ def test_a_thread_that_changes_its_namespace_writes_to_the_new_one() -> None:
     nft = NetlinkNft()
     table = Transaction(V4, "kproxy", [AddTable()])
     nft.commit(table)
-    first = nft.stamp()
+    first = nft.generation()
     assert nft.reading(V4, "kproxy") is not None
     enter_new()
     assert nft.reading(V4, "kproxy") is None
-    assert nft.stamp() != first
+    assert nft.generation() != first
     with pytest.raises(NftError, match="delete table ip kproxy: No such file"):
         nft.commit(Transaction(V4, "kproxy", [DeleteTable()]))
     nft.commit(table)
@@ -307,7 +307,7 @@ def test_a_thread_keeps_one_socket_and_takes_it_with_it() -> None:
             nft.commit(Transaction(V4, "kproxy", [AddChain(f"c{number}")]))
             with pytest.raises(NftError, match="No such file"):
                 nft.commit(Transaction(V4, "kproxy", [AddRule("nowhere", "drop")]))
-            assert nft.stamp() is not None
+            assert nft.generation() is not None
         during.append(sockets())
 
     during: list[int] = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.cleanup import cleanup
 from kproxy.backends.iptables.config import IptablesConfig
@@ -204,29 +204,29 @@ def test_an_nft_stamp_advances_once_per_section_that_changes_something(family: F
     assert advance(b"*nat\n:A - [0:0]\nCOMMIT\n") == 0
     assert advance(b"*filter\n:B - [0:0]\n-A B -j RETURN\nCOMMIT\n*nat\n-A A -j RETURN\nCOMMIT\n") == 2
     assert advance(b"*nat\n-A A -p udp -m tcp -j RETURN\nCOMMIT\n") == 0
-    now = xtables.stamp()
+    now = xtables.generation()
     assert generations.generation() == before + 3
     xtables.save()
-    assert xtables.stamp() == now
+    assert xtables.generation() == now
 
 
 @both_families
 @fresh_network
 def test_a_legacy_stamp_shows_added_and_removed_rules_and_creates_no_table(family: Family) -> None:
     xtables = _xtables(Variant.LEGACY, family)
-    empty = xtables.stamp()
+    empty = xtables.generation()
     assert empty is not None
     assert generations.legacy_tables(family) == ()
     xtables.restore(b"*nat\n:A - [0:0]\nCOMMIT\n")
-    with_chain = xtables.stamp()
+    with_chain = xtables.generation()
     assert with_chain != empty
     xtables.restore(b"*nat\n-A A -j RETURN\nCOMMIT\n")
-    with_rule = xtables.stamp()
+    with_rule = xtables.generation()
     assert with_rule not in (empty, with_chain)
     xtables.save()
-    assert xtables.stamp() == with_rule
+    assert xtables.generation() == with_rule
     xtables.restore(b"*nat\n-D A -j RETURN\nCOMMIT\n")
-    assert xtables.stamp() == with_chain
+    assert xtables.generation() == with_chain
 
 
 # Detection -------------------------------------------------------------------------------------------
@@ -395,10 +395,10 @@ def test_a_dump_that_was_cut_off_is_no_empty_table(tmp_path: Path, family: Famil
 def test_a_sync_that_reads_less_than_there_is_writes_nothing(tmp_path: Path) -> None:
     xtables = _xtables(Variant.LEGACY)
     layout = StandardLayout(IptablesConfig(Family.IPV4))
-    IptablesBackend(layout, xtables, ChangeWatch(xtables.stamp)).sync()
+    IptablesBackend(layout, xtables, ForeignWrites(xtables.generation)).sync()
     before = xtables.save()
     cut = _behind(tmp_path, xtables, CUTS["one table"])
-    report = IptablesBackend(layout, cut, ChangeWatch(cut.stamp)).sync()
+    report = IptablesBackend(layout, cut, ForeignWrites(cut.generation)).sync()
     assert report.error is not None
     assert "did not print all of table" in report.error
     assert xtables.save() == before

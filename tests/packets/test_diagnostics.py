@@ -259,7 +259,7 @@ def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
     sticky = spare.service(sessionAffinity="ClientIP")
     spare.slices(sticky, [pod])
     good = spare.publish([pod])
-    program.wait_log("service_refused", sticky.key, "IPv6")
+    program.wait_log("service_quarantined", sticky.key, "IPv6")
     assert spare.outcome(spare.lab.client, good.ip(4), 80) == pod.name
     program.until(lambda: len(events_of(spare, sticky.name, Reason.QUARANTINED)), 2)
     found = status(spare)["families"]

@@ -207,7 +207,7 @@ def test_a_virtual_server_in_the_way_is_named_and_respected(spare: Cluster) -> N
     node.run(["ipvsadm", "-A", "-t", theirs, "-s", "wlc"])
     program = spare.start()
     service = spare.publish([spare.lab.pods[0]], type="NodePort", ports=[Port(80, node_port=31999)])
-    program.wait_log("service_refused", service.key, "did not make")
+    program.wait_log("service_quarantined", service.key, "did not make")
     assert f"-A -t {theirs} -s wlc" in node.run(["ipvsadm", "-Sn"]).stdout
     other = spare.publish([spare.lab.pods[0]])
     assert spare.outcome(spare.lab.client, other.ip(4), 80) == spare.lab.pods[0].name

@@ -116,7 +116,7 @@ def test_what_kube_proxy_left_in_nftables_is_named_and_stays(spare: Cluster, fla
     nft(spare, "add table ip kube-proxy; add chain ip kube-proxy services")
     try:
         program = spare.start(*flags)
-        assert "['ip kube-proxy']" in program.wait_log("peer_tables_found")
+        assert "['ip kube-proxy']" in program.wait_log("foreign_proxy_tables_found")
         pods = spare.lab.local_pods[:1]
         service = spare.publish(pods)
         assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.plan.model import ServicePlan
-from kproxy.plan.stale_conntrack import FlowLedger, Stale, stale_after, together
+from kproxy.plan.stale_conntrack import ConntrackTracker, StaleConntrack, stale_after, together
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 
 DNS = [port(53, "dns", "UDP")]
@@ -108,7 +108,7 @@ def test_tcp_is_left_alone() -> None:
     tcp = [port(80, "web")]
     before = plan_of(service(ports=tcp), endpoint_slice("10.1.0.1", ports=tcp))
     after = plan_of(service(ports=tcp), endpoint_slice("10.1.0.2", ports=tcp))
-    assert stale_after(before, after) == Stale()
+    assert stale_after(before, after) == StaleConntrack()
 
 
 def test_services_that_exchange_addresses_at_once_take_over_the_flows() -> None:
@@ -129,12 +129,12 @@ def test_services_that_exchange_addresses_at_once_take_over_the_flows() -> None:
 
 
 def test_what_the_kernel_holds_is_doubted_until_a_first_turn_and_when_asked_to() -> None:
-    ledger, here = FlowLedger(), {"ns/svc": plan("10.1.0.1")}
-    assert ledger.turn(here).covers(*VIP, *VIP)
-    assert ledger.turn(here) == Stale()
-    assert ledger.turn({"ns/svc": plan("10.1.0.2")}).covers(*VIP, *ONE)
-    ledger.doubt()
-    again = ledger.turn({"ns/svc": plan("10.1.0.2")})
+    ledger, here = ConntrackTracker(), {"ns/svc": plan("10.1.0.1")}
+    assert ledger.update(here).covers(*VIP, *VIP)
+    assert ledger.update(here) == StaleConntrack()
+    assert ledger.update({"ns/svc": plan("10.1.0.2")}).covers(*VIP, *ONE)
+    ledger.invalidate()
+    again = ledger.update({"ns/svc": plan("10.1.0.2")})
     assert again.covers(*VIP, *ONE)
     assert not again.covers(*VIP, "10.1.0.2", 5353)
 

@@ -236,7 +236,7 @@ def _vip(*ips: str, namespace: str = "default", field: str = "ingress", **fields
     return builders.given(document, slices)
 
 
-def _settled(*given: ServiceInput, limits: OutsideLimits = LIMITS) -> ServicePlan:
+def _first_sync_done(*given: ServiceInput, limits: OutsideLimits = LIMITS) -> ServicePlan:
     plans = builders.plans_of(given, node=_node(limits))
     (vip,) = [plan for plan in plans if plan.key.endswith("-vip")]
     return vip
@@ -246,23 +246,23 @@ def _settled(*given: ServiceInput, limits: OutsideLimits = LIMITS) -> ServicePla
 @pytest.mark.parametrize("field", ["externalIPs", "ingress"])
 def test_a_control_planes_virtual_address_leads_to_the_api_servers(field: str, limits: OutsideLimits) -> None:
     servers = ("192.168.0.11", "192.168.0.12")
-    plan = _settled(_kubernetes(*servers), _vip(*servers, field=field), limits=limits)
+    plan = _first_sync_done(_kubernetes(*servers), _vip(*servers, field=field), limits=limits)
     assert (_held(plan), plan.problems) == ({API}, ())
     assert [e.ip for e in plan.ports[0].cluster] == list(servers)
 
 
 def test_a_virtual_address_with_policy_local_stays() -> None:
-    plan = _settled(_kubernetes("192.168.0.11"), _vip("192.168.0.11", externalTrafficPolicy="Local"))
+    plan = _first_sync_done(_kubernetes("192.168.0.11"), _vip("192.168.0.11", externalTrafficPolicy="Local"))
     assert (_held(plan), plan.problems) == ({API}, ())
 
 
 def test_external_ips_with_policy_local_would_drop_what_is_for_the_api_server() -> None:
     vip = _vip("192.168.0.11", field="externalIPs", externalTrafficPolicy="Local")
-    assert _held(_settled(_kubernetes("192.168.0.11"), vip)) == set()
+    assert _held(_first_sync_done(_kubernetes("192.168.0.11"), vip)) == set()
 
 
 def test_endpoints_that_are_no_api_servers_get_nothing_of_it() -> None:
-    plan = _settled(_kubernetes("192.168.0.11"), _vip("192.168.0.11", "10.1.0.66"))
+    plan = _first_sync_done(_kubernetes("192.168.0.11"), _vip("192.168.0.11", "10.1.0.66"))
     assert _held(plan) == {API}
     assert [e.ip for e in plan.ports[0].cluster] == ["192.168.0.11"]
     assert [e.ip for e in plan.ports[0].reachable] == ["192.168.0.11"]
@@ -272,7 +272,7 @@ def test_endpoints_that_are_no_api_servers_get_nothing_of_it() -> None:
 @pytest.mark.parametrize("given", [(), (_kubernetes(),), (_kubernetes("192.168.0.11"),)])
 def test_a_stranger_does_not_get_the_api_servers_address(given: tuple[ServiceInput, ...]) -> None:
     for addresses in (("10.1.0.66",), ()):
-        plan = _settled(*given, _vip(*addresses))
+        plan = _first_sync_done(*given, _vip(*addresses))
         assert _held(plan) == set()
         assert plan.ports[0].cluster_ip == "10.96.0.9"
         assert "default/kubernetes" in plan.problems[0].reason
@@ -281,18 +281,18 @@ def test_a_stranger_does_not_get_the_api_servers_address(given: tuple[ServiceInp
 def test_kube_system_is_trusted() -> None:
     """For a control plane behind a load balancer of its own, whose port is not that of the API servers."""
     for limits in (LIMITS, IN_IPVS):
-        plan = _settled(_vip("192.168.0.11", namespace="kube-system"), limits=limits)
+        plan = _first_sync_done(_vip("192.168.0.11", namespace="kube-system"), limits=limits)
         assert (_held(plan), plan.problems) == ({API}, ())
 
 
 def test_a_namespace_that_is_named_almost_so_is_not() -> None:
-    assert _held(_settled(_vip("10.1.0.66", namespace="kube-system-2"))) == set()
+    assert _held(_first_sync_done(_vip("10.1.0.66", namespace="kube-system-2"))) == set()
 
 
 def test_a_stranger_that_is_older_does_not_keep_the_virtual_address_from_its_service() -> None:
     thief = service("thief", "10.96.0.3", created="2020-01-01T00:00:00Z", externalIPs=[API], ports=_PORTS)
     stranger = builders.given(thief, endpoint_slice("10.1.0.66", service="thief", ports=_PORTS))
-    plan = _settled(stranger, _kubernetes("192.168.0.11"), _vip("192.168.0.11"))
+    plan = _first_sync_done(stranger, _kubernetes("192.168.0.11"), _vip("192.168.0.11"))
     assert _held(plan) == {API}
 
 
@@ -308,7 +308,7 @@ def test_the_virtual_address_follows_the_endpoints_of_kubernetes() -> None:
     ):
         known = _kubernetes(*servers)
         changed = planner.update([known], node)
-        assert changed["default/kubernetes-vip"] == _settled(known, vip)
+        assert changed["default/kubernetes-vip"] == _first_sync_done(known, vip)
     assert "default/kubernetes-vip" not in planner.update([_kubernetes("192.168.0.11")], node)
 
 

@@ -116,12 +116,12 @@ def test_a_service_is_half_here(steps: list[Step], half: bool) -> None:
     tables = _listed()
     for step in steps:
         step(tables)
-    assert tables.halved is half
+    assert tables.has_incomplete is half
 
 
 def test_nothing_of_the_first_lists_is_half() -> None:
     tables = _listed(builders.service(), builders.endpoint_slice("10.0.0.1", service="other"))
-    assert not tables.halved
+    assert not tables.has_incomplete
 
 
 STEPS = (
@@ -140,7 +140,7 @@ def test_what_is_whole_or_gone_is_never_half(steps: list[Step]) -> None:
     tables = _listed()
     for step in [*steps, _service(ports=NAMED), _slice("10.0.0.1", ports=NAMED)]:
         step(tables)
-    assert not tables.halved
+    assert not tables.has_incomplete
     for step in [*steps, _gone(Kind.SERVICE, "svc1"), _gone(Kind.ENDPOINT_SLICE, "svc1-1")]:
         step(tables)
-    assert not tables.halved
+    assert not tables.has_incomplete

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from kproxy.addresses import Family
 from kproxy.kernel.nft.commands import TABLE_FAMILY, Transaction
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
-from kproxy.kernel.xtables.types import Stamp
+from kproxy.kernel.xtables.types import RulesetGeneration
 
 _COMMAND = re.compile(
     r"(?P<verb>add|delete|flush) (?P<kind>table|map|set|chain|rule|element) (?P<table>ip6? \S+)"
@@ -133,9 +133,9 @@ class FakeNft:
         container = known.containers[name]
         return {key: container.counts.get(key, (0, 0)) for key in container.elements if container.counted}
 
-    def stamp(self) -> Stamp | None:
-        """See Nft.stamp."""
-        return Stamp(("nft", self.commits), commits=self.commits)
+    def generation(self) -> RulesetGeneration | None:
+        """See Nft.generation."""
+        return RulesetGeneration(("nft", self.commits), commits=self.commits)
 
 
 def _refused(line: str, reason: str) -> NftError:

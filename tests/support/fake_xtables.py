@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from kproxy.addresses import Family
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, RulesetGeneration, Variant
 from tests.support.fake_xtables_section import RefusedError, Section
 from tests.support.fake_xtables_table import BUILT_IN, Table, new_table, printed
 
@@ -77,9 +77,9 @@ class FakeXtables:
             for line in self.save(table).splitlines(keepends=True)
         )
 
-    def stamp(self) -> Stamp:
+    def generation(self) -> RulesetGeneration:
         """A stamp that differs from an earlier one exactly if something was changed in between."""
-        return Stamp((str(self.variant), self._generation))
+        return RulesetGeneration((str(self.variant), self._generation))
 
     # Faults ------------------------------------------------------------------------------------------
 

@@ -49,19 +49,19 @@ def test_a_dump_can_be_restored_to_the_same_dump() -> None:
 def test_the_stamp_moves_only_with_the_rules() -> None:
     fake = FakeXtables()
     fake.restore(ONE)
-    stamp = fake.stamp()
+    stamp = fake.generation()
     fake.restore(b"*nat\nCOMMIT\n")
     assert _kind(fake, b"*nat\n-A ONE -j NOWHERE\nCOMMIT\n") is FailureKind.RULE
     fake.save()
-    assert fake.stamp() == stamp
+    assert fake.generation() == stamp
     fake.restore(ONE)  # flushed and written anew: the kernel counts that as a change
-    assert fake.stamp() != stamp
-    stamp = fake.stamp()
+    assert fake.generation() != stamp
+    stamp = fake.generation()
     fake.edit("*nat\n-D ONE 1\nCOMMIT\n")
-    assert fake.stamp() != stamp
-    stamp = fake.stamp()
+    assert fake.generation() != stamp
+    stamp = fake.generation()
     fake.flush_table("nat")
-    assert fake.stamp() != stamp
+    assert fake.generation() != stamp
     assert fake.save() == b""
 
 
@@ -182,11 +182,11 @@ def test_it_accepts_refuses_and_prints_what_the_real_programs_do(variant: Varian
     accepted = 0
     for _ in range(100):
         text = _random_input(random_)
-        before = (generations.generation(), fake.stamp())
+        before = (generations.generation(), fake.generation())
         verdict = _kind(real, text)
         assert _kind(fake, text) == verdict, text.decode()
         accepted += verdict is None
         assert fake.save() == real.save(), text.decode()
         if variant is Variant.NFT:
-            assert (generations.generation() == before[0]) == (fake.stamp() == before[1]), text.decode()
+            assert (generations.generation() == before[0]) == (fake.generation() == before[1]), text.decode()
     assert accepted > 10

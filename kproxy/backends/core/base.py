@@ -100,17 +100,17 @@ class Backend(Protocol):
     def sync(self) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs from what it is known to hold."""
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Forget what the kernel is known to hold, for others have written; the next sync looks first."""
 
     def retry(self) -> None:
         """Let the next sync try again the services that failed although nothing about them changed."""
 
-    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with what was applied; what drifted is pending again and named here.
 
-        Costs next to nothing while nothing suggests a change, unless `thorough`. Raises CheckError.
+        Costs next to nothing while nothing suggests a change, unless `full`. Raises CheckError.
         """
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """Do what time asks for; return the seconds until this wants to be called again, None if never."""

@@ -7,19 +7,19 @@ table. As long as the count is the one that our own last write left behind, nobo
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kproxy.kernel.xtables.types import Stamp
+from kproxy.kernel.xtables.types import RulesetGeneration
 
 
-class ChangeWatch:
+class ForeignWrites:
     """Follows one ruleset's stamp; all backends that write to the same ruleset share one."""
 
-    def __init__(self, read: Callable[[], Stamp | None]) -> None:
+    def __init__(self, read: Callable[[], RulesetGeneration | None]) -> None:
         self._read = read
-        self._last: Stamp | None = None
+        self._last: RulesetGeneration | None = None
         self._foreign = 0
 
     @property
-    def foreign(self) -> int:
+    def foreign_writes(self) -> int:
         """How many times somebody else's writing was noticed; a reader compares it with what it saw last."""
         self._notice()
         return self._foreign

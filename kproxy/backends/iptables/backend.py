@@ -13,13 +13,13 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import CheckError, Drift, SyncReport
-from kproxy.backends.core.bisect import DoubtfulError, narrow_down
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.bisect import StaleStateError, bisect_refused
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.cleanup import plan_removal
-from kproxy.backends.iptables.kernel_state import NO_RULES, KernelState, drift_between, from_observation
+from kproxy.backends.iptables.kernel_state import NO_RULES, AppliedState, drift_between, from_observation
 from kproxy.backends.iptables.layout import Layout
-from kproxy.backends.iptables.layout_selection import fitting
+from kproxy.backends.iptables.layout_selection import select_layout
 from kproxy.backends.iptables.observed import Observed, read
 from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.writer import Part, Writer
@@ -40,7 +40,7 @@ class IptablesBackend:
         self,
         layout: Layout,
         xtables: Xtables,
-        watch: ChangeWatch,
+        watch: ForeignWrites,
         *,
         larger: Layout | None = None,
         piece: int | None = None,
@@ -60,12 +60,12 @@ class IptablesBackend:
         self._endpoints = 0
         self._ports = 0
         self._comments = True
-        self._kernel: KernelState | None = None
-        self._doubted: KernelState | None = None
-        self._settled = False
+        self._kernel: AppliedState | None = None
+        self._stale: AppliedState | None = None
+        self._first_sync_done = False
         self._kept: set[str] = set()
         self._told: set[str] = set()
-        self._seen_foreign = 0
+        self._seen_writes = 0
         self._looked_again = False
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
@@ -97,19 +97,19 @@ class IptablesBackend:
         self._smaller, self._larger = layout, larger
         self._layout = larger if was_larger and larger is not None else layout
         self._choose()
-        self.doubt()
+        self.invalidate()
         self._render_all()
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Let the next sync read the rules first, and compare all of them."""
-        self._kernel = self._doubted = None
+        self._kernel = self._stale = None
 
     def retry(self) -> None:
         """Let the next sync try the services again that were refused."""
         self._quarantine.clear()
         self._kept.clear()
         if self._kernel is not None and self._kernel.emptied:
-            self._settled = False
+            self._first_sync_done = False
 
     def sync(self, *, retire: bool = True) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs.
@@ -134,15 +134,15 @@ class IptablesBackend:
                 if full:
                     drifts = self._look()
                 work(self._writer(written, rules))
-            except DoubtfulError:
+            except StaleStateError:
                 drifts += self._look()
                 self._looked_again = full = True
                 work(self._writer(written, rules))
         except RestoreError as error:
-            self._settled = False
+            self._first_sync_done = False
             # A lock that was not granted means that nothing happened; anything else leaves doubt.
             if error.kind is not FailureKind.LOCKED:
-                self._kernel, self._doubted = None, self._kernel or self._doubted
+                self._kernel, self._stale = None, self._kernel or self._stale
             message = f"{error.kind}: {error.message}"
             return SyncReport(
                 error=message, changes=dict(written), rules=dict(rules), full=full, drifts=drifts
@@ -159,13 +159,13 @@ class IptablesBackend:
 
     def _look(self) -> tuple[Drift, ...]:
         """Take the kernel as it is now found to be; what others changed since the last record is named."""
-        expected = self._kernel or self._doubted
+        expected = self._kernel or self._stale
         observed = self._observe()
         self._adopt(observed)
-        self._doubted = None
+        self._stale = None
         return drift_between(expected, observed, self._layout) if expected is not None else ()
 
-    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is named, and written by the next sync.
 
         Raises CheckError if the rules cannot be read.
@@ -174,8 +174,8 @@ class IptablesBackend:
         if expected is None:
             return ()
         self._prepare(False)  # noqa: FBT003
-        foreign = self._watch.foreign
-        if foreign == self._seen_foreign and not thorough:
+        foreign = self._watch.foreign_writes
+        if foreign == self._seen_writes and not full:
             return ()
         try:
             observed = self._observe()
@@ -186,20 +186,20 @@ class IptablesBackend:
             self._adopt(observed)
         return drifts
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """Nothing here depends on time."""
         return None
 
     def _choose(self) -> bool:
         """Change over to the layout that the number of service ports and endpoints asks for."""
         size = self._ports + self._endpoints
-        wanted = fitting(self._smaller, self._larger, size, self._layout)
+        wanted = select_layout(self._smaller, self._larger, size, self._layout)
         if wanted is self._layout:
             return False
         self._layout = wanted
         if self._kernel is not None:
             log.info("layout_changed", family=self.family.value, scalable=wanted is self._larger, size=size)
-        self.doubt()
+        self.invalidate()
         return True
 
     def rules(self) -> dict[str, int]:
@@ -208,10 +208,10 @@ class IptablesBackend:
         return kernel.rules() if kernel is not None else {}
 
     @property
-    def _piece(self) -> int | None:
+    def _batch_size(self) -> int | None:
         """Services per restore of a big change; None: all, for with iptables-legacy each copies the table."""
         if self._chosen_piece is None and self._xtables.variant is Variant.NFT:
-            return self._layout.nft_piece
+            return self._layout.batch_size
         return self._chosen_piece
 
     def _wants_comments(self) -> bool:
@@ -231,7 +231,7 @@ class IptablesBackend:
         self._quarantine.pop(plan.key, None)
 
     def _observe(self) -> Observed:
-        self._seen_foreign = self._watch.foreign
+        self._seen_writes = self._watch.foreign_writes
         try:
             return read(self._xtables.save(), self._layout.jumps)
         except ValueError as error:
@@ -244,7 +244,7 @@ class IptablesBackend:
     def _adopt(self, observed: Observed) -> None:
         kernel = from_observation(observed, self._desired, self._layout)
         self._kernel = kernel
-        self._settled = False
+        self._first_sync_done = False
         self._kept.clear()
         self._pending = {key for key, rules in self._desired.items() if kernel.services[key] is not rules}
 
@@ -252,18 +252,18 @@ class IptablesBackend:
         writer.base(keep_outgoing=True)
         keys = sorted(self._pending - self._quarantine.keys())
         quarantined = len(self._quarantine)
-        if self._piece is None or len(keys) <= self._piece:
+        if self._batch_size is None or len(keys) <= self._batch_size:
             self._group(writer, keys, Part.ALL)
         else:
-            for part in (Part.REFUSALS, Part.CHAINS, Part.SHARED, Part.DELETIONS):
-                size = len(keys) if part in Part.REFUSALS | Part.SHARED else self._piece
+            for part in (Part.REJECTS, Part.CHAINS, Part.SHARED, Part.DELETIONS):
+                size = len(keys) if part in Part.REJECTS | Part.SHARED else self._batch_size
                 for start in range(0, len(keys), size or 1):
                     self._group(writer, keys[start : start + size], part)
                 keys = [key for key in keys if key not in self._quarantine]
-            self._settled = False
-        if not self._settled or len(self._quarantine) > quarantined:
+            self._first_sync_done = False
+        if not self._first_sync_done or len(self._quarantine) > quarantined:
             self._settle(writer)
-            self._settled = True
+            self._first_sync_done = True
         writer.base(keep_outgoing=False)
         if retire:
             self._sweep(writer)
@@ -274,7 +274,7 @@ class IptablesBackend:
         try:
             writer.settle()
         except RestoreError as error:
-            self._believe(error)
+            self._classify_refusal(error)
             writer.settle(delete=False)
 
     def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
@@ -294,12 +294,12 @@ class IptablesBackend:
                     if again.kind is not FailureKind.RULE:
                         raise
                 else:
-                    writer.abandon(key, new)
+                    writer.defer_delete(key, new)
                     return
             self._quarantine[key] = error.message
-            log.error("service_refused", family=self.family.value, service=key, reason=error.message)
+            log.error("service_quarantined", family=self.family.value, service=key, reason=error.message)
 
-        narrow_down(keys, attempt, give_up, refusal=RestoreError, believe=self._believe)
+        bisect_refused(keys, attempt, give_up, refusal=RestoreError, classify_refusal=self._classify_refusal)
 
     def _sweep(self, writer: Writer) -> None:
         """Delete chains of former modes and of services that are gone.
@@ -309,37 +309,47 @@ class IptablesBackend:
         if writer.kernel.retired:
             for removal in plan_removal(self._xtables.save(), only=writer.kernel.retired):
                 for chain, rule in writer.remove(removal).kept.items():
-                    log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=rule)
+                    log.warning(
+                        "stale_chain_delete_failed", family=self.family.value, chain=chain, reason=rule
+                    )
             writer.kernel.retired.clear()
 
         def give_up(chain: str, error: RestoreError) -> None:
             self._kept.add(chain)
             if chain not in self._told:
                 self._told.add(chain)
-                log.warning("stale_chain_kept", family=self.family.value, chain=chain, reason=error.message)
+                log.warning(
+                    "stale_chain_delete_failed", family=self.family.value, chain=chain, reason=error.message
+                )
 
         self._told &= writer.kernel.stale
         stale = sorted(writer.kernel.stale - self._kept, key=names.referrers_first)
-        size = len(stale) if self._piece is None else self._piece * 4
+        size = len(stale) if self._batch_size is None else self._batch_size * 4
         for start in range(0, len(stale), size or 1):
             some = stale[start : start + size]
             try:
                 writer.delete_stale(some)
             except RestoreError as error:
-                self._believe(error)
+                self._classify_refusal(error)
                 writer.empty_stale(some)
-                narrow_down(some, writer.delete_stale, give_up, refusal=RestoreError, believe=self._believe)
+                bisect_refused(
+                    some,
+                    writer.delete_stale,
+                    give_up,
+                    refusal=RestoreError,
+                    classify_refusal=self._classify_refusal,
+                )
 
-    def _believe(self, error: RestoreError) -> None:
-        """Return if a rule is at fault; raise the error if not, or DoubtfulError if it may not be.
+    def _classify_refusal(self, error: RestoreError) -> None:
+        """Return if a rule is at fault; raise the error if not, or StaleStateError if it may not be.
 
         The latter once a sync: where somebody else writes all the time, a bad rule must still be told from
         the good ones.
         """
         if error.kind is not FailureKind.RULE:
             raise error
-        if not self._looked_again and self._watch.foreign != self._seen_foreign:
-            raise DoubtfulError from error
+        if not self._looked_again and self._watch.foreign_writes != self._seen_writes:
+            raise StaleStateError from error
 
 
 def _endpoints(plan: ServicePlan | None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import msgspec
 
-from kproxy.backends.core.bisect import narrow_down
+from kproxy.backends.core.bisect import bisect_refused
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.base_chains import TABLES
 from kproxy.backends.iptables.dump import parse_save
@@ -132,7 +132,7 @@ def remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
             xtables.restore(restore_text(table, declare=(), rules=removal.deletions))
         except RestoreError as error:
             # They may be gone already; one that is not holds its chain, and so shows below.
-            _believe(error)
+            _classify_refusal(error)
     xtables.restore(restore_text(table, declare=removal.chains, rules=()))
 
     def delete(chains: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
     def give_up(chain: str, error: RestoreError) -> None:
         refused[chain] = error.message
 
-    narrow_down(removal.doomed, delete, give_up, refusal=RestoreError, believe=_believe)
+    bisect_refused(removal.doomed, delete, give_up, refusal=RestoreError, classify_refusal=_classify_refusal)
     return msgspec.structs.replace(removal, kept={**removal.kept, **refused})
 
 
@@ -149,7 +149,7 @@ def _kubelets(table: str) -> set[str]:
     return {chain for where, chain in KUBELETS_TOO if where == table}
 
 
-def _believe(error: RestoreError) -> None:
+def _classify_refusal(error: RestoreError) -> None:
     if error.kind is not FailureKind.RULE:
         raise error
 

@@ -1,6 +1,6 @@
 """Tables in memory that begin as a dump and take restores: what a sync would write, without writing it.
 
-The backend itself is run against them, so a rehearsal cannot differ from the performance. Rules are not
+The backend itself is run against them, so a dry run cannot differ from the performance. Rules are not
 judged, for that takes a kernel; what is refused is what depends on the tables alone: a rule to delete that is
 not there, a chain to delete that a rule still leads to.
 """
@@ -12,7 +12,7 @@ from kproxy.addresses import Family
 from kproxy.backends.core.change import Change, Sign, counted
 from kproxy.backends.iptables.canonical import canonical_rule
 from kproxy.backends.iptables.dump import parse_save
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, RulesetGeneration, Variant
 
 BUILT_IN: Mapping[str, frozenset[str]] = {
     "filter": frozenset({"INPUT", "FORWARD", "OUTPUT"}),
@@ -24,7 +24,7 @@ BUILT_IN: Mapping[str, frozenset[str]] = {
 _Chains = dict[str, list[str]]
 
 
-class RehearsedXtables:
+class DryRunXtables:
     """One family's tables (implements Xtables). Raises ValueError for a dump that cannot be read."""
 
     def __init__(self, family: Family, variant: Variant, dump: bytes, *, random_fully: bool = True) -> None:
@@ -64,9 +64,9 @@ class RehearsedXtables:
         told = [f"[0:0] {line}" if line.startswith("-A ") else line for line in lines]
         return "".join(told).encode("utf-8", "surrogateescape")
 
-    def stamp(self) -> Stamp:
+    def generation(self) -> RulesetGeneration:
         """How many restores were taken."""
-        return Stamp(("rehearsal", self._commits), commits=self._commits)
+        return RulesetGeneration(("dry run", self._commits), commits=self._commits)
 
     def changes(self) -> Iterator[Change]:
         """What the restores have changed, chain by chain, and rule by rule in built-in chains."""

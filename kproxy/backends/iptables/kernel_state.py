@@ -8,7 +8,7 @@ from kproxy.backends.core.base import Drift
 from kproxy.backends.iptables.base_chains import Jump
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.observed import Observed, in_our_words, same_rules
+from kproxy.backends.iptables.observed import Observed, normalize_to, same_rules
 from kproxy.backends.iptables.owned_chains import KUBELETS_TOO
 from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Entry, Placement, entries_of, rerooted
@@ -23,7 +23,7 @@ _OWNER = re.compile(r'--comment "([^ "/:]+/[^ "/:]+)[ ":]')
 _TARGET = re.compile(r" -j (KUBE-\S+)$", re.MULTILINE)
 
 
-class KernelState:
+class AppliedState:
     """What stands in the kernel.
 
     `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
@@ -70,7 +70,7 @@ class KernelState:
         return dict(found)
 
 
-def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> KernelState:
+def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> AppliedState:
     """Translate an observation into a record, in the words of what is desired wherever it means the same.
 
     A service whose chains and lines all stand as desired counts as applied. Of another it records what was
@@ -78,7 +78,7 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
     keeps what it has until it is written anew, however long that takes. The shared chains themselves are
     recorded as they are, and brought in order when they are next written.
     """
-    state = KernelState()
+    state = AppliedState()
     state.jumps = set(observed.jumps)
     state.places = dict(observed.places)
     fixed, placements = layout.fixed, layout.shared
@@ -135,14 +135,14 @@ def holds(placement: Placement, chain_id: ChainId) -> bool:
 
 
 def _recognise(
-    state: KernelState, placement: Placement, lines: Mapping[str, tuple[str, ...]]
+    state: AppliedState, placement: Placement, lines: Mapping[str, tuple[str, ...]]
 ) -> Iterator[str]:
     """Put a placement's chains in our words where these mean the same; yield the lines as in the root."""
     table = placement.root[0]
     expected = placement.chains(entries_of(placement, lines))
     for chain_id, found in state.chains.items():
         if holds(placement, chain_id):
-            known = in_our_words(expected.get(chain_id[1], ()), found)
+            known = normalize_to(expected.get(chain_id[1], ()), found)
             state.chains[table, chain_id[1]] = known
             yield from (rerooted(placement, line) for line in known)
 
@@ -178,20 +178,20 @@ def _follow(
                 texts.append(observed[chain])
 
 
-def service_chains(state: KernelState) -> Iterator[tuple[str, str]]:
+def service_chains(state: AppliedState) -> Iterator[tuple[str, str]]:
     """Every per-service chain of the record with its rules."""
     for rules in state.services.values():
         yield from rules.chains.items()
 
 
-def drift_between(expected: KernelState, observed: Observed, layout: Layout) -> tuple[Drift, ...]:
+def drift_between(expected: AppliedState, observed: Observed, layout: Layout) -> tuple[Drift, ...]:
     """Name every object that is not as the record says; what a failed restore may have changed is ours."""
     drifts: list[Drift] = []
     for (table, chain), rules in expected.chains.items():
         found = observed.chains.get((table, chain))
         if found is None:
             drifts.append(Drift(f"chain {table}/{chain}", "is missing"))
-        elif layout.fixed.get((table, chain), "") is not None and in_our_words(rules, found) != rules:
+        elif layout.fixed.get((table, chain), "") is not None and normalize_to(rules, found) != rules:
             drifts.append(Drift(f"chain {table}/{chain}", _difference(rules, found)))
     drifts += [
         Drift(f"jump {jump.table}/{jump.line.strip().removeprefix('-A ')}", "is missing")

@@ -49,7 +49,7 @@ class Layout(Protocol):
         """Above this many endpoints, comments are left out of endpoint rules."""
 
     @property
-    def nft_piece(self) -> int:
+    def batch_size(self) -> int:
         """Services per restore of a big change with iptables-nft: as many as load quickest."""
 
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
@@ -99,7 +99,7 @@ class StandardLayout(ConfiguredLayout):
         return JUMPS
 
     @property
-    def nft_piece(self) -> int:
+    def batch_size(self) -> int:
         """Pieces of 100 to 250 load quickest: each has a chain for each endpoint."""
         return 250
 

@@ -21,7 +21,7 @@ def layouts(config: IptablesConfig, name: str) -> tuple[Layout, Layout | None]:
     return StandardLayout(config), ScalableLayout(config) if name == "auto" else None
 
 
-def fitting(usual: Layout, larger: Layout | None, size: int, current: Layout | None = None) -> Layout:
+def select_layout(usual: Layout, larger: Layout | None, size: int, current: Layout | None = None) -> Layout:
     """The layout for so many service ports and endpoints; between the bounds it stays as it is."""
     if larger is None or size < SMALL:
         return usual

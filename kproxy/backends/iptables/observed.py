@@ -76,7 +76,7 @@ def same_rules(wanted: str, found: str) -> bool:
     )
 
 
-def in_our_words(wanted: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
+def normalize_to(wanted: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
     """`found` with every line that means the same as one of `wanted` replaced by that line's text."""
     known = set(wanted)
     if all(line in known for line in found):

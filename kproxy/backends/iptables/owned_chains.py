@@ -10,7 +10,7 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.base_chains import JUMPS
 from kproxy.backends.iptables.canonical import canonical_rule
 
-KNOWN_CHAINS: dict[str, frozenset[str]] = {
+OWNED_CHAINS: dict[str, frozenset[str]] = {
     "mangle": frozenset(
         {names.CANARY, names.KUBE_PROXY_FIREWALL, names.KUBE_IPVS_MISSED, names.KUBE_IPVS_OWN}
     ),
@@ -50,7 +50,7 @@ KUBELETS_TOO = frozenset({("filter", names.KUBE_FIREWALL), ("nat", names.KUBE_MA
 
 def is_known(table: str, chain: str) -> bool:
     """Whether a chain is one of these, or leads from one of them to services; those of services are not."""
-    return chain in KNOWN_CHAINS.get(table, ()) or chain.startswith(names.DISPATCH_PREFIXES.get(table, ()))
+    return chain in OWNED_CHAINS.get(table, ()) or chain.startswith(names.DISPATCH_PREFIXES.get(table, ()))
 
 
 _JUMPS = frozenset((jump.table, canonical_rule(jump.line)) for jump in JUMPS)

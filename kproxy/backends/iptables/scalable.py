@@ -71,7 +71,7 @@ class ScalableLayout(ConfiguredLayout):
         return JUMPS
 
     @property
-    def nft_piece(self) -> int:
+    def batch_size(self) -> int:
         """Measured from 250 to 2,500 at 10,000 services of 5 endpoints."""
         return 1500
 

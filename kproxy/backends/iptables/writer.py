@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.cleanup import Removal, remove_in_parts
 from kproxy.backends.iptables.hairpin import ipvs_loop_backs
-from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, KernelState
+from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, AppliedState
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import edit, restore_text
@@ -31,11 +31,11 @@ _CHAIN = re.compile(r"^(?::|-[AIDX] )(\S+)", re.MULTILINE)
 class Part(enum.Flag):
     """Which part of a service's rules to write; a big change takes the parts one after the other."""
 
-    REFUSALS = enum.auto()
+    REJECTS = enum.auto()
     CHAINS = enum.auto()
     SHARED = enum.auto()
     DELETIONS = enum.auto()
-    ALL = REFUSALS | CHAINS | SHARED | DELETIONS
+    ALL = REJECTS | CHAINS | SHARED | DELETIONS
 
 
 class _Step:
@@ -56,9 +56,9 @@ class Writer:
     def __init__(
         self,
         xtables: Xtables,
-        watch: ChangeWatch,
+        watch: ForeignWrites,
         layout: Layout,
-        kernel: KernelState,
+        kernel: AppliedState,
         written: Counter[str],
         rules: Counter[str] | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Writer:
         differs = self._shared_differs(changes)
         shared = changes if differs and Part.SHARED in part else None
         delete = Part.DELETIONS in part
-        if differs and part & (Part.REFUSALS | Part.SHARED):
+        if differs and part & (Part.REJECTS | Part.SHARED):
             self._filter(changes, keep_old=True, delete=delete)
         self._nat(writes, deletions, shared, delete=delete)
         # What follows may fail: the record has to say by now what stands in table nat.
@@ -102,7 +102,7 @@ class Writer:
         if shared is not None:
             self._filter({}, keep_old=False, delete=delete)
 
-    def abandon(self, key: str, new: ServiceRules) -> None:
+    def defer_delete(self, key: str, new: ServiceRules) -> None:
         """Count the chains a service does not need any more as stale instead of deleting them with it."""
         old = self.kernel.services.get(key, NO_RULES)
         self.kernel.stale.update(chain for chain in old.chains if chain not in new.chains)

@@ -14,14 +14,14 @@ from kproxy.backends.core.base import Drift
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import Record, differences, membership, observe
+from kproxy.backends.ipvs.record import KernelRecord, differences, membership, observe
 from kproxy.kernel.ipset.types import Entry, IpsetError, IpsetUnavailable, SetSpec
 from kproxy.kernel.ipvs.types import ServerId
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-class Knowledge:
+class AppliedState:
     """One family's record of the kernel; what it finds there that may differ is pending in `desired`.
 
     `drifts` is what the last look found to have been changed by others, and `lost` the addresses that others
@@ -39,8 +39,8 @@ class Knowledge:
         self._kernel = kernel
         self._desired = desired
         self._sets = sets(family)
-        self._record: Record | None = None
-        self._doubted: Record | None = None
+        self._record: KernelRecord | None = None
+        self._stale: KernelRecord | None = None
         self._unsure: set[str] = set()
         self._made: frozenset[ServerId] = frozenset()
         self._theirs: set[ServerId] = set()
@@ -49,7 +49,7 @@ class Knowledge:
         self._device_known = False
 
     @property
-    def record(self) -> Record:
+    def record(self) -> KernelRecord:
         """What the kernel holds; `look()` comes first."""
         assert self._record is not None, "look() comes first"  # noqa: S101
         return self._record
@@ -60,17 +60,17 @@ class Knowledge:
         record = self._record
         return record is not None and not record.servers and not record.addresses
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Forget what the kernel holds, but not which virtual servers are ours; the next look reads it."""
         if self._record is not None:
             self._made = frozenset(self._record.servers)
-        self._record = self._doubted = None
+        self._record = self._stale = None
 
     def fail(self) -> None:
         """As `doubt`, but the next look names what is not as it was left; what was under way may be so."""
-        record = self._record or self._doubted
-        self.doubt()
-        self._doubted = record
+        record = self._record or self._stale
+        self.invalidate()
+        self._stale = record
 
     def retry(self) -> None:
         """Let the next look see whether virtual servers of others are still there."""
@@ -107,10 +107,10 @@ class Knowledge:
         for spec in self._sets.all:
             self._create(spec)
         found = self._observe()
-        if self._doubted is not None:
-            drifts = differences(self._doubted, found)
+        if self._stale is not None:
+            drifts = differences(self._stale, found)
             self.drifts = tuple(drift for drift in drifts if drift.object not in self._unsure)
-        self._doubted = None
+        self._stale = None
         self._unsure.clear()
         self._record = found
         desired = self._desired
@@ -136,20 +136,20 @@ class Knowledge:
             ipset.destroy(spec.name)
             ipset.create(spec)
 
-    def check(self, details_of: Callable[[ServerId], bool], *, thorough: bool) -> tuple[Drift, ...]:
+    def check(self, details_of: Callable[[ServerId], bool], *, full: bool) -> tuple[Drift, ...]:
         """Compare the kernel with the record; what differs is pending again.
 
-        Destinations are compared of servers with `details_of` only, and unless `thorough`, sets by their size
+        Destinations are compared of servers with `details_of` only, and unless `full`, sets by their size
         and addresses not at all, for news of those come at once.
         """
         expected = self._record
         if expected is None:
             return ()
         detailed = set(filter(details_of, expected.servers))
-        found = self._observe(detailed.__contains__, None if thorough else expected)
+        found = self._observe(detailed.__contains__, None if full else expected)
         drifts = differences(expected, found, detailed.__contains__)
         if drifts:
-            self.doubt()
+            self.invalidate()
         return drifts
 
     def compare_addresses(self, told: Mapping[str, bool] | None) -> tuple[Drift, ...]:
@@ -175,8 +175,8 @@ class Knowledge:
         return tuple(sorted(drifts))
 
     def _observe(
-        self, details_of: Callable[[ServerId], bool] = lambda _: True, trusted: Record | None = None
-    ) -> Record:
+        self, details_of: Callable[[ServerId], bool] = lambda _: True, trusted: KernelRecord | None = None
+    ) -> KernelRecord:
         return observe(
             self._family,
             self._kernel,

@@ -20,8 +20,8 @@ from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS
-from kproxy.backends.ipvs.reconciler import Keeper
-from kproxy.backends.ipvs.refusals import DoubtError
+from kproxy.backends.ipvs.reconciler import IpvsReconciler
+from kproxy.backends.ipvs.refusals import StaleStateError
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.traffic import port_traffic
 from kproxy.kernel.addresses import DeviceError, DeviceMissing
@@ -51,12 +51,12 @@ class IpvsBackend:
         self._rules = rules
         self._clock = clock
         self._draining = Draining(config.graceful_period, clock)
-        self._keeper = Keeper(config.family, kernel, self._draining, config.exclude_cidrs)
-        self._keeper.holds.set_own(config.local_addresses)
+        self._reconciler = IpvsReconciler(config.family, kernel, self._draining, config.exclude_cidrs)
+        self._reconciler.holds.set_own(config.local_addresses)
         self._plans: dict[str, ServicePlan] = {}
         self._schedulers: dict[str, bool] = {config.scheduler.name: True}
         self._degraded: dict[str, str] = {}
-        self._settled = False
+        self._first_sync_done = False
         self._has_mark = False
         self._next_look = 0.0
         self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
@@ -78,20 +78,20 @@ class IpvsBackend:
             return
         self._config = config
         self._draining.period = config.graceful_period
-        self._keeper.known.excluded = tuple(config.exclude_cidrs)
-        self._keeper.holds.set_own(config.local_addresses)
+        self._reconciler.known.excluded = tuple(config.exclude_cidrs)
+        self._reconciler.holds.set_own(config.local_addresses)
         for plan in self._plans.values():
             self._want(plan)
         self._rules.reconfigure(IpvsLayout(config.rules))
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Let the next sync read the kernel first, and compare all of it."""
-        self._keeper.known.doubt()
-        self._rules.doubt()
+        self._reconciler.known.invalidate()
+        self._rules.invalidate()
 
     def retry(self) -> None:
         """Let the next sync try the services again that were refused, and schedulers that were missing."""
-        self._keeper.retry()
+        self._reconciler.retry()
         self._rules.retry()
         self._schedulers = {name: True for name, offered in self._schedulers.items() if offered}
         for key in tuple(self._degraded):
@@ -104,20 +104,20 @@ class IpvsBackend:
         """
         written: Counter[str] = Counter()
         drifts: list[Drift] = []
-        keeper = self._keeper
-        keeper.refusals.believed = False
+        reconciler = self._reconciler
+        reconciler.refusals.believed = False
         try:
             try:
                 report = self._write(written, drifts)
-                if report.error is not None and keeper.known.lacks_sets():
-                    raise DoubtError(report.error)
-            except (DoubtError, DeviceMissing) as doubt:
-                log.info("looking_again", family=self.family.value, reason=str(doubt))
-                keeper.known.fail()
-                keeper.refusals.believed = True
+                if report.error is not None and reconciler.known.lacks_sets():
+                    raise StaleStateError(report.error)
+            except (StaleStateError, DeviceMissing) as doubt:
+                log.info("resync_after_refusal", family=self.family.value, reason=str(doubt))
+                reconciler.known.fail()
+                reconciler.refusals.believed = True
                 report = self._write(written, drifts)
         except KERNEL_ERRORS as error:
-            keeper.known.fail()
+            reconciler.known.fail()
             return SyncReport(error=str(error), changes=_nonzero(written), drifts=tuple(drifts))
         return msgspec.structs.replace(
             report,
@@ -126,13 +126,13 @@ class IpvsBackend:
             drifts=(*drifts, *report.drifts),
         )
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """Remove what has drained; returns the seconds until this wants to be called again, if ever."""
         due = self._draining.due_in()
         if due is None or due > 0:
             return due
         try:
-            ended = self._keeper.drain()
+            ended = self._reconciler.drain()
         except IpvsError as error:
             log.warning("drain_check_failed", family=self.family.value, reason=str(error))
             return 1.0
@@ -141,25 +141,25 @@ class IpvsBackend:
             log.info("drained", family=self.family.value, **report.changes)
         return self._draining.due_in()
 
-    def check(self, *, thorough: bool = False) -> tuple[Drift, ...]:
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with what was applied; what drifted is pending again and named.
 
         Raises CheckError if the kernel cannot be read.
         """
-        drifts = self._rules.check(thorough=thorough)
+        drifts = self._rules.check(full=full)
         now = self._clock()
-        if drifts or (not thorough and now < self._next_look):
+        if drifts or (not full and now < self._next_look):
             return drifts
         turn = next(self._turns)
 
         def details_of(server: ServerId) -> bool:
-            return thorough or (server.port + sum(server.ip.encode())) % SHARE_OF_DESTINATIONS == turn
+            return full or (server.port + sum(server.ip.encode())) % SHARE_OF_DESTINATIONS == turn
 
         try:
-            drifts += self._keeper.known.check(details_of, thorough=thorough)
+            drifts += self._reconciler.known.check(details_of, full=full)
             if self._has_mark and OWN_MARK not in self._kernel.ipvs.marks(self.family):
                 drifts += (Drift(f"virtual server of mark {OWN_MARK:#x}", "is missing"),)
-                self._keeper.known.doubt()
+                self._reconciler.known.invalidate()
         except KERNEL_ERRORS as error:
             raise CheckError(str(error)) from error
         self._next_look = self._clock() + self._config.look_period
@@ -172,7 +172,7 @@ class IpvsBackend:
         if anything may have happened. Raises CheckError if the kernel cannot be read.
         """
         try:
-            return self._keeper.known.compare_addresses(told)
+            return self._reconciler.known.compare_addresses(told)
         except DeviceError as error:
             raise CheckError(str(error)) from error
 
@@ -188,7 +188,7 @@ class IpvsBackend:
         key = plan.key
         self._degraded.pop(key, None)
         if not plan.ports:
-            self._keeper.want(key, NOTHING)
+            self._reconciler.want(key, NOTHING)
             return
         missing = {
             p.scheduler.name
@@ -203,7 +203,7 @@ class IpvsBackend:
             )
             ports = tuple(msgspec.structs.replace(port, scheduler=None) for port in plan.ports)
             plan = msgspec.structs.replace(plan, ports=ports)
-        self._keeper.want(key, render_service(plan, self._config))
+        self._reconciler.want(key, render_service(plan, self._config))
 
     def _offers(self, scheduler: str) -> bool:
         """Whether the kernel has a scheduler; asked once, and again on a retry if it had not."""
@@ -218,27 +218,27 @@ class IpvsBackend:
         return known
 
     def _write(self, written: Counter[str], drifts: list[Drift]) -> SyncReport:
-        keeper = self._keeper
-        if keeper.look():
-            self._settled = self._has_mark = False
-            drifts += keeper.known.drifts
+        reconciler = self._reconciler
+        if reconciler.look():
+            self._first_sync_done = self._has_mark = False
+            drifts += reconciler.known.drifts
             self._leave_own_connections()
-        keeper.prepare(written)
-        report = self._rules.sync(retire=self._settled)
+        reconciler.prepare(written)
+        report = self._rules.sync(retire=self._first_sync_done)
         written.update(report.changes)
         if report.error is not None:
             return report
-        keeper.serve(written)
-        if not self._settled:
+        reconciler.serve(written)
+        if not self._first_sync_done:
             retired = self._rules.retire()
             written.update(retired.changes)
             if retired.error is not None:
                 return retired
             self._remove_peer_sets()
-            self._settled = True
-        keeper.tidy(written)
-        stuck = {f"({told.partition(':')[0]})": told for told in keeper.refusals.stuck.values()}
-        failed = {**report.failed, **keeper.refusals.services, **stuck}
+            self._first_sync_done = True
+        reconciler.tidy(written)
+        stuck = {f"({told.partition(':')[0]})": told for told in reconciler.refusals.leftovers.values()}
+        failed = {**report.failed, **reconciler.refusals.services, **stuck}
         return msgspec.structs.replace(report, failed=failed)
 
     def _leave_own_connections(self) -> None:
@@ -260,7 +260,7 @@ class IpvsBackend:
             try:
                 ipset.destroy(name)
             except IpsetError as error:
-                log.warning("set_kept", set=name, reason=str(error))
+                log.warning("set_delete_failed", set=name, reason=str(error))
 
 
 def _nonzero(written: Counter[str]) -> dict[str, int]:

@@ -29,7 +29,7 @@ from kproxy.kernel.ipvs.types import (
 )
 
 
-class RehearsedIpvs:
+class DryRunIpvs:
     """Virtual servers (implements Ipvs). `offers` says whether the kernel has a scheduler."""
 
     def __init__(self, kernel: Ipvs, offers: Callable[[str], bool]) -> None:
@@ -162,7 +162,7 @@ class RehearsedIpvs:
         return self._destinations[server]
 
 
-class RehearsedIpset:
+class DryRunIpset:
     """Sets (implements Ipset)."""
 
     def __init__(self, kernel: Ipset) -> None:
@@ -240,7 +240,7 @@ class RehearsedIpset:
         return self._entries[spec.name]
 
 
-class RehearsedDevice:
+class DryRunDevice:
     """The device with its addresses (implements AddressDevice). `exists`: whether it stands now."""
 
     def __init__(self, kernel: AddressDevice, *, exists: bool) -> None:

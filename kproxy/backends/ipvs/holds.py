@@ -12,7 +12,7 @@ from kproxy.addresses import Family
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining, waited_for
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import Record
+from kproxy.backends.ipvs.record import KernelRecord
 from kproxy.kernel.ipset.types import Entry, SetSpec
 from kproxy.kernel.ipvs.types import DestinationId, Ipvs, ServerId
 
@@ -38,7 +38,7 @@ class AddressHolds:
         self._desired.addresses |= own - self.own
         self.own = own
 
-    def touch_given_up(self, record: Record) -> None:
+    def touch_given_up(self, record: KernelRecord) -> None:
         """Look again at what drains at an address that its last service has given up.
 
         While a service had the address, that kept nobody from anything, and may have time left.
@@ -53,7 +53,7 @@ class AddressHolds:
             desired.servers.update(server for server in record.servers if server.ip in given_up)
 
     def kept(
-        self, record: Record, server: ServerId, leaving: Sequence[DestinationId]
+        self, record: KernelRecord, server: ServerId, leaving: Sequence[DestinationId]
     ) -> Sequence[DestinationId]:
         """Those destinations of a virtual server that are to drain. Raises IpvsError."""
         withdrawn = self._is_withdrawn(record, server)
@@ -63,7 +63,7 @@ class AddressHolds:
         states = self._ipvs.destinations(server)
         return [d for d in kept if d in states and waited_for(states[d], withdrawn=True)]
 
-    def needed(self, record: Record, ips: Iterable[str]) -> set[str]:
+    def needed(self, record: KernelRecord, ips: Iterable[str]) -> set[str]:
         """Those addresses at which a virtual server drains, but for the node's own."""
         serving = set(filter(record.serves_at, ips)) - self.own
         if not serving:
@@ -75,7 +75,7 @@ class AddressHolds:
         is_long = not self.withdraws or self._draining.is_long(server)
         return self._sets.cluster_ip if is_long else self._sets.external
 
-    def _is_withdrawn(self, record: Record, server: ServerId) -> bool:
+    def _is_withdrawn(self, record: KernelRecord, server: ServerId) -> bool:
         """Whether a virtual server holds an address which may be another machine's by now."""
         desired = self._desired
         if not self.withdraws or server.ip not in record.addresses or server.ip in self.own:

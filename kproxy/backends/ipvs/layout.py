@@ -108,7 +108,7 @@ class IpvsLayout(ConfiguredLayout):
         return IPVS_JUMPS
 
     @property
-    def nft_piece(self) -> int:
+    def batch_size(self) -> int:
         """No service has chains of its own."""
         return 1500
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from kproxy.addresses import Family
-from kproxy.backends.ipvs.applied_state import Knowledge
+from kproxy.backends.ipvs.applied_state import AppliedState
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KernelHandles
@@ -29,7 +29,7 @@ _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 _DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
 
 
-class Keeper:
+class IpvsReconciler:
     """One family's virtual servers, sets and addresses.
 
     Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; `known.fail()` must
@@ -47,7 +47,7 @@ class Keeper:
         withdraws: bool = True,
     ) -> None:
         self.desired = Desired()
-        self.known = Knowledge(family, kernel, self.desired, excluded)
+        self.known = AppliedState(family, kernel, self.desired, excluded)
         self.refusals = Refusals(family, self.desired)
         self._kernel = kernel
         self._draining = draining
@@ -66,7 +66,7 @@ class Keeper:
 
     def look(self, *, device: bool = True) -> bool:
         """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
-        self.refusals.stuck.clear()
+        self.refusals.leftovers.clear()
         if not self.known.look(device=device):
             return False
         servers = self.known.record.servers
@@ -124,8 +124,8 @@ class Keeper:
             written["addresses_removed"] += len(unused) - len(failures)
             for ip, code in failures.items():
                 told = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
-                self.refusals.doubt(told)
-                self.refusals.stick(ip, told)
+                self.refusals.check_current(told)
+                self.refusals.add_leftover(ip, told)
         self._list_draining(written)
         # A virtual server may have been listed elsewhere while it drained.
         listing = (*self._sets.ledger, self._sets.draining)
@@ -263,7 +263,7 @@ class Keeper:
         self.known.lost -= record.addresses
         written["addresses"] += len(missing) - len(failures)
         for ip, code in failures.items():
-            self.refusals.doubt(f"address {ip}: {_word(code)}")
+            self.refusals.check_current(f"address {ip}: {_word(code)}")
             self.refusals.refuse(
                 desired.wanting_address(ip), f"address {ip} on {self._kernel.device.name}: {_word(code)}"
             )
@@ -280,9 +280,9 @@ class Keeper:
         for index, code in failures.items():
             change = changes[index]
             told = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
-            self.refusals.doubt(told)
+            self.refusals.check_current(told)
             if not change.add:
-                self.refusals.stick((change.set, change.entry), told)
+                self.refusals.add_leftover((change.set, change.entry), told)
                 continue
             self.refusals.refuse(self.desired.wanting_member((change.set, change.entry)), told)
         written["set_entries"] += len(changes) - len(failures)
@@ -292,11 +292,11 @@ class Keeper:
         if request.destination is not None:
             told += f" -> {request.destination.ip} port {request.destination.port}"
         told += f": {reason(request.command, code)}"
-        self.refusals.doubt(told)
+        self.refusals.check_current(told)
         if owner is not None:
             self.refusals.refuse([owner], told)
         else:
-            self.refusals.stick(request.server, told)
+            self.refusals.add_leftover(request.server, told)
 
     def _forget_pending(self) -> None:
         desired = self.desired

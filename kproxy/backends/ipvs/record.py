@@ -34,7 +34,7 @@ class ServerRecord:
         self.destinations = destinations
 
 
-class Record:
+class KernelRecord:
     """The objects of one family. `foreign` are virtual servers of others."""
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ def observe(
     wanted: Callable[[ServerId], bool],
     *,
     details_of: Callable[[ServerId], bool] = lambda _: True,
-    trusted: Record | None = None,
+    trusted: KernelRecord | None = None,
     addresses: Collection[str] | None = None,
-) -> Record:
+) -> KernelRecord:
     """Read what stands. Raises IpvsError, IpsetError or DeviceError.
 
     `made` are virtual servers that are known to be ours, and `theirs` those of others, whatever the sets say.
@@ -105,7 +105,7 @@ def observe(
     where they are given.
     """
     ipvs, ipset, device = kernel.ipvs, kernel.ipset, kernel.device
-    record = Record()
+    record = KernelRecord()
     headers = ipset.headers()
     for spec in sets(family).all:
         if spec.name not in headers:
@@ -140,7 +140,7 @@ def observe(
 
 
 def differences(
-    expected: Record, found: Record, details_of: Callable[[ServerId], bool] = lambda _: True
+    expected: KernelRecord, found: KernelRecord, details_of: Callable[[ServerId], bool] = lambda _: True
 ) -> tuple[Drift, ...]:
     """Name every object that is not as it was left."""
     drifts: list[Drift] = []

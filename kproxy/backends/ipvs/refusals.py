@@ -1,7 +1,7 @@
 """What the kernel refused: put aside with the reason, so that every other service gets what it wants.
 
 A refusal may only say that the kernel is not as it was thought to be. So the first one in a sync is not
-believed: it raises DoubtError, and what the kernel refuses after it has been read again counts.
+believed: it raises StaleStateError, and what the kernel refuses after it has been read again counts.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from kproxy.kernel.ipvs.types import ServerId
 log = structlog.stdlib.get_logger(__name__)
 
 
-class DoubtError(Exception):
+class StaleStateError(Exception):
     """The kernel refused what should have been possible: look at what it holds before judging."""
 
 
@@ -30,25 +30,25 @@ class Refusals:
     def __init__(self, family: Family, desired: Desired) -> None:
         self.believed = False
         self.services: dict[str, str] = {}
-        self.stuck: dict[ServerId | Member | str, str] = {}
+        self.leftovers: dict[ServerId | Member | str, str] = {}
         self._family = family
         self._desired = desired
 
-    def doubt(self, told: str) -> None:
-        """Raise DoubtError unless refusals are believed."""
+    def check_current(self, told: str) -> None:
+        """Raise StaleStateError unless refusals are believed."""
         if not self.believed:
-            raise DoubtError(told)
+            raise StaleStateError(told)
 
     def refuse(self, keys: Iterable[str], told: str) -> None:
         """Put services aside."""
         for key in keys:
             if key not in self.services:
                 self.services[key] = told
-                log.error("service_refused", family=self._family.value, service=key, reason=told)
+                log.error("service_quarantined", family=self._family.value, service=key, reason=told)
 
-    def stick(self, what: ServerId | Member | str, told: str) -> None:
+    def add_leftover(self, what: ServerId | Member | str, told: str) -> None:
         """Note what could not be removed, a `str` being an address: no service is to blame for it."""
-        self.stuck[what] = told
+        self.leftovers[what] = told
         log.error("removal_refused", family=self._family.value, reason=told)
 
     def touch(self) -> None:
@@ -56,7 +56,7 @@ class Refusals:
         desired = self._desired
         for key in self.services:
             desired.touch_service(key)
-        for what in self.stuck:
+        for what in self.leftovers:
             if isinstance(what, ServerId):
                 desired.servers.add(what)
             elif isinstance(what, str):

@@ -14,8 +14,8 @@ from kproxy.addresses import Family
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS, sets
-from kproxy.backends.ipvs.reconciler import Keeper
-from kproxy.backends.ipvs.refusals import DoubtError
+from kproxy.backends.ipvs.reconciler import IpvsReconciler
+from kproxy.backends.ipvs.refusals import StaleStateError
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
 from kproxy.kernel.ipvs.types import IpvsError, IpvsUnavailable
 
@@ -38,7 +38,7 @@ def left_in(family: Family, kernel: KernelHandles) -> bool:
         return False
 
 
-class Retirement:
+class FamilyTeardown:
     """One family's IPVS mode on its way out. `period`: seconds that connections are waited for."""
 
     def __init__(
@@ -53,9 +53,9 @@ class Retirement:
         self.done = False
         self._kernel = kernel
         self._draining = Draining(period, clock)
-        self._keeper = Keeper(family, kernel, self._draining, excluded, withdraws=False)
+        self._reconciler = IpvsReconciler(family, kernel, self._draining, excluded, withdraws=False)
 
-    def tend(self) -> float | None:
+    def run_timers(self) -> float | None:
         """Take away what nothing needs; the seconds until it wants to be called again, None at the end."""
         if self.done:
             return None
@@ -65,18 +65,18 @@ class Retirement:
         written: Counter[str] = Counter()
         try:
             if due is not None:
-                self._keeper.drain()
+                self._reconciler.drain()
             self._take_away(written)
         except IpvsUnavailable:
             # Without IPVS there is no virtual server whose connections could be waited for.
             return None if self.dissolve() else _AGAIN
-        except (*KERNEL_ERRORS, DoubtError) as error:
-            self._keeper.known.doubt()
-            log.warning("ipvs_mode_kept", family=self.family.value, reason=str(error))
+        except (*KERNEL_ERRORS, StaleStateError) as error:
+            self._reconciler.known.invalidate()
+            log.warning("ipvs_mode_delete_failed", family=self.family.value, reason=str(error))
             return _AGAIN
         if any(written.values()):
             log.info("ipvs_mode_leaving", family=self.family.value, **{k: n for k, n in written.items() if n})
-        if not self._keeper.known.idle:
+        if not self._reconciler.known.idle:
             due = self._draining.due_in()
             return _AGAIN if due is None else due
         return None if self.dissolve() else _AGAIN
@@ -88,11 +88,11 @@ class Retirement:
             self._take_away(Counter())
         except IpvsUnavailable:
             return True
-        except (*KERNEL_ERRORS, DoubtError) as error:
-            self._keeper.known.doubt()
-            log.error("ipvs_mode_kept", family=self.family.value, reason=str(error))
+        except (*KERNEL_ERRORS, StaleStateError) as error:
+            self._reconciler.known.invalidate()
+            log.error("ipvs_mode_delete_failed", family=self.family.value, reason=str(error))
             return False
-        return self._keeper.known.idle
+        return self._reconciler.known.idle
 
     def dissolve(self) -> bool:
         """Destroy the sets, which lets go of whatever was still listed; False if a rule holds one."""
@@ -104,25 +104,25 @@ class Retirement:
         except IpvsUnavailable:
             pass  # and so there is none
         except IpvsError as error:
-            log.warning("mark_kept", family=self.family.value, reason=str(error))
+            log.warning("mark_delete_failed", family=self.family.value, reason=str(error))
             self.done = False
         try:
             for name in sorted(names & ipset.headers().keys()):
                 try:
                     ipset.destroy(name)
                 except IpsetError as error:
-                    log.warning("set_kept", set=name, reason=str(error))
+                    log.warning("set_delete_failed", set=name, reason=str(error))
                     self.done = False
         except IpsetError as error:
-            log.warning("sets_kept", family=self.family.value, reason=str(error))
+            log.warning("sets_delete_failed", family=self.family.value, reason=str(error))
             self.done = False
         if self.done:
             log.info("ipvs_mode_gone", family=self.family.value)
         return self.done
 
     def _take_away(self, written: Counter[str]) -> None:
-        keeper = self._keeper
-        keeper.look(device=False)
-        keeper.prepare(written)
-        keeper.serve(written)
-        keeper.tidy(written)
+        reconciler = self._reconciler
+        reconciler.look(device=False)
+        reconciler.prepare(written)
+        reconciler.serve(written)
+        reconciler.tidy(written)

@@ -14,7 +14,7 @@ def port_traffic(
     taken: set[ServerId] = set()
     ports = [port for plan in plans for port in plan.ports]
     found: list[PortTraffic] = []
-    # An address that is also a node's belongs to the service that names it, as in Keeper.
+    # An address that is also a node's belongs to the service that names it, as in IpvsReconciler.
     named = [_named(port) for port in ports]
     taken.update(server for servers in named for server in servers)
     for port, own in zip(ports, named, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from kproxy.backends.nftables.chains import Chain, leads_to
-from kproxy.backends.nftables.element_owners import Contents, Ledger, Slot
+from kproxy.backends.nftables.element_owners import Contents, ElementOwners, Slot
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects
 
 LEADING = ("cluster-", "external-", "local-")
@@ -27,7 +27,7 @@ class Change(msgspec.Struct, frozen=True):
     fresh: Mapping[str, Mapping[str, str]] = {}
 
 
-class Wanted:
+class DesiredElements:
     """The objects of every service; `pending` are the slots, by key of service, that may have to be written.
 
     A service can be pending without slots: only chains of it are to be written.
@@ -36,7 +36,7 @@ class Wanted:
     def __init__(self) -> None:
         self.chains: dict[str, Chain] = {}
         self.pending: dict[str, set[Slot]] = {}
-        self._ledger = Ledger()
+        self._ledger = ElementOwners()
         self._objects: dict[str, ServiceObjects] = {}
         self._uses: Counter[str] = Counter()
 

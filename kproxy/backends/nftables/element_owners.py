@@ -21,7 +21,7 @@ def no_contents() -> Contents:
     return defaultdict(dict)
 
 
-class Ledger:
+class ElementOwners:
     """The wanted elements of all services; `wanted` is what the kernel shall hold."""
 
     def __init__(self) -> None:

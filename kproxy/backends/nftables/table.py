@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.backends.core.base import Drift
-from kproxy.backends.core.foreign_writes import ChangeWatch
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
@@ -22,7 +22,7 @@ from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 
 
-class Table:
+class AppliedTable:
     """One family's table: `held` are its elements, `chains` the rules by chain, None where these are unknown.
 
     Nothing is known of a new one but that it is to be made; `exists` tells whether another stands in its
@@ -31,7 +31,7 @@ class Table:
     was to change, as drifts do.
     """
 
-    def __init__(self, config: NftablesConfig, nft: Nft, watch: ChangeWatch) -> None:
+    def __init__(self, config: NftablesConfig, nft: Nft, watch: ForeignWrites) -> None:
         self.held: Contents = no_contents()
         self.chains: dict[str, Chain | None] = {}
         self.exists = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kproxy.backends.nftables.chains import Chain
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.element_owners import Ledger
+from kproxy.backends.nftables.element_owners import ElementOwners
 from kproxy.backends.nftables.render import render_service
 from kproxy.backends.nftables.script import Script
 from kproxy.plan.model import ServicePlan
@@ -23,7 +23,7 @@ def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
 
     Maps and sets, fixed chains, the chains that services need by name, elements by map and key.
     """
-    ledger = Ledger()
+    ledger = ElementOwners()
     chains: dict[str, Chain] = {}
     for plan in plans:
         objects = render_service(plan, config)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from kproxy.config.model import ProxyConfig
-from kproxy.inspect.preflight.findings import Finding, obstacle, ok, warning
+from kproxy.inspect.preflight.findings import Finding, failed, ok, warning
 from kproxy.node.facts import wants_service_cidrs
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
@@ -37,15 +37,13 @@ def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
     try:
         inquirer = Inquirer(ClusterAccess(config.kubeconfig, master=config.master or None))
     except ClusterAccessError as error:
-        yield obstacle(
-            "API server", str(error), "give a working --kubeconfig, or run in a pod of the cluster"
-        )
+        yield failed("API server", str(error), "give a working --kubeconfig, or run in a pod of the cluster")
         return
     try:
         version = inquirer.version()
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         remedy = "see that this address is reachable from the node itself, not through a service address"
-        yield obstacle("API server", str(error), remedy)
+        yield failed("API server", str(error), remedy)
         return
     yield ok("API server", f"{inquirer.server} answers, version {version}")
     answers: dict[Question, bool] = {}
@@ -84,6 +82,6 @@ def judge_access(answers: Mapping[Question, bool]) -> Iterator[Finding]:
             told = f"may not {question}: cluster IPs that no service has are routed on"
             yield warning(subject, told, _CIDRS_REMEDY)
         else:
-            yield obstacle(subject, f"may not {question}", _ROLE)
+            yield failed(subject, f"may not {question}", _ROLE)
     if not denied:
         yield ok("permissions in the cluster", "all that are needed are given")

@@ -6,7 +6,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.inspect.preflight.features import LEAST_REVISIONS, SET_MODULES, Feature
-from kproxy.inspect.preflight.findings import Finding, obstacle, ok, warning
+from kproxy.inspect.preflight.findings import Finding, failed, ok, warning
 from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.extensions import Revisions
@@ -36,7 +36,7 @@ def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Find
     ]
     if lacking:
         names = " and ".join(f"CAP_{name}" for name in lacking)
-        yield obstacle(
+        yield failed(
             "permissions",
             f"the process does not have {names}",
             f"run as root, or add {', '.join(lacking)} to securityContext.capabilities.add of the container",
@@ -54,7 +54,7 @@ def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -
             told = f"{reason}; services of this family are not served"
             yield warning(f"iptables {family}", told, _family_remedy(reason))
         else:
-            yield obstacle(f"iptables {family}", reason, _family_remedy(reason))
+            yield failed(f"iptables {family}", reason, _family_remedy(reason))
 
 
 def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> I
         subject, told = f"{feature.name} {family}", _one_line(trial.refusal)
         remedy = _feature_remedy(feature, trial.refusal)
         if feature.essential:
-            yield obstacle(subject, f"refused: {told}", remedy)
+            yield failed(subject, f"refused: {told}", remedy)
         else:
             yield warning(subject, f"refused: {told}; {feature.without}", remedy)
 
@@ -102,20 +102,20 @@ def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding
         if refusal:
             module = SET_MODULES[kind]
             remedy = f"load the kernel module {module} (modprobe {module}), or use a kernel that has it"
-            yield obstacle(f"set type {kind} {family}", refusal, remedy)
+            yield failed(f"set type {kind} {family}", refusal, remedy)
 
 
 def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
     """IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
     if unavailable:
-        yield obstacle("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
+        yield failed("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
         return
     have = [name for name, there in offered.items() if there]
     lack = [name for name, there in offered.items() if not there]
     missing = f"; not {', '.join(lack)}" if lack else ""
     yield ok("IPVS", f"schedulers: {', '.join(have) or 'none'}{missing}")
     if not offered.get(wanted, False):
-        yield obstacle(
+        yield failed(
             f"scheduler {wanted}",
             "--ipvs-scheduler names it and this kernel does not have it",
             f"load the kernel module ip_vs_{wanted}, or choose one of {', '.join(have) or 'none'}",
@@ -125,7 +125,7 @@ def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> It
 def judge_device(trial: Trial) -> Iterator[Finding]:
     """Dummy devices, which hold service addresses in the IPVS mode."""
     if trial.refusal:
-        yield obstacle(
+        yield failed(
             trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
         )
     else:
@@ -153,9 +153,7 @@ def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
         if sysctl.sets and sysctl.writable:
             yield ok(subject, f"{told}; kproxy sets it")
         elif sysctl.essential:
-            yield obstacle(
-                subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command
-            )
+            yield failed(subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command)
         else:
             cannot = " and cannot be set" if sysctl.sets else ""
             yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)

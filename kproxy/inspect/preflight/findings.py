@@ -9,11 +9,11 @@ from kproxy.text import clean
 
 
 class Level(enum.StrEnum):
-    """How much a finding matters. Only an OBSTACLE keeps kproxy from doing its work."""
+    """How much a finding matters. Only an ERROR keeps kproxy from doing its work."""
 
     OK = "ok"
     WARNING = "warning"
-    OBSTACLE = "obstacle"
+    ERROR = "error"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def passed(self) -> bool:
         """Whether kproxy can do its work here."""
-        return all(finding.level is not Level.OBSTACLE for finding in self.findings)
+        return all(finding.level is not Level.ERROR for finding in self.findings)
 
     def lines(self) -> Iterator[str]:
         """A line for each finding, and one below it for its remedy."""
@@ -66,6 +66,6 @@ def warning(subject: str, found: str, remedy: str) -> Finding:
     return Finding(Level.WARNING, subject, found, remedy)
 
 
-def obstacle(subject: str, found: str, remedy: str) -> Finding:
+def failed(subject: str, found: str, remedy: str) -> Finding:
     """Something without which kproxy cannot do its work."""
-    return Finding(Level.OBSTACLE, subject, found, remedy)
+    return Finding(Level.ERROR, subject, found, remedy)

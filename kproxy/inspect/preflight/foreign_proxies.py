@@ -10,7 +10,7 @@ from kproxy.backends.ipvs.names import PEER_SETS
 from kproxy.inspect.preflight.findings import Finding, ok, warning
 
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
+class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen on the node, by name.
 
     `chains` of either iptables variant, `tables` of nftables, `processes`: process id -> command name.
@@ -66,7 +66,7 @@ PEERS = (
 """Prefixes of chains and sets, and names of interfaces."""
 
 
-def judge_peers(seen: Sight) -> Iterator[Finding]:
+def judge_peers(seen: NodeInventory) -> Iterator[Finding]:
     """Remains of other proxies, and other proxies at work."""
     yield from _kube_proxy(seen)
     for peer in PEERS:
@@ -80,7 +80,7 @@ def judge_peers(seen: Sight) -> Iterator[Finding]:
             yield warning(peer.name, told, peer.remedy)
 
 
-def _kube_proxy(seen: Sight) -> Iterator[Finding]:
+def _kube_proxy(seen: NodeInventory) -> Iterator[Finding]:
     running = sorted(number for number, command in seen.processes.items() if command == "kube-proxy")
     if running:
         yield warning(

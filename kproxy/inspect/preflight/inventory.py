@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from kproxy.addresses import Family
-from kproxy.inspect.preflight.foreign_proxies import Sight
+from kproxy.inspect.preflight.foreign_proxies import NodeInventory
 from kproxy.kernel import nft_tables
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import IpsetError
@@ -51,7 +51,7 @@ def nft_counts() -> dict[Family, Counts]:
     return found
 
 
-def others(counts: Collection[Mapping[Family, Counts]]) -> Sight:
+def others(counts: Collection[Mapping[Family, Counts]]) -> NodeInventory:
     """What tells of other proxies; `counts` are the rules of either variant."""
     chains = {
         chain
@@ -60,7 +60,7 @@ def others(counts: Collection[Mapping[Family, Counts]]) -> Sight:
         for found in tables.values()
         for chain in found
     }
-    return Sight(
+    return NodeInventory(
         chains=frozenset(chains),
         links=frozenset(name for _, name in socket.if_nameindex()),
         sets=_sets(),

@@ -9,7 +9,7 @@ from kproxy.backends.nftables.probe import probe
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.inspect.preflight import evaluate, inventory
 from kproxy.inspect.preflight.cluster import check_cluster
-from kproxy.inspect.preflight.findings import Finding, Report, obstacle, ok, warning
+from kproxy.inspect.preflight.findings import Finding, Report, failed, ok, warning
 from kproxy.inspect.preflight.foreign_proxies import judge_peers
 from kproxy.inspect.preflight.probes import Trials, run_trials
 from kproxy.inspect.sysctls import Sysctl, look
@@ -105,7 +105,7 @@ def _check_nftables() -> Iterator[Finding]:
             probe(nft, NftablesConfig(family))
         except NftError as error:
             remedy = "use another --proxy-mode, or a newer kernel"
-            yield obstacle(subject, f"its maps and chains cannot be made: {error.message}", remedy)
+            yield failed(subject, f"its maps and chains cannot be made: {error.message}", remedy)
         else:
             yield ok(subject, "all maps, sets and chains of the mode work")
 
@@ -163,4 +163,4 @@ def _check_device_name() -> Iterator[Finding]:
         return
     if kind not in (None, "dummy"):
         told = f"it exists and is of type {kind or 'unknown'}, not dummy"
-        yield obstacle(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")
+        yield failed(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")

@@ -17,7 +17,7 @@ from kproxy.kernel.nft.connection import Connection
 from kproxy.kernel.nft.decoding import Counts, UndecodableError
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM, encode
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
-from kproxy.kernel.xtables.types import Stamp
+from kproxy.kernel.xtables.types import RulesetGeneration
 
 _NEW_GENERATION, _GET_GENERATION = 15, 16  # enum nf_tables_msg_types
 _GENERATION_ID = 1
@@ -46,9 +46,9 @@ class NetlinkNft:
     ) -> Reading | None:
         """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
         for _ in range(_READINGS):
-            before = self.stamp()
+            before = self.generation()
             found = _asked(lambda: dump.reading(family, table, elements=elements, portable=portable))
-            if self.stamp() == before:
+            if self.generation() == before:
                 return found
         raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
 
@@ -59,8 +59,8 @@ class NetlinkNft:
         except UndecodableError as error:
             raise NftError(NftFailure.INTERRUPTED, f"cannot read the counters: {error}") from error
 
-    def stamp(self) -> Stamp | None:
-        """See Nft.stamp."""
+    def generation(self) -> RulesetGeneration | None:
+        """See Nft.generation."""
         try:
             answers = self._connection.exchange(1, _generation_request)
         except OSError:
@@ -68,7 +68,7 @@ class NetlinkNft:
         for kind, _, _, content in answers:
             if kind == SUBSYSTEM << 8 | _NEW_GENERATION:
                 count = int.from_bytes(attributes(content[NFGENMSG.size :])[_GENERATION_ID], "big")
-                return Stamp(("nft", count), commits=count)
+                return RulesetGeneration(("nft", count), commits=count)
         return None
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.kernel.nft.commands import Transaction
-from kproxy.kernel.xtables.types import Stamp
+from kproxy.kernel.xtables.types import RulesetGeneration
 
 
 class NftFailure(enum.StrEnum):
@@ -65,5 +65,5 @@ class Nft(Protocol):
     def counts(self, family: Family, table: str, name: str) -> Mapping[str, tuple[int, int]] | None:
         """(packets, bytes) by key of one map's elements that are counted; None if it is not there."""
 
-    def stamp(self) -> Stamp | None:
+    def generation(self) -> RulesetGeneration | None:
         """A fingerprint that changes with every transaction of anybody; None if the kernel gives none."""

@@ -118,7 +118,7 @@ def _text(name: bytes | str) -> str:
     return name if isinstance(name, str) else name.decode("utf-8", "replace")
 
 
-def _rehearse(family: Family, table: str) -> None:
+def _dry_run(family: Family, table: str) -> None:
     counters = LegacyCounters(family)
     counters._tried = True  # noqa: SLF001 - this is the trial
     chains = ("KUBE-SERVICES", "KUBE-NODEPORTS")
@@ -126,4 +126,4 @@ def _rehearse(family: Family, table: str) -> None:
 
 
 if __name__ == "__main__":
-    _rehearse(Family[sys.argv[1]], sys.argv[2])
+    _dry_run(Family[sys.argv[1]], sys.argv[2])

@@ -15,7 +15,7 @@ from kproxy.addresses import Family
 from kproxy.kernel import generations
 from kproxy.kernel.processes import TIMEOUT, Ended, ProcessError, Runner
 from kproxy.kernel.xtables import failures, lock, shared_tables
-from kproxy.kernel.xtables.types import FailureKind, RestoreError, Stamp, Variant
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, RulesetGeneration, Variant
 
 _WAIT_SINCE = (1, 6, 2)  # iptables-restore -w
 _RANDOM_FULLY_SINCE = (1, 6, 2)
@@ -92,9 +92,9 @@ class SubprocessXtables:
         """The rules of one table with their counters; see Xtables.counters.  Raises RestoreError."""
         return self._dump(table, counters=True)
 
-    def stamp(self) -> Stamp | None:
-        """See Xtables.stamp."""
-        return generations.stamp(self.family, self.variant)
+    def generation(self) -> RulesetGeneration | None:
+        """See Xtables.generation."""
+        return generations.ruleset_generation(self.family, self.variant)
 
     def _dump(self, table: str | None, *, counters: bool) -> bytes:
         argv = [self.tools.save, *(["-c"] if counters else []), *(_in_table(table) if table else [])]

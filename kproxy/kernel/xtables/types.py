@@ -66,7 +66,7 @@ class XtablesStalled(XtablesUnavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class RulesetGeneration:
     """A cheap fingerprint of the ruleset: equal stamps, taken by one object, mean nothing was changed.
 
     For nft that is exact (the kernel counts every committed transaction of the network namespace); for
@@ -108,5 +108,5 @@ class Xtables(Protocol):
     def counters(self, table: str) -> bytes:
         """The rules of one table, each after its counters: `[packets:bytes] -A ...`. Raises RestoreError."""
 
-    def stamp(self) -> Stamp | None:
+    def generation(self) -> RulesetGeneration | None:
         """A fingerprint that changes when somebody changes the ruleset; None if the kernel gives none."""

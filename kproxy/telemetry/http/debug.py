@@ -17,20 +17,20 @@ from kproxy.config.model import PRIMARY, ProxyConfig
 from kproxy.config.reload import Reloader
 from kproxy.config.schema import KUBE_PROXY
 from kproxy.state.decode import Kind
-from kproxy.state.store import Inbox
+from kproxy.state.store import ObjectStore
 from kproxy.telemetry.exposition import CONTENT_TYPE, Exposition, slis
 from kproxy.telemetry.http import profiling
 from kproxy.telemetry.http.health import Health, HealthState
 from kproxy.telemetry.http.server import Answer, Routes
 from kproxy.telemetry.metrics import Metrics, observe_check
-from kproxy.telemetry.observer import Reporter
+from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.status import Condition, FamilyStatus, Pending, Status, Watch, encode
 from kproxy.telemetry.verdict import Facts, FamilyFacts, State, Trouble, Verdict, WatchFacts, judge
 
 Watches = Callable[[], Sequence[Watch]]
 
 
-class Inspector:
+class StatusBuilder:
     """Puts together how this process is doing, from those who know parts of it.
 
     Its methods may be called from any thread.
@@ -40,17 +40,17 @@ class Inspector:
         self,
         config: Callable[[], ProxyConfig],
         reloader: Reloader,
-        inbox: Inbox,
+        store: ObjectStore,
         health: HealthState,
-        reporter: Reporter,
+        observer: SyncObserver,
         watches: Watches,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._reloader = reloader
-        self._inbox = inbox
+        self._store = store
         self._health = health
-        self._reporter = reporter
+        self._observer = observer
         self._watches = watches
         self._clock = clock
         self._since = datetime.now(UTC)
@@ -58,18 +58,18 @@ class Inspector:
     def verdict(self) -> Verdict:
         """How the agent is now."""
         now = datetime.now(UTC)
-        return judge(self._facts(self._health.report(), self._reporter.family_status(), self._watches(), now))
+        return judge(self._facts(self._health.report(), self._observer.family_status(), self._watches(), now))
 
     def status(self) -> Status:
         """The state now, with everything that it depends on."""
         now = datetime.now(UTC)
         config = self._config()
         health = self._health.report()
-        families = self._reporter.family_status()
+        families = self._observer.family_status()
         watches = self._watches()
         verdict = judge(self._facts(health, families, watches, now))
-        changes = self._inbox.changes()
-        oldest = self._inbox.pending_since
+        changes = self._store.changes()
+        oldest = self._store.pending_since
         return Status(
             version=__version__,
             node=config.node_name,
@@ -84,8 +84,8 @@ class Inspector:
                 None if oldest is None else round(self._clock() - oldest, 3),
             ),
             families=families,
-            problems=self._reporter.known_problems(),
-            rejected=self._inbox.rejected(),
+            problems=self._observer.known_problems(),
+            rejected=self._store.rejected(),
             watches=list(watches),
             refused_mode=self._reloader.refused_mode(),
             state=verdict.state,
@@ -113,7 +113,7 @@ class Inspector:
                 for family, of in health.families.items()
                 if family in families
             ),
-            missing_lists=tuple(kind.value for kind in self._inbox.missing_lists),
+            missing_lists=tuple(kind.value for kind in self._store.missing_lists),
             waits_for=health.waits_for,
             watches=tuple(
                 WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error or ""))

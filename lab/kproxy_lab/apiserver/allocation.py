@@ -24,7 +24,7 @@ Claim = str | int
 
 
 class Allocations:
-    """Claims on addresses and ports by owner (``namespace/name``)."""
+    """AddressConflicts on addresses and ports by owner (``namespace/name``)."""
 
     def __init__(
         self, service_cidrs: Iterable[str] = SERVICE_CIDRS, node_ports: Collection[int] = NODE_PORTS

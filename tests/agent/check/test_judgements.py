@@ -20,8 +20,8 @@ from kproxy.inspect.preflight import evaluate
 from kproxy.inspect.preflight.cluster import judge_access, questions
 from kproxy.inspect.preflight.evaluate import Trial
 from kproxy.inspect.preflight.features import SET_MODULES, rule_features
-from kproxy.inspect.preflight.findings import Finding, Level, Report, obstacle, ok, warning
-from kproxy.inspect.preflight.foreign_proxies import Sight, judge_peers
+from kproxy.inspect.preflight.findings import Finding, Level, Report, failed, ok, warning
+from kproxy.inspect.preflight.foreign_proxies import NodeInventory, judge_peers
 from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.types import Variant
@@ -52,11 +52,11 @@ def like(found: list[str], expected: list[str]) -> bool:
         (ADMIN | RAW, Variant.LEGACY, ["ok permissions: the capabilities that are needed are there"]),
         (
             ADMIN, Variant.LEGACY,
-            ["obstacle permissions: ... does not have CAP_NET_RAW => ... add NET_RAW to"],
+            ["error permissions: ... does not have CAP_NET_RAW => ... add NET_RAW to"],
         ),
         (
             0, None,
-            ["obstacle permissions: ... does not have CAP_NET_ADMIN => ... add NET_ADMIN to"],
+            ["error permissions: ... does not have CAP_NET_ADMIN => ... add NET_ADMIN to"],
         ),
     ],
 )  # fmt: skip
@@ -74,11 +74,11 @@ def test_capabilities(effective: int, variant: Variant | None, expected: list[st
         ),
         (
             {}, {V4: "neither iptables-nft-restore nor iptables-restore is installed"},
-            ["obstacle iptables IPv4: neither ... is installed => install the package iptables"],
+            ["error iptables IPv4: neither ... is installed => install the package iptables"],
         ),
         (
             {}, {V6: "the kernel refuses IPv6's nat table to ip6tables-nft-restore: TABLE_ADD failed"},
-            ["obstacle iptables IPv6: the kernel refuses ... => load ... try the other --iptables-variant"],
+            ["error iptables IPv6: the kernel refuses ... => load ... try the other --iptables-variant"],
         ),
         (
             {V6: "legacy"}, {V4: "Fatal: can't open lock file /run/xtables.lock: Permission denied"},
@@ -95,7 +95,7 @@ def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
     [
         (
             "match conntrack", "iptables-nft-restore v1.8.9: \nline 3: RULE_APPEND failed (No such file)",
-            "obstacle match conntrack IPv4: ... v1.8.9: line 3: ... => load ... (modprobe xt_conntrack)",
+            "error match conntrack IPv4: ... v1.8.9: line 3: ... => load ... (modprobe xt_conntrack)",
         ),
         (
             "match recent", "Warning: Extension recent revision 0 not supported, missing kernel module?",
@@ -103,11 +103,11 @@ def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
         ),
         (
             "match statistic", "Couldn't load match `statistic':No such file or directory",
-            "obstacle match statistic IPv4: ... => install an iptables with the extension statistic",
+            "error match statistic IPv4: ... => install an iptables with the extension statistic",
         ),
         (
             "target DNAT", "Chain 'DNAT' does not exist",
-            "obstacle target DNAT IPv4: ... => install an iptables with the extension DNAT",
+            "error target DNAT IPv4: ... => install an iptables with the extension DNAT",
         ),
     ],
 )  # fmt: skip
@@ -139,11 +139,11 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
         ),
         (
             Sysctl("net/a", "1", "0", writable=False, effect="x works", essential=True),
-            "obstacle sysctl net/a: is 0, not 1 and cannot be set; ... so that x works => sysctl -w net.a=1",
+            "error sysctl net/a: is 0, not 1 and cannot be set; ... so that x works => sysctl -w net.a=1",
         ),
         (
             Sysctl("net/a", "1", None, writable=False, effect="x works", essential=True),
-            "obstacle sysctl net/a: does not exist and cannot be set; ... => sysctl -w net.a=1",
+            "error sysctl net/a: does not exist and cannot be set; ... => sysctl -w net.a=1",
         ),
         (
             Sysctl("net/a", "8", "9", writable=False, effect="x works", more_will_do=True),
@@ -208,16 +208,14 @@ def test_legacy_tables_that_cannot_be_read_are_a_warning() -> None:
 
 def test_ipvs() -> None:
     assert lines(evaluate.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
-        "obstacle IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
+        "error IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
     ]
     assert lines(evaluate.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
         "ok IPVS: schedulers: rr, wlc; not fo"
     ]
     have, lack = lines(evaluate.judge_ipvs("fo", "", {"rr": True, "fo": False}))
     assert have == "ok IPVS: schedulers: rr; not fo"
-    assert like(
-        [lack], ["obstacle scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"]
-    )
+    assert like([lack], ["error scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"])
 
 
 def test_sets_device_and_conntrack() -> None:
@@ -227,10 +225,10 @@ def test_sets_device_and_conntrack() -> None:
         lines(evaluate.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
         [
             "ok sets: types work: hash:ip",
-            f"obstacle set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
+            f"error set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
         ],
     )
-    assert [f.level for f in evaluate.judge_device(Trial("dummy device", "no"))] == [Level.OBSTACLE]
+    assert [f.level for f in evaluate.judge_device(Trial("dummy device", "no"))] == [Level.ERROR]
     assert [f.level for f in evaluate.judge_device(Trial("dummy device"))] == [Level.OK]
     assert [f.level for f in evaluate.judge_conntrack("no such subsystem")] == [Level.WARNING]
     assert [f.level for f in evaluate.judge_conntrack("")] == [Level.OK]
@@ -239,35 +237,48 @@ def test_sets_device_and_conntrack() -> None:
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (Sight(chains=frozenset({"KUBE-KUBELET-CANARY", "cali-FORWARD"})), []),
+        (NodeInventory(chains=frozenset({"KUBE-KUBELET-CANARY", "cali-FORWARD"})), []),
         (
-            Sight(processes={7: "kubelet", 12: "kube-proxy"}),
+            NodeInventory(processes={7: "kubelet", 12: "kube-proxy"}),
             ["warning kube-proxy: it runs here, as process 12"],
         ),
-        (Sight(tables=frozenset({(V4, "filter"), (V4, "cilium")})), []),
+        (NodeInventory(tables=frozenset({(V4, "filter"), (V4, "cilium")})), []),
         (
-            Sight(tables=frozenset({(V4, "kube-proxy"), (V6, "kube-proxy")})),
+            NodeInventory(tables=frozenset({(V4, "kube-proxy"), (V6, "kube-proxy")})),
             ["warning kube-proxy: ... (nftables tables IPv4 kube-proxy, IPv6 kube-proxy)"],
         ),
-        (Sight(chains=frozenset({"KUBE-SERVICES"})), ["ok kube-proxy: its chains stand here"]),
+        (NodeInventory(chains=frozenset({"KUBE-SERVICES"})), ["ok kube-proxy: its chains stand here"]),
         (
-            Sight(chains=frozenset({"KUBE-LOAD-BALANCER"}), sets=frozenset({"KUBE-LOOP-BACK", "mine"})),
+            NodeInventory(
+                chains=frozenset({"KUBE-LOAD-BALANCER"}), sets=frozenset({"KUBE-LOOP-BACK", "mine"})
+            ),
             ["ok kube-proxy: its IPVS mode left 1 sets and 1 chains"],
         ),
-        (Sight(links=frozenset({"lo", "cilium_host"})), ["warning Cilium: interface cilium_host: two"]),
         (
-            Sight(chains=frozenset({"CILIUM_FORWARD", "CILIUM_INPUT", "CILIUM_OUTPUT", "OLD_CILIUM_INPUT"})),
+            NodeInventory(links=frozenset({"lo", "cilium_host"})),
+            ["warning Cilium: interface cilium_host: two"],
+        ),
+        (
+            NodeInventory(
+                chains=frozenset({"CILIUM_FORWARD", "CILIUM_INPUT", "CILIUM_OUTPUT", "OLD_CILIUM_INPUT"})
+            ),
             ["warning Cilium: chain CILIUM_FORWARD, chain CILIUM_INPUT, chain CILIUM_OUTPUT and 1 more: two"],
         ),
         (
-            Sight(links=frozenset({"kube-dummy-if"}), sets=frozenset({"kube-router-svip-prt"})),
+            NodeInventory(links=frozenset({"kube-dummy-if"}), sets=frozenset({"kube-router-svip-prt"})),
             ["warning kube-router's service proxy: interface kube-dummy-if, set kube-router-svip-prt: two"],
         ),
-        (Sight(links=frozenset({"bpfin.cali"})), ["warning Calico's eBPF data plane: interface bpfin.cali"]),
-        (Sight(chains=frozenset({"OVN-KUBE-NODEPORT"})), ["warning OVN-Kubernetes: chain OVN-KUBE-NODEPORT"]),
+        (
+            NodeInventory(links=frozenset({"bpfin.cali"})),
+            ["warning Calico's eBPF data plane: interface bpfin.cali"],
+        ),
+        (
+            NodeInventory(chains=frozenset({"OVN-KUBE-NODEPORT"})),
+            ["warning OVN-Kubernetes: chain OVN-KUBE-NODEPORT"],
+        ),
     ],
 )  # fmt: skip
-def test_other_proxies(seen: Sight, expected: list[str]) -> None:
+def test_other_proxies(seen: NodeInventory, expected: list[str]) -> None:
     found = lines(judge_peers(seen))
     assert like(found, expected)
     assert all(" => " in line for line in found if line.startswith("warning"))
@@ -294,26 +305,26 @@ def test_what_is_allowed(mode: str, cidrs: tuple[str, ...], more: list[str]) -> 
         (found,) = judge_access({each: each != denied for each in asked})
         assert found.found.startswith(f"may not {denied}")
         assert found.level is (
-            Level.WARNING if denied.resource in {"events", "servicecidrs"} else Level.OBSTACLE
+            Level.WARNING if denied.resource in {"events", "servicecidrs"} else Level.ERROR
         )
 
 
-def test_only_obstacles_fail_a_report() -> None:
+def test_only_errors_fail_a_report() -> None:
     good = (ok("a", "fine"), warning("b", "so so", "do this"))
     assert Report(good).passed
-    report = Report((*good, obstacle("c", "missing", "do that")))
+    report = Report((*good, failed("c", "missing", "do that")))
     assert not report.passed
     assert list(report.lines()) == [
         "ok        a: fine",
         "warning   b: so so", "          remedy: do this",
-        "obstacle  c: missing", "          remedy: do that",
+        "error     c: missing", "          remedy: do that",
     ]  # fmt: skip
     assert json.loads(report.json()) == {
         "passed": False,
         "findings": [
             {"level": "ok", "subject": "a", "found": "fine", "remedy": ""},
             {"level": "warning", "subject": "b", "found": "so so", "remedy": "do this"},
-            {"level": "obstacle", "subject": "c", "found": "missing", "remedy": "do that"},
+            {"level": "error", "subject": "c", "found": "missing", "remedy": "do that"},
         ],
     }
     assert Finding(Level.OK, "a", "fine") == good[0]
