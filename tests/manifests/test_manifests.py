@@ -18,11 +18,11 @@ from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reaso
 from kproxy.telemetry.exposition import Exposition, slis
 from kproxy.telemetry.metrics import Metrics, observe_check
 from kproxy_lab.apiserver import ApiServer
-from tests.agent.test_metrics import filled
 from tests.manifests.kustomize import OVERLAYS, built, needs_kubectl, one, pod_spec
 from tests.manifests.openapi import load, problems
 from tests.manifests.queries import KUBERNETES_MIXIN, MONITORING, ROOT, needs_promtool, own, promtool
 from tests.sources.recording import RecordingSink
+from tests.telemetry.test_metrics import filled
 
 OBJECTS = sorted(
     path

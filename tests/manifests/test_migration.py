@@ -24,7 +24,7 @@ from tests.manifests.queries import ROOT
 
 GUIDE = (ROOT / "MIGRATION.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
-KUBEADM_FILE = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
+KUBEADM_FILE = Path(__file__).parents[1] / "config" / "data" / "kubeadm-1.36.yaml"
 KUBEADM = {
     "config.conf": KUBEADM_FILE.read_text(),
     "kubeconfig.conf": "apiVersion: v1\nkind: Config\nclusters:\n- cluster: {server: https://10.9.8.7:6443}\n",

@@ -7,7 +7,7 @@ import yaml
 
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
 
-KUBEADM = Path(__file__).parents[1] / "settings" / "data" / "kubeadm-1.36.yaml"
+KUBEADM = Path(__file__).parents[1] / "config" / "data" / "kubeadm-1.36.yaml"
 
 
 class File:

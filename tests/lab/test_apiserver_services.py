@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy_lab.apiserver import ApiError, ApiServer
-from tests.testing.apiserver_client import endpoint_slice, service
+from tests.lab.apiserver_client import endpoint_slice, service
 
 JSON = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy_lab.apiserver import ApiServer
-from tests.testing.apiserver_client import (
+from tests.lab.apiserver_client import (
     ALL_SERVICES,
     ALL_SLICES,
     CUT,

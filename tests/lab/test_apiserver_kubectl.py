@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kproxy_lab.apiserver import ApiServer
-from tests.testing.apiserver_client import endpoint_slice, issue, service
+from tests.lab.apiserver_client import endpoint_slice, issue, service
 
 KUBECTL = shutil.which("kubectl")
 MANIFEST = """\

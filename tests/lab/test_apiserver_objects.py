@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy_lab.apiserver import ApiServer
-from tests.testing.apiserver_client import JSON, SERVICES, SLICES, call, endpoint_slice, get, service
+from tests.lab.apiserver_client import JSON, SERVICES, SLICES, call, endpoint_slice, get, service
 
 NODES = "/api/v1/nodes"
 

@@ -11,7 +11,7 @@ import urllib3
 import yaml
 
 from kproxy_lab.apiserver import ApiServer, Fault
-from tests.testing.apiserver_client import (
+from tests.lab.apiserver_client import (
     ALL_SERVICES,
     ALL_SLICES,
     CUT,
