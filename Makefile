@@ -43,14 +43,14 @@ bench: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt tools/debian-packages tools/promtool
+$(READY): pyproject.toml lab/pyproject.toml constraints.txt tools/debian-packages tools/promtool
 	tools/debian-packages
 	tools/promtool
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[bench,dev]' -e lab
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[legacy]' \
 	  >$(VENV)/legacy.log 2>&1 || echo "python-iptables was not built ($(VENV)/legacy.log): iptables-legacy-save is used instead"
-	$(BIN)/python -m compileall -q kproxy # as an installation is: the environment may forbid to do so later
+	$(BIN)/python -m compileall -q kproxy lab # as an installation is: the environment may forbid to do so later
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows.
@@ -58,7 +58,7 @@ constraints:
 	rm -rf $(VENV)
 	tools/debian-packages
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[lab,bench,dev,legacy]' hatchling editables
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench,dev,legacy]' -e lab hatchling editables
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean:

@@ -1,20 +1,23 @@
 """The `kproxy` command."""
 
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
 
 from kproxy import __version__, logs
-from kproxy.cli.bench import bench
 from kproxy.cli.check import check
 from kproxy.cli.cleanup import cleanup
-from kproxy.cli.demo import demo
 from kproxy.cli.diff import diff
 from kproxy.cli.params import read_environment, words
 from kproxy.cli.render import render
 from kproxy.cli.run import run
 from kproxy.cli.status import status
 from kproxy.text import clean_lines
+
+
+EXTENSIONS = "kproxy.commands"
+"""Entry points of this group are further commands: those of the lab, where it is installed."""
 
 
 class _BadFlags(click.UsageError):
@@ -25,6 +28,20 @@ class _BadFlags(click.UsageError):
 
 class _Kproxy(click.Group):
     """The command; it begins with what every program may rely on, and a closed stderr would deny it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Own commands and those of other distributions."""
+        return sorted({*super().list_commands(ctx), *_extensions()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; one of another distribution is imported now."""
+        own = super().get_command(ctx, cmd_name)
+        extension = _extensions().get(cmd_name) if own is None else None
+        if extension is None:
+            return own
+        command: click.Command = extension.load()
+        read_environment(command)
+        return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         logs.keep_descriptors()
@@ -41,6 +58,10 @@ class _Kproxy(click.Group):
             raise kind(clean_lines(error.format_message())) from error
 
 
+def _extensions() -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group=EXTENSIONS)}
+
+
 @click.group(
     cls=_Kproxy,
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": words},
@@ -50,6 +71,6 @@ def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""
 
 
-for command in (run, check, diff, status, render, cleanup, demo, bench):
+for command in (run, check, diff, status, render, cleanup):
     read_environment(command)
     main.add_command(command)

@@ -1,7 +1,6 @@
 """`kproxy demo`: the main job on a small cluster in namespaces, with real packets."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -29,8 +28,6 @@ def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) ->
     Without root it shows some of the rules that `kproxy render` prints. Exits 0 if all went as Kubernetes
     says it should.
     """
-    if find_spec("rich") is None or find_spec("aiohttp") is None:
-        raise click.ClickException("the demo needs more packages: pip install 'kproxy[lab]'")
     from kproxy_lab.demo.examples import UnusableExamplesError
     from kproxy_lab.demo.story import tell
 
