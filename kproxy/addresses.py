@@ -105,3 +105,12 @@ def is_link_local(address: str) -> bool:
 def is_loopback(address: str) -> bool:
     """Whether a canonical address is in 127.0.0.0/8 or is ::1."""
     return address == "::1" or address.startswith("127.")
+
+
+def split_host_port(address: str) -> tuple[str, int]:
+    """`0.0.0.0:10256` or `[::]:10256`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not host:port")
+    return host, int(port)

@@ -17,10 +17,10 @@ from kproxy.addresses import Family
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
-from kproxy.agent.mode_switch import check_families, is_switch, mode_name, plan_switch, try_mode
+from kproxy.agent.mode_switch import check_families, is_switch, plan_switch, try_mode
 from kproxy.agent.schedule import Schedule
 from kproxy.backends.core.base import SyncReport
-from kproxy.config.model import ProxyConfig
+from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.node.facts import NodeFacts, node_facts, pod_cidrs, remembered

@@ -11,7 +11,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
-from kproxy.config.model import ProxyConfig
+from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.modes.base import Mode, ModeUnavailable
 from kproxy.node.facts import NodeFacts
 from kproxy.state.tables import ServiceInput
@@ -64,13 +64,6 @@ def plan_switch(old: ProxyConfig, new: ProxyConfig, services: int) -> SwitchPlan
     return SwitchPlan(
         mode_name(old), mode_name(new), services, WRITTEN[new.proxy_mode], TAKEN_AWAY[old.proxy_mode]
     )
-
-
-def mode_name(config: ProxyConfig) -> str:
-    """`iptables`, with the variant behind a slash where one is asked for: `ipvs/legacy`."""
-    if config.iptables_variant is None or config.proxy_mode == "nftables":
-        return config.proxy_mode
-    return f"{config.proxy_mode}/{config.iptables_variant.value}"
 
 
 class Trial(msgspec.Struct, frozen=True):

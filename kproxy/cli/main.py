@@ -15,7 +15,6 @@ from kproxy.cli.run import run
 from kproxy.cli.status import status
 from kproxy.text import clean_lines
 
-
 EXTENSIONS = "kproxy.commands"
 """Entry points of this group are further commands: those of the lab, where it is installed."""
 

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 import yaml
 
+from kproxy.config import loopback
 from kproxy.config.codec import Defect, encode
 from kproxy.config.documents import Settings, read_documents
 from kproxy.config.durations import parse_duration
@@ -16,7 +17,6 @@ from kproxy.config.flags import apply_flags, counts_with_file
 from kproxy.config.model import ConfigError, ProxyConfig
 from kproxy.config.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, Section
 from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
-from kproxy.node import route_localnet
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -153,10 +153,8 @@ def tell_settings(settings: Settings) -> None:
             "node_ports_everywhere", families=families, reason="nodePortAddresses has no CIDR of theirs"
         )
     config = proxy_config(settings, host="")
-    if ranges := route_localnet.unserved(config):
-        log.warning(
-            "node_ports_not_on_loopback", ranges=list(ranges), reason=route_localnet.why_unserved(config)
-        )
+    if ranges := loopback.unserved(config):
+        log.warning("node_ports_not_on_loopback", ranges=list(ranges), reason=loopback.why_unserved(config))
 
 
 def document(named: tuple[str, str], section: Section) -> dict[str, object]:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from kproxy.addresses import Family, parse_cidr, parse_ip
+from kproxy.addresses import Family, parse_cidr, parse_ip, split_host_port
 from kproxy.backends.iptables.layout_selection import LAYOUTS
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.schedulers import parse_scheduler
-from kproxy.telemetry.http.server import split_host_port
 
 PRIMARY = "primary"
 """The value of --nodeport-addresses that stands for the node's own primary addresses."""
@@ -202,3 +201,10 @@ def _local_mode_problems(config: ProxyConfig) -> list[str]:
         if mode == wanted and not is_interface(value):
             return [f"{flag} {value!r}: not an interface name, and --detect-local-mode {mode} needs one"]
     return []
+
+
+def mode_name(config: ProxyConfig) -> str:
+    """`iptables`, with the variant behind a slash where one is asked for: `ipvs/legacy`."""
+    if config.iptables_variant is None or config.proxy_mode == "nftables":
+        return config.proxy_mode
+    return f"{config.proxy_mode}/{config.iptables_variant.value}"

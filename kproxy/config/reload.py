@@ -13,15 +13,13 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from kproxy.agent.mode_switch import mode_name
 from kproxy.config.codec import flatten, replace
 from kproxy.config.documents import Settings
 from kproxy.config.loading import MAX_BYTES, CommandLine, tell_settings
-from kproxy.config.model import ConfigError, ProxyConfig
+from kproxy.config.model import ConfigError, ProxyConfig, mode_name
 from kproxy.config.schema import Section
 from kproxy.config.translate import has_no_effect
 from kproxy.sources.directory_watch import DirectoryWatch
-from kproxy.telemetry.status import RefusedMode, RejectedConfiguration
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -84,6 +82,23 @@ SETTLE = 0.1
 """Seconds without further events before a changed file is read."""
 RESCAN = 30.0
 """Seconds between looks at the file where events may not tell: network file systems, links to elsewhere."""
+
+
+class RefusedMode(msgspec.Struct, frozen=True, rename="camel", order=True):
+    """A mode that the file asks for and that could not be taken; `kept` works on."""
+
+    at: datetime
+    mode: str
+    kept: str
+    reason: str
+
+
+class RejectedConfiguration(msgspec.Struct, frozen=True, rename="camel", order=True):
+    """A configuration file that was rejected: since when, which, and every reason; the former one counts."""
+
+    at: datetime
+    file: str
+    problems: list[str]
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.names import DEVICE
+from kproxy.config import loopback
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset
@@ -51,7 +52,7 @@ def set_sysctls(config: ProxyConfig) -> None:
     """Set the kernel parameters that the mode depends on. Raises ModeUnavailable."""
     if config.proxy_mode == "ipvs":
         ipvs.set_sysctls(strict_arp=config.ipvs_strict_arp)
-    elif route_localnet.is_wanted(config):
+    elif loopback.is_wanted(config):
         route_localnet.allow()
 
 

@@ -13,13 +13,13 @@ from kproxy.addresses import (
     is_loopback,
     parse_cidr,
     parse_ip,
+    split_host_port,
 )
 from kproxy.backends.core.base import LocalTraffic
+from kproxy.config.loopback import covers_loopback
 from kproxy.config.model import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
-from kproxy.node.route_localnet import covers_loopback
 from kproxy.plan.model import NodeView, OutsideLimits
 from kproxy.state.wire import Node
-from kproxy.telemetry.http.server import split_host_port
 
 BY_ADDRESS = ("ipvs", "nftables")
 """Modes that program node ports at each address that has them."""

@@ -9,6 +9,7 @@ from datetime import datetime
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.config.reload import RefusedMode, RejectedConfiguration
 from kproxy.state.problems import Problem
 from kproxy.telemetry.verdict import State
 from kproxy.text import clean_all
@@ -71,23 +72,6 @@ class FamilyStatus(_Camel, frozen=True):
     drift: Repair
     failing_since: datetime | None = None
     comparison_failure: Failure | None = None
-
-
-class RefusedMode(_Camel, frozen=True):
-    """A mode that the file asks for and that could not be taken; `kept` works on."""
-
-    at: datetime
-    mode: str
-    kept: str
-    reason: str
-
-
-class RejectedConfiguration(_Camel, frozen=True):
-    """A configuration file that was rejected: since when, which, and every reason; the former one counts."""
-
-    at: datetime
-    file: str
-    problems: list[str]
 
 
 class Condition(_Camel, frozen=True):

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.agent.mode_switch import is_switch, mode_name
+from kproxy.agent.mode_switch import is_switch
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.config.model import ProxyConfig
+from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.backends.core import hashes
 from kproxy.backends.iptables import names
 from kproxy.kernel.xtables.types import Variant
 from tests.backends.iptables_node import IptablesNode, config_with
@@ -15,7 +16,7 @@ both_variants = pytest.mark.parametrize("variant", list(Variant))
 ways = pytest.mark.parametrize(
     ("variant", "piece"), [(Variant.LEGACY, None), (Variant.NFT, None), (Variant.NFT, 1), (Variant.NFT, 2)]
 )
-SVC1 = "KUBE-SVC-" + names.port_hash("ns1/svc1:p80", "tcp")
+SVC1 = "KUBE-SVC-" + hashes.port_hash("ns1/svc1:p80", "tcp")
 SEP1 = names.endpoint_chain("ns1/svc1:p80", "tcp", "10.1.1.1:8080")
 
 

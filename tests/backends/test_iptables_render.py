@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.backends.core import hashes
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.base_chains import JUMPS, SHARED
@@ -320,7 +321,7 @@ def _compare_with_dump(text: str, dump: str, name: str = "") -> None:
 
 
 def test_chain_names_are_kube_proxy_s() -> None:
-    assert names.port_hash("ns1/svc1:p80", "tcp") == "XPGD46QRK7WJZT7O"
+    assert hashes.port_hash("ns1/svc1:p80", "tcp") == "XPGD46QRK7WJZT7O"
     assert names.endpoint_chain("ns1/svc1:p80", "tcp", "10.180.0.1:80") == "KUBE-SEP-SXIVWICOYRO3J4NJ"
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kproxy.cli import demo as command
 from kproxy.cli.main import main
 from kproxy_lab.demo import interruption, offline
 from kproxy_lab.demo.interruption import Interrupted, Interruption
@@ -73,13 +72,6 @@ def test_where_the_demo_cannot_run_it_shows_rules(monkeypatch: pytest.MonkeyPatc
     assert "must be root" in result.output
     assert "-j DNAT --to-destination 10.244.1.11:53" in result.output
     assert "kproxy render --manifests" in result.output
-
-
-def test_without_the_extra_packages_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda _name: None)
-    result = CliRunner().invoke(main, ["demo"])
-    assert result.exit_code == 1
-    assert "pip install 'kproxy[lab]'" in result.output
 
 
 def test_the_other_commands_do_without_the_extra_packages() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.backends.iptables.names import endpoint_chain, port_hash
+from kproxy.backends.core.hashes import port_hash
+from kproxy.backends.iptables.names import endpoint_chain
 from kproxy_lab.lab import Pod
 from kproxy_lab.lab.topology import NODE_IP4, Family
 from tests.packets.cluster import Cluster

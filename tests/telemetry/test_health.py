@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from kproxy.addresses import Family
+from kproxy.addresses import Family, split_host_port
 from kproxy.state.wire import Node
 from kproxy.telemetry.http.health import HealthServer, HealthState
-from kproxy.telemetry.http.server import split_host_port
 
 PERIOD = 30.0
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.config.reload import RefusedMode, RejectedConfiguration
 from kproxy.state.problems import Problem
 from kproxy.telemetry.http.server import Answer, HttpServer
 from kproxy.telemetry.status import (
@@ -13,8 +14,6 @@ from kproxy.telemetry.status import (
     Failure,
     FamilyStatus,
     Pending,
-    RefusedMode,
-    RejectedConfiguration,
     Repair,
     ServiceTrouble,
     Status,

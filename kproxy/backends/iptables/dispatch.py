@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kproxy.addresses import Family
+from kproxy.backends.core import hashes
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.shared import Entry, Known, nothing
@@ -157,7 +158,7 @@ class Tree:
                 match += f"-m {protocol} --dport {low}" + (f":{high} " if high > low else " ")
                 told += f"-{low}-{high}"
         if len(told) > names.LONGEST_CHAIN_NAME - len(self.prefix) or ":" in told:
-            told = names.digest(match)
+            told = hashes.digest(match)
         return match, f"{self.prefix}{told}"
 
     def _network(self, key: int, bits: int) -> tuple[str, str]:

@@ -4,7 +4,7 @@ The hash is the first 16 characters of base32(sha256(service port name + protoco
 separator (pkg/proxy/iptables/proxier.go).
 """
 
-import hashlib
+from kproxy.backends.core.hashes import digest
 
 ChainId = tuple[str, str]
 """(table, chain)."""
@@ -73,28 +73,12 @@ KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 """Chains of the kubelet in table mangle; where they are, it owns KUBE-FIREWALL and KUBE-MARK-MASQ too."""
 
 
-def port_hash(port_name: str, protocol: str) -> str:
-    """The hash of a service port; `protocol` in lower case."""
-    return digest(port_name + protocol)
-
-
 def endpoint_chain(port_name: str, protocol: str, endpoint: str) -> str:
     """The chain of one endpoint (`ip:port` or `[ip]:port`) of a service port."""
     return ENDPOINT + digest(port_name + protocol + endpoint)
-
-
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
-_SHIFTS = range(70, -1, -10)
 
 
 def referrers_first(chain: str) -> tuple[int, str]:
     """Sort key of service chains in an order in which they can be deleted piece by piece."""
     ranks = (n for n, prefix in enumerate(SERVICE_CHAIN_PREFIXES) if chain.startswith(prefix))
     return next(ranks, 0), chain
-
-
-def digest(text: str) -> str:
-    """base32 (RFC 4648) of the first 80 bits, two characters at a time (base64 is five times slower)."""
-    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
-    return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from kproxy.addresses import Family, host_cidr
+from kproxy.backends.core import hashes
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.rules import ServiceRules, SharedLines
@@ -83,7 +84,7 @@ class _PortRenderer:
         self.lines = lines
         self.comments = comments
         self.proto = port.protocol.value.lower()
-        digest = names.port_hash(port.name, self.proto)
+        digest = hashes.port_hash(port.name, self.proto)
         self.svc = names.CLUSTER_POLICY + digest
         self.svl = names.LOCAL_POLICY + digest
         self.ext = names.EXTERNAL + digest

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from kproxy.backends.iptables.names import port_hash
+from kproxy.backends.core.hashes import port_hash
 from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.chains import Chain, Target
 from kproxy.backends.nftables.config import NftablesConfig

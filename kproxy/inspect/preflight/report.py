@@ -6,6 +6,7 @@ from kproxy.addresses import Family
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
+from kproxy.config import loopback
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.inspect.preflight import evaluate, inventory
 from kproxy.inspect.preflight.cluster import check_cluster
@@ -22,7 +23,7 @@ from kproxy.kernel.xtables import extensions, python_iptables
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
-from kproxy.node import host_firewall, route_localnet
+from kproxy.node import host_firewall
 from kproxy.plan.schedulers import parse_scheduler
 
 _IPVS_SYSCTLS = "net/ipv4/vs/"
@@ -36,8 +37,8 @@ def check_node(config: ProxyConfig) -> Report:
 
 def check_settings(config: ProxyConfig) -> Iterator[Finding]:
     """Settings that are valid, and that this mode cannot obey."""
-    if ranges := route_localnet.unserved(config):
-        told = f"{', '.join(ranges)}: {route_localnet.why_unserved(config)}"
+    if ranges := loopback.unserved(config):
+        told = f"{', '.join(ranges)}: {loopback.why_unserved(config)}"
         yield warning("--nodeport-addresses", told, "leave loopback addresses out, or use iptables mode")
 
 

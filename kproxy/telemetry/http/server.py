@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from kproxy.addresses import split_host_port
 from kproxy.node.descriptors import DescriptorShares
 from kproxy.telemetry.http.connection import Work
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.message import Answer, Request
 
-__all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Routes", "split_host_port"]
+__all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Routes"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -34,15 +35,6 @@ _BACKLOG = 512
 
 Routes = Mapping[str, Callable[[], Answer]]
 """What answers for each path."""
-
-
-def split_host_port(address: str) -> tuple[str, int]:
-    """`0.0.0.0:10256` or `[::]:10256`. Raises ValueError."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not host:port")
-    return host, int(port)
 
 
 class HttpServer:
