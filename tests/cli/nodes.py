@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from kproxy_lab import forkserver
+from tests.suite import mounts
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 CLUSTER = "10.244.0.0/16,fd00:10:244::/56"
@@ -20,6 +21,8 @@ PATIENCE = 120.0
 
 def kproxy(*arguments: str, through: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the command in this thread's network namespace, `through` another program."""
+    if through:
+        mounts.needed()
     command = [*through, sys.executable, "-m", "kproxy", *arguments]
     if forkserver.available(command):
         return forkserver.run(command, Path("/proc/thread-self/ns/net"), timeout=PATIENCE)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.nodes import FLAGS, LIMIT_AS_IT_IS, rules
 from tests.kernel.namespace import fresh_network
+from tests.suite import mounts
 from tests.support.faultinjection import NAMES, Room
 
 PATIENCE = 45.0
@@ -53,6 +54,7 @@ class Programs:
 @contextmanager
 def started(programs: Programs, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run kproxy with these programs in this thread's network namespace."""
+    mounts.needed()
     command = [*Room(tools=programs.directory).command(), sys.executable, "-m", "kproxy", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -12,6 +12,7 @@ from tests.faults.selection import RESULTS
 from tests.faults.site import Counts, Site
 from tests.packets import conftest as packets
 from tests.packets.cluster import Cluster
+from tests.suite import mounts
 
 _capable = packets._capable
 mode = packets.mode
@@ -32,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def session_site(spare_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    mounts.needed()
     return Site(spare_cluster, tmp_path_factory.mktemp("site"))
 
 

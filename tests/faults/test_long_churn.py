@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.long_churn import DEEDS, Settings, run
 from kproxy_lab.lab import Lab
+from tests.suite import mounts
 
 pytestmark = pytest.mark.root
 
@@ -11,6 +12,7 @@ pytestmark = pytest.mark.root
 def test_a_churn_with_failures_ends_as_a_fresh_sync() -> None:
     if reasons := Lab.missing():
         pytest.skip("; ".join(reasons))
+    mounts.needed()
     outcome = run(Settings(seconds=6, services=50, endpoints=3, rate=100, failures=0.4), tell=lambda _: None)
     assert outcome.differences == []
     assert outcome.changes.total() == 600
