@@ -145,8 +145,14 @@ def test_a_missing_program_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RestoreError, match="gone") as caught:
         xtables.restore(b"")
     assert caught.value.kind is FailureKind.MISSING
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: the kernel is asked for its tables first")
+def test_a_missing_program_is_missing_for_a_reader(tmp_path: Path) -> None:
+    tools = XtablesTools(str(tmp_path / "gone"), str(tmp_path / "gone"), Variant.NFT, (1, 8, 9))
     with pytest.raises(RestoreError, match="gone") as caught:
-        xtables.save()
+        SubprocessXtables(Family.IPV4, tools).save()
     assert caught.value.kind is FailureKind.MISSING
 
 
