@@ -10,8 +10,10 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY kproxy kproxy
-RUN python -m venv /opt/kproxy \
- && PIP_CONSTRAINT=constraints.txt /opt/kproxy/bin/pip install --no-cache-dir --disable-pip-version-check '.[legacy]' \
+RUN pip wheel -q --no-cache-dir --disable-pip-version-check --no-deps -w /wheels . \
+ && python -m venv /opt/kproxy \
+ && PIP_CONSTRAINT=constraints.txt /opt/kproxy/bin/pip install --no-cache-dir --disable-pip-version-check \
+      "$(echo /wheels/kproxy-*.whl)[legacy]" \
  && rm -rf /opt/kproxy/lib/python*/site-packages/pip* \
  && /opt/kproxy/bin/python -m compileall -q /opt/kproxy/lib
 

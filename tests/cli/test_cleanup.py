@@ -228,7 +228,7 @@ def test_what_a_native_rule_holds_is_named_and_no_success() -> None:
     do("nft", 'insert rule ip6 filter INPUT iifname vmap { "lo" : jump KUBE-FORWARD }')
     done = kproxy("cleanup")
     assert done.returncode == 1
-    kept = [line for line in done.stderr.splitlines() if "event=chain_kept" in line]
+    kept = [line for line in done.stderr.splitlines() if "event=chain_delete_failed" in line]
     assert [("KUBE-SERVICES" in line, "KUBE-FORWARD" in line) for line in kept] == [
         (True, False),
         (False, True),

@@ -114,7 +114,7 @@ def test_one_service_refused(site: Site) -> None:
         other = site.cluster.publish([lab.local_pods[0]])
         assert site.cluster.outcome(lab.client, other.ip(4), 80) == lab.local_pods[0].name
         program.until(enough, expected=True)
-        refused = [line for line in program.log[since:] if "event=service_refused" in line]
+        refused = [line for line in program.log[since:] if "event=service_quarantined" in line]
         assert {victim in line for line in refused} == {True}
         site.tools.behave()
         case.times = site.tools.done[Deed.REFUSE]

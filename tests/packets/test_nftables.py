@@ -122,7 +122,7 @@ def test_what_kube_proxy_left_in_nftables_is_named_and_stays(spare: Cluster, fla
         assert spare.ask(spare.lab.client, service.ip(4), 80).pods == names(pods)
         spare.stop()
         cleaned = spare.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
-        assert "event=peer_tables_found" in cleaned.stderr
+        assert "event=foreign_proxy_tables_found" in cleaned.stderr
         assert [table for table in tables(spare) if "proxy" in table] == ["ip kube-proxy"]
     finally:
         nft(spare, "delete table ip kube-proxy")
