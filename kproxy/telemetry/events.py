@@ -218,6 +218,6 @@ def _micro_time() -> str:
 
 
 def _cut(text: str) -> str:
-    note = clean(text, NOTE_MAX)
+    note = clean(" ".join(text.split()), NOTE_MAX)
     data = note.encode()
     return note if len(data) <= NOTE_MAX else data[: NOTE_MAX - 3].decode(errors="ignore") + "..."

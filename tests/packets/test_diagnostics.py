@@ -268,7 +268,7 @@ def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
         assert trouble["service"] == sticky.key
         assert "recent" in trouble["reason"]
         assert any(
-            note.endswith(f"{family}: {trouble['reason']}")
+            note.endswith(f"{family}: {' '.join(trouble['reason'].split())}")
             for note in events_of(spare, sticky.name, Reason.QUARANTINED)
         )
         numbers = scrape(spare)
