@@ -7,14 +7,13 @@ from typing import Any
 import click
 
 from kproxy import logs
-from kproxy.cli.options import rule_options
+from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
-from kproxy.cli.run_options import node_options
+from kproxy.config.settings import NODE
 
 
 @click.command(cls=Command)
-@rule_options
-@node_options
+@setting_options(NODE)
 @click.option(
     "--against",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -1,107 +1,81 @@
-"""The flags that say what the rules look like, shared by `run` and `render`, under kube-proxy's names.
+"""The command-line options that the declared settings give to a command.
 
-Flags have no defaults of their own: what was not given is the configuration's business.
+Options have no defaults of their own: the configuration has them, and `--help` prints them from there.
 """
 
+import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kproxy.backends.iptables.layout_selection import LAYOUTS
-from kproxy.cli.params import Decorator, OneOf, OptionalPath, boolean, flag, several, together
-from kproxy.config.model import DETECT_LOCAL_MODES, PROXY_MODES
-
-rule_options = together(
-    flag(
-        "--config",
-        type=OptionalPath(dir_okay=False, path_type=Path),
-        help="A KubeProxyConfiguration; most other flags do not count next to it, as with kube-proxy.",
-    ),
-    flag(
-        "--proxy-mode",
-        usual="iptables",
-        type=OneOf(PROXY_MODES),
-        help="What carries the traffic.",
-    ),
-    flag(
-        "--cluster-cidr",
-        metavar="CIDR[,CIDR]",
-        help="Pod addresses of the cluster; traffic from elsewhere to cluster IPs is masqueraded.",
-    ),
-    flag(
-        "--detect-local-mode",
-        type=OneOf(DETECT_LOCAL_MODES),
-        usual="ClusterCIDR",
-        help="How pods' traffic is told from other traffic.",
-    ),
-    flag("--pod-bridge-interface", metavar="IFACE", help="For mode BridgeInterface."),
-    flag("--pod-interface-name-prefix", metavar="PREFIX", help="For mode InterfaceNamePrefix."),
-    boolean("--masquerade-all", help="Masquerade all traffic to cluster IPs."),
-    flag(
-        "--iptables-masquerade-bit",
-        type=int,
-        metavar="0-31",
-        usual="14",
-        help="Bit of the packet mark that asks for masquerading.",
-    ),
-    boolean(
-        "--iptables-localhost-nodeports",
-        usual="true",
-        help="Answer node ports on 127.0.0.1 (IPv4).",
-    ),
-    several(
-        "--nodeport-addresses",
-        metavar="CIDR,...|primary",
-        help="Local addresses that accept node ports; empty: all, in nftables mode the primary ones.",
-    ),
-    boolean(
-        "--nftables-reject-unallocated",
-        usual="true",
-        help="Refuse ports of a cluster IP that no service has, instead of routing them on.",
-    ),
-    several(
-        "--service-cidr",
-        metavar="CIDR,...",
-        help="In nftables mode, drop what goes to addresses in these that no service has.",
-    ),
-    several(
-        "--external-ip-allowed-cidrs",
-        metavar="CIDR,...",
-        help="Serve only spec.externalIPs within these ranges; empty: any. Addresses of load balancers are "
-        "not restricted.",
-    ),
-    flag(
-        "--iptables-layout",
-        usual="auto",
-        type=click.Choice(LAYOUTS),
-        help="kube-proxy's chains, or fewer and smaller ones for large clusters.",
-    ),
-    flag(
-        "--ipvs-scheduler",
-        usual="rr",
-        metavar="NAME[,FLAG]",
-        help="How IPVS chooses endpoints: rr, wrr, lc, wlc, sh, mh, ...",
-    ),
-    several(
-        "--ipvs-exclude-cidrs",
-        metavar="CIDR,...",
-        help="Virtual servers in these are never removed unless a service has them.",
-    ),
-    flag(
-        "--bind-address",
-        metavar="IP",
-        usual="0.0.0.0",  # noqa: S104
-        help="The node's primary address, if not the Node object's; nothing is bound to it.",
-    ),
+from kproxy.cli.params import (
+    Decorator,
+    OneOf,
+    OptionalPath,
+    boolean,
+    flag,
+    several,
+    shorthand_number,
+    together,
 )
-"""For `run` and `render`."""
+from kproxy.config.codec import empty_is_default, split_annotation
+from kproxy.config.declarations import Declaration, by_flag, every_declaration
+from kproxy.config.schema import KproxyConfiguration
+from kproxy.config.settings import Group, Scope
+from kproxy.config.values import Check, PathOf, Reader
 
 
-def duration(name: str, default: str, help: str) -> Decorator:  # noqa: A002
-    """A flag that takes a Go duration such as 30s."""
-    return flag(name, metavar="DURATION", usual=default, help=help)
+def setting_options(scope: Scope) -> Decorator:
+    """The flags of this scope and those before it; ignored ones last."""
+    described: dict[str, Declaration] = {}
+    for each in every_declaration():
+        if each.setting.flag and each.setting.scope <= scope:
+            described.setdefault(each.setting.flag, each)
+    ordered = sorted(described.values(), key=lambda each: each.group is Group.IGNORED)
+    return together(*map(_option, ordered))
 
 
-def size(name: str, default: str, help: str) -> Decorator:  # noqa: A002
-    """A flag that takes a whole number."""
-    return flag(name, type=int, metavar="N", usual=default, help=help)
+def own_flags() -> str:
+    """Kproxy's own flags, for a sentence."""
+    return ", ".join(f"--{flag}" for flag in sorted(by_flag(KproxyConfiguration)))
+
+
+def _option(declared: Declaration) -> Decorator:
+    setting = declared.setting
+    names = [f"--{setting.flag}", *([f"-{setting.short}"] if setting.short else [])]
+    bare, _ = split_annotation(declared.annotation)
+    default = declared.default_text if setting.effect and declared.default is not False else ""
+    options: dict[str, Any] = {
+        "help": setting.help + (f"  [default: {default}]" if default else ""),
+        "group": declared.group,
+        "metavar": setting.metavar or None,
+    }
+    if bare is bool:
+        return boolean(*names, **options)
+    if typing.get_origin(bare) is not None:
+        return several(*names, **options)
+    return flag(*names, **(options | _value(declared, bare)))
+
+
+def _value(declared: Declaration, bare: Any) -> dict[str, Any]:
+    """How click reads the value, and what `--help` calls it."""
+    setting = declared.setting
+    reader: Reader | None = declared.first(Reader)
+    check: Check | None = declared.first(Check)
+    place: PathOf | None = declared.first(PathOf)
+    if setting.short:
+        return {"type": shorthand_number}
+    if place is not None:
+        return {"type": OptionalPath(file_okay=not place.directory, dir_okay=place.directory, path_type=Path)}
+    if bare is int:
+        return {"type": click.INT, "metavar": setting.metavar or "N"}
+    if reader is not None:
+        return {
+            "type": click.FLOAT if reader.numeric else click.STRING,
+            "metavar": setting.metavar or reader.metavar,
+        }
+    if check is not None and check.words and not setting.metavar:
+        words = [word for word in check.words if word]
+        return {"type": OneOf(words) if empty_is_default(declared.annotation) else click.Choice(words)}
+    return {}

@@ -4,14 +4,17 @@ import re
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from kproxy.config.codec import Defect
-from kproxy.config.flags import PORT_FLAGS
-from kproxy.config.loading import CommandLine
+from kproxy.config.declarations import replaced_flags
+from kproxy.config.settings import Group
+
+if TYPE_CHECKING:
+    from kproxy.config.loading import CommandLine
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -33,6 +36,20 @@ class Command(click.Command):
             if error.param is not None:
                 error.param_hint = given_variables(ctx).get(flag_name(error.param), error.param_hint)
             raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options, then those of settings under the headings of their groups."""
+        headings = ("Options", *(group.value for group in Group))
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in headings}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                group = option.group if isinstance(option, _Flag) else None
+                sections["Options" if group is None else group.value].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run what was asked for."""
@@ -60,7 +77,11 @@ def given_variables(ctx: click.Context) -> dict[str, str]:
 
 
 class _Flag(click.Option):
-    """An option whose bad value waits until all others are read, so that all of them are told at once."""
+    """An option whose bad value waits until all others are read, so that all are reported at once."""
+
+    def __init__(self, *names: Any, group: Group | None = None, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
@@ -76,10 +97,8 @@ class _Flag(click.Option):
             return None, args
 
 
-def flag(*names: str, usual: str = "", **settings: Any) -> Decorator:
-    """An option without a default: what was not given is None. `usual`: the default that --help tells."""
-    if usual:
-        settings["help"] += f"  [default: {usual}]"
+def flag(*names: str, **settings: Any) -> Decorator:
+    """An option without a default: what was not given is None. `group` is its heading in `--help`."""
     return click.option(*names, default=None, cls=_Flag, **settings)
 
 
@@ -149,12 +168,14 @@ def read_environment(command: click.Command) -> None:
     """
     for option in command.params:
         name = flag_name(option)
-        if isinstance(option, click.Option) and name not in {*PORT_FLAGS, "help", "version"}:
+        if isinstance(option, click.Option) and name not in {*replaced_flags(), "help", "version"}:
             option.envvar = "KPROXY_" + name.upper().replace("-", "_")
 
 
-def command_line(context: click.Context) -> CommandLine:
+def command_line(context: click.Context) -> "CommandLine":
     """What was given for this command, on the command line or in the environment."""
+    from kproxy.config.loading import CommandLine
+
     flags: dict[str, object] = {}
     refused: dict[str, str] = context.meta.get(_REFUSED, {})
     for option in context.command.params:

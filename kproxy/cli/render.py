@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from kproxy import logs
-from kproxy.cli.options import rule_options
+from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
+from kproxy.config.settings import RULES
 
 
 @click.command(cls=Command)
@@ -21,7 +22,7 @@ from kproxy.cli.params import Command, command_line
 @click.option(
     "--ip-family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="IPv4 or IPv6 rules."
 )
-@rule_options
+@setting_options(RULES)
 @click.pass_context
 def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any) -> None:
     """Print all that a node would be given for the services in a directory of manifests.

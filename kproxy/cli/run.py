@@ -8,22 +8,19 @@ from typing import Any
 import click
 
 from kproxy import logs
-from kproxy.cli.options import rule_options
+from kproxy.cli.options import own_flags, setting_options
 from kproxy.cli.params import Command, command_line
-from kproxy.cli.run_options import node_options, run_options
 from kproxy.cli.version import version
+from kproxy.config.settings import RUN
 
 
 @click.command(
     cls=Command,
-    epilog="Each flag can be given as a variable too: --cluster-cidr as KPROXY_CLUSTER_CIDR. A flag beats "
-    "its variable. Next to --config, as with kube-proxy, only --hostname-override, --master and the logging "
-    "flags count, and kproxy's own (--manifests, --cleanup-on-exit, --iptables-variant, "
-    "--ipvs-graceful-period).",
+    epilog="Each flag can be set by an environment variable: --cluster-cidr by KPROXY_CLUSTER_CIDR. A flag "
+    "overrides its variable. With --config, as with kube-proxy, the file replaces all flags except "
+    f"--hostname-override, --master, the logging flags, and kproxy's own: {own_flags()}.",
 )
-@rule_options
-@node_options
-@run_options
+@setting_options(RUN)
 @version
 @click.pass_context
 def run(

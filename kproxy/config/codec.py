@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from kproxy.config.schema import Section
+from kproxy.config.settings import Section
 from kproxy.config.values import Check, EmptyIsDefault, Reader
 from kproxy.state.problems import show
 
@@ -39,12 +39,12 @@ def decode(kind: type[T], plain: object, path: str = "") -> tuple[T, list[Defect
 
 def encode(section: Section) -> dict[str, object]:
     """The mapping that `decode` reads as this section, every field in it, by the names of the file."""
-    return {field.encode_name: _plain(getattr(section, field.name), field.type) for field in _fields(section)}
+    return {field.encode_name: _plain(getattr(section, field.name), field.type) for field in fields(section)}
 
 
 def flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every value with its path; lists and gates are one value."""
-    for field in _fields(section):
+    for field in fields(section):
         value = getattr(section, field.name)
         path = prefix + field.encode_name
         if isinstance(value, Section):
@@ -56,7 +56,7 @@ def flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, object]]:
 def replace(section: T, path: str, value: object) -> T:
     """The same section with another value at a path. Raises KeyError for a path that does not exist."""
     head, _, rest = path.partition(".")
-    name = {field.encode_name: field.name for field in _fields(section)}[head]
+    name = {field.encode_name: field.name for field in fields(section)}[head]
     new = replace(getattr(section, name), rest, value) if rest else value
     return msgspec.structs.replace(section, **{name: new})
 
@@ -73,11 +73,12 @@ def assign(section: T, path: str, value: object, label: str) -> tuple[T, list[De
 
 def _type_at(kind: type[Section], path: str) -> Any:
     head, _, rest = path.partition(".")
-    found = {field.encode_name: field.type for field in _fields(kind)}[head]
+    found = {field.encode_name: field.type for field in fields(kind)}[head]
     return _type_at(found, rest) if rest else found
 
 
-def _fields(section: Section | type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
+def fields(section: Section | type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a section in the order of their declaration."""
     return msgspec.structs.fields(section)
 
 
@@ -86,13 +87,13 @@ def _section(kind: type[T], plain: object, path: str, defects: list[Defect]) -> 
         if plain is not None:
             defects.append(Defect(path or "(document)", f"{show(plain)} is not a mapping"))
         return kind()
-    fields = {field.encode_name: field for field in _fields(kind)}
+    known = {field.encode_name: field for field in fields(kind)}
     values: dict[str, Any] = {}
     for name, value in plain.items():
         where = f"{path}.{name}" if path else name
-        field = fields.get(name)
+        field = known.get(name)
         if field is None:
-            defects.append(Defect(where, "unknown field" + _hint(name, fields)))
+            defects.append(Defect(where, "unknown field" + _hint(name, known)))
         elif value is not None:
             _take(field, value, where, values, defects)
     return kind(**values)
@@ -112,14 +113,14 @@ def _take(
     read = _value(field.type, value, path, defects)
     if not isinstance(read, Section) and len(defects) > before:
         return
-    if read or not _empty_is_default(field.type):
+    if read or not empty_is_default(field.type):
         values[field.name] = read
 
 
 def _value(
     annotation: Any, value: object, path: str, defects: list[Defect], *, explicit: bool = False
 ) -> Any:
-    bare, extras = _split(annotation)
+    bare, extras = split_annotation(annotation)
     if isinstance(bare, type) and issubclass(bare, Section):
         return _section(bare, value, path, defects)
     origin = typing.get_origin(bare)
@@ -134,7 +135,7 @@ def _value(
     try:
         reader = next((extra for extra in extras if isinstance(extra, Reader)), None)
         read = reader.read(value) if reader is not None else _scalar(bare, value)
-        if read or explicit or not _empty_is_default(annotation):
+        if read or explicit or not empty_is_default(annotation):
             for extra in extras:
                 if isinstance(extra, Check):
                     extra.check(read)
@@ -165,26 +166,28 @@ def _scalar(kind: type, value: object) -> object:
     return value
 
 
-def _split(annotation: Any) -> tuple[Any, tuple[object, ...]]:
+def split_annotation(annotation: Any) -> tuple[Any, tuple[object, ...]]:
+    """The bare type of a field, and what its annotation says besides."""
     if typing.get_origin(annotation) is Annotated:
         bare, *extras = typing.get_args(annotation)
         return bare, tuple(extras)
     return annotation, ()
 
 
-def _empty_is_default(annotation: Any) -> bool:
-    return any(isinstance(extra, EmptyIsDefault) for extra in _split(annotation)[1])
+def empty_is_default(annotation: Any) -> bool:
+    """Whether the empty value of the file stands for the default."""
+    return any(isinstance(extra, EmptyIsDefault) for extra in split_annotation(annotation)[1])
 
 
 def _plain(value: Any, annotation: Any) -> object:
     if isinstance(value, Section):
         return encode(value)
     if isinstance(value, tuple):
-        item = typing.get_args(_split(annotation)[0])[0]
+        item = typing.get_args(split_annotation(annotation)[0])[0]
         return [_plain(each, item) for each in value]
     if isinstance(value, (dict, types.MappingProxyType)):
         return dict(value)
-    for extra in _split(annotation)[1]:
+    for extra in split_annotation(annotation)[1]:
         if isinstance(extra, Reader):
             return extra.print(value)
     return value

@@ -7,7 +7,6 @@ import msgspec
 
 from kproxy.config.codec import Defect, decode
 from kproxy.config.durations import format_duration
-from kproxy.config.model import PRIMARY, is_interface
 from kproxy.config.schema import (
     KPROXY,
     KUBE_PROXY,
@@ -15,6 +14,7 @@ from kproxy.config.schema import (
     KproxyConfiguration,
     KubeProxyConfiguration,
 )
+from kproxy.config.values import PRIMARY, is_interface
 from kproxy.sources.yaml_documents import ManifestSyntaxError, yaml_documents
 from kproxy.state.problems import show
 

@@ -39,6 +39,12 @@ def format_duration(seconds: float) -> str:
     return sign + text
 
 
+def short_duration(seconds: float) -> str:
+    """Print seconds without parts that are zero: `24h`, `1m`, `100ms`, `0`."""
+    text = format_duration(seconds)
+    return re.sub(r"(?<=m)0s$", "", re.sub(r"(?<=h)0m0s$", "", text)) if seconds else "0"
+
+
 def _decimal(number: int, size: int) -> str:
     whole, rest = divmod(number, size)
     if not rest:

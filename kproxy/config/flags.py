@@ -5,99 +5,43 @@ configuration, and flags that are also fields of it do not count, except --hostn
 flags. Flags that are no field of KubeProxyConfiguration always count: --master and kproxy's own.
 """
 
+import typing
 from collections.abc import Mapping
 
 import msgspec
 
-from kproxy.config.codec import Defect, assign
+from kproxy.config.codec import Defect, assign, split_annotation
+from kproxy.config.declarations import Declaration, by_flag, replaced_flags
 from kproxy.config.documents import Settings, contradictions
+from kproxy.config.process_flags import ProcessFlags
+from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration, VerbosityOfFiles
 from kproxy.config.values import host_port
 
+_KUBE = by_flag(KubeProxyConfiguration)
+_OWN = by_flag(KproxyConfiguration)
+_PROCESS = by_flag(ProcessFlags)
+
 FLAGS: Mapping[str, tuple[str, ...]] = {
-    "bind-address": ("bindAddress",),
-    "bind-address-hard-fail": ("bindAddressHardFail",),
-    "cluster-cidr": ("clusterCIDR",),
-    "config-sync-period": ("configSyncPeriod",),
-    "conntrack-max-per-core": ("conntrack.maxPerCore",),
-    "conntrack-min": ("conntrack.min",),
-    "conntrack-tcp-be-liberal": ("conntrack.tcpBeLiberal",),
-    "conntrack-tcp-timeout-close-wait": ("conntrack.tcpCloseWaitTimeout",),
-    "conntrack-tcp-timeout-established": ("conntrack.tcpEstablishedTimeout",),
-    "conntrack-udp-timeout": ("conntrack.udpTimeout",),
-    "conntrack-udp-timeout-stream": ("conntrack.udpStreamTimeout",),
-    "detect-local-mode": ("detectLocalMode",),
-    "feature-gates": ("featureGates",),
-    "healthz-bind-address": ("healthzBindAddress",),
-    "hostname-override": ("hostnameOverride",),
-    "iptables-localhost-nodeports": ("iptables.localhostNodePorts",),
-    "iptables-masquerade-bit": ("iptables.masqueradeBit",),
-    "iptables-min-sync-period": ("iptables.minSyncPeriod", "nftables.minSyncPeriod"),
-    "iptables-sync-period": ("iptables.syncPeriod", "nftables.syncPeriod"),
-    "ipvs-exclude-cidrs": ("ipvs.excludeCIDRs",),
-    "ipvs-min-sync-period": ("ipvs.minSyncPeriod",),
-    "ipvs-scheduler": ("ipvs.scheduler",),
-    "ipvs-strict-arp": ("ipvs.strictARP",),
-    "ipvs-sync-period": ("ipvs.syncPeriod",),
-    "ipvs-tcp-timeout": ("ipvs.tcpTimeout",),
-    "ipvs-tcpfin-timeout": ("ipvs.tcpFinTimeout",),
-    "ipvs-udp-timeout": ("ipvs.udpTimeout",),
-    "kube-api-burst": ("clientConnection.burst",),
-    "kube-api-content-type": ("clientConnection.contentType",),
-    "kube-api-qps": ("clientConnection.qps",),
-    "kubeconfig": ("clientConnection.kubeconfig",),
-    "log-flush-frequency": ("logging.flushFrequency",),
-    "log-json-info-buffer-size": ("logging.options.json.infoBufferSize",),
-    "log-json-split-stream": ("logging.options.json.splitStream",),
-    "log-text-info-buffer-size": ("logging.options.text.infoBufferSize",),
-    "log-text-split-stream": ("logging.options.text.splitStream",),
-    "logging-format": ("logging.format",),
-    "masquerade-all": ("iptables.masqueradeAll", "nftables.masqueradeAll"),
-    "metrics-bind-address": ("metricsBindAddress",),
-    "nodeport-addresses": ("nodePortAddresses",),
-    "oom-score-adj": ("oomScoreAdj",),
-    "pod-bridge-interface": ("detectLocal.bridgeInterface",),
-    "pod-interface-name-prefix": ("detectLocal.interfaceNamePrefix",),
-    "profiling": ("enableProfiling",),
-    "proxy-mode": ("mode",),
-    "show-hidden-metrics-for-version": ("showHiddenMetricsForVersion",),
-    "v": ("logging.verbosity",),
-    "vmodule": ("logging.vmodule",),
+    flag: tuple(each.path for each in fields) for flag, fields in _KUBE.items()
 }
 """kube-proxy's flags -> paths in KubeProxyConfiguration."""
 
-PORT_FLAGS: Mapping[str, str] = {
-    "healthz-port": "healthz-bind-address",
-    "metrics-port": "metrics-bind-address",
-}
+OWN_FLAGS: Mapping[str, str] = {flag: first.path for flag, (first, *_) in _OWN.items()}
+"""kproxy's flags -> paths in KproxyConfiguration."""
+
+PORT_FLAGS = replaced_flags()
 """Deprecated flags and the ones that took their place: 0 turns the server off, anything else is the port of
 an address that was given without one (addressFromDeprecatedFlags)."""
 
-OWN_FLAGS: Mapping[str, str] = {
-    "cleanup-on-exit": "cleanupOnExit",
-    "external-ip-allowed-cidrs": "externalIPs.allowedCIDRs",
-    "iptables-layout": "iptables.layout",
-    "iptables-variant": "iptables.variant",
-    "ipvs-graceful-period": "ipvs.gracefulPeriod",
-    "manifests": "manifests",
-    "metrics-service-limit": "metrics.serviceLimit",
-    "nftables-reject-unallocated": "nftables.rejectUnallocated",
-    "service-cidr": "nftables.serviceCIDRs",
-}
-"""kproxy's flags -> paths in KproxyConfiguration."""
-
-PROCESS_FLAGS = frozenset({"cleanup", "config", "init-only", "master", "once", "timeout", "write-config-to"})
-"""What this process shall do; no field of either document."""
-
-_WITH_FILE = frozenset({"hostname-override", "logging-format", "v", "vmodule"})
-_EMPTY_IS_UNSET = frozenset(
-    {"bind-address", "detect-local-mode", "hostname-override", "ipvs-scheduler", "proxy-mode"}
-)
-_LISTS = frozenset({"external-ip-allowed-cidrs", "ipvs-exclude-cidrs", "nodeport-addresses", "service-cidr"})
+PROCESS_FLAGS = frozenset(_PROCESS.keys() - PORT_FLAGS.keys())
+"""Flags for what this process does; no field of either document."""
 
 
 def counts_with_file(flag: str) -> bool:
     """Whether a flag counts although --config is given."""
-    return flag in _WITH_FILE or flag.startswith("log-") or flag not in {*FLAGS, *PORT_FLAGS}
+    if flag in PORT_FLAGS:
+        return False
+    return flag not in _KUBE or _KUBE[flag][0].setting.with_file
 
 
 def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settings, list[Defect]]:
@@ -105,10 +49,11 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
     kube, own = settings.kube, settings.own
     defects: list[Defect] = []
     for flag, value in _without_ports(flags, defects).items():
-        if flag in _EMPTY_IS_UNSET and value == "":
+        declared = (_KUBE.get(flag) or _OWN.get(flag) or (None,))[0]
+        if declared is None or (declared.setting.empty_is_unset and value == ""):
             continue
         try:
-            plain = _plain(flag, value)
+            plain = _plain(declared, value)
         except ValueError as error:
             defects.append(Defect(f"--{flag}", str(error)))
             continue
@@ -123,6 +68,19 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
         names = {path: f"--{flag}" for flag, paths in FLAGS.items() for path in paths}
         defects += contradictions(result, defects, lambda path: names.get(path, path))
     return result, list(dict.fromkeys(defects))
+
+
+def read_process(flags: Mapping[str, object]) -> tuple[ProcessFlags, list[Defect]]:
+    """What flags say about this process. Defects are named by flag."""
+    process = ProcessFlags()
+    defects: list[Defect] = []
+    for flag, value in flags.items():
+        if flag in PROCESS_FLAGS:
+            process, found = assign(process, _PROCESS[flag][0].path, value, f"--{flag}")
+            defects += found
+    if "timeout" in flags and not defects and not process.once:
+        defects.append(Defect("--timeout", "is for --once"))
+    return process, defects
 
 
 def _without_ports(flags: Mapping[str, object], defects: list[Defect]) -> dict[str, object]:
@@ -144,17 +102,16 @@ def _without_ports(flags: Mapping[str, object], defects: list[Defect]) -> dict[s
     return result
 
 
-def _plain(flag: str, value: object) -> object:
+def _plain(declared: Declaration, value: object) -> object:
     """A flag's value as the file would have it."""
-    if not isinstance(value, str):
+    bare, _ = split_annotation(declared.annotation)
+    if not isinstance(value, str) or typing.get_origin(bare) is None:
         return value
-    if flag in _LISTS:
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if flag == "feature-gates":
+    if typing.get_origin(bare) is not tuple:
         return {name: _boolean(name, text) for name, text in _pairs(value)}
-    if flag == "vmodule":
+    if typing.get_args(bare)[0] is VerbosityOfFiles:
         return [{"filePattern": name, "verbosity": _level(name, text)} for name, text in _pairs(value)]
-    return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

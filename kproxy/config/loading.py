@@ -12,19 +12,16 @@ import yaml
 from kproxy.config import loopback
 from kproxy.config.codec import Defect, encode
 from kproxy.config.documents import Settings, read_documents
-from kproxy.config.durations import parse_duration
-from kproxy.config.flags import apply_flags, counts_with_file
+from kproxy.config.flags import apply_flags, counts_with_file, read_process
 from kproxy.config.model import ConfigError, ProxyConfig
-from kproxy.config.schema import KPROXY, KUBE_PROXY, KproxyConfiguration, Section
+from kproxy.config.schema import KPROXY, KUBE_PROXY, KproxyConfiguration
+from kproxy.config.settings import Section
 from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
 
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_BYTES = 1024 * 1024
 """The largest file that is read; a ConfigMap holds no more."""
-
-ONCE_TIMEOUT = "5m"
-"""How long --once may take, if --timeout does not say."""
 
 
 class FileError(ConfigError):
@@ -66,8 +63,7 @@ class CommandLine(msgspec.Struct, frozen=True):
         settings, defects = apply_flags(settings, counted)
         if "manifests" in counted and "kubeconfig" in counted:
             defects.append(Defect("--manifests", "excludes --kubeconfig"))
-        if "timeout" in self.flags:
-            defects += self._timeout_defects()
+        defects += read_process(self.flags)[1]
         if self.refused or defects:
             raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
@@ -83,22 +79,14 @@ class CommandLine(msgspec.Struct, frozen=True):
 
     def resolve(self, settings: Settings) -> ProxyConfig:
         """What kproxy works with."""
+        process, _ = read_process(self.flags)
         return proxy_config(
             settings,
             host=socket.gethostname(),
-            master=str(self.flags.get("master", "")),
-            once=bool(self.flags.get("once", False)),
-            once_timeout=parse_duration(str(self.flags.get("timeout", ONCE_TIMEOUT))),
+            master=process.master,
+            once=process.once,
+            once_timeout=process.timeout,
         )
-
-    def _timeout_defects(self) -> list[Defect]:
-        text = str(self.flags["timeout"])
-        try:
-            if parse_duration(text) < 0:
-                return [Defect("--timeout", f'"{text}" is negative')]
-        except ValueError as error:
-            return [Defect("--timeout", f'"{text}" {error}')]
-        return [] if self.flags.get("once") else [Defect("--timeout", "is for --once")]
 
     def check_files(self, config: ProxyConfig) -> None:
         """Raise FileError, or ConfigError for a flag, if the kubeconfig cannot be read."""

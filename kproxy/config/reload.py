@@ -14,10 +14,12 @@ import msgspec
 import structlog
 
 from kproxy.config.codec import flatten, replace
+from kproxy.config.declarations import live_paths
 from kproxy.config.documents import Settings
 from kproxy.config.loading import MAX_BYTES, CommandLine, tell_settings
 from kproxy.config.model import ConfigError, ProxyConfig, mode_name
-from kproxy.config.schema import Section
+from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
+from kproxy.config.settings import Section
 from kproxy.config.translate import has_no_effect
 from kproxy.sources.directory_watch import DirectoryWatch
 
@@ -25,57 +27,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 S = TypeVar("S", bound=Section)
 
-LIVE = frozenset(
-    {
-        "bindAddress",
-        "clusterCIDR",
-        "conntrack.maxPerCore",
-        "conntrack.min",
-        "conntrack.tcpCloseWaitTimeout",
-        "conntrack.tcpEstablishedTimeout",
-        "conntrack.udpStreamTimeout",
-        "conntrack.udpTimeout",
-        "detectLocal.bridgeInterface",
-        "detectLocal.interfaceNamePrefix",
-        "detectLocalMode",
-        "enableProfiling",
-        "featureGates",
-        "iptables.localhostNodePorts",
-        "iptables.masqueradeAll",
-        "iptables.masqueradeBit",
-        "iptables.minSyncPeriod",
-        "iptables.syncPeriod",
-        "ipvs.excludeCIDRs",
-        "ipvs.minSyncPeriod",
-        "ipvs.scheduler",
-        "ipvs.strictARP",
-        "ipvs.syncPeriod",
-        "ipvs.tcpFinTimeout",
-        "ipvs.tcpTimeout",
-        "ipvs.udpTimeout",
-        "logging.verbosity",
-        "mode",
-        "nftables.masqueradeAll",
-        "nftables.masqueradeBit",
-        "nftables.minSyncPeriod",
-        "nftables.syncPeriod",
-        "nodePortAddresses",
-        "oomScoreAdj",
-    }
-)
+LIVE = live_paths(KubeProxyConfiguration)
 """Paths of KubeProxyConfiguration that take effect without a restart."""
 
-LIVE_OWN = frozenset(
-    {
-        "cleanupOnExit",
-        "externalIPs.allowedCIDRs",
-        "iptables.layout",
-        "iptables.variant",
-        "ipvs.gracefulPeriod",
-        "nftables.rejectUnallocated",
-        "nftables.serviceCIDRs",
-    }
-)
+LIVE_OWN = live_paths(KproxyConfiguration)
 """The same of kproxy's own document."""
 
 SETTLE = 0.1

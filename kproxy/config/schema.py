@@ -3,6 +3,8 @@
 Names, meanings and defaults are those of KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1, in
 Kubernetes 1.36 (k8s.io/kube-proxy/config/v1alpha1/types.go). One default differs: with `minSyncPeriod` unset,
 kproxy waits 100 ms between syncs, for its syncs are small.
+
+Each field is the one declaration of a setting: see settings.py. The order is that of `--help`.
 """
 
 from collections.abc import Mapping
@@ -10,28 +12,29 @@ from typing import Annotated
 
 import msgspec
 
-from kproxy.backends.iptables.layout_selection import LAYOUTS
-from kproxy.config.model import DETECT_LOCAL_MODES, PROXY_MODES
+from kproxy.config.schema_modes import Iptables, Ipvs, Nftables, OwnIptables, OwnIpvs, OwnNftables
+from kproxy.config.schema_sections import (
+    ClientConnection,
+    Conntrack,
+    DetectLocal,
+    OwnExternalIps,
+    OwnMetrics,
+    Winkernel,
+)
+from kproxy.config.settings import NODE, RULES, Group, Section, ignored, live, restart
 from kproxy.config.values import (
     Address,
-    Bit,
-    Burst,
-    Cidr,
     ClusterCidrs,
     Count,
+    DirectoryPath,
     EmptyIsDefault,
     FlushFrequency,
     HealthzAddress,
-    KernelTimeout,
     MetricsAddress,
-    MinPeriod,
     NodeName,
     NodePortRange,
-    NotNegativeDuration,
     Period,
     Quantity,
-    Rate,
-    SchedulerName,
     one_of,
     within,
 )
@@ -39,82 +42,18 @@ from kproxy.config.values import (
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 KPROXY = ("kproxy.io/v1alpha1", "KproxyConfiguration")
 
+PROXY_MODES = ("iptables", "ipvs", "nftables")
+
+DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+
 OBSOLETE = frozenset(
     {"conntrack.max", "ipvs.masqueradeAll", "resourceContainer", "udpIdleTimeout", "udpTimeoutMilliseconds"}
 )
 """Paths of the first document that are in many clusters' files and that kube-proxy 1.36 has not.
 
 All were fields until Kubernetes 1.9 to 1.26 but `ipvs.masqueradeAll`, which guides tell to write and which
-kube-proxy has ignored ever since: IPVS mode obeys that of `iptables`.
+kube-proxy has always ignored: IPVS mode obeys that of `iptables`.
 """
-
-MIN_SYNC_PERIOD = 0.1
-"""Seconds between the end of a sync and the next where `minSyncPeriod` is not set."""
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A mapping in the file. Times are seconds here, Go durations there."""
-
-
-class Iptables(Section, frozen=True):
-    """`iptables`; IPVS mode takes its masquerading from here too."""
-
-    masquerade_bit: Bit = 14
-    masquerade_all: bool = False
-    localhost_node_ports: bool = True
-    sync_period: Period = 30.0
-    min_sync_period: MinPeriod = MIN_SYNC_PERIOD
-
-
-class Ipvs(Section, frozen=True):
-    """`ipvs`."""
-
-    sync_period: Period = 30.0
-    min_sync_period: MinPeriod = MIN_SYNC_PERIOD
-    scheduler: SchedulerName = "rr"
-    exclude_cidrs: tuple[Cidr, ...] = msgspec.field(default=(), name="excludeCIDRs")
-    strict_arp: bool = msgspec.field(default=False, name="strictARP")
-    tcp_timeout: KernelTimeout = 0.0
-    tcp_fin_timeout: KernelTimeout = 0.0
-    udp_timeout: KernelTimeout = 0.0
-
-
-class Nftables(Section, frozen=True):
-    """`nftables`."""
-
-    masquerade_bit: Bit = 14
-    masquerade_all: bool = False
-    sync_period: Period = 30.0
-    min_sync_period: MinPeriod = MIN_SYNC_PERIOD
-
-
-class Conntrack(Section, frozen=True):
-    """`conntrack`; a timeout of 0 leaves the kernel's, and so does `maxPerCore: 0` the limit."""
-
-    max_per_core: Count = 32768
-    min: Count = 131072
-    tcp_established_timeout: NotNegativeDuration = 86400.0
-    tcp_close_wait_timeout: NotNegativeDuration = 3600.0
-    tcp_be_liberal: bool = False
-    udp_timeout: NotNegativeDuration = 0.0
-    udp_stream_timeout: NotNegativeDuration = 0.0
-
-
-class DetectLocal(Section, frozen=True):
-    """`detectLocal`."""
-
-    bridge_interface: str = ""
-    interface_name_prefix: str = ""
-
-
-class ClientConnection(Section, frozen=True):
-    """`clientConnection`."""
-
-    kubeconfig: str = ""
-    accept_content_types: str = ""
-    content_type: Annotated[str, EmptyIsDefault()] = "application/vnd.kubernetes.protobuf"
-    qps: Rate = 5.0
-    burst: Burst = 10
 
 
 class VerbosityOfFiles(Section, frozen=True):
@@ -124,38 +63,43 @@ class VerbosityOfFiles(Section, frozen=True):
     verbosity: Count = 0
 
 
-class LogOutput(Section, frozen=True):
-    """`logging.options.text` and `.json`."""
+class TextOutput(Section, frozen=True):
+    """`logging.options.text`."""
 
-    split_stream: bool = False
-    info_buffer_size: Quantity = "0"
+    split_stream: Annotated[bool, ignored("log-text-split-stream", with_file=True)] = False
+    info_buffer_size: Annotated[Quantity, ignored("log-text-info-buffer-size", with_file=True)] = "0"
+
+
+class JsonOutput(Section, frozen=True):
+    """`logging.options.json`."""
+
+    split_stream: Annotated[bool, ignored("log-json-split-stream", with_file=True)] = False
+    info_buffer_size: Annotated[Quantity, ignored("log-json-info-buffer-size", with_file=True)] = "0"
 
 
 class LogOptions(Section, frozen=True):
     """`logging.options`."""
 
-    text: LogOutput = LogOutput()
-    json: LogOutput = LogOutput()
+    text: TextOutput = TextOutput()
+    json: JsonOutput = JsonOutput()
 
 
 class Logging(Section, frozen=True):
     """`logging` (k8s.io/component-base/logs/api/v1)."""
 
-    format: Annotated[str, one_of("text", "json"), EmptyIsDefault()] = "text"
-    flush_frequency: Annotated[FlushFrequency, EmptyIsDefault()] = 5.0
-    verbosity: Count = 0
-    vmodule: tuple[VerbosityOfFiles, ...] = ()
+    verbosity: Annotated[
+        Count, live("v", "Log verbosity; 4 logs every sync.", short="v", metavar="LEVEL", with_file=True)
+    ] = 0
+    format: Annotated[
+        str, one_of("text", "json"), EmptyIsDefault(), ignored("logging-format", "text|json", with_file=True)
+    ] = "text"
+    flush_frequency: Annotated[
+        FlushFrequency, EmptyIsDefault(), ignored("log-flush-frequency", with_file=True)
+    ] = 5.0
+    vmodule: Annotated[
+        tuple[VerbosityOfFiles, ...], ignored("vmodule", "PATTERN=LEVEL,...", with_file=True)
+    ] = ()
     options: LogOptions = LogOptions()
-
-
-class Winkernel(Section, frozen=True):
-    """`winkernel`."""
-
-    network_name: str = ""
-    source_vip: str = ""
-    enable_dsr: bool = msgspec.field(default=False, name="enableDSR")
-    root_hns_endpoint_name: str = ""
-    forward_health_check_vip: bool = False
 
 
 class KubeProxyConfiguration(Section, frozen=True):
@@ -165,62 +109,106 @@ class KubeProxyConfiguration(Section, frozen=True):
     a file it stands for the default, which follows the family of `bindAddress`.
     """
 
-    feature_gates: Mapping[str, bool] = {}
+    mode: Annotated[
+        str,
+        one_of(*PROXY_MODES),
+        EmptyIsDefault(),
+        live("proxy-mode", "Proxy mode.", RULES, empty_is_unset=True),
+    ] = "iptables"
+    cluster_cidr: Annotated[
+        ClusterCidrs,
+        live(
+            "cluster-cidr",
+            "Pod addresses of the cluster. Traffic to cluster IPs from other addresses is masqueraded.",
+            RULES,
+            metavar="CIDR[,CIDR]",
+        ),
+    ] = msgspec.field(default="", name="clusterCIDR")
+    detect_local_mode: Annotated[
+        str,
+        one_of(*DETECT_LOCAL_MODES),
+        EmptyIsDefault(),
+        live("detect-local-mode", "How local pod traffic is detected.", RULES, empty_is_unset=True),
+    ] = "ClusterCIDR"
+    detect_local: DetectLocal = DetectLocal()
+    node_port_addresses: Annotated[
+        tuple[NodePortRange, ...],
+        live(
+            "nodeport-addresses",
+            "Local addresses that serve node ports; empty: all, in nftables mode the primary ones.",
+            RULES,
+            metavar="CIDR,...|primary",
+        ),
+    ] = ()
+    bind_address: Annotated[
+        Address,
+        live(
+            "bind-address",
+            "Primary address of the node, if it differs from the Node object. Nothing is bound to it.",
+            RULES,
+            metavar="IP",
+            empty_is_unset=True,
+        ),
+    ] = "0.0.0.0"  # noqa: S104
     client_connection: ClientConnection = ClientConnection()
-    logging: Logging = Logging()
-    hostname_override: NodeName = ""
-    bind_address: Address = "0.0.0.0"  # noqa: S104
-    healthz_bind_address: HealthzAddress = "0.0.0.0:10256"
-    metrics_bind_address: MetricsAddress = "127.0.0.1:10249"
-    bind_address_hard_fail: bool = False
-    enable_profiling: bool = False
-    show_hidden_metrics_for_version: str = ""
-    mode: Annotated[str, one_of(*PROXY_MODES), EmptyIsDefault()] = "iptables"
+    hostname_override: Annotated[
+        NodeName,
+        restart(
+            "hostname-override",
+            "Name of this node; empty: the host name.",
+            NODE,
+            metavar="NAME",
+            with_file=True,
+            empty_is_unset=True,
+        ),
+    ] = ""
+    feature_gates: Annotated[
+        Mapping[str, bool],
+        live(
+            "feature-gates",
+            "AllowServiceExternalIPs=false disables spec.externalIPs. Other gates are ignored.",
+            NODE,
+            metavar="NAME=BOOL,...",
+        ),
+    ] = {}
     iptables: Iptables = Iptables()
     ipvs: Ipvs = Ipvs()
     nftables: Nftables = Nftables()
-    winkernel: Winkernel = Winkernel()
-    detect_local_mode: Annotated[str, one_of(*DETECT_LOCAL_MODES), EmptyIsDefault()] = "ClusterCIDR"
-    detect_local: DetectLocal = DetectLocal()
-    cluster_cidr: ClusterCidrs = msgspec.field(default="", name="clusterCIDR")
-    node_port_addresses: tuple[NodePortRange, ...] = ()
-    oom_score_adj: Annotated[int, within(-1000, 1000)] = -999
     conntrack: Conntrack = Conntrack()
-    config_sync_period: Period = 900.0
-    port_range: str = ""
-    windows_run_as_service: bool = False
-
-
-class OwnExternalIps(Section, frozen=True):
-    """`externalIPs` of kproxy's own document; without a range of any family all addresses are allowed."""
-
-    allowed_cidrs: tuple[Cidr, ...] = msgspec.field(default=(), name="allowedCIDRs")
-
-
-class OwnIptables(Section, frozen=True):
-    """`iptables` of kproxy's own document."""
-
-    layout: Annotated[str, one_of(*LAYOUTS)] = "auto"
-    variant: Annotated[str, one_of("", "legacy", "nft")] = ""
-
-
-class OwnIpvs(Section, frozen=True):
-    """`ipvs` of kproxy's own document."""
-
-    graceful_period: NotNegativeDuration = 3600.0
-
-
-class OwnMetrics(Section, frozen=True):
-    """`metrics` of kproxy's own document."""
-
-    service_limit: Count = 500
-
-
-class OwnNftables(Section, frozen=True):
-    """`nftables` of kproxy's own document."""
-
-    reject_unallocated: bool = True
-    service_cidrs: tuple[Cidr, ...] = msgspec.field(default=(), name="serviceCIDRs")
+    oom_score_adj: Annotated[
+        int, within(-1000, 1000), live("oom-score-adj", "OOM score adjustment of the process, -1000 to 1000.")
+    ] = -999
+    healthz_bind_address: Annotated[
+        HealthzAddress,
+        restart(
+            "healthz-bind-address", 'Address of /healthz and /livez; "" disables them.', group=Group.SERVERS
+        ),
+    ] = "0.0.0.0:10256"
+    metrics_bind_address: Annotated[
+        MetricsAddress,
+        restart(
+            "metrics-bind-address",
+            'Address of /metrics, /status and /configz; "" disables them.',
+            group=Group.SERVERS,
+        ),
+    ] = "127.0.0.1:10249"
+    bind_address_hard_fail: Annotated[
+        bool, restart("bind-address-hard-fail", "Exit if a bind address is unavailable.", group=Group.SERVERS)
+    ] = False
+    enable_profiling: Annotated[
+        bool,
+        live(
+            "profiling",
+            "Serve /debug/threads and /debug/profile at the address of /metrics.",
+            group=Group.SERVERS,
+        ),
+    ] = False
+    logging: Logging = Logging()
+    show_hidden_metrics_for_version: Annotated[str, ignored("show-hidden-metrics-for-version", "1.X")] = ""
+    config_sync_period: Annotated[Period, ignored("config-sync-period")] = 900.0
+    port_range: Annotated[str, ignored()] = ""
+    windows_run_as_service: Annotated[bool, ignored()] = False
+    winkernel: Winkernel = Winkernel()
 
 
 class KproxyConfiguration(Section, frozen=True):
@@ -230,8 +218,17 @@ class KproxyConfiguration(Section, frozen=True):
     and no other: the same file serves both, and going back changes nothing.
     """
 
-    manifests: str = ""
-    cleanup_on_exit: bool = False
+    manifests: Annotated[
+        DirectoryPath,
+        restart(
+            "manifests",
+            "Read objects from the YAML and JSON files of this directory, not from an API server.",
+            NODE,
+        ),
+    ] = ""
+    cleanup_on_exit: Annotated[
+        bool, live("cleanup-on-exit", "Remove all kernel objects of kproxy when a signal ends it.")
+    ] = False
     external_ips: OwnExternalIps = msgspec.field(default=OwnExternalIps(), name="externalIPs")
     iptables: OwnIptables = OwnIptables()
     metrics: OwnMetrics = OwnMetrics()

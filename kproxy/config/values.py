@@ -10,21 +10,43 @@ from typing import Annotated, Any, NamedTuple
 
 from kproxy.addresses import parse_cidr, parse_ip
 from kproxy.config.durations import format_duration, parse_duration
-from kproxy.config.model import PRIMARY, TIMEOUT_MAX
 from kproxy.plan.schedulers import parse_scheduler
+
+PRIMARY = "primary"
+"""The value of --nodeport-addresses that stands for the node's own primary addresses."""
+
+TIMEOUT_MAX = (1 << 31) // 1000
+"""Upper bound of IPVS timeouts in seconds: INT_MAX jiffies at the usual HZ of 1000 (ip_vs_ctl.c)."""
+
+LONGEST_INTERFACE = 15
+"""Characters that the name of an interface can have (IFNAMSIZ is 16 with the closing zero)."""
+
+_INTERFACE = re.compile(rf"[A-Za-z0-9_.@-]{{1,{LONGEST_INTERFACE}}}")
 
 
 class Reader(NamedTuple):
-    """Reads a plain YAML value, raising ValueError with what it is not, and prints it as one again."""
+    """Reads a plain YAML value, raising ValueError with what it is not, and prints it as one again.
+
+    `metavar` names the value in `--help`. A flag's value is read as text unless it is `numeric`.
+    """
 
     read: Callable[[object], Any]
     print: Callable[[Any], object]
+    metavar: str
+    numeric: bool = False
 
 
 class Check(NamedTuple):
-    """Raises ValueError with what is wrong about a value that was read."""
+    """Raises ValueError with what is wrong about a value that was read; `words` are the only ones allowed."""
 
     check: Callable[[Any], None]
+    words: tuple[str, ...] = ()
+
+
+class PathOf(NamedTuple):
+    """Marks text that is a path, of a file or of a directory."""
+
+    directory: bool
 
 
 class EmptyIsDefault:
@@ -88,7 +110,7 @@ def one_of(*names: str) -> Check:
         if value not in names:
             raise ValueError(f"is not one of {', '.join(filter(None, names))}")
 
-    return Check(check)
+    return Check(check, names)
 
 
 def _positive(value: float) -> None:
@@ -172,7 +194,7 @@ def _listener(default_port: int) -> Reader:
             raise ValueError("is not text")  # noqa: TRY004
         return host_port(value, default_port) if value else value
 
-    return Reader(read, _same)
+    return Reader(read, _same, "IP:PORT")
 
 
 def _scheduler(value: str) -> None:
@@ -184,18 +206,25 @@ def _scheduler(value: str) -> None:
         ) from None
 
 
-_DURATION = Reader(_duration, format_duration)
+def is_interface(name: str) -> bool:
+    """Whether this can be the name of a network interface."""
+    return _INTERFACE.fullmatch(name) is not None
+
+
+_DURATION = Reader(_duration, format_duration, "DURATION")
 
 Period = Annotated[float, _DURATION, Check(_positive), EmptyIsDefault()]
 MinPeriod = Annotated[float, _DURATION, Check(_not_negative), EmptyIsDefault()]
 NotNegativeDuration = Annotated[float, _DURATION, Check(_not_negative)]
 KernelTimeout = Annotated[float, _DURATION, Check(_kernel_timeout)]
-FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration), Check(_not_negative)]
-Quantity = Annotated[str, Reader(_quantity, _same)]
+FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration, "DURATION"), Check(_not_negative)]
+Quantity = Annotated[str, Reader(_quantity, _same, "QUANTITY")]
 Bit = Annotated[int, within(0, 31)]
 Count = Annotated[int, Check(_not_negative)]
-Rate = Annotated[float, Reader(_number, _same), EmptyIsDefault()]
+Rate = Annotated[float, Reader(_number, _same, "N", numeric=True), EmptyIsDefault()]
 Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
+FilePath = Annotated[str, PathOf(directory=False)]
+DirectoryPath = Annotated[str, PathOf(directory=True)]
 Cidr = Annotated[str, Check(check_cidr)]
 ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
 NodePortRange = Annotated[str, Check(_node_ports)]
