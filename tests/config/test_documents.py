@@ -13,13 +13,8 @@ from kproxy.config.codec import flatten
 from kproxy.config.documents import Settings, read_documents
 from kproxy.config.loading import FileError, read_file, write_file
 from kproxy.config.model import DETECT_LOCAL_MODES, PROXY_MODES, ConntrackSettings, ProxyConfig, validate
-from kproxy.config.schema import (
-    KproxyConfiguration,
-    KubeProxyConfiguration,
-    OwnIptables,
-    OwnIpvs,
-    VerbosityOfFiles,
-)
+from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration, VerbosityOfFiles
+from kproxy.config.schema_modes import OwnIptables, OwnIpvs
 from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
 from kproxy.plan.schedulers import SCHEDULERS
 from kproxy.telemetry.http.debug import configz

@@ -13,7 +13,8 @@ from kproxy.cli.run import run
 from kproxy.config.documents import Settings
 from kproxy.config.flags import FLAGS, OWN_FLAGS, PORT_FLAGS, PROCESS_FLAGS
 from kproxy.config.loading import CommandLine
-from kproxy.config.schema import Iptables, Ipvs, KubeProxyConfiguration, Nftables
+from kproxy.config.schema import KubeProxyConfiguration
+from kproxy.config.schema_modes import Iptables, Ipvs, Nftables
 from kproxy.config.translate import proxy_config
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"

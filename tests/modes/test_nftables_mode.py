@@ -8,7 +8,7 @@ import structlog.testing
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import MeasureError, Measurement, PortTraffic
-from kproxy.config.model import ConfigError, ProxyConfig, validate
+from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
@@ -176,8 +176,3 @@ def test_the_ranges_of_service_cidrs_reach_the_family_they_are_of(
     config = msgspec.structs.replace(CONFIG, service_cidrs=setting)
     assert of_both(config, *ranges) == expected
     assert of_both(msgspec.structs.replace(config, proxy_mode="ipvs"), *ranges) == [(), ()]
-
-
-def test_a_service_cidr_that_is_none_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"--service-cidr '10\.96\.0\.0'"):
-        validate(msgspec.structs.replace(CONFIG, service_cidrs=("10.96.0.0",)))

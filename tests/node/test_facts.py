@@ -7,7 +7,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
-from kproxy.config.model import ConfigError, ProxyConfig, validate
+from kproxy.config.model import ProxyConfig
 from kproxy.node.facts import node_addresses, node_facts, remembered
 from kproxy.state.wire import Node
 
@@ -134,29 +134,6 @@ def test_the_zone_comes_from_the_label() -> None:
     facts = node_facts(config(), labelled, ())
     assert facts is not None
     assert facts.view.zone == "z1"
-
-
-def test_every_bad_setting_is_named_at_once() -> None:
-    bad = config(
-        cluster_cidrs=("10.0.0.0/33",),
-        node_port_addresses=("primary", "10.0.0.0/8", "nonsense"),
-        detect_local_mode="BridgeInterface",
-        pod_bridge_interface="no such\nname",
-        masquerade_bit=32,
-        sync_period=0.0,
-    )
-    with pytest.raises(ConfigError) as caught:
-        validate(bad)
-    told = "\n".join(caught.value.problems)
-    for flag in (
-        "--cluster-cidr '10.0.0.0/33'",
-        "--nodeport-addresses: 'primary'",
-        "--nodeport-addresses 'nonsense'",
-        "--pod-bridge-interface",
-        "--iptables-masquerade-bit 32",
-        "--iptables-sync-period",
-    ):
-        assert flag in told
 
 
 def test_the_bind_address_stands_for_the_primary_address_of_its_family() -> None:
