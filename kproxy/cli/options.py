@@ -20,8 +20,7 @@ from kproxy.cli.params import (
     together,
 )
 from kproxy.config.codec import empty_is_default, split_annotation
-from kproxy.config.declarations import Declaration, by_flag, every_declaration
-from kproxy.config.schema import KproxyConfiguration
+from kproxy.config.declarations import Declaration, every_declaration
 from kproxy.config.settings import Group, Scope
 from kproxy.config.values import Check, PathOf, Reader
 
@@ -34,11 +33,6 @@ def setting_options(scope: Scope) -> Decorator:
             described.setdefault(each.setting.flag, each)
     ordered = sorted(described.values(), key=lambda each: each.group is Group.IGNORED)
     return together(*map(_option, ordered))
-
-
-def own_flags() -> str:
-    """Kproxy's own flags, for a sentence."""
-    return ", ".join(f"--{flag}" for flag in sorted(by_flag(KproxyConfiguration)))
 
 
 def _option(declared: Declaration) -> Decorator:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kproxy import logs
-from kproxy.cli.options import own_flags, setting_options
+from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.cli.version import version
 from kproxy.config.settings import RUN
@@ -17,8 +17,8 @@ from kproxy.config.settings import RUN
 @click.command(
     cls=Command,
     epilog="Each flag can be set by an environment variable: --cluster-cidr by KPROXY_CLUSTER_CIDR. A flag "
-    "overrides its variable. With --config, as with kube-proxy, the file replaces all flags except "
-    f"--hostname-override, --master, the logging flags, and kproxy's own: {own_flags()}.",
+    "overrides its variable. With --config, as with kube-proxy, flags for fields of KubeProxyConfiguration "
+    "are ignored, except --hostname-override and the logging flags. kproxy's own flags override the file.",
 )
 @setting_options(RUN)
 @version
