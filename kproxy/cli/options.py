@@ -26,12 +26,14 @@ from kproxy.config.values import Check, PathOf, Reader
 
 
 def setting_options(scope: Scope) -> Decorator:
-    """The flags of this scope and those before it; ignored ones last."""
+    """The flags of this scope and those before it; deprecated and ignored ones last."""
     described: dict[str, Declaration] = {}
     for each in every_declaration():
         if each.setting.flag and each.setting.scope <= scope:
             described.setdefault(each.setting.flag, each)
-    ordered = sorted(described.values(), key=lambda each: each.group is Group.IGNORED)
+    ordered = sorted(
+        described.values(), key=lambda each: (each.group is Group.IGNORED, bool(each.setting.replaced_by))
+    )
     return together(*map(_option, ordered))
 
 
