@@ -1,4 +1,4 @@
-"""Flags in Go's manner, and how what was given reaches the configuration."""
+"""Flags with the syntax of Go programs, and the command line that they make."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -52,14 +52,14 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run what was asked for."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
             variables = given_variables(ctx)
-            told = error.format_message()
-            renamed = _FLAG.sub(lambda found: variables.get(found[1], found[0]), told)
-            if renamed == told:
+            message = error.format_message()
+            renamed = _FLAG.sub(lambda found: variables.get(found[1], found[0]), message)
+            if renamed == message:
                 raise
             if isinstance(error, click.UsageError):
                 raise click.UsageError(renamed, error.ctx or ctx) from error
@@ -77,7 +77,7 @@ def given_variables(ctx: click.Context) -> dict[str, str]:
 
 
 class _Flag(click.Option):
-    """An option whose bad value waits until all others are read, so that all are reported at once."""
+    """An option that keeps a bad value until all others are read, so that all are reported at once."""
 
     def __init__(self, *names: Any, group: Group | None = None, **settings: Any) -> None:
         super().__init__(*names, **settings)
@@ -86,7 +86,7 @@ class _Flag(click.Option):
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        """Take the value, or keep what is wrong with it for `command_line`."""
+        """Take the value, or keep its defect for `command_line`."""
         try:
             return super().handle_parse_result(ctx, opts, args)
         except click.BadParameter as error:
@@ -103,12 +103,12 @@ def flag(*names: str, **settings: Any) -> Decorator:
 
 
 def boolean(*names: str, **settings: Any) -> Decorator:
-    """A flag in Go's manner: `--flag`, `--flag=true` and `--flag=false` all work."""
+    """A boolean flag as Go reads it: `--flag`, `--flag=true` and `--flag=false` all work."""
     return flag(*names, type=click.BOOL, is_flag=False, flag_value="true", **settings)
 
 
 def several(*names: str, **settings: Any) -> Decorator:
-    """A flag whose values add up, be they separated by commas or each given by a flag of its own."""
+    """A flag with several values, separated by commas or given by repeated flags."""
     return flag(*names, multiple=True, callback=_joined, **settings)
 
 
@@ -134,7 +134,7 @@ class OneOf(click.Choice[str]):
 
 
 class OptionalPath(click.Path):
-    """A path, or nothing where templates leave it empty; not the current directory, as Path("") would be."""
+    """A path, or empty text, as templates leave it; Path("") would be the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read it. Raises BadParameter."""
@@ -142,7 +142,7 @@ class OptionalPath(click.Path):
 
 
 def words(name: str) -> str:
-    """A flag's name with the dashes that belong there: Kubernetes' programs take `--cluster_cidr` too."""
+    """Normalize a flag's name: Kubernetes programs accept `--cluster_cidr` too."""
     return name.replace("_", "-")
 
 
@@ -161,7 +161,7 @@ def flag_name(option: click.Parameter) -> str:
 
 
 def read_environment(command: click.Command) -> None:
-    """Let each flag of a command be given as a variable: `--cluster-cidr` as KPROXY_CLUSTER_CIDR.
+    """Read each flag of a command from a variable: `--cluster-cidr` as KPROXY_CLUSTER_CIDR.
 
     Not --healthz-port and --metrics-port: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods of a
     namespace that has a Service kproxy-metrics.
@@ -173,7 +173,7 @@ def read_environment(command: click.Command) -> None:
 
 
 def command_line(context: click.Context) -> "CommandLine":
-    """What was given for this command, on the command line or in the environment."""
+    """Collect the flags given on the command line or in the environment."""
     from kproxy.config.loading import CommandLine
 
     flags: dict[str, object] = {}

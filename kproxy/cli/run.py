@@ -66,10 +66,10 @@ def run(
     except ConfigError as error:
         raise click.UsageError("\n".join(error.problems)) from error
     except InstanceRunning as error:
-        told = (
+        remedy = (
             "two on a node would undo each other's rules. Stop it first; its rules stay, and are taken over"
         )
-        raise click.ClickException(f"{error}: {told}") from error
+        raise click.ClickException(f"{error}: {remedy}") from error
     except (LeavingError, ModeUnavailable, OnceTimeout, SourceError, OSError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)

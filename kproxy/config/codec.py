@@ -1,6 +1,6 @@
-"""Between plain YAML values and the schema: everything that is wrong is found in one pass, with its path.
+"""Conversion between plain YAML values and the schema; one pass finds every defect, with its path.
 
-msgspec's own conversion stops at the first defect; an operator who mends a file wants to see all of them.
+msgspec's own conversion stops at the first defect. Operators need all of them to correct a file.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _INT32 = range(-(1 << 31), 1 << 31)
 
 
 class Defect(NamedTuple):
-    """What is wrong at a path such as `iptables.syncPeriod` or `nodePortAddresses[1]`."""
+    """A defect at a path such as `iptables.syncPeriod` or `nodePortAddresses[1]`."""
 
     path: str
     text: str
@@ -32,18 +32,18 @@ class Defect(NamedTuple):
 
 
 def decode(kind: type[T], plain: object, path: str = "") -> tuple[T, list[Defect]]:
-    """Read a mapping; what is missing, null or defective has its default."""
+    """Read a mapping. A missing, null or defective field gets its default."""
     defects: list[Defect] = []
     return _section(kind, plain, path, defects), defects
 
 
 def encode(section: Section) -> dict[str, object]:
-    """The mapping that `decode` reads as this section, every field in it, by the names of the file."""
+    """Return the mapping that `decode` reads as this section: every field by its name in the file."""
     return {field.encode_name: _plain(getattr(section, field.name), field.type) for field in fields(section)}
 
 
 def flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every value with its path; lists and gates are one value."""
+    """Yield each path and value; a list is one value, and so are all gates."""
     for field in fields(section):
         value = getattr(section, field.name)
         path = prefix + field.encode_name
@@ -54,7 +54,7 @@ def flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def replace(section: T, path: str, value: object) -> T:
-    """The same section with another value at a path. Raises KeyError for a path that does not exist."""
+    """Return the section with another value at a path. Raises KeyError for an unknown path."""
     head, _, rest = path.partition(".")
     name = {field.encode_name: field.name for field in fields(section)}[head]
     new = replace(getattr(section, name), rest, value) if rest else value
@@ -62,9 +62,9 @@ def replace(section: T, path: str, value: object) -> T:
 
 
 def assign(section: T, path: str, value: object, label: str) -> tuple[T, list[Defect]]:
-    """Read a plain value into one field, where also an empty one counts; defects are named by `label`.
+    """Read a plain value into one field; an empty value counts. Defects have the path `label`.
 
-    Raises KeyError for a path that does not exist.
+    Raises KeyError for an unknown path.
     """
     defects: list[Defect] = []
     read = _value(_type_at(type(section), path), value, label, defects, explicit=True)
@@ -108,7 +108,7 @@ def _hint(name: str, known: Mapping[str, object]) -> str:
 def _take(
     field: msgspec.structs.FieldInfo, value: object, path: str, values: dict[str, Any], defects: list[Defect]
 ) -> None:
-    """Read one field; a defective one is left to its default, of a section only what is defective."""
+    """Read one field. A defective value gets its default; of a section only the defective fields do."""
     before = len(defects)
     read = _value(field.type, value, path, defects)
     if not isinstance(read, Section) and len(defects) > before:
@@ -167,7 +167,7 @@ def _scalar(kind: type, value: object) -> object:
 
 
 def split_annotation(annotation: Any) -> tuple[Any, tuple[object, ...]]:
-    """The bare type of a field, and what its annotation says besides."""
+    """Return the bare type of a field and the other parts of its annotation."""
     if typing.get_origin(annotation) is Annotated:
         bare, *extras = typing.get_args(annotation)
         return bare, tuple(extras)

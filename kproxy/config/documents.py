@@ -1,4 +1,4 @@
-"""The text of a configuration file, read into both documents, with everything that is wrong about it."""
+"""Read the text of a configuration file into both documents, and find every defect in it."""
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +20,7 @@ from kproxy.state.problems import show
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Both documents. `obsolete` are the paths of the first that are set and that kube-proxy once had."""
+    """Both documents. `obsolete`: paths that are set in the first and that only older kube-proxies have."""
 
     kube: KubeProxyConfiguration = KubeProxyConfiguration()
     own: KproxyConfiguration = KproxyConfiguration()
@@ -28,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def read_documents(text: str) -> tuple[Settings, list[Defect]]:
-    """Read YAML or JSON; whatever is defective has its default in the result."""
+    """Read YAML or JSON. Defective values have their default in the result."""
     settings = Settings()
     defects: list[Defect] = []
     seen: list[tuple[object, object]] = []
@@ -70,9 +70,9 @@ def read_documents(text: str) -> tuple[Settings, list[Defect]]:
 def contradictions(
     settings: Settings, known: Collection[Defect], label: Callable[[str], str] = str
 ) -> list[Defect]:
-    """Values that are right one by one and wrong together; `label` names a path in the reader's terms.
+    """Find values that are valid alone and invalid together. `label` maps a path to the name to report.
 
-    Values with a defect that is `known` stand at their default and are not spoken of again.
+    Values with a `known` defect have their default and are not reported again.
     """
     defective = {defect.path.partition("[")[0] for defect in known}
     return [
@@ -85,7 +85,7 @@ def contradictions(
 def _contradictions(
     kube: KubeProxyConfiguration, label: Callable[[str], str]
 ) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """The path to name, the others that take part, and what is wrong."""
+    """Yield the path to report, the other paths involved, and the reason."""
     for name, section in (("iptables", kube.iptables), ("ipvs", kube.ipvs), ("nftables", kube.nftables)):
         if section.min_sync_period > section.sync_period:
             least, most = format_duration(section.min_sync_period), format_duration(section.sync_period)
@@ -103,7 +103,7 @@ def _contradictions(
 
 
 def _without_obsolete(plain: dict[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
-    """The document without the fields that kube-proxy once had, and the paths of those that are set."""
+    """Return the document without obsolete fields, and the paths of those that are set."""
     found = []
     for path in sorted(OBSOLETE):
         section, _, name = path.rpartition(".")

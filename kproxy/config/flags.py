@@ -1,4 +1,4 @@
-"""What each flag stands for in the configuration, and which flags count next to a file.
+"""Apply flags to the configuration; which flags count next to a file.
 
 The rule is kube-proxy's (cmd/kube-proxy/app/options.go, Complete): with --config the file is the whole
 configuration, and flags that are also fields of it do not count, except --hostname-override and the logging
@@ -34,7 +34,7 @@ PORT_FLAGS = replaced_flags()
 an address that was given without one (addressFromDeprecatedFlags)."""
 
 PROCESS_FLAGS = frozenset(_PROCESS.keys() - PORT_FLAGS.keys())
-"""Flags for what this process does; no field of either document."""
+"""Flags that concern this process only; neither document has a field for them."""
 
 
 def counts_with_file(flag: str) -> bool:
@@ -45,7 +45,7 @@ def counts_with_file(flag: str) -> bool:
 
 
 def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settings, list[Defect]]:
-    """Put what flags say (text, numbers, booleans) into the documents. Defects are named by flag."""
+    """Put the values of flags (text, numbers, booleans) into the documents. Defects are named by flag."""
     kube, own = settings.kube, settings.own
     defects: list[Defect] = []
     for flag, value in _without_ports(flags, defects).items():
@@ -71,7 +71,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
 
 
 def read_process(flags: Mapping[str, object]) -> tuple[ProcessFlags, list[Defect]]:
-    """What flags say about this process. Defects are named by flag."""
+    """Read the flags that concern this process only. Defects are named by flag."""
     process = ProcessFlags()
     defects: list[Defect] = []
     for flag, value in flags.items():
@@ -84,7 +84,7 @@ def read_process(flags: Mapping[str, object]) -> tuple[ProcessFlags, list[Defect
 
 
 def _without_ports(flags: Mapping[str, object], defects: list[Defect]) -> dict[str, object]:
-    """Turn the deprecated port flags into those that took their place."""
+    """Replace the deprecated port flags by the address flags."""
     result = {flag: value for flag, value in flags.items() if flag not in PORT_FLAGS}
     for flag, address in PORT_FLAGS.items():
         port = flags.get(flag)
@@ -103,7 +103,7 @@ def _without_ports(flags: Mapping[str, object], defects: list[Defect]) -> dict[s
 
 
 def _plain(declared: Declaration, value: object) -> object:
-    """A flag's value as the file would have it."""
+    """Convert a flag's text to the form of the file."""
     bare, _ = split_annotation(declared.annotation)
     if not isinstance(value, str) or typing.get_origin(bare) is None:
         return value

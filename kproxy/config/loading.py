@@ -1,4 +1,4 @@
-"""From a command line to settings: read the file, add the flags that count, refuse with every reason."""
+"""Resolve a command line: read the file, apply the flags that count, report every defect."""
 
 import os
 import socket
@@ -25,14 +25,14 @@ MAX_BYTES = 1024 * 1024
 
 
 class FileError(ConfigError):
-    """A configuration file that cannot be used; `problems` names everything that is wrong with it."""
+    """The configuration file is invalid; `problems` has every defect."""
 
     def __init__(self, file: Path, problems: list[str]) -> None:
         super().__init__([f"{file}: {problem}" for problem in problems])
 
 
 class CommandLine(msgspec.Struct, frozen=True):
-    """What the operator gave at the start: the file of --config, and flags by name without dashes.
+    """The command line: the file of --config, and flags by name without dashes.
 
     `flags` holds those that were given, on the command line or in the environment, and no defaults; `refused`
     says what is wrong with those that are not even of their type. `variables` names the environment variable
@@ -46,7 +46,7 @@ class CommandLine(msgspec.Struct, frozen=True):
 
     @property
     def ignored(self) -> list[str]:
-        """The flags that do not count, because there is a file."""
+        """Flags that --config overrides."""
         if self.config is None:
             return []
         return sorted(f"--{flag}" for flag in self.flags if not counts_with_file(flag))
@@ -78,7 +78,7 @@ class CommandLine(msgspec.Struct, frozen=True):
             raise FileError(file, [f"{error.__cause__.strerror} (the file that {variable} names)"]) from error
 
     def resolve(self, settings: Settings) -> ProxyConfig:
-        """What kproxy works with."""
+        """Resolve settings and process flags."""
         process, _ = read_process(self.flags)
         return proxy_config(
             settings,
@@ -92,10 +92,10 @@ class CommandLine(msgspec.Struct, frozen=True):
         """Raise FileError, or ConfigError for a flag, if the kubeconfig cannot be read."""
         if config.kubeconfig is None or os.access(config.kubeconfig, os.R_OK):
             return
-        told = f'"{config.kubeconfig}" does not exist or cannot be read'
+        problem = f'"{config.kubeconfig}" does not exist or cannot be read'
         if self.config is not None:
-            raise FileError(self.config, [f"clientConnection.kubeconfig: {told}"])
-        raise ConfigError([f"--kubeconfig: {told}"])
+            raise FileError(self.config, [f"clientConnection.kubeconfig: {problem}"])
+        raise ConfigError([f"--kubeconfig: {problem}"])
 
 
 def read_file(path: Path) -> Settings:
@@ -117,7 +117,7 @@ def read_file(path: Path) -> Settings:
 
 
 def write_file(path: Path, settings: Settings) -> None:
-    """Write the settings as a file that `read_file` reads as the same. Raises OSError."""
+    """Write settings so that `read_file` returns equal ones. Raises OSError."""
     documents = [document(KUBE_PROXY, settings.kube)]
     if settings.own != KproxyConfiguration():
         documents.append(document(KPROXY, settings.own))
@@ -125,13 +125,13 @@ def write_file(path: Path, settings: Settings) -> None:
 
 
 def tell_flags(command_line: CommandLine) -> None:
-    """Log the flags that do not count."""
+    """Log the ignored flags."""
     if ignored := command_line.ignored:
         log.warning("flags_ignored", flags=ignored, reason="--config is given, and the file counts")
 
 
 def tell_settings(settings: Settings) -> None:
-    """Log what is set and does nothing, and what is open though it looks restricted."""
+    """Log settings without effect, and node ports that are open although they seem restricted."""
     if paths := [*without_effect(settings.kube), *settings.obsolete]:
         log.info("settings_without_effect", settings=sorted(paths))
     if gates := unknown_gates(settings.kube):

@@ -29,7 +29,7 @@ _OWN = KproxyConfiguration()
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be used; `problems` names every one of them."""
+    """Invalid settings; `problems` names each of them."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

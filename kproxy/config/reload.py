@@ -1,7 +1,7 @@
-"""A changed configuration file in a running process: what can change at once does, the rest is named.
+"""Reload a changed configuration file: apply live settings, name those that need a restart.
 
-kube-proxy ends when its file changes, and every node's proxy restarts. Here a file that cannot be used leaves
-everything as it is, and says why.
+kube-proxy exits when its file changes, so every node restarts it. kproxy keeps running. An invalid file
+changes nothing; its defects are reported.
 """
 
 import threading
@@ -36,11 +36,11 @@ LIVE_OWN = live_paths(KproxyConfiguration)
 SETTLE = 0.1
 """Seconds without further events before a changed file is read."""
 RESCAN = 30.0
-"""Seconds between looks at the file where events may not tell: network file systems, links to elsewhere."""
+"""Seconds between checks of the file where events can be missing: network file systems, symbolic links."""
 
 
 class RefusedMode(msgspec.Struct, frozen=True, rename="camel", order=True):
-    """A mode that the file asks for and that could not be taken; `kept` works on."""
+    """A mode that the file asks for and that could not start; `kept` stays in use."""
 
     at: datetime
     mode: str
@@ -49,7 +49,7 @@ class RefusedMode(msgspec.Struct, frozen=True, rename="camel", order=True):
 
 
 class RejectedConfiguration(msgspec.Struct, frozen=True, rename="camel", order=True):
-    """A configuration file that was rejected: since when, which, and every reason; the former one counts."""
+    """A rejected configuration file: time, path and every defect. The previous one stays in force."""
 
     at: datetime
     file: str
@@ -57,7 +57,7 @@ class RejectedConfiguration(msgspec.Struct, frozen=True, rename="camel", order=T
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What is new in a file: `settings` is the old with what applies at once; both tuples hold paths."""
+    """Changes of a file: `settings` is the old with all live changes; both tuples hold paths."""
 
     settings: Settings
     applied: tuple[str, ...]
@@ -65,7 +65,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def changes_between(old: Settings, new: Settings) -> Changes:
-    """Sort what differs into what applies at once and what needs a restart."""
+    """Divide the changes into live ones and those that need a restart."""
     kube, applied, restart = _merge(old.kube, new.kube, lambda path: path in LIVE or has_no_effect(path))
     own, own_applied, own_restart = _merge(old.own, new.own, lambda path: path in LIVE_OWN)
     prefix = "KproxyConfiguration "
@@ -91,9 +91,9 @@ def _merge(old: S, new: S, is_live: Callable[[str], bool]) -> tuple[S, list[str]
 
 
 class Reloader:
-    """Reads the file again when it changed or when asked; any thread may ask.
+    """Reads the file again when it changed or on request, from any thread.
 
-    `apply` is given what kproxy shall work with from now on, and returns quickly.
+    `apply` takes the new configuration and returns quickly.
     """
 
     def __init__(
@@ -110,22 +110,22 @@ class Reloader:
         self._content: bytes | None = None
 
     def running(self) -> Settings:
-        """What kproxy works with now; may be asked from any thread."""
+        """The settings in force; callable from any thread."""
         return self._running
 
     def refused_mode(self) -> RefusedMode | None:
-        """The mode that the file asks for and that could not be taken; may be asked from any thread."""
+        """The mode that the file asks for and that could not start; callable from any thread."""
         return self._refused_mode
 
     def rejected(self) -> RejectedConfiguration | None:
-        """What is wrong with the file as it was read last; None if it is in force. Any thread may ask."""
+        """The defects of the file as last read; None if it is in force. Callable from any thread."""
         return self._rejected
 
     def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
-        """Go on in the mode of `kept`, for that of `refused` could not be taken; the rest of it is applied.
+        """Stay in the mode of `kept`, because that of `refused` could not start; apply the rest.
 
         The next reload asks for the mode again, even if the file stays as it is. Nothing is done if something
-        newer than `refused` has been applied: what becomes of it is still to come. Any thread may call this.
+        newer than `refused` has been applied: its result is not known yet. Any thread may call this.
         """
         with self._lock:
             if self._offered is not refused:
@@ -141,7 +141,7 @@ class Reloader:
     def reload(self, reason: str, *, first: bool = False) -> None:
         """Read the file and apply what changed; `reason` is for the log.
 
-        `first`: nothing need have changed since the start, and that is not worth a line.
+        `first`: if nothing changed since the start, nothing is logged.
         """
         file = self._command_line.config
         if file is None:

@@ -49,10 +49,10 @@ DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNa
 OBSOLETE = frozenset(
     {"conntrack.max", "ipvs.masqueradeAll", "resourceContainer", "udpIdleTimeout", "udpTimeoutMilliseconds"}
 )
-"""Paths of the first document that are in many clusters' files and that kube-proxy 1.36 has not.
+"""Paths of the first document that many files contain and that kube-proxy 1.36 does not have.
 
-All were fields until Kubernetes 1.9 to 1.26 but `ipvs.masqueradeAll`, which guides tell to write and which
-kube-proxy has always ignored: IPVS mode obeys that of `iptables`.
+All were fields until Kubernetes 1.9 to 1.26, except `ipvs.masqueradeAll`: guides recommend it, but kube-proxy
+has always ignored it. IPVS mode takes the value of `iptables`.
 """
 
 

@@ -1,4 +1,4 @@
-"""From what the operator wrote to what kproxy works with, and what of it does nothing here."""
+"""Resolve both documents into one ProxyConfig; find settings without effect."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +34,16 @@ KNOWN_GATES = frozenset(
         "WatchListClient",
     }
 )
-"""Gates that kube-proxy has or had a use for, and that change nothing here."""
+"""Feature gates of kube-proxy, present or past, that have no effect here."""
 
 EXTERNAL_IPS = "AllowServiceExternalIPs"
-"""The gate that takes away spec.externalIPs (KEP-5707); on by default in 1.36."""
+"""The gate that disables spec.externalIPs (KEP-5707); on by default in 1.36."""
 
 
 def proxy_config(
     settings: Settings, *, host: str, master: str = "", once: bool = False, once_timeout: float = 0.0
 ) -> ProxyConfig:
-    """The settings of this process. `host` is the host's name; it is the node's if no other is given."""
+    """Resolve the settings of this process. `host` is the host name, the default of the node's name."""
     kube, own = settings.kube, settings.own
     section: Iptables | Ipvs | Nftables = kube.iptables
     if kube.mode == "ipvs":
@@ -80,7 +80,7 @@ def proxy_config(
 
 
 def _by_attribute(document: Section) -> dict[str, Any]:
-    """The values of the settings whose flag has the name of a field of ProxyConfig."""
+    """Return the values of settings whose flag has the name of a field of ProxyConfig."""
     values = dict(flatten(document))
     return {
         each.setting.attribute: values[each.path]
@@ -90,20 +90,20 @@ def _by_attribute(document: Section) -> dict[str, Any]:
 
 
 def without_effect(kube: KubeProxyConfiguration) -> list[str]:
-    """Paths that are set to something other than their default, and do nothing."""
+    """Return ignored paths whose value is not the default."""
     gates = [f"featureGates.{name}" for name in kube.feature_gates if name in KNOWN_GATES]
     return sorted([*_changed(kube), *gates])
 
 
 def unknown_gates(kube: KubeProxyConfiguration) -> list[str]:
-    """Feature gates that kube-proxy has no use for either."""
+    """Return feature gates that kube-proxy does not know."""
     return sorted(kube.feature_gates.keys() - KNOWN_GATES - {EXTERNAL_IPS})
 
 
 def unrestricted(kube: KubeProxyConfiguration) -> list[str]:
     """Families of `clusterCIDR` whose node ports answer everywhere, though `nodePortAddresses` is not empty.
 
-    A list of one family leaves the other as it is, which few expect (checkBadConfig of kube-proxy warns too).
+    A list of one family does not restrict the other (checkBadConfig of kube-proxy warns too).
     """
     ranges = kube.node_port_addresses
     if not ranges or PRIMARY in ranges:

@@ -25,7 +25,7 @@ _INTERFACE = re.compile(rf"[A-Za-z0-9_.@-]{{1,{LONGEST_INTERFACE}}}")
 
 
 class Reader(NamedTuple):
-    """Reads a plain YAML value, raising ValueError with what it is not, and prints it as one again.
+    """Reads a plain YAML value, raising ValueError with the reason, and converts it back.
 
     `metavar` names the value in `--help`. A flag's value is read as text unless it is `numeric`.
     """
@@ -37,7 +37,7 @@ class Reader(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Raises ValueError with what is wrong about a value that was read; `words` are the only ones allowed."""
+    """Raises ValueError with the reason if a value is invalid; `words` lists the allowed words, if any."""
 
     check: Callable[[Any], None]
     words: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def _quantity(value: object) -> str:
 
 
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+", re.ASCII)
-"""A number as Go prints large ones, 1e+06, and YAML 1.1 does not know it: there it is text."""
+"""A number such as 1e+06, as Go prints large ones; YAML 1.1 reads it as text."""
 
 
 def _number(value: object) -> float:
