@@ -13,7 +13,7 @@ import msgspec
 
 from kproxy.sources.base import ListSink
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.errors import ApiError, DisconnectedError, StalledError, StatusError
+from kproxy.sources.errors import ApiError, DisconnectedError, GatewayError, StalledError, StatusError
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.sources.wire_events import GarbledError, Page, WatchEvent, read_event, read_page
@@ -23,11 +23,23 @@ from kproxy.state.problems import ObjectRejected, Problem
 _UNSUPPORTED = frozenset({400, 404, 405, 422})
 """What servers answer to a streamed list they cannot give (422: the WatchList gate is off; KEP-3157)."""
 
+_TEMPORARY = frozenset({401, 410, 429})
+"""Answers after which the same request may succeed; 401: credentials are read again for each request."""
+
 UNAVAILABLE = frozenset({403, 404})
 """What servers answer that do not let us read a kind, or have none such."""
 
 _RESTARTS = 2
 """How often a paged list whose continue token expired is begun again before it is asked for in one piece."""
+
+
+def mends_with_time(error: StatusError) -> bool:
+    """Whether a streamed list is worth another try after this answer; any other calls for pages at once.
+
+    As in client-go (Reflector.watchList): too many requests, an expired version, and no server behind a load
+    balancer; also a Retry-After. A server whose storage lacks watch progress answers 500 each time.
+    """
+    return isinstance(error, GatewayError) or error.retry_after is not None or error.code in _TEMPORARY
 
 
 class StoppedError(Exception):

@@ -28,6 +28,7 @@ from kproxy.sources.listing import (
     StreamedListUnsupportedError,
     current_version,
     list_paged,
+    mends_with_time,
     open_streamed_list,
     read_streamed_list,
 )
@@ -163,6 +164,10 @@ class Reflector:
                 except StreamedListUnsupportedError as error:
                     self._support.refuse()
                     self._log.info("streamed_list_unsupported", reason=str(error), fallback="pages")
+                except StatusError as error:
+                    if self._version is not None or mends_with_time(error):
+                        raise
+                    self._log.info("streamed_list_failed", reason=str(error), fallback="pages")
             self._broken_streams = 0
             self._list_paged(sink, stop)
         elif self._doubtful:

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -27,11 +27,13 @@ class Answering:
     def streamed_list(self) -> bool:
         return "sendInitialEvents" in self.query
 
-    def reply(self, body: object, code: int = 200) -> None:
+    def reply(self, body: object, code: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """A complete answer with a length."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._handler.send_response(code)
         self._handler.send_header("content-length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self._handler.send_header(name, value)
         self._handler.end_headers()
         self._handler.wfile.write(data)
 

@@ -1,15 +1,17 @@
 """Servers that are older, confused, or lie: what is not a complete list or a proper event changes nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 from kproxy.state.decode import Kind
 from tests.sources.conftest import FAST
 from tests.sources.objects import service
-from tests.sources.recording import Running
+from tests.sources.recording import Running, wait_for_status
 from tests.sources.scripted import Answering, ScriptedServer, bookmark, page
 
 
@@ -281,3 +283,64 @@ def test_a_streamed_list_that_ends_before_its_bookmark_is_no_list() -> None:
         sink.wait_listed(Kind.SERVICE)
         services = [each for each in sink.history if each[1] is Kind.SERVICE]
         assert services == [("replace", Kind.SERVICE, "2")]
+
+
+def _paged_script(refuse: Callable[[Answering], None]) -> Callable[[Answering], None]:
+    def script(ask: Answering) -> None:
+        if ask.streamed_list:
+            refuse(ask)
+        elif ask.watch:
+            ask.begin()
+            ask.hold()
+        else:
+            ask.reply(page("Service", [at(service("a"), 5)], 8))
+
+    return script
+
+
+def _at_once(code: int) -> Callable[[Answering], None]:
+    return lambda ask: ask.reply({"kind": "Status", "code": code}, code)
+
+
+def _amid(ask: Answering) -> None:
+    ask.begin()
+    ask.event("ADDED", at(service("gone"), 5))
+    ask.event("ERROR", {"kind": "Status", "code": 500})
+    ask.end()
+
+
+@pytest.mark.parametrize("refuse", [_at_once(500), _at_once(501), _at_once(503), _at_once(403), _amid])
+def test_an_error_to_a_streamed_list_is_answered_by_asking_for_pages_at_once(
+    refuse: Callable[[Answering], None],
+) -> None:
+    """As client-go does: no wait, for a wait that long would never end in this test."""
+    with ScriptedServer(_paged_script(refuse)) as server:
+        source = source_for(server, backoff_seconds=1e6, backoff_max_seconds=1e6)
+        with capture_logs() as logs, Running(source) as sink:
+            sink.wait_listed(Kind.SERVICE)
+            assert sink.keys(Kind.SERVICE) == {"default/a"}
+            wait_for_status(source, lambda each: each.kind is Kind.SERVICE and each.connected_since)
+        assert [each.streamed_list for each in server.requests] == [True, False, False]
+    told = [each["event"] for each in logs if each.get("kind") == "Service"]
+    assert told == ["streamed_list_failed", "list_complete"]
+
+
+@pytest.mark.parametrize(("code", "headers"), [(429, {}), (500, {"Retry-After": "0"}), (502, {})])
+def test_where_time_mends_a_streamed_list_it_is_asked_for_again(code: int, headers: dict[str, str]) -> None:
+    """Too many requests, a wish to wait, no server behind the load balancer."""
+
+    def script(ask: Answering) -> None:
+        if len(server.requests) < 3:
+            if code == 502:
+                ask.reply(b"bad gateway", code)
+            else:
+                ask.reply({"kind": "Status", "code": code}, code, headers)
+        else:
+            ask.begin()
+            ask.event("ADDED", at(service("a"), 5))
+            ask.event("BOOKMARK", bookmark(6, end="true"))
+            ask.hold()
+
+    with ScriptedServer(script) as server, Running(source_for(server)) as sink:
+        sink.wait_listed(Kind.SERVICE)
+        assert [each.streamed_list for each in server.requests] == [True] * 3
