@@ -1,4 +1,4 @@
-"""One way to log: structured key=value lines on stderr, whatever a value holds (kproxy.text).
+"""Structured logs on stderr, one event a line: key=value (logfmt) or JSON, whatever a value holds (kproxy.text).
 
 kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 adds each change of state,
 4 and above adds the detail of every sync. Below 0, only what went wrong is left.
@@ -6,6 +6,7 @@ kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 a
 
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ with _without("rich"):
     import structlog
 
 _STDERR = 2
+_FIRST = ("timestamp", "level", "event")
+"""Keys that begin every line."""
 _LONGEST_TRACEBACK = 16384
 
 _PLUGIN_FAILED = "exec: process returned "
@@ -92,8 +95,12 @@ def clean_values(
     return fields
 
 
-def configure(verbosity: int = 0) -> None:
-    """Send structlog events to stderr as logfmt; `verbosity` is klog's level (>= 4 shows debug events)."""
+def configure(verbosity: int = 0, form: str = "text") -> None:
+    """Send structlog events to stderr, one a line.
+
+    `verbosity` is klog's level: 4 and above shows debug events. `form` is `logging.format`: "text" is logfmt,
+    "json" is one JSON object a line with the same keys and values; all of it is ASCII.
+    """
     level = logging.DEBUG if verbosity >= 4 else logging.INFO if verbosity >= 0 else logging.ERROR
     structlog.configure(
         processors=[
@@ -102,9 +109,7 @@ def configure(verbosity: int = 0) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             clean_values,
-            structlog.processors.LogfmtRenderer(
-                key_order=["timestamp", "level", "event"], bool_as_flag=False
-            ),
+            *_renderer(form),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
@@ -113,3 +118,20 @@ def configure(verbosity: int = 0) -> None:
     root = logging.getLogger()
     if not any(isinstance(handler, _Forwarding) for handler in root.handlers):
         root.addHandler(_Forwarding(logging.WARNING))
+
+
+def _renderer(form: str) -> tuple[structlog.typing.Processor, ...]:
+    if form != "json":
+        return (structlog.processors.LogfmtRenderer(key_order=list(_FIRST), bool_as_flag=False),)
+    return (_finite_values, structlog.processors.JSONRenderer())
+
+
+def _finite_values(
+    _logger: Any, _method: str, fields: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Order the keys as in text, and write infinities as text: JSON has none (RFC 8259, 6)."""
+    ordered = {key: fields[key] for key in _FIRST if key in fields} | fields
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in ordered.items()
+    }

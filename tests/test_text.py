@@ -73,12 +73,12 @@ def test_what_looks_like_a_secret_is_taken_out(text: str, shown: str) -> None:
     assert clean(text) == shown
 
 
-def _logged(**fields: Any) -> str:
+def _logged(form: str = "text", /, **fields: Any) -> str:
     before = structlog.get_config()
     out = io.StringIO()
     try:
         with redirect_stderr(out):
-            logs.configure()
+            logs.configure(form=form)
             structlog.stdlib.get_logger("t").warning("an_event", **fields)
     finally:
         structlog.configure(**before)
@@ -92,9 +92,51 @@ def test_a_log_line_is_one_line(value: object) -> None:
     assert line.endswith("other=b")
 
 
-def test_a_log_line_is_bounded() -> None:
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_line_is_bounded(form: str) -> None:
     huge = "\u2028" * 200_000
-    assert len(_logged(value=huge, list=[huge] * 5, error=ValueError(huge))) < 20_000
+    assert len(_logged(form, value=huge, list=[huge] * 5, error=ValueError(huge))) < 20_000
+
+
+@pytest.mark.parametrize(
+    "value", [BAD, [BAD], {"k": BAD}, ValueError(BAD), f"Bearer {JWT}", 'x", "level": "y']
+)
+def test_a_json_log_line_is_one_object_whose_values_are_cleaned_as_in_text(value: object) -> None:
+    (line,) = _lines(_logged("json", value=value, other="b", number=7, flag=True, nothing=None, part=1.5))
+    assert line.isascii()
+    assert line.isprintable()
+    told = json.loads(line)
+    assert list(told)[:3] == ["timestamp", "level", "event"]
+    datetime.fromisoformat(told.pop("timestamp"))
+    assert told == {
+        "level": "warning",
+        "event": "an_event",
+        "value": clean(str(value), keep="\n"),
+        "other": "b",
+        "number": 7,
+        "flag": True,
+        "nothing": None,
+        "part": 1.5,
+    }
+
+
+def test_a_json_log_line_has_no_number_that_json_has_not() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (line,) = _lines(_logged("json", wait=float("inf"), ratio=float("nan")))
+    told = json.loads(line, parse_constant=refuse)
+    assert (told["wait"], told["ratio"]) == ("inf", "nan")
+
+
+def test_a_traceback_in_json_is_one_value_without_a_token() -> None:
+    try:
+        raise ValueError(f"Bearer {JWT}")
+    except ValueError:
+        (line,) = _lines(_logged("json", exc_info=sys.exc_info()))
+    told = json.loads(line)
+    assert "ValueError" in told["exception"]
+    assert JWT not in line
 
 
 def test_a_value_cannot_pretend_to_be_further_fields() -> None:

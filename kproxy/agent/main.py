@@ -243,7 +243,7 @@ class _Settings:
 
     def take(self, config: ProxyConfig) -> None:
         old, self._config = self._config, config
-        logs.configure(config.verbosity)
+        logs.configure(config.verbosity, config.logging_format)
         if config.conntrack != old.conntrack:
             set_conntrack(config.conntrack)
         if config.oom_score_adj != old.oom_score_adj:

@@ -48,7 +48,7 @@ def run(
     try:
         settings = given.load()
         config = given.resolve(settings)
-        logs.configure(config.verbosity)
+        logs.configure(config.verbosity, config.logging_format)
         tell_flags(given)
         tell_settings(settings)
         if write_config_to is not None:

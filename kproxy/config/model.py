@@ -72,6 +72,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     conntrack: ConntrackSettings = _KUBE.conntrack
     oom_score_adj: int = _KUBE.oom_score_adj
     verbosity: int = _KUBE.logging.verbosity
+    logging_format: str = _KUBE.logging.format
     metrics_service_limit: int = _OWN.metrics.service_limit
     profiling: bool = _KUBE.enable_profiling
     external_ips: bool = True

@@ -91,7 +91,15 @@ class Logging(Section, frozen=True):
         Count, live("v", "Log verbosity; 4 logs every sync.", short="v", metavar="LEVEL", with_file=True)
     ] = 0
     format: Annotated[
-        str, one_of("text", "json"), EmptyIsDefault(), ignored("logging-format", "text|json", with_file=True)
+        str,
+        one_of("text", "json"),
+        EmptyIsDefault(),
+        live(
+            "logging-format",
+            "Log format: key=value pairs, or one JSON object a line.",
+            metavar="text|json",
+            with_file=True,
+        ),
     ] = "text"
     flush_frequency: Annotated[
         FlushFrequency, EmptyIsDefault(), ignored("log-flush-frequency", with_file=True)

@@ -337,7 +337,7 @@ def test_every_setting_reaches_what_kproxy_works_with() -> None:
     text += "tcpBeLiberal: true, udpTimeout: 5s, udpStreamTimeout: 6s}\n"
     text += "ipvs: {syncPeriod: 7m, minSyncPeriod: 8s, scheduler: sh, strictARP: true, tcpTimeout: 9s}\n"
     text += "iptables: {masqueradeBit: 3, masqueradeAll: true, localhostNodePorts: false, syncPeriod: 1s}\n"
-    text += "logging: {verbosity: 5}\n"
+    text += "logging: {verbosity: 5, format: json}\n"
     assert config(read(text)) == ProxyConfig(
         node_name="node-a",
         proxy_mode="ipvs",
@@ -368,6 +368,7 @@ def test_every_setting_reaches_what_kproxy_works_with() -> None:
         ),
         oom_score_adj=0,
         verbosity=5,
+        logging_format="json",
     )
 
 

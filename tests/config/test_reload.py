@@ -39,6 +39,7 @@ def test_what_is_said_to_be_live_exists() -> None:
         ("", "clientConnection: {kubeconfig: /k}", (), ("clientConnection.kubeconfig",)),
         ("", "healthzBindAddress: 0.0.0.0:1", (), ("healthzBindAddress",)),
         ("", "conntrack: {tcpBeLiberal: true, min: 1}", ("conntrack.min",), ("conntrack.tcpBeLiberal",)),
+        ("", "logging: {format: json}", ("logging.format",), ()),
         ("", "configSyncPeriod: 1m", ("configSyncPeriod",), ()),
         ("", "featureGates: {A: true}", ("featureGates",), ()),
         (
