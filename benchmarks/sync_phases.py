@@ -32,7 +32,8 @@ from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
 from kproxy.plan.model import NodeView
 from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import Tables
 
 NODE = "node-0"

@@ -17,7 +17,8 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, SyncReport
 from kproxy.plan.model import NodeView
 from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import Tables
 
 Row = dict[str, float]

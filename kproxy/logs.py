@@ -1,4 +1,4 @@
-"""Structured logs on stderr, one event a line: key=value (logfmt) or JSON, whatever a value holds (kproxy.text).
+"""Structured logs on stderr, one event a line: key=value (logfmt) or JSON; kproxy.text cleans values.
 
 kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 adds each change of state,
 4 and above adds the detail of every sync. Below 0, only what went wrong is left.
@@ -130,7 +130,7 @@ def _finite_values(
     _logger: Any, _method: str, fields: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """Order the keys as in text, and write infinities as text: JSON has none (RFC 8259, 6)."""
-    ordered = {key: fields[key] for key in _FIRST if key in fields} | fields
+    ordered = {**{key: fields[key] for key in _FIRST if key in fields}, **fields}
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in ordered.items()

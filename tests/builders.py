@@ -12,7 +12,8 @@ from typing import Any
 from kproxy.addresses import Family
 from kproxy.plan.model import NodeView, PortPlan, ServicePlan
 from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import EndpointSlice, Service
 

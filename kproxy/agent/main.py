@@ -24,15 +24,14 @@ from kproxy.kernel.limits import raise_descriptor_limit
 from kproxy.kernel.processes import Runner, StopEvent
 from kproxy.modes import registry
 from kproxy.modes.base import ModeUnavailable
+from kproxy.modes.kinds import needed_kinds
 from kproxy.modes.leftovers import remove_everything
 from kproxy.node.address_watch import AddressWatch
 from kproxy.node.descriptors import DescriptorShares, share
-from kproxy.node.facts import wants_service_cidrs
 from kproxy.node.instance import Instance
 from kproxy.node.kube_proxy_process import warn_of_kube_proxy
 from kproxy.node.setup import set_conntrack, set_oom_score, set_up_node
 from kproxy.sources.base import SourceError
-from kproxy.state.decode import Kind
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry.collection import readers
 from kproxy.telemetry.exposition import Exposition
@@ -63,9 +62,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     validate(config)
     began = time.monotonic()
     stop = StopEvent()
-    store = ObjectStore(
-        [kind for kind in Kind if kind is not Kind.SERVICE_CIDR or wants_service_cidrs(config)]
-    )
+    store = ObjectStore(needed_kinds(config))
     metrics = Metrics()
     given = make_source(config, metrics, store.wake)
     leaving = Leaving(configured=config.cleanup_on_exit)

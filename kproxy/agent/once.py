@@ -3,15 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kproxy.addresses import Family
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.telemetry.status import Watch
-
-_LISTS = {
-    Kind.SERVICE: "the list of Services",
-    Kind.ENDPOINT_SLICE: "the list of EndpointSlices",
-    Kind.NODE: "the list of Nodes (this one's alone)",
-    Kind.SERVICE_CIDR: "the list of ServiceCIDRs",
-}
 
 
 class OnceTimeout(RuntimeError):
@@ -32,9 +25,10 @@ def _waits_for(
     missing: Collection[Kind], watches: Sequence[Watch], errors: Mapping[Family, str], *, knows_node: bool
 ) -> Iterator[str]:
     reasons = {watch.kind: watch.last_error for watch in watches}
-    for kind in (kind for kind in Kind if kind in missing):
-        reason = reasons.get(kind.value)
-        yield _LISTS[kind] + (f" ({reason})" if reason else "")
+    for kind in (kind for kind in KINDS if kind in missing):
+        reason = reasons.get(kind.name)
+        only = " (this one's alone)" if kind.own_node else ""
+        yield f"the list of {kind}s{only}" + (f" ({reason})" if reason else "")
     if not missing and not knows_node:
         yield "the node's pod CIDRs (spec.podCIDRs of its Node object)"
     for family, error in errors.items():

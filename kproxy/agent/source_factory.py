@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from kproxy.config.model import ProxyConfig
-from kproxy.node.facts import wants_service_cidrs
+from kproxy.modes.kinds import wanted_kinds
 from kproxy.sources.base import Source
 from kproxy.telemetry.events import EventRecorder
 from kproxy.telemetry.metrics import Metrics
@@ -66,7 +66,7 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
     def watches() -> list[Watch]:
         return [
             Watch(
-                kind=each.kind.value,
+                kind=each.kind.name,
                 synced=each.synced,
                 connected_since=_time(each.connected_since),
                 consecutive_failures=each.consecutive_failures,
@@ -77,8 +77,7 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
         ]
 
     def follow(config: ProxyConfig) -> None:
-        if wants_service_cidrs(config):
-            source.watch_service_cidrs()
+        source.watch(wanted_kinds(config))
 
     follow(config)
     # ValueError: text that cannot be sent; OSError: no descriptors

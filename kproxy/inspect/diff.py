@@ -45,13 +45,12 @@ from kproxy.modes.iptables import (
 )
 from kproxy.modes.ipvs import ipvs_config, rules_config
 from kproxy.modes.ipvs_teardown import IpvsTeardown
+from kproxy.modes.kinds import needed_kinds
 from kproxy.modes.registry import ipvs_handles
-from kproxy.node.facts import NodeFacts, node_facts, wants_service_cidrs
+from kproxy.node.facts import NodeFacts, node_facts
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import LoadedManifests, load_manifests
-from kproxy.state.decode import Kind
 from kproxy.state.tables import Tables
-from kproxy.state.wire import Node
 from kproxy.text import clean
 
 
@@ -160,13 +159,8 @@ def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...], frozenset[tuple
     """The objects, what is wrong with them, and the addresses and ports of API servers."""
     loaded = _objects(config)
     tables = Tables()
-    for kind in Kind:
-        objects = [
-            obj
-            for obj in loaded.objects[kind]
-            if not isinstance(obj, Node) or obj.metadata.name == config.node_name
-        ]
-        tables.replace(kind, objects)
+    for kind, objects in loaded.objects.items():
+        tables.replace(kind, [obj for obj in objects if kind.wants(obj.key, config.node_name)])
     return tables, tuple(str(problem) for problem in loaded.problems), loaded.api_servers
 
 
@@ -177,7 +171,7 @@ def _objects(config: ProxyConfig) -> LoadedManifests:
     from kproxy.sources.list_once import list_once
 
     access = ClusterAccess(config.kubeconfig, master=config.master or None)
-    return list_once(access, config.node_name, service_cidrs=wants_service_cidrs(config))
+    return list_once(access, config.node_name, kinds=needed_kinds(config))
 
 
 def _facts(

@@ -12,7 +12,6 @@ from kproxy.modes.nftables import nftables_config
 from kproxy.node.facts import api_addresses, node_facts
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
-from kproxy.state.decode import Kind
 from kproxy.state.problems import Problem
 from kproxy.state.tables import Tables
 from kproxy.state.wire import Node
@@ -29,8 +28,8 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
         raise ConfigError(["--manifests is needed"])
     loaded = load_manifests(config.manifests)
     tables = Tables()
-    for kind in Kind:
-        tables.replace(kind, [obj for obj in loaded.objects[kind] if _is_relevant(obj, config)])
+    for kind, objects in loaded.objects.items():
+        tables.replace(kind, [obj for obj in objects if kind.wants(obj.key, config.node_name)])
     facts = node_facts(config, tables.node, addresses_of(tables.node), tables.service_ranges)
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
@@ -53,7 +52,3 @@ def render_manifests(config: ProxyConfig, family: Family) -> tuple[str, tuple[Pr
 def addresses_of(node: Node | None) -> list[str]:
     """The node's addresses as far as the API knows them; in IPVS mode they accept node ports."""
     return sorted(set(api_addresses(node)))
-
-
-def _is_relevant(obj: object, config: ProxyConfig) -> bool:
-    return not isinstance(obj, Node) or obj.metadata.name == config.node_name

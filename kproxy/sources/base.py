@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from threading import Event
 from typing import Protocol, runtime_checkable
 
-from kproxy.state.decode import Kind, WireObject
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import Problem
+from kproxy.state.wire import WireObject
 
 
 class ListSink(Protocol):

@@ -1,8 +1,11 @@
-"""Objects from a Kubernetes API server: one thread for each kind, over one set of credentials."""
+"""Objects from a Kubernetes API server: one thread per kind, over one set of credentials.
+
+Required kinds are watched from the start, optional ones once `watch` asks for them.
+"""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -10,11 +13,11 @@ from kproxy.sources.api_client import ObjectApi
 from kproxy.sources.base import Sink
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.listing import SERVICE_CIDRS, StreamedListSupport, resources
+from kproxy.sources.listing import StreamedListSupport, resources
 from kproxy.sources.reflector import Reflector, WatchStatus
 from kproxy.sources.servers import Server
 from kproxy.sources.transport import Observe, Transport
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import KINDS, Kind
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "KubernetesSource", "KubernetesSourceConfig", "WatchStatus"]
 
@@ -22,7 +25,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class KubernetesSource:
-    """Lists and watches Services, EndpointSlices, one Node, ServiceCIDRs on demand (implements Source)."""
+    """Lists and watches required kinds, and optional ones on demand (implements Source)."""
 
     def __init__(
         self,
@@ -31,39 +34,45 @@ class KubernetesSource:
         config: KubernetesSourceConfig | None = None,
         observe: Observe = lambda *_: None,
         moved: Callable[[], None] = lambda: None,
+        kinds: Iterable[Kind] = KINDS,
     ) -> None:
-        """`node` is the name of the Node to watch; None: no Node. `observe` is told of each request.
+        """`node` is the name of this node; None: no Node is watched. `observe` is called after each request.
 
         `moved` is called from any thread when `servers` changed.
         """
         self._config = config or KubernetesSourceConfig()
         self._transport = Transport(access, self._config.transport, observe, moved)
         support = StreamedListSupport(self._config)
-        self._reflectors = tuple(
-            Reflector(self._transport, each, self._config, support) for each in resources(node)
-        )
-        self._service_cidrs = Reflector(self._transport, SERVICE_CIDRS, self._config, support)
-        self._service_cidrs_wanted = threading.Event()
+        self._reflectors = {
+            each.kind: Reflector(self._transport, each, self._config, support)
+            for each in resources(node, kinds)
+        }
+        self._wanted = {kind: threading.Event() for kind in self._reflectors}
+        self.watch(kind for kind in self._reflectors if kind.required)
 
     def status(self) -> tuple[WatchStatus, ...]:
         """How the watch of each kind is doing; may be called from any thread at any time.
 
-        A kind that is not asked for, or that the server has or gives none of, is left out.
+        A kind that is not wanted, or that the server does not have or refuses, is left out.
         """
-        found = tuple(each.status for each in self._reflectors)
-        optional = self._service_cidrs
-        if not self._service_cidrs_wanted.is_set() or optional.unavailable:
-            return found
-        return (*found, optional.status)
+        return tuple(
+            each.status
+            for kind, each in self._reflectors.items()
+            if self._wanted[kind].is_set() and not each.unavailable
+        )
 
     @property
     def servers(self) -> frozenset[Server]:
         """Where API servers are reached; may be asked from any thread."""
         return self._transport.servers
 
-    def watch_service_cidrs(self) -> None:
-        """Watch ServiceCIDRs too from now on; may be called from any thread, even before `run`."""
-        self._service_cidrs_wanted.set()
+    def watch(self, kinds: Iterable[Kind]) -> None:
+        """Watch these kinds too from now on; may be called from any thread, even before `run`.
+
+        Raises KeyError for a kind that this source was not made for.
+        """
+        for kind in kinds:
+            self._wanted[kind].set()
 
     def objects(self) -> ObjectApi:
         """What reads and writes single objects, over the same connections and credentials."""
@@ -75,16 +84,16 @@ class KubernetesSource:
         Raises ClusterAccessError at once if the configuration cannot be used; later failures are retried.
         """
         self._transport.load()
-        work = {each.status.kind: each.run for each in self._reflectors}
-        work[Kind.SERVICE_CIDR] = self._run_service_cidrs
         threads = [
-            threading.Thread(target=run, args=(sink, stop), name=f"watch-{kind.lower()}", daemon=True)
-            for kind, run in work.items()
+            threading.Thread(
+                target=self._run_kind, args=(kind, sink, stop), name=f"watch-{kind.name.lower()}", daemon=True
+            )
+            for kind in self._reflectors
         ]
         for thread in threads:
             thread.start()
         stop.wait()
-        self._service_cidrs_wanted.set()
+        self.watch(self._reflectors)
         self._transport.close()
         deadline = time.monotonic() + self._config.stop_seconds
         for thread in threads:
@@ -92,6 +101,6 @@ class KubernetesSource:
             if thread.is_alive():
                 log.warning("watch_abandoned", thread=thread.name)
 
-    def _run_service_cidrs(self, sink: Sink, stop: threading.Event) -> None:
-        self._service_cidrs_wanted.wait()
-        self._service_cidrs.run(sink, stop)
+    def _run_kind(self, kind: Kind, sink: Sink, stop: threading.Event) -> None:
+        self._wanted[kind].wait()
+        self._reflectors[kind].run(sink, stop)

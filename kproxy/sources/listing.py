@@ -6,7 +6,7 @@ the sink. Reads are consistent ones (no resourceVersion), so a list never goes b
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -17,8 +17,10 @@ from kproxy.sources.errors import ApiError, DisconnectedError, GatewayError, Sta
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.sources.wire_events import GarbledError, Page, WatchEvent, read_event, read_page
-from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import ObjectRejected, Problem
+from kproxy.state.wire import WireObject
 
 _UNSUPPORTED = frozenset({400, 404, 405, 422})
 """What servers answer to a streamed list they cannot give (422: the WatchList gate is off; KEP-3157)."""
@@ -68,50 +70,33 @@ class StreamedListSupport:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind as one proxy needs it: its path, and the selectors the server filters by."""
+    """The objects of one kind that this node needs: their path, and the selectors the server filters by."""
 
     kind: Kind
     path: str
     selectors: dict[str, str]
-    only: str | None = None
-    """If set, the one key that is wanted, whatever else the server sends."""
-    without: str | None = None
-    """What it costs where the server has no such kind, or does not let us read it; None: it is essential."""
+    node: str | None
+    """This node's name; None: not known, and no Node is wanted."""
 
     def wants(self, key: str) -> bool:
-        """Whether an object is ours."""
-        return self.only is None or key == self.only
+        """Whether an object is wanted, whatever else the server sends."""
+        return self.kind.wants(key, self.node)
 
 
-def resources(node: str | None) -> tuple[Resource, ...]:
-    """What kube-proxy watches, by its selectors (cmd/kube-proxy/app/server.go); a Node only if named."""
-    found = (
-        Resource(
-            Kind.SERVICE,
-            "/api/v1/services",
-            {
-                "labelSelector": "!service.kubernetes.io/service-proxy-name",
-                "fieldSelector": "spec.clusterIP!=None",
-            },
-        ),
-        Resource(
-            Kind.ENDPOINT_SLICE,
-            "/apis/discovery.k8s.io/v1/endpointslices",
-            {"labelSelector": "!service.kubernetes.io/headless"},
-        ),
+def resources(node: str | None, kinds: Iterable[Kind] = KINDS) -> tuple[Resource, ...]:
+    """What to ask for of each kind; a kind of which only this node's object is wanted needs its name."""
+    return tuple(
+        Resource(kind, kind.path, _selectors(kind, node), node)
+        for kind in kinds
+        if node is not None or not kind.own_node
     )
-    if node is None:
-        return found
-    return (*found, Resource(Kind.NODE, "/api/v1/nodes", {"fieldSelector": f"metadata.name={node}"}, node))
 
 
-SERVICE_CIDRS = Resource(
-    Kind.SERVICE_CIDR,
-    "/apis/networking.k8s.io/v1/servicecidrs",
-    {},
-    without="cluster IPs that no service has are routed on; --service-cidr names their ranges by hand",
-)
-"""In the API since Kubernetes 1.33 (KEP-1880)."""
+def _selectors(kind: Kind, node: str | None) -> dict[str, str]:
+    name = f"metadata.name={node}" if kind.own_node else ""
+    field = ",".join(filter(None, (kind.field_selector, name)))
+    both = {"labelSelector": kind.label_selector, "fieldSelector": field}
+    return {key: value for key, value in both.items() if value}
 
 
 class Snapshot:

@@ -9,7 +9,7 @@ import bisect
 import enum
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,27 +17,14 @@ import msgspec
 import structlog
 
 from kproxy.sources.yaml_documents import Fault, ManifestSyntaxError, YamlDocument, yaml_documents
-from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import ObjectRejected, Problem, show
-from kproxy.state.wire import EndpointSlice
+from kproxy.state.wire import EndpointSlice, WireObject
 
 log = structlog.stdlib.get_logger(__name__)
 
 SUFFIXES = (".yaml", ".yml", ".json")
-
-_KINDS = {
-    ("v1", "Service"): Kind.SERVICE,
-    ("v1", "Node"): Kind.NODE,
-    ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
-    ("networking.k8s.io/v1", "ServiceCIDR"): Kind.SERVICE_CIDR,
-}
-_LISTS = {
-    ("v1", "List"): None,
-    ("v1", "ServiceList"): Kind.SERVICE,
-    ("v1", "NodeList"): Kind.NODE,
-    ("discovery.k8s.io/v1", "EndpointSliceList"): Kind.ENDPOINT_SLICE,
-    ("networking.k8s.io/v1", "ServiceCIDRList"): Kind.SERVICE_CIDR,
-}
 
 
 class ObjectKey(NamedTuple):
@@ -92,6 +79,17 @@ class _Special(enum.Enum):
     NOT_A_LIST = enum.auto()
 
 
+class _Types:
+    """The (apiVersion, kind) of objects and of lists of them. A v1 List names no kind for its items: None."""
+
+    def __init__(self, kinds: Iterable[Kind]) -> None:
+        self.objects = {(kind.api_version, kind.name): kind for kind in kinds}
+        self.lists: dict[tuple[str, str], Kind | None] = {
+            (api, f"{name}List"): kind for (api, name), kind in self.objects.items()
+        }
+        self.lists["v1", "List"] = None
+
+
 _NO_ITEMS = "items of a list is not a list"
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NULL = msgspec.Raw(b"null")
@@ -99,14 +97,18 @@ _TYPE_META = msgspec.json.Decoder(_TypeMeta)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def read_manifest(name: str, data: bytes) -> ManifestFile:
-    """Read the bytes of a file; `name` tells JSON from YAML and is what problems call it. Never raises."""
+def read_manifest(name: str, data: bytes, kinds: Iterable[Kind] = KINDS) -> ManifestFile:
+    """Read the objects of `kinds` from the bytes of a file; others are ignored. Never raises.
+
+    `name` tells JSON from YAML, and problems name it.
+    """
     content = ManifestFile()
+    types = _Types(kinds)
     try:
         text = data.decode("utf-8-sig")
-        pieces = _json_pieces(data, text) if name.endswith(".json") else _yaml_pieces(text)
+        pieces = _json_pieces(data, text, types) if name.endswith(".json") else _yaml_pieces(text, types)
         for piece in pieces:
-            _take(content, name, piece)
+            _take(content, name, piece, types)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         _broken(content, name, line, f"not UTF-8: byte {data[error.start]:#04x}", whole=True)
@@ -140,12 +142,12 @@ def _completed(decoded: WireObject) -> WireObject:
     return msgspec.structs.replace(decoded, ports=ports)
 
 
-def _take(content: ManifestFile, name: str, piece: _Piece) -> None:
+def _take(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> None:
     if piece.faults:
         for fault in piece.faults:
             _broken(content, name, fault.line, fault.reason)
         return
-    kind = _kind_of(content, name, piece)
+    kind = _kind_of(content, name, piece, types)
     if kind is None:
         return
     try:
@@ -165,7 +167,7 @@ def _take(content: ManifestFile, name: str, piece: _Piece) -> None:
     content.objects[identity] = decoded
 
 
-def _kind_of(content: ManifestFile, name: str, piece: _Piece) -> Kind | None:
+def _kind_of(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> Kind | None:
     """The kind of a piece if it is one that matters; what is wrong with it is noted."""
     try:
         meta = _TYPE_META.decode(piece.raw)
@@ -178,7 +180,7 @@ def _kind_of(content: ManifestFile, name: str, piece: _Piece) -> Kind | None:
         if not isinstance(value, str) or not value:
             _broken(content, name, piece.line, f"{key} is missing or not text")
             return None
-    kind = _KINDS.get((str(meta.api_version), str(meta.kind)))
+    kind = types.objects.get((str(meta.api_version), str(meta.kind)))
     if kind is None:
         log.debug("manifest_ignored", file=name, line=piece.line, api=meta.api_version, kind=meta.kind)
     return kind
@@ -189,10 +191,10 @@ def _placed(problem: Problem, name: str, line: int) -> Problem:
     return Problem(problem.object, problem.field, problem.value, reason)
 
 
-def _yaml_pieces(text: str) -> Iterator[_Piece]:
+def _yaml_pieces(text: str, types: _Types) -> Iterator[_Piece]:
     for document in yaml_documents(text):
         value = document.value
-        kind = _list_kind(value)
+        kind = _list_kind(value, types)
         if kind is _Special.NOT_A_LIST or not isinstance(value, dict):
             yield _encoded(value, document.line, document.faults, None)
             continue
@@ -226,24 +228,24 @@ def _encoded(value: object, line: int, faults: list[Fault], implied: Kind | None
         return _Piece(b"null", line, [Fault(line, f"cannot be written as JSON: {error}")], implied)
 
 
-def _list_kind(value: object) -> Kind | _Special | None:
+def _list_kind(value: object, types: _Types) -> Kind | _Special | None:
     """The kind that a list gives its items (None: they name their own), or that it is none."""
     if not isinstance(value, Mapping):
         return _Special.NOT_A_LIST
     api, kind = value.get("apiVersion"), value.get("kind")
     if isinstance(api, str) and isinstance(kind, str):
-        return _LISTS.get((api, kind), _Special.NOT_A_LIST)
+        return types.lists.get((api, kind), _Special.NOT_A_LIST)
     return _Special.NOT_A_LIST
 
 
-def _json_pieces(data: bytes, text: str) -> Iterator[_Piece]:
+def _json_pieces(data: bytes, text: str, types: _Types) -> Iterator[_Piece]:
     body = data.removeprefix(b"\xef\xbb\xbf")
     try:
         documents = [(msgspec.json.decode(body, type=msgspec.Raw), 1)] if body.strip() else []
     except (ValueError, RecursionError):
         documents = _several_json(text)
     for raw, line in documents:
-        yield from _json_document(raw, line)
+        yield from _json_document(raw, line, types)
 
 
 def _several_json(text: str) -> list[tuple[msgspec.Raw, int]]:
@@ -269,13 +271,13 @@ def _several_json(text: str) -> list[tuple[msgspec.Raw, int]]:
         position = end
 
 
-def _json_document(raw: msgspec.Raw, line: int) -> Iterator[_Piece]:
+def _json_document(raw: msgspec.Raw, line: int, types: _Types) -> Iterator[_Piece]:
     try:
         meta = _TYPE_META.decode(raw)
     except (ValueError, RecursionError):
         yield _Piece(raw, line, [], None)
         return
-    kind = _list_kind({"apiVersion": meta.api_version, "kind": meta.kind})
+    kind = _list_kind({"apiVersion": meta.api_version, "kind": meta.kind}, types)
     if kind is _Special.NOT_A_LIST:
         yield _Piece(raw, line, [], None)
         return

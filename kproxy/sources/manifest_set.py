@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kproxy.sources.manifest_files import ManifestFile, ObjectKey, Rejection
-from kproxy.state.decode import WireObject
 from kproxy.state.problems import Problem, show
+from kproxy.state.wire import WireObject
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,14 +27,18 @@ from kproxy.sources.manifest_files import (
     unreadable_file,
 )
 from kproxy.sources.manifest_set import Changes, ManifestSet
-from kproxy.state.decode import Kind, WireObject
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import Problem
-from kproxy.state.service_cidrs import problems_of
+from kproxy.state.wire import WireObject
 
 log = structlog.stdlib.get_logger(__name__)
 
 _LOGGED = 10
 """Problems of one file that are logged singly; the rest is counted. All of them reach the sink."""
+
+
+_LAST = (Kind.SERVICE, Kind.ENDPOINT_SLICE)
+"""Kinds that are listed after all others, which they depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,22 @@ class MissingDirectory(NamedTuple):
     reason: str
 
 
-def load_manifests(directory: Path, config: ManifestSourceConfig | None = None) -> LoadedManifests:
+def load_manifests(
+    directory: Path, config: ManifestSourceConfig | None = None, kinds: Collection[Kind] = KINDS
+) -> LoadedManifests:
     """Read a directory once. Raises OSError if it cannot be listed; defects of files are in `problems`."""
     config = config or ManifestSourceConfig()
-    files = {name: _read(directory / name, config) for name in sorted(_signatures(directory))}
+    files = {name: _read(directory / name, config, kinds) for name in sorted(_signatures(directory))}
     manifests = ManifestSet()
     conflicts = manifests.merge(files).conflicts
-    objects: dict[Kind, list[WireObject]] = {kind: [] for kind in Kind}
+    objects: dict[Kind, list[WireObject]] = {kind: [] for kind in kinds}
     for key, obj in sorted(manifests.objects.items(), key=lambda item: item[0]):
         objects[key.kind].append(obj)
     rejections = [each for content in files.values() for each in content.rejections] + conflicts
     problems = [each.problem for each in rejections]
-    problems += [problem for obj in objects[Kind.SERVICE_CIDR] for problem in problems_of(obj)]
+    problems += [
+        problem for kind, found in objects.items() for obj in found for problem in kind.problems_of(obj)
+    ]
     return LoadedManifests({kind: tuple(found) for kind, found in objects.items()}, tuple(problems))
 
 
@@ -119,7 +127,7 @@ def _signature(status: os.stat_result) -> _Signature:
     return _Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read(path: Path, config: ManifestSourceConfig) -> ManifestFile:
+def _read(path: Path, config: ManifestSourceConfig, kinds: Collection[Kind] = KINDS) -> ManifestFile:
     limit = config.max_file_bytes
     try:
         with path.open("rb") as file:
@@ -128,18 +136,23 @@ def _read(path: Path, config: ManifestSourceConfig) -> ManifestFile:
         return unreadable_file(path.name, f"cannot be read: {error.strerror}", read=False)
     if len(data) > limit:
         return unreadable_file(path.name, f"is larger than {limit} bytes")
-    return read_manifest(path.name, data)
+    return read_manifest(path.name, data, kinds)
 
 
 class ManifestSource:
     """Feeds a Sink from a directory of *.yaml, *.yml and *.json files (implements Source).
 
-    Services and EndpointSlices are all fed; of Nodes only the one named `node`.
+    Every object of `kinds` is fed; of Nodes only the one named `node`.
     """
 
     def __init__(
-        self, directory: Path, node: str | None = None, config: ManifestSourceConfig | None = None
+        self,
+        directory: Path,
+        node: str | None = None,
+        config: ManifestSourceConfig | None = None,
+        kinds: Collection[Kind] = KINDS,
     ) -> None:
+        self._kinds = tuple(kinds)
         self._directory = directory.absolute()
         self._node = node
         self._config = config or ManifestSourceConfig()
@@ -267,7 +280,7 @@ class ManifestSource:
         self._deferred = not held.isdisjoint(seen)
         self._unsettled = False
         for name, signature in sorted(candidates.items()):
-            content = _read(self._directory / name, self._config)
+            content = _read(self._directory / name, self._config, self._kinds)
             if name in watch.held():
                 self._deferred = True
                 continue
@@ -303,12 +316,11 @@ class ManifestSource:
             yield from (each.problem for each in found)
         yield from (each.problem for each in self._manifests.conflicts)
         for key, obj in self._manifests.objects.items():
-            if key.kind is Kind.SERVICE_CIDR:
-                yield from problems_of(obj)
+            yield from key.kind.problems_of(obj)
 
     def _replace(self, sink: Sink, milliseconds: int) -> None:
-        objects: dict[Kind, list[WireObject]] = {kind: [] for kind in Kind}
-        unreadable: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+        objects: dict[Kind, list[WireObject]] = {kind: [] for kind in self._kinds}
+        unreadable: dict[Kind, list[str]] = {kind: [] for kind in self._kinds}
         for key, obj in self._manifests.objects.items():
             if self._wanted(key):
                 objects[key.kind].append(obj)
@@ -316,12 +328,12 @@ class ManifestSource:
             for each in found:
                 if each.key is not None:
                     unreadable[each.kind].append(each.key)
-        for kind in (Kind.NODE, Kind.SERVICE_CIDR, Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        for kind in sorted(self._kinds, key=_LAST.__contains__):
             sink.replace(kind, objects[kind], unreadable[kind])
-            log.info("list_complete", kind=kind.value, objects=len(objects[kind]), ms=milliseconds)
+            log.info("list_complete", kind=kind.name, objects=len(objects[kind]), ms=milliseconds)
 
     def _wanted(self, key: ObjectKey) -> bool:
-        return key.kind is not Kind.NODE or key.key == self._node
+        return key.kind.wants(key.key, self._node)
 
 
 def _signature_of(path: Path) -> _Signature | None:

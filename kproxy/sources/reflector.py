@@ -36,7 +36,8 @@ from kproxy.sources.resource_version import Order
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.sources.wire_events import GarbledError, WatchEvent
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import ObjectRejected
 
 log = structlog.stdlib.get_logger(__name__)
@@ -104,7 +105,7 @@ class Reflector:
         self._connected_since: float | None = None
         self._lost_at: float | None = time.time()
         self._last_error: str | None = None
-        self._log = log.bind(kind=resource.kind.value)
+        self._log = log.bind(kind=resource.kind.name)
 
     @property
     def status(self) -> WatchStatus:
@@ -156,7 +157,7 @@ class Reflector:
     def _cycle(self, sink: Sink, stop: threading.Event) -> None:
         """One connection: a list if there is none to go on from, then the watch to its end."""
         if self._version is None:
-            streamed = self._resource.without is None and self._support.expected()
+            streamed = self._resource.kind.required and self._support.expected()
             if streamed and self._broken_streams < self._config.streamed_list_attempts:
                 try:
                     self._list_streamed(sink, stop)
@@ -295,11 +296,11 @@ class Reflector:
         self._last_error = None
 
     def _do_without(self, error: Exception | None, sink: Sink) -> None:
-        """Let nobody wait for a first list that is not essential, and say once that there will be none.
+        """Mark an optional kind as synced and empty when its first list fails; log once if it is unavailable.
 
-        What was listed before stays in force. While no server is reached, nobody can go on anyway.
+        What was listed before stays in force. While no server is reached, other kinds wait as well.
         """
-        if self._resource.without is None or error is None or isinstance(error, UnreachableError):
+        if self._resource.kind.required or error is None or isinstance(error, UnreachableError):
             return
         if not self._answered:
             self._answered = True
@@ -307,7 +308,7 @@ class Reflector:
         if isinstance(error, StatusError) and error.code in UNAVAILABLE:
             self._version = None
             if not self._unavailable:
-                self._log.warning("kind_unavailable", reason=str(error), effect=self._resource.without)
+                self._log.warning("kind_unavailable", reason=str(error), effect=str(self._resource.kind.loss))
             self._unavailable = True
 
     def _after(self, error: Exception | None) -> float:

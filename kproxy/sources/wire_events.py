@@ -10,7 +10,7 @@ import msgspec
 from msgspec import field
 
 from kproxy.sources.errors import DisconnectedError, Status, StatusError
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 
 
 class GarbledError(DisconnectedError):

@@ -1,40 +1,15 @@
 """From raw JSON to wire structs, one object at a time, so that a bad object costs only itself.
 
-An error names the object as far as it could be read, so that a source can keep serving the version it had.
+An error names the object as far as it could be read, so that a source can keep the version it had in force.
 """
 
-import enum
 import re
 
 import msgspec
 
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import ObjectRejected, Problem, show
-from kproxy.state.sharing import share
-from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
-
-
-class Kind(enum.StrEnum):
-    """The kinds of object kproxy watches."""
-
-    SERVICE = "Service"
-    ENDPOINT_SLICE = "EndpointSlice"
-    NODE = "Node"
-    SERVICE_CIDR = "ServiceCIDR"
-
-    @property
-    def namespaced(self) -> bool:
-        """Whether objects of this kind have a namespace."""
-        return self in (Kind.SERVICE, Kind.ENDPOINT_SLICE)
-
-
-WireObject = Service | EndpointSlice | Node | ServiceCIDR
-
-_DECODERS: dict[Kind, msgspec.json.Decoder[WireObject]] = {
-    Kind.SERVICE: msgspec.json.Decoder(Service),
-    Kind.ENDPOINT_SLICE: msgspec.json.Decoder(EndpointSlice),
-    Kind.NODE: msgspec.json.Decoder(Node),
-    Kind.SERVICE_CIDR: msgspec.json.Decoder(ServiceCIDR),
-}
+from kproxy.state.wire import NamespacedObject, WireObject
 
 # RFC 1123 subdomain: the widest form the API server allows for these names.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -47,14 +22,13 @@ def decode(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
     Raises ObjectRejected, whose problem names the object, the field and the reason.
     """
     try:
-        decoded = _DECODERS[kind].decode(raw)
+        decoded = kind.decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _rejected(kind, raw, error) from error
-    metadata = decoded.metadata
-    _check_name(kind, decoded.key, "metadata.name", metadata.name)
-    if isinstance(decoded, EndpointSlice):
-        share(decoded)
-    if isinstance(decoded, Service | EndpointSlice):
+    _check_name(kind, decoded.key, "metadata.name", decoded.metadata.name)
+    if kind.prepare is not None:
+        kind.prepare(decoded)
+    if isinstance(decoded, NamespacedObject):
         _check_name(kind, decoded.key, "metadata.namespace", decoded.metadata.namespace)
     return decoded
 

@@ -1,4 +1,4 @@
-"""The ranges that ServiceCIDRs give: a CIDR that cannot be read costs itself, not its object's other one."""
+"""The ranges that ServiceCIDRs give. A CIDR that cannot be read costs itself only."""
 
 from collections.abc import Iterable
 
@@ -19,10 +19,8 @@ def ranges_of(objects: Iterable[ServiceCIDR]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def problems_of(obj: object) -> tuple[Problem, ...]:
-    """What is wrong with the CIDRs of a ServiceCIDR; nothing is with an object of another kind."""
-    if not isinstance(obj, ServiceCIDR):
-        return ()
+def problems_of(obj: ServiceCIDR) -> tuple[Problem, ...]:
+    """Every CIDR of a ServiceCIDR that cannot be read, with the reason."""
     found = []
     for number, cidr in enumerate(_cidrs(obj)):
         try:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
 
-from kproxy.state.decode import Kind, WireObject
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import Problem
-from kproxy.state.service_cidrs import problems_of
-from kproxy.state.tables import Changes, ServiceInput, Tables, Trigger
-from kproxy.state.wire import Node
+from kproxy.state.slice_index import Trigger
+from kproxy.state.tables import Changes, ServiceInput, Tables
+from kproxy.state.wire import Node, WireObject
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -21,8 +21,9 @@ _NAMELESS = 100
 class ObjectStore:
     """A thread-safe Sink around the tables that wakes the run loop when something changed."""
 
-    def __init__(self, required: Collection[Kind]) -> None:
-        self._tables = Tables()
+    def __init__(self, required: Collection[Kind], kinds: Collection[Kind] = KINDS) -> None:
+        """`required`: the kinds of `kinds` whose first complete lists make the store ready."""
+        self._tables = Tables(kinds)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._required = frozenset(required)
@@ -33,14 +34,14 @@ class ObjectStore:
         self._changed_at: float | None = None
         self._incomplete_since: float | None = None
         self._taken = -1
-        self._rejected: dict[tuple[Kind, str], Problem] = {}
+        self._rejected: dict[tuple[Kind, str], tuple[Problem, ...]] = {}
         # Whether each may belong to the list that is about to come.
-        self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in Kind}
+        self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in kinds}
         self._standing: tuple[Problem, ...] = ()
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         """Take a complete list of a kind. Rejected objects that it does not name are gone."""
-        defects = {obj.key: found[0] for obj in objects if (found := problems_of(obj))}
+        defects = {obj.key: found for obj in objects if (found := kind.problems_of(obj))}
         with self._lock:
             self._note(self._tables.replace(kind, objects, unreadable))
             if self._complete_since is None and self._required <= self._tables.synced:
@@ -53,14 +54,14 @@ class ObjectStore:
             }
         if freed:
             listed = {obj.key for obj in objects}
-            for key, problem in sorted(freed.items()):
-                _log_freed(problem, valid=key in listed)
-        for key, problem in defects.items():
-            self.reject(kind, key, problem)
+            for key, problems in sorted(freed.items()):
+                _log_freed(problems, valid=key in listed)
+        for key, problems in defects.items():
+            self._reject(kind, key, problems)
 
     def upsert(self, kind: Kind, obj: WireObject) -> None:
         """Take one object."""
-        defects = problems_of(obj)
+        defects = kind.problems_of(obj)
         with self._lock:
             freed = None if defects else self._rejected.pop((kind, obj.key), None)
             self._age_nameless(kind)
@@ -68,7 +69,7 @@ class ObjectStore:
         if freed is not None:
             _log_freed(freed, valid=True)
         if defects:
-            self.reject(kind, obj.key, defects[0])
+            self._reject(kind, obj.key, defects)
 
     def delete(self, kind: Kind, key: str) -> None:
         """Forget one object."""
@@ -81,24 +82,26 @@ class ObjectStore:
 
     def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
         """Report an object that cannot be used, once per defect."""
+        if key is not None:
+            self._reject(kind, key, (problem,))
+            return
         with self._lock:
-            if key is None:
-                nameless = self._nameless[kind]
-                is_known = problem in nameless or problem in self._standing
-                nameless[problem] = True
-                if len(nameless) > _NAMELESS:
-                    del nameless[next(iter(nameless))]
-            else:
-                is_known = self._rejected.get((kind, key)) == problem or problem in self._standing
-                self._rejected[kind, key] = problem
+            nameless = self._nameless[kind]
+            is_known = problem in nameless or problem in self._standing
+            nameless[problem] = True
+            if len(nameless) > _NAMELESS:
+                del nameless[next(iter(nameless))]
         if not is_known:
-            log.error(
-                "object_rejected",
-                object=problem.object,
-                field=problem.field,
-                value=problem.value,
-                reason=problem.reason,
-            )
+            _log_rejected(problem)
+
+    def _reject(self, kind: Kind, key: str, problems: tuple[Problem, ...]) -> None:
+        """Make `problems` all that is known to be wrong with one object, and log those that are new."""
+        with self._lock:
+            known = {*self._rejected.get((kind, key), ()), *self._standing}
+            self._rejected[kind, key] = problems
+        for problem in problems:
+            if problem not in known:
+                _log_rejected(problem)
 
     def set_problems(self, problems: Sequence[Problem]) -> None:
         """Take everything that is wrong now, in place of all that was rejected before (ProblemSink)."""
@@ -178,7 +181,8 @@ class ObjectStore:
         """Every object that cannot be used now, with what is wrong with it."""
         with self._lock:
             nameless = (problem for found in self._nameless.values() for problem in found)
-            return sorted({*self._rejected.values(), *nameless, *self._standing})
+            named = (problem for found in self._rejected.values() for problem in found)
+            return sorted({*named, *nameless, *self._standing})
 
     @property
     def missing_lists(self) -> list[Kind]:
@@ -190,6 +194,11 @@ class ObjectStore:
         """The node's object as last seen."""
         with self._lock:
             return self._tables.node
+
+    def objects(self, kind: Kind) -> dict[str, WireObject]:
+        """A copy of the objects of a kind by key, as they are now."""
+        with self._lock:
+            return dict(self._tables.objects(kind))
 
     @property
     def service_ranges(self) -> tuple[str, ...]:
@@ -269,9 +278,19 @@ class ObjectStore:
             self._wake.set()
 
 
-def _log_freed(problem: Problem, *, valid: bool) -> None:
+def _log_rejected(problem: Problem) -> None:
+    log.error(
+        "object_rejected",
+        object=problem.object,
+        field=problem.field,
+        value=problem.value,
+        reason=problem.reason,
+    )
+
+
+def _log_freed(problems: tuple[Problem, ...], *, valid: bool) -> None:
     """One line for a rejected object that is valid now, or gone."""
     if valid:
-        log.info("object_valid_again", object=problem.object)
+        log.info("object_valid_again", object=problems[0].object)
     else:
-        log.info("rejected_object_deleted", object=problem.object)
+        log.info("rejected_object_deleted", object=problems[0].object)

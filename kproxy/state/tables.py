@@ -6,18 +6,16 @@ apply simply does not commit. That is how a change is never lost. The same marks
 endpoints took: its trigger waits here until the change is committed.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import msgspec
 
-from kproxy.addresses import Family
-from kproxy.state.decode import Kind, WireObject
 from kproxy.state.incomplete_services import IncompleteServices
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.service_cidrs import ranges_of
-from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR
-
-_FAMILIES = frozenset(family.value for family in Family)
-"""Address types that rules can lead to: names (FQDN) are for others to resolve."""
+from kproxy.state.slice_index import SliceIndex, Trigger, split_trigger
+from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR, WireObject
 
 
 class ServiceInput(msgspec.Struct, frozen=True, gc=False):
@@ -29,14 +27,6 @@ class ServiceInput(msgspec.Struct, frozen=True, gc=False):
     slices: tuple[EndpointSlice, ...]
 
 
-class Trigger(msgspec.Struct, frozen=True, gc=False):
-    """What a slice said of the moment its cause changed: the slice's key, its address type and the text."""
-
-    slice: str
-    address_type: str
-    text: str
-
-
 class Changes(msgspec.Struct, frozen=True):
     """Relevant changes of one kind: how many there were, and how many services wait for one to be applied."""
 
@@ -45,12 +35,17 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Tables:
-    """All objects, with dirty tracking of services. Not thread-safe: the owner locks."""
+    """All relevant objects by kind, with dirty tracking of services. Not thread-safe: the owner locks.
 
-    def __init__(self) -> None:
-        self._services: dict[str, Service] = {}
-        self._slices: dict[str, EndpointSlice] = {}
-        self._slices_of: dict[str, dict[str, EndpointSlice]] = {}
+    Any kind has its objects by key and counts in `revision`. Beyond that, a change of a Service or an
+    EndpointSlice marks its service dirty; `node` and `service_ranges` are views of the other kinds.
+    """
+
+    def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
+        self._objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in kinds}
+        self._kind_of: dict[type[WireObject], Kind] = {kind.wire: kind for kind in self._objects}
+        self._services = cast("dict[str, Service]", self._objects[Kind.SERVICE])
+        self._slices = SliceIndex()
         self._dirty: dict[str, int] = {}
         self._revision = 0
         self._totals = {Kind.SERVICE: 0, Kind.ENDPOINT_SLICE: 0}
@@ -58,10 +53,17 @@ class Tables:
         self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
         self._synced: set[Kind] = set()
         self._incomplete = IncompleteServices()
-        self._service_cidrs: dict[str, ServiceCIDR] = {}
-        self.node: Node | None = None
         self.service_ranges: tuple[str, ...] = ()
         """The ranges of all ServiceCIDRs, sorted, without duplicates; another object after each change."""
+
+    @property
+    def node(self) -> Node | None:
+        """The object of this node; sources deliver no other Node."""
+        return next(reversed(cast("dict[str, Node]", self._objects[Kind.NODE]).values()), None)
+
+    def objects(self, kind: Kind) -> Mapping[str, WireObject]:
+        """The objects of a kind by key; a view that follows changes. Raises KeyError for an unknown kind."""
+        return self._objects[kind]
 
     @property
     def revision(self) -> int:
@@ -107,7 +109,7 @@ class Tables:
         for obj in objects:
             named.add(obj.key)
             self.upsert(obj)
-        for key in self._keys(kind) - named:
+        for key in self._objects[kind].keys() - named:
             self.delete(kind, key)
         first = kind not in self._synced
         self._synced.add(kind)
@@ -115,40 +117,43 @@ class Tables:
 
     def upsert(self, obj: WireObject) -> bool:
         """Add or replace one object; False if nothing relevant changed."""
-        if isinstance(obj, Service):
-            return self._upsert_service(obj)
+        kind = self._kind_of[type(obj)]
+        if not kind.relevant(obj):
+            return self.delete(kind, obj.key)
+        trigger = None
         if isinstance(obj, EndpointSlice):
-            return self._upsert_slice(obj)
-        if isinstance(obj, ServiceCIDR):
-            return self._upsert_service_cidr(obj)
-        if self.node == obj:
+            obj, trigger = split_trigger(obj)
+        objects, key = self._objects[kind], obj.key
+        known = objects.get(key)
+        if known == obj:
             return False
-        self.node = obj
-        self._revision += 1
-        return True
+        objects[key] = obj
+        if isinstance(obj, Service):
+            self._service_came(cast("Service | None", known), obj)
+            return True
+        if isinstance(obj, EndpointSlice):
+            self._slice_came(cast("EndpointSlice | None", known), obj, trigger)
+            return True
+        return self._view_changed(kind)
 
     def delete(self, kind: Kind, key: str) -> bool:
-        """Remove one object; False if it was not known."""
-        if kind is Kind.SERVICE:
-            if self._services.pop(key, None) is None:
-                return False
+        """Remove one object; False if it was not known, or nothing relevant changed."""
+        gone = self._objects[kind].pop(key, None)
+        if gone is None:
+            return False
+        if isinstance(gone, Service):
             self._touch(key)
             self._count(kind, key)
             self._incomplete.forget(key)
             return True
-        if kind is Kind.ENDPOINT_SLICE:
-            return self._forget_slice(key)
-        if kind is Kind.SERVICE_CIDR:
-            return self._service_cidrs.pop(key, None) is not None and self._read_ranges()
-        if self.node is None or self.node.key != key:
-            return False
-        self.node = None
-        self._revision += 1
-        return True
+        if isinstance(gone, EndpointSlice):
+            self._slice_gone(gone)
+            return True
+        return self._view_changed(kind)
 
     def touch_all(self) -> None:
         """Mark every service dirty: something that all of them depend on (the node, the config) changed."""
-        for key in self._services.keys() | self._slices_of.keys():
+        for key in self._services.keys() | self._slices.services():
             self._touch(key)
 
     def touch(self, keys: Iterable[str]) -> None:
@@ -162,7 +167,7 @@ class Tables:
 
     def read(self, key: str) -> ServiceInput:
         """What is known of one service now."""
-        slices = self._slices_of.get(key, {})
+        slices = self._slices.of(key)
         ordered = tuple(slices[name] for name in sorted(slices))
         return ServiceInput(key, self._dirty.get(key, 0), self._services.get(key), ordered)
 
@@ -190,15 +195,6 @@ class Tables:
         """Whether what comes is news: before both lists are complete, everything is half of something."""
         return self._synced >= {Kind.SERVICE, Kind.ENDPOINT_SLICE}
 
-    def _keys(self, kind: Kind) -> set[str]:
-        if kind is Kind.SERVICE:
-            return set(self._services)
-        if kind is Kind.ENDPOINT_SLICE:
-            return set(self._slices)
-        if kind is Kind.SERVICE_CIDR:
-            return set(self._service_cidrs)
-        return {self.node.key} if self.node is not None else set()
-
     def _touch(self, key: str) -> None:
         self._revision += 1
         self._dirty[key] = self._revision
@@ -207,78 +203,46 @@ class Tables:
         self._totals[kind] += 1
         self._waiting[kind][key] = self._revision
 
-    def _upsert_service(self, service: Service) -> bool:
-        labels = service.metadata.labels
-        if labels is not None and labels.service_proxy_name is not None:
-            return self.delete(Kind.SERVICE, service.key)
-        known = self._services.get(service.key)
-        if known == service:
-            return False
-        self._services[service.key] = service
-        self._touch(service.key)
-        self._count(Kind.SERVICE, service.key)
-        if self._listed():
-            self._incomplete.service_came(known, service, self._slices_of.get(service.key, {}).values())
-        return True
-
-    def _upsert_service_cidr(self, obj: ServiceCIDR) -> bool:
-        if self._service_cidrs.get(obj.key) == obj:
-            return False
-        self._service_cidrs[obj.key] = obj
-        return self._read_ranges()
-
-    def _read_ranges(self) -> bool:
-        """Take the ranges as they are now; False if they are as before, whoever has them."""
-        ranges = ranges_of(self._service_cidrs.values())
-        if ranges == self.service_ranges:
-            return False
-        self.service_ranges = ranges
+    def _view_changed(self, kind: Kind) -> bool:
+        """Count a change of a kind that no single service depends on; False if its view is as before."""
+        if kind is Kind.SERVICE_CIDR:
+            ranges = ranges_of(cast("dict[str, ServiceCIDR]", self._objects[kind]).values())
+            if ranges == self.service_ranges:
+                return False
+            self.service_ranges = ranges
         self._revision += 1
         return True
 
-    def _upsert_slice(self, piece: EndpointSlice) -> bool:
-        labels = piece.metadata.labels
-        owner = piece.service_key
-        annotations = piece.metadata.annotations
-        if annotations is not None:
-            # When it changed is no part of what it says: without it, equal slices compare equal.
-            piece = msgspec.structs.replace(
-                piece, metadata=msgspec.structs.replace(piece.metadata, annotations=None)
-            )
-        headless = labels is not None and labels.headless is not None
-        if owner is None or headless or piece.address_type not in _FAMILIES:
-            return self._forget_slice(piece.key)
-        known = self._slices.get(piece.key)
-        if known == piece:
-            return False
+    def _service_came(self, known: Service | None, service: Service) -> None:
+        key = service.key
+        self._touch(key)
+        self._count(Kind.SERVICE, key)
+        if self._listed():
+            self._incomplete.service_came(known, service, self._slices.of(key).values())
+
+    def _slice_came(self, known: EndpointSlice | None, piece: EndpointSlice, trigger: Trigger | None) -> None:
+        owner = _owner(piece)
         if known is not None and known.service_key != owner:
-            self._forget_slice(piece.key)
-        self._slices[piece.key] = piece
-        siblings = self._slices_of.setdefault(owner, {})
-        first = not siblings
-        siblings[piece.key] = piece
+            self._slice_gone(known)
+        first = not self._slices.of(owner)
+        siblings = self._slices.put(owner, piece)
         self._touch(owner)
         self._count(Kind.ENDPOINT_SLICE, owner)
         if self._listed():
-            self._incomplete.slice_came(owner, self._services.get(owner), siblings.values(), first=first)
-        if annotations is not None and annotations.trigger_time is not None:
-            trigger = Trigger(piece.key, piece.address_type, annotations.trigger_time)
+            self._incomplete.slice_came(owner, self._services.get(owner), siblings, first=first)
+        if trigger is not None:
             self._triggers.setdefault(owner, []).append((self._revision, trigger))
-        return True
 
-    def _forget_slice(self, key: str) -> bool:
-        known = self._slices.pop(key, None)
-        if known is None:
-            return False
-        owner = known.service_key
-        if owner is not None:
-            siblings = self._slices_of[owner]
-            del siblings[key]
-            if not siblings:
-                del self._slices_of[owner]
-            self._touch(owner)
-            self._count(Kind.ENDPOINT_SLICE, owner)
-            self._incomplete.forget(owner)
-            # The last trigger was that of an earlier change; when the slice's end began, nobody says.
-            self._triggers.pop(owner, None)
-        return True
+    def _slice_gone(self, known: EndpointSlice) -> None:
+        owner = _owner(known)
+        self._slices.remove(owner, known.key)
+        self._touch(owner)
+        self._count(Kind.ENDPOINT_SLICE, owner)
+        self._incomplete.forget(owner)
+        # The last trigger is that of an earlier change; no API says when the end of a slice began.
+        self._triggers.pop(owner, None)
+
+
+def _owner(piece: EndpointSlice) -> str:
+    """The key of a slice's service; every relevant slice has one."""
+    return cast("str", piece.service_key)

@@ -20,6 +20,40 @@ class _Wire(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults
     """Base of all wire structs: immutable, and never part of a reference cycle."""
 
 
+class ObjectMeta(_Wire, frozen=True):
+    """metadata of any object."""
+
+    name: str
+
+
+class NamespacedMeta(ObjectMeta, frozen=True):
+    """metadata of an object that has a namespace."""
+
+    namespace: str = "default"
+
+
+class WireObject(_Wire, frozen=True):
+    """Base of all objects that have no namespace."""
+
+    metadata: ObjectMeta
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.metadata.name
+
+
+class NamespacedObject(WireObject, frozen=True):
+    """Base of all objects that have a namespace."""
+
+    metadata: NamespacedMeta
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+
 class ServiceLabels(_Wire, frozen=True):
     """Labels of a Service that select or hide it."""
 
@@ -34,11 +68,9 @@ class ServiceAnnotations(_Wire, frozen=True):
     kube_router_scheduler: str | None = field(name="kube-router.io/service.scheduler", default=None)
 
 
-class ServiceMeta(_Wire, frozen=True):
+class ServiceMeta(NamespacedMeta, frozen=True):
     """metadata of a Service."""
 
-    name: str
-    namespace: str = "default"
     creation_timestamp: str | None = None
     labels: ServiceLabels | None = None
     annotations: ServiceAnnotations | None = None
@@ -100,17 +132,12 @@ class ServiceStatus(_Wire, frozen=True):
     load_balancer: LoadBalancerStatus | None = None
 
 
-class Service(_Wire, frozen=True):
+class Service(NamespacedObject, frozen=True):
     """v1 Service."""
 
     metadata: ServiceMeta
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.metadata.namespace}/{self.metadata.name}"
 
 
 class SliceLabels(_Wire, frozen=True):
@@ -126,11 +153,9 @@ class SliceAnnotations(_Wire, frozen=True):
     trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
 
 
-class SliceMeta(_Wire, frozen=True):
+class SliceMeta(NamespacedMeta, frozen=True):
     """metadata of an EndpointSlice."""
 
-    name: str
-    namespace: str = "default"
     labels: SliceLabels | None = None
     annotations: SliceAnnotations | None = None
 
@@ -182,18 +207,13 @@ class EndpointPort(_Wire, frozen=True):
     port: Count | None = None
 
 
-class EndpointSlice(_Wire, frozen=True):
+class EndpointSlice(NamespacedObject, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: SliceMeta
     address_type: str = "IPv4"
     endpoints: tuple[Endpoint, ...] | None = None
     ports: tuple[EndpointPort, ...] | None = None
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.metadata.namespace}/{self.metadata.name}"
 
     @property
     def service_key(self) -> str | None:
@@ -204,10 +224,8 @@ class EndpointSlice(_Wire, frozen=True):
         return f"{self.metadata.namespace}/{labels.service_name}"
 
 
-class ServiceCIDRMeta(_Wire, frozen=True):
+class ServiceCIDRMeta(ObjectMeta, frozen=True):
     """metadata of a ServiceCIDR."""
-
-    name: str
 
 
 class ServiceCIDRSpec(_Wire, frozen=True):
@@ -216,16 +234,11 @@ class ServiceCIDRSpec(_Wire, frozen=True):
     cidrs: tuple[str, ...] | None = None
 
 
-class ServiceCIDR(_Wire, frozen=True):
+class ServiceCIDR(WireObject, frozen=True):
     """networking.k8s.io/v1 ServiceCIDR; one that is being deleted counts until it is gone."""
 
     metadata: ServiceCIDRMeta
     spec: ServiceCIDRSpec | None = None
-
-    @property
-    def key(self) -> str:
-        """The name: a ServiceCIDR has no namespace."""
-        return self.metadata.name
 
 
 class NodeLabels(_Wire, frozen=True):
@@ -234,10 +247,9 @@ class NodeLabels(_Wire, frozen=True):
     zone: str | None = field(name="topology.kubernetes.io/zone", default=None)
 
 
-class NodeMeta(_Wire, frozen=True):
+class NodeMeta(ObjectMeta, frozen=True):
     """metadata of a Node."""
 
-    name: str
     labels: NodeLabels | None = None
     deletion_timestamp: str | None = None
 
@@ -269,14 +281,9 @@ class NodeStatus(_Wire, frozen=True):
     addresses: tuple[NodeAddress, ...] | None = None
 
 
-class Node(_Wire, frozen=True):
+class Node(WireObject, frozen=True):
     """v1 Node."""
 
     metadata: NodeMeta
     spec: NodeSpec | None = None
     status: NodeStatus | None = None
-
-    @property
-    def key(self) -> str:
-        """The name: a Node has no namespace."""
-        return self.metadata.name

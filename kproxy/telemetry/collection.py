@@ -16,7 +16,7 @@ from kproxy.backends.core.base import MeasureError, PortTraffic
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.modes.base import Mode
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry import series
 from kproxy.telemetry.exposition import CollectionError, Reader

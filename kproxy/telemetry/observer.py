@@ -14,7 +14,7 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import Drift, SyncReport
 from kproxy.plan.model import ServicePlan, Verdict
 from kproxy.state.problems import Problem
-from kproxy.state.tables import Trigger
+from kproxy.state.slice_index import Trigger
 from kproxy.telemetry import series
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.metrics import Metrics

@@ -19,7 +19,7 @@ from kproxy.modes.base import Mode
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.stale_conntrack import StaleConntrack
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry.events import Notice
 from kproxy.telemetry.http.health import HealthState
@@ -152,7 +152,7 @@ class Rig:
     """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
 
     def __init__(self, make: Callable[[ProxyConfig], Mode], config: ProxyConfig = CONFIG) -> None:
-        self.store = ObjectStore(frozenset(Kind) - {Kind.SERVICE_CIDR})
+        self.store = ObjectStore(frozenset(KINDS) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
         self.api_servers: frozenset[tuple[str, int]] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from tests.agent.switch_rig import CONFIG, FakeMode, Kernel, Rig
 from tests.builders import as_service, as_slice, endpoint_slice, service
 

@@ -19,7 +19,7 @@ from kproxy.modes.iptables import IptablesMode
 from kproxy.modes.ipvs import IpvsMode
 from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.node.facts import FamilyFacts
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from kproxy.telemetry.events import Notice, Reason
 from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig

@@ -12,7 +12,7 @@ from kproxy.config.loading import CommandLine
 from kproxy.config.model import ProxyConfig
 from kproxy.config.reload import Reloader
 from kproxy.state import store as inbox_module
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import Problem
 from kproxy.telemetry import series
 from kproxy.telemetry.collection import readers
@@ -145,7 +145,7 @@ def test_lists_that_never_complete_are_late_too(world: World, monkeypatch: pytes
     assert bare.summary() == ("starting", 1, ["ListsIncomplete", "NotSynced"])
     assert bare.metric(series.OLDEST_PENDING) == 5
     message = bare.status.conditions[0].message
-    assert all(kind.value in message for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE))
+    assert all(kind.name in message for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE))
     bare.now += 2 * PERIOD
     assert bare.summary() == ("failing", 1, ["ChangesLate", "ListsIncomplete", "NotSynced"])
     assert bare.probes() == [503]

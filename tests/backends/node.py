@@ -9,7 +9,7 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, SyncReport
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import ServiceInput, Tables
 from tests.builders import NODE, as_service, as_slice
 

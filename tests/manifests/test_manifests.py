@@ -13,6 +13,7 @@ import yaml
 from kproxy.cli.run import run
 from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
+from kproxy.state.kinds import Kind
 from kproxy.telemetry import series
 from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.telemetry.exposition import Exposition, slis
@@ -119,7 +120,7 @@ def test_the_rights_are_what_the_program_uses_and_nothing_else(tmp_path: Path) -
             }
         )
         source = KubernetesSource(ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "k")), "node-a")
-        source.watch_service_cidrs()
+        source.watch([Kind.SERVICE_CIDR])
         stop = threading.Event()
         thread = threading.Thread(target=source.run, args=(RecordingSink(), stop), daemon=True)
         thread.start()

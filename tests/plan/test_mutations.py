@@ -16,7 +16,8 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.render import render_service
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.planner import Planner
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import ObjectRejected
 from kproxy.state.tables import ServiceInput, Tables
 from kproxy.state.wire import EndpointSlice, Service

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from kproxy.sources.base import Source
 from kproxy.sources.kubernetes import KubernetesSource, WatchStatus
 from kproxy.sources.reflector import Reflector
-from kproxy.state.decode import Kind, WireObject
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import Problem
-from kproxy.state.wire import EndpointSlice, Service
+from kproxy.state.wire import EndpointSlice, Service, WireObject
 
 PATIENCE = 30.0
 """Seconds a test waits for something that must happen before it fails; never a measure of speed."""
@@ -22,11 +22,11 @@ class RecordingSink:
         self.condition = threading.Condition()
         self.history: list[tuple[str, Kind, str]] = []
         self.problems: list[tuple[Kind, str | None, Problem]] = []
-        self.objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in Kind}
-        self.lists: dict[Kind, int] = dict.fromkeys(Kind, 0)
+        self.objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in KINDS}
+        self.lists: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.vanished: set[str] = set()
         """Every key that was in force and then was not, by a delete or by a list without it."""
-        self.unreadable: dict[Kind, set[str]] = {kind: set() for kind in Kind}
+        self.unreadable: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         with self.condition:
@@ -105,7 +105,7 @@ class _Announcing(Reflector):
 def wait_for_status(source: KubernetesSource, predicate: Callable[[WatchStatus], object]) -> WatchStatus:
     """Wait until the status of some watch is as wanted."""
     changed = threading.Condition()
-    for each in (*source._reflectors, source._service_cidrs):
+    for each in source._reflectors.values():
         vars(each)["changed"] = changed
         each.__class__ = _Announcing
     with changed:

@@ -10,7 +10,7 @@ import trustme
 import yaml
 
 from kproxy.sources.kubernetes import ClusterAccess, ClusterAccessError, KubernetesSource
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver import ApiServer, Fault, TlsFiles
 from tests.sources.conftest import FAST
 from tests.sources.objects import service

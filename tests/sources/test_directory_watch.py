@@ -14,7 +14,7 @@ from kproxy.sources import manifests
 from kproxy.sources.directory_watch import DirectoryWatch
 from kproxy.sources.manifest_files import ManifestFile
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from tests.sources.objects import service, write
 from tests.sources.recording import PATIENCE, RecordingSink, Running
 
@@ -138,8 +138,8 @@ def test_a_change_that_comes_while_another_file_is_read_is_obeyed_without_a_resc
     due = threading.Event()
     read = manifests._read
 
-    def slow(path: Path, config: ManifestSourceConfig) -> ManifestFile:
-        content = read(path, config)
+    def slow(path: Path, *given: Any) -> ManifestFile:
+        content = read(path, *given)
         if path.name == "big.yaml" and due.is_set():
             due.clear()
             change(folder)
@@ -160,8 +160,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
     due = threading.Event()
     read = manifests._read
 
-    def raced(path: Path, config: ManifestSourceConfig) -> ManifestFile:
-        content = read(path, config)
+    def raced(path: Path, *given: Any) -> ManifestFile:
+        content = read(path, *given)
         if due.is_set():
             due.clear()
             rename_over(folder)
@@ -187,8 +187,8 @@ def test_a_link_whose_target_changes_unseen_while_it_is_read_is_read_again_soon(
     due = threading.Event()
     read = manifests._read
 
-    def raced(path: Path, config: ManifestSourceConfig) -> ManifestFile:
-        content = read(path, config)
+    def raced(path: Path, *given: Any) -> ManifestFile:
+        content = read(path, *given)
         if due.is_set():
             due.clear()
             write(target, service("new"))

@@ -11,7 +11,7 @@ from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.errors import StatusError
 from kproxy.sources.listing import EventReader
 from kproxy.sources.wire_events import GarbledError, read_event
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from tests.sources.objects import service
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver import ApiServer, Fault
 from tests.sources.conftest import MakeSource
 from tests.sources.objects import endpoint_slice, node, service
@@ -244,7 +244,7 @@ def test_service_cidrs_are_watched_once_that_is_asked_for(make_source: MakeSourc
             sink.wait_listed(*ALL)
             assert [each.kind for each in source.status()] == list(ALL)
             assert api.requests.matching(resource="servicecidrs") == []
-            source.watch_service_cidrs()
+            source.watch([Kind.SERVICE_CIDR])
             sink.wait_listed(Kind.SERVICE_CIDR)
             assert sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"}
             assert source.status()[-1].kind is Kind.SERVICE_CIDR
@@ -257,7 +257,7 @@ def test_service_cidrs_that_cannot_be_had_are_done_without(make_source: MakeSour
     with ApiServer() as api:
         refused = api.faults.add(Fault.status(code, resource="servicecidrs", times=3))
         source = make_source(api, unavailable_retry_seconds=0.05)
-        source.watch_service_cidrs()
+        source.watch([Kind.SERVICE_CIDR])
         with capture_logs() as logs, Running(source) as sink:
             sink.wait_listed(Kind.SERVICE_CIDR)
             assert sink.keys(Kind.SERVICE_CIDR) == set()
@@ -272,7 +272,7 @@ def test_service_cidrs_that_cannot_be_had_are_done_without(make_source: MakeSour
 def test_a_refusal_keeps_what_was_listed_and_is_no_watch_that_is_down(make_source: MakeSource) -> None:
     with ApiServer() as api:
         source = make_source(api)
-        source.watch_service_cidrs()
+        source.watch([Kind.SERVICE_CIDR])
         with Running(source) as sink:
             sink.wait_listed(*ALL, Kind.SERVICE_CIDR)
             refused = api.faults.add(Fault.status(403, resource="servicecidrs", times=None))

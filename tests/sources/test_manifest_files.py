@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from kproxy.sources.manifests import ManifestSourceConfig, load_manifests
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.wire import EndpointSlice, Service
 from tests.sources.objects import endpoint_slice, node, service, write
 
@@ -55,7 +55,7 @@ def test_timestamps_stay_text(tmp_path: Path) -> None:
     loaded = load_manifests(tmp_path)
     assert loaded.problems == ()
     (found,) = loaded.objects[Kind.SERVICE]
-    assert found.metadata.creation_timestamp == stamp  # type: ignore[union-attr]
+    assert found.metadata.creation_timestamp == stamp  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_alias_bomb_is_refused_and_honest_aliases_are_not(tmp_path: Path) -> 
     assert "aliases expand" in problem.reason
     assert [obj.key for obj in loaded.objects[Kind.SERVICE]] == ["default/a", "default/b", "default/c"]
     third = loaded.objects[Kind.SERVICE][2]
-    assert third.spec.cluster_ip == "10.96.0.1"  # type: ignore[union-attr]
+    assert third.spec.cluster_ip == "10.96.0.1"  # type: ignore[attr-defined]
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from tests.sources.objects import endpoint_slice, node, service, write
 from tests.sources.recording import Running
 

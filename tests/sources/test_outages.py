@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.sources.kubernetes import KubernetesSource, WatchStatus
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver import ApiServer, Fault
 from tests.sources.conftest import MakeSource
 from tests.sources.objects import endpoint_slice, node, service

@@ -16,7 +16,7 @@ from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.errors import UnreachableError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 from kproxy.sources.transport import Transport, TransportConfig
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver import ApiServer, Fault
 from kproxy_lab.apiserver.listener import bind
 from tests.kernel.namespace import fresh_network

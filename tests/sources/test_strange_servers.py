@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from tests.sources.conftest import FAST
 from tests.sources.objects import service
 from tests.sources.recording import Running, wait_for_status

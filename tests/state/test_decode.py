@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import ObjectRejected, show
 from kproxy.state.wire import EndpointSlice, Node, Service
 from tests import builders

@@ -6,7 +6,8 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.agent import schedule
-from kproxy.state.decode import Kind, WireObject
+from kproxy.state.kinds import Kind
+from kproxy.state.wire import WireObject
 from tests.agent.switch_rig import FakeMode, Kernel, Rig
 from tests.builders import as_service, as_slice, endpoint_slice, service
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import Tables
 from tests import builders
 from tests.builders import Json, as_service, as_slice, port

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from kproxy.sources.base import ProblemSink
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.problems import Problem
 from kproxy.state.store import ObjectStore
 from tests.sources.objects import service, write

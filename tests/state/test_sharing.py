@@ -2,7 +2,8 @@
 
 import msgspec
 
-from kproxy.state.decode import Kind, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
 from kproxy.state.wire import EndpointSlice
 from tests.builders import endpoint, endpoint_slice
 

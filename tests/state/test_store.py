@@ -4,15 +4,18 @@ import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 import structlog.testing
 
 from kproxy.state import store as module
-from kproxy.state.decode import Kind, WireObject, decode
+from kproxy.state.decode import decode
+from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import Problem
 from kproxy.state.store import ObjectStore
+from kproxy.state.wire import WireObject
 
 
 def service(name: str, port: int = 80) -> WireObject:
@@ -32,7 +35,7 @@ def waiting(store: ObjectStore) -> bool:
 
 
 def test_nothing_is_ready_before_every_first_list() -> None:
-    store = ObjectStore(frozenset(Kind))
+    store = ObjectStore(frozenset(KINDS))
     for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.SERVICE_CIDR):
         store.replace(kind, [], [])
         assert not store.ready
@@ -240,6 +243,41 @@ def test_a_cidr_that_is_none_costs_itself_and_is_named_once_until_it_is_gone() -
     store.delete(Kind.SERVICE_CIDR, "a")
     assert not store.rejected()
     assert not store.service_ranges
+
+
+def rejections(logs: list[Any]) -> list[tuple[str, str]]:
+    return [(each["object"], each["field"]) for each in logs if each["event"] == "object_rejected"]
+
+
+def test_each_bad_cidr_is_reported_once_whatever_else_of_its_object_is_updated() -> None:
+    store = ObjectStore([])
+    bad = ("10.96.0.0", "fd00::")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            store.upsert(Kind.SERVICE_CIDR, ranges("a", *bad))
+            store.replace(Kind.SERVICE_CIDR, [ranges("a", *bad)], [])
+        assert [problem.field for problem in store.rejected()] == ["spec.cidrs[0]", "spec.cidrs[1]"]
+        store.upsert(Kind.SERVICE_CIDR, ranges("a", "10.96.0.0/16", "fd00::"))
+        store.upsert(Kind.SERVICE_CIDR, ranges("a", "10.96.0.0/16", "fd00::"))
+        assert [problem.field for problem in store.rejected()] == ["spec.cidrs[1]"]
+    assert rejections(logs) == [("ServiceCIDR a", f"spec.cidrs[{number}]") for number in (0, 1)]
+    with structlog.testing.capture_logs() as logs:
+        store.upsert(Kind.SERVICE_CIDR, ranges("a", "10.96.0.0/16"))
+        store.upsert(Kind.SERVICE_CIDR, ranges("a", *bad))
+    assert [each["event"] for each in logs] == ["object_valid_again", "object_rejected", "object_rejected"]
+
+
+def test_a_standing_defect_is_not_reported_again_by_an_update() -> None:
+    """A source of files gives all defects after each look at them."""
+    store = ObjectStore([])
+    obj = ranges("a", "10.96.0.0", "fd00::")
+    with structlog.testing.capture_logs() as logs:
+        for cidrs in (("10.96.0.0", "fd00::"), ("10.96.0.0", "fd00::", "10.97.0.0/16")):
+            obj = ranges("a", *cidrs)
+            store.upsert(Kind.SERVICE_CIDR, obj)
+            store.set_problems(Kind.SERVICE_CIDR.problems_of(obj))
+    assert len(rejections(logs)) == 2
+    assert len(store.rejected()) == 2
 
 
 DEFECT = Problem("Service n/a", "spec.ports", '"x"', "not a list")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.tables import ServiceInput, Tables
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from tests import builders

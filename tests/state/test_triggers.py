@@ -2,8 +2,10 @@
 
 import msgspec
 
-from kproxy.state.decode import Kind, decode
-from kproxy.state.tables import Changes, Tables, Trigger
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
+from kproxy.state.slice_index import Trigger
+from kproxy.state.tables import Changes, Tables
 from kproxy.state.wire import EndpointSlice
 
 

@@ -1,32 +1,25 @@
 """The API server as this node sees it: is it there, and may kproxy read what it needs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight.findings import Finding, failed, ok, warning
-from kproxy.node.facts import wants_service_cidrs
+from kproxy.modes.kinds import needed_kinds
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.errors import ApiError
+from kproxy.state.kinds import KINDS, Kind, Loss
 
 _ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
 
-_CIDRS_GROUP, _CIDRS = "networking.k8s.io", "servicecidrs"
-_CIDRS_REMEDY = f"{_ROLE} of Kubernetes 1.33 or later, or name the ranges with --service-cidr"
 
-
-def questions(config: ProxyConfig) -> tuple[Question, ...]:
-    """What kproxy needs to be allowed: all of it but events and servicecidrs is essential."""
+def questions(config: ProxyConfig, kinds: Iterable[Kind] | None = None) -> tuple[Question, ...]:
+    """What kproxy needs to be allowed; `kinds` are by default those that `config` needs."""
     wanted = [
-        Question(verb, group, resource, name)
-        for group, resource, name in (
-            ("", "services", ""),
-            ("discovery.k8s.io", "endpointslices", ""),
-            ("", "nodes", config.node_name),
-            *([(_CIDRS_GROUP, _CIDRS, "")] if wants_service_cidrs(config) else ()),
-        )
+        Question(verb, kind.group, kind.plural, config.node_name if kind.own_node else "")
+        for kind in (needed_kinds(config) if kinds is None else kinds)
         for verb in ("list", "watch")
     ]
     return (*wanted, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
@@ -71,17 +64,22 @@ def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
     yield warning("node", told, "give the Node's name with --hostname-override")
 
 
-def judge_access(answers: Mapping[Question, bool]) -> Iterator[Finding]:
-    """What is allowed and what is not."""
+def judge_access(answers: Mapping[Question, bool], kinds: Iterable[Kind] = KINDS) -> Iterator[Finding]:
+    """Judge what is allowed: an optional kind that may not be read is a warning that names its loss."""
+    losses = {(kind.group, kind.plural): kind.loss for kind in kinds}
     denied = [question for question, allowed in answers.items() if not allowed]
     for question in denied:
         subject = "permissions in the cluster"
         if question.resource == "events":
             yield warning(subject, f"may not {question}: problems are told in the log only", _ROLE)
-        elif question.resource == _CIDRS:
-            told = f"may not {question}: cluster IPs that no service has are routed on"
-            yield warning(subject, told, _CIDRS_REMEDY)
+        elif (loss := losses.get((question.group, question.resource))) is not None:
+            yield warning(subject, f"may not {question}: {loss.effect}", _remedy(loss))
         else:
             yield failed(subject, f"may not {question}", _ROLE)
     if not denied:
         yield ok("permissions in the cluster", "all that are needed are given")
+
+
+def _remedy(loss: Loss) -> str:
+    role = f"{_ROLE} of Kubernetes {loss.since} or later" if loss.since else _ROLE
+    return f"{role}, or {loss.instead}" if loss.instead else role

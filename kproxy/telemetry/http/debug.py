@@ -16,7 +16,7 @@ from kproxy.config.loading import document
 from kproxy.config.model import PRIMARY, ProxyConfig
 from kproxy.config.reload import Reloader
 from kproxy.config.schema import KUBE_PROXY
-from kproxy.state.decode import Kind
+from kproxy.state.kinds import Kind
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry.exposition import CONTENT_TYPE, Exposition, slis
 from kproxy.telemetry.http import profiling
@@ -113,7 +113,7 @@ class StatusBuilder:
                 for family, of in health.families.items()
                 if family in families
             ),
-            missing_lists=tuple(kind.value for kind in self._store.missing_lists),
+            missing_lists=tuple(kind.name for kind in self._store.missing_lists),
             waits_for=health.waits_for,
             watches=tuple(
                 WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error or ""))

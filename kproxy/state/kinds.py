@@ -1,0 +1,151 @@
+"""The registry of kinds: one row per kind of object that kproxy reads from the API or from manifests.
+
+Sources, tables, `kproxy check` and the agent read from a row what differs between kinds. They take the rows as
+argument (default KINDS), so that a test can add one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import msgspec
+
+from kproxy.state import relevance, service_cidrs, sharing
+from kproxy.state.problems import Problem
+from kproxy.state.wire import (
+    EndpointSlice,
+    NamespacedObject,
+    Node,
+    Service,
+    ServiceCIDR,
+    WireObject,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is lost without an optional kind, for logs and `kproxy check`.
+
+    `since` is the Kubernetes version whose ClusterRole system:node-proxier may read the kind; `instead` is
+    what an operator can do without it, as "name the ranges with --flag".
+    """
+
+    effect: str
+    since: str = ""
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.effect}; to avoid it, {self.instead}" if self.instead else self.effect
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Kind:
+    """One kind of object. Kinds compare by identity and sort by name; `str` gives the name."""
+
+    SERVICE: ClassVar["Kind"]
+    ENDPOINT_SLICE: ClassVar["Kind"]
+    NODE: ClassVar["Kind"]
+    SERVICE_CIDR: ClassVar["Kind"]
+
+    name: str
+    """As in the field `kind` of an object."""
+    api_version: str
+    """As in the field `apiVersion`: "v1" or "group/version"."""
+    plural: str
+    """As in the path and in RBAC rules."""
+    wire: type[WireObject]
+    """The struct an object is decoded into; each kind has its own. It says whether the kind is namespaced."""
+    label_selector: str = ""
+    field_selector: str = ""
+    own_node: bool = False
+    """Whether only the object with the name of this node is wanted."""
+    loss: Loss | None = None
+    """None: the kind is required, and the first sync waits for it."""
+    relevant: Callable[[Any], bool] = _always
+    """Takes a decoded object. One that is not relevant is treated as deleted."""
+    defects: Callable[[Any], tuple[Problem, ...]] | None = None
+    """Takes a decoded object and returns defects that cost only a part of it. See `problems_of`."""
+    prepare: Callable[[Any], None] | None = None
+    """Takes an object that was just decoded, and may replace parts of it by equal ones."""
+    decoder: msgspec.json.Decoder[WireObject] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder", msgspec.json.Decoder(self.wire))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __lt__(self, other: "Kind") -> bool:
+        return self.name < other.name
+
+    @property
+    def group(self) -> str:
+        """The API group; "" is the core group."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def path(self) -> str:
+        """The path of all its objects on an API server."""
+        return f"/{'apis' if self.group else 'api'}/{self.api_version}/{self.plural}"
+
+    @property
+    def namespaced(self) -> bool:
+        """Whether an object of this kind has a namespace."""
+        return issubclass(self.wire, NamespacedObject)
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no sync without a list of this kind."""
+        return self.loss is None
+
+    def wants(self, key: str, node: str | None) -> bool:
+        """Whether the object with this key is wanted on this node."""
+        return not self.own_node or key == node
+
+    def problems_of(self, obj: WireObject) -> tuple[Problem, ...]:
+        """Every defect of a decoded object that costs only a part of it."""
+        return self.defects(obj) if self.defects is not None else ()
+
+
+Kind.SERVICE = Kind(
+    name="Service",
+    api_version="v1",
+    plural="services",
+    wire=Service,
+    label_selector="!service.kubernetes.io/service-proxy-name",
+    field_selector="spec.clusterIP!=None",
+    relevant=relevance.of_service,
+)
+
+Kind.ENDPOINT_SLICE = Kind(
+    name="EndpointSlice",
+    api_version="discovery.k8s.io/v1",
+    plural="endpointslices",
+    wire=EndpointSlice,
+    label_selector="!service.kubernetes.io/headless",
+    relevant=relevance.of_slice,
+    prepare=sharing.share,
+)
+
+Kind.NODE = Kind(name="Node", api_version="v1", plural="nodes", wire=Node, own_node=True)
+
+Kind.SERVICE_CIDR = Kind(
+    name="ServiceCIDR",
+    api_version="networking.k8s.io/v1",
+    plural="servicecidrs",
+    wire=ServiceCIDR,
+    loss=Loss(
+        "cluster IPs that no service has are routed on",
+        since="1.33",
+        instead="name the ranges with --service-cidr",
+    ),
+    defects=service_cidrs.problems_of,
+)
+"""In the API since Kubernetes 1.33 (KEP-1880)."""
+
+KINDS = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE, Kind.SERVICE_CIDR)
+"""Every kind. Selectors are kube-proxy's (cmd/kube-proxy/app/server.go)."""

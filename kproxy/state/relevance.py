@@ -1,0 +1,20 @@
+"""Which objects a service proxy ignores. An API server filters some of them by selectors; files do not."""
+
+from kproxy.addresses import Family
+from kproxy.state.wire import EndpointSlice, Service
+
+_FAMILIES = frozenset(family.value for family in Family)
+"""Address types that rules can lead to; FQDN is none of them."""
+
+
+def of_service(service: Service) -> bool:
+    """False for a Service of another proxy (label service.kubernetes.io/service-proxy-name)."""
+    labels = service.metadata.labels
+    return labels is None or labels.service_proxy_name is None
+
+
+def of_slice(piece: EndpointSlice) -> bool:
+    """False for a slice of no Service, of a headless Service, or of names instead of addresses."""
+    labels = piece.metadata.labels
+    headless = labels is not None and labels.headless is not None
+    return piece.service_key is not None and not headless and piece.address_type in _FAMILIES

@@ -1,0 +1,57 @@
+"""The index from services to their EndpointSlices. It refers to the objects of the tables."""
+
+from collections.abc import Collection, KeysView, Mapping
+
+import msgspec
+
+from kproxy.state.wire import EndpointSlice
+
+
+class Trigger(msgspec.Struct, frozen=True, gc=False):
+    """When the cause of a change happened: the slice's key and address type, the annotation's text."""
+
+    slice: str
+    address_type: str
+    text: str
+
+
+def split_trigger(piece: EndpointSlice) -> tuple[EndpointSlice, Trigger | None]:
+    """Return the slice without annotations, and its trigger.
+
+    The trigger is no part of what a slice says: without it, equal slices compare equal.
+    """
+    annotations = piece.metadata.annotations
+    if annotations is None:
+        return piece, None
+    bare = msgspec.structs.replace(piece, metadata=msgspec.structs.replace(piece.metadata, annotations=None))
+    if annotations.trigger_time is None:
+        return bare, None
+    return bare, Trigger(piece.key, piece.address_type, annotations.trigger_time)
+
+
+class SliceIndex:
+    """Service key -> slice key -> slice. A service without slices has no entry. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, EndpointSlice]] = {}
+
+    def of(self, service: str) -> Mapping[str, EndpointSlice]:
+        """The slices of one service by key."""
+        return self._of.get(service, {})
+
+    def services(self) -> KeysView[str]:
+        """The keys of all services that have slices."""
+        return self._of.keys()
+
+    def put(self, service: str, piece: EndpointSlice) -> Collection[EndpointSlice]:
+        """Add or replace a slice; return all slices of its service."""
+        siblings = self._of.setdefault(service, {})
+        siblings[piece.key] = piece
+        return siblings.values()
+
+    def remove(self, service: str, key: str) -> None:
+        """Remove a slice of a service. Raises KeyError if the service has no such slice."""
+        siblings = self._of[service]
+        del siblings[key]
+        if not siblings:
+            del self._of[service]
