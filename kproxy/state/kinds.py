@@ -1,7 +1,7 @@
 """The registry of kinds: one row per kind of object that kproxy reads from the API or from manifests.
 
-Sources, tables, `kproxy check` and the agent read from a row what differs between kinds. They take the rows as
-argument (default KINDS), so that a test can add one.
+Sources, tables, `kproxy check` and the agent read from a row what differs between kinds. They take the rows
+as an argument (default KINDS), so that a test can add one.
 """
 
 from collections.abc import Callable

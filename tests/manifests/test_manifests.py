@@ -13,7 +13,7 @@ import yaml
 from kproxy.cli.run import run
 from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.state.kinds import Kind
+from kproxy.state.kinds import KINDS
 from kproxy.telemetry import series
 from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.telemetry.exposition import Exposition, slis
@@ -120,12 +120,12 @@ def test_the_rights_are_what_the_program_uses_and_nothing_else(tmp_path: Path) -
             }
         )
         source = KubernetesSource(ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "k")), "node-a")
-        source.watch([Kind.SERVICE_CIDR])
+        source.watch(KINDS)
         stop = threading.Event()
         thread = threading.Thread(target=source.run, args=(RecordingSink(), stop), daemon=True)
         thread.start()
-        for resource in ("services", "endpointslices", "nodes", "servicecidrs"):
-            assert api.requests.wait(resource=resource, verb="watch")
+        for kind in KINDS:
+            assert api.requests.wait(resource=kind.plural, verb="watch")
         recorder = EventRecorder(source.objects(), "node-a", Metrics(), (ApiError,), lambda: now)
         notice = Notice(Reason.CONFLICT, "default/web", "taken")
         recorder.send(notice)
@@ -141,8 +141,20 @@ def test_the_rights_are_what_the_program_uses_and_nothing_else(tmp_path: Path) -
         (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
     }
     # A list is streamed where the server can do so, and read in pages where not.
-    lists = {("services", "list"), ("endpointslices", "list"), ("nodes", "list")}
+    lists = {(kind.plural, "list") for kind in KINDS}
     assert granted == used | lists
+
+
+def test_the_rights_to_read_are_those_of_the_rows_of_kinds() -> None:
+    (role,) = [each for each in load(ROOT / "base" / "rbac.yaml") if each["kind"] == "ClusterRole"]
+    granted = {
+        (group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if {"list", "watch"} <= set(rule["verbs"])
+    }
+    assert granted == {(kind.group, kind.plural) for kind in KINDS}
 
 
 def exported() -> dict[str, set[str]]:

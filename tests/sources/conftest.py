@@ -1,6 +1,6 @@
 """Sources against the embedded API server, with waits short enough for tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource, KubernetesSourceConfig
+from kproxy.state.kinds import KINDS, Kind
 from kproxy_lab.apiserver import ApiServer
 
 FAST = KubernetesSourceConfig(
@@ -26,8 +27,10 @@ MakeSource = Callable[..., KubernetesSource]
 def make_source(tmp_path: Path) -> MakeSource:
     """Build a source for an embedded server: `make_source(api, node=..., page_size=...)`."""
 
-    def make(api: ApiServer, *, node: str | None = "n1", **config: Any) -> KubernetesSource:
+    def make(
+        api: ApiServer, *, node: str | None = "n1", kinds: Iterable[Kind] = KINDS, **config: Any
+    ) -> KubernetesSource:
         access = ClusterAccess(kubeconfig=api.kubeconfig(tmp_path / "kubeconfig"))
-        return KubernetesSource(access, node, replace(FAST, **config))
+        return KubernetesSource(access, node, replace(FAST, **config), kinds=kinds)
 
     return make

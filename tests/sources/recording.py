@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from kproxy.sources.base import Source
 from kproxy.sources.kubernetes import KubernetesSource, WatchStatus
@@ -18,15 +18,16 @@ PATIENCE = 30.0
 class RecordingSink:
     """Records what a source says, applies it to a mirror of the objects in force, and wakes whoever waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
+        kinds = tuple(kinds)
         self.condition = threading.Condition()
         self.history: list[tuple[str, Kind, str]] = []
         self.problems: list[tuple[Kind, str | None, Problem]] = []
-        self.objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in KINDS}
-        self.lists: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in kinds}
+        self.lists: dict[Kind, int] = dict.fromkeys(kinds, 0)
         self.vanished: set[str] = set()
         """Every key that was in force and then was not, by a delete or by a list without it."""
-        self.unreadable: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
+        self.unreadable: dict[Kind, set[str]] = {kind: set() for kind in kinds}
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         with self.condition:
@@ -117,8 +118,8 @@ def wait_for_status(source: KubernetesSource, predicate: Callable[[WatchStatus],
 class Running:
     """A source running in a thread for the length of a `with` block."""
 
-    def __init__(self, source: Source) -> None:
-        self.sink = RecordingSink()
+    def __init__(self, source: Source, kinds: Iterable[Kind] = KINDS) -> None:
+        self.sink = RecordingSink(kinds)
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self._source = source
