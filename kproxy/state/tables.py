@@ -118,15 +118,17 @@ class Tables:
     def upsert(self, obj: WireObject) -> bool:
         """Add or replace one object; False if nothing relevant changed."""
         kind = self._kind_of[type(obj)]
-        if not kind.relevant(obj):
-            return self.delete(kind, obj.key)
-        trigger = None
-        if isinstance(obj, EndpointSlice):
-            obj, trigger = split_trigger(obj)
         objects, key = self._objects[kind], obj.key
         known = objects.get(key)
         if known == obj:
             return False
+        if not kind.relevant(obj):
+            return self.delete(kind, key)
+        trigger = None
+        if isinstance(obj, EndpointSlice):
+            obj, trigger = split_trigger(obj)
+            if known == obj:
+                return False
         objects[key] = obj
         if isinstance(obj, Service):
             self._service_came(cast("Service | None", known), obj)
