@@ -88,7 +88,7 @@ def test_help_fits_the_terminal(command: str) -> None:
         ("--proxy-mode [iptables|ipvs|nftables]", "Proxy mode. [default: iptables]"),
         ("--detect-local-mode", "How local pod traffic is detected. [default: ClusterCIDR]"),
         ("--bind-address-hard-fail BOOLEAN", "Exit if a bind address is unavailable."),
-        ("--logging-format text|json", "Accepted for compatibility; ignored."),
+        ("--vmodule PATTERN=LEVEL,...", "Accepted for compatibility; ignored."),
         ("--ipvs-graceful-period DURATION", "[default: 1h]"),
         ("--conntrack-tcp-timeout-established DURATION", "[default: 24h]"),
         ("--iptables-min-sync-period DURATION", "[default: 100ms]"),
