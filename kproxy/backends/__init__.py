@@ -1,1 +1,1 @@
-"""Interchangeable ways to make the kernel deliver what the plans say."""
+"""Backends: each brings one family of one proxy mode into the kernel."""

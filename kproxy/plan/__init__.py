@@ -1,1 +1,1 @@
-"""Every policy question of Kubernetes, answered once for all backends. Pure: values in, values out."""
+"""The policy decisions of Kubernetes, made once for all backends. Pure: no I/O and no mutable input."""

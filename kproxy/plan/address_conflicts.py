@@ -1,17 +1,17 @@
-"""Who may have an address: two services that claim the same address, protocol and port cannot both be right.
+"""Resolve conflicts: only one service can have a frontend (address, protocol and port).
 
-kube-proxy writes both: what leads to endpoints acts before what refuses, and otherwise the order of its map
-decides. Here a cluster IP beats any other use of the same address (externalIPs of one service cannot capture
-another's cluster traffic, CVE-2020-8554). Then an address of a load balancer, which a controller assigned,
-beats one of spec.externalIPs, which any author of a Service can write. Among equals a port that would refuse
-connections, for it has no endpoint anywhere, loses to one that would not; then the older service wins, then
-the one whose name sorts first. Policy Local on a node without an endpoint drops packets on purpose, so that a
-load balancer goes elsewhere: that is no refusal, and every node finds the same winner. The loser keeps
-everything else it has and is reported. A port that lost its cluster IP is not served at all, so its other
-claims are void.
+kube-proxy writes rules for all claimants: DNAT rules act before REJECT rules, and otherwise the order of its
+map decides. Here a cluster IP beats any other use of the same address (externalIPs of one service cannot
+capture another's cluster traffic, CVE-2020-8554). An address of a load balancer, which a controller assigned,
+beats one of spec.externalIPs, which any author of a Service can write. Among equals a port without an
+endpoint anywhere, which would reject connections, loses to one with endpoints; then the older service wins,
+then the one whose name sorts first. Policy Local on a node without an endpoint drops packets on purpose, so
+that a load balancer uses other nodes: such a port does not lose, and every node finds the same winner. The
+loser keeps its other frontends and is reported. A port that lost its cluster IP is not served at all, so its
+other claims are void.
 
-The health check of a service with policy Local has a port of its own on every address of the node, which an
-externalIP or a node port of a younger service cannot take.
+The healthCheckNodePort of a service with policy Local is taken at every address of the node. An externalIP or
+a node port of a younger service cannot have it.
 """
 
 from collections.abc import Collection, Iterator
@@ -26,7 +26,7 @@ Frontend = tuple[str, int, str]
 
 _NEWEST = "~"
 _HOME, _BALANCER, _BALANCER_REFUSED, _OTHER, _OTHER_REFUSED = range(5)
-"""Ranks: a cluster IP, a load balancer's address and any other; the latter two with endpoints or without."""
+"""Ranks: a cluster IP, a load balancer's address, any other; the latter two with endpoints or without."""
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -40,17 +40,17 @@ class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class AddressConflicts:
-    """All claims of one family. Answers which parts of a plan its service may have."""
+    """All claims of one family; decides which frontends of a plan its service may have."""
 
     def __init__(self) -> None:
         self._claims: dict[Frontend, Claim | tuple[Claim, ...]] = {}
         self._of: dict[str, tuple[tuple[Frontend, Claim], ...]] = {}
         self._health_checks: dict[int, frozenset[tuple[str, str]]] = {}
-        """Node ports for health checks -> (created, service) of those that have one there."""
+        """healthCheckNodePort -> (created, service) of each service that has it."""
         self._health_check_of: dict[str, tuple[int, str]] = {}
 
     def update(self, plan: ServicePlan, local: Collection[str] = ()) -> set[str]:
-        """Take a service's new claims; return the other services whose standing may have changed.
+        """Replace a service's claims; return the other services whose frontends may have changed.
 
         `local` are the node's own addresses.
         """
@@ -76,7 +76,7 @@ class AddressConflicts:
         return affected
 
     def settle(self, plan: ServicePlan, local: Collection[str] = ()) -> ServicePlan:
-        """Return the plan without the frontends that belong to others, each of them named as a problem."""
+        """Return the plan without the frontends that other services won; each is added as a problem."""
         problems: list[Problem] = []
         ports = tuple(
             settled
@@ -121,7 +121,7 @@ class AddressConflicts:
         )
 
     def _update_health_check(self, plan: ServicePlan, local: Collection[str]) -> set[str]:
-        """Take a service's healthCheckNodePort; return the services with claims where it was or is."""
+        """Replace a service's healthCheckNodePort; return services with claims to the old or new port."""
         number = next((p.health_check_node_port for p in plan.ports if p.health_check_node_port), 0)
         before = self._health_check_of.get(plan.key)
         after = (number, plan.created or _NEWEST) if number else None
@@ -146,7 +146,7 @@ class AddressConflicts:
         } - {plan.key}
 
     def _checked_there(self, plan: ServicePlan, port: PortPlan, number: int) -> str | None:
-        """The older service whose health check has this port, if another one has it."""
+        """The older service that has this port as its healthCheckNodePort, or None."""
         if port.protocol is not Protocol.TCP:
             return None
         others = [each for each in self._health_checks.get(number, ()) if each[1] != plan.key]

@@ -1,8 +1,8 @@
 """Collect a service's endpoints from its slices: one list per port, duplicates between slices resolved.
 
-While a pod moves between slices it may stand in two of them; the better entry wins (running over terminating,
-as in kube-proxy, for an address may have a new owner; then ready over serving over neither, on this node over
-not), so the outcome does not depend on the order of events.
+While an endpoint moves between slices it may be in two of them. Running wins over terminating, as in
+kube-proxy, because an address may have a new owner; then ready over serving over neither, then an endpoint on
+this node over others. So the result does not depend on the order of events.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ PortKey = tuple[str, str]
 """(port name, protocol): what links an EndpointSlice port to a Service port."""
 
 _NO_CONDITIONS = EndpointConditions()
-_NOBODY: frozenset[str] = frozenset()
+_NO_HINTS: frozenset[str] = frozenset()
 
 
 def collect(
@@ -39,7 +39,7 @@ def collect(
         parsed = [p for i, e in enumerate(piece.endpoints) if (p := _parse(piece, i, e, family, problems))]
         for index, port in enumerate(piece.ports):
             number = port.port
-            if not number or port.name is None:  # the API server leaves no name out; as kube-proxy has it
+            if not number or port.name is None:  # as kube-proxy; the API server always sets the name
                 continue
             if not 0 < number <= PORT_MAX:
                 problems.append(_problem(piece, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})"))
@@ -72,8 +72,8 @@ def _add(
             conditions.ready is not False,
             conditions.serving is not False,
             conditions.terminating is True,
-            frozenset(z.name for z in hints.for_zones) if hints and hints.for_zones else _NOBODY,
-            frozenset(n.name for n in hints.for_nodes) if hints and hints.for_nodes else _NOBODY,
+            frozenset(z.name for z in hints.for_zones) if hints and hints.for_zones else _NO_HINTS,
+            frozenset(n.name for n in hints.for_nodes) if hints and hints.for_nodes else _NO_HINTS,
         )
         rival = into.get(text)
         if rival is None or _rank(candidate) >= _rank(rival):
@@ -104,7 +104,7 @@ def _parse(
     if not endpoint.addresses:
         problems.append(_problem(piece, f"endpoints[{index}].addresses", [], "no address"))
         return None
-    # Only the first address counts: the API has said since 1.32 that consumers ignore the others.
+    # Only the first address counts: since 1.32 the API requires consumers to ignore the others.
     text = endpoint.addresses[0]
     try:
         actual, ip = parse_ip(text)

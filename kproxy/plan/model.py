@@ -1,7 +1,7 @@
-"""What a backend needs to know of a service, on this node, for one IP family.
+"""Plans: the node-local facts of a service that a backend needs, for one IP family.
 
-A plan holds decisions, not API objects: which addresses are accepted, which endpoints may be chosen for
-internal and for external traffic, and what happens where there is none. All addresses in it are canonical.
+A plan holds decisions, not API objects: which addresses are served, which endpoints may be chosen for
+internal and for external traffic, and the verdict where there is none. All addresses are in canonical form.
 """
 
 import enum
@@ -26,11 +26,11 @@ class Protocol(enum.StrEnum):
 
 
 class Verdict(enum.StrEnum):
-    """What happens to traffic of one kind (internal or external) of a service port.
+    """Verdict for the internal or the external traffic of a service port.
 
-    Without any usable endpoint in the cluster, clients are told at once (REJECT); with endpoints elsewhere
-    but a Local policy and none here, packets are dropped, so that a client whose load balancer has not yet
-    noticed retries instead of failing (KEP-1669, kube-proxy since 1.24).
+    REJECT: no usable endpoint in the cluster; clients fail immediately. DROP: policy Local and endpoints on
+    other nodes only; a client retries while its load balancer has not yet noticed (KEP-1669, kube-proxy since
+    1.24).
     """
 
     FORWARD = "FORWARD"
@@ -39,12 +39,12 @@ class Verdict(enum.StrEnum):
 
 
 class OutsideLimits(msgspec.Struct, frozen=True):
-    """What restricts the addresses that services have for outside clients; see kproxy.plan.outside.
+    """Restrictions on the addresses that services have for outside clients; see kproxy.plan.outside.
 
-    `external_ip_cidrs`: spec.externalIPs must be within one of these; empty: they may be any. `local` are the
-    addresses of this node. `listeners` are the (address, port) of this process's TCP servers, with "" for all
-    addresses of the node. `api_servers` are the (address, port) at which kproxy reaches the API server.
-    `holds_addresses`: the node gets every outside address for its own (IPVS mode).
+    `external_ip_cidrs`: spec.externalIPs must be within one of these; empty: no restriction. `local`: the
+    addresses of this node. `listeners`: the (address, port) of this process's TCP servers, with "" for all
+    addresses of the node. `api_servers`: the (address, port) at which kproxy reaches the API server.
+    `holds_addresses`: every outside address is assigned to the node (IPVS mode).
     """
 
     external_ip_cidrs: tuple[str, ...] = ()
@@ -55,11 +55,11 @@ class OutsideLimits(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """What planning needs to know of the node it plans for.
+    """The facts of the node that planning needs.
 
     `addresses` holds the node's primary address per family; it decides whether a source range includes
-    the node itself. Without `external_ips`, spec.externalIPs are served nowhere (KEP-5707); `outside` says
-    which addresses are not served here.
+    the node itself. With `external_ips` False, spec.externalIPs are not served (KEP-5707). `outside`
+    restricts the addresses for outside clients.
     """
 
     name: str
@@ -72,8 +72,8 @@ class NodeView(msgspec.Struct, frozen=True):
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
     """One endpoint: `text` is `ip:port` as chain names and DNAT targets print it.
 
-    `placed` is False for one that does not say which node it is on. `weight` (0-65535) is its share of new
-    connections; see kproxy.plan.weights.effective for a list that has only zeroes.
+    `placed` is False if the EndpointSlice names no node. `weight` (0-65535) is its share of new connections;
+    see kproxy.plan.weights.effective for a list that has only zeroes.
     """
 
     ip: str
@@ -85,7 +85,7 @@ class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def may_be_here(self) -> bool:
-        """Whether it may be on this node, and so reach itself through its service."""
+        """Whether it may be on this node, so that it can reach itself through its service (hairpin)."""
         return self.local or not self.placed
 
 
@@ -93,11 +93,11 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     """One service port. `name` is `namespace/service:port` (without `:port` if the port has no name).
 
     `cluster` are the endpoints under the Cluster policy, `local` those under Local, `reachable` the union
-    that chains must exist for; each ordered by `text`. `endpoints` counts all known ones, usable or not.
-    `serving` are, for UDP only, the `ip:port` of all that still answer, whatever the policies say.
-    `idle` are, with affinity only, those that are known and not among `reachable`: a client may be remembered
-    at one of them. `scheduler` is the one the service asks for, if any; only IPVS can choose.
-    `source_ranges` is None where load-balancer traffic is not restricted; an empty tuple admits nobody.
+    of both; each ordered by `text`. `endpoints` counts all known ones, usable or not.
+    `serving` are, for UDP only, the `ip:port` of all that still answer, under any policy.
+    `idle` are, with affinity only, the known endpoints that are not in `reachable`: affinity entries may
+    still name them. `scheduler` is the one that the service's annotation names, or None; only IPVS uses it.
+    `source_ranges` is None where load-balancer traffic is not restricted; an empty tuple admits no client.
     """
 
     name: str
@@ -124,7 +124,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def externally_accessible(self) -> bool:
-        """Whether anything but the cluster IP leads here."""
+        """Whether the port has a frontend besides its cluster IP."""
         return bool(self.node_port or self.load_balancer_ips or self.external_ips)
 
     @property
@@ -142,12 +142,12 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def internal(self) -> Verdict:
-        """What happens to traffic for the cluster IP."""
+        """Verdict for traffic to the cluster IP."""
         return self._verdict(self.internal_local)
 
     @property
     def external(self) -> Verdict:
-        """What happens to traffic for node ports, external and load-balancer IPs from outside."""
+        """Verdict for traffic from outside to node ports, external and load-balancer IPs."""
         return self._verdict(self.external_local)
 
     def _verdict(self, local: bool) -> Verdict:
@@ -157,7 +157,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
 
 def without_unused_endpoints(port: PortPlan) -> PortPlan:
-    """With fewer addresses a port may use fewer policies; endpoints that no policy uses need no chains."""
+    """Return the port without endpoints of policies that none of its (remaining) frontends uses."""
     if not port.uses_cluster:
         return msgspec.structs.replace(port, cluster=(), reachable=port.local)
     if not port.uses_local:

@@ -1,17 +1,17 @@
-"""Which outside addresses no service may have on this node: those that would divert the node's own traffic.
+"""Refuse outside addresses that would divert the node's own traffic.
 
-Any author of a Service can write any address into `spec.externalIPs`, and every node obeys it for its own
-connections too. An address of the loopback, or that of the API server, would cut this proxy off from the
-objects that it follows, and its health checks from kubelet and load balancers. A refused address costs the
-service nothing else. kube-proxy serves them all (its API server refuses some of them in `spec.externalIPs`,
-none in `status.loadBalancer`).
+Any author of a Service can write any address into `spec.externalIPs`, and every node applies it to its own
+connections too. A loopback address, or that of the API server, would cut kproxy off from the API server, and
+its health checks from kubelet and load balancers. The service keeps its other addresses. kube-proxy serves
+them all (the API server's validation refuses some of them in `spec.externalIPs`, none in
+`status.loadBalancer`).
 
 The addresses of API servers (those that kproxy connects to, and the endpoints of default/kubernetes) are
-refused at the API server's port only, for an ingress may have the same address at other ports. IPVS mode
-gives the node every outside address, after which no packet for it leaves the node: there, all ports of an API
-server elsewhere are refused. A Service whose endpoints are API servers themselves, as a control plane's
-virtual address has them, is served with those; and Services of kube-system are trusted. Policy Local would
-make nodes without an API server drop the packets, which only a load balancer may ask for.
+refused at the API server's port only, because an ingress may have the same address at other ports. IPVS mode
+assigns every outside address to the node, and then no packet for it leaves the node: there, all ports of an
+API server on another host are refused. A Service whose endpoints are API servers, such as a control plane's
+virtual address, is served with only those endpoints; Services of kube-system are trusted. Policy Local would
+drop packets on nodes without an API server, so it is accepted for addresses of load balancers only.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ API_SERVICE = "default/kubernetes"
 """The Service whose endpoints the API servers write themselves (pkg/controlplane/reconcilers)."""
 
 TRUSTED_NAMESPACE = "kube-system"
-"""Whoever writes here administers the cluster anyway."""
+"""Authors of Services in this namespace administer the cluster."""
 
 ApiEndpoints = frozenset[tuple[str, int]]
 """The (address, port) of the endpoints of API_SERVICE."""
@@ -57,13 +57,13 @@ _EXTERNAL, _BALANCER = "spec.externalIPs", "status.loadBalancer.ingress"
 
 
 def refusal_of_address(address: str) -> str | None:
-    """Why a canonical address is served at no port, or None if it can belong to one service."""
+    """Return the reason why a canonical address cannot belong to one service, or None if it can."""
     parsed = ipaddress.ip_address(address)
     return next((reason for network, reason in _SPECIAL if parsed in network), None)
 
 
 def refusal_of_external_ip(address: str, limits: OutsideLimits) -> str | None:
-    """Why an address is not served as one of spec.externalIPs, or None."""
+    """Return the reason why an address is not allowed in spec.externalIPs, or None if it is."""
     ranges = limits.external_ip_cidrs
     if not ranges or any(cidr_contains(cidr, address) for cidr in ranges):
         return None
@@ -71,7 +71,7 @@ def refusal_of_external_ip(address: str, limits: OutsideLimits) -> str | None:
 
 
 def concerns_api_servers(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) -> bool:
-    """Whether a port of the plan claims anything that an API server has."""
+    """Whether a frontend of the plan may conflict with an API server."""
     servers = limits.api_servers | endpoints
     addresses = {ip for ip, _ in servers} if limits.holds_addresses else frozenset()
     numbers = {port for _, port in servers}
@@ -87,7 +87,7 @@ def concerns_api_servers(plan: ServicePlan, limits: OutsideLimits, endpoints: Ap
 
 
 def restrict(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) -> ServicePlan:
-    """The plan without what it may not have on this node, each of it named as a problem."""
+    """Return the plan without the frontends refused on this node; each is added as a problem."""
     if not any(port.externally_accessible for port in plan.ports):
         return plan
     problems: list[Problem] = []
@@ -98,7 +98,7 @@ def restrict(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) 
 
 
 class _Restriction:
-    """Decides for one port; what is refused is added to `problems`."""
+    """Restricts one port; adds each refused frontend to `problems`."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Restriction:
         self._narrowed = False
 
     def port(self) -> PortPlan:
-        """The port with what it may have."""
+        """Return the port without its refused frontends and endpoints."""
         port = self._port
         external = self._allowed(_EXTERNAL, port.external_ips)
         balancer = self._allowed(_BALANCER, port.load_balancer_ips)
@@ -147,8 +147,8 @@ class _Restriction:
             return self._leads_to_api_server(field, ip)
         may_hold = self._trusted or not limits.holds_addresses or ip in limits.local
         if not may_hold and any(ip == address for address, _ in self._servers):
-            told = "the API server's address is not served in IPVS mode: the node would hold it itself"
-            self._refuse(field, ip, told)
+            reason = "the API server's address is not served in IPVS mode: the node would hold it itself"
+            self._refuse(field, ip, reason)
             return False
         return True
 
@@ -158,16 +158,16 @@ class _Restriction:
         reachable = self._port.reachable
         known = [each for each in reachable if (each.ip, each.port) in self._endpoints]
         if not known or (field == _EXTERNAL and self._port.external_local):
-            told = (
+            reason = (
                 f"the API server's address and port: only a Service with endpoints of {API_SERVICE} and "
                 f"without a Local policy, or one in {TRUSTED_NAMESPACE}, may serve it"
             )
-            self._refuse(field, ip, told)
+            self._refuse(field, ip, reason)
             return False
         if len(known) < len(reachable):
             self._narrowed = True
-            told = f"the API server's address and port: only its endpoints that {API_SERVICE} has are used"
-            self._refuse(field, ip, told)
+            reason = f"the API server's address and port: only its endpoints that {API_SERVICE} has are used"
+            self._refuse(field, ip, reason)
         return True
 
     def _refusal_of_node_port(self, number: int) -> str | None:
@@ -196,7 +196,7 @@ def _is_here(ip: str, limits: OutsideLimits) -> bool:
 
 
 def _with_endpoints(port: PortPlan, allowed: ApiEndpoints) -> PortPlan:
-    """The port with those of its endpoints only."""
+    """Return the port with only those of its endpoints that are in `allowed`."""
     kept = {
         name: tuple(each for each in getattr(port, name) if (each.ip, each.port) in allowed)
         for name in ("cluster", "local", "reachable", "idle")

@@ -1,7 +1,7 @@
-"""Plans of a whole family: every service planned, every contested address settled.
+"""Plan all services of a family, with restrictions and address conflicts resolved.
 
-Planning one service is pure; this keeps the plans so that a change of one service can be settled against
-the claims of the others without planning them again.
+The planner keeps the plans, so that a change of one service is resolved against the claims of the others
+without planning them again.
 """
 
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from kproxy.state.tables import ServiceInput
 
 
 class Planner:
-    """Turns changed services into settled plans for one family.
+    """Turns changed services into plans without conflicts, for one family.
 
-    `update` is to be given all services again when the node changed.
+    When the node changed, call `update` with all services.
     """
 
     def __init__(self, family: Family) -> None:
@@ -25,14 +25,14 @@ class Planner:
         self._claims = AddressConflicts()
         self._plans: dict[str, ServicePlan] = {}
         self._unrestricted: dict[str, ServicePlan] = {}
-        """Those plans that lost something, as they were before."""
+        """Plans from which restrictions removed something, before that removal."""
         self._api_endpoints: ApiEndpoints = frozenset()
 
     def update(self, inputs: Iterable[ServiceInput], node: NodeView) -> dict[str, ServicePlan]:
-        """Plan the given services; return their settled plans and those of services they affect."""
-        planned = {given.key: given for given in inputs}
+        """Plan the services of `inputs`; return their plans and those of affected services, by key."""
+        planned = {each.key: each for each in inputs}
         limits = node.outside
-        changed = {key: plan_service(given, self.family, node) for key, given in planned.items()}
+        changed = {key: plan_service(each, self.family, node) for key, each in planned.items()}
         if API_SERVICE in planned:
             endpoints = known_endpoints(planned[API_SERVICE], self.family, node)
             if endpoints != self._api_endpoints:
@@ -56,7 +56,7 @@ class Planner:
         return {key: self._claims.settle(plan, limits.local) for key, plan in changed.items()}
 
     def _at_api_servers(self, limits: OutsideLimits, endpoints: ApiEndpoints) -> dict[str, ServicePlan]:
-        """Plans that the endpoints of API servers, former or new ones, may restrict."""
+        """Plans that the former or the new endpoints of API servers may restrict, before restriction."""
         either = self._api_endpoints | endpoints
         known = self._plans | self._unrestricted
         return {key: plan for key, plan in known.items() if concerns_api_servers(plan, limits, either)}

@@ -1,6 +1,6 @@
-"""IPVS schedulers by name: those the kernel knows, with the flags that two of them take.
+"""IPVS schedulers: the names that the kernel knows, and the flags of sh and mh.
 
-A Service may name one in an annotation and the operator names the default in a flag; both are read here.
+A Service's annotation may name one, and a setting names the default; both are parsed here.
 """
 
 import msgspec
@@ -26,17 +26,17 @@ class Scheduler(msgspec.Struct, frozen=True, gc=False):
 
 _DEFAULT_FLAGS = {
     # A draining destination keeps its buckets in sh's table; without fallback its clients are refused
-    # (ip_vs_sh.c). mh is used as kube-proxy does, with ports (kubernetes#115526).
+    # (ip_vs_sh.c). mh hashes ports too, as kube-proxy's does (kubernetes#115526).
     "sh": Scheduler("sh", fallback=True),
     "mh": Scheduler("mh", hash_port=True),
 }
 
 
 def parse_scheduler(text: str) -> Scheduler:
-    """Read `NAME` or `NAME,FLAG,...` with flags as ipvsadm names them: `sh`, `mh,mh-fallback`.
+    """Parse `NAME` or `NAME,FLAG,...` with flags as ipvsadm names them: `sh`, `mh,mh-fallback`.
 
-    Flags that are named replace the defaults: sh falls back, mh hashes ports too. Raises ValueError with the
-    names that are known.
+    Named flags replace the defaults: sh falls back, mh hashes ports too. Raises ValueError, which lists the
+    known names, for an unknown name or flag.
     """
     name, *flags = (part.strip() for part in text.split(","))
     if name not in SCHEDULERS:

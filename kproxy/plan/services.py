@@ -1,8 +1,8 @@
 """Turn a Service and its slices into a ServicePlan: addresses, policies, endpoints, and every defect found.
 
-A defect costs as little as it can: a bad external IP only itself, a bad port only that port. What cannot be
-read is never guessed in a way that admits more traffic than was asked for: source ranges of which none can be
-read admit nobody.
+A defect costs as little as possible: a bad external IP only that address, a bad port only that port. A field
+that cannot be read never admits more traffic than intended: if no source range is readable, no client is
+admitted.
 """
 
 import re
@@ -37,7 +37,7 @@ _PROTOCOLS = {p.value: p for p in Protocol}
 
 
 class _Reader:
-    """Reads the fields of one Service for one family and collects what is wrong with them."""
+    """Reads the fields of one Service for one family and collects their defects in `problems`."""
 
     def __init__(self, service: Service, family: Family, limits: OutsideLimits) -> None:
         self.limits = limits
@@ -76,9 +76,10 @@ class _Reader:
     def addresses(
         self, field: str, texts: Iterable[tuple[int, str]], refusal: Callable[[str], str | None]
     ) -> tuple[str, ...]:
-        """Canonical addresses of this family, in order, each once, but those for which there is a `refusal`.
+        """Canonical addresses of this family, in order, without duplicates and without refused ones.
 
-        `field` holds `{}` for the index.
+        `texts` are (index, address); `field` holds `{}` for the index. `refusal` returns the reason why an
+        address is refused, or None.
         """
         found: dict[str, None] = {}
         for index, text in texts:
@@ -97,7 +98,7 @@ class _Reader:
         return tuple(found)
 
     def external_ips(self) -> tuple[str, ...]:
-        """External IPs that are served here."""
+        """The accepted addresses of spec.externalIPs."""
 
         def refusal(ip: str) -> str | None:
             return refusal_of_address(ip) or refusal_of_external_ip(ip, self.limits)
@@ -106,14 +107,14 @@ class _Reader:
         return self.addresses("spec.externalIPs[{}]", texts, refusal)
 
     def load_balancer_ips(self) -> tuple[str, ...]:
-        """Ingress addresses this node answers itself; those of ipMode Proxy are the provider's (KEP-1860)."""
+        """Ingress addresses of ipMode VIP; the provider serves those of ipMode Proxy (KEP-1860)."""
         status = self.service.status
         ingress = (status.load_balancer.ingress if status and status.load_balancer else None) or ()
         texts = [(i, e.ip) for i, e in enumerate(ingress) if e.ip and e.ip_mode in {None, "VIP"}]
         return self.addresses("status.loadBalancer.ingress[{}].ip", texts, refusal_of_address)
 
     def source_ranges(self) -> tuple[str, ...] | None:
-        """Allowed client CIDRs of this family, or None where anyone may connect."""
+        """Allowed client CIDRs of this family, or None if clients are not restricted."""
         found: dict[str, None] = {}
         unreadable = False
         for index, text in enumerate(self.spec.load_balancer_source_ranges or ()):
@@ -151,7 +152,7 @@ class _Reader:
         return seconds
 
     def weights(self) -> Weights:
-        """The selectors of the weights annotation; none if it cannot be read."""
+        """The selectors of the weights annotation; empty if it is missing or invalid."""
         annotations = self.service.metadata.annotations
         text = annotations.weights if annotations is not None else None
         if not text:
@@ -163,7 +164,7 @@ class _Reader:
             return ()
 
     def scheduler(self) -> Scheduler | None:
-        """The scheduler that the service asks for by kproxy's annotation, or by kube-router's."""
+        """The scheduler of kproxy's annotation, else of kube-router's; None if missing or invalid."""
         annotations = self.service.metadata.annotations
         if annotations is None:
             return None
@@ -195,7 +196,7 @@ class _Reader:
         return value
 
     def ports(self) -> list[tuple[int, ServicePort, Protocol]]:
-        """The usable ports with their index; each (name, protocol) and each (number, protocol) once."""
+        """The valid ports with their index; each (name, protocol) and each (number, protocol) once."""
         usable: list[tuple[int, ServicePort, Protocol]] = []
         names: set[PortKey] = set()
         numbers: set[tuple[int, str]] = set()
@@ -220,26 +221,26 @@ class _Reader:
         return usable
 
 
-def plan_service(given: ServiceInput, family: Family, node: NodeView) -> ServicePlan:
-    """Plan one service for one family on one node. Never raises for anything the objects hold."""
-    service = given.service
+def plan_service(inputs: ServiceInput, family: Family, node: NodeView) -> ServicePlan:
+    """Plan one service for one family on one node. Defects of the objects become problems, not exceptions."""
+    service = inputs.service
     if service is None:
-        return ServicePlan(given.key, family)
+        return ServicePlan(inputs.key, family)
     reader = _Reader(service, family, node.outside)
     created = service.metadata.creation_timestamp or ""
     cluster_ip = reader.cluster_ip()
     if cluster_ip is None:
-        return ServicePlan(given.key, family, created, (), tuple(reader.problems))
-    candidates = collect(given.slices, family, node, reader.problems, reader.weights())
+        return ServicePlan(inputs.key, family, created, (), tuple(reader.problems))
+    candidates = collect(inputs.slices, family, node, reader.problems, reader.weights())
     ports = _plan_ports(reader, cluster_ip, candidates, node)
     here = {c.plan.ip for known in candidates.values() for c in known if c.ready and c.plan.local}
     problems = tuple(dict.fromkeys(reader.problems))
-    return ServicePlan(given.key, family, created, ports, problems, len(here))
+    return ServicePlan(inputs.key, family, created, ports, problems, len(here))
 
 
-def known_endpoints(given: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:
-    """The (address, port) of every TCP endpoint of a service, ready or not, whatever its policies."""
-    candidates = collect(given.slices, family, node, [])
+def known_endpoints(inputs: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:
+    """The (address, port) of every TCP endpoint of a service, ready or not, under any policy."""
+    candidates = collect(inputs.slices, family, node, [])
     tcp = Protocol.TCP.value
     return frozenset(
         (c.plan.ip, c.plan.port)

@@ -1,8 +1,8 @@
-"""Which UDP flows have to be forgotten when a service changes.
+"""Find the UDP conntrack entries that are stale after a service changed.
 
-UDP has no end, so the kernel goes on sending a flow where its first datagram went: to an endpoint that left,
-or nowhere, if it began while there was none. The rules are kube-proxy's (pkg/proxy/conntrack/cleanup.go), and
-services that lost their last endpoint are no exception (kubernetes#139628).
+UDP has no connection end, so conntrack sends a flow where its first datagram went: to an endpoint that was
+removed, or untranslated, if it began while there was no endpoint. The criteria are kube-proxy's
+(pkg/proxy/conntrack/cleanup.go), and include services that lost their last endpoint (kubernetes#139628).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,8 @@ from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 NODE_PORT = ""
 """Stands for every address of the node.
 
-Which these are is not asked: the kernel takes routes for addresses, too. See `StaleConntrack.covers`.
+The addresses are not listed, because the kernel also accepts packets for local routes. See
+`StaleConntrack.covers`.
 """
 
 Frontend = tuple[str, int]
@@ -23,10 +24,10 @@ Frontend = tuple[str, int]
 
 
 class StaleConntrack(msgspec.Struct, frozen=True):
-    """Flows to look for.
+    """A description of the stale flows.
 
-    `kept`: frontends that stay, with the `ip:port` of the endpoints that may answer them; all others are
-    stale. `gone`: frontends that nobody has any more, with the endpoints that used to answer them; these are
+    `kept`: frontends that are still served, with the `ip:port` of their endpoints; flows to other endpoints
+    are stale. `gone`: frontends that no service has any more, with their former endpoints; flows to these are
     stale.
     """
 
@@ -35,16 +36,16 @@ class StaleConntrack(msgspec.Struct, frozen=True):
 
     @property
     def ports(self) -> frozenset[int]:
-        """The ports that such a flow was sent to."""
+        """The destination ports of such flows."""
         return frozenset(port for _, port in (*self.kept, *self.gone))
 
     def covers(
         self, dst: str, dst_port: int, answers: str, answers_port: int, *, answered: bool = False
     ) -> bool:
-        """Whether a flow is stale that was sent to the one and is answered by the other.
+        """Whether a flow is stale that was sent to `dst` and whose replies come from `answers`.
 
-        A flow that was `answered` untranslated is somebody else's, to another host's port of the number of
-        a node port.
+        A flow that was `answered` without translation does not belong to a node port: it went to the same
+        port number of another host.
         """
         endpoint = join_host_port(answers, answers_port)
         foreign = answered and (dst, dst_port) == (answers, answers_port)
@@ -60,14 +61,14 @@ class StaleConntrack(msgspec.Struct, frozen=True):
         return False
 
     def then(self, later: "StaleConntrack") -> "StaleConntrack":
-        """What to look for after a later change too, of which the outcome counts."""
+        """The stale flows after this change and a later one; where both name a frontend, the later counts."""
         kept = {frontend: e for frontend, e in self.kept.items() if frontend not in later.gone}
         gone = {frontend: e for frontend, e in self.gone.items() if frontend not in later.kept}
         return StaleConntrack({**kept, **later.kept}, {**gone, **later.gone})
 
 
 def together(changes: Iterable[StaleConntrack]) -> StaleConntrack:
-    """What to look for after changes of several services at once, which may have exchanged frontends."""
+    """The stale flows after simultaneous changes of several services, which may have exchanged frontends."""
     kept: dict[Frontend, frozenset[str]] = {}
     gone: dict[Frontend, frozenset[str]] = {}
     for change in changes:
@@ -77,9 +78,9 @@ def together(changes: Iterable[StaleConntrack]) -> StaleConntrack:
 
 
 def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> StaleConntrack:
-    """What a change from one plan of a service to the next leaves behind.
+    """The flows that a change from one plan of a service to the next leaves stale.
 
-    With `before` None, as at a start, nobody has looked at the flows of the service: any may be stale.
+    With `before` None, as at a start, the flows of the service are unknown: any may be stale.
     """
     was = {port.name: port for port in _udp(before)}
     now = {port.name: port for port in _udp(after)}
@@ -91,7 +92,7 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> StaleC
         if old is None or not served.issubset(port.serving) or (port.serving and not served):
             kept |= dict.fromkeys(_frontends(port), port.serving)
         elif port.serving:
-            # Flows to an address that is new went elsewhere until now, most of them nowhere.
+            # Flows to a new address were sent elsewhere until now, most of them untranslated.
             had = set(_frontends(old))
             kept |= {frontend: port.serving for frontend in _frontends(port) if frontend not in had}
     standing = {frontend for port in now.values() for frontend in _frontends(port)}
@@ -101,26 +102,26 @@ def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> StaleC
 
 
 class ConntrackTracker:
-    """The plans with UDP ports that one family's kernel holds, to tell what the next ones leave stale."""
+    """Holds one family's applied plans with UDP ports, to find the flows that the next plans leave stale."""
 
     def __init__(self) -> None:
         self._plans: dict[str, ServicePlan] = {}
-        self._doubtful = True
+        self._stale = True
 
     def invalidate(self) -> None:
-        """Flows may have gone elsewhere than the plans say; a turn of all plans has to follow."""
-        self._doubtful = True
+        """Treat all flows as unknown; the next `update` has to hold all plans."""
+        self._stale = True
 
     def update(self, applied: Mapping[str, ServicePlan]) -> StaleConntrack:
-        """Note plans by key of service that are in the kernel now; return what they leave stale."""
+        """Record plans, by key of service, that are now applied; return the flows that they leave stale."""
         changes = []
         for key, plan in applied.items():
             changes.append(stale_after(self._plans.pop(key, None), plan))
-            if self._doubtful:
+            if self._stale:
                 changes.append(stale_after(None, plan))
             if any(_udp(plan)):
                 self._plans[key] = plan
-        self._doubtful = False
+        self._stale = False
         return together(changes)
 
 

@@ -1,6 +1,6 @@
-"""Which endpoints may serve which traffic: readiness, termination, locality and topology hints.
+"""Select the endpoints for each policy by readiness, termination, locality and topology hints.
 
-The rules are kube-proxy's (pkg/proxy/topology.go; KEP-1669 terminating endpoints, KEP-2433 hints,
+The criteria are kube-proxy's (pkg/proxy/topology.go; KEP-1669 terminating endpoints, KEP-2433 hints,
 KEP-3015 PreferSameZone and PreferSameNode).
 """
 
@@ -24,12 +24,12 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def draining(self) -> bool:
-        """Serving while it terminates: used only where nothing is ready."""
+        """Serving and terminating: used only if no endpoint is ready."""
         return self.serving and self.terminating
 
 
 class Usable(msgspec.Struct, frozen=True, gc=False):
-    """The outcome; each tuple keeps the order of the candidates."""
+    """The selected endpoints; each tuple is ordered by address text."""
 
     cluster: tuple[EndpointPlan, ...] = ()
     local: tuple[EndpointPlan, ...] = ()
@@ -46,7 +46,7 @@ class _Preference(enum.Enum):
 def select(
     candidates: Sequence[Candidate], node: NodeView, *, uses_cluster: bool, uses_local: bool
 ) -> Usable:
-    """Choose endpoints for the policies in use. `candidates` are ordered by address text."""
+    """Select endpoints for the policies in use. `candidates` are ordered by address text."""
     if not candidates:
         return Usable()
     cluster: tuple[EndpointPlan, ...] = ()

@@ -1,6 +1,6 @@
 """Weights of endpoints, from one annotation of the Service: canaries, unequal hardware, draining by hand.
 
-`kproxy.io/weights` maps selectors to weights, as JSON or YAML, and the first selector that matches counts:
+`kproxy.io/weights` maps selectors to weights, as JSON or YAML; the first selector that matches applies:
 
     {"pod:web-canary-*": 1, "node:big-*": 40, "zone:eu-1a": 20, "*": 10}
 """
@@ -15,23 +15,23 @@ import msgspec
 import yaml
 
 DEFAULT_WEIGHT = 1
-"""Of an endpoint that no selector matches; also kube-proxy's in IPVS mode."""
+"""Weight of an endpoint that no selector matches; kube-proxy uses the same in IPVS mode."""
 
 WEIGHT_MAX = 65535
-"""Upper bound of a destination's weight (IPVS' own tools use the same)."""
+"""Upper bound of a weight (ipvsadm has the same)."""
 
 TEXT_MAX = 65536
-"""Longest annotation that is read, in characters."""
+"""Greatest length of the annotation, in characters."""
 
 _KINDS = ("pod", "node", "zone")
 
 
 class WeightsError(ValueError):
-    """An annotation that cannot be used; the message says why."""
+    """The annotation is invalid; the message says why."""
 
 
 class Weighted(Protocol):
-    """Something with a weight."""
+    """An object with a weight."""
 
     @property
     def weight(self) -> int:
@@ -39,7 +39,7 @@ class Weighted(Protocol):
 
 
 class Selector(msgspec.Struct, frozen=True, gc=False):
-    """One line of the annotation: `kind` is pod, node, zone, or "" for everything."""
+    """One entry of the annotation: `kind` is pod, node, zone, or "" for every endpoint."""
 
     kind: str
     matches: Callable[[str], object]
@@ -50,16 +50,16 @@ Weights = tuple[Selector, ...]
 
 
 def effective(endpoints: Sequence[Weighted]) -> tuple[int, ...]:
-    """The weights of endpoints that share traffic.
+    """Return the weights of endpoints that share traffic.
 
-    Weight 0 asks for no new connections while others take them; where there are no others, all serve alike.
+    An endpoint of weight 0 gets no new connections; if all weights are 0, all endpoints get equal shares.
     """
     weights = tuple(endpoint.weight for endpoint in endpoints)
     return weights if any(weights) else (DEFAULT_WEIGHT,) * len(weights)
 
 
 def weight_of(weights: Weights, *, pod: str, node: str, zone: str) -> int:
-    """The weight of an endpoint; pass "" for what is not known of it."""
+    """Return the weight of an endpoint; an unknown pod, node or zone is ""."""
     names = {"pod": pod, "node": node, "zone": zone}
     for selector in weights:
         if not selector.kind or ((name := names[selector.kind]) and selector.matches(name)):
@@ -69,7 +69,7 @@ def weight_of(weights: Weights, *, pod: str, node: str, zone: str) -> int:
 
 @lru_cache(maxsize=1024)
 def parse_weights(text: str) -> Weights:
-    """Read the annotation. Raises WeightsError."""
+    """Parse the annotation. Raises WeightsError."""
     if len(text) > TEXT_MAX:
         raise WeightsError(f"longer than {TEXT_MAX} characters")
     return tuple(_selector(name, weight) for name, weight in _pairs(text))
@@ -88,7 +88,7 @@ def _selector(name: object, weight: object) -> Selector:
 
 def _pairs(text: str) -> Iterable[tuple[object, object]]:
     """The mapping's pairs in the order of the document."""
-    # JSON is read as the YAML it is: one reader, one order, one rule about names that come twice.
+    # JSON is YAML, too: one parser gives one order and one treatment of duplicate names.
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
@@ -98,7 +98,7 @@ def _pairs(text: str) -> Iterable[tuple[object, object]]:
             if not isinstance(key, yaml.ScalarNode) or not isinstance(value, yaml.ScalarNode):
                 raise WeightsError("not a mapping of selectors to weights")
             if key.value in pairs:
-                raise WeightsError(f"{key.value!r} stands there twice")
+                raise WeightsError(f"{key.value!r} appears twice")
             pairs[key.value] = _plain(value)
     except yaml.YAMLError as error:
         raise WeightsError(f"neither JSON nor YAML: {' '.join(str(error).split())}") from error
@@ -110,7 +110,7 @@ def _pairs(text: str) -> Iterable[tuple[object, object]]:
 
 
 def _plain(node: yaml.ScalarNode) -> object:
-    """An integer where a number is written plainly; else what is written, for the error to show."""
+    """An integer for a plain decimal number; otherwise the text, which the error shows."""
     if node.tag == "tag:yaml.org,2002:int" and re.fullmatch(r"\d{1,9}", node.value):
         return int(node.value)
     return node.value

@@ -1,1 +1,1 @@
-"""What every backend shares."""
+"""Code shared by the backends."""

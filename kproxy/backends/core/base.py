@@ -1,7 +1,7 @@
-"""The seam between plans and kernels: what every proxy mode offers to the agent.
+"""The interface between plans and kernel that every proxy mode implements.
 
-One backend serves one IP family. The agent hands it plans and asks it to sync; what failed stays pending
-inside the backend's report, so the agent never believes more than what the kernel has taken.
+One backend serves one IP family. The agent passes plans to it and calls sync; services that failed are in the
+report and stay pending, so the agent counts only those as applied that the kernel has accepted.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from kproxy.plan.model import ServicePlan
 
 
 class LocalTraffic(msgspec.Struct, frozen=True):
-    """How traffic of this cluster's (or node's) pods is told from all other: by source CIDR or by interface.
+    """How local pod traffic is detected: by source CIDR or by interface.
 
     Exactly one is set; `interface` is an iptables interface match (`cbr0`, or `veth+` for a prefix).
     """
@@ -24,16 +24,16 @@ class LocalTraffic(msgspec.Struct, frozen=True):
 
 
 class SyncReport(msgspec.Struct, frozen=True):
-    """What one sync did.
+    """Result of one sync.
 
-    All services are now in the kernel as planned, but for those that `failed` maps to the reason why not.
-    `error` is set if the sync as a whole could not be done: then nothing is known of any service.
-    `changes` counts what was written, by name of the object kind, and `rules` the iptables rules among it by
-    table. `degraded` services work, but not in every respect as they were asked for; it says in which.
-    `leftovers` counts objects that nobody needs any more and the kernel would not let go: they harm nobody,
-    and are tried again. `full`: the kernel was read first, and all of it was compared with what is desired.
-    `drifts` is what others were found to have changed: when the kernel refused something because of it, or
-    when it was first read after a sync that could not be done.
+    All services are applied as planned, except those in `failed`, which maps services to the reason.
+    `error` is set if the sync failed as a whole; then the state of no service is known.
+    `changes` counts written objects by kind, and `rules` the iptables rules among them by table.
+    `degraded` maps services that are served with a part missing to that part. `leftovers` counts objects that
+    no service needs and that the kernel would not delete yet; deletion is tried again. `full`: the kernel was
+    read first and compared with the desired state completely.
+    `drifts` are changes by others that were found because the kernel refused something, or when it was first
+    read after a failed sync.
     """
 
     failed: Mapping[str, str] = {}
@@ -47,10 +47,10 @@ class SyncReport(msgspec.Struct, frozen=True):
 
 
 class PortTraffic(msgspec.Struct, frozen=True, gc=False):
-    """What its counters say of one service port: `name` is PortPlan's, `protocol` TCP, UDP or SCTP.
+    """Traffic counters of one service port: `name` is that of PortPlan, `protocol` TCP, UDP or SCTP.
 
-    `sent` and `answered` are (packets, bytes) from and to clients. Where the kernel looks at the first packet
-    of a connection only, `sent` holds just those, and `answered` is None.
+    `sent` and `answered` are (packets, bytes) from and to clients. Where the kernel counts only the first
+    packet of a connection, `sent` holds only those, and `answered` is None.
     """
 
     name: str
@@ -61,9 +61,9 @@ class PortTraffic(msgspec.Struct, frozen=True, gc=False):
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """What one family's kernel holds of ours.
+    """Counts of kproxy's objects in the kernel, of one family.
 
-    Traffic per service port, iptables rules per table, and objects of nftables by kind.
+    Traffic per service port, iptables rules per table, and nftables objects by kind.
     """
 
     traffic: tuple[PortTraffic, ...] = ()
@@ -80,7 +80,7 @@ class CheckError(Exception):
 
 
 class Drift(msgspec.Struct, frozen=True, order=True):
-    """One object of ours that somebody else changed: its kind and name, and what was found."""
+    """A kernel object of kproxy that others changed: its kind and name, and the difference found."""
 
     object: str
     found: str
@@ -95,22 +95,22 @@ class Backend(Protocol):
     family: Family
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
-        """Take new desired states; a plan without ports removes its service."""
+        """Replace the desired state of the plans' services; a plan without ports removes its service."""
 
     def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, writing only what differs from what it is known to hold."""
+        """Bring the kernel to the desired state; write only the difference from the applied state."""
 
     def invalidate(self) -> None:
-        """Forget what the kernel is known to hold, for others have written; the next sync looks first."""
+        """Mark the applied state as stale; the next sync reads the kernel first."""
 
     def retry(self) -> None:
-        """Let the next sync try again the services that failed although nothing about them changed."""
+        """Make the next sync retry the quarantined services although their plans did not change."""
 
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
-        """Compare the kernel with what was applied; what drifted is pending again and named here.
+        """Compare the kernel with the applied state; return the drift and mark it as pending.
 
-        Costs next to nothing while nothing suggests a change, unless `full`. Raises CheckError.
+        Unless `full`, it is cheap while nothing indicates a change. Raises CheckError.
         """
 
     def run_timers(self) -> float | None:
-        """Do what time asks for; return the seconds until this wants to be called again, None if never."""
+        """Run due periodic work; return the seconds until the next call is due, or None."""

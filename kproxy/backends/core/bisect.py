@@ -1,4 +1,4 @@
-"""Find what is at fault in a refused write: the kernel takes a batch as a whole or not at all."""
+"""Find the items at fault in a refused batch: the kernel applies a batch as a whole or not at all."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ _Refusal = TypeVar("_Refusal", bound=Exception)
 
 
 class StaleStateError(Exception):
-    """The kernel refused, but somebody else has written since it was observed: look again before judging."""
+    """The kernel refused a batch after others wrote: the applied state is stale and must be read again."""
 
 
 def bisect_refused(
@@ -18,9 +18,9 @@ def bisect_refused(
     refusal: type[_Refusal],
     classify_refusal: Callable[[_Refusal], None],
 ) -> None:
-    """Run `attempt` on all items, or on halves while it is refused, and `give_up` each single one that is.
+    """Run `attempt` on all items; while it raises `refusal`, on halves. Call `give_up` for each refused item.
 
-    `classify_refusal` sees each `refusal` first, and raises where it is not the items' fault.
+    `classify_refusal` is called with each refusal first, and raises if the items are not at fault.
     """
     if not items:
         return

@@ -1,4 +1,4 @@
-"""What a sync would change, as values: one object of the kernel each, told as a line that people can read."""
+"""Changes that a sync would make: one value per kernel object, printed as one line."""
 
 import enum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Sign(enum.StrEnum):
-    """What would happen to the object."""
+    """The kind of change."""
 
     ADD = "+"
     CHANGE = "~"
@@ -14,15 +14,15 @@ class Sign(enum.StrEnum):
 
 
 class Change(msgspec.Struct, frozen=True, order=True):
-    """One object that a sync would make, change or remove: its kind and name, and in what it differs."""
+    """A kernel object that a sync would add, change or remove: kind and name, sign, and the difference."""
 
     object: str
     sign: Sign
     detail: str = ""
 
     def __str__(self) -> str:
-        told = f" ({self.detail})" if self.detail else ""
-        return f"{self.sign} {self.object}{told}"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.sign} {self.object}{detail}"
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -1,7 +1,7 @@
-"""Notice for next to nothing that somebody else changed the rules.
+"""Detect cheaply that other programs changed the rules.
 
-The kernel counts: nf_tables has a generation that every commit advances, x_tables tells the size of each
-table. As long as the count is the one that our own last write left behind, nobody else has written.
+nf_tables has a generation counter that every commit advances; x_tables reports the size of each table. While
+the value is the one after kproxy's own last write, no other program has written.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,10 @@ from kproxy.kernel.xtables.types import RulesetGeneration
 
 
 class ForeignWrites:
-    """Follows one ruleset's stamp; all backends that write to the same ruleset share one."""
+    """Counts foreign writes to one ruleset; all backends that write to the same ruleset share one.
+
+    `read` returns the ruleset's generation, or None if it is unknown; that counts as a foreign write.
+    """
 
     def __init__(self, read: Callable[[], RulesetGeneration | None]) -> None:
         self._read = read
@@ -20,15 +23,15 @@ class ForeignWrites:
 
     @property
     def foreign_writes(self) -> int:
-        """How many times somebody else's writing was noticed; a reader compares it with what it saw last."""
+        """Number of foreign writes detected so far; a reader compares it with the number it saw last."""
         self._notice()
         return self._foreign
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Surround one restore of our own, of one table, so that it is not taken for somebody else's.
+        """Surround one restore of one table by kproxy, so that it does not count as foreign.
 
-        Where the kernel counts commits, ours is at most one: any further one is somebody else's.
+        Where the kernel counts commits, the restore makes at most one; any further commit is foreign.
         """
         self._notice()
         before = self._last

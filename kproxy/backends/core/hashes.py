@@ -8,11 +8,11 @@ _SHIFTS = range(70, -1, -10)
 
 
 def port_hash(port_name: str, protocol: str) -> str:
-    """The hash of a service port; `protocol` in lower case."""
+    """Return the hash of a service port; `protocol` in lower case."""
     return digest(port_name + protocol)
 
 
 def digest(text: str) -> str:
-    """base32 (RFC 4648) of the first 80 bits, two characters at a time (base64 is five times slower)."""
+    """Return base32 (RFC 4648) of the first 80 bits of SHA-256 (base64.b32encode is five times slower)."""
     bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10], "big")
     return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])
