@@ -90,7 +90,7 @@ class IptablesNode(Node[IptablesBackend, State]):
     def make_backend(self) -> IptablesBackend:
         """A backend of the layout."""
         watch = ForeignWrites(self.fake.generation)
-        return IptablesBackend(self.layout(self.config), self.fake, watch, piece=self.piece)
+        return IptablesBackend(self.layout(self.config), self.fake, watch, batch_size=self.piece)
 
     def another(self) -> IptablesNode:
         """A node with the same settings and an empty kernel."""

@@ -58,7 +58,7 @@ def _put(cluster: IptablesNode | IpvsNode, number: int, pods: int, **spec: Any) 
 def _rehearsed(cluster: IptablesNode, layout: Layout) -> DryRunXtables:
     """Let a new backend sync once over what the cluster's kernel holds, in memory."""
     tables = DryRunXtables(Family.IPV4, cluster.fake.variant, cluster.fake.save())
-    backend = IptablesBackend(layout, tables, ForeignWrites(tables.generation), piece=cluster.piece)
+    backend = IptablesBackend(layout, tables, ForeignWrites(tables.generation), batch_size=cluster.piece)
     inputs = [cluster.tables.read(key) for key in sorted(cluster.plans)]
     backend.update(Planner(Family.IPV4).update(inputs, NODE).values())
     report = backend.sync()

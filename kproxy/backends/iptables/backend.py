@@ -1,9 +1,9 @@
-"""Keep one family's rules as planned: render what changed, write what differs, believe only what was taken.
+"""Reconcile one family's rules: render changed services, write differences, record what was accepted.
 
-The record of the kernel is built from an observation, moved forward by each restore that succeeded, and
-put aside after any failure that leaves doubt; so a lost write cannot hide, and what others did meanwhile is
-named when the rules are next read. A restore that the kernel
-refuses is narrowed down to the service at fault, which keeps the rules it had while all others get theirs.
+The applied state is read from the kernel, updated by each successful restore, and marked as stale after any
+failure with an unknown outcome. So a lost write is found, and changes by others are reported when the rules
+are read again. A refused restore is bisected to find the service at fault; it is quarantined and keeps its
+former rules, and all other services are written.
 """
 
 from collections import Counter
@@ -30,10 +30,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class IptablesBackend:
-    """One family's KUBE-* rules; where a `larger` layout is given, it is used while there are many.
+    """One family's KUBE-* rules; a `larger` layout, if not None, is used while the cluster is large.
 
-    `prepare` makes again what rules need besides other rules, where it is gone: kernel parameters and, if it
-    is given True, what they name, for rules are about to be written.
+    `prepare` restores what rules depend on besides other rules: sysctls and, if called with True because
+    rules are about to be written, the objects that rules name.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class IptablesBackend:
         watch: ForeignWrites,
         *,
         larger: Layout | None = None,
-        piece: int | None = None,
+        batch_size: int | None = None,
         prepare: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._prepare = prepare
@@ -52,7 +52,7 @@ class IptablesBackend:
         self._larger = larger
         self._xtables = xtables
         self._watch = watch
-        self._chosen_piece = piece
+        self._fixed_batch_size = batch_size
         self._plans: dict[str, ServicePlan] = {}
         self._desired: dict[str, ServiceRules] = {}
         self._pending: set[str] = set()
@@ -66,10 +66,10 @@ class IptablesBackend:
         self._kept: set[str] = set()
         self._told: set[str] = set()
         self._seen_writes = 0
-        self._looked_again = False
+        self._resynced = False
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
-        """Take new desired states; a plan without ports removes its service."""
+        """Replace the desired state of the plans' services; a plan without ports removes its service."""
         changed = list(plans)
         for plan in changed:
             old = self._plans.get(plan.key)
@@ -90,7 +90,7 @@ class IptablesBackend:
                     self._desire(plan)
 
     def reconfigure(self, layout: Layout, larger: Layout | None = None) -> None:
-        """Take other chains or settings of the same family; the next sync writes what they change."""
+        """Change to other layouts of the same family; the next sync writes the differences."""
         if (layout, larger) == (self._smaller, self._larger):
             return
         was_larger = self._layout == self._larger
@@ -101,11 +101,11 @@ class IptablesBackend:
         self._render_all()
 
     def invalidate(self) -> None:
-        """Let the next sync read the rules first, and compare all of them."""
+        """Mark the applied state as stale: the next sync reads and compares all rules."""
         self._kernel = self._stale = None
 
     def retry(self) -> None:
-        """Let the next sync try the services again that were refused."""
+        """Make the next sync retry quarantined services and leftover chains."""
         self._quarantine.clear()
         self._kept.clear()
         if self._kernel is not None and self._kernel.emptied:
@@ -114,12 +114,12 @@ class IptablesBackend:
     def sync(self, *, retire: bool = True) -> SyncReport:
         """Bring the kernel to the desired state, writing only what differs.
 
-        Without `retire`, chains that a former mode left stay for now: `retire()` takes them away.
+        Without `retire`, chains of a former mode stay until `retire()` is called.
         """
         return self._guarded(lambda writer: self._write(writer, retire=retire))
 
     def retire(self) -> SyncReport:
-        """Take away what a former mode left, once something else does its work."""
+        """Delete the chains of a former mode, once this mode serves all traffic."""
         return self._guarded(self._sweep)
 
     def _guarded(self, work: Callable[[Writer], None]) -> SyncReport:
@@ -127,7 +127,7 @@ class IptablesBackend:
         rules: Counter[str] = Counter()
         full = self._kernel is None
         drifts: tuple[Drift, ...] = ()
-        self._looked_again = False
+        self._resynced = False
         try:
             self._prepare(True)  # noqa: FBT003
             try:
@@ -136,11 +136,11 @@ class IptablesBackend:
                 work(self._writer(written, rules))
             except StaleStateError:
                 drifts += self._look()
-                self._looked_again = full = True
+                self._resynced = full = True
                 work(self._writer(written, rules))
         except RestoreError as error:
             self._first_sync_done = False
-            # A lock that was not granted means that nothing happened; anything else leaves doubt.
+            # If the lock was not granted, nothing was written; after other failures the state is unknown.
             if error.kind is not FailureKind.LOCKED:
                 self._kernel, self._stale = None, self._kernel or self._stale
             message = f"{error.kind}: {error.message}"
@@ -158,7 +158,7 @@ class IptablesBackend:
         )
 
     def _look(self) -> tuple[Drift, ...]:
-        """Take the kernel as it is now found to be; what others changed since the last record is named."""
+        """Read the kernel into the applied state; return changes by others since the last record."""
         expected = self._kernel or self._stale
         observed = self._observe()
         self._adopt(observed)
@@ -166,7 +166,7 @@ class IptablesBackend:
         return drift_between(expected, observed, self._layout) if expected is not None else ()
 
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
-        """Compare the kernel with the record; what differs is named, and written by the next sync.
+        """Compare the kernel with the applied state; return the drift, which the next sync corrects.
 
         Raises CheckError if the rules cannot be read.
         """
@@ -187,11 +187,11 @@ class IptablesBackend:
         return drifts
 
     def run_timers(self) -> float | None:
-        """Nothing here depends on time."""
+        """Return None: there is no periodic work."""
         return None
 
     def _choose(self) -> bool:
-        """Change over to the layout that the number of service ports and endpoints asks for."""
+        """Select the layout for the number of service ports and endpoints; True if it changed."""
         size = self._ports + self._endpoints
         wanted = select_layout(self._smaller, self._larger, size, self._layout)
         if wanted is self._layout:
@@ -203,16 +203,16 @@ class IptablesBackend:
         return True
 
     def rules(self) -> dict[str, int]:
-        """How many rules of ours the kernel is known to hold, by table; may be asked from any thread."""
+        """Number of kproxy's rules in the applied state, by table. May be called from any thread."""
         kernel = self._kernel
         return kernel.rules() if kernel is not None else {}
 
     @property
     def _batch_size(self) -> int | None:
-        """Services per restore of a big change; None: all, for with iptables-legacy each copies the table."""
-        if self._chosen_piece is None and self._xtables.variant is Variant.NFT:
+        """Services per restore of a big change; None: all, as with iptables-legacy each copies the table."""
+        if self._fixed_batch_size is None and self._xtables.variant is Variant.NFT:
             return self._layout.batch_size
-        return self._chosen_piece
+        return self._fixed_batch_size
 
     def _wants_comments(self) -> bool:
         return self._endpoints <= self._layout.large_cluster_endpoints
@@ -238,7 +238,7 @@ class IptablesBackend:
             raise RestoreError(FailureKind.OTHER, f"the rules cannot be read: {error}") from error
 
     def _writer(self, written: Counter[str], rules: Counter[str]) -> Writer:
-        assert self._kernel is not None, "a look comes first"  # noqa: S101
+        assert self._kernel is not None, "the kernel is read first"  # noqa: S101
         return Writer(self._xtables, self._watch, self._layout, self._kernel, written, rules)
 
     def _adopt(self, observed: Observed) -> None:
@@ -270,7 +270,7 @@ class IptablesBackend:
         self._pending = set(self._quarantine)
 
     def _settle(self, writer: Writer) -> None:
-        """Bring the shared chains in order; one that somebody else's rules refer to is emptied and stays."""
+        """Write the shared chains; one to delete that foreign rules refer to is emptied instead."""
         try:
             writer.settle()
         except RestoreError as error:
@@ -278,7 +278,7 @@ class IptablesBackend:
             writer.settle(delete=False)
 
     def _group(self, writer: Writer, keys: Sequence[str], part: Part) -> None:
-        """Write a group; where the kernel refuses it, halve it until the services at fault are found."""
+        """Write a group of services; if the kernel refuses it, bisect it to find the services at fault."""
         desired = self._desired
 
         def attempt(some: Sequence[str]) -> None:
@@ -287,7 +287,7 @@ class IptablesBackend:
         def give_up(key: str, error: RestoreError) -> None:
             new = desired.get(key, NO_RULES)
             if Part.DELETIONS in part:
-                # Somebody else's rule may hold on to a chain of ours: that must not hold back the service.
+                # A foreign rule may refer to a chain to be deleted; the service is written nevertheless.
                 try:
                     writer.group({key: new}, part & ~Part.DELETIONS)
                 except RestoreError as again:
@@ -302,9 +302,9 @@ class IptablesBackend:
         bisect_refused(keys, attempt, give_up, refusal=RestoreError, classify_refusal=self._classify_refusal)
 
     def _sweep(self, writer: Writer) -> None:
-        """Delete chains of former modes and of services that are gone.
+        """Delete chains of former modes and of deleted services.
 
-        One that somebody else's rules refer to stays, empty, and is reported.
+        A chain that foreign rules refer to is emptied, stays and is logged.
         """
         if writer.kernel.retired:
             for removal in plan_removal(self._xtables.save(), only=writer.kernel.retired):
@@ -341,14 +341,13 @@ class IptablesBackend:
                 )
 
     def _classify_refusal(self, error: RestoreError) -> None:
-        """Return if a rule is at fault; raise the error if not, or StaleStateError if it may not be.
+        """Return if a rule is at fault; else raise the error, or StaleStateError after foreign writes.
 
-        The latter once a sync: where somebody else writes all the time, a bad rule must still be told from
-        the good ones.
+        StaleStateError is raised once per sync, so that a bad rule is found even if others write constantly.
         """
         if error.kind is not FailureKind.RULE:
             raise error
-        if not self._looked_again and self._watch.foreign_writes != self._seen_writes:
+        if not self._resynced and self._watch.foreign_writes != self._seen_writes:
             raise StaleStateError from error
 
 

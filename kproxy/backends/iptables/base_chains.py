@@ -1,8 +1,8 @@
-"""The part of the rules that does not depend on services: fixed chains, and the jumps into them.
+"""The rules that do not depend on services: fixed chains, and the jumps into them.
 
 Order matters in two places. Jumps are inserted at the head of the built-in chains one after the other, so the
-last one ends up first, as with kube-proxy. And everything that masquerades is in table nat, which is written
-before any service is, so a new node forwards nothing that it cannot answer for.
+last one ends up first, as with kube-proxy. All masquerade rules are in table nat, which is written before any
+service, so a new node forwards no packet without masquerading it.
 """
 
 import msgspec
@@ -29,13 +29,13 @@ SHARED: dict[str, ChainId] = {
     "filter_firewall": FILTER_FIREWALL,
     "filter_node_ports": FILTER_NODE_PORTS,
 }
-"""The chains that services share, by the field of SharedLines that holds a service's lines in them."""
+"""Chains that services share, by the field of SharedLines with a service's lines in them."""
 
 _NEW = "-m conntrack --ctstate NEW "
 
 
 class Jump(msgspec.Struct, frozen=True):
-    """A rule in a built-in chain that leads into one of ours, behind all that lead to the chains `after`."""
+    """A rule in a built-in chain that jumps to a KUBE-* chain, placed behind the jumps to chains `after`."""
 
     table: str
     chain: str
@@ -48,7 +48,7 @@ class Jump(msgspec.Struct, frozen=True):
         return self.insertion_at(1)
 
     def insertion_at(self, place: int) -> str:
-        """The command that makes the rule the first, second, ... of its chain."""
+        """The command that inserts the rule at a place of its chain, counted from 1."""
         rule = self.line.removeprefix(f"-A {self.chain} ")
         return f"-I {self.chain} {rule}" if place == 1 else f"-I {self.chain} {place} {rule}"
 
@@ -56,9 +56,9 @@ class Jump(msgspec.Struct, frozen=True):
 def jump(
     table: str, chain: str, target: str, comment: str, match: str = "", *, after: tuple[str, ...] = ()
 ) -> Jump:
-    """A jump with a comment and, before it, further matches."""
-    told = f'-m comment --comment "{comment}" ' if comment else ""
-    return Jump(table, chain, f"-A {chain} {match}{told}-j {target}\n", after)
+    """Build a jump; `match` are further matches, placed before the comment."""
+    comment_match = f'-m comment --comment "{comment}" ' if comment else ""
+    return Jump(table, chain, f"-A {chain} {match}{comment_match}-j {target}\n", after)
 
 
 JUMPS: tuple[Jump, ...] = (
@@ -85,11 +85,11 @@ JUMPS: tuple[Jump, ...] = (
     jump("filter", "INPUT", names.KUBE_FIREWALL, ""),
     jump("filter", "OUTPUT", names.KUBE_FIREWALL, ""),
 )
-"""In the order in which kube-proxy ensures them; the last two are the kubelet's as well."""
+"""In the order in which kube-proxy ensures them; the kubelet makes the last two as well."""
 
 
 def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
-    """The fixed chains and their rules; None for a chain that must exist but whose rules are not ours."""
+    """The fixed chains and their rules; None for a chain that must exist but whose rules others write."""
     chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
     invalid = ""
     if config.drop_invalid:
@@ -103,7 +103,10 @@ def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
 def masquerade_chains(
     config: IptablesConfig, *, first: str = "", before_forward: str = ""
 ) -> dict[ChainId, str]:
-    """What marks, masquerades and forwards the traffic of services; lines to begin two of the chains with."""
+    """The chains that mark, masquerade and forward service traffic.
+
+    `first` is put at the start of KUBE-POSTROUTING, `before_forward` at the start of KUBE-FORWARD.
+    """
     mark = config.mark
     post = f"-A {names.KUBE_POSTROUTING} "
     forward = f"-A {names.KUBE_FORWARD} "
@@ -126,7 +129,7 @@ def masquerade_chains(
 
 
 def _localnet_guard() -> str:
-    """Close the hole that route_localnet opens: nobody else may reach 127.0.0.0/8 (CVE-2020-8558)."""
+    """Drop packets from other hosts to 127.0.0.0/8, which route_localnet would admit (CVE-2020-8558)."""
     return (
         f"-A {names.KUBE_FIREWALL} ! -s 127.0.0.0/8 -d 127.0.0.0/8 "
         f'-m comment --comment "block incoming localnet connections" '

@@ -1,9 +1,8 @@
-"""Tell whether two spellings of an iptables rule are the same rule.
+"""Canonical form of iptables rules: two spellings of the same rule have the same form.
 
-A caller that writes rules in the exact form iptables-save prints compares text and is done.  Dumps of other
-iptables versions differ in details, and rules that kube-proxy left on the node are spelled in its own way;
-`canonical_rule` brings any of these to one normal form.  It is for lines that differ as text: some tens
-of microseconds each.
+kproxy writes rules in the exact form that iptables-save prints, so most can be compared as text. Dumps of
+other iptables versions differ in details, and rules that kube-proxy left on the node have its own spelling.
+`canonical_rule` is for lines that differ as text; it takes some tens of microseconds each.
 
 Equivalences are those of iptables' own extensions (libxt_MARK, libxt_statistic, libxt_recent, ...), checked
 against both variants of 1.8.9.
@@ -54,11 +53,11 @@ _Option = tuple[bool, str, tuple[str, ...]]
 
 
 def canonical_rule(line: str) -> tuple[object, ...]:
-    """The normal form of one rule, equal for every spelling of the same rule.
+    """Return the normal form of one rule, equal for every spelling of the same rule.
 
     `line` is `-A CHAIN ...` as in a dump or a restore input; `-I CHAIN [number] ...` and `-D CHAIN ...` give
-    the form of the rule they speak of, and leading packet counters are ignored.  The first item is the
-    chain.  The order of matches counts, except that comments and the protocol's own match have none.
+    the form of the rule that they insert or delete. Leading packet counters are ignored. The first item is
+    the chain. The order of matches is significant, except for comments and the protocol's own match.
     Raises ValueError for a line that is not a rule.
     """
     tokens = tokenize(line)
@@ -82,12 +81,12 @@ def tokenize(line: str) -> list[tuple[str, bool]]:
 
 
 def probability(value: str) -> int:
-    """A --probability as the kernel keeps it: a number of 2**31ths."""
+    """Return a --probability as the kernel stores it, in units of 2**-31."""
     return round(float(value) * _PROBABILITY_UNIT)
 
 
 class _Parser:
-    """One rule's words on their way to the normal form."""
+    """Parses the words of one rule into its normal form."""
 
     def __init__(self) -> None:
         self.header: dict[str, _Form] = {}
@@ -272,7 +271,7 @@ def _endpoint(text: str) -> str:
 
 
 def _network(text: str) -> tuple[bytes, int] | str:
-    """The network's address without host bits and its prefix length; the text if it is something else."""
+    """Return the network address without host bits and the prefix length; the text if it is no network."""
     address, _, suffix = text.partition("/")
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

@@ -1,8 +1,8 @@
-"""Take away everything of the iptables mode, and nothing else.
+"""Remove all rules of the iptables mode, and no others.
 
-What the kubelet uses too stays where a kubelet is: KUBE-FIREWALL with its jumps, and KUBE-MARK-MASQ. A chain
-of ours that somebody else's rule jumps to is emptied but kept, and reported: deleting it would break theirs.
-Rules of nft may refer to chains in ways that a dump does not show, so a refused removal is repeated in parts.
+On a node with a kubelet, the chains that it uses too are kept: KUBE-FIREWALL with its jumps, KUBE-MARK-MASQ.
+A chain that a foreign rule jumps to cannot be deleted; it is emptied, kept and reported. nft rules may refer
+to chains in ways that a dump does not show, so a refused removal is repeated in parts.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
 
 
 class Removal(msgspec.Struct, frozen=True):
-    """What is to be removed from one table: rules of built-in chains, and chains.
+    """Rules of built-in chains and chains to be removed from one table.
 
-    `kept` maps chains that must stay, because others refer to them, to one rule that does, or to what was
-    said when they were to be deleted.
+    `kept` maps chains that cannot be deleted, because foreign rules refer to them, to one such rule or to the
+    kernel's message when deletion was refused.
     """
 
     table: str
@@ -32,7 +32,7 @@ class Removal(msgspec.Struct, frozen=True):
     kept: dict[str, str]
 
     def text(self) -> bytes:
-        """The restore input that does it."""
+        """The restore input that performs the removal."""
         return restore_text(self.table, declare=self.chains, rules=self.deletions, delete=self.doomed)
 
     @property
@@ -47,7 +47,7 @@ class Removal(msgspec.Struct, frozen=True):
 
 
 def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterator[Removal]:
-    """Read an iptables-save dump; yield what to remove, table by table: everything, or `only` some chains."""
+    """Yield the removal for each table of an iptables-save dump: all owned chains, or `only` some."""
     tables = parse_save(dump)
     kubelet = any(hint in tables.get("mangle", {}) for hint in names.KUBELET_HINTS)
     for table in TABLES:
@@ -72,14 +72,14 @@ def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterat
 
 
 Failed = Callable[[str, RestoreError], None]
-"""Takes a table whose rules could not be removed, and why."""
+"""Called with a table whose rules could not be removed, and the error."""
 
 
 def cleanup(xtables: Xtables, failed: Failed | None = None) -> list[Removal]:
-    """Remove the mode's rules from one family's tables; return what was removed.
+    """Remove the mode's rules from one family's tables; return the removals.
 
-    A table where that fails holds back no other if `failed` takes it. Raises RestoreError: the tables cannot
-    be read, or a removal failed that nothing takes.
+    If `failed` is set, it is called for a table whose removal fails, and the other tables are cleaned up.
+    Raises RestoreError if the tables cannot be read, or if a removal fails and `failed` is None.
     """
     done: list[Removal] = []
     refused: dict[str, RestoreError] = {}
@@ -111,7 +111,7 @@ def ours(table: str, chains: Iterable[str]) -> set[str]:
 
 
 def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
-    """The chains of these tables that a cleanup would take away, sorted."""
+    """The chains of these tables that a cleanup would remove, sorted."""
     kubelet = any(hint in chains.get("mangle", ()) for hint in names.KUBELET_HINTS)
     found: list[ChainId] = []
     for table in TABLES:
@@ -121,9 +121,9 @@ def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
 
 
 def remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
-    """Remove rules, empty all chains, and delete those that can be; return what was done.
+    """Remove rules, empty all chains, and delete as many chains as possible; return the removal done.
 
-    The chains that cannot be are kept, with what the kernel said. Raises RestoreError.
+    Chains that cannot be deleted are in `kept`, with the kernel's message. Raises RestoreError.
     """
     table = removal.table
     refused: dict[str, str] = {}
@@ -131,7 +131,7 @@ def remove_in_parts(xtables: Xtables, removal: Removal) -> Removal:
         try:
             xtables.restore(restore_text(table, declare=(), rules=removal.deletions))
         except RestoreError as error:
-            # They may be gone already; one that is not holds its chain, and so shows below.
+            # The rules may be deleted already; one that is not keeps its chain, found by the bisection below.
             _classify_refusal(error)
     xtables.restore(restore_text(table, declare=removal.chains, rules=()))
 

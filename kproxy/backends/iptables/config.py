@@ -1,4 +1,4 @@
-"""What an operator and the node decide about the rules of one family, resolved before rendering."""
+"""Configuration of the iptables rules of one family, from settings and node facts."""
 
 import msgspec
 
@@ -11,7 +11,7 @@ class IptablesConfig(msgspec.Struct, frozen=True):
 
     `node_port_addresses` are the local addresses that accept node ports, or None for all of them.
     `drop_invalid` is off where conntrack is liberal (net.netfilter.nf_conntrack_tcp_be_liberal).
-    `count_invalid` and `count_localhost` tell whether the nfacct counters that kube-proxy uses exist here.
+    `count_invalid` and `count_localhost`: the nfacct counters that kube-proxy uses exist on this node.
     `large_cluster_endpoints`: above this many endpoints, comments are left out of endpoint rules.
     """
 

@@ -1,9 +1,8 @@
-"""A tree of small chains in place of one long one, so that a packet crosses tens of rules, not thousands.
+"""A tree of small chains in place of one long chain, so that a packet crosses tens of rules, not thousands.
 
-Lines are sorted by address, protocol and port. A chain with more than a few of them is divided by the next
-four bits in which they differ, over and over, and a part of one or two lines stays where it is. Which chains
-there are follows from the lines alone, so a change rewrites the few chains on its way from the root and
-leaves all others as they are.
+Lines are sorted by address, protocol and port. A chain with too many lines is divided recursively by the next
+four bits in which they differ; a part of one or two lines stays in the parent. The chains depend only on the
+lines, so a change rewrites the few chains on the path from the root and no others.
 """
 
 import re
@@ -23,7 +22,7 @@ LONGEST = 16
 """A chain with up to this many lines is not divided: crossing it costs no more than one more level would."""
 
 INLINE = 2
-"""So few lines get no chain of their own."""
+"""A part with up to this many lines gets no chain of its own."""
 
 _PLACE = re.compile(r"-A \S+ (?:-d ([^ /]+)/\d+ )?(?:.*?)-p (tcp|udp|sctp) .*-m \2 --dport (\d+) ")
 _PROTOCOLS = ("tcp", "udp", "sctp")
@@ -33,7 +32,7 @@ _LOCAL = "-m addrtype --dst-type LOCAL "
 
 
 class _Group(NamedTuple):
-    """Keys that begin with the same digits of four bits: `prefix` are the digits, `shift` the bits left."""
+    """Keys with the same leading four-bit digits: `prefix` are these, `shift` the number of other bits."""
 
     prefix: int
     shift: int
@@ -41,11 +40,11 @@ class _Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """Chains that divide by destination address, then protocol and port; without addresses, by the latter.
+    """Chains that divide by destination address, if `by_address`, then by protocol and port.
 
-    `prefix` begins the names of the tree's chains. Lines without an address are divided as well; what leads
-    to them asks for a local address if `local` says so. `tail` ends the root chain. A chain of more than
-    `longest` lines is divided.
+    `prefix` begins the names of the tree's chains. Lines without an address are divided as well; the rules
+    that lead to them match local addresses if `local` is set. `tail` are the last rules of the root chain. A
+    chain of more than `longest` lines is divided.
     """
 
     root: ChainId
@@ -57,9 +56,9 @@ class Tree:
     longest: int = LONGEST
 
     def key(self, rule: str) -> int:
-        """1 digit: whether it is without an address; then address, protocol (1 digit) and port.
+        """Return the sort key of a line: 1 if it has no address, then address, protocol (1 digit) and port.
 
-        Raises ValueError for a line that has no protocol and destination port.
+        Raises ValueError for a line without protocol and destination port.
         """
         found = _PLACE.match(rule)
         if found is None:
@@ -71,17 +70,17 @@ class Tree:
         return int.from_bytes(socket.inet_pton(self._socket_family, address)) << _TAIL_BITS | place
 
     def places(self, rule: str) -> bool:
-        """Whether it has a protocol and a port, and does not lead into the tree."""
+        """Whether a rule has a protocol and a port, and does not jump into the tree."""
         return _PLACE.match(rule) is not None and f" -j {self.prefix}" not in rule
 
     def contains(self, chain: str) -> bool:
-        """Told by the name."""
+        """Whether the chain's name has the prefix of the tree."""
         return chain.startswith(self.prefix)
 
     def chains(
         self, entries: Sequence[Entry], at: Collection[int] | None = None, known: Known = nothing
     ) -> dict[str, tuple[str, ...]]:
-        """The chains with their rules: all of them, or without known ones that no key leads through."""
+        """The chains with their rules; with `at`, without `known` chains that contain none of these keys."""
         keys = None if at is None else sorted(at)
         found: dict[str, tuple[str, ...]] = {}
 
@@ -93,7 +92,7 @@ class Tree:
         return found
 
     def inner(self, rules: Iterable[str]) -> Iterator[str]:
-        """The chains of the tree that rules lead to."""
+        """The chains of the tree that rules jump to."""
         for rule in rules:
             target = rule.rsplit(" ", 1)[1].rstrip("\n")
             if target.startswith(self.prefix):
@@ -138,31 +137,31 @@ class Tree:
         found[chain] = tuple(rules)
 
     def _describe(self, group: _Group) -> tuple[str, str]:
-        """What matches the group's packets, and the name of its chain."""
+        """Return the match of the group's packets, and the name of its chain."""
         key = group.prefix << group.shift
         length = self._address_bits + _TAIL_BITS - group.shift
         if key >> self._address_bits + _TAIL_BITS:
-            told, match, local = "NODE" if self.by_address else "", "", _LOCAL if self.local else ""
+            name, match, local = "NODE" if self.by_address else "", "", _LOCAL if self.local else ""
         else:
-            told, match, local = *self._network(key, min(length, self._address_bits)), ""
+            name, match, local = *self._network(key, min(length, self._address_bits)), ""
         length -= self._address_bits
         if length <= 0:
             match += local
         else:
             protocol = _PROTOCOLS[key >> _PORT_BITS & 15]
             match += f"-p {protocol} {local}"
-            told = f"{told}-{protocol}" if told else protocol
+            name = f"{name}-{protocol}" if name else protocol
             if length > 4:
                 low = key & 0xFFFF
                 high = low | (1 << group.shift) - 1
                 match += f"-m {protocol} --dport {low}" + (f":{high} " if high > low else " ")
-                told += f"-{low}-{high}"
-        if len(told) > names.LONGEST_CHAIN_NAME - len(self.prefix) or ":" in told:
-            told = hashes.digest(match)
-        return match, f"{self.prefix}{told}"
+                name += f"-{low}-{high}"
+        if len(name) > names.LONGEST_CHAIN_NAME - len(self.prefix) or ":" in name:
+            name = hashes.digest(match)
+        return match, f"{self.prefix}{name}"
 
     def _network(self, key: int, bits: int) -> tuple[str, str]:
-        """A prefix of addresses and what matches it; of no bits, nothing."""
+        """Return the network of a key's first `bits` address bits, and its match; without bits "ALL", ""."""
         if bits <= 0:
             return "ALL", ""
         packed = (key >> _TAIL_BITS).to_bytes(self._address_bits // 8)

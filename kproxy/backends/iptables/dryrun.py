@@ -1,8 +1,8 @@
-"""Tables in memory that begin as a dump and take restores: what a sync would write, without writing it.
+"""Dry run: tables in memory that start from a dump and apply restores without touching the kernel.
 
-The backend itself is run against them, so a dry run cannot differ from the performance. Rules are not
-judged, for that takes a kernel; what is refused is what depends on the tables alone: a rule to delete that is
-not there, a chain to delete that a rule still leads to.
+The backend itself runs against them, so a dry run makes the same changes as a real sync. Rules are not
+validated, because only a kernel can do that. Refused is only what depends on the tables: deletion of a
+missing rule, or of a chain that a rule still refers to.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ BUILT_IN: Mapping[str, frozenset[str]] = {
     "nat": frozenset({"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}),
     "mangle": frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}),
 }
-"""By table, the chains that are there as soon as the table is (xt_table.valid_hooks of each)."""
+"""Built-in chains by table (xt_table.valid_hooks of each)."""
 
 _Chains = dict[str, list[str]]
 
@@ -36,7 +36,7 @@ class DryRunXtables:
         self._commits = 0
 
     def restore(self, text: bytes) -> None:
-        """Apply a restore input to the tables in memory. Raises RestoreError for what they cannot take."""
+        """Apply a restore input to the tables in memory. Raises RestoreError if it cannot be applied."""
         section = _Section("", {})
         for number, line in enumerate(text.decode().splitlines(), 1):
             if line.startswith("*"):
@@ -59,17 +59,17 @@ class DryRunXtables:
         return "".join(parts).encode("utf-8", "surrogateescape")
 
     def counters(self, table: str) -> bytes:
-        """The rules of a table; none of them has met a packet."""
+        """The rules of a table, with counters of zero."""
         lines = self.save(table).decode("utf-8", "surrogateescape").splitlines(keepends=True)
-        told = [f"[0:0] {line}" if line.startswith("-A ") else line for line in lines]
-        return "".join(told).encode("utf-8", "surrogateescape")
+        counted_lines = [f"[0:0] {line}" if line.startswith("-A ") else line for line in lines]
+        return "".join(counted_lines).encode("utf-8", "surrogateescape")
 
     def generation(self) -> RulesetGeneration:
-        """How many restores were taken."""
+        """A generation that counts the applied restores."""
         return RulesetGeneration(("dry run", self._commits), commits=self._commits)
 
     def changes(self) -> Iterator[Change]:
-        """What the restores have changed, chain by chain, and rule by rule in built-in chains."""
+        """The changes made by the restores: one per chain, in built-in chains one per rule."""
         for table in self._before.keys() | self._now.keys():
             before, now = self._before.get(table, {}), self._now.get(table, {})
             for chain in before.keys() | now.keys():
@@ -82,8 +82,8 @@ class DryRunXtables:
                     yield Change(f"chain {table}/{chain}", Sign.ADD, counted(len(new or ()), "rule"))
                 elif new is None:
                     yield Change(f"chain {table}/{chain}", Sign.REMOVE, counted(len(old), "rule"))
-                elif told := _difference(old, new):
-                    yield Change(f"chain {table}/{chain}", Sign.CHANGE, told)
+                elif detail := _difference(old, new):
+                    yield Change(f"chain {table}/{chain}", Sign.CHANGE, detail)
 
 
 class _Section:
@@ -96,7 +96,7 @@ class _Section:
         self._doomed: set[str] = set()
 
     def take(self, line: str, number: int) -> None:
-        """Carry out one line."""
+        """Apply one line."""
         if line.startswith(":"):
             chain = line[1 : line.index(" ")]
             self._chains[chain] = []
@@ -155,7 +155,7 @@ def _jumps(table: str, old: list[str], new: list[str]) -> Iterator[Change]:
 
 
 def _difference(old: list[str], new: list[str]) -> str:
-    """In what two lists of rules differ; "" if they mean the same in other words."""
+    """Describe the difference of two lists of rules; "" if they are equal in canonical form."""
     forms, wanted = [canonical_rule(rule) for rule in old], [canonical_rule(rule) for rule in new]
     lacks, extra = Counter(wanted) - Counter(forms), Counter(forms) - Counter(wanted)
     if lacks or extra:

@@ -1,8 +1,8 @@
 """Split an iptables-save dump into chains: each a text, or each a list of lines.
 
 A large node's dump has 200,000 rules. They are printed chain by chain, so each chain's rules are one slice of
-the dump; cutting slices keeps the memory of a restart near that of the dump itself. Where rules are looked at
-one by one, as in a cleanup, a chain is the list of its lines.
+the dump; slicing keeps the memory of a restart near that of the dump itself. For a cleanup, which reads
+single rules, a chain is the list of its lines.
 """
 
 import re
@@ -14,8 +14,7 @@ _DECLARATION = re.compile(rb"^:(\S+) ", re.MULTILINE)
 def chain_texts(dump: bytes) -> dict[str, dict[str, str]]:
     """Return table -> chain -> its rules, each a line that ends in a line feed.
 
-    Chains without rules are there with an empty text. Raises ValueError for a dump that was cut off: half a
-    table must not be taken for the whole.
+    Chains without rules have an empty text. Raises ValueError for a truncated dump.
     """
     tables: dict[str, dict[str, str]] = {}
     start = _table_start(dump, 0)
@@ -30,10 +29,10 @@ def chain_texts(dump: bytes) -> dict[str, dict[str, str]]:
 
 
 def parse_save(data: bytes, tables: Collection[str] | None = None) -> dict[str, dict[str, list[str]]]:
-    """Split a dump into table -> chain -> rule lines, each line as it was printed without counters.
+    """Split a dump into table -> chain -> rule lines, each line as printed, without counters.
 
-    Chains without rules are there with an empty list; comments and counters are ignored; `tables` limits
-    the result.  A dump that was cut off raises ValueError: half a table must not be taken for the whole.
+    Chains without rules have an empty list; comments and counters are ignored; `tables` limits the result.
+    Raises ValueError for a truncated dump.
     """
     result: dict[str, dict[str, list[str]]] = {}
     text = data.decode("utf-8", "surrogateescape")
@@ -75,7 +74,7 @@ def _chains(dump: bytes, start: int, end: int) -> dict[str, str]:
 
 
 def _next_table(text: str, start: int) -> int:
-    """Where the next table's line begins, past comments and empty lines; -1 at the end of the dump."""
+    """Return the position of the next table's first line, past comments and empty lines; -1 at the end."""
     while start < len(text) and text[start] != "*":
         end = text.find("\n", start)
         line = text[start:] if end < 0 else text[start:end]
@@ -87,7 +86,7 @@ def _next_table(text: str, start: int) -> int:
 
 
 def _add_chains(body: str, chains: dict[str, list[str]]) -> None:
-    """Sort a table's lines into `chains`; what varies least is tested first, as there may be 230,000."""
+    """Add a table's lines to `chains`; the most frequent case is tested first, as there may be 230,000."""
     prefix = "\n"
     append = [""].append
     for line in body.split("\n"):

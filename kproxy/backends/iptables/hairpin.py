@@ -1,8 +1,8 @@
-"""Masquerade an endpoint that reaches itself through its service, by one rule for all services.
+"""Hairpin masquerade by one rule for all services: for endpoints that reach themselves through their service.
 
-kube-proxy has a rule for each endpoint, before translation. After translation such a packet is plain to see:
-its source is its destination. iptables has no match for that, a classic BPF program does it (xt_bpf).
-The IPVS modes look such packets up in a set, for their translation has no rules at all.
+kube-proxy has a rule for each endpoint, before translation. After translation such a packet has the same
+source and destination. iptables has no match for that; a classic BPF program compares the two (xt_bpf).
+The IPVS modes look up such packets in a set, because IPVS translates without rules.
 """
 
 import re
@@ -20,16 +20,16 @@ _LOOP_BACK = re.compile(r"--match-set K(?:PROXY|UBE)-(?:6-)?LOOP-BACK dst,dst,sr
 
 
 def ipvs_loop_backs(rules: Iterable[str]) -> tuple[str, ...]:
-    """Those of a chain's rules with which an IPVS mode, kproxy's or kube-proxy's, masquerades such packets.
+    """Return the rules with which an IPVS mode of kproxy or kube-proxy masquerades hairpin packets.
 
-    Without them, a pod that virtual servers lead to itself gets no answer, for as long as it asks from the
-    same port: the kernel remembers that the first packet was not masqueraded.
+    Without them, a pod that a virtual server sends to itself gets no answer while it uses the same source
+    port, because conntrack keeps the first packet's decision not to masquerade.
     """
     return tuple(rule for rule in rules if _LOOP_BACK.search(rule) is not None)
 
 
 def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:
-    """The fixed chains that differ from kube-proxy's: these packets are marked and may be forwarded."""
+    """The fixed chains that differ from kube-proxy's: hairpin packets are marked and accepted in FORWARD."""
     mark, match = config.mark, hairpin_match(config.family)
     ends = {
         ("nat", names.KUBE_POSTROUTING): (
@@ -43,7 +43,7 @@ def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:
 
 
 def hairpin_match(family: Family) -> str:
-    """What matches a translated packet that goes back to where it came from.
+    """The match of a translated packet that goes back to its source.
 
     The program loads each word of the source and compares it with that of the destination: at bytes 12 and 16
     of an IPv4 header (RFC 791), 8 and 24 of an IPv6 header (RFC 8200).

@@ -1,4 +1,4 @@
-"""A record of what the kernel holds of ours, exact down to the chain, moved only by successful restores."""
+"""The applied state: a record of kproxy's rules in the kernel, changed only by successful restores."""
 
 import re
 from collections import Counter
@@ -16,23 +16,22 @@ from kproxy.kernel.xtables.types import NATIVE_RULE
 
 NO_RULES = ServiceRules()
 
-NOBODY = ""
-"""In place of a service: who owns the lines that were found and belong to none."""
+UNOWNED = ""
+"""In place of a service's key: owner of lines that were found and belong to no service."""
 
 _OWNER = re.compile(r'--comment "([^ "/:]+/[^ "/:]+)[ ":]')
 _TARGET = re.compile(r" -j (KUBE-\S+)$", re.MULTILINE)
 
 
 class AppliedState:
-    """What stands in the kernel.
+    """kproxy's rules in the kernel. Writer changes it; it equals the kernel while no other program writes.
 
     `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
-    and the version of its shared lines that the shared chains are meant to hold. `entries`: by field of
-    SharedLines, the lines that the shared chains are made of, once these were written as a whole.
-    `widened`: services of which table filter may hold lines of two versions. `emptied`: shared chains that
-    are not needed and could not be deleted. `stale`: chains of services that nobody wants any more.
-    `retired`: fixed and shared chains of other layouts, whose time is over. `unsure`: chains that a restore
-    was to change which failed in a way that does not tell whether it did. `places`: as in Observed.
+    and the version of its shared lines that the shared chains hold. `entries`: by field of SharedLines, the
+    lines of the shared chains, once these were written as a whole. `widened`: services of which table filter
+    may hold lines of two versions. `emptied`: shared chains that are not needed and could not be deleted.
+    `stale`: service chains that no service needs. `retired`: fixed and shared chains of other layouts, to be
+    deleted. `unsure`: chains that a restore of unknown outcome was to change. `places`: as in Observed.
     """
 
     def __init__(self) -> None:
@@ -48,20 +47,20 @@ class AppliedState:
         self.places: dict[Jump, int] = {}
 
     def lines(self, field: str) -> dict[str, tuple[str, ...]]:
-        """The lines of each service that belong into one kind of shared chains."""
+        """The lines of each service in one kind of shared chains."""
         return {key: getattr(rules.shared, field) for key, rules in self.services.items()}
 
     def unowned(self, field: str, placement: Placement) -> Iterator[str]:
-        """The lines in one kind of shared chains that no service is recorded to have."""
+        """The lines in one kind of shared chains that belong to no recorded service."""
         owned = {line for lines in self.lines(field).values() for line in lines}
         for chain_id, rules in self.chains.items():
             if holds(placement, chain_id):
-                # One that iptables has no words for cannot be written again.
+                # A rule that iptables cannot print cannot be written again.
                 lines = [rerooted(placement, rule) for rule in rules if NATIVE_RULE not in rule]
                 yield from (line for line in lines if line not in owned and placement.places(line))
 
     def rules(self) -> dict[str, int]:
-        """How many rules stand, by table. May run beside the thread that writes: it reads whole copies."""
+        """Number of rules by table. Safe beside the writing thread, because it iterates over copies."""
         found = Counter({"nat": 0, "filter": 0})
         for (table, _), lines in list(self.chains.items()):
             found[table] += len(lines)
@@ -71,12 +70,12 @@ class AppliedState:
 
 
 def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], layout: Layout) -> AppliedState:
-    """Translate an observation into a record, in the words of what is desired wherever it means the same.
+    """Build the record from an observation, with the text of desired rules where rules are equivalent.
 
-    A service whose chains and lines all stand as desired counts as applied. Of another it records what was
-    found: its lines in the shared chains, told by their comments, and the chains that these lead to; so it
-    keeps what it has until it is written anew, however long that takes. The shared chains themselves are
-    recorded as they are, and brought in order when they are next written.
+    A service whose chains and lines are all as desired counts as applied. For another service the record has
+    what was found: its lines in the shared chains, identified by their comments, and the chains that these
+    jump to. So it keeps its rules until it is written again. The shared chains are recorded as found, and
+    corrected when they are next written.
     """
     state = AppliedState()
     state.jumps = set(observed.jumps)
@@ -90,7 +89,7 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
             continue
         text = "".join(lines)
         words = (fixed.get(chain_id), layout.outgoing.get(chain_id))
-        same = next((ours for ours in words if ours is not None and same_rules(ours, text)), None)
+        same = next((each for each in words if each is not None and same_rules(each, text)), None)
         state.chains[chain_id] = lines if same is None else tuple(same.splitlines(keepends=True))
     standing = {
         field: frozenset(
@@ -137,7 +136,7 @@ def holds(placement: Placement, chain_id: ChainId) -> bool:
 def _recognise(
     state: AppliedState, placement: Placement, lines: Mapping[str, tuple[str, ...]]
 ) -> Iterator[str]:
-    """Put a placement's chains in our words where these mean the same; yield the lines as in the root."""
+    """Replace equivalent rules of a placement's chains by the desired text; yield the rerooted lines."""
     table = placement.root[0]
     expected = placement.chains(entries_of(placement, lines))
     for chain_id, found in state.chains.items():
@@ -150,7 +149,7 @@ def _recognise(
 def _lines_by_owner(
     chains: Mapping[ChainId, tuple[str, ...]], placements: Mapping[str, Placement], owners: Collection[str]
 ) -> dict[str, dict[str, list[str]]]:
-    """The lines that the given services have in the shared chains: service -> field -> lines."""
+    """The lines of services in the shared chains: service -> field -> lines."""
     found: dict[str, dict[str, list[str]]] = {key: {} for key in owners}
     if not found:
         return found
@@ -168,7 +167,7 @@ def _lines_by_owner(
 def _follow(
     lines: Iterable[Iterable[str]], observed: Mapping[str, str], unowned: set[str], found: dict[str, str]
 ) -> None:
-    """Move every chain that the lines lead to, and that nobody desires, from `unowned` to `found`."""
+    """Move every `unowned` chain that the lines jump to, directly or not, to `found`."""
     texts = ["".join(group) for group in lines] + list(found.values())
     while texts:
         for chain in _TARGET.findall(texts.pop()):
@@ -185,7 +184,7 @@ def service_chains(state: AppliedState) -> Iterator[tuple[str, str]]:
 
 
 def drift_between(expected: AppliedState, observed: Observed, layout: Layout) -> tuple[Drift, ...]:
-    """Name every object that is not as the record says; what a failed restore may have changed is ours."""
+    """Name every object that differs from the record, except `unsure` ones, which kproxy may have changed."""
     drifts: list[Drift] = []
     for (table, chain), rules in expected.chains.items():
         found = observed.chains.get((table, chain))
@@ -212,8 +211,8 @@ def drift_between(expected: AppliedState, observed: Observed, layout: Layout) ->
             difference = _difference(text.splitlines(), found_text.splitlines())
             drifts.append(Drift(f"chain nat/{chain}", difference))
     drifts += [Drift(f"chain nat/{chain}", "is not wanted") for chain in unwanted]
-    ours = {f"chain {table}/{chain}" for table, chain in expected.unsure}
-    return tuple(sorted(drift for drift in drifts if drift.object not in ours))
+    unsure = {f"chain {table}/{chain}" for table, chain in expected.unsure}
+    return tuple(sorted(drift for drift in drifts if drift.object not in unsure))
 
 
 def _difference(expected: Iterable[str], found: Iterable[str]) -> str:

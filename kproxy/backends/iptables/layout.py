@@ -1,8 +1,7 @@
-"""What a set of chains must offer so that one machinery can keep it in the kernel.
+"""Layouts: which chains there are, how they refer to each other, and the rules of a service in them.
 
-Which chains there are, how one leads to the other and what a service adds to them is a layout's business;
-writing differences, isolating what the kernel refuses, noticing drift and taking away the chains of a former
-layout is the same for all of them.
+Writing differences, bisecting refused restores, drift detection and deletion of a former layout's chains are
+the same for all layouts.
 """
 
 from collections.abc import Mapping
@@ -22,27 +21,27 @@ from kproxy.plan.model import ServicePlan
 
 
 class Layout(Protocol):
-    """The chains of one family. Two layouts are equal if they want the same rules for the same plans."""
+    """The chains of one family. Two layouts are equal if they render the same rules for the same plans."""
 
     @property
     def family(self) -> Family:
-        """The family whose tables it describes."""
+        """The family of the tables."""
 
     @property
     def fixed(self) -> Mapping[ChainId, str | None]:
-        """Chains that depend on no service, with their rules; None for one whose rules are not ours."""
+        """Chains that depend on no service, with their rules; None for a chain whose rules others write."""
 
     @property
     def shared(self) -> Mapping[str, Placement]:
-        """Chains that services share, by the field of SharedLines that holds a service's lines in them."""
+        """Chains that services share, by the field of SharedLines with a service's lines in them."""
 
     @property
     def outgoing(self) -> Mapping[ChainId, str]:
-        """Fixed chains of another layout that serve this one too, and stay until services are written."""
+        """Fixed chains of another layout that also serve this one; kept until services are written."""
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
-        """The rules of built-in chains that lead into these chains, in the order of their insertion."""
+        """The rules of built-in chains that jump to these chains, in the order of their insertion."""
 
     @property
     def large_cluster_endpoints(self) -> int:
@@ -50,7 +49,7 @@ class Layout(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Services per restore of a big change with iptables-nft: as many as load quickest."""
+        """Services per restore of a big change with iptables-nft: the fastest size."""
 
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
         """The rules of one service."""
@@ -58,18 +57,18 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ConfiguredLayout:
-    """What a layout takes from the settings as they are."""
+    """Base of layouts: properties that are settings."""
 
     config: IptablesConfig
 
     @property
     def family(self) -> Family:
-        """The family whose tables it describes."""
+        """The family of the tables."""
         return self.config.family
 
     @property
     def large_cluster_endpoints(self) -> int:
-        """As set."""
+        """The setting."""
         return self.config.large_cluster_endpoints
 
 
@@ -90,17 +89,17 @@ class StandardLayout(ConfiguredLayout):
 
     @cached_property
     def outgoing(self) -> Mapping[ChainId, str]:
-        """Those that do for all services what endpoints' chains do in this layout."""
+        """The chains with hairpin masquerade for all services; in this layout, endpoint chains do that."""
         return hairpin_chains(self.config)
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
-        """Those of kube-proxy."""
+        """kube-proxy's jumps."""
         return JUMPS
 
     @property
     def batch_size(self) -> int:
-        """Pieces of 100 to 250 load quickest: each has a chain for each endpoint."""
+        """Batches of 100 to 250 services load fastest: each service has a chain for each endpoint."""
         return 250
 
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:

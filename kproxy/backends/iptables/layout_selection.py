@@ -1,7 +1,7 @@
-"""Which layout a cluster gets: kube-proxy's chains while it is small, the scalable ones once it is large.
+"""Select the layout by cluster size: kube-proxy's chains if small, the scalable chains if large.
 
-Small clusters keep the chains that people and their tools know. The two bounds lie apart, so that a cluster
-whose size varies a little does not change over again and again.
+Small clusters keep the chains that operators and their tools know. The two bounds differ (hysteresis), so
+that a cluster whose size varies a little does not change its layout repeatedly.
 """
 
 from kproxy.backends.iptables.config import IptablesConfig
@@ -11,7 +11,7 @@ from kproxy.backends.iptables.scalable import ScalableLayout
 LAYOUTS = ("auto", "standard", "scalable")
 
 LARGE, SMALL = 5_000, 3_500
-"""Service ports and endpoints of one family from which on a cluster is large, and under which it is small."""
+"""Service ports plus endpoints of one family: a cluster is large from LARGE on, and small below SMALL."""
 
 
 def layouts(config: IptablesConfig, name: str) -> tuple[Layout, Layout | None]:
@@ -22,7 +22,7 @@ def layouts(config: IptablesConfig, name: str) -> tuple[Layout, Layout | None]:
 
 
 def select_layout(usual: Layout, larger: Layout | None, size: int, current: Layout | None = None) -> Layout:
-    """The layout for so many service ports and endpoints; between the bounds it stays as it is."""
+    """Return the layout for `size` service ports and endpoints; between the bounds, the current one."""
     if larger is None or size < SMALL:
         return usual
     return larger if size >= LARGE else current or usual

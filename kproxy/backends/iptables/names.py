@@ -1,4 +1,4 @@
-"""Chain names, exactly those of kube-proxy, so that habits, dashboards and debugging tools keep working.
+"""Chain names: those of kube-proxy, so that dashboards and debugging tools keep working.
 
 The hash is the first 16 characters of base32(sha256(service port name + protocol [+ endpoint])), without any
 separator (pkg/proxy/iptables/proxier.go).
@@ -29,14 +29,14 @@ KUBE_IPVS_OWN = "KUBE-IPVS-OWN"
 
 POLICY_INPUT = ("cali-INPUT", "KUBE-ROUTER-INPUT", "CILIUM_INPUT")
 POLICY_OUTPUT = ("cali-OUTPUT", "KUBE-ROUTER-OUTPUT", "CILIUM_OUTPUT")
-"""Chains of network policy engines: where packets enter virtual servers and leave them, these judge first."""
+"""Chains of network policy engines: they filter before packets enter virtual servers or leave them."""
 
 PEER_IPVS_NAT = ("KUBE-LOAD-BALANCER", "KUBE-NODE-PORT")
 PEER_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-OUT-FILTER")
 """Further chains of kube-proxy's own IPVS mode (pkg/proxy/ipvs/proxier.go)."""
 
 PROBE = "KPROXY-PROBE"
-"""The chain in which rules are tried: nothing leads to it, and it is gone after the trial."""
+"""The chain in which rules are probed: no rule jumps to it, and the probe deletes it."""
 
 PEER_NFT_TABLE = "kube-proxy"
 """The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
@@ -48,7 +48,7 @@ FIREWALL = "KUBE-FW-"
 ENDPOINT = "KUBE-SEP-"
 
 SERVICE_CHAIN_PREFIXES = (FIREWALL, EXTERNAL, LOCAL_POLICY, CLUSTER_POLICY, ENDPOINT)
-"""Those of chains that belong to one service; a chain only jumps to chains of later prefixes."""
+"""Prefixes of chains that belong to one service; a chain only jumps to chains of later prefixes."""
 
 DISPATCH = "KUBE-AT-"
 NODE_PORT_DISPATCH = "KUBE-NP-"
@@ -60,7 +60,7 @@ DISPATCH_PREFIXES: dict[str, tuple[str, ...]] = {
     "filter": (DISPATCH, NODE_PORT_DISPATCH, EXTERNAL_DISPATCH, FIREWALL_DISPATCH),
     "mangle": (),
 }
-"""By table, those of the chains that lead to services in the scalable layout."""
+"""By table, prefixes of the chains that dispatch to services in the scalable layout."""
 
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
@@ -79,6 +79,6 @@ def endpoint_chain(port_name: str, protocol: str, endpoint: str) -> str:
 
 
 def referrers_first(chain: str) -> tuple[int, str]:
-    """Sort key of service chains in an order in which they can be deleted piece by piece."""
+    """Sort key of service chains: referring chains first, so that they can be deleted in batches."""
     ranks = (n for n, prefix in enumerate(SERVICE_CHAIN_PREFIXES) if chain.startswith(prefix))
     return next(ranks, 0), chain

@@ -1,4 +1,4 @@
-"""What the kernel holds of our chains, read once after a start, a failure or a suspicion of drift."""
+"""kproxy's chains as read from the kernel: at a start, after a failure, and to check for drift."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from kproxy.backends.iptables.owned_chains import is_known
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """The kernel's view of what is ours.
+    """The owned chains found in the kernel.
 
     `chains`: rules of the fixed and shared chains; `services`: rules of per-service nat chains by name;
-    `jumps`: the jumps that stand, and `kubelet` tells whether the kubelet's own chains do. `places`: where in
-    its built-in chain a jump belongs, counted from 1, if not first.
+    `jumps`: the jumps that exist; `kubelet`: the kubelet's own chains exist. `places`: the position in its
+    built-in chain where a jump belongs, counted from 1, if not first.
     """
 
     chains: dict[ChainId, tuple[str, ...]]
@@ -28,7 +28,7 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 def read(dump: bytes, wanted: Sequence[Jump]) -> Observed:
-    """Read an iptables-save dump; chains of other programs are left out, as are jumps but the `wanted`."""
+    """Parse an iptables-save dump; without chains of other programs, and with only the `wanted` jumps."""
     chains: dict[ChainId, tuple[str, ...]] = {}
     services: dict[str, str] = {}
     jumps: set[Jump] = set()
@@ -67,7 +67,7 @@ def _standing_jumps(table: str, found: dict[str, str], jumps: Sequence[Jump]) ->
 
 
 def same_rules(wanted: str, found: str) -> bool:
-    """Whether two chains' rules mean the same, whatever version of iptables printed them."""
+    """Whether two chains' rules are equivalent, independent of the iptables version that printed them."""
     if wanted == found:
         return True
     ours, theirs = wanted.splitlines(), found.splitlines()
@@ -77,7 +77,7 @@ def same_rules(wanted: str, found: str) -> bool:
 
 
 def normalize_to(wanted: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
-    """`found` with every line that means the same as one of `wanted` replaced by that line's text."""
+    """Return `found` with every line that is equivalent to one of `wanted` replaced by that line."""
     known = set(wanted)
     if all(line in known for line in found):
         return tuple(found)

@@ -1,7 +1,7 @@
-"""Every fixed chain that kproxy or kube-proxy makes in any mode, so that it can be taken away.
+"""Every fixed chain that kproxy or kube-proxy makes in any mode, so that it can be removed.
 
-The mode that runs keeps its own; those of a former mode, or of a kube-proxy that ran here before, are removed
-once the new rules stand, and all of them by a cleanup.
+The running mode keeps its own chains. Those of a former mode, or of a former kube-proxy, are removed once the
+new rules are written; a cleanup removes all.
 """
 
 import re
@@ -45,11 +45,11 @@ OWNED_CHAINS: dict[str, frozenset[str]] = {
 """By table."""
 
 KUBELETS_TOO = frozenset({("filter", names.KUBE_FIREWALL), ("nat", names.KUBE_MARK_MASQ)})
-"""Chains that the kubelet makes as well: where a kubelet is, they are not ours to take away."""
+"""Chains that the kubelet makes as well; on a node with a kubelet they are not removed."""
 
 
 def is_known(table: str, chain: str) -> bool:
-    """Whether a chain is one of these, or leads from one of them to services; those of services are not."""
+    """Whether a chain is one of these, or a dispatch chain of the scalable layout; not for service chains."""
     return chain in OWNED_CHAINS.get(table, ()) or chain.startswith(names.DISPATCH_PREFIXES.get(table, ()))
 
 
@@ -61,5 +61,5 @@ _PLAIN_JUMP = re.compile(
 
 
 def is_jump(table: str, rule: str) -> bool:
-    """Whether a rule of a built-in chain is a jump as kproxy or kube-proxy make it, in any mode."""
+    """Whether a rule of a built-in chain is a jump that kproxy or kube-proxy makes, in any mode."""
     return _PLAIN_JUMP.fullmatch(rule.strip()) is not None or (table, canonical_rule(rule)) in _JUMPS

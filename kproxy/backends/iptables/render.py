@@ -1,8 +1,8 @@
-"""From a ServicePlan to its rules, each in exactly the form in which iptables-save prints it.
+"""Render a ServicePlan into its rules, each in exactly the form in which iptables-save prints it.
 
-That form is the trick that makes the rest simple: what is desired, what was applied and what the kernel
-shows are compared as text. Both variants of iptables 1.8 print the same bytes for every rule here. What the
-rules mean is kube-proxy's (pkg/proxy/iptables/proxier.go, 1.36).
+So desired rules, applied rules and the kernel's dump can be compared as text. Both variants of iptables 1.8
+print the same bytes for every rule here. The semantics are kube-proxy's (pkg/proxy/iptables/proxier.go,
+1.36).
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def render_service(
 
 
 def health_check_rule(port: PortPlan) -> str:
-    """The rule that admits a load balancer's health checks of a Local service."""
+    """The rule that accepts a load balancer's health checks of a service with policy Local."""
     return (
         f'-A {names.KUBE_NODEPORTS} -p tcp -m comment --comment "{port.name} health check node port" '
         f"-m tcp --dport {port.health_check_node_port} -j ACCEPT\n"
@@ -68,7 +68,7 @@ def health_check_rule(port: PortPlan) -> str:
 def cluster_policy_chains(
     port: PortPlan, config: IptablesConfig, *, comments: bool = True
 ) -> tuple[str, dict[str, str]]:
-    """The chain that spreads over all endpoints, and every chain that this takes."""
+    """Return the name of the chain that balances over all endpoints, and the chains that it needs."""
     lines = _Lines()
     renderer = _PortRenderer(port, config, lines, comments=comments)
     renderer.spread_over_all()
@@ -76,7 +76,7 @@ def cluster_policy_chains(
 
 
 class _PortRenderer:
-    """Renders one service port; the attributes are the parts that its rules are made of."""
+    """Renders one service port; its attributes are parts of the rules."""
 
     def __init__(self, port: PortPlan, config: IptablesConfig, lines: _Lines, *, comments: bool) -> None:
         self.port = port
@@ -141,7 +141,7 @@ class _PortRenderer:
         )
 
     def _refusal(self, verdict: Verdict) -> tuple[str, str]:
-        """Comment and target for traffic that has nowhere to go."""
+        """Comment and target for traffic without an endpoint."""
         if verdict is Verdict.DROP:
             return f"{self.port.name} has no local endpoints", "DROP"
         kind = "icmp-port-unreachable" if self.config.family is Family.IPV4 else "icmp6-port-unreachable"
@@ -189,8 +189,8 @@ class _PortRenderer:
     def _masquerade_off_cluster(self) -> str:
         """The first rule of the chain for cluster traffic, without `-A CHAIN`; "" if there is none.
 
-        Traffic from outside the cluster may be routed to any node for a cluster IP; the reply has to come
-        back the same way, so its source becomes this node.
+        Traffic from outside the cluster to a cluster IP may be routed to any node. The reply has to take the
+        same way back, so the source is masqueraded.
         """
         port, config = self.port, self.config
         if port.internal is not Verdict.FORWARD:
@@ -213,9 +213,9 @@ class _PortRenderer:
         return f'-m comment --comment "{self.port.name} cluster IP" '
 
     def _external_chain(self) -> None:
-        """Decides for traffic to node ports, external and load-balancer IPs who is masqueraded and where to.
+        """Render the chain for node ports, external and load-balancer IPs: masquerade and policy.
 
-        Pods and the node itself are not outside: with a Local policy they may still use every endpoint.
+        Pods and the node itself are not outside: with policy Local they may still use every endpoint.
         """
         port, name, start = self.port, self.port.name, f"-A {self.ext} "
         rules: list[str] = []
@@ -245,7 +245,7 @@ class _PortRenderer:
         self.lines.chains[self.ext] = "".join(rules)
 
     def _firewall_chain(self) -> None:
-        """Admit the source ranges; what falls through stays untranslated and meets KUBE-PROXY-FIREWALL."""
+        """Admit the source ranges; other packets stay untranslated, and KUBE-PROXY-FIREWALL drops them."""
         port, start = self.port, f"-A {self.fw} "
         comment = f'-m comment --comment "{port.name} loadbalancer IP"'
         sources = list(port.source_ranges or ())
@@ -259,7 +259,7 @@ class _PortRenderer:
         self.lines.chains[self.fw] = "".join(rules)
 
     def _policy_chain(self, chain: str, endpoints: Sequence[EndpointPlan], first: str) -> None:
-        """Spread connections over endpoints: affinity first, then each by its share of those left."""
+        """Balance connections over endpoints: affinity first, then each by its share of the rest."""
         port, start = self.port, f"-A {chain} "
         weighted = [(e, w) for e, w in zip(endpoints, effective(endpoints), strict=True) if w]
         rules = [start + first] if first else []
@@ -275,7 +275,7 @@ class _PortRenderer:
         self.lines.chains[chain] = "".join(rules)
 
     def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
-        """What leads a client to the endpoint it had within so many seconds."""
+        """The rule that leads a client to its endpoint of the last `seconds` (session affinity)."""
         chain = self.sep[endpoint.text]
         return (
             f"{self._to_endpoint(endpoint)}-m recent --rcheck --seconds {seconds} --reap "
@@ -283,11 +283,11 @@ class _PortRenderer:
         )
 
     def _chosen(self, endpoint: EndpointPlan, share: str) -> str:
-        """What leads a share of the others to an endpoint."""
+        """The rule that leads a share of the other connections to an endpoint."""
         return f"{self._to_endpoint(endpoint)}{share}-j {self.sep[endpoint.text]}\n"
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
-        """Masquerade a pod that reaches itself through its service (hairpin), then translate."""
+        """Masquerade hairpin traffic, then translate."""
         port, proto = self.port, self.proto
         chain = self.sep[endpoint.text]
         comment = self._comment(port.name)
@@ -314,15 +314,15 @@ class _PortRenderer:
 class _CompactPortRenderer(_PortRenderer):
     """Renders one service port without chains for endpoints: its own chains translate.
 
-    A pod that reaches itself is told by its address after translation: see scalable.py.
+    Hairpin traffic is detected by its addresses after translation: see hairpin.py.
     """
 
     def _endpoint_names(self) -> dict[str, str]:
-        """Without chains, only affinity names endpoints; six in seven digests are saved."""
+        """Names only with affinity, which needs a list per endpoint; that saves six of seven digests."""
         return super()._endpoint_names() if self.port.affinity_seconds is not None else {}
 
     def _masquerade_comment(self) -> str:
-        """None in a large cluster: it makes the rule twice as long, and iptables-legacy copies all rules."""
+        """Empty in a large cluster: it doubles the rule's size, and iptables-legacy copies all rules."""
         return super()._masquerade_comment() if self.comments else ""
 
     def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
@@ -336,7 +336,7 @@ class _CompactPortRenderer(_PortRenderer):
         return self._translation(endpoint, share + recent)
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
-        """None."""
+        """Render nothing: endpoints have no chains."""
 
     def _translation(self, endpoint: EndpointPlan, match: str) -> str:
         comment = self._to_endpoint(endpoint)
@@ -345,9 +345,9 @@ class _CompactPortRenderer(_PortRenderer):
 
 @lru_cache(maxsize=4096)
 def probability(share: int, left: int) -> str:
-    """share/left as iptables-save prints it: the kernel keeps a 31-bit fraction of kube-proxy's `%0.10f`.
+    """Return share/left as iptables-save prints it: the kernel stores kube-proxy's `%0.10f` in 31 bits.
 
-    The smallest share is one unit, not none.
+    The smallest share is one unit.
     """
     units = round(float(f"{share / left:.10f}") * 2**31)
     return f"{max(units, 1) / 2**31:.11f}"

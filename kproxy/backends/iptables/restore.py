@@ -1,7 +1,7 @@
 """Build iptables-restore input: one table at a time, so that each is applied as a whole or not at all.
 
-Chain declarations are sorted: with --noflush, iptables-nft inserts each into a list it searches in order, and
-unsorted ones cost the square of their number.
+Chain declarations are sorted: with --noflush, iptables-nft inserts each into a list that it searches in
+order, and unsorted declarations take quadratic time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ import msgspec
 from kproxy.kernel.xtables.types import NATIVE_RULE
 
 MAX_EDITS = 64
-"""Above this many single-rule edits of one chain, rewriting it is cheaper than inserting one by one."""
+"""Above this many single-rule edits of one chain, rewriting the chain is cheaper."""
 
 
 class Edit(msgspec.Struct, frozen=True):
-    """How to bring one shared chain from one list of rules to another.
+    """The commands that change one shared chain from one list of rules to another.
 
-    `flush` says that the chain is declared (and so emptied) first; `lines` are commands of the restore
-    format; `rules` counts them.
+    `flush`: the chain is declared, and so emptied, first. `lines` are commands of the restore format; `rules`
+    counts them.
     """
 
     flush: bool
@@ -31,11 +31,12 @@ class Edit(msgspec.Struct, frozen=True):
 
 
 def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | None:
-    """Find the cheapest edit from `old` (None: no such chain yet) to `new`; None if there is nothing to do.
+    """Find the cheapest edit from `old` (None: no such chain yet) to `new`; None if they are equal.
 
-    Every line is an `-A CHAIN` command with its line feed. A few differences become single deletions (by
-    their text, so that a rule that is not there any more is an error and never another rule's end) and
-    insertions; many rewrite the chain, and so does a rule to delete that has no words to tell it by.
+    Every line is an `-A CHAIN` command with its line feed. A few differences become insertions and single
+    deletions. Deletions name the rule's text, so that a missing rule is an error and no other rule is
+    deleted. Many differences rewrite the chain, and so does a rule to delete that cannot be named by its
+    text.
     """
     if old is None:
         return Edit(flush=True, lines=tuple(new))
@@ -47,8 +48,8 @@ def edit(chain: str, old: Sequence[str] | None, new: Sequence[str]) -> Edit | No
     unique = len(before) == len(old) and len(after) == len(new)
     same_order = [x for x in old if x in after] == [x for x in new if x in before]
     skip = len(f"-A {chain} ")
-    wordless = any(NATIVE_RULE in line or len(line) <= skip for line in gone)
-    if wordless or not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
+    unnameable = any(NATIVE_RULE in line or len(line) <= skip for line in gone)
+    if unnameable or not unique or not same_order or len(gone) + len(come) > MAX_EDITS:
         return Edit(flush=True, lines=tuple(new))
     lines = [f"-D {chain} {line[skip:]}" for line in gone]
     lines += [f"-I {chain} {n} {line[skip:]}" for n, line in come]

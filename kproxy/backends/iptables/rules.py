@@ -1,13 +1,13 @@
-"""What a service is as iptables rules: text in chains of its own, and lines in chains that all share.
+"""The iptables rules of a service as values: its own chains as text, and its lines in shared chains.
 
-Every part of the backend speaks in these; which rules a service gets is the renderers' business.
+All modules of the backend use these types; the renderers decide which rules a service gets.
 """
 
 import msgspec
 
 
 class SharedLines(msgspec.Struct, frozen=True, gc=False):
-    """The lines a service has in chains that all services share, in order; the field says table and chain."""
+    """A service's lines in chains that all services share, in order; the field names table and chain."""
 
     nat_services: tuple[str, ...] = ()
     nat_node_ports: tuple[str, ...] = ()
@@ -18,7 +18,7 @@ class SharedLines(msgspec.Struct, frozen=True, gc=False):
 
 
 class ServiceRules(msgspec.Struct, frozen=True, gc=False):
-    """All rules of one service: `chains` maps its own nat chains to their rules, a line each, in one text."""
+    """All rules of one service: `chains` maps its own nat chains to their rules, a line each, as one text."""
 
     chains: dict[str, str] = {}
     shared: SharedLines = SharedLines()

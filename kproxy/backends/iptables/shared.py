@@ -1,8 +1,7 @@
-"""How the lines of many services stand in the chains they share.
+"""Placement of the lines of many services in the chains that they share.
 
-A service's lines are written as if they stood in one root chain, in any layout. A Placement says in which
-chain each really stands; it is a pure function of the lines, so that an incremental write ends where a full
-one would.
+In any layout, a service's lines are rendered for one root chain. A Placement decides which chain each line is
+in. It is a pure function of the lines, so that an incremental write has the same result as a full one.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ Entry = tuple[int, str, int, str]
 
 
 Known = Callable[[str], bool]
-"""Whether a chain stands as it shall, as long as no key in it changes."""
+"""Whether a chain has its desired rules, as long as no key in it changes."""
 
 
 def nothing(chain: str) -> bool:
@@ -26,37 +25,36 @@ def nothing(chain: str) -> bool:
 
 
 class Placement(Protocol):
-    """The chains of one kind of lines. Equal ones put the same lines in the same places."""
+    """The chains of one kind of lines. Equal placements put the same lines in the same chains."""
 
     @property
     def root(self) -> ChainId:
         """The chain that packets enter first."""
 
     def key(self, rule: str) -> int:
-        """Where a line belongs: lines are kept sorted by it."""
+        """The sort key of a line."""
 
     def places(self, rule: str) -> bool:
-        """Whether a rule that was found is a line of a service, as far as this placement is concerned."""
+        """Whether a rule found in these chains can be a service's line."""
 
     def contains(self, chain: str) -> bool:
-        """Whether a chain of the root's table is one of these, the root aside."""
+        """Whether a chain of the root's table is one of these chains, without the root."""
 
     def chains(
         self, entries: Sequence[Entry], at: Collection[int] | None = None, known: Known = nothing
     ) -> dict[str, tuple[str, ...]]:
         """The chains with their rules, for sorted entries.
 
-        With `at`, chains that no key of these leads through are left out, with all that they lead to, if they
-        are `known`.
+        With `at`, `known` chains that contain none of these keys are left out, with their descendants.
         """
 
     def inner(self, rules: Iterable[str]) -> Iterator[str]:
-        """Those of these chains that rules lead to."""
+        """The chains of this placement that rules jump to."""
 
 
 @dataclass(frozen=True)
 class Flat:
-    """All lines in the root chain, by service, and after them a tail: what kube-proxy does."""
+    """All lines in the root chain, sorted by service, followed by a tail, as in kube-proxy."""
 
     root: ChainId
     tail: tuple[str, ...] = ()
@@ -67,12 +65,12 @@ class Flat:
         return 0
 
     def places(self, rule: str) -> bool:
-        """Every one can stay until it is known to be useless."""
+        """True: any line may be a service's."""
         del rule
         return True
 
     def contains(self, chain: str) -> bool:
-        """There are no others."""
+        """False: there are no chains besides the root."""
         del chain
         return False
 
@@ -84,7 +82,7 @@ class Flat:
         return {self.root[1]: (*[entry[3] for entry in entries], *self.tail)}
 
     def inner(self, rules: Iterable[str]) -> Iterator[str]:
-        """None."""
+        """No chains."""
         del rules
         yield from ()
 
@@ -103,7 +101,7 @@ def entries_of(placement: Placement, lines: Mapping[str, Iterable[str]]) -> list
 def replaced(
     placement: Placement, old: Sequence[Entry], lines: Mapping[str, Iterable[str]]
 ) -> tuple[list[Entry], set[int]]:
-    """The entries with those of some services replaced, and the keys at which that makes a difference."""
+    """Return the entries with those of some services replaced, and the keys whose lines differ."""
     kept = [entry for entry in old if entry[1] not in lines]
     come = entries_of(placement, lines)
     gone = {entry for entry in old if entry[1] in lines}
@@ -116,11 +114,11 @@ def replaced(
 def changed_chains(
     placement: Placement, old: Sequence[Entry], new: Sequence[Entry], keys: Collection[int], known: Known
 ) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    """What leads from the chains of `old` to those of `new`, which differ at some keys.
+    """Compare the chains of `old` and `new`, whose entries differ at some keys.
 
-    The chains that may have other rules, with these, and those that are not needed any more. A chain without
-    any of the keys in it changes as well where one above it comes to be divided, or ceases to be: it is not
-    `known` yet, or nothing leads to it any more.
+    Returns the chains whose rules may have changed, with their new rules, and the chains that are not needed
+    any more. A chain with none of the keys changes as well where a chain above it is now divided, or no
+    longer divided: then it is not `known` yet, or no rule jumps to it any more.
     """
     written = placement.chains(new, keys, known)
     needed = {*written, *(chain for rules in written.values() for chain in placement.inner(rules))}
@@ -129,6 +127,6 @@ def changed_chains(
 
 
 def rerooted(placement: Placement, line: str) -> str:
-    """A line of any of the chains as if it stood in the root."""
+    """Return a line of any of the chains as rendered for the root."""
     name_end = line.find(" ", 3)
     return f"-A {placement.root[1]}" + (line[name_end:] if name_end > 0 else "\n")

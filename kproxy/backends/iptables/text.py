@@ -1,7 +1,7 @@
-"""The whole of a family's rules as one iptables-restore input, for people and for fresh namespaces.
+"""All rules of a family as one iptables-restore input, for `kproxy render` and for new namespaces.
 
-`kproxy render` prints it, and the tests of rendering read it. What a running kproxy writes is smaller: see
-writer.py. Both are built from the same parts, so what is shown is what is programmed.
+A running kproxy writes differences: see writer.py. Both are built from the same parts, so the printed rules
+are those that are programmed.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
-"""Traffic per service port, read off the counters of the rules that lead to it.
+"""Traffic per service port, from the counters of the rules that match its frontends.
 
-Table nat sees the first packet of a connection only, so that is what its counters count. The rules that match
-a frontend are counted, not those of the service's own chains: they change when a service's addresses do, and
-not with every endpoint.
+Table nat sees only the first packet of a connection, so its counters count those. The rules of the service's
+own chains are not read: they change with every endpoint, the rules for frontends only with the addresses.
 """
 
 import re
@@ -25,9 +24,9 @@ _LEADING = re.compile(
 
 
 def port_traffic(dump: bytes) -> tuple[PortTraffic, ...]:
-    """The traffic of every service port that has a rule in a dump of table nat with counters.
+    """Return the traffic of every service port with a rule in a dump of table nat with counters.
 
-    Goes line by line, so that other threads get their turn while a big dump is read.
+    It reads line by line, so that other threads can run while a big dump is parsed.
     """
     packets: Counter[tuple[bytes, bytes]] = Counter()
     octets: Counter[tuple[bytes, bytes]] = Counter()
@@ -45,18 +44,18 @@ def port_traffic(dump: bytes) -> tuple[PortTraffic, ...]:
 
 
 class Chains:
-    """Which chains lead to services: what a reader of single rules has to look at."""
+    """The chains that a reader of single rules has to read: those that lead to services."""
 
     roots = _ROOTS
 
     @staticmethod
     def leads_on(chain: str) -> bool:
-        """Whether a chain that one of them jumps to is one of them too."""
+        """Whether a chain that one of them jumps to is to be read, too."""
         return chain.startswith("KUBE-") and not chain.startswith(SERVICE_CHAIN_PREFIXES)
 
 
 def rule_traffic(rules: Iterable[CountedRule]) -> tuple[PortTraffic, ...]:
-    """The same as `port_traffic`, of rules instead of their text."""
+    """As `port_traffic`, from decoded rules."""
     packets: Counter[tuple[str, str]] = Counter()
     octets: Counter[tuple[str, str]] = Counter()
     for rule in rules:

@@ -1,8 +1,8 @@
-"""Turn differences into restores and keep the record of the kernel in step with what they achieved.
+"""Write differences by restores, and update the applied state after each.
 
 Every restore covers one table, so it is applied as a whole or not at all. For a group of services the order
-is: verdicts that refuse are added (filter), translation changes (nat), verdicts that refuse are removed
-(filter). At no moment is an address neither translated nor refused.
+is: add REJECT and DROP rules (filter), change translation (nat), remove REJECT and DROP rules (filter). So an
+address is translated or refused at any moment.
 """
 
 import enum
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.cleanup import Removal, remove_in_parts
 from kproxy.backends.iptables.hairpin import ipvs_loop_backs
-from kproxy.backends.iptables.kernel_state import NO_RULES, NOBODY, AppliedState
+from kproxy.backends.iptables.kernel_state import NO_RULES, UNOWNED, AppliedState
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.restore import edit, restore_text
@@ -21,15 +21,15 @@ from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.shared import Entry, Placement, changed_chains, entries_of, replaced
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Xtables
 
-_UNTOLD = frozenset({FailureKind.INTERRUPTED, FailureKind.OTHER})
-"""Failures after which the kernel may hold what was written, or not."""
+_OUTCOME_UNKNOWN = frozenset({FailureKind.INTERRUPTED, FailureKind.OTHER})
+"""Failures after which the restore may or may not have been applied."""
 
 _CHAIN = re.compile(r"^(?::|-[AIDX] )(\S+)", re.MULTILINE)
-"""A chain that a line of a restore makes, changes or deletes."""
+"""Matches the chain that a line of a restore makes, changes or deletes."""
 
 
 class Part(enum.Flag):
-    """Which part of a service's rules to write; a big change takes the parts one after the other."""
+    """Parts of a service's rules to write; a big change writes one part of all services after the other."""
 
     REJECTS = enum.auto()
     CHAINS = enum.auto()
@@ -39,7 +39,7 @@ class Part(enum.Flag):
 
 
 class _Step:
-    """One restore in the making, and what the record is to say once it is done."""
+    """One restore under construction, and the changes of the applied state once it succeeds."""
 
     def __init__(self, table: str) -> None:
         self.table = table
@@ -51,7 +51,7 @@ class _Step:
 
 
 class Writer:
-    """Writes through `xtables` and moves `kernel` forward. Every method may raise RestoreError."""
+    """Writes through `xtables` and updates the applied state `kernel`. Its methods may raise RestoreError."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class Writer:
         self._layout = layout
 
     def base(self, *, keep_outgoing: bool) -> None:
-        """Write the fixed chains, create the shared ones and insert the jumps, where any is not right.
+        """Write fixed chains that differ, create missing shared chains and insert missing jumps.
 
-        With `keep_outgoing`, what services need until theirs are written stays: chains of another layout that
-        serve as well, and the rules that masquerade pods which virtual servers lead to themselves.
+        With `keep_outgoing`, rules that services need until their own are written stay: chains of another
+        layout that serve this one too, and an IPVS mode's hairpin masquerade.
         """
         for table in ("nat", "filter", "mangle"):
             self._base_of(table, keep_outgoing=keep_outgoing)
@@ -95,7 +95,7 @@ class Writer:
         if differs and part & (Part.REJECTS | Part.SHARED):
             self._filter(changes, keep_old=True, delete=delete)
         self._nat(writes, deletions, shared, delete=delete)
-        # What follows may fail: the record has to say by now what stands in table nat.
+        # The next restore may fail: table nat is recorded before it.
         kernel.stale.difference_update(writes)
         for key, new in changes.items():
             self._record(key, new, part)
@@ -103,15 +103,15 @@ class Writer:
             self._filter({}, keep_old=False, delete=delete)
 
     def defer_delete(self, key: str, new: ServiceRules) -> None:
-        """Count the chains a service does not need any more as stale instead of deleting them with it."""
+        """Record the chains that a service does not need any more as stale, to be deleted later."""
         old = self.kernel.services.get(key, NO_RULES)
         self.kernel.stale.update(chain for chain in old.chains if chain not in new.chains)
         self._record(key, new, Part.DELETIONS)
 
     def settle(self, *, delete: bool = True) -> None:
-        """Bring the shared chains to what the recorded services need, whatever they hold now.
+        """Write all shared chains for the recorded services, independent of their current rules.
 
-        Those that are not needed are deleted, or else emptied.
+        Chains that are not needed are deleted, or emptied unless `delete`.
         """
         self.kernel.entries.clear()
         self._filter({}, keep_old=True, delete=delete)
@@ -119,7 +119,7 @@ class Writer:
         self._filter({}, keep_old=False, delete=delete)
 
     def empty_stale(self, chains: Iterable[str]) -> None:
-        """Empty per-service chains that belong to no service, so that they hold no others back."""
+        """Empty per-service chains that belong to no service, so that they refer to no other chains."""
         self._restore("nat", declare=chains, rules=[])
 
     def delete_stale(self, chains: Iterable[str]) -> None:
@@ -129,7 +129,7 @@ class Writer:
         self.kernel.stale.difference_update(doomed)
 
     def remove(self, removal: Removal) -> Removal:
-        """Take away fixed chains of a former mode, with the jumps into them; return what was done."""
+        """Remove fixed chains of a former mode, with the jumps to them; return the removal done."""
         try:
             with self._watch.writing():
                 self._xtables.restore(removal.text())
@@ -166,7 +166,7 @@ class Writer:
         inserted: Counter[str] = Counter()
         for jump in jumps:
             place = kernel.places.get(jump)
-            # Those that were inserted before it stand first, so what it belongs behind has moved on.
+            # Jumps that were inserted before are first, so the place has moved by their number.
             rules_text.append(jump.insertion_at(1 if place is None else place + inserted[jump.chain]))
             inserted[jump.chain] += 1
         self._restore(table, declare=[chain for _, chain in declared], rules=rules_text)
@@ -178,9 +178,9 @@ class Writer:
         return any(services.get(key, NO_RULES).shared != new.shared for key, new in changes.items())
 
     def _filter(self, changes: Mapping[str, ServiceRules], *, keep_old: bool, delete: bool) -> None:
-        """Add the refusals of some services (`keep_old`), or take away those that are not recorded.
+        """Add the filter lines of some services (`keep_old`), or remove those that are not recorded.
 
-        What is added stands before what an address had so far, and so counts at once.
+        New lines are placed before the old ones of an address, so that they take effect immediately.
         """
         kernel = self.kernel
         step = _Step("filter")
@@ -193,8 +193,8 @@ class Writer:
                     old = getattr(kernel.services.get(key, NO_RULES).shared, field)
                     lines[key] = tuple(dict.fromkeys((*getattr(new.shared, field), *old)))
                 if field not in kernel.entries:
-                    lines[NOBODY] = tuple(kernel.unowned(field, placement))
-                    kernel.widened.add(NOBODY)
+                    lines[UNOWNED] = tuple(kernel.unowned(field, placement))
+                    kernel.widened.add(UNOWNED)
             else:
                 recorded = {key: kernel.services.get(key, NO_RULES) for key in kernel.widened}
                 lines = {key: getattr(rules.shared, field) for key, rules in recorded.items()}
@@ -227,7 +227,7 @@ class Writer:
     def _place(
         self, field: str, placement: Placement, lines: Mapping[str, Iterable[str]], step: _Step
     ) -> None:
-        """Find what the shared chains need to hold these lines of some services."""
+        """Add to `step` the edits of the shared chains that give these services these lines."""
         kernel, table = self.kernel, placement.root[0]
         old = kernel.entries.get(field)
         if old is None:
@@ -253,7 +253,7 @@ class Writer:
         step.gone += [chain for chain in gone if (table, chain) in kernel.chains]
 
     def _take(self, step: _Step, deletions: Iterable[str] = (), *, delete: bool) -> None:
-        """Write a step and record it; shared chains that are not needed any more are deleted, or emptied."""
+        """Write a step and record it; shared chains not needed any more are deleted, or emptied."""
         kernel = self.kernel
         doomed = list(deletions)
         if delete:
@@ -302,7 +302,7 @@ class Writer:
             with self._watch.writing():
                 self._xtables.restore(text)
         except RestoreError as error:
-            if error.kind in _UNTOLD:
+            if error.kind in _OUTCOME_UNKNOWN:
                 self.kernel.unsure.update((table, chain) for chain in _CHAIN.findall(text.decode()))
             raise
         self.written["restores"] += 1
