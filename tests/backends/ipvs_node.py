@@ -114,7 +114,7 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
         """The virtual servers that the sets list as ours."""
         return {
             ServerId(entry.protocol, entry.ip, entry.port)
-            for spec in sets(self.config.family).ledger
+            for spec in sets(self.config.family).owned_servers
             for entry in self.ipset.entries(spec)
         }
 

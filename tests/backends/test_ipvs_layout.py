@@ -136,7 +136,8 @@ def test_what_services_have_is_accepted_after_what_is_refused_and_nothing_else_i
     rules = (layout(Family.IPV4).fixed["filter", "KUBE-IPVS-FILTER"] or "").splitlines()
     accepted = [rule for rule in rules if rule.endswith("-j ACCEPT") and "RELATED" not in rule]
     assert accepted == [
-        f"-A KUBE-IPVS-FILTER -m set --match-set {spec.name} dst,dst -j ACCEPT" for spec in known.ledger
+        f"-A KUBE-IPVS-FILTER -m set --match-set {spec.name} dst,dst -j ACCEPT"
+        for spec in known.owned_servers
     ]
     before = " ".join(rules[: rules.index(accepted[0])])
     assert known.no_endpoints.name in before

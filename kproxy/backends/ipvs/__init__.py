@@ -1,1 +1,1 @@
-"""The IPVS mode: virtual servers for the addresses of services, sets and a few rules around them."""
+"""The IPVS mode: virtual servers for the frontends of services, with ipsets and a fixed number of rules."""

@@ -1,7 +1,7 @@
-"""What the kernel is known to hold, when that can be believed no more, and what others changed meanwhile.
+"""The applied state of the IPVS mode: the record of the kernel, when it is stale, and drift by others.
 
-Reading thousands of virtual servers is dear, so the kernel is read at the start and after a failure, and
-compared in parts now and then; in between, the record of what was written stands for it.
+Reading thousands of virtual servers is expensive. So the kernel is read at the start and after a failure, and
+compared in parts periodically; otherwise the record of what was written is used.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,11 +22,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class AppliedState:
-    """One family's record of the kernel; what it finds there that may differ is pending in `desired`.
+    """One family's record of the kernel; objects that may differ are marked as pending in `desired`.
 
-    `drifts` is what the last look found to have been changed by others, and `lost` the addresses that others
-    took from the device. Virtual servers at an address in one of the `excluded` CIDRs count as somebody
-    else's unless they are wanted.
+    `drifts`: changes by others that the last `look` found. `lost`: addresses that others removed from the
+    device. Virtual servers at an address in one of the `excluded` CIDRs count as foreign unless a service
+    needs them.
     """
 
     def __init__(
@@ -50,35 +50,35 @@ class AppliedState:
 
     @property
     def record(self) -> KernelRecord:
-        """What the kernel holds; `look()` comes first."""
+        """The objects that the kernel holds; `look()` must be called first."""
         assert self._record is not None, "look() comes first"  # noqa: S101
         return self._record
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of ours is known to be in the kernel."""
+        """Whether the record holds no virtual server and no address."""
         record = self._record
         return record is not None and not record.servers and not record.addresses
 
     def invalidate(self) -> None:
-        """Forget what the kernel holds, but not which virtual servers are ours; the next look reads it."""
+        """Mark the record as stale, but keep which virtual servers kproxy made; the next `look` reads it."""
         if self._record is not None:
             self._made = frozenset(self._record.servers)
         self._record = self._stale = None
 
     def fail(self) -> None:
-        """As `doubt`, but the next look names what is not as it was left; what was under way may be so."""
+        """As `invalidate`, but the next `look` reports drift, except for objects of requests under way."""
         record = self._record or self._stale
         self.invalidate()
         self._stale = record
 
     def retry(self) -> None:
-        """Let the next look see whether virtual servers of others are still there."""
+        """Make the next `look` check whether foreign virtual servers still exist."""
         self._looks_for_foreign = True
 
     @contextmanager
     def risking(self, objects: Iterable[str]) -> Iterator[None]:
-        """Let the kernel change objects; if it does not tell what came of it, they may be in either state."""
+        """Surround a request that changes objects; if its outcome is unknown, they do not count as drift."""
         try:
             yield
         except KERNEL_ERRORS:
@@ -86,12 +86,12 @@ class AppliedState:
             raise
 
     def leave_alone(self, server: ServerId) -> None:
-        """Somebody has made a virtual server since we looked: it is theirs."""
+        """Record a virtual server that another program made since the last `look` as foreign."""
         self.record.foreign.add(server)
         self._theirs.add(server)
 
     def look(self, *, device: bool = True) -> bool:
-        """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
+        """Read the kernel if the record is stale; True if it was read. Creates sets and, if set, `device`."""
         kernel, record = self._kernel, self._record
         self.drifts = ()
         if device and (record is None or not self._device_known):
@@ -121,11 +121,11 @@ class AppliedState:
         return True
 
     def lacks_sets(self) -> bool:
-        """Whether a set is missing that rules name: without it, the kernel takes none of them."""
+        """Whether a set is missing that rules refer to; without it, the kernel refuses the rules."""
         return not {spec.name for spec in self._sets.all} <= self._kernel.ipset.headers().keys()
 
     def _create(self, spec: SetSpec) -> None:
-        """Make a set, also in the place of one of that name and another type."""
+        """Create a set; replace one of the same name and another type."""
         ipset = self._kernel.ipset
         try:
             ipset.create(spec)
@@ -137,10 +137,10 @@ class AppliedState:
             ipset.create(spec)
 
     def check(self, details_of: Callable[[ServerId], bool], *, full: bool) -> tuple[Drift, ...]:
-        """Compare the kernel with the record; what differs is pending again.
+        """Compare the kernel with the record; return the drift and mark it as pending.
 
-        Destinations are compared of servers with `details_of` only, and unless `full`, sets by their size
-        and addresses not at all, for news of those come at once.
+        Destinations are compared only for servers with `details_of`. Unless `full`, sets are compared by size
+        only, and addresses not at all, because the kernel sends events for them.
         """
         expected = self._record
         if expected is None:
@@ -152,15 +152,16 @@ class AppliedState:
             self.invalidate()
         return drifts
 
-    def compare_addresses(self, told: Mapping[str, bool] | None) -> tuple[Drift, ...]:
-        """Compare the device's addresses with the record; what differs is pending again.
+    def compare_addresses(self, events: Mapping[str, bool] | None) -> tuple[Drift, ...]:
+        """Compare the device's addresses with the record; return the drift and mark it as pending.
 
-        `told` says of some whether the device has them, by news; nothing is read if that is as recorded.
+        `events` maps addresses of which events came to whether the device has them; if that equals the
+        record, nothing is read. None: events were lost.
         """
         record, desired = self._record, self._desired
         if record is None:
             return ()
-        if told is not None and all((ip in record.addresses) is there for ip, there in told.items()):
+        if events is not None and all((ip in record.addresses) is there for ip, there in events.items()):
             return ()
         self._addresses_known = False
         found = set(self._kernel.device.addresses(self._family))

@@ -1,8 +1,9 @@
-"""The IPVS mode of one family: rules, sets, virtual servers and addresses brought into step.
+"""The IPVS mode of one family: reconciles rules, sets, virtual servers and addresses.
 
-The order of a sync keeps every moment correct. Sets are filled before the rules that read them, and both
-stand before anything forwards, so nothing leaves a node unmasqueraded; rules of a former mode go only after
-the virtual servers stand that take over from them; and what lists a virtual server outlives it.
+The order of a sync keeps every intermediate state correct. Sets are filled before the rules that read them,
+and both are written before any virtual server, so no packet leaves the node without its masquerade. Rules of
+a former mode are removed after the virtual servers that replace them are made. The set entries that mark a
+virtual server as kproxy's are removed after it.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from kproxy.plan.model import ServicePlan
 log = structlog.stdlib.get_logger(__name__)
 
 SHARE_OF_DESTINATIONS = 20
-"""Each look compares the destinations of one virtual server in so many; a thorough one, of all."""
+"""A quick check compares the destinations of one virtual server in this many; a full check, of all."""
 
 
 class IpvsBackend:
@@ -62,7 +63,7 @@ class IpvsBackend:
         self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
-        """Take new desired states; a plan without ports removes its service."""
+        """Replace the desired state of the plans' services; a plan without ports removes its service."""
         taken = list(plans)
         for plan in taken:
             if plan.ports:
@@ -73,7 +74,7 @@ class IpvsBackend:
         self._rules.update(taken)
 
     def reconfigure(self, config: IpvsConfig) -> None:
-        """Take new settings of the same family; the next sync writes what they change."""
+        """Change to other settings of the same family; the next sync writes the differences."""
         if config == self._config:
             return
         self._config = config
@@ -85,12 +86,12 @@ class IpvsBackend:
         self._rules.reconfigure(IpvsLayout(config.rules))
 
     def invalidate(self) -> None:
-        """Let the next sync read the kernel first, and compare all of it."""
+        """Mark the applied state as stale: the next sync reads and compares the kernel."""
         self._reconciler.known.invalidate()
         self._rules.invalidate()
 
     def retry(self) -> None:
-        """Let the next sync try the services again that were refused, and schedulers that were missing."""
+        """Make the next sync retry quarantined services and missing schedulers."""
         self._reconciler.retry()
         self._rules.retry()
         self._schedulers = {name: True for name, offered in self._schedulers.items() if offered}
@@ -98,23 +99,23 @@ class IpvsBackend:
             self._want(self._plans[key])
 
     def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, sending only what differs.
+        """Bring the kernel to the desired state; send only differences.
 
-        Where it lacks what a sync needs, sets or the device, these are made again by the same sync.
+        If sets or the device are missing, the same sync creates them again.
         """
         written: Counter[str] = Counter()
         drifts: list[Drift] = []
         reconciler = self._reconciler
-        reconciler.refusals.believed = False
+        reconciler.refusals.current = False
         try:
             try:
                 report = self._write(written, drifts)
                 if report.error is not None and reconciler.known.lacks_sets():
                     raise StaleStateError(report.error)
-            except (StaleStateError, DeviceMissing) as doubt:
-                log.info("resync_after_refusal", family=self.family.value, reason=str(doubt))
+            except (StaleStateError, DeviceMissing) as error:
+                log.info("resync_after_refusal", family=self.family.value, reason=str(error))
                 reconciler.known.fail()
-                reconciler.refusals.believed = True
+                reconciler.refusals.current = True
                 report = self._write(written, drifts)
         except KERNEL_ERRORS as error:
             reconciler.known.fail()
@@ -127,7 +128,7 @@ class IpvsBackend:
         )
 
     def run_timers(self) -> float | None:
-        """Remove what has drained; returns the seconds until this wants to be called again, if ever."""
+        """Remove destinations that have drained; return the seconds until the next call is due, or None."""
         due = self._draining.due_in()
         if due is None or due > 0:
             return due
@@ -142,7 +143,7 @@ class IpvsBackend:
         return self._draining.due_in()
 
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
-        """Compare the kernel with what was applied; what drifted is pending again and named.
+        """Compare the kernel with the applied state; return the drift and mark it as pending.
 
         Raises CheckError if the kernel cannot be read.
         """
@@ -165,23 +166,24 @@ class IpvsBackend:
         self._next_look = self._clock() + self._config.look_period
         return drifts
 
-    def compare_addresses(self, told: Mapping[str, bool] | None) -> tuple[Drift, ...]:
-        """Compare the device's addresses with what was applied; what drifted is pending again and named.
+    def compare_addresses(self, events: Mapping[str, bool] | None) -> tuple[Drift, ...]:
+        """Compare the device's addresses with the applied state; return the drift and mark it as pending.
 
-        `told` are news: whether the device has an address. Nothing is read if they are what was applied; None
-        if anything may have happened. Raises CheckError if the kernel cannot be read.
+        `events` maps addresses of which events came to whether the device has them; if that equals the
+        applied state, nothing is read. None: events were lost. Raises CheckError if the kernel cannot be
+        read.
         """
         try:
-            return self._reconciler.known.compare_addresses(told)
+            return self._reconciler.known.compare_addresses(events)
         except DeviceError as error:
             raise CheckError(str(error)) from error
 
     def rules(self) -> dict[str, int]:
-        """How many iptables rules of ours the kernel is known to hold, by table."""
+        """Number of kproxy's iptables rules in the applied state, by table."""
         return self._rules.rules()
 
     def traffic(self, statistics: Mapping[ServerId, Statistics]) -> tuple[PortTraffic, ...]:
-        """What went to each service port, from the counters of virtual servers; for any thread."""
+        """Traffic of each service port, from the counters of virtual servers. Safe in any thread."""
         return port_traffic(list(self._plans.values()), statistics, self._config.node_addresses)
 
     def _want(self, plan: ServicePlan) -> None:
@@ -206,7 +208,7 @@ class IpvsBackend:
         self._reconciler.want(key, render_service(plan, self._config))
 
     def _offers(self, scheduler: str) -> bool:
-        """Whether the kernel has a scheduler; asked once, and again on a retry if it had not."""
+        """Whether the kernel has a scheduler; probed once, and after `retry` again if it was missing."""
         known = self._schedulers.get(scheduler)
         if known is None:
             try:
@@ -237,12 +239,12 @@ class IpvsBackend:
             self._remove_peer_sets()
             self._first_sync_done = True
         reconciler.tidy(written)
-        stuck = {f"({told.partition(':')[0]})": told for told in reconciler.refusals.leftovers.values()}
-        failed = {**report.failed, **reconciler.refusals.services, **stuck}
+        leftovers = {f"({text.partition(':')[0]})": text for text in reconciler.refusals.leftovers.values()}
+        failed = {**report.failed, **reconciler.refusals.services, **leftovers}
         return msgspec.structs.replace(report, failed=failed)
 
     def _leave_own_connections(self) -> None:
-        """Let IPVS pass what rules have marked: answers to connections that the node itself opened."""
+        """Make the virtual server for OWN_MARK: replies to the node's own connections bypass IPVS."""
         try:
             self._kernel.ipvs.add_local_mark(self.family, OWN_MARK, self._config.scheduler.name)
         except IpvsError as error:
@@ -254,7 +256,7 @@ class IpvsBackend:
             self._has_mark = True
 
     def _remove_peer_sets(self) -> None:
-        """Destroy what kube-proxy's IPVS mode left; virtual servers and the device have been taken over."""
+        """Destroy the sets of kube-proxy's IPVS mode; its virtual servers and device have been taken over."""
         ipset = self._kernel.ipset
         for name in sorted(PEER_SETS[self.family] & ipset.headers().keys()):
             try:

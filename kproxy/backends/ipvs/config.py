@@ -1,4 +1,4 @@
-"""What an operator and the node decide about the IPVS mode of one family, resolved before rendering."""
+"""Configuration of the IPVS mode of one family, from settings and node facts."""
 
 import msgspec
 
@@ -10,11 +10,11 @@ from kproxy.plan.schedulers import Scheduler
 class IpvsConfig(msgspec.Struct, frozen=True):
     """Settings of one family.
 
-    `rules` is what the accompanying iptables rules need to know. `node_addresses` are the local addresses
-    that accept node ports; `local_addresses` all addresses of other interfaces: an external address among
-    them is not bound a second time. `graceful_period`: seconds that a destination which left is kept for the
-    connections it still has, at most. `exclude_cidrs`: virtual servers in them are never removed.
-    `look_period`: seconds between looks at what the kernel does not tell changes of.
+    `rules`: settings of the accompanying iptables rules. `node_addresses`: the local addresses that accept
+    node ports. `local_addresses`: all addresses of other interfaces; an external address among them is not
+    assigned to the device. `graceful_period`: greatest number of seconds that a removed destination is kept
+    for its connections. `exclude_cidrs`: foreign virtual servers in them are never removed.
+    `look_period`: seconds between quick checks of objects for which the kernel sends no events.
     """
 
     rules: IptablesConfig
@@ -27,5 +27,5 @@ class IpvsConfig(msgspec.Struct, frozen=True):
 
     @property
     def family(self) -> Family:
-        """The family these settings are of."""
+        """The family of the settings."""
         return self.rules.family

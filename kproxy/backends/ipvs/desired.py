@@ -1,8 +1,8 @@
-"""What all services together want of the kernel, and which kernel objects may differ from it.
+"""The desired objects of all services, and which of them are pending.
 
 Services share objects: an external address with several ports, a pod behind two services, a node port and an
-external address that name the same. So objects are counted, and a change of a service is broken down into the
-objects that it touches; a sync then looks at those and at nothing else.
+external address with the same frontend. So references to objects are counted, and a change of a service marks
+the objects that it affects as pending; a sync compares only those.
 """
 
 from collections import Counter
@@ -16,9 +16,10 @@ _Key = TypeVar("_Key")
 
 
 class Desired:
-    """The sum of all services' objects.
+    """All services' objects.
 
-    `servers`, `members` and `addresses` hold what has changed since it was last taken out of them.
+    `servers`, `members` and `addresses` are pending: they may differ from the kernel. The reconciler clears
+    them after a sync.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Desired:
         self._address_count: Counter[str] = Counter()
 
     def put(self, key: str, new: ServiceObjects) -> bool:
-        """Replace a service's objects; NOTHING removes it. Returns whether anything changed."""
+        """Replace a service's objects; NOTHING removes it. Return whether anything changed."""
         old = self.services.get(key, NOTHING)
         if old == new:
             return False
@@ -53,12 +54,12 @@ class Desired:
         return True
 
     def frontend(self, server: ServerId) -> Frontend | None:
-        """What the owner of a virtual server wants of it; None if nobody does."""
+        """The desired state of a virtual server, that of its owner; None if no service needs it."""
         key = self.owner(server)
         return self.services[key].frontends[server] if key is not None else None
 
     def owner(self, server: ServerId) -> str | None:
-        """The service that a virtual server belongs to: an address of a service goes before a node port."""
+        """The service that owns a virtual server, or None: a service's address wins over a node port."""
         claimants = self._claimants.get(server, ())
         if len(claimants) <= 1:
             return claimants[0] if claimants else None
@@ -73,13 +74,13 @@ class Desired:
         return address in self._address_count
 
     def touch_everything(self) -> None:
-        """Count all that is wanted as changed."""
+        """Mark all desired objects as pending."""
         self.servers |= self._claimants.keys()
         self.members |= self._member_count.keys()
         self.addresses |= self._address_count.keys()
 
     def touch_service(self, key: str) -> None:
-        """Count all that a service wants as changed."""
+        """Mark all objects of a service as pending."""
         objects = self.services.get(key, NOTHING)
         self.members.update(objects.entries)
         for server, frontend in objects.frontends.items():
@@ -89,13 +90,13 @@ class Desired:
                 self.addresses.add(frontend.address)
 
     def wanting_member(self, member: Member) -> Iterator[str]:
-        """The services that want an entry; looks at all of them, for use after a refusal."""
+        """The services that want an entry; searches all services, for use after a refusal."""
         for key, objects in self.services.items():
             if member in objects.entries or any(member in f.entries for f in objects.frontends.values()):
                 yield key
 
     def wanting_address(self, address: str) -> Iterator[str]:
-        """The services that want an address; looks at all of them, for use after a refusal."""
+        """The services that want an address; searches all services, for use after a refusal."""
         for key, objects in self.services.items():
             if any(frontend.address == address for frontend in objects.frontends.values()):
                 yield key

@@ -1,11 +1,11 @@
-"""Destinations that have left but still have connections: kept with weight 0 until these end, or time is up.
+"""Draining: removed destinations are kept with weight 0 until their connections end, or a time limit.
 
-The kernel holds the state: a destination of weight 0 that nobody wants is one that drains. So a restart finds
-them again; only their time starts anew.
+The kernel holds the state: a destination of weight 0 that no service wants is draining. So a restart finds
+these again; only their time limit starts again.
 
-Where an address has been withdrawn that is not the cluster's own, another machine may have it already, and
-while it is on the device this node answers in its place. So it waits for open connections only, not for those
-that close, and for some seconds at most.
+If a service gave up an external address, another machine may have it already; while it is on the device, this
+node answers in that machine's place. So such an address is kept for open connections only, not for closing
+ones, and for a few seconds.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -13,18 +13,18 @@ from collections.abc import Callable, Collection, Mapping
 from kproxy.kernel.ipvs.types import DestinationId, DestinationState, Ipvs, ServerId
 
 WITHDRAWN_PERIOD = 10.0
-"""Seconds that an external or load-balancer address is kept, at most, for the connections open through it."""
+"""Greatest time, in seconds, that a withdrawn external or load-balancer address is kept for connections."""
 
 _FIRST = 1.0
 _LONGEST = 60.0
-"""Seconds between looks at the connections of what drains: from the first, doubled, to the longest."""
+"""Seconds between checks of draining connections: starts at the first, doubles up to the longest."""
 
 _CONNECTED = frozenset({"TCP", "SCTP"})
-"""Protocols whose connections end visibly; a datagram's sender need not wait for anything."""
+"""Protocols whose connections have an end; UDP flows are not drained."""
 
 
 class Draining:
-    """What drains, and when to look again; `clock` counts seconds."""
+    """Holds the deadlines of draining destinations and of the next check; `clock` returns seconds."""
 
     def __init__(self, period: float, clock: Callable[[], float]) -> None:
         self.period = period
@@ -35,9 +35,9 @@ class Draining:
         self._next = 0.0
 
     def keeps(self, server: ServerId, destination: DestinationId, *, withdrawn: bool = False) -> bool:
-        """Whether a destination that nobody wants any more is to stay for now.
+        """Whether a destination that no service wants any more is kept; the first call starts its time.
 
-        `withdrawn`: the virtual server holds an address that may be another machine's by now.
+        `withdrawn`: the address of the virtual server may belong to another machine by now.
         """
         if server.protocol not in _CONNECTED or self.period <= 0:
             return False
@@ -54,11 +54,11 @@ class Draining:
         return now < of_server[destination]
 
     def is_long(self, server: ServerId) -> bool:
-        """Whether a virtual server drains for as long as connections may take."""
+        """Whether a virtual server drains with the full period, not the withdrawn one."""
         return server in self._deadlines and server not in self._withdrawn
 
     def forget(self, server: ServerId, destination: DestinationId | None = None) -> None:
-        """A destination, or all of a server, came back or is gone."""
+        """Stop draining a destination, or all of a server, because it is wanted again or deleted."""
         of_server = self._deadlines.get(server)
         if of_server is None:
             return
@@ -69,7 +69,7 @@ class Draining:
             self._withdrawn.discard(server)
 
     def recall(self, standing: Mapping[ServerId, Collection[DestinationId]]) -> None:
-        """Forget what the kernel was found to hold no more, for others took it away."""
+        """Stop draining destinations that others have deleted from the kernel."""
         kept = {
             server: {
                 destination: deadline
@@ -82,11 +82,11 @@ class Draining:
         self._withdrawn &= self._deadlines.keys()
 
     def due_in(self) -> float | None:
-        """Seconds until the connections want to be looked at; None while nothing drains."""
+        """Seconds until the next check of the connections is due; None while nothing drains."""
         return max(0.0, self._next - self._clock()) if self._deadlines else None
 
     def look(self, ipvs: Ipvs) -> set[ServerId]:
-        """Look at the connections; return the servers of which something has drained. Raises IpvsError."""
+        """Check the connections; return the servers with drained destinations. Raises IpvsError."""
         now = self._clock()
         ended: set[ServerId] = set()
         for server, deadlines in self._deadlines.items():
@@ -104,5 +104,5 @@ class Draining:
 
 
 def waited_for(state: DestinationState, *, withdrawn: bool) -> bool:
-    """Whether a destination has connections that something drains for."""
+    """Whether a destination has connections to wait for; if `withdrawn`, only open ones count."""
     return bool(state.active if withdrawn else state.connections)

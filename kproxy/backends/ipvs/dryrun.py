@@ -1,7 +1,7 @@
-"""Virtual servers, sets and the device in memory, read from the kernel once: a sync that changes nothing.
+"""Dry run: virtual servers, sets and the device in memory, read from the kernel once.
 
-The backend itself runs against these, as with the rules: what it asks is answered by the kernel's state as it
-would be by then, and what it changes is remembered instead of done.
+The backend itself runs against these, as with the rules. Reads return the state that the kernel would have by
+then, and changes are recorded and not sent.
 """
 
 import errno
@@ -52,7 +52,7 @@ class DryRunIpvs:
         return {server: settings for server, settings in self._servers.items() if server.family is family}
 
     def statistics(self, family: Family) -> dict[ServerId, Statistics]:
-        """The counters of those that stand. Raises IpvsError."""
+        """The counters of the kernel's virtual servers. Raises IpvsError."""
         return self._kernel.statistics(family)
 
     def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
@@ -64,24 +64,24 @@ class DryRunIpvs:
         return self._offers(name)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
-        """Leave the timeouts as they are."""
+        """Do nothing."""
 
     def marks(self, family: Family) -> frozenset[int]:
         """The firewall marks of virtual servers."""
         return self._kernel.marks(family) | {mark for of, mark in self._marks if of is family}
 
     def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:  # noqa: ARG002
-        """Remember a virtual server of a mark."""
+        """Record a virtual server of a mark; False if it exists."""
         if mark in self.marks(family):
             return False
         self._marks.add((family, mark))
         return True
 
     def remove_local_mark(self, family: Family, mark: int) -> None:
-        """Leave it: a first sync removes none."""
+        """Do nothing: a first sync removes no mark."""
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
-        """Remember the requests; the errno of each that the kernel would refuse, by its index."""
+        """Record the requests; return the errno of each that the kernel would refuse, by its index."""
         failures = {}
         for index, request in enumerate(requests):
             code = self._take(request)
@@ -90,7 +90,7 @@ class DryRunIpvs:
         return failures
 
     def changes(self) -> Iterator[Change]:
-        """What has changed: virtual servers, and destinations of those that stand before and after."""
+        """The changes: virtual servers, and destinations of those that exist before and after."""
         for server in self._before.keys() | self._servers.keys():
             old, new = self._before.get(server), self._servers.get(server)
             name = f"virtual server {describe(server)}"
@@ -116,9 +116,9 @@ class DryRunIpvs:
             elif old is None:
                 yield Change(name, Sign.ADD, f"weight {new.weight}")
             elif old != new:
-                told = "masqueraded, " if old.forwarding != new.forwarding else ""
+                forwarding = "masqueraded, " if old.forwarding != new.forwarding else ""
                 drains = "" if new.weight else ", to drain"
-                yield Change(name, Sign.CHANGE, f"{told}weight {old.weight} -> {new.weight}{drains}")
+                yield Change(name, Sign.CHANGE, f"{forwarding}weight {old.weight} -> {new.weight}{drains}")
 
     def _take(self, request: Request) -> int:
         server, settings, destination = request.server, request.settings, request.destination
@@ -185,13 +185,13 @@ class DryRunIpset:
         }
 
     def create(self, spec: SetSpec) -> None:
-        """Remember a new set; one that stands is left alone."""
+        """Record a new set; an existing one is left alone."""
         if spec.name not in self.headers():
             self._headers[spec.name] = SetHeader(spec.name, spec.kind, spec.family, MAX_ELEMENTS, 0, 0)
             self._entries[spec.name] = set()
 
     def destroy(self, name: str) -> None:
-        """Forget a set."""
+        """Record the deletion of a set."""
         self._headers.pop(name, None)
         self._entries.pop(name, None)
 
@@ -200,7 +200,7 @@ class DryRunIpset:
         return frozenset(self._entries_of(spec)) if spec.name in self.headers() else frozenset()
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
-        """Remember the changes; the errno of each that the kernel would refuse, by its index."""
+        """Record the changes; return the errno of each that the kernel would refuse, by its index."""
         failures = {}
         for index, change in enumerate(changes):
             if change.set.name not in self.headers():
@@ -212,7 +212,7 @@ class DryRunIpset:
         return failures
 
     def changes(self) -> Iterator[Change]:
-        """What has changed, set by set."""
+        """The changes, one per set."""
         before = self._before or {}
         for name in before.keys() | self._headers.keys():
             if name not in self._headers:
@@ -241,7 +241,7 @@ class DryRunIpset:
 
 
 class DryRunDevice:
-    """The device with its addresses (implements AddressDevice). `exists`: whether it stands now."""
+    """The device with its addresses (implements AddressDevice). `exists`: the kernel has it now."""
 
     def __init__(self, kernel: AddressDevice, *, exists: bool) -> None:
         self.name = kernel.name
@@ -251,12 +251,12 @@ class DryRunDevice:
         self._addresses: dict[Family, set[str]] = {}
 
     def ensure(self) -> bool:
-        """Remember a new device."""
+        """Record a new device; False if it exists."""
         made, self._exists = not self._exists, True
         return made
 
     def delete(self) -> None:
-        """Forget the device with its addresses."""
+        """Record the deletion of the device with its addresses."""
         for family in Family:
             self._addresses_of(family).clear()
         self._exists = False
@@ -266,19 +266,19 @@ class DryRunDevice:
         return frozenset(self._addresses_of(family))
 
     def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Remember addresses."""
+        """Record added addresses; none is refused."""
         for ip in wanted:
             self._addresses_of(_family(ip)).add(ip)
         return {}
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Forget addresses."""
+        """Record removed addresses; none is refused."""
         for ip in wanted:
             self._addresses_of(_family(ip)).discard(ip)
         return {}
 
     def changes(self) -> Iterator[Change]:
-        """What has changed: the device, and each address."""
+        """The changes: of the device, and one per address."""
         if self._exists != self._existed:
             yield Change(f"device {self.name}", Sign.ADD if self._exists else Sign.REMOVE)
         for family, now in self._addresses.items():

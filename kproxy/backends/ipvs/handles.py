@@ -1,6 +1,6 @@
-"""The parts of the kernel that the IPVS mode works on, and how each says that it did not answer.
+"""The kernel interfaces that the IPVS mode works on, and their errors.
 
-They go together: whoever reads or changes one of them must be ready for any of them to fail.
+They are used together, so a caller has to handle the errors of all of them.
 """
 
 import msgspec
@@ -10,11 +10,11 @@ from kproxy.kernel.ipset.types import Ipset, IpsetError
 from kproxy.kernel.ipvs.types import Ipvs, IpvsError
 
 KERNEL_ERRORS = (IpvsError, IpsetError, DeviceError)
-"""What the three parts of the kernel raise when they do not answer as they should."""
+"""The errors that the three kernel interfaces raise."""
 
 
 class KernelHandles(msgspec.Struct, frozen=True):
-    """The three parts of the kernel that the mode works on."""
+    """The three kernel interfaces of the mode."""
 
     ipvs: Ipvs
     ipset: Ipset

@@ -1,9 +1,9 @@
-"""Which addresses stay on the device although no service has them: those that connections still need.
+"""Holds: addresses that stay on the device without a service, because connections still need them.
 
-A cluster IP is the cluster's own, so it may wait for its connections as long as these last. An external or
-load-balancer address may be another machine's as soon as a service gives it up, and on the device it makes
-this node answer in that machine's place: it waits for open connections only, and for seconds (draining.py).
-An address that the node has on another interface leads to virtual servers from there.
+A cluster IP belongs to the cluster, so it is kept for the full draining period. An external or load-balancer
+address may belong to another machine as soon as the service gives it up, and while it is on the device, this
+node answers in that machine's place: it is kept for open connections only, and for seconds (draining.py).
+An address that the node has on another interface needs no hold.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from kproxy.kernel.ipvs.types import DestinationId, Ipvs, ServerId
 
 
 class AddressHolds:
-    """One family's addresses that are held for connections. `own` are the node's on other interfaces.
+    """Decides which addresses of one family are held. `own`: the node's addresses on other interfaces.
 
-    Unless it `withdraws`, external addresses wait as cluster IPs do: they are still served, in another mode.
+    Unless `withdraws`, external addresses are held as cluster IPs are: another mode still serves them.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class AddressHolds:
         self._sets = sets(family)
 
     def set_own(self, own: frozenset[str]) -> None:
-        """Take other addresses as the node's own; those of them on the device are looked at again."""
+        """Replace the node's own addresses; new ones that are on the device become pending."""
         self._desired.addresses |= own - self.own
         self.own = own
 
     def touch_given_up(self, record: KernelRecord) -> None:
-        """Look again at what drains at an address that its last service has given up.
+        """Mark the virtual servers at addresses that their last service has given up as pending.
 
-        While a service had the address, that kept nobody from anything, and may have time left.
+        Destinations that drain there started with the full period, which may be too long now.
         """
         desired = self._desired
         given_up = {
@@ -55,7 +55,7 @@ class AddressHolds:
     def kept(
         self, record: KernelRecord, server: ServerId, leaving: Sequence[DestinationId]
     ) -> Sequence[DestinationId]:
-        """Those destinations of a virtual server that are to drain. Raises IpvsError."""
+        """Return the `leaving` destinations of a virtual server that are to drain. Raises IpvsError."""
         withdrawn = self._is_withdrawn(record, server)
         kept = [d for d in leaving if self._draining.keeps(server, d, withdrawn=withdrawn)]
         if not withdrawn or not kept:
@@ -64,19 +64,19 @@ class AddressHolds:
         return [d for d in kept if d in states and waited_for(states[d], withdrawn=True)]
 
     def needed(self, record: KernelRecord, ips: Iterable[str]) -> set[str]:
-        """Those addresses at which a virtual server drains, but for the node's own."""
+        """Return the addresses of `ips` at which a virtual server drains, without the node's own."""
         serving = set(filter(record.serves_at, ips)) - self.own
         if not serving:
             return serving
         return {s.ip for s in record.servers if s.ip in serving and self._desired.owner(s) is None}
 
     def relisted(self, server: ServerId) -> SetSpec:
-        """The set that is to list a virtual server of ours which drains and which none lists."""
+        """The set to add a draining virtual server of kproxy to, if no set lists it."""
         is_long = not self.withdraws or self._draining.is_long(server)
         return self._sets.cluster_ip if is_long else self._sets.external
 
     def _is_withdrawn(self, record: KernelRecord, server: ServerId) -> bool:
-        """Whether a virtual server holds an address which may be another machine's by now."""
+        """Whether the address of a virtual server may belong to another machine by now."""
         desired = self._desired
         if not self.withdraws or server.ip not in record.addresses or server.ip in self.own:
             return False

@@ -1,17 +1,17 @@
-"""The iptables rules of the IPVS mode: a fixed number of them, which look addresses up in sets.
+"""The iptables rules of the IPVS mode: a fixed number, which look up addresses in sets.
 
-IPVS translates only destinations. What is left to rules is whose source address is masqueraded, who is
-dropped or refused, and that a port which no service has does not lead to a socket of the node. Where rules
-must stand follows from where IPVS takes packets (net/netfilter/ipvs/ip_vs_core.c): in INPUT after table
-filter, and in OUTPUT before it, so what concerns the node's own traffic too stands in table mangle.
+IPVS translates only destinations. Rules masquerade sources, drop and reject packets, and prevent that a port
+of a service address that no service has reaches a socket of the node. IPVS takes packets in INPUT after table
+filter, and in OUTPUT before it (net/netfilter/ipvs/ip_vs_core.c), so rules that concern the node's own
+traffic too are in table mangle.
 
-What pods and outsiders send to services thus passes filter INPUT on its way in, and filter OUTPUT on its way
-out, where a host's firewall may drop all that it does not know. It is accepted in both, as kube-proxy's other
-modes need neither.
+Packets from pods and outsiders to services pass filter INPUT on their way in, and filter OUTPUT on their way
+out, where a host firewall may drop them. They are accepted in both, because a firewall that suits
+kube-proxy's other modes has no rules for them.
 
 Only services with the external traffic policy Local have rules of their own. Pods and the node itself may
-use all endpoints there, outsiders only the local ones, and one virtual server cannot tell them apart: pods
-and the node are led to the iptables mode's chain for all endpoints, which translates before IPVS looks.
+use all their endpoints, outsiders only the local ones, and one virtual server cannot do both: pods and the
+node are led to the iptables mode's chain for all endpoints, which translates before IPVS.
 """
 
 from collections.abc import Mapping
@@ -94,26 +94,26 @@ class IpvsLayout(ConfiguredLayout):
 
     @property
     def shared(self) -> Mapping[str, Placement]:
-        """The ways to all endpoints of Local services, and the health-check ports."""
+        """The jumps to all endpoints of Local services, and the health-check ports."""
         return _SHARED
 
     @property
     def outgoing(self) -> Mapping[ChainId, str]:
-        """None."""
+        """No chains."""
         return {}
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
-        """What leads from the built-in chains into these."""
+        """The jumps from the built-in chains to these chains."""
         return IPVS_JUMPS
 
     @property
     def batch_size(self) -> int:
-        """No service has chains of its own."""
+        """Large, because most services have no chains of their own."""
         return 1500
 
     def render(self, plan: ServicePlan, *, comments: bool) -> ServiceRules:
-        """The rules of one service: none, but for an external traffic policy Local."""
+        """The rules of one service; empty unless its external traffic policy is Local."""
         chains: dict[str, str] = {}
         ways: list[str] = []
         health: list[str] = []
@@ -128,24 +128,25 @@ class IpvsLayout(ConfiguredLayout):
 
     def _ways(self, port: PortPlan, chain: str) -> list[str]:
         proto = port.protocol.value.lower()
-        told = f'-m comment --comment "{port.name} all endpoints"'
+        comment = f'-m comment --comment "{port.name} all endpoints"'
         start = f"-A {names.KUBE_IPVS_SHORTCUT} "
         ways = [
-            f"{start}-d {host_cidr(ip)} -p {proto} {told} -m {proto} --dport {port.port} -j {chain}\n"
+            f"{start}-d {host_cidr(ip)} -p {proto} {comment} -m {proto} --dport {port.port} -j {chain}\n"
             for ip in dict.fromkeys((*port.external_ips, *port.load_balancer_ips))
         ]
         if port.node_port:
             ways.append(
-                f"{start}-p {proto} {told} -m addrtype --dst-type LOCAL "
+                f"{start}-p {proto} {comment} -m addrtype --dst-type LOCAL "
                 f"-m {proto} --dport {port.node_port} -j {chain}\n"
             )
         return ways
 
     def _services(self, known: Sets) -> str:
-        """Who is masqueraded; and no rule of others may translate what a service's own address is asked for.
+        """Masquerade service traffic, and accept it in table nat, so that no foreign rule translates it.
 
-        Host ports (the CNI plugin portmap) and published ports (Docker) take connections to any local
-        address. The chain comes after an iptables mode's, whose the services are until virtual servers stand.
+        Host ports (the CNI plugin portmap) and published ports (Docker) match connections to any local
+        address. The chain is placed after an iptables mode's, which serves until the virtual servers are
+        made.
         """
         start = f"-A {names.KUBE_IPVS_SERVICES} "
         return (
@@ -153,14 +154,14 @@ class IpvsLayout(ConfiguredLayout):
             f"{start}{_match(known.external_local)} -j {names.KUBE_IPVS_LOCAL}\n"
             f"{start}{_match(known.external)} -j {names.KUBE_MARK_MASQ}\n"
             f"{start}{self._off_cluster(known.cluster_ip)} -j {names.KUBE_MARK_MASQ}\n"
-            + "".join(f"{start}{_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
+            + "".join(f"{start}{_match(owned)} -j ACCEPT\n" for owned in known.owned_servers)
         )
 
     def _off_cluster(self, cluster_ip: SetSpec) -> str:
-        """The match of cluster-IP traffic whose source must become this node.
+        """The match of cluster-IP traffic to be masqueraded.
 
-        Where pods cannot be told from others, only the node's own is: it comes from the cluster IP itself,
-        the address that the kernel prefers on a route to one of its own.
+        If local pod traffic is not detected, that is only the node's own traffic: its source is the cluster
+        IP itself, which the kernel prefers on a route to a local address.
         """
         config = self.config
         local = config.local_traffic
@@ -196,9 +197,9 @@ def _loop_back_rule(known: Sets, config: IptablesConfig) -> str:
 
 
 def _firewall(known: Sets) -> str:
-    """Before any translation: local policies without an endpoint here, and load-balancer source ranges.
+    """Drop before any translation: policy Local without an endpoint here, and load-balancer source ranges.
 
-    The node itself asks from an address of the device, so that may not count as one of the ranges.
+    The node's own packets have an address of the device as source, which must not match a range.
     """
     start = f"-A {names.KUBE_PROXY_FIREWALL} "
     return (
@@ -212,46 +213,46 @@ def _firewall(known: Sets) -> str:
 
 
 def _missed(known: Sets) -> str:
-    """Nothing for an address of the device is forwarded: that happens while the device has lost it.
+    """Drop forwarded packets to an address of the device: they occur only while the device has lost it.
 
-    Out of another interface than before, a masqueraded connection would be forgotten by the kernel
-    (nf_nat_oif_changed in net/netfilter/nf_nat_core.c), and a new one remembered as not translated. What is
-    dropped before POSTROUTING leaves no trace, and is sent again.
+    Forwarded to another interface, a masqueraded connection would lose its conntrack entry
+    (nf_nat_oif_changed in net/netfilter/nf_nat_core.c), and a new one would get an entry without translation.
+    Packets dropped before POSTROUTING create no entry, and are sent again.
     """
     return f"-A {names.KUBE_IPVS_MISSED} {_match(known.addresses, 'dst')} -j DROP\n"
 
 
 def _own_connections(known: Sets) -> str:
-    """What is the node's own affair and no request to a service, whatever virtual server has its address.
+    """Mark packets for the node itself that are no requests to a service, so that they bypass IPVS.
 
-    IPVS takes every first packet to the address and port of a virtual server for a new connection, also a
-    SYN-ACK or a datagram that the node waits for at a source port which is a node port
-    (https://github.com/kubernetes/kubernetes/issues/111682). And a virtual server that waits for its last
-    connections refuses new ones, though a program of the node may listen at its address and port by now.
-    The mark leads both to a virtual server of its own, whose only destination is the node.
+    IPVS takes every first packet to the address and port of a virtual server as a new connection, also a
+    reply (SYN-ACK or datagram) to a connection of the node whose source port is a node port
+    (https://github.com/kubernetes/kubernetes/issues/111682). And a draining virtual server refuses new
+    connections, although a program of the node may listen at its address and port by now.
+    The mark leads both to the virtual server of OWN_MARK, whose only destination is the node.
     """
     start = f"-A {names.KUBE_IPVS_OWN} "
     mark = f"-j MARK --set-xmark {OWN_MARK:#x}/0xffffffff\n"
     return (
         f"{start}{_NEW}{_match(known.draining)} {mark}"
         f"{start}-m conntrack --ctdir ORIGINAL -j RETURN\n"
-        + "".join(f"{start}{_match(ledger)} {mark}" for ledger in known.ledger)
+        + "".join(f"{start}{_match(owned)} {mark}" for owned in known.owned_servers)
     )
 
 
 def _access_filter(known: Sets, family: Family) -> str:
-    """What may enter for an address of the device; the rest must not meet a socket of the node.
+    """Accept packets to frontends at addresses of the device; reject others, which would reach a socket.
 
-    See https://github.com/kubernetes/kubernetes/issues/72236. What services have is accepted, for a firewall
-    of the node's own ports must not shut them (https://github.com/kubernetes/kubernetes/issues/98465); what
-    is dropped or refused comes before it, and source ranges are obeyed before, in table mangle. Health-check
-    ports may enter: load balancers ask for them at the address that they balance, and which of the two jumps
-    from INPUT comes first must not matter. The jump is kube-proxy's own, word for word.
+    See https://github.com/kubernetes/kubernetes/issues/72236. Frontends are accepted, because a firewall for
+    the node's own ports must not block them (https://github.com/kubernetes/kubernetes/issues/98465). DROP and
+    REJECT rules come before that, and source ranges are applied before, in table mangle. Health-check ports
+    are accepted: load balancers check them at the address that they balance, and the order of the two jumps
+    from INPUT must not matter. The jump is identical to kube-proxy's.
     """
     start = f"-A {names.KUBE_IPVS_FILTER} "
     v4 = family is Family.IPV4
     refuse, icmp = ("icmp-port-unreachable", "icmp") if v4 else ("icmp6-port-unreachable", "ipv6-icmp")
-    accepted = "".join(f"{start}{_match(ledger)} -j ACCEPT\n" for ledger in known.ledger)
+    accepted = "".join(f"{start}{_match(owned)} -j ACCEPT\n" for owned in known.owned_servers)
     addressed = _match(known.addresses, "dst")
     return (
         f"{start}-m conntrack --ctstate INVALID,UNTRACKED -j RETURN\n"
@@ -268,7 +269,7 @@ def _access_filter(known: Sets, family: Family) -> str:
 
 
 def _forwarded() -> str:
-    """What IPVS has translated and sends on: packets that leave the node and do not come from it.
+    """Accept packets that IPVS has translated and forwards: they leave the node and do not come from it.
 
     The node's own traffic to services stays subject to the host's rules, as in kube-proxy's other modes.
     """

@@ -1,8 +1,8 @@
-"""Names of what the IPVS mode makes in the kernel, and of what kube-proxy's own IPVS mode leaves there.
+"""Names of the IPVS mode's kernel objects, and of those that kube-proxy's IPVS mode leaves.
 
-The device has kube-proxy's name, because operators and network plugins know it. The sets have names of their
-own: those of kube-proxy are limited to 65,536 entries, and a set of ours says who made the virtual servers
-whose addresses it lists, so no state needs to be kept anywhere else.
+The device has kube-proxy's name, because operators and network plugins know it. The sets have their own
+names: those of kube-proxy are limited to 65,536 entries, and kproxy's sets mark the virtual servers that they
+list as made by kproxy, so no other state is needed.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from kproxy.kernel.ipset.types import SetKind, SetSpec
 DEVICE = "kube-ipvs0"
 
 OWN_MARK = 0x306B
-"""The whole mark of packets of connections that the node itself opened, while IPVS looks at them.
+"""The firewall mark of packets that bypass IPVS, such as replies to connections that the node opened.
 
-Its bits are none of those by which a kubelet (0x8000), kube-proxy (0x4000), Calico, Cilium or Weave act in
-chains INPUT and OUTPUT.
+It has none of the bits that a kubelet (0x8000), kube-proxy (0x4000), Calico, Cilium or Weave use in chains
+INPUT and OUTPUT.
 """
 
 PREFIX = {Family.IPV4: "KPROXY-", Family.IPV6: "KPROXY-6-"}
@@ -28,14 +28,14 @@ PREFIX = {Family.IPV4: "KPROXY-", Family.IPV6: "KPROXY-6-"}
 class Sets(msgspec.Struct, frozen=True):
     """The sets of one family.
 
-    cluster_ip, external, external_local: the addresses and ports of virtual servers, by what is masqueraded
-    on the way: traffic from outside the pods; all; that of the node itself (external traffic policy Local).
-    Together they are the ledger of what is ours.
-    no_endpoints, no_local_endpoints: those that refuse, or drop.
-    restricted: those with load-balancer source ranges; source_cidr and source_ip list who may pass.
-    loop_back: endpoint, port, endpoint: a pod that reaches itself.
-    addresses: what the device holds.
-    draining: virtual servers that no service wants, and that wait for their connections.
+    cluster_ip, external, external_local: the addresses and ports of virtual servers, by masqueraded traffic:
+    that from outside the pods; all; that of the node itself (external traffic policy Local).
+    Together they list the virtual servers that kproxy made (`owned_servers`).
+    no_endpoints, no_local_endpoints: frontends whose packets are rejected, or dropped.
+    restricted: frontends with load-balancer source ranges; source_cidr and source_ip list allowed sources.
+    loop_back: endpoint, port, endpoint: hairpin traffic.
+    addresses: the addresses of the device.
+    draining: virtual servers that no service wants, and that drain.
     """
 
     cluster_ip: SetSpec
@@ -56,8 +56,8 @@ class Sets(msgspec.Struct, frozen=True):
         return msgspec.structs.astuple(self)
 
     @property
-    def ledger(self) -> tuple[SetSpec, SetSpec, SetSpec]:
-        """Those that together list every virtual server of ours."""
+    def owned_servers(self) -> tuple[SetSpec, SetSpec, SetSpec]:
+        """The sets that together list every virtual server that kproxy made."""
         return self.cluster_ip, self.external, self.external_local
 
 

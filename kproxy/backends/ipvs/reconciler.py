@@ -1,10 +1,9 @@
-"""Keep virtual servers, sets and the device's addresses as wanted, sending only what differs.
+"""Reconcile virtual servers, sets and the device's addresses; send only differences.
 
-The work of one sync has three steps, so that rules can be written between them: `prepare` adds what lets
-packets through or stops them, `serve` makes virtual servers and then the addresses that lead packets to them,
-`tidy` takes away what nothing needs any more. A service whose request the kernel refuses is put aside with
-the reason and tried again later; all others get what they want. What is known of the kernel, and when it is
-read, is knowledge.py.
+A sync has three steps, so that rules can be written between them: `prepare` adds set entries, `serve` makes
+virtual servers and then the addresses that lead packets to them, `tidy` removes what no service needs any
+more. A service whose request the kernel refuses is quarantined and retried later; the others are applied.
+The record of the kernel is in applied_state.py.
 """
 
 import errno
@@ -32,9 +31,9 @@ _DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
 class IpvsReconciler:
     """One family's virtual servers, sets and addresses.
 
-    Every method that touches the kernel may raise IpvsError, IpsetError or DeviceError; `known.fail()` must
-    then be called, for what is known of the kernel counts no more. What `refusals` hold is tried again, the
-    services after `retry()`. `withdraws` is that of `holds`.
+    Every method that accesses the kernel may raise IpvsError, IpsetError or DeviceError. Then `known.fail()`
+    must be called, because the record is stale. Leftovers in `refusals` are tried again by every sync,
+    services after `retry()`. `withdraws`: see AddressHolds.
     """
 
     def __init__(
@@ -55,17 +54,17 @@ class IpvsReconciler:
         self.holds = AddressHolds(family, kernel.ipvs, self.desired, draining, withdraws=withdraws)
 
     def want(self, key: str, objects: ServiceObjects) -> None:
-        """Take what a service wants now."""
+        """Replace the desired objects of a service."""
         if self.desired.put(key, objects):
             self.refusals.services.pop(key, None)
 
     def retry(self) -> None:
-        """Let the next sync try again what was refused."""
+        """Make the next sync retry refused requests."""
         self.refusals.retry()
         self.known.retry()
 
     def look(self, *, device: bool = True) -> bool:
-        """Read the kernel if it is not known; True if it was read. Makes the sets and, if asked, a device."""
+        """Read the kernel if the record is stale; True if it was read. See AppliedState.look for `device`."""
         self.refusals.leftovers.clear()
         if not self.known.look(device=device):
             return False
@@ -91,7 +90,7 @@ class IpvsReconciler:
         self._change_sets(changes, written)
 
     def serve(self, written: Counter[str]) -> None:
-        """Make, change and remove virtual servers and destinations; then add addresses."""
+        """Create, change and remove virtual servers and destinations; then add addresses."""
         record = self.known.record
         requests: list[Request] = []
         self.holds.touch_given_up(record)
@@ -103,14 +102,14 @@ class IpvsReconciler:
                 self.refusals.refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
                 continue
             requests += self._requests(server, self.desired.frontend(server))
-        # One that somebody else has just made must not be given destinations: first see which are ours.
+        # A server that another program has just made must get no destinations: create all servers first.
         self._send([r for r in requests if r.command is Command.NEW_SERVICE], written)
         rest = [r for r in requests if r.command is not Command.NEW_SERVICE and r.server in record.servers]
         self._send(rest, written)
         self._add_addresses(written)
 
     def tidy(self, written: Counter[str]) -> None:
-        """Remove addresses and set entries that nothing needs."""
+        """Remove addresses and set entries that are not needed."""
         desired, record = self.desired, self.known.record
         unwanted = [ip for ip in desired.addresses & record.addresses if not desired.wants_address(ip)]
         unused = sorted(set(unwanted) - self.holds.needed(record, unwanted))
@@ -123,12 +122,12 @@ class IpvsReconciler:
                     desired.members.add((self._sets.addresses, Entry(ip)))
             written["addresses_removed"] += len(unused) - len(failures)
             for ip, code in failures.items():
-                told = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
-                self.refusals.check_current(told)
-                self.refusals.add_leftover(ip, told)
+                message = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
+                self.refusals.check_current(message)
+                self.refusals.add_leftover(ip, message)
         self._list_draining(written)
         # A virtual server may have been listed elsewhere while it drained.
-        listing = (*self._sets.ledger, self._sets.draining)
+        listing = (*self._sets.owned_servers, self._sets.draining)
         desired.members.update((spec, _entry(server)) for server in desired.servers for spec in listing)
         removals = [
             EntryChange(spec, entry, add=False)
@@ -141,7 +140,7 @@ class IpvsReconciler:
         self._forget_pending()
 
     def _list_draining(self, written: Counter[str]) -> None:
-        """Say which virtual servers take no new connections, so that these may go to sockets of the node."""
+        """Add draining virtual servers to their set, so that new connections may reach the node's sockets."""
         if not self.holds.withdraws:
             return
         desired, record = self.desired, self.known.record
@@ -154,7 +153,7 @@ class IpvsReconciler:
         self._change_sets(changes, written)
 
     def drain(self) -> bool:
-        """Look at the connections of what drains; True if a sync has something to remove."""
+        """Check the connections of draining destinations; True if a sync has something to remove."""
         ended = self._draining.look(self._kernel.ipvs)
         self.desired.servers |= ended
         return bool(ended)
@@ -163,23 +162,23 @@ class IpvsReconciler:
         return iter(sorted(self.desired.members))
 
     def _still_needed(self, member: Member) -> bool:
-        """Whether an entry that no service wants tells of a virtual server or address that still stands."""
+        """Whether an entry that no service wants belongs to a virtual server or address that still exists."""
         spec, entry = member
         record = self.known.record
         if spec == self._sets.addresses:
             return entry.ip in record.addresses
-        if spec != self._sets.draining and spec not in self._sets.ledger:
+        if spec != self._sets.draining and spec not in self._sets.owned_servers:
             return False
         server = _server(entry)
         return server in record.servers and self.desired.owner(server) is None
 
     def _is_listed(self, server: ServerId) -> bool:
-        """Whether the sets say that a virtual server is ours."""
+        """Whether the sets list a virtual server as kproxy's."""
         members = self.known.record.members
-        return any(_entry(server) in members.get(spec, ()) for spec in self._sets.ledger)
+        return any(_entry(server) in members.get(spec, ()) for spec in self._sets.owned_servers)
 
     def _requests(self, server: ServerId, frontend: Frontend | None) -> Iterator[Request]:
-        """What brings one virtual server to what is wanted of it, additions first."""
+        """The requests that bring one virtual server to its desired state, additions first."""
         record = self.known.record.servers.get(server)
         wanted = dict(frontend.destinations) if frontend is not None and frontend.server is not None else {}
         settings = frontend.server if frontend is not None else None
@@ -190,7 +189,7 @@ class IpvsReconciler:
         elif settings is not None and settings != record.settings:
             yield Request(Command.SET_SERVICE, server, settings)
         standing = record.destinations if record is not None else {}
-        # Those that are to drain come last, so that there is always one that takes connections.
+        # Destinations of weight 0 come last, so that there is always one that takes connections.
         for destination, weight in sorted(wanted.items(), key=lambda item: not item[1]):
             self._draining.forget(server, destination)
             if destination not in standing:
@@ -231,25 +230,25 @@ class IpvsReconciler:
                 self._draining.forget(request.server)
                 self._release(request.server)
         for request, code in refused:  # once the record holds all that was done
-            self._judge(desired.owner(request.server), request, code)
+            self._add_refusal(desired.owner(request.server), request, code)
 
     def _leave_alone(self, server: ServerId) -> None:
-        """Somebody has made a virtual server since we looked: it is theirs, and no set may say otherwise."""
+        """Record a virtual server that another program made since the last read, and remove it from sets."""
         desired, owner = self.desired, self.desired.owner(server)
         self.known.leave_alone(server)
-        desired.members.update((spec, _entry(server)) for spec in self._sets.ledger)
+        desired.members.update((spec, _entry(server)) for spec in self._sets.owned_servers)
         if owner is not None:
             self.refusals.refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
 
     def _is_foreign(self, member: Member) -> bool:
-        """Whether an entry would claim a virtual server that somebody else made."""
+        """Whether an entry would list a foreign virtual server as kproxy's."""
         spec, entry = member
-        return spec in self._sets.ledger and _server(entry) in self.known.record.foreign
+        return spec in self._sets.owned_servers and _server(entry) in self.known.record.foreign
 
     def _release(self, server: ServerId) -> None:
-        """With a virtual server gone, its address and its entries may go too."""
+        """Mark the address and the entries of a deleted virtual server as pending."""
         self.desired.addresses.add(server.ip)
-        self.desired.members.update((spec, _entry(server)) for spec in self._sets.ledger)
+        self.desired.members.update((spec, _entry(server)) for spec in self._sets.owned_servers)
 
     def _add_addresses(self, written: Counter[str]) -> None:
         desired, record = self.desired, self.known.record
@@ -279,24 +278,24 @@ class IpvsReconciler:
                 record.entry_done(change)
         for index, code in failures.items():
             change = changes[index]
-            told = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
-            self.refusals.check_current(told)
+            message = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
+            self.refusals.check_current(message)
             if not change.add:
-                self.refusals.add_leftover((change.set, change.entry), told)
+                self.refusals.add_leftover((change.set, change.entry), message)
                 continue
-            self.refusals.refuse(self.desired.wanting_member((change.set, change.entry)), told)
+            self.refusals.refuse(self.desired.wanting_member((change.set, change.entry)), message)
         written["set_entries"] += len(changes) - len(failures)
 
-    def _judge(self, owner: str | None, request: Request, code: int) -> None:
-        told = f"{request.command.name} {describe(request.server)}"
+    def _add_refusal(self, owner: str | None, request: Request, code: int) -> None:
+        message = f"{request.command.name} {describe(request.server)}"
         if request.destination is not None:
-            told += f" -> {request.destination.ip} port {request.destination.port}"
-        told += f": {reason(request.command, code)}"
-        self.refusals.check_current(told)
+            message += f" -> {request.destination.ip} port {request.destination.port}"
+        message += f": {reason(request.command, code)}"
+        self.refusals.check_current(message)
         if owner is not None:
-            self.refusals.refuse([owner], told)
+            self.refusals.refuse([owner], message)
         else:
-            self.refusals.add_leftover(request.server, told)
+            self.refusals.add_leftover(request.server, message)
 
     def _forget_pending(self) -> None:
         desired = self.desired

@@ -1,8 +1,8 @@
-"""What the kernel is known to hold of ours, and how ours is told from what others made there.
+"""The record of kproxy's IPVS objects in the kernel, and how they are distinguished from foreign ones.
 
-IPVS keeps no note of who made a virtual server. Ours are those that the sets list and those whose address the
-device holds: both are in the kernel before the virtual server is, and go after it, so nothing is lost or
-taken for ours after a crash at any moment.
+IPVS does not store who made a virtual server. kproxy's are those that the sets list and those whose address
+the device holds. Both are added before the virtual server and removed after it, so a crash at any moment
+neither loses a virtual server nor claims a foreign one.
 """
 
 from collections import Counter
@@ -22,12 +22,12 @@ from kproxy.kernel.ipvs.types import (
     VirtualServer,
 )
 
-_NOT_OURS_YET = -1
-"""The recorded weight of a destination that is not masqueraded: no wanted weight equals it, so it is set."""
+_NOT_MASQUERADED = -1
+"""The recorded weight of a destination with another forwarding method: it differs from any desired weight."""
 
 
 class ServerRecord:
-    """One virtual server of ours: its settings, and the weight of each destination."""
+    """One virtual server of kproxy: its settings, and the weight of each destination."""
 
     def __init__(self, settings: VirtualServer, destinations: dict[DestinationId, int]) -> None:
         self.settings = settings
@@ -35,7 +35,7 @@ class ServerRecord:
 
 
 class KernelRecord:
-    """The objects of one family. `foreign` are virtual servers of others."""
+    """The objects of one family in the kernel. `foreign`: virtual servers of other programs."""
 
     def __init__(self) -> None:
         self.servers: dict[ServerId, ServerRecord] = {}
@@ -45,7 +45,7 @@ class KernelRecord:
         self._servers_at: Counter[str] = Counter()
 
     def hold(self, server: ServerId, settings: VirtualServer, destinations: dict[DestinationId, int]) -> None:
-        """Note a virtual server of ours."""
+        """Record a virtual server of kproxy."""
         if server not in self.servers:
             self._servers_at[server.ip] += 1
         self.servers[server] = ServerRecord(settings, destinations)
@@ -55,7 +55,7 @@ class KernelRecord:
         return self._servers_at[ip] > 0
 
     def done(self, request: Request) -> None:
-        """Note a request that the kernel has carried out."""
+        """Record a request that the kernel has applied."""
         command, server = request.command, request.server
         if command is Command.NEW_SERVICE:
             assert request.settings is not None  # noqa: S101 - goes with the command
@@ -75,7 +75,7 @@ class KernelRecord:
                 self.servers[server].destinations[destination] = request.weight
 
     def entry_done(self, change: EntryChange) -> None:
-        """Note a change of a set that the kernel has carried out."""
+        """Record a change of a set that the kernel has applied."""
         entries = self.members.setdefault(change.set, set())
         if change.add:
             entries.add(change.entry)
@@ -95,14 +95,14 @@ def observe(
     trusted: KernelRecord | None = None,
     addresses: Collection[str] | None = None,
 ) -> KernelRecord:
-    """Read what stands. Raises IpvsError, IpsetError or DeviceError.
+    """Read the kernel. Raises IpvsError, IpsetError or DeviceError.
 
-    `made` are virtual servers that are known to be ours, and `theirs` those of others, whatever the sets say.
-    A virtual server in one of the `excluded` CIDRs counts as somebody else's unless it is wanted. Where a
-    kube-proxy in its IPVS mode left its sets, all others are what it left, for it removes those of others.
-    Destinations are read of servers with `details_of` only; the others are recorded without. A set that has
-    as many entries as in the `trusted` record is taken to have the same, and the device to have `addresses`
-    where they are given.
+    `made`: virtual servers that kproxy made; `theirs`: foreign ones; both take precedence over the sets.
+    A virtual server in one of the `excluded` CIDRs counts as foreign unless it is `wanted`. If sets of
+    kube-proxy's IPVS mode exist, all virtual servers are its own, because it removes foreign ones.
+    Destinations are read only for servers with `details_of`; others are recorded without. A set with as many
+    entries as in the `trusted` record is assumed to be equal; `addresses`, if not None, replaces reading
+    the device.
     """
     ipvs, ipset, device = kernel.ipvs, kernel.ipset, kernel.device
     record = KernelRecord()
@@ -116,23 +116,23 @@ def observe(
         else:
             record.members[spec] = set(ipset.entries(spec))
     record.addresses = set(device.addresses(family) if addresses is None else addresses)
-    peer = not PEER_SETS[family].isdisjoint(headers)
-    ledger = [entry for spec in sets(family).ledger for entry in record.members.get(spec, ())]
+    kube_proxy = not PEER_SETS[family].isdisjoint(headers)
+    entries = [entry for spec in sets(family).owned_servers for entry in record.members.get(spec, ())]
     for spec in peer_ledger(family):
         if spec.name in headers and headers[spec.name].type == spec.kind:
-            ledger += ipset.entries(spec)
-    listed = {ServerId(entry.protocol, entry.ip, entry.port) for entry in ledger}
+            entries += ipset.entries(spec)
+    listed = {ServerId(entry.protocol, entry.ip, entry.port) for entry in entries}
     for server, settings in ipvs.servers(family).items():
-        ours = peer or server in listed or server in made or server.ip in record.addresses
-        ours = ours and server not in theirs
-        if ours and not wanted(server) and _is_in(server.ip, excluded):
-            ours = False
-        if not ours:
+        owned = kube_proxy or server in listed or server in made or server.ip in record.addresses
+        owned = owned and server not in theirs
+        if owned and not wanted(server) and _is_in(server.ip, excluded):
+            owned = False
+        if not owned:
             record.foreign.add(server)
             continue
         states = ipvs.destinations(server) if details_of(server) else {}
         destinations = {
-            destination: state.weight if state.forwarding == MASQUERADE else _NOT_OURS_YET
+            destination: state.weight if state.forwarding == MASQUERADE else _NOT_MASQUERADED
             for destination, state in states.items()
         }
         record.hold(server, settings, destinations)
@@ -142,7 +142,7 @@ def observe(
 def differences(
     expected: KernelRecord, found: KernelRecord, details_of: Callable[[ServerId], bool] = lambda _: True
 ) -> tuple[Drift, ...]:
-    """Name every object that is not as it was left."""
+    """Name every object that differs between the two records."""
     drifts: list[Drift] = []
     if expected.addresses != found.addresses:
         drifts += membership("address", expected.addresses, found.addresses)
@@ -176,37 +176,37 @@ def differences(
 
 
 def describe(server: ServerId) -> str:
-    """A virtual server in words."""
+    """A virtual server as text: protocol, address and port."""
     return f"{server.protocol} {server.ip} port {server.port}"
 
 
 def objects_of(request: Request) -> tuple[str, ...]:
-    """What drifts call the objects that a request changes."""
+    """The names in drifts of the objects that a request changes."""
     if request.destination is None:
         return (server_object(request.server),)
     return (destination_object(request.server, request.destination),)
 
 
 def server_object(server: ServerId) -> str:
-    """What a drift calls a virtual server."""
+    """The name of a virtual server in drifts."""
     return f"virtual server {describe(server)}"
 
 
 def destination_object(server: ServerId, destination: DestinationId) -> str:
-    """What a drift calls a destination."""
+    """The name of a destination in drifts."""
     return f"destination {describe(server)} -> {destination.ip} port {destination.port}"
 
 
 def entry_kind(spec: SetSpec) -> str:
-    """What a drift calls the entries of a set; the entry follows."""
+    """The kind of a set's entries in drifts; the entry follows it."""
     return f"set {spec.name} entry"
 
 
 def membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:
-    """Name what is in one of two collections only."""
-    ours, theirs = set(map(str, expected)), set(map(str, found))
-    return [Drift(f"{kind} {name}", "is missing") for name in ours - theirs] + [
-        Drift(f"{kind} {name}", "is not wanted") for name in theirs - ours
+    """Return drifts for names that are in only one of two collections."""
+    wanted, actual = set(map(str, expected)), set(map(str, found))
+    return [Drift(f"{kind} {name}", "is missing") for name in wanted - actual] + [
+        Drift(f"{kind} {name}", "is not wanted") for name in actual - wanted
     ]
 
 

@@ -1,7 +1,7 @@
-"""What the kernel refused: put aside with the reason, so that every other service gets what it wants.
+"""Refused requests: the services are quarantined with the reason, and all others are applied.
 
-A refusal may only say that the kernel is not as it was thought to be. So the first one in a sync is not
-believed: it raises StaleStateError, and what the kernel refuses after it has been read again counts.
+A refusal may only mean that the record of the kernel is stale. So the first one in a sync raises
+StaleStateError; only refusals after the kernel was read again count.
 """
 
 from collections.abc import Iterable
@@ -17,42 +17,42 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class StaleStateError(Exception):
-    """The kernel refused what should have been possible: look at what it holds before judging."""
+    """The kernel refused a request that the record allows: it may be stale, and the kernel must be read."""
 
 
 class Refusals:
-    """One family's refusals; `believed` once the kernel has been read for this sync.
+    """One family's refusals; `current` once the kernel has been read again for this sync.
 
-    `services` says of services why the kernel did not take them, `stuck` of objects that nobody wants any
-    more why they could not be removed.
+    `services` maps quarantined services to the reason, `leftovers` maps objects that no service needs and
+    that could not be removed to the reason.
     """
 
     def __init__(self, family: Family, desired: Desired) -> None:
-        self.believed = False
+        self.current = False
         self.services: dict[str, str] = {}
         self.leftovers: dict[ServerId | Member | str, str] = {}
         self._family = family
         self._desired = desired
 
-    def check_current(self, told: str) -> None:
-        """Raise StaleStateError unless refusals are believed."""
-        if not self.believed:
-            raise StaleStateError(told)
+    def check_current(self, reason: str) -> None:
+        """Raise StaleStateError unless the record is `current`."""
+        if not self.current:
+            raise StaleStateError(reason)
 
-    def refuse(self, keys: Iterable[str], told: str) -> None:
-        """Put services aside."""
+    def refuse(self, keys: Iterable[str], reason: str) -> None:
+        """Quarantine services."""
         for key in keys:
             if key not in self.services:
-                self.services[key] = told
-                log.error("service_quarantined", family=self._family.value, service=key, reason=told)
+                self.services[key] = reason
+                log.error("service_quarantined", family=self._family.value, service=key, reason=reason)
 
-    def add_leftover(self, what: ServerId | Member | str, told: str) -> None:
-        """Note what could not be removed, a `str` being an address: no service is to blame for it."""
-        self.leftovers[what] = told
-        log.error("removal_refused", family=self._family.value, reason=told)
+    def add_leftover(self, what: ServerId | Member | str, reason: str) -> None:
+        """Record an object that could not be removed; a `str` is an address."""
+        self.leftovers[what] = reason
+        log.error("removal_refused", family=self._family.value, reason=reason)
 
     def touch(self) -> None:
-        """Count all that was refused as changed, so that it is looked at again."""
+        """Mark all refused objects as pending."""
         desired = self._desired
         for key in self.services:
             desired.touch_service(key)
@@ -65,7 +65,7 @@ class Refusals:
                 desired.members.add(what)
 
     def retry(self) -> None:
-        """Let the next sync try the services again."""
+        """Make the next sync retry the quarantined services."""
         for key in self.services:
             self._desired.touch_service(key)
         self.services.clear()

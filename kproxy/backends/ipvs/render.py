@@ -1,7 +1,7 @@
-"""From a ServicePlan to what the kernel needs for it: virtual servers, set entries, addresses.
+"""Render a ServicePlan into kernel objects: virtual servers, set entries, addresses.
 
-Everything is grouped by frontend, that is by the address, protocol and port that a virtual server has,
-because that is what decides who owns an object when two services name the same.
+Objects are grouped by frontend, the address, protocol and port of a virtual server, because the frontend
+decides which service owns an object when two services have the same.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,8 +23,8 @@ Member = tuple[SetSpec, Entry]
 class Frontend(msgspec.Struct, frozen=True, gc=False):
     """One address, protocol and port of a service.
 
-    `server` is None where traffic is refused: the entries say how. `address` is what the device must hold.
-    `node_port` frontends give way where another service has the node's address as an external one.
+    `server` is None where traffic is rejected or dropped, by set entries. `address` is the address that the
+    device must hold. A `node_port` frontend loses to another service with the same external address and port.
     """
 
     server: VirtualServer | None
@@ -35,7 +35,7 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
 
 class ServiceObjects(msgspec.Struct, frozen=True, gc=False):
-    """All of one service: its frontends, and the set entries that belong to its endpoints."""
+    """All objects of one service: its frontends, and the set entries of its endpoints."""
 
     frontends: dict[ServerId, Frontend] = {}
     entries: tuple[Member, ...] = ()
@@ -56,7 +56,7 @@ def render_service(plan: ServicePlan, config: IpvsConfig) -> ServiceObjects:
 
 
 def server_settings(scheduler: Scheduler, affinity_seconds: int | None) -> VirtualServer:
-    """The settings of a virtual server; affinity is what IPVS calls persistence."""
+    """Return the settings of a virtual server; IPVS calls session affinity persistence."""
     flags = SCHED1 * scheduler.fallback | SCHED2 * scheduler.hash_port
     if affinity_seconds is None:
         return VirtualServer(scheduler.name, flags)
@@ -79,12 +79,12 @@ def _frontends(port: PortPlan, config: IpvsConfig) -> Iterator[tuple[ServerId, F
     ) -> tuple[ServerId, Frontend]:
         verdict = port.external if external else port.internal
         entry = Entry(ip, protocol, number)
-        ledger = (
+        owning_set = (
             (known.external_local if port.external_local else known.external)
             if external
             else known.cluster_ip
         )
-        entries = [(ledger, entry), *more]
+        entries = [(owning_set, entry), *more]
         if verdict is not Verdict.FORWARD:
             refusal = known.no_endpoints if verdict is Verdict.REJECT else known.no_local_endpoints
             entries.append((refusal, entry))
@@ -116,9 +116,9 @@ def _destinations(endpoints: tuple[EndpointPlan, ...]) -> tuple[tuple[Destinatio
 
 
 def _source_ranges(port: PortPlan, ip: str, config: IpvsConfig) -> Iterator[Member]:
-    """Who may use a load-balancer address; where there are no endpoints, all are refused alike.
+    """The entries for the allowed sources of a load-balancer address; none without endpoints.
 
-    The node reaches an address of its device from that very address.
+    The node's own packets to an address of its device have the same address as source.
     """
     if port.source_ranges is None or not port.has_endpoints:
         return
@@ -132,7 +132,7 @@ def _source_ranges(port: PortPlan, ip: str, config: IpvsConfig) -> Iterator[Memb
 
 
 def _loop_backs(port: PortPlan, config: IpvsConfig) -> Iterator[Member]:
-    """A pod that is sent to itself must see another source address, or it would answer itself directly."""
+    """The entries for hairpin masquerade: without it, a pod would answer itself directly."""
     known, protocol = sets(config.family), port.protocol.value
     for endpoint in port.reachable:
         if endpoint.may_be_here:

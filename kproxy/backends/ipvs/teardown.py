@@ -1,8 +1,8 @@
-"""Take the IPVS mode away from a node where another mode has taken over, or where nothing shall be left.
+"""Tear down IPVS state left by a previous mode once its connections have drained, or at a cleanup.
 
-Connections that IPVS translates need their virtual server, the address and the entries that say whose these
-are. So each stays until its last connection has ended, or the time for that is over; new connections are the
-other mode's at once, whose rules see them first.
+Connections that IPVS translates need their virtual server, its address and the entries that mark it as
+kproxy's. So each is kept until its last connection has ended, or until a time limit; new connections go to
+the other mode immediately, because its rules match first.
 """
 
 from collections import Counter
@@ -26,11 +26,11 @@ _AGAIN = 5.0
 
 
 def left_in(family: Family, kernel: KernelHandles) -> bool:
-    """Whether an IPVS mode, kproxy's or kube-proxy's, has left anything of this family. Never raises."""
+    """Whether an IPVS mode of kproxy or kube-proxy has left objects of this family; False after an error."""
     try:
         names = kernel.ipset.headers().keys()
-        ours = {spec.name for spec in sets(family).all} | PEER_SETS[family]
-        return not ours.isdisjoint(names) or bool(kernel.device.addresses(family))
+        owned = {spec.name for spec in sets(family).all} | PEER_SETS[family]
+        return not owned.isdisjoint(names) or bool(kernel.device.addresses(family))
     except IpsetUnavailable:
         return False
     except KERNEL_ERRORS as error:
@@ -39,7 +39,7 @@ def left_in(family: Family, kernel: KernelHandles) -> bool:
 
 
 class FamilyTeardown:
-    """One family's IPVS mode on its way out. `period`: seconds that connections are waited for."""
+    """Tears down one family's IPVS mode. `period`: greatest number of seconds to wait for connections."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class FamilyTeardown:
         self._reconciler = IpvsReconciler(family, kernel, self._draining, excluded, withdraws=False)
 
     def run_timers(self) -> float | None:
-        """Take away what nothing needs; the seconds until it wants to be called again, None at the end."""
+        """Remove objects without connections; return the seconds until the next call is due, None if done."""
         if self.done:
             return None
         due = self._draining.due_in()
@@ -68,7 +68,7 @@ class FamilyTeardown:
                 self._reconciler.drain()
             self._take_away(written)
         except IpvsUnavailable:
-            # Without IPVS there is no virtual server whose connections could be waited for.
+            # Without IPVS there are no virtual servers, so there are no connections to wait for.
             return None if self.dissolve() else _AGAIN
         except (*KERNEL_ERRORS, StaleStateError) as error:
             self._reconciler.known.invalidate()
@@ -82,7 +82,7 @@ class FamilyTeardown:
         return None if self.dissolve() else _AGAIN
 
     def clear(self) -> bool:
-        """Take all virtual servers and addresses away at once, whatever connections they have."""
+        """Remove all virtual servers and addresses without waiting for connections; True if none is left."""
         self._draining.period = 0
         try:
             self._take_away(Counter())
@@ -95,14 +95,14 @@ class FamilyTeardown:
         return self._reconciler.known.idle
 
     def dissolve(self) -> bool:
-        """Destroy the sets, which lets go of whatever was still listed; False if a rule holds one."""
+        """Destroy the sets with their entries; False if a set is in use by a rule."""
         ipset = self._kernel.ipset
         names = {spec.name for spec in sets(self.family).all} | PEER_SETS[self.family]
         self.done = True
         try:
             self._kernel.ipvs.remove_local_mark(self.family, OWN_MARK)
         except IpvsUnavailable:
-            pass  # and so there is none
+            pass  # then the mark has no virtual server
         except IpvsError as error:
             log.warning("mark_delete_failed", family=self.family.value, reason=str(error))
             self.done = False

@@ -1,7 +1,7 @@
-"""All that the IPVS mode of one family wants, as text: one object a line, in the words of the kernel's tools.
+"""All desired objects of one family's IPVS mode as text, a line each, in the format of the kernel's tools.
 
-Each section is what `ipvsadm-restore`, `ip -batch`, `ipset restore` and `iptables-restore` read and their
-counterparts print, so that what is wanted can be compared with what a node has.
+The sections are input for `ipvsadm-restore`, `ip -batch`, `ipset restore` and `iptables-restore`, whose
+counterparts print the same format, so that the desired state can be compared with that of a node.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _PROTOCOL_OPTION = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
 
 def render_text(plans: Iterable[ServicePlan], config: IpvsConfig) -> str:
-    """Sections of virtual servers, addresses, sets and rules; `plans` are settled, in any order."""
+    """Return sections of virtual servers, addresses, sets and rules; `plans` are settled, in any order."""
     wanted = sorted((plan for plan in plans if plan.ports), key=lambda plan: plan.key)
     desired = Desired()
     for plan in wanted:
@@ -40,7 +40,7 @@ def render_text(plans: Iterable[ServicePlan], config: IpvsConfig) -> str:
 
 
 def server_line(server: ServerId, settings: VirtualServer) -> str:
-    """As `ipvsadm --save --numeric` prints a virtual server."""
+    """Return a virtual server as `ipvsadm --save --numeric` prints it."""
     flags = ""
     named = [
         f"{settings.scheduler}-{n}"

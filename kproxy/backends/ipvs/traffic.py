@@ -1,4 +1,4 @@
-"""Traffic per service port, added up from the counters of its virtual servers."""
+"""Traffic per service port: the sum of the counters of its virtual servers."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -14,7 +14,7 @@ def port_traffic(
     taken: set[ServerId] = set()
     ports = [port for plan in plans for port in plan.ports]
     found: list[PortTraffic] = []
-    # An address that is also a node's belongs to the service that names it, as in IpvsReconciler.
+    # A service's own address wins over a node port of the same frontend, as in Desired.owner.
     named = [_named(port) for port in ports]
     taken.update(server for servers in named for server in servers)
     for port, own in zip(ports, named, strict=True):
