@@ -38,7 +38,9 @@ class NftablesNode(Node[NftablesBackend, list[str]]):
 
     def make_backend(self) -> NftablesBackend:
         """A backend over the fake or the real nft."""
-        return NftablesBackend(self.config, self.nft, ForeignWrites(self.nft.generation), piece=self.piece)
+        return NftablesBackend(
+            self.config, self.nft, ForeignWrites(self.nft.generation), batch_size=self.piece
+        )
 
     def another(self) -> NftablesNode:
         """A node with the same settings and an empty fake."""

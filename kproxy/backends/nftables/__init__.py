@@ -1,1 +1,1 @@
-"""The nftables mode: one table per family in which services are nothing but elements of shared maps."""
+"""The nftables mode: one table per family, in which services are elements of shared maps."""

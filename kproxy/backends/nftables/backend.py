@@ -1,8 +1,8 @@
-"""The nftables mode of one family: elements and chains brought into step, one transaction a sync.
+"""The nftables mode of one family: reconciles elements and chains, by one transaction per batch.
 
-The record of what the kernel holds is read from it once, moved forward by every transaction that it took, and
-compared with the kernel after any failure that leaves doubt. A transaction is refused as a whole; it is then
-halved until the service at fault is found, which keeps what it had while all others get theirs.
+The applied state is read from the kernel once, updated by every committed transaction, and compared with the
+kernel after any failure of unknown outcome. A refused transaction is bisected to find the service at fault;
+it is quarantined and keeps its former elements, and all other services are written.
 """
 
 from collections import Counter
@@ -28,20 +28,20 @@ from kproxy.plan.model import PortPlan, ServicePlan
 log = structlog.stdlib.get_logger(__name__)
 
 BATCH_SIZE = 10000
-"""Elements per transaction of a big change: for as many, the kernel's commit lock is held about 30 ms."""
+"""Elements per transaction of a big change; the kernel's commit lock is then held for about 30 ms."""
 
 
 class NftablesBackend:
     """One family's table."""
 
     def __init__(
-        self, config: NftablesConfig, nft: Nft, watch: ForeignWrites, *, piece: int = BATCH_SIZE
+        self, config: NftablesConfig, nft: Nft, watch: ForeignWrites, *, batch_size: int = BATCH_SIZE
     ) -> None:
         self.family: Family = config.family
         self._config = config
         self._nft = nft
         self._watch = watch
-        self._batch_size = piece
+        self._batch_size = batch_size
         self._plans: dict[str, ServicePlan] = {}
         self._desired = DesiredElements()
         self._quarantine: dict[str, str] = {}
@@ -50,12 +50,12 @@ class NftablesBackend:
         self._stale: AppliedTable | None = None
         self._sweep = False
         self._seen_writes = 0
-        self._looked_again = False
-        self._immovable = 0
+        self._resynced = False
+        self._leftovers = 0
         self._traffic = Traffic()
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
-        """Take new desired states; a plan without ports removes its service."""
+        """Replace the desired state of the plans' services; a plan without ports removes its service."""
         for plan in plans:
             if plan.ports:
                 self._plans[plan.key] = plan
@@ -65,38 +65,38 @@ class NftablesBackend:
                 self._want(plan.key, NOTHING)
 
     def reconfigure(self, config: NftablesConfig) -> None:
-        """Take new settings of the same family; the next sync writes what they change."""
+        """Change to other settings of the same family; the next sync writes the differences."""
         if config == self._config:
             return
         before, self._config = self._config, config
         if self._table is not None:
             self._table.based = False
         if msgspec.structs.replace(before, service_cidrs=config.service_cidrs) == config:
-            return  # only the fixed chains name them
+            return  # only the fixed chains depend on service CIDRs
         for plan in self._plans.values():
             self._want(plan.key, render_service(plan, config))
 
     def invalidate(self) -> None:
-        """Let the next sync read the table first, and compare all of it."""
+        """Mark the applied state as stale: the next sync reads and compares the table."""
         self._table = self._stale = None
 
     def retry(self) -> None:
-        """Let the next sync try again the services that were refused, and chains that could not go."""
+        """Make the next sync retry quarantined services and leftover chains."""
         self._quarantine.clear()
         self._kept.clear()
 
     def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, writing only what differs."""
+        """Bring the kernel to the desired state; write only differences."""
         written: Counter[str] = Counter()
         drifts: list[Drift] = []
-        self._looked_again = False
-        full, self._immovable = self._table is None, 0
+        self._resynced = False
+        full, self._leftovers = self._table is None, 0
         try:
             try:
                 self._write(written, drifts)
             except StaleStateError:
                 self._table, self._stale = None, self._table
-                self._looked_again = full = True
+                self._resynced = full = True
                 self._write(written, drifts)
         except NftError as error:
             self._table, self._stale = None, self._table or self._stale
@@ -110,12 +110,12 @@ class NftablesBackend:
             dict(self._quarantine),
             changes=_nonzero(written),
             full=full,
-            leftovers=self._immovable,
+            leftovers=self._leftovers,
             drifts=tuple(drifts),
         )
 
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
-        """Compare the kernel with the record; what differs is named, and written by the next sync.
+        """Compare the kernel with the applied state; return the drift, which the next sync corrects.
 
         Raises CheckError if the table cannot be read.
         """
@@ -123,12 +123,12 @@ class NftablesBackend:
         if table is None:
             return ()
         foreign = self._watch.foreign_writes
-        calm = foreign == self._seen_writes
-        if calm and table.remembers and not full:
+        unchanged = foreign == self._seen_writes
+        if unchanged and table.has_baseline and not full:
             return ()
         try:
-            if calm and not full:
-                table.remember()
+            if unchanged and not full:
+                table.read_baseline()
                 return ()
             drifts, whole = table.compare()
         except NftError as error:
@@ -141,11 +141,11 @@ class NftablesBackend:
         return drifts
 
     def run_timers(self) -> float | None:
-        """Nothing here depends on time: the kernel itself forgets clients."""
+        """Return None: there is no periodic work; the kernel expires affinity entries."""
         return None
 
     def objects(self) -> dict[str, int]:
-        """How many elements and chains the kernel is known to hold. May be called from any thread."""
+        """Number of elements and chains in the applied state. May be called from any thread."""
         table = self._table
         if table is None:
             return {}
@@ -160,18 +160,18 @@ class NftablesBackend:
         counts = self._nft.counts(self.family, names.TABLE, names.SERVICES)
         return self._traffic.read(counts or {}, self._port_at)
 
-    def _port_at(self, asked: str) -> PortPlan | None:
-        plan = self._plans.get(self._desired.owner((names.SERVICES, asked)) or "")
-        return None if plan is None else port_of(plan, asked)
+    def _port_at(self, frontend: str) -> PortPlan | None:
+        plan = self._plans.get(self._desired.owner((names.SERVICES, frontend)) or "")
+        return None if plan is None else port_of(plan, frontend)
 
     def _want(self, key: str, new: ServiceObjects) -> None:
         if self._desired.want(key, new) and self._quarantine.pop(key, None) is not None:
             self._kept.clear()
 
     def _known_table(self, written: Counter[str], drifts: list[Drift]) -> AppliedTable:
-        """The table; read if it is not known, and made anew where it cannot be kept.
+        """Return the table; read it if it is stale, and make it again if it cannot be kept.
 
-        After a failure `drifts` is given what others have changed since the last record.
+        After a failure, changes by others since the last record are added to `drifts`.
         """
         table = self._table
         if table is not None:
@@ -196,9 +196,10 @@ class NftablesBackend:
         return table
 
     def _exchange(self, table: AppliedTable) -> bool:
-        """Put a complete table in the place of one that cannot be kept.
+        """Replace a table that cannot be kept by a complete new one.
 
-        False if it was refused: then the service at fault must be found first, on a table without services.
+        False if it was refused: then the service at fault is to be found first, from a table without
+        services.
         """
         try:
             table.exchange(self._desired.chains, self._desired.elements)
@@ -213,7 +214,7 @@ class NftablesBackend:
         return True
 
     def _invalidate_all(self, table: AppliedTable) -> None:
-        """Let the next sync bring everything in step with what the table was found to hold."""
+        """Mark all services as pending that differ from the table as read, and all unneeded elements."""
         self._sweep = True
         self._kept.clear()
         self._desired.compare(table.held, table.chains)
@@ -223,9 +224,9 @@ class NftablesBackend:
         if not table.based:
             table.base(self._config, self._desired.classes(table.chains))
         if self._sweep:
-            self._remove_strangers(table, names.FRONTENDS)
+            self._remove_unowned(table, names.FRONTENDS)
         keys = sorted(self._desired.pending.keys() - self._quarantine.keys())
-        for group in self._desired.pieces(keys, self._batch_size):
+        for group in self._desired.batches(keys, self._batch_size):
             bisect_refused(
                 group,
                 lambda some: self._group(table, some),
@@ -234,7 +235,7 @@ class NftablesBackend:
                 classify_refusal=self._classify_refusal,
             )
         if self._sweep:
-            self._remove_strangers(table, tuple(table.held))
+            self._remove_unowned(table, tuple(table.held))
             self._sweep = False
         self._remove_chains(table)
 
@@ -245,18 +246,18 @@ class NftablesBackend:
         for key in keys:
             del self._desired.pending[key]
 
-    def _remove_strangers(self, table: AppliedTable, containers: Iterable[str]) -> None:
-        """Delete elements that no service wants, such as those of services that went while nobody looked.
+    def _remove_unowned(self, table: AppliedTable, containers: Iterable[str]) -> None:
+        """Delete elements that no service wants, such as those of services deleted while kproxy did not run.
 
-        Their frontends go before anything is written; endpoints only when nothing leads to them any more.
+        Frontends are deleted before anything is written; endpoints after nothing refers to them any more.
         """
         for container in containers:
-            extra = self._desired.strangers(container, table.held, self._quarantine)
+            extra = self._desired.unowned(container, table.held, self._quarantine)
             for start in range(0, len(extra), self._batch_size):
                 table.apply({}, {container: extra[start : start + self._batch_size]}, {})
 
     def _remove_chains(self, table: AppliedTable) -> None:
-        """Delete chains that nothing leads to any more; one that is still in use is left for a later sync."""
+        """Delete chains that no service needs any more; one that is still in use is left for a later sync."""
         fixed = rules_of(self._config).keys()
         idle = [
             name
@@ -266,10 +267,10 @@ class NftablesBackend:
 
         def keep(name: str, error: NftError) -> None:
             self._kept.add(name)
-            self._immovable += 1
+            self._leftovers += 1
             log.info("chain_delete_failed", family=self.family.value, chain=name, reason=error.message)
 
-        # What leads to others goes first, so that one that must stay holds back only what it leads to.
+        # Referring chains first, so that one that cannot be deleted keeps only the chains that it refers to.
         idle.sort(key=lambda name: not name.startswith(LEADING))
         bisect_refused(
             idle, table.delete_chains, keep, refusal=NftError, classify_refusal=self._classify_refusal
@@ -280,10 +281,10 @@ class NftablesBackend:
         log.error("service_quarantined", family=self.family.value, service=key, reason=error.message)
 
     def _classify_refusal(self, error: NftError) -> None:
-        """Return if what was written is at fault; raise the error if not, or StaleStateError if in doubt."""
+        """Return if the batch is at fault; else raise the error, or StaleStateError after foreign writes."""
         if error.kind is not NftFailure.REFUSED:
             raise error
-        if not self._looked_again and self._watch.foreign_writes != self._seen_writes:
+        if not self._resynced and self._watch.foreign_writes != self._seen_writes:
             raise StaleStateError from error
 
 

@@ -1,8 +1,8 @@
-"""Every chain of the table: the fixed ones, and the classes that services share.
+"""Every chain of the table: the fixed chains, and the class chains that services share.
 
 A frontend's verdict leads to a class chain, which decides about masquerading and policy, and from there to a
-chain that picks one of N endpoints; both depend on nothing but their names. Only a service with affinity has
-chains of its own, because the kernel can remember a client's endpoint only by rules that name it.
+chain that picks one of N endpoints; the rules of both depend only on their names. Only a service with
+affinity has chains of its own, because the kernel can store a client's endpoint only by rules that name it.
 """
 
 import re
@@ -25,26 +25,26 @@ _TRANSPORT = "meta l4proto { 6, 17, 132 }"
 
 
 class BaseChain(msgspec.Struct, frozen=True):
-    """A chain that the kernel calls: its hook and priority, and its rules."""
+    """A base chain: its hook and priority, and its rules."""
 
     hook: str
     rules: Chain
 
 
 def frontend(ip: str) -> str:
-    """The expression for what a packet asks for; `ip` is the family's name in nftables."""
+    """The expression for a packet's frontend; `ip` is the family's name in nftables."""
     return f"{ip} daddr . meta l4proto . th dport"
 
 
 def base_chains(config: NftablesConfig) -> dict[str, BaseChain]:
-    """The chains that the kernel calls, by name.
+    """The base chains, by name.
 
-    Translation sees the first packet of a connection only; so does, by its match, what refuses.
+    Table nat sees only the first packet of a connection; the REJECT and DROP rules match `ct state new`.
     """
     ip, mark = config.ip, config.mark
-    asked = frontend(ip)
-    services = (f"{asked} vmap @{names.SERVICES}",)
-    refusals = [f"ct state new {asked} vmap @{names.REFUSALS}"]
+    destination = frontend(ip)
+    services = (f"{destination} vmap @{names.SERVICES}",)
+    refusals = [f"ct state new {destination} vmap @{names.REFUSALS}"]
     unallocated = []
     if config.reject_unallocated:
         unallocated.append(f"ct state new {ip} daddr @{names.CLUSTER_IPS} goto {REFUSE}")
@@ -57,7 +57,7 @@ def base_chains(config: NftablesConfig) -> dict[str, BaseChain]:
             "type nat hook postrouting priority 100;",
             (
                 f"meta mark & {mark} != 0 meta mark set meta mark ^ {mark} masquerade fully-random",
-                f"ct status dnat {ip} saddr . {asked} @{names.HAIRPIN} masquerade fully-random",
+                f"ct status dnat {ip} saddr . {destination} @{names.HAIRPIN} masquerade fully-random",
             ),
         ),
         "filter-input": BaseChain("type filter hook input priority 0;", tuple(refusals)),
@@ -68,12 +68,12 @@ def base_chains(config: NftablesConfig) -> dict[str, BaseChain]:
 
 def fixed_chains(config: NftablesConfig) -> dict[str, Chain]:
     """The chains that elements lead to and that do not depend on services, by name."""
-    asked = frontend(config.ip)
+    destination = frontend(config.ip)
     return {
         names.LAYOUT: (),
         REFUSE: ("reject",),
         FIREWALL: (
-            f"{asked} . {config.ip} saddr @{names.SOURCE_RANGES} {asked} vmap @{names.ADMITTED}",
+            f"{destination} . {config.ip} saddr @{names.SOURCE_RANGES} {destination} vmap @{names.ADMITTED}",
             "drop",
         ),
     }
@@ -81,17 +81,17 @@ def fixed_chains(config: NftablesConfig) -> dict[str, Chain]:
 
 @lru_cache(maxsize=4096)
 def pick(family: Family, count: int, *, local: bool = False) -> tuple[str, Chain]:
-    """The chain that picks one of `count` endpoints of the frontend; its name and rules.
+    """Return the name and rules of the chain that picks one of `count` endpoints of the frontend.
 
-    Number 0 is in no numbered map, so its share falls to the last rule; as does a packet that met the
-    frontend before a change of the count and its endpoints after it.
+    Number 0 is in no numbered map, so the last rule serves its share. It also serves a packet that was
+    matched before a change of the number of endpoints and is translated after it.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
-    asked = frontend(ip)
-    rules = [f"{asked} map @{names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0}"]
+    destination = frontend(ip)
+    rules = [f"{destination} map @{names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0}"]
     if count > 1:
         container = names.numbered(count, local=local)
-        rules.insert(0, f"{asked} . numgen random mod {count} map @{container}")
+        rules.insert(0, f"{destination} . numgen random mod {count} map @{container}")
     return f"{'here' if local else 'all'}-{count}", tuple(
         f"{_TRANSPORT} dnat {ip} to {rule}" for rule in rules
     )
@@ -101,9 +101,9 @@ _PICK = re.compile(r"(all|here)-(\d{1,5})")
 
 
 def pick_of(family: Family, name: str) -> tuple[str | None, Chain] | None:
-    """The numbered map and the rules of a chain of that name if it is one that picks, else None.
+    """Return the numbered map and the rules of the picking chain of that name; None for another chain.
 
-    The map is None where there is but one endpoint.
+    The map is None if there is only one endpoint.
     """
     found = _PICK.fullmatch(name)
     if found is None:
@@ -114,28 +114,28 @@ def pick_of(family: Family, name: str) -> tuple[str | None, Chain] | None:
 
 @lru_cache(maxsize=4096)
 def internal(config: NftablesConfig, target: str) -> tuple[str, Chain]:
-    """The chain for a cluster IP: traffic from outside the cluster has to come back through this node."""
+    """Return the chain for a cluster IP; traffic from outside the cluster is masqueraded."""
     if config.masquerade_all:
         match = ""
     elif config.local_traffic is None:
         return f"cluster-{target}", (f"goto {target}",)
     else:
-        match = _from_pods(config, but=True)
+        match = _from_pods(config, negated=True)
     return f"cluster-{target}", (f"{match}{_mark(config)}", f"goto {target}")
 
 
 @lru_cache(maxsize=4096)
 def external(config: NftablesConfig, target: str) -> tuple[str, Chain]:
-    """The chain for an outside address under the Cluster policy: everything is masqueraded."""
+    """Return the chain for an outside address with policy Cluster; all traffic is masqueraded."""
     return f"external-{target}", (_mark(config), f"goto {target}")
 
 
 @lru_cache(maxsize=4096)
 def external_local(config: NftablesConfig, everywhere: str, here: str) -> tuple[str, Chain]:
-    """The chain for an outside address under the Local policy; `here` is "" without local endpoints.
+    """Return the chain for an outside address with policy Local; `here` is "" without local endpoints.
 
-    Pods and the node itself are not outside: they may use every endpoint. What has nowhere to go leaves the
-    chain untranslated and meets the refusals.
+    Pods and the node itself are not outside: they may use every endpoint. A packet without an endpoint leaves
+    the chain untranslated and is dropped or rejected by the map of refusals.
     """
     rules: list[str] = []
     if config.local_traffic is not None:
@@ -150,7 +150,7 @@ def external_local(config: NftablesConfig, everywhere: str, here: str) -> tuple[
 
 
 class Target(msgspec.Struct, frozen=True):
-    """An endpoint as a rule of an affinity chain names it: its share, and the number it is remembered by."""
+    """An endpoint in the rules of an affinity chain; `number` stands for it in the affinity set."""
 
     ip: str
     port: int
@@ -161,13 +161,13 @@ class Target(msgspec.Struct, frozen=True):
 def sticky(
     family: Family, protocol: int, targets: Sequence[Target], seconds: int, idle: Sequence[int] = ()
 ) -> Chain:
-    """The rules of an affinity chain: who was here before goes where it went, others are remembered.
+    """Return the rules of an affinity chain: known clients go to their endpoint, others are added to the set.
 
-    `idle` are the numbers of endpoints that cannot be chosen now. Who was there goes elsewhere, and stays
-    there when such an endpoint comes back, as with kube-proxy, whose memory of it goes with its rules.
+    `idle` are the numbers of endpoints that cannot be chosen now. Their clients are deleted from the set, so
+    that they keep their new endpoint when the old one is available again, as with kube-proxy.
 
-    A concatenation with a constant is no valid look-up in nft 1.0, but with a number generator of one value
-    it is. Where the set is full, the last rule spreads without remembering.
+    nft 1.0 rejects a look-up of a concatenation with a constant, but accepts a number generator of one value.
+    If the set is full, the last rule balances without affinity.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
 
@@ -196,7 +196,7 @@ _GOTO = re.compile(r"\bgoto (\S+)$")
 
 
 def leads_to(rules: Chain) -> set[str]:
-    """The chains that a class chain leads to."""
+    """The chains that a class chain refers to."""
     return {found[1] for rule in rules if (found := _GOTO.search(rule))}
 
 
@@ -204,10 +204,10 @@ def _mark(config: NftablesConfig) -> str:
     return f"meta mark set meta mark | {config.mark}"
 
 
-def _from_pods(config: NftablesConfig, *, but: bool = False) -> str:
+def _from_pods(config: NftablesConfig, *, negated: bool = False) -> str:
     local = config.local_traffic
-    assert local is not None  # noqa: S101 - asked only where pods' traffic can be told
-    operator = "!= " if but else ""
+    assert local is not None  # noqa: S101 - callers check it
+    operator = "!= " if negated else ""
     if local.cidr is not None:
         return f"{config.ip} saddr {operator}{local.cidr} "
     interface = local.interface or ""

@@ -1,6 +1,6 @@
-"""In what two readings of the table differ, an object each, for people who want to know before it happens.
+"""Compare two readings of the table, for a dry run: one change per object.
 
-Both have to be portable, and from the same kernel.
+Both readings have to be portable, and from the same kernel.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from kproxy.kernel.nft.types import Reading
 
 
 def changes(now: Reading | None, then: Reading, table: str) -> Iterator[Change]:
-    """What leads from one reading to another; `now` is None where the table does not exist yet."""
+    """Yield the changes from one reading to another; `now` is None if the table does not exist yet."""
     if now is None:
         yield Change(f"table {table}", Sign.ADD)
         now = Reading({}, frozenset())

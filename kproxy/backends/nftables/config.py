@@ -1,4 +1,4 @@
-"""What an operator and the node decide about the nftables mode of one family, resolved before rendering."""
+"""Configuration of the nftables mode of one family, from settings and node facts."""
 
 import msgspec
 
@@ -9,9 +9,9 @@ from kproxy.backends.core.base import LocalTraffic
 class NftablesConfig(msgspec.Struct, frozen=True):
     """Settings of one family.
 
-    `node_addresses` are the local addresses that accept node ports. `reject_unallocated`: a port of a cluster
-    IP that no service has is refused, not routed on. `service_cidrs`: cluster IPs that no service has are
-    dropped if they are in these.
+    `node_addresses` are the local addresses that accept node ports. `reject_unallocated`: packets to a port
+    of a cluster IP that no service has are rejected, not forwarded. `service_cidrs`: packets to addresses in
+    these that are no service's cluster IP are dropped.
     """
 
     family: Family

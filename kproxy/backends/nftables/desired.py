@@ -1,6 +1,6 @@
-"""What all services want of the table, and what of it the table is not known to hold.
+"""The desired elements and chains of all services, and which of them are pending.
 
-No kernel is asked here: what the table holds comes in as a value, and what is to be written goes out as one.
+No I/O: the contents of the table are a parameter, and the change to be written is the result.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ from kproxy.backends.nftables.element_owners import Contents, ElementOwners, Slo
 from kproxy.backends.nftables.render import NOTHING, ServiceObjects
 
 LEADING = ("cluster-", "external-", "local-")
-"""Class chains, which lead to those that pick."""
+"""Prefixes of class chains, which refer to picking chains."""
 
 HeldChains = Mapping[str, Chain | None]
 """Rules by chain, None where these are unknown."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What one transaction writes: chains, the keys that go and the elements that come, by container."""
+    """The change of one transaction: chains to write, keys to delete and elements to add, by container."""
 
     chains: Mapping[str, Chain]
     doomed: Mapping[str, Sequence[str]] = {}
@@ -28,33 +28,33 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class DesiredElements:
-    """The objects of every service; `pending` are the slots, by key of service, that may have to be written.
+    """The objects of every service; `pending` maps services to slots that may differ from the table.
 
-    A service can be pending without slots: only chains of it are to be written.
+    A pending service without slots has only chains to be written.
     """
 
     def __init__(self) -> None:
         self.chains: dict[str, Chain] = {}
         self.pending: dict[str, set[Slot]] = {}
-        self._ledger = ElementOwners()
+        self._owners = ElementOwners()
         self._objects: dict[str, ServiceObjects] = {}
         self._uses: Counter[str] = Counter()
 
     @property
     def elements(self) -> Contents:
-        """What every container shall hold."""
-        return self._ledger.wanted
+        """The desired elements of every container."""
+        return self._owners.wanted
 
     def owner(self, slot: Slot) -> str | None:
-        """The service whose element a slot shall hold."""
-        return self._ledger.owner(slot)
+        """The service whose element a slot is to hold, or None."""
+        return self._owners.owner(slot)
 
     def want(self, key: str, new: ServiceObjects) -> bool:
-        """Let a service want these objects instead of what it wanted; False if they are the same."""
+        """Replace the desired objects of a service; False if they are equal."""
         old = self._objects.get(key, NOTHING)
         if old == new:
             return False
-        slots = self._ledger.replace(key, old.elements, new.elements)
+        slots = self._owners.replace(key, old.elements, new.elements)
         self.pending.setdefault(key, set()).update(slots)
         for name, rules in new.chains.items():
             self._uses[name] += 1
@@ -70,9 +70,9 @@ class DesiredElements:
         return True
 
     def compare(self, held: Contents, chains: HeldChains) -> None:
-        """Let just those services be pending that a table with these contents does not serve as wanted.
+        """Set `pending` to the services that differ from a table with these contents.
 
-        What is equal is held in the very strings that are wanted, which spares memory.
+        Equal strings in `held` are replaced by the desired ones, which saves memory.
         """
         wanted = self.elements
         for container, elements in wanted.items():
@@ -88,8 +88,8 @@ class DesiredElements:
             if differing or any(chains.get(name) != rules for name, rules in objects.chains.items()):
                 self.pending[key] = differing
 
-    def pieces(self, keys: Iterable[str], limit: int) -> Iterator[list[str]]:
-        """Services that are pending, in groups of about `limit` elements."""
+    def batches(self, keys: Iterable[str], limit: int) -> Iterator[list[str]]:
+        """Pending services in batches of about `limit` elements."""
         group: list[str] = []
         size = 0
         for key in keys:
@@ -102,10 +102,10 @@ class DesiredElements:
             yield group
 
     def change(self, keys: Sequence[str], held: Contents, chains: HeldChains) -> Change:
-        """What gives a group of pending services what they want, in a table with these contents."""
+        """The change that applies a batch of pending services to a table with these contents."""
         slots = set().union(*(self.pending[key] for key in keys))
         missing: dict[str, Chain] = {}
-        # What a service gives up may be another's from now on, which is perhaps not written yet.
+        # A slot that a service gives up may belong to another one now, whose chains may not be written yet.
         for key in {*keys, *(owner for slot in slots if (owner := self.owner(slot)))}:
             objects = self._objects.get(key, NOTHING)
             missing |= {name: rules for name, rules in objects.chains.items() if chains.get(name) != rules}
@@ -123,7 +123,7 @@ class DesiredElements:
         return Change(missing, doomed, fresh)
 
     def classes(self, chains: HeldChains) -> dict[str, Chain]:
-        """The class chains that a table has with other rules: fixed chains obey the mark that they set."""
+        """The class chains with other rules in the table; base chains need the mark that these set."""
         return {
             name: rules
             for name, rules in self.chains.items()
@@ -132,14 +132,14 @@ class DesiredElements:
             and leads_to(rules) <= chains.keys()
         }
 
-    def strangers(self, container: str, held: Contents, refused: Collection[str]) -> list[str]:
-        """The keys that no service wants, but for those that services keep whose wishes were refused."""
+    def unowned(self, container: str, held: Contents, refused: Collection[str]) -> list[str]:
+        """The keys that no service wants, except those that quarantined services keep."""
         kept = {slot for key in refused for slot in self.pending.get(key, ())}
         wanted = self.elements[container]
         return [key for key in held[container] if key not in wanted and (container, key) not in kept]
 
 
 def _shared(found: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What was found, in the very strings that are wanted where it is equal."""
+    """Return `found` with equal strings replaced by those of `wanted`."""
     same = {key: value for key, value in wanted.items() if found.get(key) == value}
     return same | {key: value for key, value in found.items() if key not in same}

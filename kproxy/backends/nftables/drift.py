@@ -1,4 +1,4 @@
-"""Where the table in the kernel is not as it was written, object by object."""
+"""Drift of the table in the kernel: one Drift per object that differs from the applied state."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -13,7 +13,7 @@ from kproxy.kernel.nft.types import Reading
 
 
 def is_whole(family: Family, found: Reading) -> bool:
-    """Whether the table is of this layout, with all that cannot be written a second time."""
+    """Whether the table has this layout, and is complete in the parts that cannot be written again."""
     if names.LAYOUT not in found.chains or not found.containers >= names.declarations(family).keys():
         return False
     if any(map(is_filled, found.unreadable)):
@@ -29,21 +29,21 @@ def is_whole(family: Family, found: Reading) -> bool:
 
 
 def chain_object(name: str) -> str:
-    """What a drift calls a chain."""
+    """The name of a chain in drifts."""
     return f"chain {name}"
 
 
 def element_object(container: str, key: str) -> str:
-    """What a drift calls an element."""
+    """The name of an element in drifts."""
     return f"element {{ {key} }} of {container}"
 
 
 def chain_drifts(
     written: Mapping[str, Chain | None], baseline: Structure | None, found: Structure
 ) -> Iterator[Drift]:
-    """Chains that differ; `baseline` is what was read when nobody else had written yet.
+    """Chains that differ; `baseline` was read before any foreign write.
 
-    Without it only the number of rules can be compared.
+    Without a baseline, only the number of rules can be compared.
     """
     for name in sorted(written.keys() | found.keys()):
         rules = found.get(name)

@@ -1,7 +1,8 @@
-"""Which elements are wanted, and by whom.
+"""The desired elements, and the service that owns each.
 
 Two services may want the same element: an endpoint behind both has one entry in the hairpin set, and a node
-port may meet an external address of the node. Who wins must not depend on the order in which they came.
+port may have the same frontend as an external address of the node. The owner does not depend on the order of
+events.
 """
 
 from collections import defaultdict
@@ -17,12 +18,12 @@ Contents = defaultdict[str, dict[str, str]]
 
 
 def no_contents() -> Contents:
-    """Nothing in any map or set."""
+    """Return empty contents."""
     return defaultdict(dict)
 
 
 class ElementOwners:
-    """The wanted elements of all services; `wanted` is what the kernel shall hold."""
+    """The elements of all services; `wanted` are those of the owners, to be held by the kernel."""
 
     def __init__(self) -> None:
         self.wanted: Contents = no_contents()
@@ -30,7 +31,7 @@ class ElementOwners:
         self._rivals: dict[Slot, dict[str, Element]] = {}
 
     def replace(self, service: str, old: Iterable[Element], new: Iterable[Element]) -> set[Slot]:
-        """Let a service want other elements; returns the slots that it wanted or wants."""
+        """Replace a service's elements; return the slots of the old and the new ones."""
         slots: set[Slot] = set()
         for element in old:
             self._drop(service, element)
@@ -41,7 +42,7 @@ class ElementOwners:
         return slots
 
     def owner(self, slot: Slot) -> str | None:
-        """The service whose element a slot holds."""
+        """The service whose element a slot is to hold, or None."""
         return self._owners[slot[0]].get(slot[1])
 
     def _add(self, service: str, element: Element) -> None:

@@ -1,7 +1,7 @@
-"""What a reading of the table holds, as kproxy writes it.
+"""The contents of a reading of the table, in the form in which kproxy writes them.
 
-Elements are compared as text: their form has no freedom once protocols and ports are numbers. Rules are not,
-for the kernel prints them in another form than they were written; they are compared with an earlier reading.
+Elements are compared as text: with numeric protocols and ports their form is unique. Rules cannot be, because
+the kernel lists them in another form than they were written; they are compared with an earlier reading.
 """
 
 from kproxy.backends.nftables.element_owners import Contents, no_contents
@@ -13,7 +13,7 @@ Structure = dict[str, tuple[str, ...]]
 
 
 def contents_of(reading: Reading) -> Contents:
-    """The elements of each map and set that kproxy fills and that has any, as they were read."""
+    """Return the elements of each map and set that kproxy fills, without empty ones."""
     contents = no_contents()
     elements = reading.elements or {}
     contents.update({name: found for name, found in elements.items() if found and is_filled(name)})

@@ -1,4 +1,4 @@
-"""The table's maps and sets. Their elements are all that a service needs; see chains.py for who reads them.
+"""The table's maps and sets. A service without affinity needs only elements in them; chains.py reads them.
 
 A frontend is `address . protocol number . port`. Protocols are numbers, so that neither nft nor the
 comparison with what it lists depends on /etc/protocols.
@@ -13,7 +13,7 @@ from kproxy.plan.model import Protocol
 TABLE = "kproxy"
 
 LAYOUT = "layout-2"
-"""An empty chain that tells which declarations the table has: another number means to make it anew."""
+"""An empty chain that marks the version of the declarations: a table with another one is made again."""
 
 SERVICES = "services"
 ADMITTED = "admitted"
@@ -26,10 +26,10 @@ CLUSTER_IPS = "cluster-ips"
 AFFINITY = "affinity"
 
 FRONTENDS = (SERVICES, ADMITTED, REFUSALS, CLUSTER_IPS)
-"""What decides whether an address is answered at all."""
+"""The maps and sets that decide whether a frontend is answered."""
 
 AFFINITY_SIZE = 131072
-"""Pairs of client and endpoint that are remembered at most; the kernel takes 16 bytes for each in advance."""
+"""Greatest number of pairs of client and endpoint; the kernel allocates 16 bytes for each in advance."""
 
 _NUMBERED = re.compile(r"(?:local-)?endpoints-[0-9]{1,5}")
 
@@ -38,16 +38,16 @@ PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 
 def numbered(count: int, *, local: bool = False) -> str:
-    """The map that holds the endpoints 1 to N-1 of every frontend that has N; number 0 is in a map for all.
+    """The name of the map with endpoints 1 to N-1 of every frontend with N; number 0 is in a common map.
 
-    There is one for each count in use, because nft 1.0 cannot write a rule that looks up such a key unless
-    it declares the map in the same run: map and rule come together, and neither changes.
+    There is a map for each count in use, because nft 1.0 can write a rule that looks up such a key only if it
+    declares the map in the same run: map and rule are made together, and neither changes.
     """
     return f"local-endpoints-{count}" if local else f"endpoints-{count}"
 
 
 def declarations(family: Family) -> dict[str, str]:
-    """What declares each map and set that is always there, by `map NAME` or `set NAME`."""
+    """The declaration of each fixed map and set, by `map NAME` or `set NAME`."""
     ip = "ip" if family is Family.IPV4 else "ip6"
     address = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
     frontend = f"{address} . inet_proto . inet_service"
@@ -68,18 +68,18 @@ def declarations(family: Family) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4096)
 def declaration_of(family: Family, name: str) -> str | None:
-    """What declares a map or set of that name; None if kproxy has none of it."""
+    """The declaration of a map or set of that name; None if kproxy has no such map or set."""
     fixed = _fixed_declarations(family).get(name)
     return numbered_declaration(family) if fixed is None and _NUMBERED.fullmatch(name) else fixed
 
 
 def is_filled(name: str) -> bool:
-    """Whether kproxy fills a map or set of the table; packets fill `affinity`, and others are not its own."""
+    """Whether kproxy fills a map or set of the table; packets fill `affinity`, others are foreign."""
     return name != AFFINITY and declaration_of(Family.IPV4, name) is not None
 
 
 def numbered_declaration(family: Family) -> str:
-    """What declares a map of numbered endpoints."""
+    """The declaration of a map of numbered endpoints."""
     ip = "ip" if family is Family.IPV4 else "ip6"
     return f"typeof {ip} daddr . meta l4proto . th dport . numgen random mod 2 : {ip} daddr . th dport;"
 

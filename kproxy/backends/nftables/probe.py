@@ -1,4 +1,4 @@
-"""Find out before anything is written whether this kernel can carry the mode."""
+"""Probe whether this kernel supports the nftables mode, before anything is written."""
 
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Target, pick, sticky
@@ -9,7 +9,7 @@ from kproxy.plan.model import Protocol
 
 
 def probe(nft: Nft, config: NftablesConfig) -> None:
-    """Make the whole layout and delete it in one transaction, in a table of its own. Raises NftError."""
+    """Make the whole layout in a table of its own, and delete it in the same transaction. Raises NftError."""
     ip = "192.0.2.1" if config.ip == "ip" else "2001:db8::1"
     script = Script(config, table=f"{names.TABLE}-probe")
     script.declare(config)

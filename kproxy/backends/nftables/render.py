@@ -1,4 +1,4 @@
-"""From a ServicePlan to the elements and chains that it needs in the table. Pure."""
+"""Render a ServicePlan into the elements and chains of the table. Pure."""
 
 import hashlib
 import ipaddress
@@ -16,13 +16,13 @@ from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 
 MAX_SLOTS = 1024
-"""Elements that the weighted endpoints of one frontend take at most; shares are rounded to fit."""
+"""Greatest number of elements for the weighted endpoints of one frontend; shares are rounded to fit."""
 
 
 class Element(msgspec.Struct, frozen=True, gc=False):
     """An element of a map, or with value "" of a set.
 
-    `late`: gives way to another service's element of the same key, as node ports do to external addresses.
+    `late`: another service's element of the same key wins, as external addresses do over node ports.
     """
 
     container: str
@@ -32,7 +32,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
 
 
 class ServiceObjects(msgspec.Struct, frozen=True, gc=False):
-    """All of one service: its elements, and the chains that they need, by name."""
+    """All objects of one service: its elements, and the chains that they need, by name."""
 
     elements: tuple[Element, ...] = ()
     chains: dict[str, Chain] = {}
@@ -52,9 +52,9 @@ def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
 
 
 def slots(weights: Sequence[int]) -> list[int]:
-    """How many of the numbers 0..N-1 each endpoint gets, so that each gets its share of a fair draw.
+    """Return how many of the numbers 0..N-1 each endpoint gets, in proportion to the weights.
 
-    Exact as far as MAX_SLOTS allows; else rounded, but nobody of positive weight is left out.
+    Exact up to MAX_SLOTS numbers; else rounded, but each endpoint of positive weight gets at least one.
     """
     divisor = math.gcd(*weights) or 1
     counts = [weight // divisor for weight in weights]
@@ -66,7 +66,7 @@ def slots(weights: Sequence[int]) -> list[int]:
 
 
 def canonical(ip: str) -> str:
-    """An address as nft lists it: the C library prints the lowest of IPv6 with dots."""
+    """Return an address as nft lists it: the C library prints the lowest IPv6 addresses with dots."""
     if ip.startswith("::"):
         return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, ip))
     return ip
@@ -75,7 +75,7 @@ def canonical(ip: str) -> str:
 class _PortRenderer:
     """Renders one service port; chains that it needs are added to `needed`.
 
-    `created` tells its service from an earlier one of the same name.
+    `created` distinguishes its service from an earlier one of the same name.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class _PortRenderer:
 
     @property
     def _restricted(self) -> bool:
-        """Whether not everybody may use the load-balancer addresses."""
+        """Whether source ranges restrict the load-balancer addresses."""
         return self.port.source_ranges is not None and self.port.has_endpoints
 
     def _frontend(self, ip: str, port: int) -> str:
@@ -121,49 +121,51 @@ class _PortRenderer:
 
     def _cluster_ip(self) -> Iterator[Element]:
         port = self.port
-        asked = self._frontend(port.cluster_ip, port.port)
+        frontend = self._frontend(port.cluster_ip, port.port)
         if port.internal is not Verdict.FORWARD:
-            yield self._refusal(asked, port.internal)
+            yield self._refusal(frontend, port.internal)
             return
         endpoints = port.local if port.internal_local else port.cluster
         target = self._spread(endpoints, policy_local=port.internal_local)
         chain = self._need(chains.internal(self.config, target))
         yield from self._leading(
-            asked, chain, restricted=self._restricted and port.cluster_ip in port.load_balancer_ips
+            frontend, chain, restricted=self._restricted and port.cluster_ip in port.load_balancer_ips
         )
-        yield from self._numbered(asked, endpoints)
+        yield from self._numbered(frontend, endpoints)
 
-    def _external(self, asked: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
+    def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
         port = self.port
         if port.has_endpoints:
             everywhere = self._spread(port.cluster, policy_local=False)
-            yield from self._numbered(asked, port.cluster, late=late)
+            yield from self._numbered(frontend, port.cluster, late=late)
             if port.external_local:
                 here = ""
                 if port.local:
                     here = self._spread(port.local, policy_local=True, apart=True)
-                    yield from self._numbered(asked, port.local, apart=True, late=late)
+                    yield from self._numbered(frontend, port.local, apart=True, late=late)
                 chain = self._need(chains.external_local(self.config, everywhere, here))
             else:
                 chain = self._need(chains.external(self.config, everywhere))
-            yield from self._leading(asked, chain, restricted=restricted, late=late)
+            yield from self._leading(frontend, chain, restricted=restricted, late=late)
         if port.external is not Verdict.FORWARD:
-            yield self._refusal(asked, port.external, late=late)
+            yield self._refusal(frontend, port.external, late=late)
 
-    def _leading(self, asked: str, chain: str, *, restricted: bool, late: bool = False) -> Iterator[Element]:
-        """What leads to a chain: all packets, or those of the sources that are admitted."""
+    def _leading(
+        self, frontend: str, chain: str, *, restricted: bool, late: bool = False
+    ) -> Iterator[Element]:
+        """The elements that lead all packets to a chain, or if `restricted`, those of admitted sources."""
         if restricted:
-            yield Element(names.SERVICES, asked, f"goto {chains.FIREWALL}")
-            yield Element(names.ADMITTED, asked, f"goto {chain}")
+            yield Element(names.SERVICES, frontend, f"goto {chains.FIREWALL}")
+            yield Element(names.ADMITTED, frontend, f"goto {chain}")
         else:
-            yield Element(names.SERVICES, asked, f"goto {chain}", late)
+            yield Element(names.SERVICES, frontend, f"goto {chain}", late)
 
-    def _refusal(self, asked: str, verdict: Verdict, *, late: bool = False) -> Element:
+    def _refusal(self, frontend: str, verdict: Verdict, *, late: bool = False) -> Element:
         value = "drop" if verdict is Verdict.DROP else f"goto {chains.REFUSE}"
-        return Element(names.REFUSALS, asked, value, late)
+        return Element(names.REFUSALS, frontend, value, late)
 
     def _spread(self, endpoints: Sequence[EndpointPlan], *, policy_local: bool, apart: bool = False) -> str:
-        """The chain that picks one of these; `apart`: the local of a frontend's two lists."""
+        """Return the chain that picks one of these; `apart`: the local one of a frontend's two lists."""
         port = self.port
         if port.affinity_seconds is None:
             count = sum(slots(effective(endpoints)))
@@ -183,15 +185,16 @@ class _PortRenderer:
         return name
 
     def _remembered_as(self, endpoint: EndpointPlan) -> int:
-        """31 bits that stand for one endpoint of this port in the affinity set.
+        """The 31-bit number that stands for one endpoint of this port in the affinity set.
 
-        Entries there end with their time, not with their service: another of its name has other numbers.
+        Entries expire with their timeout, not with their service; so a new service of the same name has other
+        numbers.
         """
         text = f"{self.port.name} {self._created} {self.port.protocol} {endpoint.text}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _numbered(
-        self, asked: str, endpoints: Sequence[EndpointPlan], *, apart: bool = False, late: bool = False
+        self, frontend: str, endpoints: Sequence[EndpointPlan], *, apart: bool = False, late: bool = False
     ) -> Iterator[Element]:
         if self.port.affinity_seconds is not None:
             return
@@ -202,13 +205,13 @@ class _PortRenderer:
             for _ in range(share)
         ]
         first = names.LOCAL_ENDPOINT_0 if apart else names.ENDPOINT_0
-        yield Element(first, asked, chosen[0], late)
+        yield Element(first, frontend, chosen[0], late)
         container = names.numbered(len(chosen), local=apart)
         for number, endpoint in enumerate(chosen[1:], 1):
-            yield Element(container, f"{asked} . {number}", endpoint, late)
+            yield Element(container, f"{frontend} . {number}", endpoint, late)
 
-    def _admissions(self, asked: str) -> Iterator[Element]:
-        """Who may use a load-balancer address. The node reaches one that it holds from that very address."""
+    def _admissions(self, frontend: str) -> Iterator[Element]:
+        """The sources allowed at a load-balancer address; the node's own packets may have it as source."""
         port = self.port
         ranges = [ipaddress.ip_network(cidr) for cidr in port.source_ranges or ()]
         if port.node_in_source_ranges:
@@ -216,4 +219,4 @@ class _PortRenderer:
         for network in ipaddress.collapse_addresses(ranges):  # type: ignore[type-var]
             ip = canonical(str(network.network_address))
             host = network.prefixlen == network.max_prefixlen
-            yield Element(names.SOURCE_RANGES, f"{asked} . {ip if host else f'{ip}/{network.prefixlen}'}")
+            yield Element(names.SOURCE_RANGES, f"{frontend} . {ip if host else f'{ip}/{network.prefixlen}'}")

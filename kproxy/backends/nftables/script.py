@@ -1,4 +1,4 @@
-"""What is written, as the commands of one transaction."""
+"""Builds the commands of one transaction."""
 
 from collections.abc import Iterable, Mapping
 
@@ -40,18 +40,18 @@ class Script:
         return Transaction(self._family, self._table, tuple(self._commands))
 
     def remove_table(self) -> None:
-        """Delete the table with all that is in it, whether it exists or not."""
+        """Delete the table with its contents; it need not exist."""
         self._commands += [AddTable(), DeleteTable()]
 
     def declare(self, config: NftablesConfig) -> None:
-        """Make the table, its maps and sets, as far as they do not exist."""
+        """Make the table, its maps and sets, if they do not exist."""
         self._commands.append(AddTable())
         for what, declaration in names.declarations(config.family).items():
             kind, name = what.split(" ")
             self._commands.append(AddContainer(kind, name, declaration))
 
     def fixed(self, config: NftablesConfig) -> None:
-        """Write every chain that depends on no service; those that the kernel calls last."""
+        """Write every chain that depends on no service, base chains last."""
         self.chains(fixed_chains(config))
         base = base_chains(config)
         self._commands += [AddChain(name, chain.hook) for name, chain in base.items()]
@@ -59,7 +59,7 @@ class Script:
             self._rules(name, chain.rules)
 
     def chains(self, chains: Mapping[str, Chain]) -> None:
-        """Make or rewrite chains; those that pick may not exist, and bring their map."""
+        """Make or rewrite chains; picking chains must not exist, and are made with their map."""
         for name in chains:
             picking = pick_of(self._family, name)
             if picking is not None and picking[0] is not None:
@@ -70,7 +70,7 @@ class Script:
             self._rules(name, rules)
 
     def delete_chains(self, chains: Iterable[str]) -> None:
-        """Delete chains that may refer to each other, with the maps of those that pick."""
+        """Delete chains that may refer to each other, with the maps of picking chains."""
         doomed = tuple(chains)
         self._commands += map(FlushChain, doomed)
         self._commands += map(DeleteChain, doomed)

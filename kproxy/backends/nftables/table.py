@@ -1,4 +1,4 @@
-"""The table in the kernel as far as it is known, moved forward by every transaction that the kernel took."""
+"""The applied state of the nftables mode: the table in the kernel, updated by every committed transaction."""
 
 import itertools
 from collections import Counter
@@ -25,10 +25,9 @@ from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 class AppliedTable:
     """One family's table: `held` are its elements, `chains` the rules by chain, None where these are unknown.
 
-    Nothing is known of a new one but that it is to be made; `exists` tells whether another stands in its
-    place, and `based` whether its fixed chains are written. Every method that writes may raise NftError;
-    the record is then as before, and the transaction may have been committed: so `unsure` names what it
-    was to change, as drifts do.
+    A new AppliedTable is empty. `exists`: the kernel has a table of the name; `based`: its fixed chains are
+    written. Every method that writes may raise NftError; the record is then as before, although the
+    transaction may have been committed: `unsure` holds the names, as in drifts, of the objects to be changed.
     """
 
     def __init__(self, config: NftablesConfig, nft: Nft, watch: ForeignWrites) -> None:
@@ -41,15 +40,15 @@ class AppliedTable:
         self._config = config
         self._nft = nft
         self._watch = watch
-        self._as_written: Structure | None = None
+        self._baseline: Structure | None = None
 
     @property
-    def remembers(self) -> bool:
-        """Whether it is known what the kernel made of the rules as they were written."""
-        return self._as_written is not None
+    def has_baseline(self) -> bool:
+        """Whether it is recorded how the kernel lists the rules as they were written."""
+        return self._baseline is not None
 
     def observe(self) -> bool:
-        """Read what the kernel holds; False if that cannot be kept. Raises NftError."""
+        """Read the table; False if it does not exist or cannot be kept. Raises NftError."""
         found = self._nft.reading(self._config.family, names.TABLE)
         self.exists = found is not None
         if found is None or not is_whole(self._config.family, found):
@@ -57,16 +56,16 @@ class AppliedTable:
         self._adopt(contents_of(found), found.chains)
         return True
 
-    def remember(self) -> None:
-        """Take down what the kernel makes of the rules, while nobody else has written. Raises NftError."""
+    def read_baseline(self) -> None:
+        """Record how the kernel lists the rules; call it before any foreign write. Raises NftError."""
         found = self._nft.reading(self._config.family, names.TABLE, elements=False)
-        self._as_written = found.chains if found is not None else {}
+        self._baseline = found.chains if found is not None else {}
 
     def compare(self, *, trust: bool = True) -> tuple[tuple[Drift, ...], bool]:
-        """What differs from the record, which becomes what was found; False if that cannot be kept.
+        """Read the table; return its differences from the record, and False if the table cannot be kept.
 
-        Without `trust`, rules of the same number that were recorded count as unknown all the same; what a
-        write that failed may have changed is not named. Raises NftError.
+        The record is then replaced by what was found. Without `trust`, recorded rules count as unknown even
+        if their number is equal. Objects in `unsure` are not reported. Raises NftError.
         """
         found = self._nft.reading(self._config.family, names.TABLE)
         if found is None or not is_whole(self._config.family, found):
@@ -74,26 +73,26 @@ class AppliedTable:
             return (Drift(f"table {names.TABLE}", state),), False
         elements = contents_of(found)
         drifts = (
-            *chain_drifts(self.chains, self._as_written, found.chains),
+            *chain_drifts(self.chains, self._baseline, found.chains),
             *element_drifts(self.held, elements),
         )
         if drifts or not trust:
             self._adopt(elements, found.chains)
         else:
-            self._as_written = found.chains
+            self._baseline = found.chains
         named = tuple(drift for drift in drifts if drift.object not in self.unsure)
         self.unsure.clear()
         return named, True
 
     def make(self) -> None:
-        """Make it without services, in the place of what stands there."""
+        """Make the table without services; replace an existing one."""
         script = Script(self._config)
         script.remove_table()
         script.declare(self._config)
         self._base(script)
 
     def exchange(self, chains: Mapping[str, Chain], wanted: Contents) -> None:
-        """Put it, complete, in the place of another, so that no packet meets an empty one."""
+        """Replace the table by a complete new one, in one transaction, so that packets never see it empty."""
         script = Script(self._config)
         script.remove_table()
         script.declare(self._config)
@@ -110,7 +109,7 @@ class AppliedTable:
         self.written["chains"] += len(self.chains)
 
     def base(self, config: NftablesConfig, along: Mapping[str, Chain]) -> None:
-        """Write the fixed chains, for these settings from now on, and `along` with them."""
+        """Write the fixed chains for these settings, and the chains `along` in the same transaction."""
         self._config = config
         script = Script(config)
         script.chains(along)
@@ -153,18 +152,18 @@ class AppliedTable:
         self._commit(script, doomed)
         for name in doomed:
             del self.chains[name]
-        self._as_written = None
+        self._baseline = None
         self.written["chains_deleted"] += len(doomed)
 
     def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
-        """What is found of chains that pick is as it must be, or the table would not be whole."""
+        """Replace the record; picking chains have their expected rules, which is_whole has checked."""
         self.held = held
         self.chains = {}
         for name in chains:
             picking = pick_of(self._config.family, name)
             self.chains[name] = picking[1] if picking is not None else None
         self.based = False
-        self._as_written = None
+        self._baseline = None
 
     def _base(self, script: Script, along: Mapping[str, Chain] | None = None) -> None:
         script.fixed(self._config)
@@ -176,7 +175,7 @@ class AppliedTable:
     def _note_chains(self, chains: Mapping[str, Chain]) -> None:
         if chains:
             self.chains |= chains
-            self._as_written = None
+            self._baseline = None
 
     def _commit(
         self, script: Script, chains: Iterable[str] = (), elements: Iterable[tuple[str, str]] = ()

@@ -1,6 +1,6 @@
-"""The whole of a family's table as one nft script, an object a line, for people and for fresh namespaces.
+"""A family's whole table as one nft script, an object a line, for `kproxy render` and for new namespaces.
 
-`kproxy render` prints it. What a running kproxy writes is smaller, but built from the same parts.
+A running kproxy writes differences, which are built from the same parts.
 """
 
 from collections.abc import Iterable
@@ -14,26 +14,26 @@ from kproxy.plan.model import ServicePlan
 
 
 def render_text(plans: Iterable[ServicePlan], config: NftablesConfig) -> str:
-    """What `nft -f` makes the table of, from settled plans of the configuration's family, in any order."""
+    """Return the input for `nft -f`, from settled plans of the configuration's family, in any order."""
     return str(whole_table(plans, config))
 
 
 def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
-    """What makes the table where there is none.
+    """Return the script that makes the table.
 
     Maps and sets, fixed chains, the chains that services need by name, elements by map and key.
     """
-    ledger = ElementOwners()
+    owners = ElementOwners()
     chains: dict[str, Chain] = {}
     for plan in plans:
         objects = render_service(plan, config)
-        ledger.replace(plan.key, (), objects.elements)
+        owners.replace(plan.key, (), objects.elements)
         chains |= objects.chains
     script = Script(config)
     script.declare(config)
     script.fixed(config)
     script.chains(dict(sorted(chains.items())))
-    for container, elements in sorted(ledger.wanted.items()):
+    for container, elements in sorted(owners.wanted.items()):
         for key in sorted(elements):
             script.add_elements(container, {key: elements[key]})
     return script

@@ -1,9 +1,8 @@
-"""Traffic per service port, read off the counters of the elements that lead to it.
+"""Traffic per service port, from the counters of its frontends' elements.
 
-Table nat sees the first packet of a connection only, so that is what they count. An element begins at
-nothing, and another takes its place when its service gets another number of endpoints; so it is the
-differences between readings that are added up. What comes after the last reading of an element that goes is
-not counted.
+Table nat sees only the first packet of a connection, so the counters count those. A counter starts at zero,
+and the element is replaced when its service gets another number of endpoints; so the differences between
+readings are added up. Packets after the last reading of a deleted element are not counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ Counts = tuple[int, int]
 
 
 class Traffic:
-    """What was counted since this process began, and before it where an element is still the same."""
+    """Totals since the start of this process, and before it for elements that were not replaced."""
 
     def __init__(self) -> None:
         self._seen: dict[str, Counts] = {}
@@ -27,35 +26,35 @@ class Traffic:
     def read(
         self, counted: Mapping[str, Counts], port_at: Callable[[str], PortPlan | None]
     ) -> tuple[PortTraffic, ...]:
-        """The traffic of each service port with a frontend among the elements of the services map.
+        """Return the traffic of each service port with a frontend among the elements of the services map.
 
-        `port_at` tells whose a frontend is; None: nobody's any more. A port without frontends is forgotten.
+        `port_at` returns the port that owns a frontend, or None. Ports without frontends are dropped.
         """
         seen: dict[str, Counts] = {}
         totals: dict[tuple[str, str], Counts] = {}
-        for asked, (packets, octets) in counted.items():
-            port = port_at(asked)
+        for frontend, (packets, size) in counted.items():
+            port = port_at(frontend)
             if port is None:
                 continue
-            before = self._seen.get(asked, (0, 0))
+            before = self._seen.get(frontend, (0, 0))
             if packets < before[0]:
                 before = 0, 0
-            seen[asked] = packets, octets
+            seen[frontend] = packets, size
             name = port.name, port.protocol.value
             total = totals.get(name) or self._totals.get(name, (0, 0))
-            totals[name] = total[0] + packets - before[0], total[1] + octets - before[1]
+            totals[name] = total[0] + packets - before[0], total[1] + size - before[1]
         self._seen, self._totals = seen, totals
         return tuple(
             PortTraffic(name, protocol, counts[0], counts) for (name, protocol), counts in totals.items()
         )
 
 
-def port_of(plan: ServicePlan, asked: str) -> PortPlan | None:
-    """The port of a service that a frontend is of.
+def port_of(plan: ServicePlan, frontend: str) -> PortPlan | None:
+    """Return the port of a service that has a frontend, or None.
 
-    One port's number may be another's node port: then the address decides.
+    If one port's number is another's node port, the address decides.
     """
-    ip, protocol, number = asked.split(" . ")
+    ip, protocol, number = frontend.split(" . ")
     rivals = [
         port
         for port in plan.ports
