@@ -1,4 +1,4 @@
-"""The addresses of one interface as values, and what can be asked of a kernel about them."""
+"""The interface of a device that holds addresses, and its errors."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -7,11 +7,11 @@ from kproxy.addresses import Family
 
 
 class DeviceError(Exception):
-    """The device or its addresses could not be read or changed, or it is not known what was."""
+    """The device or its addresses could not be read or changed, or the outcome is unknown."""
 
 
 class DeviceMissing(DeviceError):
-    """There is no device of this name (any more)."""
+    """The device does not exist (any more)."""
 
 
 class AddressDevice(Protocol):
@@ -29,13 +29,13 @@ class AddressDevice(Protocol):
         """Delete the device with its addresses; one that does not exist is no error. Raises DeviceError."""
 
     def addresses(self, family: Family) -> frozenset[str]:
-        """Its addresses of a family, without IPv6 link-local ones; none without the device."""
+        """Its addresses of a family, without IPv6 link-local ones; empty if there is no device."""
 
     def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Add host addresses (/32, /128); the errno of each refused one. An address that is there is done.
+        """Add host addresses (/32, /128); return the errno of each refused one. Existing ones are no error.
 
-        Raises DeviceMissing without the device, and DeviceError if the outcome of any is unknown.
+        Raises DeviceMissing if there is no device, and DeviceError if the outcome of any is unknown.
         """
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Remove addresses; the errno of each refused one. An address that is not there is done."""
+        """Remove addresses; return the errno of each refused one. Missing ones are no error."""

@@ -1,6 +1,6 @@
-"""A dummy device that holds service addresses, so that the kernel takes their packets for its own.
+"""A dummy device that holds service addresses, so that the kernel delivers their packets locally.
 
-Making the device is pyroute2's work; its addresses come by the thousand, many in one send.
+pyroute2 creates the device; its thousands of addresses are sent in batches over a netlink socket.
 """
 
 import errno
@@ -21,8 +21,8 @@ _GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV})
 class DummyDevice:
     """A dummy device by name, in the network namespace of the thread that uses it first.
 
-    It is never set up: addresses of a device that is down are local all the same, and nothing is sent
-    through it.
+    It stays down: addresses of a device that is down are local nevertheless, and no packet is sent through
+    it.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,7 +45,7 @@ class DummyDevice:
             self._change("del")
 
     def addresses(self, family: Family) -> frozenset[str]:
-        """Its addresses of a family, without IPv6 link-local ones; none without the device."""
+        """Its addresses of a family, without IPv6 link-local ones; empty if there is no device."""
         index = self._index()
         if index is None:
             return frozenset()
@@ -58,11 +58,11 @@ class DummyDevice:
         return frozenset(ip for ip in found if not is_link_local(ip))
 
     def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Add host addresses; the errno of each refused one. Raises DeviceError."""
+        """Add host addresses; return the errno of each refused one. Raises DeviceError."""
         return self._apply(addresses.RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, wanted, _ALREADY)
 
     def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Remove addresses; the errno of each refused one. Raises DeviceError."""
+        """Remove addresses; return the errno of each refused one. Raises DeviceError."""
         return self._apply(addresses.RTM_DELADDR, 0, wanted, _GONE)
 
     def _apply(self, kind: int, flags: int, ips: Iterable[str], fine: frozenset[int]) -> Mapping[str, int]:
@@ -120,12 +120,12 @@ class DummyDevice:
                     route.link("del", index=index)
         except (NetlinkError, OSError) as error:
             code = getattr(error, "code", None) or getattr(error, "errno", None)
-            told = (
+            reason = (
                 "this kernel has no dummy devices (tried: modprobe dummy)"
                 if code == errno.EOPNOTSUPP
                 else error
             )
-            raise DeviceError(f"interface {self.name}: cannot {what} it: {told}") from error
+            raise DeviceError(f"interface {self.name}: cannot {what} it: {reason}") from error
 
     def _open(self) -> NetlinkSocket:
         if self._socket is None:

@@ -1,12 +1,12 @@
-"""Cheap answers to "did somebody change the rules?", asked of the kernel without a subprocess.
+"""Ruleset generations: read from the kernel without a subprocess, to detect foreign writes cheaply.
 
 nft: the kernel numbers every committed transaction of a network namespace (NFT_MSG_GETGEN, about 50 us here
 with the socket).  A committed table section that changes something advances it by exactly one; a section
 that changes nothing, a refused one, a listing and a save leave it alone (measured with iptables 1.8.9).
 
 legacy: IPT_SO_GET_INFO gives each table's size, entry count and chain offsets
-(include/uapi/linux/netfilter_ipv4/ip_tables.h).  Asking for a table creates it in the namespace, so only
-those are asked for that /proc/net/ip_tables_names lists.
+(include/uapi/linux/netfilter_ipv4/ip_tables.h).  A request for a table creates it in the namespace, so only
+tables that /proc/net/ip_tables_names lists are requested.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _SOCKETS = {
 
 
 def ruleset_generation(family: Family, variant: Variant) -> RulesetGeneration | None:
-    """The stamp of the network namespace's ruleset, or None where the kernel gives none.
+    """Return the generation of the network namespace's ruleset, or None if it cannot be read.
 
-    An nft stamp covers every nftables table of the namespace, of both families and of other programs.
+    For nft it covers every nftables table of the namespace, of both families and of other programs.
     """
     try:
         if variant is Variant.NFT:
@@ -59,13 +59,13 @@ def ruleset_generation(family: Family, variant: Variant) -> RulesetGeneration | 
 
 
 def generation() -> int:
-    """The id of the last transaction that changed the nftables ruleset.  Raises OSError."""
+    """Return the id of the last transaction that changed the nftables ruleset.  Raises OSError."""
     answer = nfnetlink.request(_NFT_SUBSYSTEM, _GET_GENERATION, 0)[0]
     return int.from_bytes(answer[_GENERATION_ID], "big")
 
 
 def has_nftables() -> bool:
-    """Whether the kernel knows nftables, as far as it says: it may also refuse to answer."""
+    """Whether the kernel has nftables; True also if it refuses to answer for another reason."""
     try:
         generation()
     except OSError as error:
@@ -74,7 +74,7 @@ def has_nftables() -> bool:
 
 
 def nft_chain_exists(family: Family, table: str, chain: str) -> bool:
-    """Whether nftables' ip or ip6 table `table` has the chain.  Raises OSError if it cannot be asked."""
+    """Whether nftables' ip or ip6 table `table` has the chain.  Raises OSError if the request fails."""
     body = attribute(_CHAIN_TABLE, table.encode() + b"\0")
     body += attribute(_CHAIN_NAME, chain.encode() + b"\0")
     try:
@@ -89,7 +89,7 @@ def nft_chain_exists(family: Family, table: str, chain: str) -> bool:
 def legacy_tables(family: Family) -> tuple[str, ...]:
     """The x_tables tables that exist in this network namespace, sorted; empty if the kernel has none."""
     try:
-        # Looked at every other second: three system calls, where open() makes eight.
+        # Read every other second: three system calls, where open() makes eight.
         names = os.open(_NAMES_FILES[family], os.O_RDONLY | os.O_CLOEXEC)
         try:
             return tuple(sorted(os.read(names, _NAMES_BYTES).decode("ascii").split()))

@@ -1,7 +1,7 @@
-"""inotify(7) through ctypes: the standard library has no way to be told that a file changed.
+"""inotify(7) through ctypes: the standard library has no notification of file changes.
 
-Only the edge is here: a file descriptor for poll(2) and its records as tuples. What an event means is
-for the caller to decide.
+Only the system interface is here: a file descriptor for poll(2) and its records as tuples. The caller
+interprets the events.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ class InotifyEvent(NamedTuple):
 
 
 class Inotify:
-    """An inotify instance. Not thread-safe; `fileno()` is readable when events wait."""
+    """An inotify instance. Not thread-safe; `fileno()` is readable when there are events."""
 
     def __init__(self) -> None:
         """Open it; raises OSError (EMFILE: fs.inotify.max_user_instances is used up)."""
@@ -75,7 +75,7 @@ class Inotify:
         self._libc.inotify_rm_watch(self._fd, watch)
 
     def read(self) -> list[InotifyEvent]:
-        """Every event that waits now; never blocks."""
+        """Return all pending events; never blocks."""
         events: list[InotifyEvent] = []
         while True:
             try:

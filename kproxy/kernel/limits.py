@@ -1,7 +1,7 @@
 """The limit of this process's open descriptors (RLIMIT_NOFILE, setrlimit(2)).
 
-Service managers start processes with a soft limit of 1024, for the sake of programs that call select(2); the
-hard limit is what a process may use. kproxy waits with poll and epoll alone, so it takes the hard limit.
+Service managers start processes with a soft limit of 1024, for programs that call select(2); the hard limit
+is what a process may use. kproxy uses only poll and epoll, so it raises the soft limit to the hard limit.
 """
 
 import resource
@@ -11,17 +11,17 @@ import structlog
 log = structlog.stdlib.get_logger(__name__)
 
 DESCRIPTORS_MAX = 1 << 20
-"""The most that is asked for (fs.nr_open by default).
+"""The greatest soft limit that is set (the default of fs.nr_open).
 
-Child processes inherit the limit, and some programs close every number below it when they start; where a
-container runtime sets no hard limit, that would take them minutes.
+Child processes inherit the limit, and some programs close every number below it when they start; if a
+container runtime sets no hard limit, that would take minutes.
 """
 
 
 def raise_descriptor_limit(most: int = DESCRIPTORS_MAX) -> int:
     """Raise the soft limit to the hard one, at most to `most`; return the soft limit in force.
 
-    A limit that is already higher stays. A refusal is a warning.
+    A higher limit stays. A refusal is logged as a warning.
     """
     soft, hard = (_count(each) for each in resource.getrlimit(resource.RLIMIT_NOFILE))
     wanted = min(hard, most)

@@ -1,4 +1,4 @@
-"""The addresses of this host's interfaces, and notice of their changes without polling."""
+"""The addresses of this host's interfaces, and events of their changes."""
 
 import contextlib
 import errno
@@ -15,17 +15,17 @@ _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
 _RECEIVE_BYTES = 1 << 16
 _MOST_DATAGRAMS = 1000
-"""Read at once, so that whoever waits for the news hears some while they keep coming."""
+"""Greatest number of events per read, so that a read ends while events keep coming."""
 
 
 def local_addresses(exclude: Collection[str] = ()) -> tuple[str, ...]:
-    """Every address of every interface but the excluded ones, in canonical form, ordered.
+    """Return all addresses of all interfaces except the excluded ones, in canonical form, sorted.
 
     Raises OSError.
     """
-    left_out = {index for name in exclude if (index := _index(name)) is not None}
+    excluded = {index for name in exclude if (index := _index(name)) is not None}
     with contextlib.closing(NetlinkSocket(addresses.NETLINK_ROUTE)) as sock:
-        return tuple(sorted({ip for index, ip in addresses.dump(sock) if index not in left_out}))
+        return tuple(sorted({ip for index, ip in addresses.dump(sock) if index not in excluded}))
 
 
 def exists(name: str) -> bool:
@@ -35,10 +35,10 @@ def exists(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AddressNews:
-    """What became of addresses since the last news.
+    """Changes of addresses since the last read.
 
-    `elsewhere`: an interface other than the watched device gained or lost one. `device` says of addresses of
-    the device whether it had them in the end. `lost`: some news did not fit the socket's buffer.
+    `elsewhere`: an interface other than the watched device gained or lost an address. `device` maps changed
+    addresses of the device to whether it has them now. `lost`: events did not fit the socket's buffer.
     """
 
     elsewhere: bool = False
@@ -47,11 +47,11 @@ class AddressNews:
 
 
 MISSED = AddressNews(elsewhere=True, lost=True)
-"""What is known before anybody listened: anything may have happened."""
+"""The value before events are received: anything may have changed."""
 
 
 class AddressEvents:
-    """Tells when an interface gains or loses an address; readable (`fileno`) when there is news."""
+    """Events of interfaces gaining or losing addresses; `fileno` is readable when there are events."""
 
     def __init__(self, events: socket.socket, device: str) -> None:
         self._events = events
@@ -60,14 +60,14 @@ class AddressEvents:
         self._learn_index()
 
     def fileno(self) -> int:
-        """For select."""
+        """The descriptor, for select or poll."""
         return self._events.fileno()
 
     def drain(self) -> AddressNews:
-        """Read the news that there are. Raises OSError.
+        """Read the pending events; never blocks. Raises OSError.
 
-        News of a deleted device come under the index that it had, so former indexes are remembered: the
-        kernel does not use them again.
+        Events of a deleted device have its former index, so former indexes are kept; the kernel does not
+        reuse them.
         """
         self._learn_index()
         device: dict[str, bool] = {}
@@ -98,7 +98,7 @@ class AddressEvents:
 
 @contextlib.contextmanager
 def address_events(device: str) -> Iterator[AddressEvents]:
-    """News of all interfaces' addresses, those of one device told apart (rtnetlink(7))."""
+    """Subscribe to events of all interfaces' addresses; those of one device are separate (rtnetlink(7))."""
     family = socket.AF_NETLINK
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, addresses.NETLINK_ROUTE) as events:
         events.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))

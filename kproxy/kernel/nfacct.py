@@ -1,8 +1,8 @@
 """Accounting objects of the kernel's nfacct extension, over nfnetlink.
 
-kube-proxy counts the packets its INVALID and localhost NodePort rules meet with two such objects.  A rule
-that names an object that does not exist is refused and takes the whole restore with it, so the renderer has
-to know first whether the object could be made: `ensure` answers that.
+kube-proxy counts the packets that match its INVALID and localhost NodePort rules with two such objects.  A
+rule that names a missing object makes the kernel refuse the whole restore, so the renderer must know first
+whether the object exists: `ensure` returns that.
 
 Protocol: include/uapi/linux/netfilter/nfnetlink_acct.h.
 """
@@ -28,14 +28,14 @@ class NfacctError(Exception):
 
 
 class NfacctUnsupportedError(NfacctError):
-    """The kernel has no accounting objects (CONFIG_NETFILTER_NETLINK_ACCT), or forbids them to us."""
+    """The kernel has no accounting objects (CONFIG_NETFILTER_NETLINK_ACCT), or access is denied."""
 
 
 def ensure(name: str) -> bool:
-    """Make the accounting object `name` exist, leaving its counters alone if it does already.
+    """Create the accounting object `name` if it does not exist; an existing one keeps its counters.
 
     Returns False if the kernel has no accounting objects or the process may not make any.  Raises
-    ValueError for a name the kernel cannot hold and NfacctError for any other refusal.
+    ValueError for an invalid name and NfacctError for any other refusal.
     """
     body = attribute(_NAME, _encoded(name))
     flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK
@@ -54,7 +54,7 @@ def ensure(name: str) -> bool:
 def read() -> dict[str, tuple[int, int]]:
     """Every accounting object of the network namespace: name -> (packets, bytes).
 
-    Raises NfacctUnsupportedError where there can be none, NfacctError if the listing fails.
+    Raises NfacctUnsupportedError if the kernel supports none, NfacctError if the listing fails.
     """
     try:
         answers = nfnetlink.request(_SUBSYSTEM, _GET, NLM_F_DUMP)

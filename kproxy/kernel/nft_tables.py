@@ -1,6 +1,6 @@
-"""nftables tables of others without the program nft: which there are, where they act, how to take one away.
+"""Foreign nftables tables, without the program nft: list them and their base chains, delete one.
 
-A node may have been left by a proxy that wrote nftables directly while nothing on it can read them.
+A former proxy may have left nftables on a node that has no program to read them.
 
 Layouts are those of the kernel's include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h.
 """
@@ -43,15 +43,15 @@ _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6, None: 1}
 _RECEIVE_BYTES = 1 << 16
 _TIMEOUT = 5.0
 NO_NFTABLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
-"""What a kernel answers that has no nftables and can load none (nfnetlink_rcv_msg)."""
+"""Errors of a kernel that has no nftables and cannot load it (nfnetlink_rcv_msg)."""
 
 
 class NftablesError(Exception):
-    """The kernel did not list or delete a table; the message says which and why."""
+    """Listing or deleting a table failed; the message names the table and the reason."""
 
 
 def tables(family: Family | None) -> frozenset[str]:
-    """The names of a family's tables, of nftables' family inet for None; none where there is no nftables.
+    """Return the names of a family's tables (None: of family inet); empty if there is no nftables.
 
     Raises NftablesError.
     """
@@ -65,7 +65,7 @@ def tables(family: Family | None) -> frozenset[str]:
 
 
 class BaseChain(msgspec.Struct, frozen=True):
-    """A chain that the kernel itself leads packets to; `drops`: by policy, those that no rule decides on.
+    """A chain with a hook; `drops`: its policy drops packets on which no rule decides.
 
     `hook` is one of NF_INET_* (include/uapi/linux/netfilter.h).
     """
@@ -78,7 +78,7 @@ class BaseChain(msgspec.Struct, frozen=True):
 
 
 def base_chains(family: Family | None) -> tuple[BaseChain, ...]:
-    """The base chains of a family, of nftables' family inet for None; none where there is no nftables.
+    """Return the base chains of a family (None: of family inet); empty if there is no nftables.
 
     Raises NftablesError.
     """
@@ -107,7 +107,7 @@ def _base_chain(answer: Mapping[int, bytes]) -> BaseChain:
 
 
 def delete(family: Family, name: str) -> None:
-    """Delete a table with all it holds; one that does not exist is no error. Raises NftablesError."""
+    """Delete a table with its contents; a missing one is no error. Raises NftablesError."""
     body = _NFGENMSG.pack(_FAMILIES[family], 0, 0) + attribute(_NAME, name.encode() + b"\0")
     bound = _NFGENMSG.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
     batch = message(_BATCH_BEGIN, NLM_F_REQUEST, 1, bound)
@@ -122,7 +122,7 @@ def delete(family: Family, name: str) -> None:
 
 
 def _send(batch: bytes) -> int:
-    """The errno that ends the batch; 0 once it is committed. Raises OSError."""
+    """Send a batch; return its errno, 0 if it was committed. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
         sock.settimeout(_TIMEOUT)
         sock.sendto(batch, (0, 0))

@@ -1,14 +1,13 @@
-"""Run a program to its end, or end it: it never outlives the caller, a time limit or a stop.
+"""Run a program until it exits, or kill it: it never outlives the caller, a time limit or a stop.
 
-Input and output pass through memory files, so neither side waits for the other to drain a pipe, and poll(2)
-waits for the end of the program and for a stop at once. A program that is ended is ended with its process
-group, by SIGKILL, and is reaped: what it had not committed by then it never commits.
+Input and output are memory files, so neither side waits for the other to drain a pipe, and poll(2) waits for
+both the program's exit and a stop. A program is killed with its process group, by SIGKILL, and reaped: it
+commits nothing afterwards.
 
-The kernel ends the program also when this process dies without a word (PR_SET_PDEATHSIG). Only the program
-itself can ask for that between fork and exec, and Python code there would need a full fork: 8 ms with 150 MB
-of memory, and not safe beside other threads. `setpriv` of util-linux asks, and becomes the program: 0.8 ms.
-Where it is not installed, programs run without. The signal is tied to the thread that started the program,
-which here waits for it.
+The kernel also kills the program if this process dies (PR_SET_PDEATHSIG). The child has to set that between
+fork and exec, and Python code there would need a full fork: 8 ms with 150 MB of memory, and unsafe beside
+other threads. `setpriv` of util-linux sets it and executes the program: 0.8 ms. If it is not installed,
+programs run without it. The signal depends on the thread that started the program, which here waits for it.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for, whatever the caller's own PATH."""
+"""Search path for programs, independent of the caller's PATH."""
 
 TIMEOUT = 300.0
-"""Seconds that a program may run: kube-proxy allows an iptables command five minutes."""
+"""Time limit of a program in seconds; kube-proxy allows an iptables command five minutes."""
 
 GRACE = 1.0
-"""Seconds that a program may go on after a stop, so that one which is about to end does so by itself."""
+"""Seconds that a program may continue after a stop, so that one that is about to exit can do so."""
 
 _REAP_SECONDS = 1.0
-_SLICE = 0.25  # seconds between two looks at the stop, where the kernel has no pidfd_open (before 5.3)
+_SLICE = 0.25  # seconds between checks for a stop if the kernel has no pidfd_open (before 5.3)
 _GUARD = "setpriv"
 _EXEC_STATUS = (126, 127)  # util-linux: EX_EXEC_FAILED, EX_EXEC_ENOENT
 _UNUSABLE = frozenset(
@@ -50,18 +49,18 @@ _UNUSABLE = frozenset(
 
 
 class Trouble(enum.Enum):
-    """Why a program did not come to an end of its own."""
+    """Why a program did not run until its exit."""
 
     ABSENT = enum.auto()
-    """It is not installed or not executable: nothing was done, and another try does the same."""
+    """It is not installed or not executable: nothing was done, and a retry is useless."""
     NOT_STARTED = enum.auto()
-    """It could not be started for now, as without free descriptors or memory: nothing was done."""
+    """It could not be started now, e.g. for lack of descriptors or memory: nothing was done."""
     UNFINISHED = enum.auto()
-    """It was ended before its end: what it was to do may be done, or not."""
+    """It was killed before its exit: the outcome is unknown."""
 
 
 class ProcessError(Exception):
-    """A program did not come to an end of its own; the message names it and says why."""
+    """A program did not run until its exit; the message names the program and the reason."""
 
     def __init__(self, trouble: Trouble, message: str) -> None:
         super().__init__(message)
@@ -70,7 +69,7 @@ class ProcessError(Exception):
 
 
 class Ended(NamedTuple):
-    """How a program ended: `status` is its exit status, or the negative number of a signal that ended it."""
+    """Result of a program: `status` is the exit status, or the negative number of the ending signal."""
 
     status: int
     stdout: bytes
@@ -78,7 +77,7 @@ class Ended(NamedTuple):
 
 
 class StopEvent(threading.Event):
-    """An event that poll(2) can wait for beside descriptors. Once it is set, it stays set. Raises OSError."""
+    """An event that poll(2) can wait for. Once it is set, it stays set. The constructor may raise OSError."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,22 +85,22 @@ class StopEvent(threading.Event):
         weakref.finalize(self, os.close, self._descriptor)
 
     def set(self) -> None:
-        """Set the event; the descriptor is readable from now on."""
+        """Set the event; the descriptor becomes readable."""
         super().set()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._descriptor, 1)
 
     def clear(self) -> None:
-        """Not possible: a stop is not taken back. Raises NotImplementedError."""
+        """Raise NotImplementedError: a stop is final."""
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """The descriptor, which is readable once the event is set."""
+        """The descriptor; it is readable once the event is set."""
         return self._descriptor
 
 
 class Runner:
-    """Runs programs until `stop` is set, if one is given; may be used by many threads at once."""
+    """Runs programs until the optional `stop` is set; may be used by several threads."""
 
     def __init__(self, stop: StopEvent | None = None) -> None:
         self._stop = stop
@@ -110,7 +109,7 @@ class Runner:
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout: float = TIMEOUT) -> Ended:
         """Run a program, an absolute path and its arguments, for at most `timeout` seconds.
 
-        Raises ProcessError, and no OSError.
+        Raises ProcessError, never OSError.
         """
         if self._guard is None:
             self._guard = self._find_guard()
@@ -120,7 +119,7 @@ class Runner:
         return ended
 
     def _find_guard(self) -> tuple[str, ...]:
-        """What makes the kernel end a program with its starter; empty if nothing here does."""
+        """The command prefix that sets PR_SET_PDEATHSIG; empty if setpriv is missing or lacks the option."""
         path = shutil.which(_GUARD, path=PATH)
         if path is None:
             return ()
@@ -139,17 +138,22 @@ class Runner:
             raise ProcessError(Trouble.NOT_STARTED, f"{name} was not started: kproxy is stopping")
         with contextlib.ExitStack() as files:
             try:
-                given = files.enter_context(_memory_file("stdin", stdin))
-                printed = files.enter_context(_memory_file("stdout"))
-                complained = files.enter_context(_memory_file("stderr"))
+                standard_input = files.enter_context(_memory_file("stdin", stdin))
+                output = files.enter_context(_memory_file("stdout"))
+                errors = files.enter_context(_memory_file("stderr"))
                 process = subprocess.Popen(
-                    argv, stdin=given, stdout=printed, stderr=complained, env=_environment(), process_group=0
+                    argv,
+                    stdin=standard_input,
+                    stdout=output,
+                    stderr=errors,
+                    env=_environment(),
+                    process_group=0,
                 )
             except OSError as error:
                 raise _not_started(name, error) from error
             try:
                 status = self._wait(process, timeout, name)
-                return Ended(status, _content(printed), _content(complained))
+                return Ended(status, _content(output), _content(errors))
             except OSError as error:
                 raise ProcessError(Trouble.UNFINISHED, f"{name}: {error.strerror or error}") from error
             finally:
@@ -198,7 +202,7 @@ def _not_started(name: str, error: OSError) -> ProcessError:
 
 
 def _end_descriptor(pid: int) -> int | None:
-    """A descriptor that is readable once the process has ended; None where none can be had."""
+    """Return a descriptor that is readable once the process has exited; None if the kernel has no pidfd."""
     try:
         return os.pidfd_open(pid)
     except OSError as error:
@@ -208,10 +212,10 @@ def _end_descriptor(pid: int) -> int | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program that has not been waited for, and all of its group; reap it.
+    """Kill a running program with its process group, and reap it.
 
-    One that the kernel does not let go in time, as in a system call that cannot be interrupted, is reaped by
-    a later start of a program (subprocess keeps a list).
+    One that does not exit in time, e.g. in an uninterruptible system call, is reaped by a later start of a
+    program (subprocess keeps a list).
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -238,6 +242,6 @@ def _content(file: io.FileIO) -> bytes:
 
 
 def _environment() -> dict[str, str]:
-    # XTABLES_LOCKFILE and XTABLES_LIBDIR must be those every other iptables program on the node gets.
+    # XTABLES_LOCKFILE and XTABLES_LIBDIR must be the same for every iptables program on the node.
     passed = {name: value for name, value in os.environ.items() if name.startswith("XTABLES_")}
     return {**passed, "LC_ALL": "C", "PATH": PATH}

@@ -1,7 +1,7 @@
-"""Try things where they hurt nobody: in a network namespace that ends with the trial.
+"""Run a probe in a temporary network namespace.
 
-Its tables, sets, virtual servers and devices are its own, and the kernel that answers is the node's. It takes
-CAP_SYS_ADMIN to make one, which a proxy need not have.
+The namespace has its own tables, sets, virtual servers and devices, in the node's kernel. Creating one
+requires CAP_SYS_ADMIN, which a proxy need not have.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class ScratchUnavailable(Exception):
-    """No network namespace can be made here; the message says why."""
+    """No network namespace can be created; the message says why."""
 
 
 def in_scratch_network(work: Callable[[], T]) -> T:
     """Run `work` in a new network namespace, on a thread of its own, and return what it returns.
 
-    What it raises is raised here. Sockets that it leaves open keep the namespace alive. Raises
-    ScratchUnavailable, and then nothing was run.
+    Its exceptions are raised here. Open sockets keep the namespace alive. Raises ScratchUnavailable if
+    nothing was run.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -1,7 +1,7 @@
 """Read and set kernel parameters through /proc/sys.
 
-A sysctl that cannot be set is never fatal here: containers often see /proc/sys read-only with the values
-already right, so the value is read first and written only if it differs.
+Containers often have /proc/sys read-only with the values already right, so a value is read first and written
+only if it differs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SysctlError(Exception):
 def path(name: str, root: Path = _ROOT) -> Path:
     """The file of a parameter named as in /proc/sys, e.g. net/ipv4/conf/all/route_localnet.
 
-    Slashes only: an interface name may hold dots.  Raises ValueError for a name that leaves /proc/sys.
+    Slashes only: an interface name may contain dots.  Raises ValueError for a name outside /proc/sys.
     """
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
@@ -41,7 +41,7 @@ def read(name: str, root: Path = _ROOT) -> str:
 
 
 def ensure(name: str, value: int | str, root: Path = _ROOT) -> bool:
-    """Make the parameter have `value`; True if it had to be written.
+    """Set the parameter to `value` if it differs; True if it was written.
 
     Raises SysctlError if it cannot be read, cannot be written, or the kernel keeps another value.
     """

@@ -33,7 +33,7 @@ _UDP = bytes((socket.IPPROTO_UDP,))
 _ONLY_UDP = attribute(
     _TUPLE_ORIG | NLA_F_NESTED, attribute(_TUPLE_PROTO | NLA_F_NESTED, attribute(_PROTO_NUM, _UDP))
 ) + attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_PROTOCOL)))
-"""What keeps a dump to UDP, since Linux 5.8; older kernels do not know it and send everything."""
+"""Filter that limits a dump to UDP, since Linux 5.8; older kernels ignore it and send all entries."""
 
 
 class NetlinkConntrack:
@@ -43,7 +43,7 @@ class NetlinkConntrack:
         self._socket: NetlinkSocket | None = None
 
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
-        """The UDP flows that were sent to one of these ports. Raises ConntrackError."""
+        """Return the UDP flows that were sent to one of these ports. Raises ConntrackError."""
         try:
             answers = self._open().dump(_SUBSYSTEM << 8 | _GET, _NFGENMSG.pack(_AF[family], 0, 0) + _ONLY_UDP)
         except OSError as error:
@@ -52,7 +52,7 @@ class NetlinkConntrack:
         return [flow for answer in answers if (flow := _decode(answer, family, wanted)) is not None]
 
     def delete(self, family: Family, flows: Sequence[Flow]) -> int:
-        """Delete flows; how many there still were. Raises ConntrackError."""
+        """Delete flows; return how many still existed. Raises ConntrackError."""
         header = _NFGENMSG.pack(_AF[family], 0, 0)
         requests = [(_SUBSYSTEM << 8 | _DELETE, 0, header + flow.handle) for flow in flows]
         try:

@@ -1,4 +1,4 @@
-"""Tracked UDP flows as values, and what can be asked of a kernel about them."""
+"""Tracked UDP flows as values, and the interface to conntrack."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -9,10 +9,10 @@ from kproxy.addresses import Family
 
 
 class Flow(msgspec.Struct, frozen=True, gc=False):
-    """A UDP flow: where it was sent to, and who answers it.
+    """A UDP flow: its original destination, and the source of its replies (`answers`, `answers_port`).
 
-    Where nothing was translated, both are the same. Addresses are canonical. `answered`: there was an answer.
-    `handle` is what the kernel wants to hear to find the entry again.
+    Without translation, both are the same. Addresses are canonical. `answered`: a reply was seen.
+    `handle` are the netlink attributes that identify the entry.
     """
 
     dst: str
@@ -28,10 +28,10 @@ class ConntrackError(Exception):
 
 
 class Conntrack(Protocol):
-    """A kernel that tracks connections, in one network namespace."""
+    """Connection tracking in one network namespace."""
 
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
-        """The UDP flows that were sent to one of these ports. Raises ConntrackError."""
+        """Return the UDP flows that were sent to one of these ports. Raises ConntrackError."""
 
     def delete(self, family: Family, flows: Sequence[Flow]) -> int:
-        """Delete flows; how many there still were. Raises ConntrackError."""
+        """Delete flows; return how many still existed. Raises ConntrackError."""

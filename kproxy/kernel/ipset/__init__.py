@@ -1,1 +1,1 @@
-"""Sets of the kernel's ipset, over nfnetlink."""
+"""The kernel's ipsets, over nfnetlink."""

@@ -27,7 +27,7 @@ CMD_PROTOCOL = 1
 CMD_CREATE, CMD_DESTROY, CMD_LIST, CMD_ADD, CMD_DEL, CMD_TYPE = 2, 3, 7, 9, 10, 13
 
 PROTOCOL_VERSION = 6
-"""The version in every request. Newer kernels also speak 7, whose additions are not needed here."""
+"""The version in every request. Newer kernels also support 7, whose additions are not needed here."""
 
 _PROTOCOL, _SETNAME, _TYPENAME, _REVISION, _FAMILY, _FLAGS, _DATA, _ADT = 1, 2, 3, 4, 5, 6, 7, 8
 _PROTOCOL_MIN = 10
@@ -67,11 +67,11 @@ _REASONS = {
     4356: "ranges are not possible",
     4357: "the range is too large",
 }
-"""What ipset means by some errnos, and its own: enum ipset_errno of ip_set.h and ip_set_hash.h."""
+"""The meaning of errnos for ipset, and of its own codes: enum ipset_errno of ip_set.h and ip_set_hash.h."""
 
 
 def reason(code: int) -> str:
-    """Why the kernel refused a request, in words."""
+    """Return why the kernel refused a request, as text."""
     if code in _REASONS:
         return _REASONS[code]
     return os.strerror(code) if code in errno.errorcode else f"ipset error {code}"
@@ -99,19 +99,19 @@ def encode_change(change: EntryChange) -> bytes:
 
 
 def encode_protocol() -> bytes:
-    """The payload of a question for the versions of the protocol that the kernel speaks."""
+    """The payload of a request for the protocol versions that the kernel supports."""
     return _preamble(Family.IPV4)
 
 
 def decode_protocol(payload: bytes) -> tuple[int, int]:
-    """The oldest and the newest version of the protocol that the kernel speaks."""
+    """Return the oldest and the newest protocol version that the kernel supports."""
     found = attributes(payload[_NFGENMSG.size :])
     newest = found[_PROTOCOL][0]
     return found[_PROTOCOL_MIN][0] if _PROTOCOL_MIN in found else newest, newest
 
 
 def encode_type(kind: SetKind, family: Family) -> bytes:
-    """The payload of a question for the revisions of a set type."""
+    """The payload of a request for the revisions of a set type."""
     return _preamble(family) + _text(_TYPENAME, kind) + attribute(_FAMILY, bytes((_AF[family],)))
 
 
@@ -171,7 +171,7 @@ def decode_header(payload: bytes) -> SetHeader | None:
 def decode_entries(payload: bytes, spec: SetSpec) -> Iterator[Entry]:
     """The entries in one message of a dump of a set of this type.
 
-    One that makes an exception ("nomatch") counts as not there, so that adding the entry makes it match.
+    Exceptions ("nomatch") are left out, so that the entry counts as missing and is added again.
     """
     found = attributes(payload[_NFGENMSG.size :])
     for kind, data in every_attribute(found.get(_ADT, b"")):
@@ -198,7 +198,7 @@ def _decode_entry(data: dict[int, bytes], spec: SetSpec) -> Entry:
 
 
 def _number(protocol: str) -> int:
-    """A protocol's number; of one that is not among the three, the number is the name."""
+    """Return a protocol's number; other protocols than the three are named by their number."""
     return _PROTOCOLS[protocol] if protocol in _PROTOCOLS else int(protocol)
 
 
@@ -232,5 +232,5 @@ def _decode_ip(payload: bytes) -> str:
     if _IPADDR_IPV4 in found:
         return socket.inet_ntoa(found[_IPADDR_IPV4])
     text = socket.inet_ntop(socket.AF_INET6, found[_IPADDR_IPV6])
-    # Canonical already, and ten times as fast; only embedded IPv4 addresses are written in another way.
+    # inet_ntop is ten times as fast, and canonical except for embedded IPv4 addresses.
     return ipaddress.IPv6Address(found[_IPADDR_IPV6]).compressed if "." in text else text

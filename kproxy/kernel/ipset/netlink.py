@@ -20,7 +20,7 @@ from kproxy.kernel.netlink.socket import NetlinkLost, NetlinkSocket
 _NETLINK_NETFILTER = 12
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 _MISSING = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What nfnetlink answers to a subsystem that it does not have and cannot load."""
+"""Errors of nfnetlink for a subsystem that the kernel does not have and cannot load."""
 
 
 class NetlinkIpset:
@@ -39,7 +39,7 @@ class NetlinkIpset:
     def create(self, spec: SetSpec) -> None:
         """Create a set; one that exists with the same properties is left alone. Raises IpsetError.
 
-        Without NLM_F_EXCL the kernel compares type, limit and extensions of one that exists, but not the
+        Without NLM_F_EXCL the kernel compares type, limit and extensions of an existing set, but not the
         family (ip_set_create and mtype_same_set in net/netfilter/ipset).
         """
         what = f"create set {spec.name}"
@@ -53,14 +53,14 @@ class NetlinkIpset:
         self._do(f"destroy set {name}", codec.CMD_DESTROY, codec.encode_destroy(name), but=errno.ENOENT)
 
     def entries(self, spec: SetSpec) -> frozenset[Entry]:
-        """All entries of a set; none if there is no such set. Raises IpsetError, also for another type."""
+        """Return all entries; empty if the set does not exist. Raises IpsetError, also for a wrong type."""
         what = f"list set {spec.name}"
         answers = self._dump(what, codec.encode_list(spec.name))
         self._check(what, spec, codec.decode_header(answers[0]) if answers else None)
         return frozenset(entry for answer in answers for entry in codec.decode_entries(answer, spec))
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
-        """Carry out the changes in order; the errno of each refused one by its index. Raises IpsetError."""
+        """Apply the changes in order; return the errno of each refused one by index. Raises IpsetError."""
         if not changes:
             return {}
         sock = self._open()
@@ -89,7 +89,7 @@ class NetlinkIpset:
             except OSError as error:
                 raise IpsetUnavailable(f"no netlink socket for ipset: {error.strerror}") from error
             try:
-                _agree(sock)
+                _check_protocol(sock)
             except IpsetError:
                 sock.close()
                 raise
@@ -125,23 +125,23 @@ class NetlinkIpset:
             )
 
     def _failed(self, what: str, error: OSError) -> IpsetError:
-        """Start over with a new socket: what this one may still receive belongs to nobody."""
+        """Close the socket, which may still receive answers to failed requests, and return the error."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         kind = IpsetUnavailable if error.errno in _FORBIDDEN else IpsetError
-        return kind(f"ipset: cannot {what}: {_told(error)}")
+        return kind(f"ipset: cannot {what}: {_reason(error)}")
 
 
-def _agree(sock: NetlinkSocket) -> None:
-    """Make sure that the kernel has sets and speaks our version of the protocol. Raises IpsetError."""
+def _check_protocol(sock: NetlinkSocket) -> None:
+    """Check that the kernel has ipset and supports PROTOCOL_VERSION. Raises IpsetError."""
     try:
         answers = sock.ask(codec.command(codec.CMD_PROTOCOL), 0, codec.encode_protocol())
     except OSError as error:
         if error.errno in _MISSING:
             raise IpsetUnavailable("this kernel has no ipset (tried: modprobe ip_set)") from error
         kind = IpsetUnavailable if error.errno in _FORBIDDEN else IpsetError
-        raise kind(f"ipset cannot be used: {_told(error)}") from error
+        raise kind(f"ipset cannot be used: {_reason(error)}") from error
     oldest, newest = codec.decode_protocol(answers[0])
     if not oldest <= codec.PROTOCOL_VERSION <= newest:
         raise IpsetUnavailable(
@@ -150,7 +150,7 @@ def _agree(sock: NetlinkSocket) -> None:
         )
 
 
-def _told(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, NetlinkLost) or not error.errno:
         return error.strerror or str(error)
     return codec.reason(error.errno)

@@ -1,4 +1,4 @@
-"""Sets and their entries as values, and what can be asked of a kernel that has them."""
+"""Sets and their entries as values, and the interface to ipset."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import msgspec
 from kproxy.addresses import Family
 
 MAX_ELEMENTS = 1 << 24
-"""The limit that our sets are created with. It reserves nothing: the kernel's hash grows with its entries."""
+"""The limit of the sets that kproxy creates. It reserves no memory: the hash grows with its entries."""
 
 
 class SetKind(enum.StrEnum):
-    """The set types in use, under the names ipset gives them."""
+    """The set types in use, by ipset's names."""
 
     IP = "hash:ip"
     IP_PORT = "hash:ip,port"
@@ -22,7 +22,7 @@ class SetKind(enum.StrEnum):
 
 
 class SetSpec(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A set to be: name (at most 31 bytes), type and family."""
+    """Specification of a set: name (at most 31 bytes), type and family."""
 
     name: str
     kind: SetKind
@@ -30,7 +30,7 @@ class SetSpec(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, order=True, gc=False):
-    """An entry of a set; which fields count depends on the set's type.
+    """An entry of a set; the set's type decides which fields are used.
 
     `protocol` is TCP, UDP or SCTP. `other` is the second address (hash:ip,port,ip) or CIDR
     (hash:ip,port,net). Addresses are canonical.
@@ -42,7 +42,7 @@ class Entry(msgspec.Struct, frozen=True, order=True, gc=False):
     other: str = ""
 
     def __str__(self) -> str:
-        """As `ipset save` prints it: `10.0.0.1,tcp:80,10.0.0.1`; a host's CIDR without its length."""
+        """The entry as `ipset save` prints it: `10.0.0.1,tcp:80,10.0.0.1`; a host's CIDR without length."""
         parts = [self.ip]
         if self.protocol:
             parts.append(f"{self.protocol.lower()}:{self.port}")
@@ -60,7 +60,7 @@ class EntryChange(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetHeader(msgspec.Struct, frozen=True):
-    """What the kernel tells of a set without its entries. `type` is its name for the set type."""
+    """The kernel's description of a set without its entries. `type` is the kernel's name of the type."""
 
     name: str
     type: str
@@ -71,7 +71,7 @@ class SetHeader(msgspec.Struct, frozen=True):
 
 
 class IpsetError(Exception):
-    """Nothing could be asked or changed, or it is not known what was; the message names the set."""
+    """A request failed or its outcome is unknown; the message names the set."""
 
 
 class IpsetUnavailable(IpsetError):
@@ -79,27 +79,27 @@ class IpsetUnavailable(IpsetError):
 
 
 class Ipset(Protocol):
-    """A kernel with sets, in one network namespace."""
+    """ipset in one network namespace."""
 
     def headers(self) -> dict[str, SetHeader]:
-        """Every set by name, whoever made it. Raises IpsetError."""
+        """Return every set by name, foreign ones too. Raises IpsetError."""
 
     def create(self, spec: SetSpec) -> None:
         """Create a set with MAX_ELEMENTS; one that exists with the same properties is left alone.
 
-        Raises IpsetError if it exists with others, or cannot be created.
+        Raises IpsetError if it exists with other properties, or cannot be created.
         """
 
     def destroy(self, name: str) -> None:
         """Destroy a set; one that does not exist is no error. Raises IpsetError if a rule refers to it."""
 
     def entries(self, spec: SetSpec) -> frozenset[Entry]:
-        """All entries of a set; none if there is no such set. Raises IpsetError."""
+        """Return all entries of a set; empty if it does not exist. Raises IpsetError."""
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
-        """Carry out the changes in order, each on its own.
+        """Apply the changes in order, each on its own.
 
-        Adding what is there and removing what is not is done already.
+        It is no error to add an existing entry or to remove a missing one.
 
         Returns the errno of each refused one, by its index in `changes`. Raises IpsetError if the outcome of
         any is unknown.

@@ -1,7 +1,7 @@
 """IPVS requests as netlink payloads, and the kernel's answers as values.
 
-Layouts are those of include/uapi/linux/ip_vs.h. A request is a few precomputed pieces joined together, which
-takes a few microseconds; the classes of a general netlink library take half a millisecond.
+Layouts are those of include/uapi/linux/ip_vs.h. A request is joined from cached parts, which takes a few
+microseconds; the classes of a general netlink library take half a millisecond.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def encode_destinations_of(server: ServerId) -> bytes:
 
 
 def encode_timeouts(timeouts: Timeouts) -> bytes:
-    """The payload that sets the timeouts that are not 0; the kernel wants all three, so give it all."""
+    """The payload that sets the timeouts; the kernel requires all three."""
     return header(CMD_SET_CONFIG) + b"".join(
         attribute(kind, _U32.pack(seconds))
         for kind, seconds in (
@@ -152,7 +152,7 @@ def decode_timeouts(payload: bytes) -> Timeouts:
 
 
 def decode_service(payload: bytes) -> tuple[ServerId, VirtualServer] | None:
-    """A virtual server; None for one that is keyed by a firewall mark or of a protocol we do not know."""
+    """Return a virtual server; None if it is keyed by a firewall mark or of an unknown protocol."""
     found = attributes(attributes(payload[_GENL.size :]).get(_CMD_SERVICE, b""))
     server = _decode_server(found)
     if server is None:
@@ -164,10 +164,10 @@ def decode_service(payload: bytes) -> tuple[ServerId, VirtualServer] | None:
 
 
 def digest(payloads: Iterable[bytes]) -> bytes:
-    """A fingerprint of what decode_service makes of all the payloads, a tenth of its work.
+    """Return a hash of the data that decode_service decodes from all payloads, in a tenth of its time.
 
-    It is that of the bytes before the counters, which come last (ip_vs_genl_fill_service in
-    net/netfilter/ipvs/ip_vs_ctl.c) and, with one kernel, take the same space in each.
+    It covers the bytes before the counters, which come last (ip_vs_genl_fill_service in
+    net/netfilter/ipvs/ip_vs_ctl.c) and, with one kernel, have the same size in each payload.
     """
     settings: list[bytes] = []
     size, mark = 0, b""
@@ -225,7 +225,7 @@ def decode_destination(payload: bytes, family: Family) -> tuple[DestinationId, D
     found: dict[int, bytes] = {}
     for kind, value in every_attribute(attributes(payload[_GENL.size :])[_CMD_DEST]):
         found[kind] = value
-        if kind == _DEST_INACT:  # what comes after it are counters
+        if kind == _DEST_INACT:  # counters follow
             break
     ip = _decode_ip(_AF[family], found[_DEST_ADDR])
 

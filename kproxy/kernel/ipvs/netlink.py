@@ -21,8 +21,8 @@ from kproxy.kernel.ipvs.types import (
 from kproxy.kernel.netlink.generic import NETLINK_GENERIC, family_id
 from kproxy.kernel.netlink.socket import NetlinkSocket
 
-_TRIAL = ServerId("TCP", "198.51.100.0", 20000)
-"""Where a scheduler is tried: an address for documentation (RFC 5737), as kube-proxy has it."""
+_PROBE = ServerId("TCP", "198.51.100.0", 20000)
+"""The virtual server that probes schedulers: an address for documentation (RFC 5737), as in kube-proxy."""
 
 _NO_SUCH_SERVER = frozenset({errno.ESRCH, errno.ENOENT})
 
@@ -30,8 +30,8 @@ _NO_SUCH_SERVER = frozenset({errno.ESRCH, errno.ENOENT})
 class NetlinkIpvs:
     """IPVS over generic netlink; the socket is opened, and the kernel module loaded, on first use.
 
-    Virtual servers are read again and again to see that nobody changed them, and hardly ever has anybody:
-    what was read last is kept, and answers that say the same are not decoded.
+    Virtual servers are read repeatedly for drift checks and rarely differ: the last result is kept, and
+    answers with the same digest are not decoded.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class NetlinkIpvs:
         self._marks: dict[Family, frozenset[int]] = {}
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
-        """Carry out the requests in order; the errno of each refused one by its index. Raises IpvsError."""
+        """Apply the requests in order; return the errno of each refused one by index. Raises IpvsError."""
         if not requests:
             return {}
         return self._batch("change virtual servers", [codec.encode(request) for request in requests])
@@ -74,24 +74,24 @@ class NetlinkIpvs:
         return dict(codec.decode_destination(answer, server.family) for answer in answers)
 
     def has_scheduler(self, name: str) -> bool:
-        """Whether the kernel has a scheduler or can load it: a virtual server that uses it is made to try.
+        """Whether the kernel has a scheduler or can load it; probed by a virtual server that uses it.
 
-        One that stands there without destinations is what a trial left that was killed, and is used up.
+        An existing one without destinations was left by an interrupted probe; it is used and removed.
         """
-        left = _TRIAL in self.servers(Family.IPV4)
-        if left and self.destinations(_TRIAL):
+        left = _PROBE in self.servers(Family.IPV4)
+        if left and self.destinations(_PROBE):
             raise IpvsError(
-                f"{_TRIAL.ip} port {_TRIAL.port} is taken by a virtual server: no room for a trial"
+                f"{_PROBE.ip} port {_PROBE.port} is taken by a virtual server: no room for a trial"
             )
         wanted = VirtualServer(name)
-        failures = self.apply([Request(Command.SET_SERVICE if left else Command.NEW_SERVICE, _TRIAL, wanted)])
+        failures = self.apply([Request(Command.SET_SERVICE if left else Command.NEW_SERVICE, _PROBE, wanted)])
         if failures and failures[0] != errno.ENOENT:
             raise IpvsError(f"cannot try scheduler {name}: {os.strerror(failures[0])}")
         try:
-            return not failures and self.servers(Family.IPV4).get(_TRIAL) == wanted
+            return not failures and self.servers(Family.IPV4).get(_PROBE) == wanted
         finally:
             if left or not failures:
-                self.apply([Request(Command.DEL_SERVICE, _TRIAL)])
+                self.apply([Request(Command.DEL_SERVICE, _PROBE)])
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Set the timeouts that are not 0. Raises IpvsError."""
@@ -104,12 +104,12 @@ class NetlinkIpvs:
         return self._marks.get(family, frozenset())
 
     def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
-        """Make a virtual server of a mark that leads to the node itself; True if it was. Raises IpvsError."""
-        stands = mark in self._read_marks(family)
-        if stands and self._destinations_of_mark(family, mark):
+        """See Ipvs.add_local_mark. Raises IpvsError."""
+        exists = mark in self._read_marks(family)
+        if exists and self._destinations_of_mark(family, mark):
             return False
         requests = [codec.encode_mark(Command.NEW_DEST, family, mark)]
-        if not stands:
+        if not exists:
             requests.insert(0, codec.encode_mark(Command.NEW_SERVICE, family, mark, scheduler))
         failures = self._batch("make the virtual server of a mark", requests)
         failed = [code for code in failures.values() if code != errno.EEXIST]
@@ -179,7 +179,7 @@ class NetlinkIpvs:
             raise self._failed(what, error) from error
 
     def _failed(self, what: str, error: OSError) -> IpvsError:
-        """Start over with a new socket: what this one may still receive belongs to nobody."""
+        """Close the socket, which may still receive answers to failed requests, and return the error."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

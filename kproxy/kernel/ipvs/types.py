@@ -1,7 +1,7 @@
-"""IPVS objects as values, and what can be asked of a kernel that has them.
+"""IPVS objects as values, and the interface to IPVS.
 
-A backend speaks of virtual servers and destinations only through these types, so that the real kernel and the
-in-memory one of the tests are interchangeable.
+Backends use virtual servers and destinations only through these types, so that the kernel and models in
+memory are interchangeable.
 """
 
 import enum
@@ -20,7 +20,7 @@ SCHED1 = 0x8
 SCHED2 = 0x10
 """IP_VS_SVC_F_SCHED2: sh-port, mh-port."""
 SETTABLE_FLAGS = PERSISTENT | SCHED1 | SCHED2
-"""What is ours to set; the kernel keeps further flags (HASHED, ONEPACKET) in the same word."""
+"""The flags that kproxy sets; the kernel has further flags (HASHED, ONEPACKET) in the same word."""
 
 MASQUERADE = 0
 """IP_VS_CONN_F_MASQ, the only forwarding method that a service proxy can use."""
@@ -29,7 +29,7 @@ DIRECT_ROUTING = 3
 
 
 class ServerId(msgspec.Struct, frozen=True, order=True, gc=False):
-    """What the kernel keys a virtual server by: `protocol` TCP, UDP or SCTP, canonical address, port."""
+    """The kernel's key of a virtual server: `protocol` TCP, UDP or SCTP, canonical address, port."""
 
     protocol: str
     ip: str
@@ -42,7 +42,7 @@ class ServerId(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class VirtualServer(msgspec.Struct, frozen=True, gc=False):
-    """A virtual server's settings. `timeout` (seconds) means something with PERSISTENT only; else it is 0."""
+    """A virtual server's settings. `timeout` (seconds) is used with PERSISTENT only; else it is 0."""
 
     scheduler: str
     flags: int = 0
@@ -50,7 +50,7 @@ class VirtualServer(msgspec.Struct, frozen=True, gc=False):
 
 
 class DestinationId(msgspec.Struct, frozen=True, order=True, gc=False):
-    """What the kernel keys a destination of a virtual server by."""
+    """The kernel's key of a destination of a virtual server."""
 
     ip: str
     port: int
@@ -66,14 +66,14 @@ class DestinationState(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def connections(self) -> int:
-        """Connections that somebody may still wait for; closing ones count as inactive."""
+        """Number of connections, including closing ones, which count as inactive."""
         return self.active + self.inactive
 
 
 class Statistics(msgspec.Struct, frozen=True, gc=False):
     """Counters of a virtual server since it was made (struct ip_vs_kstats); `in` is from clients.
 
-    The kernel adds them up every two seconds (ip_vs_est.c), so they are that much behind.
+    The kernel adds them up every two seconds (ip_vs_est.c), so they are up to two seconds old.
     """
 
     connections: int = 0
@@ -84,7 +84,7 @@ class Statistics(msgspec.Struct, frozen=True, gc=False):
 
 
 class Command(enum.Enum):
-    """The requests that change something; the values are IPVS_CMD_* of include/uapi/linux/ip_vs.h."""
+    """The modifying requests; the values are IPVS_CMD_* of include/uapi/linux/ip_vs.h."""
 
     NEW_SERVICE = 1
     SET_SERVICE = 2
@@ -95,9 +95,9 @@ class Command(enum.Enum):
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One change. `settings` goes with NEW_SERVICE and SET_SERVICE, `destination` with the *_DEST commands.
+    """One change. `settings`: for NEW_SERVICE and SET_SERVICE; `destination`: for the *_DEST commands.
 
-    `weight` goes with NEW_DEST and SET_DEST.
+    `weight`: for NEW_DEST and SET_DEST.
     """
 
     command: Command
@@ -116,7 +116,7 @@ class Timeouts(msgspec.Struct, frozen=True):
 
 
 class IpvsError(Exception):
-    """Nothing could be asked or changed, or it is not known what was: observe again."""
+    """A request failed or its outcome is unknown: the kernel must be read again."""
 
 
 class IpvsUnavailable(IpvsError):
@@ -124,17 +124,17 @@ class IpvsUnavailable(IpvsError):
 
 
 class Ipvs(Protocol):
-    """A kernel with IPVS, in one network namespace; serves both families."""
+    """IPVS in one network namespace; serves both families."""
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
-        """Carry out the requests in order, each on its own.
+        """Apply the requests in order, each on its own.
 
         Returns the errno of each refused one, by its index in `requests`; an empty mapping means that all
-        were done. Raises IpvsError if the outcome of any is unknown (lost acknowledgements).
+        succeeded. Raises IpvsError if the outcome of any is unknown (lost acknowledgements).
         """
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
-        """All virtual servers of a family that are keyed by address, whoever made them. Raises IpvsError."""
+        """Return a family's virtual servers that are keyed by address, foreign ones too. Raises IpvsError."""
 
     def statistics(self, family: Family) -> dict[ServerId, Statistics]:
         """The counters of all virtual servers of a family that are keyed by address. Raises IpvsError."""
@@ -143,7 +143,7 @@ class Ipvs(Protocol):
         """The destinations of one virtual server; empty if there is no such server. Raises IpvsError."""
 
     def has_scheduler(self, name: str) -> bool:
-        """Whether the kernel has a scheduler or can load it, found out by trying. Raises IpvsError."""
+        """Whether the kernel has a scheduler or can load it, by a probe. Raises IpvsError."""
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Set IPVS' own connection timeouts. Raises IpvsError."""
@@ -151,22 +151,22 @@ class Ipvs(Protocol):
     def marks(self, family: Family) -> frozenset[int]:
         """The firewall marks that virtual servers of a family are keyed by, as the last `servers` read them.
 
-        IPVS looks for these before those that are keyed by address (ip_vs_service_find in ip_vs_ctl.c).
+        IPVS searches marks before addresses (ip_vs_service_find in ip_vs_ctl.c).
         """
 
     def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
-        """Leave packets with a mark to the node's own sockets, whatever virtual server has their address.
+        """Lead packets with a mark to the node's own sockets; this takes precedence over virtual servers.
 
-        Makes a virtual server of the mark with the node itself as its one destination; True if it was made.
-        One that stands with other destinations is left alone. Raises IpvsError.
+        Makes a virtual server of the mark with the node itself as its only destination; True if it was made.
+        An existing one with other destinations is left alone. Raises IpvsError.
         """
 
     def remove_local_mark(self, family: Family, mark: int) -> None:
-        """Remove what `add_local_mark` made; what it did not make stays. Raises IpvsError."""
+        """Remove the virtual server that `add_local_mark` made; others stay. Raises IpvsError."""
 
 
 def reason(command: Command, code: int) -> str:
-    """Why the kernel refused a request, in words."""
+    """Return why the kernel refused a request, as text."""
     match command, code:
         case Command.NEW_SERVICE, errno.EEXIST:
             return "a virtual server with this address and port exists already"

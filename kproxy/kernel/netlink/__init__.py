@@ -1,1 +1,1 @@
-"""Netlink sockets that send many requests at once and match every acknowledgement to its request."""
+"""Netlink sockets that send requests in batches and match every acknowledgement to its request."""

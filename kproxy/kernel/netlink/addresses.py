@@ -1,4 +1,4 @@
-"""Interface addresses over rtnetlink: thousands of them on a node in IPVS mode, so the messages are our own.
+"""Interface addresses over rtnetlink; own messages, because a node in IPVS mode has thousands of addresses.
 
 Layouts are those of include/uapi/linux/if_addr.h and rtnetlink.h.
 """
@@ -23,7 +23,7 @@ _IFA_F_NODAD = 0x02
 def dump(
     sock: NetlinkSocket, family: int = socket.AF_UNSPEC, interface: int = 0
 ) -> Iterator[tuple[int, str]]:
-    """(interface index, canonical address) of every address, of one family or interface if given.
+    """Yield (interface index, canonical address) of every address, optionally of one family or interface.
 
     Raises OSError.
     """
@@ -35,7 +35,7 @@ def dump(
 
 
 def subject(content: bytes) -> tuple[int, str | None]:
-    """The interface index and address that a message of an address is about, be it an answer or news."""
+    """Return the interface index and the address of an address message, an answer or an event."""
     family, _, _, _, index = _IFADDRMSG.unpack_from(content)
     held = attributes(content[_IFADDRMSG.size :])
     packed = held.get(_IFA_LOCAL, held.get(_IFA_ADDRESS))
@@ -43,7 +43,7 @@ def subject(content: bytes) -> tuple[int, str | None]:
 
 
 def payload(ip: str, interface: int) -> bytes:
-    """What RTM_NEWADDR and RTM_DELADDR carry for a host address, without duplicate address detection."""
+    """The payload of RTM_NEWADDR and RTM_DELADDR for a host address, without duplicate address detection."""
     if ":" in ip:
         packed = socket.inet_pton(socket.AF_INET6, ip)
         header = _IFADDRMSG.pack(socket.AF_INET6, 128, _IFA_F_NODAD, 0, interface)

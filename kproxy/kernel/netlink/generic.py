@@ -1,7 +1,7 @@
-"""Which number a family of generic netlink has in this kernel.
+"""Look up the number of a generic netlink family in this kernel.
 
-Asked over a socket of ours, whose answers have a time limit: a library that waits for ever would take the run
-loop with it. Layouts are those of include/uapi/linux/genetlink.h.
+It uses a NetlinkSocket, which has a time limit: a library that waits without limit would block the run loop.
+Layouts are those of include/uapi/linux/genetlink.h.
 """
 
 import struct
@@ -19,7 +19,7 @@ _ID = struct.Struct("=H")
 
 
 def family_id(sock: NetlinkSocket, name: str) -> int:
-    """The number of a family; asking for it makes the kernel load its module.
+    """Return the number of a family; the request makes the kernel load its module.
 
     Raises OSError, with ENOENT if the kernel has no such family.
     """

@@ -1,4 +1,4 @@
-"""Netlink messages as bytes: headers, attributes, and what an answer holds.
+"""Netlink messages as bytes: headers, attributes, and the contents of answers.
 
 Layouts are those of the kernel's include/uapi/linux/netlink.h. Everything here is pure.
 """
@@ -44,7 +44,7 @@ def attributes(body: bytes) -> dict[int, bytes]:
 
 
 def every_attribute(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes of a body in order, also those whose type comes more than once."""
+    """The attributes of a body in order, including repeated types."""
     offset = 0
     while offset + NLA.size <= len(body):
         length, kind = NLA.unpack_from(body, offset)
@@ -60,7 +60,7 @@ def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
 
 
 def each_message(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(type, flags, sequence, payload) of every message that was received at once."""
+    """(type, flags, sequence, payload) of every message in a datagram."""
     offset = 0
     while offset + HEADER.size <= len(datagram):
         length, kind, flags, sequence, _port = HEADER.unpack_from(datagram, offset)

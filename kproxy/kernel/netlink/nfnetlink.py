@@ -1,9 +1,9 @@
 """One request and its answers over a raw nfnetlink socket.
 
-Two things kproxy asks of nfnetlink are so small that a library or a subprocess would cost a thousand
-times the question itself: the generation of the nftables ruleset, asked on every drift check, and the
-accounting objects of nfacct.  A socket is opened per request, so that the request speaks to the network
-namespace the calling thread is in now (a socket belongs for ever to the one it was opened in).
+Two requests of kproxy are so small that a library or a subprocess would cost a thousand times as much: the
+generation of the nftables ruleset, read by every drift check, and the accounting objects of nfacct.  A socket
+is opened per request, so that it is in the current network namespace of the calling thread (a socket stays in
+the namespace in which it was opened).
 
 Layouts are those of the kernel's include/uapi/linux/netlink.h and netfilter/nfnetlink.h.
 """

@@ -1,8 +1,8 @@
-"""A netlink socket that sends many requests at once and knows what became of each.
+"""A netlink socket that sends requests in batches and returns the outcome of each.
 
-A round trip per request costs more than most requests do, so requests go out in chunks and their
+A round trip per request costs more than most requests, so requests are sent in chunks and their
 acknowledgements are matched by sequence number. If any acknowledgement is lost, the outcome is unknown and is
-reported as such: the caller has to look at the kernel again.
+reported as NetlinkLost: the caller has to read the kernel again.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from kproxy.kernel.netlink.messages import (
 
 CHUNK_MESSAGES = 128
 CHUNK_BYTES = 1 << 16
-"""A chunk's acknowledgements must fit the receive buffer, which counts a kilobyte for each of them."""
+"""A chunk's acknowledgements must fit the receive buffer, in which each counts as a kilobyte."""
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -41,7 +41,7 @@ _LAST_SEQUENCE = (1 << 32) - 1
 
 
 class NetlinkLost(OSError):
-    """Acknowledgements or answers did not arrive: it is not known what the kernel has done."""
+    """Acknowledgements or answers did not arrive: the outcome is unknown."""
 
 
 class NetlinkSocket:
@@ -56,7 +56,7 @@ class NetlinkSocket:
         # The kernel's own timeouts: Python's would ask poll(2) before each call.
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT, 0))
-        # Without the privilege the buffer is smaller, without the options acknowledgements and dumps larger.
+        # Failures are harmless: the buffer is smaller, or acknowledgements and dumps are larger.
         for level, option, value in (
             (socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer),
             (socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer),
@@ -82,7 +82,7 @@ class NetlinkSocket:
         return failures
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
-        """The payloads of everything a dump request returns, read anew if it changed underneath.
+        """Return the payloads of a dump request's answers; repeat it if the objects changed meantime.
 
         Raises OSError with the errno of a refusal, NetlinkLost.
         """
@@ -147,7 +147,7 @@ class NetlinkSocket:
                 found.append(content)
 
     def _reserve(self, count: int) -> int:
-        """The first of so many sequence numbers; they have 32 bits and start anew when they run out."""
+        """Reserve `count` sequence numbers and return the first; they have 32 bits and wrap around."""
         if self._sequence + count > _LAST_SEQUENCE:
             self._sequence = 0
         self._sequence += count

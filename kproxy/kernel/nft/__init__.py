@@ -1,1 +1,1 @@
-"""nftables."""
+"""nftables over netlink: transactions, and readings of a table."""

@@ -1,10 +1,10 @@
-"""Send one transaction to the kernel, and find out what became of it.
+"""Send one transaction to the kernel, and determine its outcome.
 
-The kernel works on a batch while it is sent: it commits all of it or nothing, and every answer is in the
+The kernel processes a batch during the send call: it commits all of it or nothing, and every answer is in the
 receive queue when the call returns (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c). It reports each
-message that it refuses, by sequence number, and acknowledges the last message, which asks for that, after the
-commit. An error of the commit itself carries the number of the message that begins the batch. So an answer
-that is not in the queue does not come, and the outcome is unknown.
+refused message by sequence number. After the commit it acknowledges the last message, the only one with
+NLM_F_ACK. An error of the commit itself has the number of the message that begins the batch. So an answer
+that is not in the queue will not come, and then the outcome is unknown.
 """
 
 import errno
@@ -34,13 +34,13 @@ _ERROR_TEXT, _ERROR_OFFSET = 1, 2  # enum nlmsgerr_attrs
 
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 _ABSENT = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
-"""What a kernel says that has no nftables and can load none."""
-_PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ERESTART})
-"""Errors that are not about what was sent: the same may be taken the next time."""
+"""Errors of a kernel that has no nftables and cannot load it."""
+_TRANSIENT = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ERESTART})
+"""Errors that do not depend on the message: it may be accepted the next time."""
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """What the kernel says of one message; `code` 0 acknowledges it, `offset` counts from its header."""
+    """The kernel's answer to one message; `code` 0 acknowledges it, `offset` counts from its header."""
 
     sequence: int
     code: int
@@ -49,10 +49,10 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 def commit(connection: Connection, messages: Sequence[Message], target: str) -> None:
-    """Have the kernel carry out all messages, or none of them, in the calling thread's network namespace.
+    """Commit all messages, or none of them, in the calling thread's network namespace.
 
-    `target` is the family and name of their table. Raises NftError, which names the message that was refused,
-    or whose kind is INTERRUPTED if it is unknown whether the kernel has carried them out.
+    `target` is the family and name of their table. Raises NftError, which names the refused message, or has
+    kind INTERRUPTED if it is unknown whether the kernel has committed them.
     """
     if not messages:
         return
@@ -97,12 +97,12 @@ def _answer(flags: int, sequence: int, content: bytes) -> _Answer:
     quoted = HEADER.size
     if not flags & _NLM_F_CAPPED:
         quoted = (HEADER.unpack_from(content, 4)[0] + 3) & ~3
-    said = attributes(content[4 + quoted :])
-    offset = said.get(_ERROR_OFFSET)
+    details = attributes(content[4 + quoted :])
+    offset = details.get(_ERROR_OFFSET)
     return _Answer(
         sequence,
         code,
-        said.get(_ERROR_TEXT, b"").rstrip(b"\0").decode("utf-8", "replace"),
+        details.get(_ERROR_TEXT, b"").rstrip(b"\0").decode("utf-8", "replace"),
         None if offset is None else int.from_bytes(offset, sys.byteorder),
     )
 
@@ -114,14 +114,14 @@ def _refusal(answer: _Answer, number: int, messages: Sequence[Message], target: 
     if not 0 <= number < len(messages):
         kind = NftFailure.MISSING if answer.code in _ABSENT else NftFailure.INTERRUPTED
         return NftError(kind, f"table {target}: the transaction failed: {reason}")
-    if answer.code in _PASSING:
+    if answer.code in _TRANSIENT:
         return NftError(NftFailure.INTERRUPTED, f"table {target}: {reason}")
     offset = None if answer.offset is None else answer.offset - HEADER.size
     return NftError(NftFailure.REFUSED, f"{messages[number].describe(target, offset)}: {reason}")
 
 
 def _not_sent(error: OSError, size: int) -> NftError:
-    """Why a batch could not be sent or its answers not be received."""
+    """The error for a batch that could not be sent, or whose answers could not be received."""
     reason = error.strerror or str(error)
     if error.errno == errno.EMSGSIZE:
         # Without CAP_NET_ADMIN over the namespace's owner, net.core.wmem_max bounds a transaction.

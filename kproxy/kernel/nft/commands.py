@@ -1,6 +1,6 @@
-"""One transaction on one table, as commands: what is written over netlink, and what `nft -f` reads as text.
+"""One transaction on one table, as commands, which are written over netlink, or as text for `nft -f`.
 
-Rules and declarations are text in nft's language, of which rules.py and declarations.py know what kproxy
+Rules and declarations are text in nft's language; rules.py and declarations.py parse the part that kproxy
 uses.
 """
 
@@ -23,7 +23,7 @@ class AddTable(msgspec.Struct, frozen=True):
 
 
 class DeleteTable(msgspec.Struct, frozen=True):
-    """Delete the table, which must exist, with all that is in it."""
+    """Delete the table, which must exist, with its contents."""
 
     def line(self, table: str) -> str:
         """The command as text."""
@@ -43,7 +43,7 @@ class AddContainer(msgspec.Struct, frozen=True):
 
 
 class DeleteContainer(msgspec.Struct, frozen=True):
-    """Delete a map or set, which no rule may refer to."""
+    """Delete a map or set that no rule refers to."""
 
     kind: str
     name: str
@@ -54,7 +54,7 @@ class DeleteContainer(msgspec.Struct, frozen=True):
 
 
 class AddChain(msgspec.Struct, frozen=True):
-    """Make a chain if it does not exist; `hook` tells where the kernel calls it, if it does."""
+    """Make a chain if it does not exist; `hook` is the hook of a base chain, else ""."""
 
     name: str
     hook: str = ""
@@ -76,7 +76,7 @@ class FlushChain(msgspec.Struct, frozen=True):
 
 
 class DeleteChain(msgspec.Struct, frozen=True):
-    """Delete a chain, which nothing may lead to."""
+    """Delete a chain that nothing refers to."""
 
     name: str
 
@@ -146,12 +146,12 @@ class Transaction(msgspec.Struct, frozen=True):
     commands: Sequence[Command]
 
     def __str__(self) -> str:
-        """The commands as `nft -f` reads them, a line for each."""
+        """The commands as input for `nft -f`, a line for each."""
         return "".join(f"{line}\n" for line in self.lines())
 
     @property
     def target(self) -> str:
-        """The family and name of the table in nftables' words, e.g. `ip kproxy`."""
+        """The family and name of the table as nft writes them, e.g. `ip kproxy`."""
         return f"{TABLE_FAMILY[self.family]} {self.table}"
 
     def lines(self) -> Iterator[str]:

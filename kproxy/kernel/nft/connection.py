@@ -1,8 +1,8 @@
 """One netlink socket for transactions, kept open as long as its thread stays in a network namespace.
 
-To close such a socket is to wait: the kernel first frees what earlier transactions have deleted, which takes
-an RCU grace period (nft_rcv_nl_event in net/netfilter/nf_tables_api.c; 16 ms measured with Linux 6.18, where
-a transaction takes 0.03 ms). This holds for every socket of this protocol.
+Closing such a socket blocks: the kernel first frees the objects that earlier transactions have deleted, which
+takes an RCU grace period (nft_rcv_nl_event in net/netfilter/nf_tables_api.c; 16 ms measured with Linux 6.18,
+where a transaction takes 0.03 ms). This holds for every socket of this protocol.
 """
 
 import contextlib
@@ -32,21 +32,20 @@ Received = tuple[int, int, int, bytes]
 
 
 class Connection:
-    """The calling thread's socket in the network namespace that it is in now.
+    """The calling thread's socket in its current network namespace.
 
-    A socket belongs to the namespace of the thread that opened it, so a thread that has moved gets a new one,
-    and so does a process that was forked.
+    A socket belongs to the namespace in which it was opened, so a thread that has changed its namespace gets
+    a new one, and so does a forked process.
     """
 
     def __init__(self) -> None:
         self._kept = _PerThread()
 
     def exchange(self, count: int, encode: Callable[[int], bytes]) -> list[Received]:
-        """Send `count` messages at once and return what the kernel answers to them, as far as it arrives.
+        """Send `count` messages in one datagram and return the kernel's answers that have arrived.
 
-        `encode` makes them, given the first of their sequence numbers. The kernel works on them before the
-        call that sends them returns, so there is nothing to wait for. Raises OSError: what was sent may or
-        may not have been done.
+        `encode` makes the datagram from the first of their sequence numbers. The kernel processes it before
+        the send call returns, so there is no waiting. Raises OSError; then the outcome is unknown.
         """
         kept = self._kept.socket
         place = _place()
@@ -71,7 +70,7 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 def _place() -> _Place | None:
-    """None where it cannot be found out."""
+    """Return the current namespace and process; None if the namespace cannot be determined."""
     try:
         found = os.stat(_NAMESPACE)  # noqa: PTH116 - at every transaction: a third of the time
     except OSError:
@@ -80,7 +79,7 @@ def _place() -> _Place | None:
 
 
 class _Kept:
-    """One open socket, which is closed when it is let go."""
+    """One open socket, which is closed when the object is deleted."""
 
     def __init__(self, place: _Place | None) -> None:
         self.place = place
@@ -90,11 +89,11 @@ class _Kept:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_SECONDS)
-        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):  # without them acknowledgements say less
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):  # without them errors have less detail
             self._set(_SOL_NETLINK, option, 1)
 
     def __del__(self) -> None:
-        # Not there if the socket could not be made.
+        # The attribute is missing if the socket could not be made.
         if held := getattr(self, "_socket", None):
             held.close()
 
@@ -107,7 +106,7 @@ class _Kept:
         data = encode(first)
         if len(data) + _SPARE > self._size:
             self._size = len(data) + _SPARE
-            # Without the privilege net.core.wmem_max is the most.
+            # Without the privilege, net.core.wmem_max limits the size.
             self._set(socket.SOL_SOCKET, socket.SO_SNDBUF, self._size)
             self._set(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._size)
         self._socket.sendto(data, (0, 0))
@@ -121,7 +120,7 @@ class _Kept:
             except BlockingIOError:
                 return found
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # which is said once; what did arrive is still there
+                if error.errno != errno.ENOBUFS:  # reported once; received messages are still in the queue
                     raise
 
     def _set(self, level: int, option: int, value: int) -> None:

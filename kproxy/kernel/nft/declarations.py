@@ -1,7 +1,7 @@
-"""Declarations of maps and sets, from nft's words to the attributes of the message that makes them.
+"""Declarations of maps and sets, from nft's syntax to the attributes of the message that makes them.
 
-The types of keys and values, and what is kept beside a set for nft to print it by, are as nft 1.0.6 sends
-them, which later versions read as well.
+The types of keys and values, and the user data by which nft prints a set, are as nft 1.0.6 sends them; later
+versions read them as well.
 """
 
 import functools
@@ -42,10 +42,10 @@ _FLAG_WORDS = {"interval": INTERVAL, "timeout": TIMEOUT, "dynamic": DYNAMIC}
 
 
 class SetType(msgspec.Struct, frozen=True):
-    """A map or set as declared: what elements look like, and how it is made.
+    """The declaration of a map or set: types of its elements, flags and size.
 
-    `data` is None of sets, and empty where the values are verdicts. `key_typeof` and `data_typeof` are as
-    selectors.typeof makes them. `size`: 0 if it has no bound.
+    `data` is None for sets, and empty if the values are verdicts. `key_typeof` and `data_typeof` are results
+    of selectors.typeof. `size`: 0 for no limit.
     """
 
     key: tuple[Field, ...]
@@ -67,7 +67,7 @@ class SetType(msgspec.Struct, frozen=True):
         return bool(self.flags & INTERVAL)
 
     def attributes(self) -> bytes:
-        """What the message about a new set says of it, but for its table, name and id."""
+        """The attributes of the message that makes the set, without its table, name and id."""
         flags = self.flags | (MAP if self.data is not None else 0)
         description = [x.number(_SIZE, self.size)] if self.size else []
         if self.ranges and len(self.key) > 1:
@@ -107,9 +107,9 @@ class SetType(msgspec.Struct, frozen=True):
 
 @functools.lru_cache(maxsize=64)
 def set_type(declaration: str) -> SetType:
-    """The type that nft's words between the braces of `add set` or `add map` declare.
+    """Parse the text between the braces of nft's `add set` or `add map`.
 
-    Raises ValueError for words that kproxy does not use.
+    Raises ValueError for syntax that kproxy does not use.
     """
     types, *others = (part.strip() for part in declaration.rstrip("; ").split(";"))
     how, _, fields = types.partition(" ")

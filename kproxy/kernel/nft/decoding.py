@@ -1,9 +1,8 @@
-"""What the kernel answers about maps, sets and their elements, as text in nft's own words.
+"""Decode the kernel's answers about maps, sets and their elements into text as nft prints it.
 
-Ten thousand services are a hundred thousand elements, so they are taken apart by what runs in C: a regular
-expression that spells out every byte of an element, and `struct` on what it captured. Elements of another
-shape, such as with a comment of others, are taken apart one by one. Types that are not known here are an
-error.
+Ten thousand services are a hundred thousand elements, so they are decoded by code in C: a regular expression
+that describes every byte of an element, and `struct` on its groups. Elements of another form, such as foreign
+ones with a comment, are decoded one by one. Unknown types are an error.
 
 Layouts are those of the kernel's include/uapi/linux/netfilter/nf_tables.h, in the order of its function
 nf_tables_fill_setelem; the numbers of data types are those of nftables' include/datatype.h.
@@ -44,11 +43,11 @@ _TO_CHAIN = ("jump", "goto")
 
 
 class UndecodableError(Exception):
-    """The kernel holds what this module does not know; the message names it."""
+    """The kernel holds a type or an element that this module does not know; the message names it."""
 
 
 class _Field(msgspec.Struct, frozen=True):
-    """One data type: its bytes without padding, how `struct` reads it with padding, and how nft prints it."""
+    """One data type: its size in bytes, its padded `struct` code, and how nft prints it."""
 
     size: int
     code: str
@@ -76,7 +75,7 @@ _FIELDS = {
 class Declaration(msgspec.Struct, frozen=True):
     """A map or set: its types by nft's numbers, concatenations in six bits each, and lengths in bytes.
 
-    `data_type` is None of a set; `expression` is what each element has of its own, such as `counter`.
+    `data_type` is None for a set; `expression` is the expression of each element, such as `counter`, or "".
     """
 
     name: str
@@ -92,17 +91,17 @@ class Declaration(msgspec.Struct, frozen=True):
 
     @property
     def of_rules(self) -> bool:
-        """Whether it is part of a rule and has no name of its own: what is in it cannot change."""
+        """Whether it is an anonymous set of a rule; its contents cannot change."""
         return bool(self.flags & _ANONYMOUS)
 
     @property
     def of_packets(self) -> bool:
-        """Whether packets fill it: what is in it comes and goes without a transaction."""
+        """Whether packets fill it: its contents change without a transaction."""
         return bool(self.flags & (_TIMEOUT | _DYNAMIC))
 
 
 def declaration(held: dict[int, bytes]) -> Declaration:
-    """A map or set from the attributes of the kernel's message about it."""
+    """Decode a map or set from the attributes of the kernel's message."""
     expression = attributes(held.get(_SET_EXPRESSION, b"")).get(_EXPRESSION_NAME, b"")
     data = held.get(_SET_DATA_TYPE)
     return Declaration(
@@ -117,12 +116,12 @@ def declaration(held: dict[int, bytes]) -> Declaration:
 
 
 def text(packed: bytes) -> str:
-    """A string of the kernel's, which ends with a zero."""
+    """Decode a zero-terminated string."""
     return packed.rstrip(b"\0").decode("utf-8", "replace")
 
 
 class ElementDecoder:
-    """Takes apart the elements of one map or set. Raises UndecodableError when made, and on every call."""
+    """Decodes the elements of one map or set. The constructor and all methods may raise UndecodableError."""
 
     def __init__(self, declared: Declaration) -> None:
         self._name = declared.name
@@ -148,7 +147,7 @@ class ElementDecoder:
         self._known_verdicts: dict[tuple[bytes, bytes], str] = {}
 
     def texts(self, messages: Iterable[bytes]) -> dict[str, str]:
-        """The elements of messages' attributes: key -> value, "" in sets, as nft prints both."""
+        """Return the elements in messages: key -> value, "" in sets, as nft prints both."""
         found: dict[str, str] = {}
         for matches in map(self._matches, messages):
             if not matches:
@@ -158,15 +157,15 @@ class ElementDecoder:
         return found
 
     def counts(self, messages: Iterable[bytes]) -> dict[str, Counts]:
-        """What was counted at each key; nothing of those that are not counted."""
+        """Return the counters by key; elements without a counter are left out."""
         found: dict[str, Counts] = {}
         for matches in map(self._matches, messages):
             if not matches:
                 continue
             columns = list(zip(*matches, strict=True))
-            for key, octets, packets in zip(self._keys(columns), columns[5], columns[6], strict=True):
+            for key, size, packets in zip(self._keys(columns), columns[5], columns[6], strict=True):
                 if packets:
-                    found[key] = int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+                    found[key] = int.from_bytes(packets, "big"), int.from_bytes(size, "big")
         return found
 
     def _matches(self, message: bytes) -> list[tuple[bytes, ...]]:
@@ -178,7 +177,7 @@ class ElementDecoder:
         return matches
 
     def _match(self, element: bytes) -> tuple[bytes, ...]:
-        """The same for one element with attributes in any order; those that are not known are ignored."""
+        """As `_matches`, for one element with attributes in any order; unknown ones are ignored."""
         held = attributes(element)
         key = attributes(held.get(_KEY, b"")).get(_VALUE, b"")
         end = attributes(held.get(_KEY_END, b"")).get(_VALUE, key) if self._ranges else b""
@@ -253,7 +252,7 @@ def _texts(fields: Sequence[_Field], packed: Sequence[bytes]) -> Iterator[str]:
 
 
 def _address_range(first: bytes, last: bytes) -> str:
-    """A prefix where it is one."""
+    """Return a range as a prefix if it is one, else as `first-last`."""
     start, end = ipaddress.ip_address(first), ipaddress.ip_address(last)
     if int(start) > int(end):
         raise UndecodableError(f"a range from {start} to {end}")
@@ -265,7 +264,7 @@ def _address_range(first: bytes, last: bytes) -> str:
 
 
 def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
-    """An element, and nothing but what the declaration leaves open; see ElementDecoder._matches."""
+    """The expression for one element; its groups are the variable parts, see ElementDecoder._matches."""
     parts = [rb"..", _kind(_ELEMENT), _value(_KEY, declared.key_length)]
     parts.append(_value(_KEY_END, declared.key_length) if declared.flags & _INTERVAL else b"()")
     if verdicts:
@@ -287,7 +286,7 @@ def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
 
 
 def _value(kind: int, size: int) -> bytes:
-    """The expression for an attribute that holds a value of so many bytes."""
+    """The expression for an attribute that holds a value of `size` bytes."""
     head = _head(8 + _padded(size), kind) + _head(4 + size, _VALUE)
     return head + b"(.{%d})" % size + rb"\0" * (_padded(size) - size)
 

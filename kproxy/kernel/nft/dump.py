@@ -1,7 +1,7 @@
 """Read a table from the kernel without the program nft: its chains, its maps and sets, and their elements.
 
-For 70,000 elements nft takes five times as long and 200 MB in a process of its own; and to list one table
-without its elements, nft 1.0.6 fetches them nevertheless.
+For 70,000 elements nft takes five times as long and 200 MB in a separate process; and nft 1.0.6 reads the
+elements even to list a table without them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _LOOKUP_SET = 1
 
 
 def reading(family: Family, table: str, *, elements: bool, portable: bool = False) -> Reading | None:
-    """The table; None if it is not there. Each map is read at one moment, all of them not at the same.
+    """Read the table; None if it does not exist. Each map is read atomically, the table as a whole is not.
 
     `portable`: see Reading.chains. Raises OSError.
     """
@@ -69,7 +69,7 @@ def reading(family: Family, table: str, *, elements: bool, portable: bool = Fals
 
 
 def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
-    """What a map's or set's elements have counted, by key; None if it is not there.
+    """Read the counters of a map's or set's elements, by key; None if it does not exist.
 
     Raises UndecodableError, OSError.
     """
@@ -90,7 +90,7 @@ def _elements(sock: NetlinkSocket, family: Family, table: str, name: str) -> Ite
 
 
 def _listed(messages: Iterable[bytes]) -> Iterator[bytes]:
-    """The elements of messages' attributes, as they are."""
+    """The encoded elements in messages."""
     for message in messages:
         for _, element in every_attribute(attributes(message).get(_LIST_ELEMENTS, b"")):
             yield element
@@ -99,9 +99,9 @@ def _listed(messages: Iterable[bytes]) -> Iterator[bytes]:
 def _chains(
     sock: NetlinkSocket, family: Family, table: str, inner: Mapping[str, bytes] | None
 ) -> dict[str, tuple[str, ...]]:
-    """See Reading.chains; portable if the contents of the sets within rules are given, by the kernel's names.
+    """See Reading.chains; portable if `inner` has the contents of the anonymous sets, by the kernel's names.
 
-    The kernel lists chains of all tables of a family, and rules of one.
+    The kernel lists the chains of all tables of a family, but the rules of one.
     """
     lines: dict[str, list[str]] = {}
     for held in _of_table(sock, _GET_CHAIN, family, table):
@@ -110,7 +110,7 @@ def _chains(
             kind, policy = text(held[_CHAIN_TYPE]), held.get(_CHAIN_POLICY, b"").hex()
             lines[text(held[_CHAIN_NAME])].append(f"type {kind} hook {hook.hex()} policy {policy}")
     for held in _of_table(sock, _GET_RULE, family, table):
-        # A set within a rule cannot change as long as the rule is there, and no other rule gets its handle.
+        # An anonymous set cannot change while its rule exists, and handles are not reused.
         content = held.get(_RULE_EXPRESSIONS, b"")
         handle = f"{int.from_bytes(held[_RULE_HANDLE], 'big')} "
         if inner is not None:
@@ -121,7 +121,7 @@ def _chains(
 
 
 def _without_names(expressions: bytes, inner: Mapping[str, bytes]) -> Iterator[bytes]:
-    """A rule's content, with the contents of its own sets instead of their names, which differ by table."""
+    """A rule's content, with the contents of its anonymous sets in place of their names, which vary."""
     for _, expression in every_attribute(expressions):
         held = attributes(expression)
         yield held[_EXPRESSION_NAME]
@@ -144,7 +144,7 @@ def _request(family: Family, table: str, name: str = "") -> bytes:
 
 @contextlib.contextmanager
 def _socket() -> Iterator[NetlinkSocket]:
-    """In the network namespace that the calling thread is in now."""
+    """A socket in the current network namespace of the calling thread."""
     sock = NetlinkSocket(_NETLINK_NETFILTER)
     try:
         yield sock

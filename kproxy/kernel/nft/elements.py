@@ -1,7 +1,7 @@
-"""Elements of maps and sets as netlink attributes, many at once.
+"""Encode elements of maps and sets as netlink attributes, in bulk.
 
-Seventy thousand elements are written when a node starts, so they are encoded by columns: each address, port
-or verdict that is there is encoded once, and joined by what runs in C.
+Seventy thousand elements are written when a node starts, so they are encoded by columns: each distinct
+address, port or verdict is encoded once, and the columns are joined by code in C.
 """
 
 import functools
@@ -23,11 +23,11 @@ _INTERVAL_END = 1
 _OPEN_INTERVAL = b"\x01\x04\x01\x00\x00\x00"
 """libnftnl's NFTNL_UDATA_SET_ELEM_FLAGS with NFTNL_SET_ELEM_F_INTERVAL_OPEN, in a little-endian machine."""
 MOST_BYTES = 64000
-"""Elements in one message: the length of their attribute has 16 bits."""
+"""Greatest size of the elements in one message: the length of their attribute has 16 bits."""
 
 
 def encode(kind: SetType, elements: Mapping[str, str]) -> list[bytes]:
-    """Each element (value by key) of a map or set. Raises ValueError or OSError for what is none."""
+    """Encode each element (value by key) of a map or set. Raises ValueError or OSError for an invalid one."""
     keys = _keys(kind, elements)
     if kind.verdicts:
         values = elements.values()
@@ -44,15 +44,15 @@ def encode(kind: SetType, elements: Mapping[str, str]) -> list[bytes]:
 
 
 def encode_keys(kind: SetType, keys: Iterable[str]) -> list[bytes]:
-    """Each element by its key alone, as it is deleted. Raises ValueError or OSError for what is none."""
+    """Encode each element by its key alone, for deletion. Raises ValueError or OSError for an invalid one."""
     return _join(repeat(_head(_key_length(kind))), *_keys(kind, tuple(keys)))
 
 
 def encode_ranges(field: Field, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bounds of an interval set of one field, from inclusive ranges in order that do not touch.
+    """Encode the bounds of an interval set of one field, from sorted inclusive ranges that do not touch.
 
-    As nft writes them: an element where a range begins and one, flagged, behind its end; a first one where no
-    range begins at zero. A range up to the last address has no end.
+    As nft writes them: an element for the start of a range and one, flagged as end, after its last address; a
+    flagged one at zero if no range starts there. A range up to the last address has no end element.
     """
     found = []
     end = x.number(_FLAGS, _INTERVAL_END)
@@ -67,8 +67,8 @@ def encode_ranges(field: Field, ranges: Sequence[tuple[int, int]]) -> list[bytes
     return found
 
 
-def pieces(elements: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lists of elements that fit a message each, with the number of their first element."""
+def chunks(elements: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield lists of elements that fit one message each, with the number of their first element."""
     if not elements:
         return
     step = MOST_BYTES // max(map(len, elements))
@@ -77,7 +77,7 @@ def pieces(elements: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def number_at(listed: bytes, offset: int) -> int | None:
-    """Which element of a list begins so many bytes behind the list's beginning; None if none does."""
+    """Return the number of the element that starts at an offset of an encoded list, or None."""
     place = NLA.size
     for number, (_, content) in enumerate(every_attribute(listed[NLA.size :])):
         if place == offset:
@@ -95,7 +95,7 @@ def _join(*columns: Iterable[bytes]) -> list[bytes]:
 
 
 def _keys(kind: SetType, keys: Iterable[str]) -> list[Iterable[bytes]]:
-    """What each key consists of, column by column."""
+    """The encoded parts of the keys, column by column."""
     columns = _columns(keys, kind.key)
     parts: list[Iterable[bytes]] = [repeat(_opening(_KEY, total_length(kind.key)))]
     if not kind.ranges:
@@ -112,7 +112,7 @@ def _key_length(kind: SetType) -> int:
 
 
 def _columns(values: Iterable[str], fields: Sequence[Field]) -> Iterator[tuple[Sequence[str], Field]]:
-    """The column of each field, of values that are concatenations of them."""
+    """The column of each field, of values that are concatenations."""
     if len(fields) == 1:
         return iter([(tuple(values), fields[0])])
     rows = [value.split(" . ") for value in values]
@@ -145,7 +145,7 @@ def _words(verdict: str) -> tuple[str, str]:
 
 
 def _opening(kind: int, length: int) -> bytes:
-    """What goes before a value of so many bytes: the headers of the attribute and of what it holds."""
+    """The headers before a value of `length` bytes: of the attribute and of the one nested in it."""
     return NLA.pack(2 * NLA.size + len(pad(bytes(length))), kind | NLA_F_NESTED) + NLA.pack(
         NLA.size + length, _VALUE
     )

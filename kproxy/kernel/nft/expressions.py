@@ -37,7 +37,7 @@ VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "jump": -3, "goto": -4, "ret
 FAMILY_NUMBERS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 SET_ID = bytes(4)
-"""What stands for the id of a set of a rule's own."""
+"""Placeholder for the id of a rule's anonymous set."""
 
 _BYTEORDER_TO_NETWORK = 1
 _FIB_ADDRESS_TYPE, _FIB_SOURCE = 3, 1
@@ -45,7 +45,7 @@ _NUMGEN = {"inc": 0, "random": 1}
 _DESTINATION_NAT = 1
 _UNREACHABLE = 0  # NFT_REJECT_ICMP_UNREACH
 _PORT_UNREACHABLE = {Family.IPV4: b"\x03", Family.IPV6: b"\x04"}
-"""ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH; the kernel answers TCP with a reset only where asked to."""
+"""ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH; for TCP the kernel sends a reset only with another type."""
 
 
 def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
@@ -56,22 +56,22 @@ def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
 
 
 def load_meta(key: int, register: int = 0) -> bytes:
-    """Load what the kernel knows of a packet."""
+    """Load metadata of a packet."""
     return _expression("meta", number(2, key), _register(1, register))
 
 
 def set_meta(key: int) -> bytes:
-    """Set what the kernel keeps of a packet, from the first register."""
+    """Set metadata of a packet from the first register."""
     return _expression("meta", number(2, key), _register(3, 0))
 
 
 def load_ct(key: int) -> bytes:
-    """Load a fact of the packet's connection."""
+    """Load a conntrack property of the packet's connection."""
     return _expression("ct", _register(1, 0), number(2, key))
 
 
 def load_source_type() -> bytes:
-    """Load the type of the packet's source address, as the routing tables have it."""
+    """Load the type of the packet's source address, from the routing tables."""
     return _expression("fib", _register(1, 0), number(2, _FIB_ADDRESS_TYPE), number(3, _FIB_SOURCE))
 
 
@@ -87,7 +87,7 @@ def numgen(kind: str, modulus: int, offset: int, register: int = 0) -> bytes:
 
 
 def to_network_order() -> bytes:
-    """Swap the word in the first register, so that comparing it bytewise is comparing numbers."""
+    """Convert the first register to network order, so that a bytewise comparison compares numbers."""
     return _expression(
         "byteorder",
         *(_register(1, 0), _register(2, 0), number(3, _BYTEORDER_TO_NETWORK), number(4, 4), number(5, 4)),
@@ -95,7 +95,7 @@ def to_network_order() -> bytes:
 
 
 def compare(operator: int, value: bytes) -> bytes:
-    """Go on only if the first register compares so with a value."""
+    """Continue only if the comparison of the first register with a value is true."""
     return _expression("cmp", _register(1, 0), number(2, operator), nested(3, attribute(_DATA_VALUE, value)))
 
 
@@ -109,17 +109,17 @@ def bitwise(mask: bytes, xor: bytes) -> bytes:
 
 
 def lookup(name: str, *, inner: bool = False) -> bytes:
-    """Go on only if a set holds the key in the registers; SET_ID is what one of the rule's own ends with."""
+    """Continue only if a set holds the key in the registers; for an `inner` set it ends with SET_ID."""
     return _expression("lookup", string(1, name), _register(2, 0), _set_id(inner=inner))
 
 
 def lookup_value(name: str, *, inner: bool = False) -> bytes:
-    """Load the value of a map's key from the first register on; go on only if there is one."""
+    """Load the value of the key in the registers from a map; continue only if there is one."""
     return _expression("lookup", string(1, name), _register(2, 0), _register(3, 0), _set_id(inner=inner))
 
 
 def lookup_verdict(name: str) -> bytes:
-    """Obey the verdict of a map's key if there is one."""
+    """Apply the verdict of the key in the registers from a map, if there is one."""
     return _expression("lookup", string(1, name), _register(2, 0), number(3, _VERDICT_REGISTER))
 
 
@@ -129,7 +129,7 @@ def immediate(value: bytes, register: int = 0) -> bytes:
 
 
 def verdict(word: str, chain: str = "") -> bytes:
-    """End the rule with a verdict; `chain` is where `goto` and `jump` lead."""
+    """End the rule with a verdict; `chain` is the target of `goto` and `jump`."""
     return _expression("immediate", number(1, _VERDICT_REGISTER), nested(2, verdict_data(word, chain)))
 
 
@@ -140,12 +140,12 @@ def verdict_data(word: str, chain: str = "") -> bytes:
 
 
 def reject(family: Family) -> bytes:
-    """Refuse the packet with "port unreachable"."""
+    """Reject the packet with "port unreachable"."""
     return _expression("reject", number(1, _UNREACHABLE), attribute(2, _PORT_UNREACHABLE[family]))
 
 
 def masquerade(flags: int) -> bytes:
-    """Translate the source to the address that the packet leaves from."""
+    """Translate the source to the address of the outgoing interface."""
     return _expression("masq", number(1, flags) if flags else b"")
 
 
@@ -167,7 +167,7 @@ def change_set(operation: int, name: str, seconds: int) -> bytes:
 
 
 def counter() -> bytes:
-    """A counter that begins at nothing, as the attributes of a set's expression."""
+    """A counter that starts at zero, as the attributes of a set's expression."""
     zero = bytes(8)
     return string(_EXPRESSION_NAME, "counter") + nested(
         _EXPRESSION_DATA, attribute(1, zero), attribute(2, zero)

@@ -16,13 +16,13 @@ _TYPE_BITS = 6
 VERDICT_TYPE = 0xFFFFFF00
 """NFT_DATA_VERDICT, the data type of verdict maps."""
 VERDICT_BYTES = 16
-"""What nft declares as the length of a verdict."""
+"""The length of a verdict in nft's declarations, in bytes."""
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A data type: its number, bytes, byte order (1 the machine's, 2 the network's), and encoder of its text.
+    """A data type: its number, size in bytes, byte order (1: host, 2: network), and encoder of its text.
 
-    `width`: the bits of an address, of which there may be ranges; else 0.
+    `width`: the number of bits of an address type, which can have ranges; else 0.
     """
 
     number: int
@@ -33,12 +33,12 @@ class Field(msgspec.Struct, frozen=True):
 
     @property
     def padded(self) -> int:
-        """Its bytes in a concatenation."""
+        """Its size in a concatenation, in bytes."""
         return (self.size + 3) & ~3
 
 
 def host_word(number: int) -> bytes:
-    """Four bytes in the machine's own order."""
+    """Four bytes in host order."""
     return struct.pack("=I", number)
 
 
@@ -86,7 +86,7 @@ def type_number(fields: Sequence[Field]) -> int:
 
 
 def total_length(fields: Sequence[Field]) -> int:
-    """The bytes of a value; a lone field is not padded."""
+    """The size of a value in bytes; a single field is not padded."""
     return fields[0].size if len(fields) == 1 else sum(field.padded for field in fields)
 
 
@@ -111,7 +111,7 @@ def bounds(text: str, field: Field) -> tuple[bytes, bytes]:
 
 
 def merged(ranges: Iterable[tuple[bytes, bytes]]) -> list[tuple[int, int]]:
-    """Inclusive ranges as numbers, in order, those that overlap or touch made one."""
+    """Inclusive ranges as numbers, sorted; ranges that overlap or touch are merged."""
     found: list[tuple[int, int]] = []
     for first, last in sorted((int.from_bytes(a, "big"), int.from_bytes(b, "big")) for a, b in ranges):
         if found and first <= found[-1][1] + 1:
@@ -122,6 +122,6 @@ def merged(ranges: Iterable[tuple[bytes, bytes]]) -> list[tuple[int, int]]:
 
 
 def network(text: str) -> tuple[bytes, int]:
-    """The address, without the bits of hosts, and the length of a prefix."""
+    """Return the network address and the length of a prefix."""
     found = ipaddress.ip_network(text, strict=False)
     return found.network_address.packed, found.prefixlen

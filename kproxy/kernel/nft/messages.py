@@ -1,4 +1,4 @@
-"""A transaction as netlink messages, each with the command that it is a part of."""
+"""A transaction as netlink messages, each with the command that it belongs to."""
 
 import itertools
 import struct
@@ -48,10 +48,10 @@ _SHOWN = 120  # characters of a command in an error
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message without its header: what the kernel is to do, flags, body, and the command that wants it.
+    """One message without its header: type, flags, body, and the command that it belongs to.
 
-    `body` begins with the family and the table. `first` is the number of the command's element that the
-    message begins with, and `listed` how many bytes go before its list of elements.
+    `body` begins with the family and the table. `first` is the number of the message's first element in the
+    command, and `listed` the offset of the list of elements in the body.
     """
 
     kind: int
@@ -62,7 +62,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     listed: int = 0
 
     def describe(self, table: str, offset: int | None) -> str:
-        """The command as text, shortened, or its element that begins so many bytes into the body."""
+        """The command as text, shortened, or its element at an offset of the body."""
         number = None
         if self.listed and offset is not None:
             number = e.number_at(self.body[self.listed :], offset - self.listed)
@@ -73,8 +73,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
                 shown = list(keys[self.first :])
             case _:
                 return _shortened(self.command.line(table))
-        those = ", ".join(shown) if number is None else shown[number]
-        return _shortened(f"element {table} {container} {{ {those} }}")
+        named = ", ".join(shown) if number is None else shown[number]
+        return _shortened(f"element {table} {container} {{ {named} }}")
 
 
 def _shortened(line: str) -> str:
@@ -82,12 +82,12 @@ def _shortened(line: str) -> str:
 
 
 def encode(transaction: Transaction) -> list[Message]:
-    """The messages, in the order of the commands. Raises ValueError for text that is not understood."""
+    """Encode the commands in order. Raises ValueError for text that cannot be parsed."""
     return list(_Encoder(transaction).messages(transaction.commands))
 
 
 class _Encoder:
-    """Encodes the commands of one transaction, whose new sets have numbers of their own."""
+    """Encodes the commands of one transaction; numbers its new sets."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._family: Family = transaction.family
@@ -132,7 +132,7 @@ class _Encoder:
         return Message(kind, flags, self._head + body, command)
 
     def _rule(self, command: AddRule) -> Iterator[Message]:
-        """The rule, after the sets that are part of it."""
+        """The rule, after its anonymous sets."""
         rule = compile_rule(self._family, command.rule)
         ids = []
         for inner in rule.sets:
@@ -145,19 +145,19 @@ class _Encoder:
         declared = x.string(SET_NAME, inner.template) + x.number(SET_ID, number) + inner.kind.attributes()
         yield self._message(command, _NEW_SET, _CREATE, declared)
         body = x.string(e.LIST_SET, inner.template) + x.number(e.LIST_SET_ID, number)
-        for _, listed in e.pieces(inner.elements):
+        for _, listed in e.chunks(inner.elements):
             yield self._message(command, _NEW_ELEMENTS, _CREATE, body + listed)
 
     def _elements(
         self, command: Command, kind: int, flags: int, container: str, encoded: Sequence[bytes]
     ) -> Iterator[Message]:
         before = self._head + x.string(e.LIST_SET, container)
-        for first, listed in e.pieces(encoded):
+        for first, listed in e.chunks(encoded):
             yield Message(kind, flags, before + listed, command, first, len(before))
 
 
 def _hook(text: str) -> bytes:
-    """Where the kernel calls a chain, from e.g. `type nat hook output priority -100;`."""
+    """Encode the hook of a base chain, e.g. `type nat hook output priority -100;`."""
     words = text.rstrip(";").split()
     if words[0::2] != ["type", "hook", "priority"]:
         raise ValueError(f"not understood: {text!r}")

@@ -1,7 +1,7 @@
-"""nftables over netlink: transactions are encoded and tables decoded here, without the program nft.
+"""nftables over netlink: encodes transactions and decodes tables, without the program nft.
 
-The program reads every table of the namespace before it writes to one, and ends with a signal where another
-version of it has left what it cannot read (Kubernetes issue 136786); and it is a process for each change.
+The program needs a process for each change, reads every table of the namespace before it writes to one, and
+crashes on objects of another version that it cannot read (Kubernetes issue 136786).
 """
 
 import errno
@@ -22,7 +22,7 @@ from kproxy.kernel.xtables.types import RulesetGeneration
 _NEW_GENERATION, _GET_GENERATION = 15, 16  # enum nf_tables_msg_types
 _GENERATION_ID = 1
 _READINGS = 10
-"""How often a table is read anew because others committed something during the reading."""
+"""Greatest number of attempts to read a table if others commit during the reading."""
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class NetlinkNft:
         """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
         for _ in range(_READINGS):
             before = self.generation()
-            found = _asked(lambda: dump.reading(family, table, elements=elements, portable=portable))
+            found = _call(lambda: dump.reading(family, table, elements=elements, portable=portable))
             if self.generation() == before:
                 return found
         raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
@@ -55,7 +55,7 @@ class NetlinkNft:
     def counts(self, family: Family, table: str, name: str) -> Mapping[str, Counts] | None:
         """See Nft.counts."""
         try:
-            return _asked(lambda: dump.counts(family, table, name))
+            return _call(lambda: dump.counts(family, table, name))
         except UndecodableError as error:
             raise NftError(NftFailure.INTERRUPTED, f"cannot read the counters: {error}") from error
 
@@ -77,10 +77,10 @@ def _generation_request(sequence: int) -> bytes:
     return message(SUBSYSTEM << 8 | _GET_GENERATION, NLM_F_REQUEST, sequence, body)
 
 
-def _asked(question: Callable[[], T]) -> T:
-    """What the kernel answers. Raises NftError, and UndecodableError."""
+def _call(request: Callable[[], T]) -> T:
+    """Call `request` and return its result. Raises NftError for an OSError, and UndecodableError."""
     try:
-        return question()
+        return request()
     except OSError as error:
         kind = NftFailure.MISSING if error.errno in {errno.EPERM, errno.EACCES} else NftFailure.INTERRUPTED
         raise NftError(kind, f"cannot read the table: {error.strerror or error}") from error

@@ -1,8 +1,7 @@
-"""Rules, from nft's words to the kernel's expressions: as much of the language as kproxy's renderer uses.
+"""Compile rules from nft's language, as far as kproxy's renderer uses it, to the kernel's expressions.
 
-What nft 1.0.6 makes of the same words is what this makes of them; a test compares both in the kernel. Sets
-within a rule have no name before the kernel gives them one, so a rule is bytes with places for the ids of its
-sets.
+The result is the same as that of nft 1.0.6; a test compares both in the kernel. The kernel names anonymous
+sets when they are made, so a compiled rule is bytes with placeholders for the ids of its sets.
 """
 
 import functools
@@ -25,7 +24,7 @@ _CT_BITS = {("ct state", "new"): 8, ("ct status", "dnat"): 1 << 5}
 """NF_CT_STATE_BIT(IP_CT_NEW) and IPS_DST_NAT."""
 _LOCAL = 2  # RTN_LOCAL
 _REGISTER = 4
-"""Words of an older register, of sixteen bytes; a constant address and port are loaded to one each."""
+"""Size, in words, of an older register of sixteen bytes; a constant address and port use one each."""
 _OPERATIONS = {"update": x.UPDATE, "delete": x.DELETE}
 
 _DOT = re.compile(r" \. ")
@@ -53,19 +52,19 @@ class _Lookup(Protocol):
 
 
 class InnerSet(msgspec.Struct, frozen=True):
-    """A set or map that is part of a rule: its type, and its elements as elements.py encodes them."""
+    """An anonymous set or map of a rule: its type, and its elements as elements.py encodes them."""
 
     kind: SetType
     elements: tuple[bytes, ...]
 
     @property
     def template(self) -> str:
-        """The name that the kernel makes a free one of."""
+        """The name pattern from which the kernel makes a free name."""
         return "__set%d" if self.kind.data is None else "__map%d"
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule's expressions, in parts between which the ids of its own sets go."""
+    """A rule's expressions, in parts; the ids of its anonymous sets are inserted between them."""
 
     expressions: tuple[bytes, ...]
     sets: tuple[InnerSet, ...] = ()
@@ -80,7 +79,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 @functools.lru_cache(maxsize=1024)
 def compile_rule(family: Family, text: str) -> Rule:
-    """A rule of a table of this family. Raises ValueError for words that kproxy does not use."""
+    """Compile a rule of a table of this family. Raises ValueError for syntax that kproxy does not use."""
     try:
         return _Compiler(family, text).rule()
     except (ValueError, OSError, KeyError) as error:
@@ -88,7 +87,7 @@ def compile_rule(family: Family, text: str) -> Rule:
 
 
 class _Compiler:
-    """Reads one rule from its beginning to its end."""
+    """Parses one rule from left to right."""
 
     def __init__(self, family: Family, text: str) -> None:
         self._family = family
@@ -99,7 +98,7 @@ class _Compiler:
         self._sets: list[InnerSet] = []
 
     def rule(self) -> Rule:
-        """All expressions of the rule."""
+        """Return the compiled rule."""
         statements: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], None]], ...] = (
             (_VERDICT, self._verdict),
             (_REJECT, lambda _: self._found.append(x.reject(self._family))),
@@ -132,7 +131,7 @@ class _Compiler:
         return found
 
     def _concatenation(self) -> list[Selector]:
-        """Selectors, which are not loaded yet."""
+        """Parse selectors, without loading them."""
         found = [selector(self._need(SELECTOR))]
         while self._take(_DOT):
             found.append(selector(self._need(SELECTOR)))
@@ -145,7 +144,7 @@ class _Compiler:
             register += each.field.padded // 4
 
     def _inner(self, kind: SetType, elements: Sequence[bytes], expression: _Lookup) -> None:
-        """Look up a set of the rule's own, by the name that stands for it and by its id."""
+        """Look up an anonymous set, by its template name and its id."""
         inner = InnerSet(kind, tuple(elements))
         self._sets.append(inner)
         # The id is the last attribute, so its value is what the expression ends with.
@@ -216,7 +215,7 @@ class _Compiler:
             self._compare(selectors[0], operator, found[2])
 
     def _among(self, what: Selector, values: Sequence[str]) -> None:
-        """One of several values, addresses in ranges."""
+        """Match one of several values; addresses may be ranges."""
         if len(values) == 1:
             self._compare(what, x.EQUAL, values[0])
             return
@@ -233,7 +232,7 @@ class _Compiler:
         self._inner(kind, elements, x.lookup)
 
     def _bits(self, mask: int) -> None:
-        """Any of these bits of the number in the first register."""
+        """Match any of these bits of the number in the first register."""
         zero = host_word(0)
         self._found += [x.bitwise(host_word(mask), zero), x.compare(x.NOT_EQUAL, zero)]
 
@@ -260,7 +259,7 @@ class _Compiler:
             raise ValueError(f"{what.words} is not compared with {value!r}")
 
     def _prefix(self, what: Selector, operator: int, value: str) -> None:
-        """An address in a prefix; whole bytes of it are compared as they are."""
+        """Match an address in a prefix; a prefix of whole bytes is compared without a mask."""
         packed, length = network(value)
         size, rest = divmod(length, 8)
         if len(packed) != what.field.size:
@@ -276,6 +275,6 @@ class _Compiler:
 
 
 def _interface(value: str, field: Field) -> bytes:
-    """A name, or what names begin with that end with `*`."""
+    """Encode an interface name, or the prefix of a name that ends with `*`."""
     name = value.strip('"')
     return name[:-1].encode() if name.endswith("*") else field.encode(name)

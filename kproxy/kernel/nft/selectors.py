@@ -1,7 +1,7 @@
-"""What a rule may look at, from nft's words to the expression that loads it.
+"""Selectors of packet data in rules, from nft's syntax to the expression that loads the data.
 
-A selector is also what `typeof` declares maps and sets by: nft keeps it beside the set, in bytes that the
-kernel does not read, and prints keys by it. Their layout is that of libnftnl's include/udata.h and of the
+`typeof` declares maps and sets by selectors, too: nft stores them as user data of the set, which the kernel
+does not read, and prints keys by them. The layout is that of libnftnl's include/udata.h and of the
 `build_udata` functions in nftables' src.
 """
 
@@ -39,9 +39,9 @@ _NUMGEN_NUMBERS = {"inc": 0, "random": 1}
 
 
 class Selector(msgspec.Struct, frozen=True):
-    """What is loaded: its type, the expression by the register it goes to, and how `typeof` records it.
+    """A selector: its type, the loading expression by register, and its user data for `typeof`.
 
-    `words`: nft's own, without numbers.
+    `words`: nft's syntax, without numbers.
     """
 
     words: str
@@ -99,14 +99,14 @@ def _generator(words: str, kind: str, modulus: int, start: int) -> Selector:
 
 
 def typeof(parts: Sequence[bytes]) -> bytes:
-    """How `typeof` records a selector, or several that are concatenated."""
+    """The user data of `typeof` for a selector, or for a concatenation of several."""
     if len(parts) == 1:
         return parts[0]
     return _typeof(_CONCAT, b"".join(userdata(place, part) for place, part in enumerate(parts)))
 
 
 def bare_concatenation() -> bytes:
-    """How nft records a concatenation that was declared by `type`; all versions go by the type."""
+    """The user data of a concatenation declared by `type`; all versions of nft use the type."""
     return _typeof(_CONCAT, b"")
 
 

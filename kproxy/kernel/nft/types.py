@@ -1,6 +1,6 @@
-"""What the rest of kproxy knows of nftables: transactions go in, readings of a table come out.
+"""The interface to nftables: transactions to commit, and readings of a table.
 
-The protocol is small so that the in-memory stand-in of kproxy_lab can obey it to the letter.
+It is small, so that a model in memory can implement it exactly.
 """
 
 import enum
@@ -15,10 +15,10 @@ from kproxy.kernel.xtables.types import RulesetGeneration
 
 
 class NftFailure(enum.StrEnum):
-    """Why nothing could be read or written, as far as it decides what to do next."""
+    """Kinds of failure, by what the caller has to do next."""
 
     REFUSED = "refused"
-    """Something in the transaction was refused, and nothing of it was done. Repeating it is useless."""
+    """A message of the transaction was refused; nothing was committed. Repeating it is useless."""
     MISSING = "missing"
     """The permission or nftables itself is missing: nothing can be written."""
     INTERRUPTED = "interrupted"
@@ -26,7 +26,7 @@ class NftFailure(enum.StrEnum):
 
 
 class NftError(Exception):
-    """The kernel did not do what it was asked to; `message` names what was refused, and why."""
+    """A request failed; `message` names the refused object and the reason."""
 
     def __init__(self, kind: NftFailure, message: str) -> None:
         super().__init__(message)
@@ -37,12 +37,12 @@ class NftError(Exception):
 class Reading(msgspec.Struct, frozen=True):
     """One table at one moment.
 
-    `chains`: by name, a line for each rule, which is another as soon as the rule is, or was replaced; before
-    them, where the kernel calls the chain, a line from where, which begins with `type `. Lines of a portable
-    reading are another only if the rule is, so that two tables compare.
-    `containers`: the maps and sets with names, as `map NAME` and `set NAME`.
-    `elements`: key -> value ("" in sets) of each of these that transactions fill, as nft prints both; None if
-    they were not asked for. `unreadable`: the maps and sets whose elements are not understood, and why.
+    `chains`: by name, a line for each rule, which differs if the rule was changed or replaced; for a base
+    chain, preceded by a line with its hook, which begins with `type `. Lines of a portable reading differ
+    only if the rules differ, so that two tables can be compared. `containers`: the named maps and sets, as
+    `map NAME` and `set NAME`. `elements`: key -> value ("" in sets) of each map and set that transactions
+    fill, as nft prints both; None if they were not requested. `unreadable`: maps and sets whose elements
+    cannot be decoded, with the reason.
     """
 
     chains: dict[str, tuple[str, ...]]
@@ -55,15 +55,15 @@ class Nft(Protocol):
     """nftables in the network namespace of the calling thread. Every method may raise NftError."""
 
     def commit(self, transaction: Transaction) -> None:
-        """Carry out a transaction: all of it or nothing."""
+        """Commit a transaction: all of it or nothing."""
 
     def reading(
         self, family: Family, table: str, *, elements: bool = True, portable: bool = False
     ) -> Reading | None:
-        """The table; None if it is not there."""
+        """Read the table; None if it does not exist."""
 
     def counts(self, family: Family, table: str, name: str) -> Mapping[str, tuple[int, int]] | None:
-        """(packets, bytes) by key of one map's elements that are counted; None if it is not there."""
+        """(packets, bytes) by key of one map's elements with counters; None if it does not exist."""
 
     def generation(self) -> RulesetGeneration | None:
-        """A fingerprint that changes with every transaction of anybody; None if the kernel gives none."""
+        """A value that changes with every transaction of any program; None if it cannot be read."""

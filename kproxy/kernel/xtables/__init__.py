@@ -1,1 +1,1 @@
-"""iptables and ip6tables, in both variants: find the programs, restore, save, and notice changes."""
+"""iptables and ip6tables, in both variants: find the programs, restore, save, and detect changes."""

@@ -1,10 +1,10 @@
-"""Find the iptables programs, and the variant the rest of the node uses.
+"""Find the iptables programs, and the variant that the rest of the node uses.
 
-Rules written to the other variant's tables work, but nobody else sees them and both sets are traversed, so
-kproxy must agree with the kubelet and the network plugin.  The order of evidence is that of Kubernetes' own
-images (kubernetes-sigs/iptables-wrappers, v2): the kubelet's hint chains in nft's mangle table, then in
-legacy's, then the larger rule set, then nft, unless the kernel has no nftables at all. Where nothing speaks
-for a variant, the one that passes the trial is taken: a kernel may have nf_tables and no nat in it.
+Rules written to the other variant's tables work, but other programs do not see them and packets traverse
+both, so kproxy must use the same variant as the kubelet and the network plugin.  The order of evidence is
+that of Kubernetes' own images (kubernetes-sigs/iptables-wrappers, v2): the kubelet's hint chains in nft's
+mangle table, then in legacy's, then the larger rule set, then nft, unless the kernel has no nftables at all.
+Without evidence for a variant, the one that passes a probe is used: a kernel may have nf_tables without nat.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROBE_RULE = b"-j RETURN"
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """The variant that the node uses; `evidence` says by which rules, "" if there are none in either."""
+    """The variant that the node uses; `evidence` describes the rules that show it, "" if there are none."""
 
     variant: Variant
     evidence: str = ""
@@ -58,14 +58,13 @@ def find_tools(
     detect: Detect | None = None,
     runner: Runner | None = None,
 ) -> XtablesTools:
-    """The programs to use for `family`, of the variant `forced` or else the one the node uses.
+    """Return the programs to use for `family`, of variant `forced` or else the one that the node uses.
 
-    `detect` tells that one where both are installed; the answer is the same for both families, and dear where
-    there are many rules. None: `detect_variant`. With `probe`, the kernel is made to show that it has the nat
-    table (it is created if nobody has yet). Where no rules speak for a variant, that decides between the two:
-    without `probe`, it is tried in a network namespace for trials, if one can be made.
-    Raises XtablesUnavailable: no such programs, no such family, no nat table, no permission; XtablesStalled
-    if that could not be told.
+    `detect` detects the latter if both are installed (default: `detect_variant`); the result is the same for
+    both families, and expensive if there are many rules. With `probe`, the nat table is probed (and created
+    if it does not exist). Without evidence for a variant, the probe decides between the two; without `probe`,
+    it is made in a temporary network namespace, if one can be created. Raises XtablesUnavailable: no such
+    programs, no such family, no nat table, no permission; XtablesStalled if that could not be determined.
     """
     runner = runner or Runner()
     _require_family(family)
@@ -85,14 +84,14 @@ def find_tools(
         detected = Detected(next(iter(available)), "the only one installed")
     else:
         detected = (detect or detect_variant)(search_path, runner)
-        return _tried(family, detected, available, runner, probe=probe)
+        return _select(family, detected, available, runner, probe=probe)
     tools = available[detected.variant]
     if probe:
         _probe(family, tools, runner)
     return tools
 
 
-def _tried(
+def _select(
     family: Family,
     detected: Detected,
     available: dict[Variant, XtablesTools],
@@ -100,7 +99,7 @@ def _tried(
     *,
     probe: bool,
 ) -> XtablesTools:
-    """The tools of the detected variant, or of the other if it fails the trial and no rules speak for it."""
+    """Return the tools of the detected variant; of the other if it fails the probe and has no evidence."""
     tools = available[detected.variant]
     if detected.evidence and not probe:
         return tools
@@ -129,7 +128,7 @@ def _tried(
 
 
 def _try(family: Family, tools: XtablesTools, runner: Runner, *, probe: bool) -> None:
-    """Try the nat table, in use or in a namespace for trials. Raises as `_probe`, and ScratchUnavailable."""
+    """Probe the nat table, here or in a temporary namespace. Raises as `_probe`, and ScratchUnavailable."""
     if probe:
         _probe(family, tools, runner)
     else:
@@ -137,7 +136,7 @@ def _try(family: Family, tools: XtablesTools, runner: Runner, *, probe: bool) ->
 
 
 def detect_variant(search_path: str = PATH, runner: Runner | None = None) -> Detected:
-    """The variant that the rest of the node writes its rules to, by both families' rules.
+    """Detect the variant that the rest of the node uses, from both families' rules.
 
     Raises XtablesStalled if rules of a variant cannot be read.
     """
@@ -171,7 +170,7 @@ def program_version(output: str) -> tuple[Variant, tuple[int, int, int]]:
 def _available(
     family: Family, search_path: str, forced: Variant | None, runner: Runner
 ) -> dict[Variant, XtablesTools]:
-    """The programs of each variant that are installed, or, where one is `forced`, of that one."""
+    """Return the installed programs by variant; if a variant is `forced`, only of that one."""
     name = _PROGRAMS[family]
     found: dict[Variant, XtablesTools] = {}
     wanted = [forced] if forced is not None else list(Variant)
@@ -246,7 +245,7 @@ def _probe(family: Family, tools: XtablesTools, runner: Runner) -> None:
             if generations.nft_chain_exists(family, "nat", "POSTROUTING"):
                 return
         except OSError as error:
-            # Without a free descriptor, say, the kernel has said nothing.
+            # Other errors, such as a lack of descriptors, are temporary.
             lasting = error.errno in {*NO_NFTABLES, errno.EPERM, errno.EACCES}
             kind = XtablesUnavailable if lasting else XtablesStalled
             raise kind(f"nftables cannot be used: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
-"""Which match and target extensions the node's libxtables has, and which revision it shares with the kernel.
+"""Find the match and target extensions of the node's libxtables, and the revisions shared with the kernel.
 
-python-iptables asks the library itself, as iptables does in both variants. That loads shared objects into the
-process and holds for one family only, so it takes place in a process of its own.
+python-iptables uses the library itself, as iptables does in both variants. That loads shared objects into the
+process and works for one family only, so it is done in a separate process.
 """
 
 import sys
@@ -19,7 +19,7 @@ Revisions = Mapping[str, int | None]
 
 
 def revisions(family: Family, names: Iterable[str]) -> Revisions:
-    """Ask for extensions by names such as `match recent`. Raises PythonIptablesError."""
+    """Look up extensions by names such as `match recent`. Raises PythonIptablesError."""
     return msgspec.json.decode(run_apart(__name__, family.name, *names), type=dict[str, int | None])
 
 

@@ -1,9 +1,9 @@
-"""Read what iptables-restore says when it fails.
+"""Classify failures of iptables-restore by its exit status and stderr.
 
-The two variants, and the parser and the kernel behind each, report in different words; the exit status says
-little (1: the library or kernel refused, 2: the parser refused, 4: the lock, or nft's kernel refused).
-Wordings are those of iptables 1.8.9; the rare ones (memory, a busy table, missing permissions) are read from
-its source and not provoked by a test.
+Messages differ between the variants, and between parser and kernel; the exit status alone is ambiguous (1:
+the library or kernel refused, 2: the parser refused, 4: the lock, or nft's kernel refused).
+Messages are those of iptables 1.8.9; the rare ones (memory, a busy table, missing permissions) are taken from
+its source and not covered by a test.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MESSAGE_LIMIT = 2000
 
 
 def from_exit(status: int, stderr: bytes) -> RestoreError:
-    """The error that an exit status (negative: killed by that signal) and its stderr stand for."""
+    """Return the error for an exit status (negative: killed by that signal) and stderr."""
     message = trimmed(stderr)
     if status < 0:
         return RestoreError(FailureKind.INTERRUPTED, f"killed by signal {-status}. {message}".strip())
@@ -59,12 +59,12 @@ def from_exit(status: int, stderr: bytes) -> RestoreError:
 
 
 def from_process(error: ProcessError) -> RestoreError:
-    """The error that a program stands for which did not come to an end of its own."""
+    """Return the error for a program that did not run until its exit."""
     return RestoreError(_KINDS[error.trouble], error.message)
 
 
 def named_line(message: str) -> int | None:
-    """The first input line that an error text names."""
+    """Return the first input line that an error text names, or None."""
     found = _LINE.search(message)
     return int(found[1]) if found else None
 

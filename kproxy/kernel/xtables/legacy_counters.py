@@ -1,10 +1,10 @@
-"""Counters of rules in the legacy tables without a process, through python-iptables and libiptc.
+"""Read rule counters of the legacy tables in this process, through python-iptables and libiptc.
 
-At 5,000 services of 5 endpoints a reading takes 0.31 s of CPU time, where iptables-legacy-save and taking its
-13 MB of text apart take 0.45 (at 500: 27 ms and 43): only rules on the way to services are looked at.
-libiptc is C that is handed structs by Python, so it is tried first in a process that may crash; nothing here
-constructs rules, matches or targets of python-iptables, whose layouts differ between versions, and nothing is
-ever committed. The entries themselves are the kernel's ABI (include/uapi/linux/netfilter/x_tables.h).
+At 5,000 services of 5 endpoints a reading takes 0.31 s of CPU time; iptables-legacy-save and parsing its 13
+MB of text take 0.45 s (at 500 services: 27 ms and 43 ms), because only rules on the way to services are read.
+libiptc is C code that gets structs from Python, so it is probed first in a process that may crash. Nothing
+here constructs rules, matches or targets of python-iptables, whose layouts differ between versions, and
+nothing is committed. The entries are the kernel's ABI (include/uapi/linux/netfilter/x_tables.h).
 """
 
 import ctypes
@@ -24,20 +24,20 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class CountedRule(NamedTuple):
-    """A rule with its counters; `protocol` is tcp, udp, sctp or "", `comment` "" where it has none."""
+    """A rule with its counters, `size` in bytes; `protocol` is tcp, udp, sctp or "", `comment` may be ""."""
 
     chain: str
     protocol: str
     comment: str
     target: str
     packets: int
-    octets: int
+    size: int
 
 
 class LegacyCounters:
-    """Reads one family's tables in the caller's network namespace; raises PythonIptablesError if not.
+    """Reads one family's tables in the caller's network namespace. Raises PythonIptablesError.
 
-    Belongs to one thread at a time.
+    For one thread at a time.
     """
 
     def __init__(self, family: Family, runner: Runner | None = None) -> None:
@@ -45,19 +45,19 @@ class LegacyCounters:
             raise PythonIptablesError("python-iptables is not installed")
         self._family = family
         self._runner = runner
-        self._tried = False
+        self._probed = False
 
     def read(self, table: str, start: Iterable[str], follow: Callable[[str], bool]) -> list[CountedRule]:
-        """The rules of the chains `start`, and of those they jump to whose names `follow` takes.
+        """Return the rules of the chains `start`, and of those they jump to whose names `follow` accepts.
 
-        A table that does not exist is not made: it has no rules.
+        A table that does not exist has no rules, and is not created.
         """
         if table not in generations.legacy_tables(self._family):
             return []
-        if not self._tried:
-            # Once where a crash costs nothing.
+        if not self._probed:
+            # The first reading is in a separate process, where a crash is harmless.
             run_apart(__name__, self._family.name, table, runner=self._runner)
-            self._tried = True
+            self._probed = True
         import iptc
 
         kind: Any = iptc.Table if self._family is Family.IPV4 else iptc.Table6
@@ -108,7 +108,7 @@ class LegacyCounters:
 
 
 def _give_back() -> None:
-    """Give back what libiptc freed: a big table is a hundred MB in small pieces, which glibc would keep."""
+    """Return memory freed by libiptc to the kernel: a big table is 100 MB in small blocks, kept by glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -120,7 +120,7 @@ def _text(name: bytes | str) -> str:
 
 def _dry_run(family: Family, table: str) -> None:
     counters = LegacyCounters(family)
-    counters._tried = True  # noqa: SLF001 - this is the trial
+    counters._probed = True  # noqa: SLF001 - this is the probe
     chains = ("KUBE-SERVICES", "KUBE-NODEPORTS")
     counters.read(table, chains, lambda name: name.startswith("KUBE-"))
 

@@ -1,9 +1,8 @@
-"""How many rules stand in the legacy tables, whichever variant this node's programs speak.
+"""Count the rules in the legacy tables, independent of the variant of this node's programs.
 
-python-iptables reads these tables through libiptc and sees no others, which is what is wanted here. It may
-crash where its struct layouts do not fit the libraries, and serves one family per process; so it works in a
-process of its own, opens only tables that exist (opening one creates it), and never commits. Where it is not
-installed, iptables-legacy-save tells the same.
+python-iptables reads only these tables, through libiptc. It may crash if its struct layouts do not fit the
+libraries, and supports one family per process; so it runs in a separate process, opens only existing tables
+(opening one creates it), and never commits. If it is not installed, iptables-legacy-save is used.
 """
 
 import re
@@ -27,7 +26,7 @@ _SECONDS = 120.0
 _RULE = re.compile(rb"^-A (\S+)", re.MULTILINE)
 
 Counts = dict[str, dict[str, int]]
-"""table -> chain -> rules; chains without rules are not told of."""
+"""table -> chain -> number of rules; chains without rules are left out."""
 
 
 class LegacyRulesError(Exception):
@@ -52,7 +51,7 @@ def count(family: Family) -> Counts:
 
 
 def counted(dump: bytes) -> Counts:
-    """The same of what iptables-legacy-save prints."""
+    """Count the rules in the output of iptables-legacy-save."""
     found: Counts = {}
     for section in dump.split(b"\nCOMMIT\n"):
         start = section.find(b"*") if not section.startswith(b"*") else 0
@@ -65,7 +64,7 @@ def counted(dump: bytes) -> Counts:
 
 
 def _count_here(family: Family) -> Counts:
-    """Count through libiptc, rule by rule, without taking rules apart: that may need what is not there."""
+    """Count through libiptc, without decoding rules, which may need extensions that are not installed."""
     import iptc
 
     kind: Any = iptc.Table if family is Family.IPV4 else iptc.Table6

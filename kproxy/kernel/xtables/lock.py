@@ -1,8 +1,8 @@
-"""Who holds the xtables lock.
+"""Find the holder of the xtables lock.
 
-Legacy iptables programs serialise on an advisory lock of one file (iptables/xshared.c: XT_LOCK_NAME, or what
-XTABLES_LOCKFILE names).  "Locked" is of little use to an operator without the name of the program that has
-it, and the kernel tells: /proc/locks.
+Legacy iptables programs serialise on an advisory lock of one file (iptables/xshared.c: XT_LOCK_NAME, or the
+file that XTABLES_LOCKFILE names).  An operator needs the name of the program that holds it, which is found
+through /proc/locks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ DEFAULT_LOCK_FILE = "/run/xtables.lock"
 
 
 def lock_file_in_use() -> Path:
-    """The file that iptables programs started from here lock."""
+    """Return the lock file of iptables programs that kproxy starts."""
     return Path(os.environ.get("XTABLES_LOCKFILE", "") or DEFAULT_LOCK_FILE)
 
 
 def describe() -> str:
-    """The lock file's path and, if /proc tells, the id and command of the process that holds it."""
+    """Return the lock file's path and, if /proc has them, the id and command of the holding process."""
     lock_file = lock_file_in_use()
     pid = holder(lock_file)
     if pid is None:
@@ -32,7 +32,7 @@ def describe() -> str:
 
 
 def holder(lock_file: Path) -> int | None:
-    """The process id of the lock's holder; None if nobody has it or it is in another PID namespace."""
+    """Return the process id of the lock's holder; None if it is free or held in another PID namespace."""
     try:
         status = lock_file.stat()
         locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace")
@@ -40,7 +40,7 @@ def holder(lock_file: Path) -> int | None:
         return None
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in locks.splitlines():
-        # "1: FLOCK  ADVISORY  WRITE 8531 fe:00:16637955 0 EOF"; those who wait have "->" in second place
+        # "1: FLOCK  ADVISORY  WRITE 8531 fe:00:16637955 0 EOF"; waiters have "->" as second field
         fields = line.split()
         if len(fields) >= 6 and fields[1] != "->" and fields[5] == inode:
             pid = int(fields[4])

@@ -1,9 +1,8 @@
 """Rules in tables that iptables-nft shares with native nft rules, over netlink.
 
-One rule that iptables has no words for makes iptables-nft-save print nothing of its table, and iptables-nft
-list nothing of its chain (nft_is_table_compatible in iptables/nft.c). Here each rule of a chain is a line in
-any case: jumps as iptables-save prints them, and any other rule by its handle, which no other rule of the
-table ever gets.
+One rule that iptables cannot print makes iptables-nft-save print nothing of its table, and iptables-nft list
+nothing of its chain (nft_is_table_compatible in iptables/nft.c). Here each rule of a chain is a line: jumps
+as iptables-save prints them, and any other rule by its handle, which the kernel never reuses in the table.
 
 Layouts are those of include/uapi/linux/netfilter/nf_tables.h, nf_tables_compat.h and xt_conntrack.h.
 """
@@ -41,7 +40,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
-"""The tables of nftables' families ip and ip6 that iptables-nft writes to, and the chains it gives each."""
+"""The tables of nftables' families ip and ip6 that iptables-nft writes to, and their built-in chains."""
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -74,7 +73,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 def tables(family: Family) -> frozenset[str]:
-    """The tables that exist of those that iptables-nft writes to. Raises OSError."""
+    """Return the existing tables of iptables-nft. Raises OSError."""
     with _socket() as sock:
         try:
             answers = sock.dump(_SUBSYSTEM << 8 | _GET_TABLE, _NFGENMSG.pack(_FAMILIES[family], 0, 0))
@@ -87,7 +86,7 @@ def tables(family: Family) -> frozenset[str]:
 
 
 def chains(family: Family, table: str) -> Mapping[str, str]:
-    """The chains of a table, each with its policy, `-` of one without a hook. Raises OSError."""
+    """Return the chains of a table, each with its policy, `-` for one without a hook. Raises OSError."""
     found: dict[str, str] = {}
     with _socket() as sock:
         for answer in sock.dump(_SUBSYSTEM << 8 | _GET_CHAIN, _request(family, table)):
@@ -100,7 +99,7 @@ def chains(family: Family, table: str) -> Mapping[str, str]:
 
 
 def rules(family: Family, table: str, chain: str) -> Sequence[Rule]:
-    """The rules of a chain in order; none if it is not there. Raises OSError."""
+    """Return the rules of a chain in order; empty if it does not exist. Raises OSError."""
     wanted = attribute(_RULE_CHAIN, chain.encode() + b"\0")
     found: list[Rule] = []
     with _socket() as sock:
@@ -149,7 +148,7 @@ def _rule(chain: str, held: Mapping[int, bytes]) -> Rule:
 
 
 def _jump(expressions: bytes) -> tuple[str, list[str] | None]:
-    """A rule's jump, or "", and its matches; None if there is more to it than jumps of proxies have."""
+    """Return a rule's jump, or "", and its matches; None if it has other expressions than proxies' jumps."""
     jump = ""
     matches: list[str] = []
     known = True
@@ -175,7 +174,7 @@ def _verdict(immediate: Mapping[int, bytes]) -> str:
 
 
 def _match(name: str, info: bytes) -> str:
-    """A match of x_tables as iptables-save prints it; "" if it is not one of those that are known here."""
+    """Return a match of x_tables as iptables-save prints it; "" for an unknown match."""
     if name == "comment":
         return _comment(_text(info.partition(b"\0")[0]))
     if name == "conntrack" and len(info) >= _CONNTRACK_STATE.size:
@@ -211,7 +210,7 @@ def _request(family: Family, table: str) -> bytes:
 
 @contextlib.contextmanager
 def _socket() -> Iterator[NetlinkSocket]:
-    """In the network namespace that the calling thread is in now."""
+    """A socket in the current network namespace of the calling thread."""
     sock = NetlinkSocket(_NETLINK_NETFILTER)
     try:
         yield sock

@@ -1,8 +1,8 @@
 """Xtables by running iptables-restore and iptables-save.
 
-What a table holds is believed only if the whole of it was printed: a table that exists and is missing in a
-dump, or ends without its COMMIT, is read chain by chain where the kernel lists its chains (nft), and is an
-error otherwise. An empty table is never concluded from what was not said.
+A dump of a table counts only if it is complete. An existing table that is missing in a dump, or has no
+COMMIT, is read chain by chain with nft, and is an error with legacy. So missing output never counts as an
+empty table.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TABLE_NAME = re.compile(r"[a-z]+\Z")
 class XtablesTools:
     """The programs of one family and variant.
 
-    `restore` and `save` are absolute paths; `version` is the programs' own, e.g. (1, 8, 9). `instead_of` says
-    why the other variant, which would have been taken, is not, if so.
+    `restore` and `save` are absolute paths; `version` is that of the programs, e.g. (1, 8, 9). `instead_of`
+    is the reason why the preferred variant is not used, else "".
     """
 
     restore: str
@@ -41,8 +41,8 @@ class XtablesTools:
 class SubprocessXtables:
     """The tables of one family, through the programs of `tools`.
 
-    `lock_wait` is how many seconds to wait for another program to let go of the xtables lock (legacy only;
-    nft has none); `timeout` is how many seconds a program may run. A stop of `runner` ends both waits.
+    `lock_wait`: seconds to wait for the xtables lock (legacy only; nft has none). `timeout`: seconds that a
+    program may run. A stop of `runner` ends both waits.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class SubprocessXtables:
     def restore(self, text: bytes) -> None:
         """Apply a restore input; see Xtables.restore.  Raises RestoreError.
 
-        Where native nft rules keep iptables-nft from finding rules to delete, these are deleted over netlink
-        in a transaction of their own, before the rest.
+        If native nft rules prevent iptables-nft from finding rules to delete, these are deleted over netlink
+        in a separate transaction first.
         """
         ended = self._run(self._restore_argv, text)
         if ended.status and self.variant is Variant.NFT and shared_tables.is_unparsable(ended.stderr):
@@ -82,9 +82,9 @@ class SubprocessXtables:
             raise error
 
     def save(self, table: str | None = None) -> bytes:
-        """The dump of one table or of all that exist; see Xtables.save.  Raises RestoreError.
+        """Dump one table or all that exist; see Xtables.save.  Raises RestoreError.
 
-        Naming a table that does not exist makes legacy create it.
+        If a named table does not exist, legacy creates it.
         """
         return without_counters(self._dump(table, counters=False))
 
@@ -113,7 +113,7 @@ class SubprocessXtables:
         return b"".join(found.values())
 
     def _existing(self, table: str | None) -> Iterable[str]:
-        """The tables that a dump must have, in the order in which they are read if it has them not."""
+        """The tables that a dump must have, in the order in which missing ones are read."""
         if self.variant is Variant.NFT:
             existing = shared_tables.existing(self.family)
         else:
@@ -138,7 +138,7 @@ def _in_table(table: str) -> list[str]:
 
 
 def sections(dump: bytes) -> Iterator[tuple[str, bytes]]:
-    """(table, its text from `*` to COMMIT) of each table that a dump has the whole of; no comments."""
+    """(table, its text from `*` to COMMIT) of each complete table of a dump; no comments."""
     start = dump.find(b"*") if not dump.startswith(b"*") else 0
     while start >= 0:
         end = dump.find(b"\nCOMMIT\n", start)

@@ -1,6 +1,6 @@
-"""Using python-iptables, which is optional and loads C that is handed structs by Python: it may crash.
+"""Use of python-iptables, which is optional and passes structs to C code: it may crash.
 
-So what it is asked for first, or once and for all, is asked in a process of its own.
+So its first use is in a separate process.
 """
 
 import importlib.util
@@ -10,16 +10,16 @@ from kproxy.kernel.processes import ProcessError, Runner
 
 
 class PythonIptablesError(Exception):
-    """It is not there or does not do what it is asked; the message says why."""
+    """python-iptables is not installed or failed; the message says why."""
 
 
 def is_installed() -> bool:
-    """Whether it can be imported; what it loads then may still be missing."""
+    """Whether the package is installed; libraries that it loads may still be missing."""
     return importlib.util.find_spec("iptc") is not None
 
 
 def run_apart(module: str, *arguments: str, seconds: float = 60.0, runner: Runner | None = None) -> bytes:
-    """What `python -m MODULE ARGUMENTS` prints, `module` being one of ours that uses python-iptables.
+    """Return the output of `python -m MODULE ARGUMENTS`; `module` is one of kproxy that uses python-iptables.
 
     Raises PythonIptablesError.
     """
@@ -34,6 +34,6 @@ def run_apart(module: str, *arguments: str, seconds: float = 60.0, runner: Runne
 
 
 def last_line(stderr: bytes) -> str:
-    """What a program that failed said last."""
+    """Return the last line of stderr."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else "no reason given"

@@ -1,10 +1,10 @@
-"""Tables that iptables-nft shares with native nft rules: read them, and delete rules in them, nevertheless.
+"""Read tables that iptables-nft shares with native nft rules, and delete rules in them.
 
-`iptables-nft-save` prints nothing of a table that has one rule it has no words for, and exits with 0; some
-such rules end it in the middle of a table, with 3. But single chains are checked and printed alone, and
-iptables-nft-restore takes the command for that: one process reads all chains of proxies. Chains with hooks,
-where native rules mostly are, and other programs' chains are read over netlink, where every rule has a line
-in any case. Seen with iptables 1.8.9 and 1.8.11.
+`iptables-nft-save` prints nothing of a table with one rule that it cannot print, and exits with 0; some such
+rules end it in the middle of a table, with 3. But single chains are checked and printed alone, and
+iptables-nft-restore accepts the command for that: one process reads all chains of proxies. Chains with hooks,
+where native rules mostly are, and other programs' chains are read over netlink, where every rule has a line.
+Observed with iptables 1.8.9 and 1.8.11.
 """
 
 import re
@@ -20,7 +20,7 @@ Listing = Callable[[bytes], Ended]
 """Runs iptables-nft-restore with an input. Raises RestoreError."""
 
 _PREFIXES = ("KUBE-", "KPROXY-")
-"""Names of chains that proxies compare word by word begin so."""
+"""Name prefixes of the chains whose rules proxies compare as text."""
 
 _NAME = re.compile(r"[\w.:/+-]+")
 _UNPARSABLE = b"Parsing nftables rule failed"
@@ -28,7 +28,7 @@ _INCOMPATIBLE = b"is incompatible, use 'nft' tool"
 _COUNTERS = re.compile(r" -c (\d+) (\d+)(?= -[jg] |$)")
 _READINGS = 3
 _REFUSED = 32
-"""How many chains of one table may have native rules before the reading is given up."""
+"""Greatest number of chains with native rules in one table; with more, reading fails."""
 
 
 def existing(family: Family) -> Sequence[str]:
@@ -41,19 +41,19 @@ def existing(family: Family) -> Sequence[str]:
 
 
 def is_unreadable(ended: Ended) -> bool:
-    """Whether iptables-nft-save, which failed, did so because of a native rule."""
+    """Whether iptables-nft-save failed because of a native rule."""
     return is_unparsable(ended.stderr) or _INCOMPATIBLE in ended.stdout + ended.stderr
 
 
 def is_unparsable(stderr: bytes) -> bool:
-    """Whether iptables-nft met a native rule that it cannot take apart; it has changed nothing then."""
+    """Whether iptables-nft failed because of a native rule that it cannot parse; it has changed nothing."""
     return _UNPARSABLE in stderr
 
 
 def read(family: Family, table: str, listing: Listing, *, counters: bool) -> bytes:
-    """The table as iptables-nft-save would print it, with a line for each native rule.
+    """Return the table as iptables-nft-save would print it, with a line for each native rule.
 
-    A table that has no chains is empty text. Raises RestoreError.
+    Empty for a table without chains. Raises RestoreError.
     """
     text = b""
     for _ in range(_READINGS):
@@ -65,9 +65,10 @@ def read(family: Family, table: str, listing: Listing, *, counters: bool) -> byt
 
 
 def delete_rules(family: Family, text: bytes) -> bytes | None:
-    """Carry out the `-D` commands of a restore input for one table; return the input without them.
+    """Apply the `-D` commands of a restore input for one table; return the input without them.
 
-    None, and nothing is done, if there are none, or a rule to delete is not there. Raises RestoreError.
+    Returns None and changes nothing if there are none, or if a rule to delete is missing. Raises
+    RestoreError.
     """
     lines = text.decode("utf-8", "surrogateescape").splitlines(keepends=True)
     deletions = [line for line in lines if line.startswith("-D ")]
@@ -101,7 +102,7 @@ def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> by
             return b""
         own = [name for name, kind in found.items() if kind == "-" and name.startswith(_PREFIXES)]
         printed = _print(table, own, listing, counters=counters)
-        # iptables-nft-save names the built-in chains also while they do not exist.
+        # iptables-nft-save prints the built-in chains even if they do not exist.
         every = {**dict.fromkeys(native.BUILT_IN[table], "ACCEPT"), **found}
         parts = [f"*{table}\n", *(f":{name} {kind} [0:0]\n" for name, kind in every.items())]
         for name in found:
@@ -116,7 +117,7 @@ def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> by
 
 
 def _print(table: str, chains: Sequence[str], listing: Listing, *, counters: bool) -> Mapping[str, str]:
-    """The rules of each chain that iptables-nft can print. Raises RestoreError."""
+    """Return the rules of each chain that iptables-nft can print. Raises RestoreError."""
     printed: dict[str, str] = {}
     waiting = list(chains)
     refused = 0
@@ -126,8 +127,8 @@ def _print(table: str, chains: Sequence[str], listing: Listing, *, counters: boo
             return printed | texts
         if not is_unreadable(ended):
             raise failures.from_exit(ended.status, ended.stderr)
-        # It stops at the first chain that it cannot print, the last one of which something was printed or the
-        # one behind it: what came before is whole.
+        # It stops at the first chain that it cannot print: the last one in its output, or the one after it.
+        # All chains before are complete.
         whole = len(texts) - 1
         if whole <= 0:
             alone = texts and _list(table, waiting[:1], listing, counters=counters)
@@ -149,7 +150,7 @@ def _print(table: str, chains: Sequence[str], listing: Listing, *, counters: boo
 def _list(
     table: str, chains: Sequence[str], listing: Listing, *, counters: bool
 ) -> tuple[Ended, dict[str, str]]:
-    """Let iptables-nft print chains: how it ended, and the rules of each chain up to there."""
+    """Print chains by iptables-nft; return the program's result, and the rules of each printed chain."""
     verbose = "-v " if counters else ""
     script = "".join([f"*{table}\n", *(f"{verbose}-S {name}\n" for name in chains), "COMMIT\n"])
     ended = listing(script.encode())

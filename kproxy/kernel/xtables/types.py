@@ -1,6 +1,6 @@
-"""What the rest of kproxy knows of iptables: a text goes in, a dump comes out, a stamp tells of change.
+"""The interface to iptables: restore a text, save a dump, and read the generation to detect changes.
 
-The protocol is small so that the in-memory stand-in of kproxy_lab can obey it to the letter.
+It is small, so that a model in memory can implement it exactly.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Protocol
 from kproxy.addresses import Family
 
 NATIVE_RULE = "-m nft --handle "
-"""What the line of a rule has in a dump that iptables has no words for: others wrote it with nft."""
+"""Marks the line of a rule in a dump that iptables cannot print, because it was written with nft."""
 
 
 class Variant(enum.StrEnum):
-    """Which kernel interface the iptables programs speak: x_tables or nf_tables."""
+    """The kernel interface of the iptables programs: x_tables or nf_tables."""
 
     LEGACY = "legacy"
     NFT = "nft"
 
 
 class FailureKind(enum.StrEnum):
-    """Why a restore failed, as far as it decides what to do next."""
+    """Kinds of failure of a restore, by what the caller has to do next."""
 
     RULE = "rule"
     """The input was refused: a rule, a match, a target or a chain in it. Repeating it is useless."""
     LOCKED = "locked"
-    """Another program holds the xtables lock or replaced the table meanwhile. Repeat later."""
+    """Another program holds the xtables lock or replaced the table in between. Repeat later."""
     MISSING = "missing"
     """The program, the kernel's table or the permission is missing: nothing can be written."""
     INTERRUPTED = "interrupted"
@@ -42,7 +42,7 @@ class RestoreError(Exception):
 
     `line` is the 1-based line of the input that the program names, or None.  For a refusal by the kernel
     legacy names the COMMIT line of the table, and nft names the COMMIT line for a jump to a chain that does
-    not exist: the line bounds the trouble (it is in this table section), it need not be the trouble.
+    not exist: the fault is in this table section, not necessarily in the line.
     `message` is what the program wrote to stderr, trimmed.
     """
 
@@ -62,15 +62,15 @@ class XtablesUnavailable(Exception):
 
 
 class XtablesStalled(XtablesUnavailable):
-    """A program did not come to its end, which says nothing of what the node has: another try may succeed."""
+    """A program did not finish, so the state of the node is unknown: a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RulesetGeneration:
-    """A cheap fingerprint of the ruleset: equal stamps, taken by one object, mean nothing was changed.
+    """A cheap fingerprint of the ruleset: while it is equal, the ruleset has not changed.
 
-    For nft that is exact (the kernel counts every committed transaction of the network namespace); for
-    legacy it is the size and layout of the tables, which an exchange of rules of equal size leaves as it was.
+    For nft that is exact (the kernel counts every committed transaction of the network namespace); for legacy
+    it is the size and layout of the tables, which a replacement by rules of equal size does not change.
     `value` is opaque to callers; `commits` is the count of transactions where the kernel keeps one (nft).
     """
 
@@ -83,18 +83,18 @@ class Xtables(Protocol):
 
     @property
     def family(self) -> Family:
-        """The family whose tables these are."""
+        """The family of the tables."""
 
     @property
     def variant(self) -> Variant:
-        """The kernel interface behind them."""
+        """The variant of the programs."""
 
     @property
     def random_fully(self) -> bool:
-        """Whether MASQUERADE knows --random-fully (iptables 1.6.2; every kernel since 3.13)."""
+        """Whether MASQUERADE supports --random-fully (iptables 1.6.2; every kernel since 3.13)."""
 
     def restore(self, text: bytes) -> None:
-        """Apply an iptables-restore input without flushing what it does not name.
+        """Apply an iptables-restore input; chains that it does not declare are not flushed.
 
         Each table section is atomic, the input as a whole is not.  Raises RestoreError.
         """
@@ -109,4 +109,4 @@ class Xtables(Protocol):
         """The rules of one table, each after its counters: `[packets:bytes] -A ...`. Raises RestoreError."""
 
     def generation(self) -> RulesetGeneration | None:
-        """A fingerprint that changes when somebody changes the ruleset; None if the kernel gives none."""
+        """The ruleset's generation, which changes with the ruleset; None if it cannot be read."""
