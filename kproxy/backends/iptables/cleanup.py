@@ -52,7 +52,7 @@ def plan_removal(dump: bytes, only: Collection[ChainId] | None = None) -> Iterat
     kubelet = any(hint in tables.get("mangle", {}) for hint in names.KUBELET_HINTS)
     for table in TABLES:
         chains = tables.get(table, {})
-        own = ours(table, chains) if only is None else {each for each in chains if (table, each) in only}
+        own = owned(table, chains) if only is None else {each for each in chains if (table, each) in only}
         doomed = own - _kubelets(table) if kubelet else own
         rules: list[str] = []
         kept: dict[str, str] = {}
@@ -105,9 +105,9 @@ def cleanup(xtables: Xtables, failed: Failed | None = None) -> list[Removal]:
     return done
 
 
-def ours(table: str, chains: Iterable[str]) -> set[str]:
+def owned(table: str, chains: Iterable[str]) -> set[str]:
     """Those of a table's chains that kproxy or kube-proxy make, in any mode."""
-    return {chain for chain in chains if _is_ours(table, chain)}
+    return {chain for chain in chains if _is_owned(table, chain)}
 
 
 def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
@@ -115,7 +115,7 @@ def left(chains: Mapping[str, Collection[str]]) -> list[ChainId]:
     kubelet = any(hint in chains.get("mangle", ()) for hint in names.KUBELET_HINTS)
     found: list[ChainId] = []
     for table in TABLES:
-        own = ours(table, chains.get(table, ()))
+        own = owned(table, chains.get(table, ()))
         found += [(table, chain) for chain in sorted(own - _kubelets(table) if kubelet else own)]
     return found
 
@@ -154,7 +154,7 @@ def _classify_refusal(error: RestoreError) -> None:
         raise error
 
 
-def _is_ours(table: str, chain: str) -> bool:
+def _is_owned(table: str, chain: str) -> bool:
     if chain == names.PROBE or is_known(table, chain):
         return True
     return table == "nat" and chain.startswith(names.SERVICE_CHAIN_PREFIXES)

@@ -70,9 +70,9 @@ def same_rules(wanted: str, found: str) -> bool:
     """Whether two chains' rules are equivalent, independent of the iptables version that printed them."""
     if wanted == found:
         return True
-    ours, theirs = wanted.splitlines(), found.splitlines()
-    return len(ours) == len(theirs) and all(
-        a == b or canonical_rule(a) == canonical_rule(b) for a, b in zip(ours, theirs, strict=True)
+    expected, actual = wanted.splitlines(), found.splitlines()
+    return len(expected) == len(actual) and all(
+        a == b or canonical_rule(a) == canonical_rule(b) for a, b in zip(expected, actual, strict=True)
     )
 
 

@@ -29,16 +29,16 @@ def port_traffic(dump: bytes) -> tuple[PortTraffic, ...]:
     It reads line by line, so that other threads can run while a big dump is parsed.
     """
     packets: Counter[tuple[bytes, bytes]] = Counter()
-    octets: Counter[tuple[bytes, bytes]] = Counter()
+    sizes: Counter[tuple[bytes, bytes]] = Counter()
     for line in dump.splitlines():
         _, _, rule = line.partition(b"] -A ")
         if rule.startswith(_OWN_CHAINS) or (match := _LEADING.fullmatch(line)) is None:
             continue
         port = match[4], match[3]
         packets[port] += int(match[1])
-        octets[port] += int(match[2])
+        sizes[port] += int(match[2])
     return tuple(
-        PortTraffic(name.decode(), protocol.decode().upper(), count, (count, octets[name, protocol]))
+        PortTraffic(name.decode(), protocol.decode().upper(), count, (count, sizes[name, protocol]))
         for (name, protocol), count in packets.items()
     )
 
@@ -57,15 +57,15 @@ class Chains:
 def rule_traffic(rules: Iterable[CountedRule]) -> tuple[PortTraffic, ...]:
     """As `port_traffic`, from decoded rules."""
     packets: Counter[tuple[str, str]] = Counter()
-    octets: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
     for rule in rules:
         name = _PORT.match(rule.comment)
         if not rule.protocol or name is None or _SERVED.match(rule.target) is None:
             continue
         port = name[0], rule.protocol
         packets[port] += rule.packets
-        octets[port] += rule.octets
+        sizes[port] += rule.size
     return tuple(
-        PortTraffic(name, protocol.upper(), count, (count, octets[name, protocol]))
+        PortTraffic(name, protocol.upper(), count, (count, sizes[name, protocol]))
         for (name, protocol), count in packets.items()
     )

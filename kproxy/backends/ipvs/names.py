@@ -112,7 +112,7 @@ PEER_SETS: Mapping[Family, frozenset[str]] = {
 """The sets of kube-proxy's IPVS mode (pkg/proxy/ipvs/ipset.go); it cuts long names."""
 
 
-def peer_ledger(family: Family) -> tuple[SetSpec, ...]:
+def kube_proxy_servers(family: Family) -> tuple[SetSpec, ...]:
     """The sets in which kube-proxy lists addresses and ports of its virtual servers (not its node ports)."""
     prefix = _PEER_PREFIX[family]
     return tuple(
