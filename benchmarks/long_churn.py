@@ -1,9 +1,9 @@
-"""A long churn with restores that fail at random has to end as a fresh full sync would, in flat memory.
+"""A long churn with restores that fail at random must end in the state of a fresh sync, in flat memory.
 
-The real program runs in a network namespace of its own against the embedded API server, while services and
+The real program runs in its own network namespace against the embedded API server, while services and
 endpoints change without a pause. Its iptables-restore fails, is killed half-way or is killed after its
-commit, each time by chance. At the end the failures stop, and the kernel is compared chain by chain with what
-one full sync of the same objects leaves in an empty namespace.
+commit, at random. Then the failures stop, and the kernel is compared chain by chain with the result of one
+full sync of the same objects in an empty namespace.
 
     python -m benchmarks.long_churn --minutes 10 --services 10000 --endpoints 5 --rate 100 --failures 0.02
 """
@@ -28,12 +28,12 @@ from benchmarks import cluster
 from kproxy_lab.apiserver import ApiServer
 from kproxy_lab.lab import Namespace
 from tests.support import reference_sync
-from tests.support.faultinjection import BrokenTools, Deed, Room
+from tests.support.faultinjection import BrokenTools, Sandbox, ToolFault
 
 NODE = "node-0"
 SAVE = "iptables-nft-save"
-DEEDS = (Deed.FAIL, Deed.HALF, Deed.LATE)
-DEED_SECONDS = 5.0
+TOOL_FAULTS = (ToolFault.FAIL, ToolFault.KILL_HALFWAY, ToolFault.KILL_AFTER)
+FAULT_SECONDS = 5.0
 SAMPLES = 40
 PATIENCE = 600.0
 """Seconds to wait for the first sync, and for the last."""
@@ -112,7 +112,10 @@ class Churn:
 
 
 def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
-    """Do it all; `tell` hears of the progress. Raises RuntimeError if the program does not get there."""
+    """Run the churn and compare; `tell` gets lines of progress.
+
+    Raises RuntimeError if kproxy ends, or does not sync in PATIENCE seconds.
+    """
     outcome = Outcome()
     arguments = ["--hostname-override", NODE, "--cluster-cidr", cluster.CLUSTER_CIDR]
     arguments += ["--iptables-variant", "nft", "--healthz-bind-address", ""]
@@ -128,7 +131,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
         api.apply_many(list(slices), validate=False)
         tools = BrokenTools(directory / "tools")
         config = api.kubeconfig(directory / "kubeconfig")
-        argv = [*Room(tools=tools.directory).command(), sys.executable, "-m", "kproxy", "run"]
+        argv = [*Sandbox(tools=tools.directory).command(), sys.executable, "-m", "kproxy", "run"]
         argv += ["--kubeconfig", str(config), *arguments]
         log = directory / "log"
         with log.open("wb") as out:
@@ -136,7 +139,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
             _until(lambda: "event=synced family=IPv4" in log.read_text(encoding="utf-8"), program)
             tell(f"first sync of {settings.services} services is done")
             _churn(Churn(api, settings), settings, tools, program, outcome, tell)
-            tools.behave()
+            tools.disable()
             began = time.monotonic()
             wanted = _fresh(api, directory / "manifests", arguments)
             outcome.chains = len(wanted)
@@ -144,7 +147,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
             outcome.settled_after = time.monotonic() - began
             outcome.differences = reference_sync.differences(_rules(place), wanted)
             outcome.memory.append(resident_mb(program.pid))
-        outcome.failures = tools.done
+        outcome.failures = tools.injected
         outcome.events = Counter(_EVENT.findall(log.read_text(encoding="utf-8")))
     return outcome
 
@@ -159,14 +162,14 @@ def _churn(
 ) -> None:
     began = time.monotonic()
     pause = threading.Event()
-    deeds: Iterator[Deed] = itertools.cycle(DEEDS)
-    next_deed = next_sample = 0.0
+    faults: Iterator[ToolFault] = itertools.cycle(TOOL_FAULTS)
+    next_fault = next_sample = 0.0
     for number in range(int(settings.seconds * settings.rate)):
         due = number / settings.rate
         pause.wait(max(0.0, began + due - time.monotonic()))
-        if due >= next_deed:
-            tools.order(next(deeds), chance=settings.failures)
-            next_deed += min(DEED_SECONDS, settings.seconds / len(DEEDS))
+        if due >= next_fault:
+            tools.enable(next(faults), chance=settings.failures)
+            next_fault += min(FAULT_SECONDS, settings.seconds / len(TOOL_FAULTS))
         outcome.changes[churn.step()] += 1
         if due >= next_sample:
             outcome.memory.append(resident_mb(program.pid))

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.nodes import do, iptables, kproxy, rules, run_once
 from tests.kernel.namespace import fresh_network
 from tests.peer_rules import IPVS_RULES
-from tests.support.faultinjection import NAMES, BrokenTools, Room
+from tests.support.faultinjection import NAMES, BrokenTools, Sandbox
 
 LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
@@ -249,7 +249,7 @@ def test_chains_that_no_program_can_remove_are_no_success(tmp_path: Path) -> Non
     for name in (*NAMES, *plain):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
-    done = kproxy("cleanup", through=tuple(Room(tools=programs.directory).command()))
+    done = kproxy("cleanup", through=tuple(Sandbox(tools=programs.directory).command()))
     assert done.returncode == 1
     failed = [line for line in done.stderr.splitlines() if "event=cleanup_failed" in line]
     assert len(failed) == 2

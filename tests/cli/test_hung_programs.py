@@ -17,7 +17,7 @@ import pytest
 from tests.cli.nodes import FLAGS, LIMIT_AS_IT_IS, rules
 from tests.kernel.namespace import fresh_network
 from tests.suite import mounts
-from tests.support.faultinjection import NAMES, Room
+from tests.support.faultinjection import NAMES, Sandbox
 
 PATIENCE = 45.0
 """Seconds: less than any time limit of a program, so that nothing but the signal ends the wait for it."""
@@ -55,7 +55,7 @@ class Programs:
 def started(programs: Programs, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run kproxy with these programs in this thread's network namespace."""
     mounts.needed()
-    command = [*Room(tools=programs.directory).command(), sys.executable, "-m", "kproxy", *arguments]
+    command = [*Sandbox(tools=programs.directory).command(), sys.executable, "-m", "kproxy", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -1,8 +1,8 @@
-"""Clients of every bad kind, all at once: `python clients.py JSON`, until standard input is closed.
+"""Misbehaving HTTP clients: `python clients.py JSON`, until standard input is closed.
 
-The setting names addresses, how many connections to keep open, and the seed. A round keeps that many slow
-connections open (some send a byte in each round, some nothing, some do not read their answer, some are half
-closed) and lets a few others hang up at different moments. What was done is printed after each round.
+JSON names addresses, the number of connections to keep open, and the seed. In each round that many slow
+connections stay open (some send a byte per round, some nothing, some do not read their answer, some are half
+closed) and a few others hang up at different moments. A line of counts is printed after each round.
 """
 
 import contextlib
@@ -15,36 +15,36 @@ import sys
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)
-STRANGER = "127.0.0.2"
-"""Where bad clients on the node come from."""
-RUDE = 20
-"""Connections a round that hang up."""
+SOURCE = "127.0.0.2"
+"""Source address of the clients on the node."""
+HANG_UPS = 20
+"""Connections per round that hang up."""
 STEP = 100
-"""Slow connections opened a round."""
+"""Slow connections opened per round."""
 
 
 def ready(number: int, event: int, milliseconds: int) -> bool:
-    """Wait for an event of a descriptor, however large its number is."""
+    """Wait for an event of a descriptor (poll, because select() stops at descriptor 1023)."""
     poller = select.poll()
     poller.register(number, event)
     return bool(poller.poll(milliseconds))
 
 
 class Slow:
-    """A connection that stays as long as it is let."""
+    """A connection that stays open until the server closes it."""
 
     def __init__(self, address: tuple[str, int], chance: random.Random) -> None:
         self.socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         self.socket.settimeout(0)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.kind = chance.choice(("silent", "drip", "body", "deaf", "half"))
+        self.kind = chance.choice(("silent", "drip", "body", "no-read", "half"))
         if address[0].startswith("127."):
-            self.socket.bind((STRANGER, 0))
+            self.socket.bind((SOURCE, 0))
         self.socket.connect_ex(address)
         self._begun = False
 
     def advance(self) -> bool:
-        """Do what a client of its kind does in a round; False once the server has closed."""
+        """Act for one round, as its kind says; return False once the server has closed."""
         try:
             if not self._begun:
                 if not ready(self.socket.fileno(), select.POLLOUT, 0):
@@ -52,7 +52,7 @@ class Slow:
                 self._begin()
             elif self.kind in ("drip", "body"):
                 self.socket.send(b"a")
-            if self.kind != "deaf" and not self.socket.recv(1):
+            if self.kind != "no-read" and not self.socket.recv(1):
                 return False
         except BlockingIOError:
             return True
@@ -66,7 +66,7 @@ class Slow:
             self.socket.send(b"GET /livez HTTP/1.1\r\nA: ")
         elif self.kind == "body":
             self.socket.send(b"POST /livez HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
-        elif self.kind == "deaf":
+        elif self.kind == "no-read":
             self.socket.send(REQUEST)
         elif self.kind == "half":
             self.socket.send(b"GET /li")
@@ -74,8 +74,8 @@ class Slow:
 
 
 def hang_up(address: tuple[str, int], chance: random.Random) -> None:
-    """Connect, do a part of what a request takes, and be gone."""
-    origin = (STRANGER, 0) if address[0].startswith("127.") else None
+    """Connect, send a part of a request and close, sometimes with a reset."""
+    origin = (SOURCE, 0) if address[0].startswith("127.") else None
     with contextlib.suppress(OSError), socket.create_connection(address, 5, origin) as client:
         client.sendall(REQUEST[: chance.choice((0, 7, 21, len(REQUEST)))])
         if chance.random() < 0.5:
@@ -83,12 +83,12 @@ def hang_up(address: tuple[str, int], chance: random.Random) -> None:
 
 
 def main() -> None:
-    """Be all of them."""
+    """Run the clients."""
     setting = json.loads(sys.argv[1])
     addresses = [(host, port) for host, port in setting["addresses"]]
     chance = random.Random(setting["seed"])
     slow: list[Slow] = []
-    opened = closed = rude = 0
+    opened = closed = hang_ups = 0
     while not ready(sys.stdin.fileno(), select.POLLIN, 20):
         for _ in range(min(STEP, setting["connections"] - len(slow))):
             slow.append(Slow(chance.choice(addresses), chance))
@@ -98,10 +98,10 @@ def main() -> None:
             each.socket.close()
             closed += 1
         slow = left
-        for _ in range(RUDE):
+        for _ in range(HANG_UPS):
             hang_up(chance.choice(addresses), chance)
-            rude += 1
-        done = {"open": len(slow), "opened": opened, "closed": closed, "rude": rude}
+            hang_ups += 1
+        done = {"open": len(slow), "opened": opened, "closed": closed, "hang_ups": hang_ups}
         sys.stdout.write(json.dumps(done) + "\n")
         sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""One site per mode; every test starts kproxy on it itself. What became of the faults is told at the end."""
+"""One fault bench per mode; every test starts kproxy on it. A summary of all faults is printed at the end."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kproxy_lab import uml
+from tests.faults.bench import Counts, FaultBench
 from tests.faults.report import add_to, table
 from tests.faults.selection import RESULTS
-from tests.faults.site import Counts, Site
 from tests.packets import conftest as packets
 from tests.packets.cluster import Cluster
 from tests.suite import mounts
@@ -21,7 +21,7 @@ pytest_configure = packets.pytest_configure
 
 
 PATIENCE = 900
-"""Seconds for a test in a user-mode kernel: on a busy machine the longest took five minutes."""
+"""Timeout of a test in a user-mode kernel in seconds: on a busy machine the longest took five minutes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,22 +32,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_site(spare_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def session_bench(spare_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> FaultBench:
     mounts.needed()
-    return Site(spare_cluster, tmp_path_factory.mktemp("site"))
+    return FaultBench(spare_cluster, tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, session_site: Site) -> Iterator[Site]:
-    """The mode's site in good order; the program of the test before may still run."""
-    session_site.renew()
-    yield session_site
-    session_site.tools.bring_back()
-    session_site.tools.behave()
-    session_site.sockets.behave()
-    session_site.cluster.api.faults.clear()
-    request.node.user_properties.extend(("fault", asdict(counts)) for counts in session_site.counts)
-    session_site.counts.clear()
+def bench(request: pytest.FixtureRequest, session_bench: FaultBench) -> Iterator[FaultBench]:
+    """The mode's bench with new services and no fault; the process of the previous test may still run."""
+    session_bench.renew()
+    yield session_bench
+    session_bench.tools.install()
+    session_bench.tools.disable()
+    session_bench.sockets.disable()
+    session_bench.cluster.api.faults.clear()
+    request.node.user_properties.extend(("fault", asdict(counts)) for counts in session_bench.counts)
+    session_bench.counts.clear()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,8 +55,8 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    made = getattr(item, "funcargs", {}).get("site")
-    if report.failed and isinstance(made, Site) and made.cluster.program is not None:
+    made = getattr(item, "funcargs", {}).get("bench")
+    if report.failed and isinstance(made, FaultBench) and made.cluster.program is not None:
         report.sections.append(("kproxy log, last lines", "\n".join(made.cluster.program.log[-40:])))
     return report
 

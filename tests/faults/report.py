@@ -1,14 +1,14 @@
-"""The table of what became of each fault: for the terminal, and as a file that every run adds to.
+"""The table of results per fault: on the terminal, and in a file that every run updates.
 
-A run of all faults in all modes takes hours in a user-mode kernel, so it is made in parts: a run replaces the
-lines of what it tried and leaves the others.
+All faults in all modes take hours in a user-mode kernel, so they run in parts: a run replaces the lines of
+the faults it injected and keeps the others.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from tests.faults.site import Counts
+from tests.faults.bench import Counts
 
 _NAMES = [field.name for field in fields(Counts)]
 _HEADINGS = [name.replace("_", " ") for name in _NAMES]
@@ -16,23 +16,23 @@ _TOTALS = ("times", "requests", "failed", "late", "wrong", "exchanges", "cut")
 _LONGEST = ("seconds", "grown_mb")
 
 _INTRODUCTION = """\
-# What became of every fault
+# Results of fault injection
 
 Made by `KPROXY_FAULTS=all KPROXY_KILLS=200 KPROXY_FAULTS_RESULTS=tests/faults/RESULTS.md .venv/bin/pytest
-tests/faults -n 2`, in parts (`-k`, `-m ipvs`): each run replaces the lines of what it tried. IPVS runs in a
-user-mode kernel, where a system call costs fifty times as much.
+tests/faults -n 2`, in parts (`-k`, `-m ipvs`): each run replaces the lines of the faults it injected. IPVS
+runs in a user-mode kernel, where a system call costs fifty times as much.
 
-`times`: how often the fault struck. `late`: answers after a second or more. `wrong`: answers of a pod that
-never was an endpoint. `exchanges`: lines over connections that were open before the fault; `cut`: those
-connections that ended. `syncs` and `seconds`: from the fault's end until the kernel was found to hold what a
-fresh sync makes, that sync included, on a busy machine. `grown mb`: resident memory, after less before.
-`costs`: what the fault itself takes away, for its rules are gone while it lasts; everywhere else nothing may
-fail or be cut, and nothing did in a run that passed.
+`times`: how often the fault was injected. `late`: answers after a second or more. `wrong`: answers of a pod
+that never was an endpoint. `exchanges`: lines over connections that were open before the fault; `cut`: those
+connections that ended. `syncs` and `seconds`: from the end of the fault until the kernel was found to hold
+the state of a fresh sync, including that sync, on a busy machine. `grown mb`: growth of resident memory.
+`costs`: what may fail because the fault itself removes rules; elsewhere nothing may fail or be cut, and
+nothing did in a run that passed.
 """
 
 
 def table(counts: Iterable[Counts]) -> Iterator[str]:
-    """A line for each fault and mode, in columns, after a line of headings."""
+    """Yield a line of headings, then a line for each fault and mode, in columns."""
     rows = [_HEADINGS, *sorted(_row(each) for each in counts)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     for row in rows:
@@ -42,7 +42,7 @@ def table(counts: Iterable[Counts]) -> Iterator[str]:
 
 
 def add_to(path: Path, counts: Iterable[Counts]) -> None:
-    """Put lines of these counts into a file of results, in the place of former ones, and sum up anew."""
+    """Replace the lines of these faults and modes in a file of results, and update its totals."""
     known = _read(path) if path.exists() else {}
     known |= {(each.fault, each.mode): _row(each) for each in counts}
     rows = [known[key] for key in sorted(known)]
@@ -55,7 +55,7 @@ def _row(counts: Counts) -> list[str]:
 
 
 def _read(path: Path) -> dict[tuple[str, str], list[str]]:
-    """The lines of a file of results, by fault and mode."""
+    """Return the lines of a file of results by fault and mode."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     begin = rows.index(_HEADINGS)
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[tuple[str, str], list[str]]:
 
 
 def _sums(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    """A line for each mode: of what costs nothing, and of what may cost something by itself."""
+    """Yield totals for each mode and each value of `costs`."""
     yield ["mode", "costs", "faults", *_TOTALS, *(f"most {name.replace('_', ' ')}" for name in _LONGEST)]
     costs, mode = _NAMES.index("costs"), _NAMES.index("mode")
     for key in sorted({(row[mode], row[costs]) for row in rows}):

@@ -1,7 +1,7 @@
-"""Which fault is tried in which modes: a cheap choice by default, all of them with KPROXY_FAULTS=all.
+"""Which fault runs in which modes: a cheap selection by default, all of them with KPROXY_FAULTS=all.
 
-What the API server, the clock or the log does is the same for every mode, so one mode tries all of it and the
-others what has most to do with how they write.
+Faults of the API server, the clock or the log do not depend on the mode: one mode runs all of them, the
+others those that affect how they write.
 """
 
 import os
@@ -18,10 +18,10 @@ EVERYTHING = os.environ.get("KPROXY_FAULTS") == "all"
 LONG = pytest.mark.skipif(not EVERYTHING, reason="takes minutes in a user-mode kernel; KPROXY_FAULTS=all")
 
 KILLS = int(os.environ.get("KPROXY_KILLS", "0"))
-"""How often to kill kproxy at random moments; 0: as often as is cheap in each mode."""
+"""How often to kill kproxy at random moments; 0: a cheap number in each mode."""
 
 RESULTS = Path(os.environ["KPROXY_FAULTS_RESULTS"]) if "KPROXY_FAULTS_RESULTS" in os.environ else None
-"""The file of results to which a run adds what became of each fault."""
+"""The file of results that a run updates; None: none."""
 
 _BY_NAME: dict[str, ParameterSet] = {}
 for _each in MODES:
@@ -32,11 +32,11 @@ for _each in MODES:
 NAMES = tuple(_BY_NAME)
 
 IPVS = _BY_NAME["ipvs"]
-"""For what is done only in a kernel that nobody else uses."""
+"""For tests that need a kernel of their own."""
 
 
 def modes(*names: str, never: Collection[str] = ()) -> pytest.MarkDecorator:
-    """Run a test in these modes, or in all but those where it `never` means anything."""
+    """Run a test in these modes; with KPROXY_FAULTS=all in all modes except `never`."""
     wanted = [name for name in NAMES if name not in never] if EVERYTHING else names
     chosen = [_BY_NAME[name] for name in wanted]
     return pytest.mark.parametrize("mode", chosen, indirect=True)
@@ -49,9 +49,9 @@ def cases(
     others: Mapping[str, Collection[str]],
     never: Collection[str] = (),
 ) -> pytest.MarkDecorator:
-    """Run a test with every name in the `first` mode and with some in `others`, or with all in all.
+    """Run a test with every name in mode `first` and with some names in `others`.
 
-    Without the modes in which it `never` means anything.
+    With KPROXY_FAULTS=all, with every name in every mode except `never`, where the test does not apply.
     """
     wanted = {first: tuple(names)} | {mode: tuple(some) for mode, some in others.items()}
     if EVERYTHING:

@@ -1,4 +1,4 @@
-"""What a kernel holds of kproxy's, in whatever mode, as named lists that can be compared."""
+"""The state of kproxy in a kernel, in any mode, as named lists that can be compared."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _SIZES = re.compile(r" (?:hashsize|bucketsize|initval) \S+")
 
 
 def held(mode: Mode, place: Namespace) -> dict[str, list[str]]:
-    """What the kernel holds of both families, by the name of a chain, map, set or kind."""
+    """Return what the kernel holds of both families, by the name of a chain, map, set or kind."""
     found = {
         f"{FAMILY_NAMES[family]} {chain}": rules
         for family in FAMILIES
@@ -32,7 +32,7 @@ def held(mode: Mode, place: Namespace) -> dict[str, list[str]]:
 
 
 def _table(place: Namespace, table: str) -> dict[str, list[str]]:
-    """Chains, maps and sets of a table of nftables, with their elements; nothing if it does not exist."""
+    """Return the chains, maps and sets of an nftables table with their elements; empty without the table."""
     text = place.run(["nft", "-nn", "-s", "list", "table", *table.split()], check=False).stdout
     found = {f"{table} {container}": [""] for container in read_containers(text)}
     found |= {f"{table} chain {name}": list(rules) for name, rules in read_chains(text).items()}
@@ -44,7 +44,7 @@ def _table(place: Namespace, table: str) -> dict[str, list[str]]:
 
 
 def _virtual(place: Namespace) -> dict[str, list[str]]:
-    """Virtual servers, sets and addresses, without what only drains: a fresh sync has nothing to drain."""
+    """Return virtual servers, sets and addresses, except draining ones, which a fresh sync does not have."""
     lines = [line.split() for line in place.run(["ipvsadm", "-Sn"]).stdout.splitlines()]
     targets = {(words[2], words[-1]) for words in lines if words[0] == "-a"}
     ending = {server for server, _ in targets} - {server for server, weight in targets if weight != "0"}
@@ -72,7 +72,7 @@ def _virtual(place: Namespace) -> dict[str, list[str]]:
 
 
 def addresses(place: Namespace) -> dict[str, list[str]]:
-    """The addresses of each interface, with their prefix lengths; none of link scope."""
+    """Return the addresses of each interface with their prefix lengths, except those of link scope."""
     found: dict[str, list[str]] = {}
     for link in json.loads(place.run(["ip", "-json", "address"]).stdout):
         found[link["ifname"]] = [

@@ -1,4 +1,4 @@
-"""The API server fails in every way: the node keeps what it has, and catches up when it can."""
+"""Faults of the API server: the node keeps its rules, and catches up when the server is back."""
 
 import random
 import threading
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from kproxy_lab.apiserver import ApiServer, Fault
+from tests.faults.bench import FaultBench
 from tests.faults.selection import LONG, cases, modes
-from tests.faults.site import Site
 
 pytestmark = pytest.mark.root
 
@@ -16,17 +16,17 @@ REPEATS = 3
 MINUTES = 3
 
 
-def struck(site: Site, fault: Fault, times: int, *, drop: bool) -> None:
-    """Have a fault strike while services change; with `drop` the watches have to begin anew."""
-    faults = site.cluster.api.faults
+def inject_api_fault(bench: FaultBench, fault: Fault, times: int, *, drop: bool) -> None:
+    """Inject a fault of the API server while services change; with `drop` the watches must reconnect."""
+    faults = bench.cluster.api.faults
     with faults.during(fault) as armed:
         if drop:
-            site.cluster.api.drop_watches()
-        site.change()
-        assert faults.wait(armed, hits=times), f"{fault} struck {armed.hits} times"
+            bench.cluster.api.drop_watches()
+        bench.change()
+        assert faults.wait(armed, hits=times), f"{fault} was injected {armed.hits} times"
 
 
-STRIKES: dict[str, tuple[Fault, bool]] = {
+API_FAULTS: dict[str, tuple[Fault, bool]] = {
     "410 in a watch": (Fault.watch_error(410, times=REPEATS), False),
     "500 in a watch": (Fault.watch_error(500, times=REPEATS), False),
     "410 to a request": (Fault.status(410, times=REPEATS), True),
@@ -42,68 +42,68 @@ STRIKES: dict[str, tuple[Fault, bool]] = {
 
 @cases(
     "name",
-    STRIKES,
+    API_FAULTS,
     "nft",
     {"nftables": ("410 to a request", "stalled altogether", "garbage in answers")},
 )
-def test_answers_that_are_wrong(site: Site, name: str) -> None:
-    site.start(anew=True)
-    fault, drop = STRIKES[name]
+def test_answers_that_are_wrong(bench: FaultBench, name: str) -> None:
+    bench.start(restart=True)
+    fault, drop = API_FAULTS[name]
     times = fault.times or 2
-    with site.ordeal(f"API: {name}") as case:
+    with bench.inject(f"API: {name}") as case:
         case.times = times
-        struck(site, fault, times, drop=drop)
+        inject_api_fault(bench, fault, times, drop=drop)
 
 
 @modes("nft", "nftables")
-def test_watches_cut_at_random_bytes(site: Site) -> None:
-    site.start(anew=True)
+def test_watches_cut_at_random_bytes(bench: FaultBench) -> None:
+    bench.start(restart=True)
     chance = random.Random(410)
-    with site.ordeal("API: watches cut at random bytes") as case:
+    with bench.inject("API: watches cut at random bytes") as case:
         case.times = 12
         for number in range(case.times):
             cut = (Fault.close, Fault.truncate)[number % 2]
-            struck(site, cut(after_bytes=chance.randrange(1, 1500), verb="watch"), 1, drop=False)
-            site.change()
+            inject_api_fault(bench, cut(after_bytes=chance.randrange(1, 1500), verb="watch"), 1, drop=False)
+            bench.change()
 
 
-def _killed(site: Site) -> None:
-    site.cluster.api.restart(while_down=site.change)
+def _killed(bench: FaultBench) -> None:
+    bench.cluster.api.restart(while_down=bench.change)
 
 
-def _history_lost(site: Site) -> None:
-    site.cluster.api.restart(keep_history=False, while_down=site.change)
+def _history_lost(bench: FaultBench) -> None:
+    bench.cluster.api.restart(keep_history=False, while_down=bench.change)
 
 
-def _gone(site: Site) -> None:
-    since = site.cluster.running.mark()
-    with site.cluster.api.faults.during(Fault.refuse()):
-        site.change()
-        site.cluster.running.wait_log("watch_lost", "refused", "failures=3", since=since)
-        site.change()
+def _gone(bench: FaultBench) -> None:
+    since = bench.cluster.running.mark()
+    with bench.cluster.api.faults.during(Fault.refuse()):
+        bench.change()
+        bench.cluster.running.wait_log("watch_lost", "refused", "failures=3", since=since)
+        bench.change()
 
 
-def _balanced(fault: Fault) -> Callable[[Site], None]:
-    """A load balancer goes on without a server behind it, until waits would be long."""
+def _balanced(fault: Fault) -> Callable[[FaultBench], None]:
+    """Return an outage in which a load balancer has no server behind it, until the backoff is long."""
 
-    def outage(site: Site) -> None:
-        since = site.cluster.running.mark()
-        with site.cluster.api.faults.during(fault):
-            site.cluster.api.drop_watches()
-            site.change()
-            site.cluster.running.wait_log("watch_lost", "failures=8", since=since)
-            site.change()
+    def outage(bench: FaultBench) -> None:
+        since = bench.cluster.running.mark()
+        with bench.cluster.api.faults.during(fault):
+            bench.cluster.api.drop_watches()
+            bench.change()
+            bench.cluster.running.wait_log("watch_lost", "failures=8", since=since)
+            bench.change()
 
     return outage
 
 
-def _connections_dropped(site: Site) -> None:
-    site.change()
-    site.cluster.api.drop_connections()
-    site.change()
+def _connections_dropped(bench: FaultBench) -> None:
+    bench.change()
+    bench.cluster.api.drop_connections()
+    bench.change()
 
 
-OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
+OUTAGES: dict[str, tuple[Callable[[FaultBench], None], int]] = {
     "killed and restarted": (_killed, REPEATS),
     "restarted without history": (_history_lost, REPEATS),
     "gone for a while": (_gone, 1),
@@ -119,47 +119,47 @@ OUTAGES: dict[str, tuple[Callable[[Site], None], int]] = {
     "nft",
     {"nftables": ("restarted without history", "gone for a while")},
 )
-def test_outages(site: Site, name: str) -> None:
-    site.start(anew=True)
-    with site.ordeal(f"API: {name}") as case:
+def test_outages(bench: FaultBench, name: str) -> None:
+    bench.start(restart=True)
+    with bench.inject(f"API: {name}") as case:
         outage, case.times = OUTAGES[name]
         for _ in range(case.times):
-            outage(site)
-            site.change()
+            outage(bench)
+            bench.change()
 
 
 @LONG
 @modes("nft")
 @pytest.mark.timeout(900)
-def test_gone_for_minutes(site: Site) -> None:
-    site.start(anew=True)
-    with site.ordeal("API: gone for minutes") as case, site.cluster.api.faults.during(Fault.refuse()):
+def test_gone_for_minutes(bench: FaultBench) -> None:
+    bench.start(restart=True)
+    with bench.inject("API: gone for minutes") as case, bench.cluster.api.faults.during(Fault.refuse()):
         case.times = MINUTES
         for _ in range(case.times):
-            site.change()
+            bench.change()
             threading.Event().wait(60)
-        site.change()
+        bench.change()
 
 
 @modes("nft", "nftables")
-def test_a_server_that_counts_anew(site: Site) -> None:
-    """Restored from a backup, say: resourceVersions are lower than those that were seen."""
-    site.start(anew=True)
-    cluster = site.cluster
+def test_a_server_that_counts_anew(bench: FaultBench) -> None:
+    """As after a restore from a backup: resourceVersions are lower than those that were seen."""
+    bench.start(restart=True)
+    cluster = bench.cluster
     old = cluster.api
     objects = [obj for kind in ("Node", "Service", "EndpointSlice") for obj in old.list(kind)]
     for obj in objects:
         del obj["metadata"]["resourceVersion"]
     new = ApiServer(port=6443, sockets=cluster.lab.node.listen)
     assert new.apply_many(objects) < old.revision
-    with site.ordeal("API: restarted, resourceVersions from the start"):
+    with bench.inject("API: restarted, resourceVersions from the start"):
         old.stop()
         with new:
             cluster.api = new
-            site.change()
-            site.converge()
+            bench.change()
+            bench.converge()
             new.stop()
         cluster.api = old
-        site.change()
-        old.compact()  # else it would tell its own past to a client that knows the other's revisions
+        bench.change()
+        old.compact()  # or it would replay its own history to a client with the other server's revisions
         old.start()

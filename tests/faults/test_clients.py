@@ -1,4 +1,4 @@
-"""Remote clients multiply connections, and tenants ports: neither ends the process nor keeps out probes.
+"""Many bad connections and many health-check ports: kproxy survives and still answers probes.
 
 With KPROXY_FAULTS=all for ten minutes.
 """
@@ -19,19 +19,19 @@ import pytest
 
 from kproxy_lab.lab import Namespace
 from kproxy_lab.lab.topology import NODE_IP4, NODE_IP6
+from tests.faults.bench import FaultBench
 from tests.faults.selection import EVERYTHING, modes
-from tests.faults.site import Site
 from tests.packets.objects import JSON, NAMESPACE
 from tests.packets.program import DEADLINE
-from tests.support.faultinjection import Deed, Room
+from tests.support.faultinjection import Sandbox, ToolFault
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
 
 SECONDS = 600 if EVERYTHING else 0
-"""How long it goes on at least."""
+"""Least duration in seconds."""
 SERVICES = 1000 if EVERYTHING else 250
 DESCRIPTORS = 1024
-"""The hard limit of the process: less than each kind of client alone would use up."""
+"""Hard limit of kproxy's open files: less than each kind of client alone would need."""
 CONNECTIONS = 1200
 FIRST_PORT = 31000
 ROUNDS = 30
@@ -39,13 +39,13 @@ CLIENTS = Path(__file__).with_name("clients.py")
 
 
 class Clients:
-    """A process of bad clients in a namespace; `report` is what it said last."""
+    """A process of bad clients in a namespace; `report` is the last line it printed."""
 
     def __init__(self, place: Namespace, addresses: list[tuple[str, int]]) -> None:
         setting = json.dumps({"addresses": addresses, "connections": CONNECTIONS, "seed": 13})
         argv = ["prlimit", "--nofile=4096", sys.executable, str(CLIENTS), setting]
         self._process = place.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.report = {"open": 0, "opened": 0, "closed": 0, "rude": 0}
+        self.report = {"open": 0, "opened": 0, "closed": 0, "hang_ups": 0}
         self.rounds = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -65,9 +65,9 @@ class Clients:
 
 
 @contextmanager
-def clients(site: Site, ports: list[int]) -> Iterator[tuple[Clients, Clients]]:
-    """Those outside, at /livez and the health-check ports, and those on the node, at the metrics."""
-    lab = site.cluster.lab
+def clients(bench: FaultBench, ports: list[int]) -> Iterator[tuple[Clients, Clients]]:
+    """Run clients outside (/livez, health-check ports) and on the node (metrics) during the block."""
+    lab = bench.cluster.lab
     outside = [(ip, port) for ip in (NODE_IP4[0], NODE_IP6[0]) for port in (10256, 10256, *ports[:2])]
     # The port of /livez gets most of them; IPv6 reaches it too where it listens at ::.
     both = Clients(lab.client, outside), Clients(lab.node, [("127.0.0.1", 10249)])
@@ -79,7 +79,7 @@ def clients(site: Site, ports: list[int]) -> Iterator[tuple[Clients, Clients]]:
 
 
 def probe(place: Namespace, ip: str, port: int, path: str) -> int:
-    """The status of one answer, as a kubelet or a load balancer gets it."""
+    """Return the status of one request, as a kubelet or a load balancer sends it."""
     connection = HTTPConnection(ip, port)
     sock = place.open_socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
     with sock:
@@ -91,12 +91,12 @@ def probe(place: Namespace, ip: str, port: int, path: str) -> int:
 
 
 def held(pid: int) -> tuple[int, int]:
-    """Descriptors and threads of a process."""
+    """Return the numbers of descriptors and threads of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def balancers() -> list[JSON]:
-    """Services with a health-check port each."""
+    """Return services with a health-check port each."""
     return [
         {
             "apiVersion": "v1",
@@ -117,13 +117,15 @@ def balancers() -> list[JSON]:
 
 
 @modes("nft", never={"nftables"})
-def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
-    program = site.start("-v", "2", room=Room(tools=site.tools.directory, descriptors=DESCRIPTORS), anew=True)
-    lab, api = site.cluster.lab, site.cluster.api
+def test_bad_clients_and_a_thousand_ports(bench: FaultBench) -> None:
+    program = bench.start(
+        "-v", "2", sandbox=Sandbox(tools=bench.tools.directory, descriptors=DESCRIPTORS), restart=True
+    )
+    lab, api = bench.cluster.lab, bench.cluster.api
     probe(lab.node, "127.0.0.1", 10249, "/metrics")
     before = held(program.pid)
     since = program.mark()
-    with site.ordeal("clients: slow, half-open, hung up; health-check ports") as case:
+    with bench.inject("clients: slow, half-open, hung up; health-check ports") as case:
         made = balancers()
         api.apply_many(made)
         ports = [FIRST_PORT + number for number in range(SERVICES)]
@@ -131,9 +133,9 @@ def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
         assert "service=default/checked-" in line
         until = time.monotonic() + SECONDS
         probes = 0
-        with clients(site, ports) as both:
+        with clients(bench, ports) as both:
             while min(each.rounds for each in both) < ROUNDS or time.monotonic() < until:
-                site.change()
+                bench.change()
                 assert probe(lab.client, NODE_IP4[0], 10256, "/livez") == 200
                 assert probe(lab.client, NODE_IP4[0], ports[0], "/") == 503
                 assert probe(lab.node, "127.0.0.1", 10249, "/proxyMode") == 200
@@ -143,30 +145,30 @@ def test_bad_clients_and_a_thousand_ports(site: Site) -> None:
                 assert now[1] <= before[1] + 8
                 probes += 1
                 if SECONDS and probes % 100 == 50:
-                    hang_and_recover(site)
-        case.times = sum(each.report["opened"] + each.report["rude"] for each in both)
+                    hang_and_recover(bench)
+        case.times = sum(each.report["opened"] + each.report["hang_ups"] for each in both)
         assert all(each.report["closed"] > CONNECTIONS for each in both)
         for obj in made:
             api.delete("Service", NAMESPACE, obj["metadata"]["name"])
         program.until(
             lambda: [now <= was for now, was in zip(held(program.pid), before, strict=True)], [True] * 2
         )
-    told = "\n".join(program.log[since:])
+    logged = "\n".join(program.log[since:])
     assert not [
-        word for word in ("Traceback", "thread_died", "accept_failed", "Too many open") if word in told
+        word for word in ("Traceback", "thread_died", "accept_failed", "Too many open") if word in logged
     ]
 
 
-def hang_and_recover(site: Site) -> None:
-    """A tool hangs while probes are answered, and goes on."""
-    before, looks = site.tools.done[Deed.HANG], itertools.count()
+def hang_and_recover(bench: FaultBench) -> None:
+    """Let a tool hang, check that probes are answered, then let the tool continue."""
+    before, looks = bench.tools.injected[ToolFault.HANG], itertools.count()
 
     def hung() -> bool:
         if next(looks) % 100 == 0:
-            site.change()
-        return site.tools.done[Deed.HANG] > before
+            bench.change()
+        return bench.tools.injected[ToolFault.HANG] > before
 
-    site.tools.order(Deed.HANG, programs=site.cluster.mode.writer)
-    site.cluster.running.until(hung, expected=True)
-    assert probe(site.cluster.lab.client, NODE_IP4[0], 10256, "/livez") == 200
-    site.tools.behave()
+    bench.tools.enable(ToolFault.HANG, programs=bench.cluster.mode.writer)
+    bench.cluster.running.until(hung, expected=True)
+    assert probe(bench.cluster.lab.client, NODE_IP4[0], 10256, "/livez") == 200
+    bench.tools.disable()

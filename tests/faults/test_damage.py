@@ -1,12 +1,12 @@
-"""Somebody else takes rules, sets, virtual servers or the device away: only what is mended may be told.
+"""Another program removes rules, sets, virtual servers or the device: kproxy repairs the drift.
 
-While rules are missing, requests fail, and that is theirs; but none is delivered to somebody else's pod, and
-connections live on wherever the kernel still knows them.
+While rules are missing, requests may fail. No request may reach a pod of another service, and connections
+must survive wherever conntrack still has them.
 """
 
 import pytest
 
-from tests.faults.site import Site
+from tests.faults.bench import FaultBench
 from tests.faults.state import TABLES
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
@@ -23,53 +23,53 @@ RULES: dict[str, tuple[list[list[str]], bool]] = {
         True,
     ),
 }
-"""What is done, and whether services change at the same time."""
+"""The iptables commands, and whether services change at the same time."""
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
 @pytest.mark.alternates("name")
 @pytest.mark.parametrize("name", RULES)
-def test_rules_taken_away(site: Site, name: str) -> None:
-    """Without any rule left, the kernel stops tracking connections, and all that were translated are cut."""
-    site.start()
+def test_rules_taken_away(bench: FaultBench, name: str) -> None:
+    """Without any rule left, the kernel stops connection tracking, which cuts all translated connections."""
+    bench.start()
     commands, changes = RULES[name]
-    with site.ordeal(f"damage: {name}", refuses=True, cuts=name == "all tables emptied"):
+    with bench.inject(f"damage: {name}", refuses=True, cuts=name == "all tables emptied"):
         for family in FAMILIES:
             for arguments in commands:
-                site.cluster.iptables(family, *arguments)
+                bench.cluster.iptables(family, *arguments)
         if changes:
-            site.change()
+            bench.change()
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
-def test_chains_of_one_service_emptied(site: Site) -> None:
-    program = site.start()
-    with site.ordeal("damage: chains of a service emptied", refuses=True) as case:
+def test_chains_of_one_service_emptied(bench: FaultBench) -> None:
+    program = bench.start()
+    with bench.inject("damage: chains of a service emptied", refuses=True) as case:
         for family in FAMILIES:
-            chains = {line.split()[1] for line in site.cluster.rules(family) if site.shop.key in line}
+            chains = {line.split()[1] for line in bench.cluster.rules(family) if bench.shop.key in line}
             own = sorted(chain for chain in chains if chain.startswith(("KUBE-SVC-", "KUBE-SEP-")))
             case.times = len(own)
             since = program.mark()
             for chain in own:
-                site.cluster.iptables(family, "-t", "nat", "-F", chain)
+                bench.cluster.iptables(family, "-t", "nat", "-F", chain)
             for chain in own:
                 program.wait_log("drift_found", chain, since=since)
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
-def test_others_write_all_the_time(site: Site) -> None:
-    """Rules of others come and go while services change: theirs stay, ours are right."""
-    site.start()
-    with site.ordeal("damage: others write all the time") as case:
+def test_others_write_all_the_time(bench: FaultBench) -> None:
+    """Other programs add and delete chains while services change: theirs stay, kproxy's are correct."""
+    bench.start()
+    with bench.inject("damage: others write all the time") as case:
         case.times = 40
         for number in range(case.times):
             for family in FAMILIES:
-                site.cluster.iptables(family, "-t", "nat", "-N", f"OTHER-{number}")
-            site.change()
-        left = site.state()
+                bench.cluster.iptables(family, "-t", "nat", "-N", f"OTHER-{number}")
+            bench.change()
+        left = bench.state()
         for number in range(case.times):
             for family in FAMILIES:
-                site.cluster.iptables(family, "-t", "nat", "-X", f"OTHER-{number}")
+                bench.cluster.iptables(family, "-t", "nat", "-X", f"OTHER-{number}")
     assert {f"IPv4 nat/OTHER-{number}" for number in range(case.times)} <= left.keys()
 
 
@@ -82,34 +82,36 @@ TABLE_DAMAGE: dict[str, tuple[str, bool]] = {
         True,
     ),
 }
-"""What is done, and whether nothing tracks connections any more: then those that were translated are cut."""
+"""The nft script, and whether it ends connection tracking, which cuts all translated connections."""
 
 
 @pytest.mark.needs(Capability.NFTABLES)
 @pytest.mark.alternates("name", "changes")
 @pytest.mark.parametrize("name", TABLE_DAMAGE)
 @pytest.mark.parametrize("changes", [False, True], ids=["calm", "changes"])
-def test_table_damaged(site: Site, name: str, *, changes: bool) -> None:
-    site.start()
+def test_table_damaged(bench: FaultBench, name: str, *, changes: bool) -> None:
+    bench.start()
     script, cuts = TABLE_DAMAGE[name]
     fault = f"damage: {name}" + (" while services change" if changes else "")
-    with site.ordeal(fault, refuses=True, cuts=cuts):
-        site.cluster.lab.node.run(["nft", "; ".join(script.format(table=table) for table in TABLES.values())])
+    with bench.inject(fault, refuses=True, cuts=cuts):
+        bench.cluster.lab.node.run(
+            ["nft", "; ".join(script.format(table=table) for table in TABLES.values())]
+        )
         if changes:
-            site.change()
+            bench.change()
 
 
 @pytest.mark.needs(Capability.NFTABLES)
-def test_other_tables_come_and_go(site: Site) -> None:
-    """The kernel counts everybody's commits: ours are told from theirs while services change."""
-    site.start()
-    with site.ordeal("damage: others write all the time") as case:
+def test_other_tables_come_and_go(bench: FaultBench) -> None:
+    """The kernel's generation counts all commits: kproxy tells its own from foreign ones."""
+    bench.start()
+    with bench.inject("damage: others write all the time") as case:
         case.times = 40
         for number in range(case.times):
-            site.cluster.lab.node.run(["nft", f"add table inet other-{number}"])
-            site.change()
+            bench.cluster.lab.node.run(["nft", f"add table inet other-{number}"])
+            bench.change()
         for number in range(case.times):
-            site.cluster.lab.node.run(["nft", f"delete table inet other-{number}"])
+            bench.cluster.lab.node.run(["nft", f"delete table inet other-{number}"])
 
 
 VIRTUAL: dict[str, tuple[list[str], str, bool, bool]] = {
@@ -118,9 +120,9 @@ VIRTUAL: dict[str, tuple[list[str], str, bool, bool]] = {
     "its addresses flushed": (["ip", "address", "flush", "dev", "kube-ipvs0"], "1h", False, False),
     "sets flushed": (["ipset", "flush"], "1s", True, False),
 }
-"""The command, --ipvs-sync-period, and whether by itself it makes requests fail, or cuts connections.
+"""The command, --ipvs-sync-period, and whether the command makes requests fail, or cuts connections.
 
-Addresses are mended as soon as the kernel tells of their end; meanwhile a rule drops what would go astray.
+Addresses are repaired as soon as the kernel reports their deletion; until then a rule drops their packets.
 A connection whose virtual server is gone ends with its next packet (expire_nodest_conn).
 """
 
@@ -129,11 +131,11 @@ A connection whose virtual server is gone ends with its next packet (expire_node
 @pytest.mark.slow
 @pytest.mark.alternates("name")
 @pytest.mark.parametrize("name", VIRTUAL)
-def test_what_ipvs_needs_taken_away(site: Site, name: str) -> None:
+def test_what_ipvs_needs_taken_away(bench: FaultBench, name: str) -> None:
     command, period, refuses, cuts = VIRTUAL[name]
-    program = site.start("--ipvs-sync-period", period)
-    with site.ordeal(f"damage: {name}", refuses=refuses, cuts=cuts):
+    program = bench.start("--ipvs-sync-period", period)
+    with bench.inject(f"damage: {name}", refuses=refuses, cuts=cuts):
         since = program.mark()
-        site.cluster.lab.node.run(command)
+        bench.cluster.lab.node.run(command)
         program.wait_log("drift_found", since=since)
-        site.change()
+        bench.change()

@@ -1,8 +1,8 @@
-"""The long churn, in short: many changes, restores that fail at random, and the state of a fresh sync."""
+"""A short run of the long churn: many changes, restores that fail at random, the state of a fresh sync."""
 
 import pytest
 
-from benchmarks.long_churn import DEEDS, Settings, run
+from benchmarks.long_churn import TOOL_FAULTS, Settings, run
 from kproxy_lab.lab import Lab
 from tests.suite import mounts
 
@@ -16,7 +16,7 @@ def test_a_churn_with_failures_ends_as_a_fresh_sync() -> None:
     outcome = run(Settings(seconds=6, services=50, endpoints=3, rate=100, failures=0.4), tell=lambda _: None)
     assert outcome.differences == []
     assert outcome.changes.total() == 600
-    assert outcome.failures.keys() <= set(DEEDS)
+    assert outcome.failures.keys() <= set(TOOL_FAULTS)
     assert outcome.failures.total() > 0
     assert outcome.chains > 50
     assert outcome.growth < 8

@@ -1,39 +1,39 @@
-"""Faults that come back again and again leave nothing behind in memory."""
+"""Repeated faults do not make memory grow."""
 
 import pytest
 
+from tests.faults.bench import FaultBench, resident_mb
 from tests.faults.selection import modes
-from tests.faults.site import Site, resident_mb
 from tests.packets.modes import Capability
-from tests.support.faultinjection import Deed, Loss, Room
+from tests.support.faultinjection import NetlinkFault, Sandbox, ToolFault
 from tests.support.faultinjection.sockets import NETFILTER
 
 WARM_UP = 10
 ROUNDS = 20
 BOUND_MB = 2.0
-"""What resident memory may grow by over all rounds: 100 KB each, and none of it is expected."""
+"""Limit of the growth of resident memory over all rounds: 100 KB each; none is expected."""
 
 pytestmark = pytest.mark.root
 
 
 @modes("nft", "nftables")
-def test_memory_is_flat(site: Site) -> None:
-    program = site.start(room=Room(tools=site.tools.directory, sockets=site.sockets.directory))
+def test_memory_is_flat(bench: FaultBench) -> None:
+    program = bench.start(sandbox=Sandbox(tools=bench.tools.directory, sockets=bench.sockets.directory))
 
     def one_round() -> None:
         since = program.mark()
-        if Capability.NFTABLES in site.cluster.mode.capabilities:
-            site.sockets.order(Loss.DEAF, chance=0.5, protocols=[NETFILTER])
+        if Capability.NFTABLES in bench.cluster.mode.capabilities:
+            bench.sockets.enable(NetlinkFault.LOSE_REPLY, chance=0.5, protocols=[NETFILTER])
         else:
-            site.tools.order(Deed.HALF, chance=0.5, programs=site.cluster.mode.writer)
-        site.cluster.iptables(4, "-t", "nat", "-N", "SOMEBODY-ELSE")
-        site.cluster.iptables(4, "-t", "nat", "-X", "SOMEBODY-ELSE")
-        site.change()
-        site.tools.behave()
-        site.sockets.behave()
+            bench.tools.enable(ToolFault.KILL_HALFWAY, chance=0.5, programs=bench.cluster.mode.writer)
+        bench.cluster.iptables(4, "-t", "nat", "-N", "SOMEBODY-ELSE")
+        bench.cluster.iptables(4, "-t", "nat", "-X", "SOMEBODY-ELSE")
+        bench.change()
+        bench.tools.disable()
+        bench.sockets.disable()
         program.wait_log("synced", "family=IPv4", since=since)
 
-    with site.ordeal("memory: writes fail, others write") as case:
+    with bench.inject("memory: writes fail, others write") as case:
         for _ in range(WARM_UP):
             one_round()
         before = resident_mb(program.pid)

@@ -1,10 +1,10 @@
-"""The file of results keeps what a run did not try, and sums up the rest."""
+"""The file of results keeps the lines of faults that a run did not inject, and has totals."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from tests.faults.bench import Counts
 from tests.faults.report import add_to, table
-from tests.faults.site import Counts
 
 GONE = Counts("API: gone", "nft", "", 3, 100, 0, 1, 0, 90, 0, 2, 1.5, 0.25)
 FLUSHED = Counts("damage: flushed", "nft", "requests", 1, 50, 7, 0, 0, 40, 0, 3, 2.5, -0.5)
@@ -27,7 +27,7 @@ def test_a_run_replaces_its_own_lines_and_leaves_the_others(tmp_path: Path) -> N
     ]
 
 
-def test_the_terminal_is_told_in_columns() -> None:
+def test_the_table_for_the_terminal_has_columns() -> None:
     headings, first, second = table([FLUSHED, GONE])
     assert headings.split()[:3] == ["fault", "mode", "costs"]
     assert first.startswith("API: gone        nft")

@@ -1,7 +1,7 @@
-"""kproxy is killed in the middle of a change of modes: whoever starts next finishes it, or goes back.
+"""kproxy is killed during a change of modes; the next process completes the change or goes back.
 
-A program hangs that would take the old mode's rules away, or write the rest of the new one's, so there are
-rules of both; then everything dies.
+The program that removes the old mode's rules, or that writes the new mode's, hangs, so the rules of both
+modes exist. Then kproxy and its children are killed.
 """
 
 import os
@@ -15,25 +15,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.bench import Counts, FaultBench
 from tests.faults.selection import EVERYTHING, LONG, modes
-from tests.faults.site import Counts, Site
-from tests.faults.vigil import Vigil
+from tests.faults.traffic_monitor import TrafficMonitor
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES
 from tests.packets.program import Kproxy
 from tests.packets.switching import choose, ipvs_remains, remains
-from tests.support.faultinjection import Deed
+from tests.support.faultinjection import ToolFault
 
 pytestmark = pytest.mark.root
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """From one mode to another; the one of `programs` hangs whose input has `word` in it.
+    """A change of modes; the run of `programs` whose input contains `word` hangs.
 
-    It takes the old mode away; of a table, which goes without a program, it writes what is new.
+    That run removes the old mode's rules. An nftables table is removed without a program; then it is the run
+    that writes the new rules.
     """
 
     before: str
@@ -61,19 +62,19 @@ WAYS = {"forward": True, "back": False}
 
 
 @pytest.fixture
-def file(site: Site, tmp_path: Path) -> Iterator[File]:
-    cluster = site.cluster
+def file(bench: FaultBench, tmp_path: Path) -> Iterator[File]:
+    cluster = bench.cluster
     cluster.stop()
     cleanup = [sys.executable, "-m", "kproxy", "cleanup"]
     cluster.lab.node.run(cleanup)
     yield File(tmp_path / "config.conf", cluster)
-    site.tools.behave()
+    bench.tools.disable()
     cluster.stop()
     cluster.lab.node.run(cleanup)
 
 
 def kill_with_children(program: Kproxy) -> None:
-    """End a program and everything that it runs, without a chance to do anything about it."""
+    """Kill a program and its children with SIGKILL; stop it first, so that it cannot react."""
     os.kill(program.pid, signal.SIGSTOP)
     children = {
         int(child)
@@ -86,48 +87,50 @@ def kill_with_children(program: Kproxy) -> None:
     assert program.wait() == -signal.SIGKILL
 
 
-def crash(site: Site, file: File, switch: Switch, *, forward: bool) -> None:
-    lab = site.cluster.lab
+def crash(bench: FaultBench, file: File, switch: Switch, *, forward: bool) -> None:
+    lab = bench.cluster.lab
     choose(file, switch.before)
-    program = site.start("--config", str(file.path))
+    program = bench.start("--config", str(file.path))
     fault = f"switch: SIGKILL half-way, {switch}, then " + ("on" if forward else "back")
-    vigil = Vigil(lab, site.doors, site.ever)
-    hung = site.tools.done[Deed.HANG]
-    with vigil:
-        site.tools.order(Deed.HANG, programs=switch.programs, words=[switch.word])
+    monitor = TrafficMonitor(lab, bench.targets, bench.ever)
+    hung = bench.tools.injected[ToolFault.HANG]
+    with monitor:
+        bench.tools.enable(ToolFault.HANG, programs=switch.programs, words=[switch.word])
         choose(file, switch.after)
-        program.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
-        vigil.flow()
+        program.until(lambda: bench.tools.injected[ToolFault.HANG] > hung, expected=True)
+        monitor.flow()
         old = ipvs_remains if "ipvs" in switch.before else partial(remains, but=switch.after)
         new = ipvs_remains if "ipvs" in switch.after else partial(remains, but=switch.before)
-        assert old(site.cluster), "the old mode is gone already"
-        assert new(site.cluster), "the new mode is not there yet"
+        assert old(bench.cluster), "the old mode's rules are already removed"
+        assert new(bench.cluster), "the new mode has no rules yet"
         kill_with_children(program)
-        site.tools.behave()
+        bench.tools.disable()
         final = switch.after if forward else switch.before
         choose(file, final)
-        site.change()
-        again = site.start_again()
-        again.until(lambda: len(remains(site.cluster, but=final)), 0)
-        site.cluster.settle()
-        vigil.allow(site.now)
-        vigil.flow()
-    vigil.release()
-    site.counts.append(
+        bench.change()
+        again = bench.start_again()
+        again.until(lambda: len(remains(bench.cluster, but=final)), 0)
+        bench.cluster.settle()
+        monitor.allow(bench.now)
+        monitor.flow()
+    monitor.release()
+    bench.counts.append(
         Counts(
-            fault, str(site.cluster.mode), "", 1, vigil.asked, len(vigil.failures), vigil.late,
-            len(vigil.wrong), vigil.exchanged, len(vigil.cut), 0, 0.0, 0.0,
+            fault, str(bench.cluster.mode), "", 1, monitor.asked, len(monitor.failures), monitor.late,
+            len(monitor.wrong), monitor.exchanged, len(monitor.cut), 0, 0.0, 0.0,
         )
     )  # fmt: skip
-    assert (vigil.failures, vigil.wrong, vigil.cut) == ([], [], [])
+    assert (monitor.failures, monitor.wrong, monitor.cut) == ([], [], [])
 
 
 @modes("nftables")
 @pytest.mark.needs(Capability.NFTABLES)
 @pytest.mark.parametrize("way", WAYS if EVERYTHING else ["forward"])
 @pytest.mark.parametrize("switch", NETFILTER, ids=str)
-def test_killed_between_two_modes_of_netfilter(site: Site, file: File, switch: Switch, way: str) -> None:
-    crash(site, file, switch, forward=WAYS[way])
+def test_killed_between_two_modes_of_netfilter(
+    bench: FaultBench, file: File, switch: Switch, way: str
+) -> None:
+    crash(bench, file, switch, forward=WAYS[way])
 
 
 @LONG
@@ -136,14 +139,16 @@ def test_killed_between_two_modes_of_netfilter(site: Site, file: File, switch: S
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("switch", VIRTUAL, ids=str)
-def test_killed_between_virtual_servers_and_rules(site: Site, file: File, switch: Switch, way: str) -> None:
-    crash(site, file, switch, forward=WAYS[way])
+def test_killed_between_virtual_servers_and_rules(
+    bench: FaultBench, file: File, switch: Switch, way: str
+) -> None:
+    crash(bench, file, switch, forward=WAYS[way])
     if "ipvs" in (switch.after if WAYS[way] else switch.before):
-        assert ipvs_remains(site.cluster)
+        assert ipvs_remains(bench.cluster)
 
 
 def loop_backs(cluster: Cluster) -> list[str]:
-    """The rules that masquerade a pod which virtual servers lead to itself."""
+    """Return the rules that masquerade connections of a pod to itself through virtual servers."""
     dumps = [cluster.lab.node.run([f"ip{x}tables-legacy-save", "-t", "nat"]).stdout for x in ("", "6")]
     return [line for dump in dumps for line in dump.splitlines() if "LOOP-BACK" in line]
 
@@ -151,23 +156,23 @@ def loop_backs(cluster: Cluster) -> list[str]:
 @modes("ipvs")
 @pytest.mark.slow
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
-def test_a_pod_reaches_itself_while_virtual_servers_give_way_to_rules(site: Site, file: File) -> None:
-    """The first rules stand and those of services do not: virtual servers translate, and rules masquerade."""
-    cluster, pod = site.cluster, site.cluster.lab.local_pods[2]
+def test_a_pod_reaches_itself_during_a_change_from_ipvs_to_iptables(bench: FaultBench, file: File) -> None:
+    """The base rules exist and those of services do not: virtual servers translate and rules masquerade."""
+    cluster, pod = bench.cluster, bench.cluster.lab.local_pods[2]
     choose(file, "ipvs/legacy")
-    program = site.start("--config", str(file.path))
-    cluster.slices(site.shop, [pod])
+    program = bench.start("--config", str(file.path))
+    cluster.slices(bench.shop, [pod])
     cluster.settle()
-    hung = site.tools.done[Deed.HANG]
-    site.tools.order(Deed.HANG, words=["-A KUBE-SVC-"])
+    hung = bench.tools.injected[ToolFault.HANG]
+    bench.tools.enable(ToolFault.HANG, words=["-A KUBE-SVC-"])
     choose(file, "iptables/legacy")
-    program.until(lambda: site.tools.done[Deed.HANG] > hung, expected=True)
+    program.until(lambda: bench.tools.injected[ToolFault.HANG] > hung, expected=True)
     assert loop_backs(cluster)
     for family in FAMILIES:
-        assert cluster.outcome(pod, site.shop.ip(family), 80) == pod.name
+        assert cluster.outcome(pod, bench.shop.ip(family), 80) == pod.name
     kill_with_children(program)
-    site.tools.behave()
-    again = site.start_again()
+    bench.tools.disable()
+    again = bench.start_again()
     again.until(lambda: len(loop_backs(cluster)), 0)
     for family in FAMILIES:
-        assert cluster.outcome(pod, site.shop.ip(family), 80) == pod.name
+        assert cluster.outcome(pod, bench.shop.ip(family), 80) == pod.name

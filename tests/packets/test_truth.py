@@ -14,7 +14,7 @@ from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.pages import get, scrape, status, value
 from tests.packets.program import Kproxy
-from tests.support.faultinjection import BrokenSockets, BrokenTools, Deed, Loss, Room
+from tests.support.faultinjection import BrokenSockets, BrokenTools, NetlinkFault, Sandbox, ToolFault
 from tests.support.faultinjection.sockets import NETFILTER
 
 pytestmark = pytest.mark.root
@@ -41,8 +41,8 @@ def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_ano
     spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools, sockets = BrokenTools(tmp_path / "tools"), BrokenSockets(tmp_path / "sockets")
-    room = Room(tools=tools.directory, sockets=sockets.directory)
-    monkeypatch.setattr(spare, "prefix", room.command())
+    sandbox = Sandbox(tools=tools.directory, sockets=sockets.directory)
+    monkeypatch.setattr(spare, "prefix", sandbox.command())
     program = spare.start("--iptables-sync-period=8s", "--ipvs-sync-period=8s")
     pod, address = spare.lab.local_pods[0], spare.external_ips()[4]
     assert ask(spare, "--wait", "--timeout", "30s")[0] == 0
@@ -50,8 +50,8 @@ def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_ano
     spare.publish([pod], externalIPs=[address])
     program.until(lambda: len(status(spare)["problems"]), 1)
     assert status(spare)["healthy"] is True
-    tools.order(Deed.HALF)
-    sockets.order(Loss.FULL, protocols=[NETFILTER])
+    tools.enable(ToolFault.KILL_HALFWAY)
+    sockets.enable(NetlinkFault.SEND_FAILS, protocols=[NETFILTER])
     spare.slices(local, spare.lab.local_pods[1:2])
     program.until(lambda: status(spare)["state"], "failing")
     assert (livez(spare), get(spare, "/healthz", 10256)[0]) == (200, 200)
@@ -63,8 +63,8 @@ def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_ano
     assert value(numbers, "kproxy_oldest_pending_change_seconds") > 0
     assert value(numbers, "kproxy_healthy") == 0
     assert value(numbers, "kproxy_condition", reason="SyncFailing") == 1
-    tools.behave()
-    sockets.behave()
+    tools.disable()
+    sockets.disable()
     assert ask(spare, "--wait", "--timeout", "1m")[0] == 3
     assert status(spare)["state"] == "healthy"
 

@@ -1,19 +1,19 @@
-"""A node on which something is wrong: programs and sockets that fail, a full disk, another clock.
+"""Faults for one program under test: failing tools and netlink sockets, a full disk, another clock.
 
     tools = BrokenTools(directory)
-    argv = [*Room(tools=tools.directory).command(), "kproxy", "run", ...]
-    tools.order(Deed.HALF, chance=0.5)
+    argv = [*Sandbox(tools=tools.directory).command(), "kproxy", "run", ...]
+    tools.enable(ToolFault.KILL_HALFWAY, chance=0.5)
     ...
-    tools.behave()
+    tools.disable()
 
-Everything is confined to the program that is started in such a room; the machine is left as it is.
+Faults affect only the program that runs in the sandbox; the machine stays as it is.
 """
 
 from tests.support.faultinjection.clocks import BrokenClock
-from tests.support.faultinjection.deaf import Loss
-from tests.support.faultinjection.room import Room
+from tests.support.faultinjection.netlink_faults import NetlinkFault
+from tests.support.faultinjection.sandbox import Sandbox
 from tests.support.faultinjection.sockets import BrokenSockets
-from tests.support.faultinjection.stand_in import Deed
+from tests.support.faultinjection.tool_wrapper import ToolFault
 from tests.support.faultinjection.tools import NAMES, BrokenTools
 
-__all__ = ["NAMES", "BrokenClock", "BrokenSockets", "BrokenTools", "Deed", "Loss", "Room"]
+__all__ = ["NAMES", "BrokenClock", "BrokenSockets", "BrokenTools", "NetlinkFault", "Sandbox", "ToolFault"]

@@ -1,18 +1,18 @@
-"""A wall clock of a program that can be set while it runs, and is nobody else's."""
+"""A wall clock that a test sets while a program runs, for that program only."""
 
 from pathlib import Path
 
-from tests.support.faultinjection import wall
-from tests.support.faultinjection.orders import customise, replace
+from tests.support.faultinjection import clock_faults
+from tests.support.faultinjection.control_files import customise, replace
 
 
 class BrokenClock:
-    """A directory for `Room`, in which the program's clock is as it is set here."""
+    """A directory for `Sandbox.wall_clock`; the program in the sandbox reads the time set here."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        customise(directory, wall)
+        customise(directory, clock_faults)
 
     def set(self, ahead: float) -> None:
-        """Set it by so many seconds ahead of the machine's; fewer than 0 are behind."""
+        """Set the clock `ahead` seconds ahead of the machine's; negative: behind."""
         replace(self.directory / "ahead", str(ahead))

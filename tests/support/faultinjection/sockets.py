@@ -1,35 +1,39 @@
-"""Netlink sockets of a program that can be told to fail while it runs."""
+"""Netlink sockets of a program, which a test makes fail while the program runs."""
 
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.support.faultinjection import deaf
-from tests.support.faultinjection.deaf import Loss
-from tests.support.faultinjection.orders import customise, replace, tally
+from tests.support.faultinjection import netlink_faults
+from tests.support.faultinjection.control_files import customise, replace, tally
+from tests.support.faultinjection.netlink_faults import NetlinkFault
 
 ROUTE, NETFILTER, GENERIC = 0, 12, 16
 """Protocols (linux/netlink.h): addresses and links; nftables, sets and conntrack; IPVS."""
 
 
 class BrokenSockets:
-    """A directory for `Room`, whose program's sockets do as they are told."""
+    """A directory for `Sandbox.sockets`; netlink sockets in the sandbox fail as set here."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        customise(directory, deaf)
+        customise(directory, netlink_faults)
 
-    def order(
-        self, loss: Loss, *, chance: float = 1.0, protocols: Collection[int] = (ROUTE, NETFILTER, GENERIC)
+    def enable(
+        self,
+        fault: NetlinkFault,
+        *,
+        chance: float = 1.0,
+        protocols: Collection[int] = (ROUTE, NETFILTER, GENERIC),
     ) -> None:
-        """Have requests that are sent from now on fail: `chance` of each datagram of these protocols."""
-        replace(self.directory / "order", f"{loss}\t{chance}\t{','.join(map(str, protocols))}")
+        """Inject `fault` with probability `chance` into each datagram of these protocols from now on."""
+        replace(self.directory / "fault", f"{fault}\t{chance}\t{','.join(map(str, protocols))}")
 
-    def behave(self) -> None:
-        """Withdraw the order."""
-        (self.directory / "order").unlink(missing_ok=True)
+    def disable(self) -> None:
+        """Stop injecting faults."""
+        (self.directory / "fault").unlink(missing_ok=True)
 
     @property
-    def done(self) -> Counter[str]:
-        """How many datagrams went wrong, by loss."""
+    def injected(self) -> Counter[str]:
+        """Datagrams with an injected fault, by fault."""
         return tally(self.directory)

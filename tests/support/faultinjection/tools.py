@@ -1,4 +1,4 @@
-"""A directory of the programs that write rules, which can be told to fail while somebody uses them."""
+"""A directory of wrappers of the programs that write rules, which a test makes fail while they are used."""
 
 import itertools
 import os
@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.faultinjection import stand_in
-from tests.support.faultinjection.orders import replace, source, tally
-from tests.support.faultinjection.stand_in import Deed
+from tests.support.faultinjection import tool_wrapper
+from tests.support.faultinjection.control_files import replace, source, tally
+from tests.support.faultinjection.tool_wrapper import ToolFault
 
 NAMES = (
     *(
@@ -21,36 +21,41 @@ NAMES = (
 
 
 class BrokenTools:
-    """Stand-ins for nft and the programs of both variants; see `Room` for how they get in the way."""
+    """Wrappers of nft and the iptables programs of both variants, for `Sandbox.tools`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{source(stand_in)}"
-        self.bring_back()
+        self._script = f"#!{os.path.realpath(sys.executable)} -IS\n{source(tool_wrapper)}"
+        self.install()
 
-    def order(
-        self, deed: Deed, *, chance: float = 1.0, programs: str = "restore", words: Sequence[str] = ("",)
+    def enable(
+        self,
+        fault: ToolFault,
+        *,
+        chance: float = 1.0,
+        programs: str = "restore",
+        words: Sequence[str] = ("",),
     ) -> None:
-        """Have the runs that begin from now on go wrong.
+        """Inject `fault` with probability `chance` into each run that starts from now on.
 
-        `chance` of each, of the programs whose names end with `programs`, and only with one of `words` in
-        the input, none of which has a comma.
+        Only runs of programs whose names end with `programs`, and whose input contains one of `words`
+        (which must not contain a comma).
         """
-        replace(self.directory / "order", f"{deed}\t{chance}\t{programs}\t{','.join(words)}")
+        replace(self.directory / "fault", f"{fault}\t{chance}\t{programs}\t{','.join(words)}")
 
-    def behave(self) -> None:
-        """Withdraw the order."""
-        (self.directory / "order").unlink(missing_ok=True)
+    def disable(self) -> None:
+        """Stop injecting faults."""
+        (self.directory / "fault").unlink(missing_ok=True)
 
-    def take_away(self, programs: str = "restore") -> None:
-        """Remove the programs whose names end so, as an upgrade of the package does for a moment."""
+    def uninstall(self, programs: str = "restore") -> None:
+        """Remove the programs whose names end with `programs`, as a package upgrade does for a moment."""
         for name in NAMES:
             if name.endswith(programs):
                 (self.directory / name).unlink(missing_ok=True)
 
-    def bring_back(self) -> None:
-        """Put every program in its place."""
+    def install(self) -> None:
+        """Install every wrapper."""
         for name in NAMES:
             new = self.directory / f"{name}.new"
             new.write_text(self._script, encoding="utf-8")
@@ -58,6 +63,6 @@ class BrokenTools:
             new.rename(self.directory / name)
 
     @property
-    def done(self) -> Counter[str]:
-        """How many runs went wrong, by deed."""
+    def injected(self) -> Counter[str]:
+        """Runs with an injected fault, by fault."""
         return tally(self.directory)

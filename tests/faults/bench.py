@@ -1,12 +1,12 @@
-"""A cluster under load on which something goes wrong, and what has to hold when it is over.
+"""A cluster under traffic into which faults are injected, and the checks during and after each fault.
 
-    with site.ordeal("API server gone") as case:
-        ...                      # the fault, with changes of services meanwhile
-        case.over()              # it has ended (the end of the block at the latest)
+    with bench.inject("API server gone") as case:
+        ...                      # the fault, while services change
+        case.over()              # end of the fault (the end of the block at the latest)
 
-Meanwhile every answer must come from a pod that was an endpoint of the asked service at some moment, and open
-connections must live on. Afterwards, without any further change, the kernel must come to hold exactly what a
-full sync from nothing leaves in an empty namespace, and only present endpoints may answer.
+During the fault every answer must come from a pod that was an endpoint of the service at some time, and open
+connections must survive. After it, without further changes, the kernel must converge to the state that a full
+sync leaves in an empty namespace, and only current endpoints may answer.
 """
 
 import itertools
@@ -21,23 +21,25 @@ from pathlib import Path
 
 from kproxy_lab.lab import Namespace
 from tests.faults.state import addresses, held
-from tests.faults.vigil import Door, Vigil
+from tests.faults.traffic_monitor import ProbeTarget, TrafficMonitor
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
 from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import names
 from tests.packets.program import DEADLINE, Kproxy
 from tests.support import reference_sync
-from tests.support.faultinjection import BrokenSockets, BrokenTools, Room
+from tests.support.faultinjection import BrokenSockets, BrokenTools, Sandbox
 
 SYNCS = 40
-"""The most syncs of a family from the end of a fault until the kernel is as it should be."""
+"""Limit of the syncs of a family from the end of a fault until the kernel has converged."""
 
 MEMORY_MB = 24.0
-"""The most that the resident memory may grow by during one ordeal: what a first failure loads and keeps."""
+"""Limit of the growth of resident memory during one fault: the first failure loads modules that stay."""
 
 LOST = 10.0
-"""Seconds without an answer after which a request has failed where some may fail: who was sent elsewhere once
-meets silence for as long as the kernel remembers it."""
+"""Seconds until an unanswered request counts as failed, where requests may fail.
+
+A connection that was sent to the wrong address gets no answer until its conntrack entry expires.
+"""
 
 _SYNC = re.compile(r"\bevent=(synced|nothing_to_write|sync_failed) family=IPv4\b")
 _LOUD = ("-v", "4")
@@ -45,11 +47,11 @@ _LOUD = ("-v", "4")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of one ordeal, as it is reported.
+    """Result of one fault, as reported.
 
-    `costs` says what the fault itself may cost, for it takes rules away: requests, or connections too.
-    `seconds` passed from the fault's end until the kernel was found to be right, which is looked for after a
-    full sync elsewhere.
+    `costs`: what may fail because the fault itself removes rules: requests, or connections too. `seconds`:
+    from the end of the fault until the kernel was found to have converged; this includes the reference sync
+    in another namespace.
     """
 
     fault: str
@@ -78,34 +80,34 @@ class Case:
         self.ended_in = program
 
     def over(self, program: Kproxy | None = None) -> None:
-        """The fault has ended; `program` runs now, if it is another one than at the beginning."""
+        """Mark the end of the fault. `program`: the process that runs now, if it is a new one."""
         if self.ended is None or program is not None:
             self.ended_in = program or self._program
             self.ended = self.ended_in.mark() if program is None else 0
             self.ended_at = time.monotonic()
 
     def syncs(self) -> int:
-        """How many syncs there were since."""
+        """Return the number of syncs since the end of the fault."""
         assert self.ended is not None
         return sum(_SYNC.search(line) is not None for line in self.ended_in.log[self.ended :])
 
 
-class Site:
-    """A cluster with two services of disjoint pods whose endpoints change again and again."""
+class FaultBench:
+    """A cluster with two services whose endpoints change; no pod is an endpoint of both."""
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         self.cluster = cluster
         self.tools = BrokenTools(directory / "tools")
         self.sockets = BrokenSockets(directory / "sockets")
         self.counts: list[Counts] = []
-        self._started: tuple[tuple[str, ...], Room] = ((), Room())
+        self._started: tuple[tuple[str, ...], Sandbox] = ((), Sandbox())
         self.renew()
 
     def renew(self) -> None:
-        """Begin with new services at new addresses.
+        """Replace the services by new ones at new addresses.
 
-        A connection that was tried while rules were missing is remembered by the kernel as not translated for
-        two minutes, and the next one from the same port to the same address shares its fate.
+        Conntrack keeps a connection attempted while rules were missing as untranslated for two minutes, and
+        the next one from the same port to the same address matches that entry.
         """
         lab = self.cluster.lab
         self.cluster.forget()
@@ -118,20 +120,23 @@ class Site:
         self.ever: dict[str, set[str]] = {name: set() for name in self._pools}
         self.now: dict[str, set[str]] = {}
         self.change()
-        self.doors = [
-            *(Door("web", lab.client, self.web.ip(family), 80) for family in FAMILIES),
-            *(Door("web", lab.client, lab.node_pod.ip(family), self.web.node_port) for family in FAMILIES),
-            *(Door("shop", three, self.shop.ip(family), 80) for family in FAMILIES),
+        self.targets = [
+            *(ProbeTarget("web", lab.client, self.web.ip(family), 80) for family in FAMILIES),
+            *(
+                ProbeTarget("web", lab.client, lab.node_pod.ip(family), self.web.node_port)
+                for family in FAMILIES
+            ),
+            *(ProbeTarget("shop", three, self.shop.ip(family), 80) for family in FAMILIES),
         ]
 
-    def start(self, *flags: str, room: Room | None = None, anew: bool = False) -> Kproxy:
-        """Have kproxy run with these flags in this room, by default one with tools that can be broken.
+    def start(self, *flags: str, sandbox: Sandbox | None = None, restart: bool = False) -> Kproxy:
+        """Run kproxy with these flags in this sandbox, by default one whose tools can be made to fail.
 
-        One that does already goes on, unless it shall begin `anew`, without a history of failures.
+        A process that already runs so is kept, unless `restart` asks for one without a history of failures.
         """
-        wanted = (flags, room or Room(tools=self.tools.directory))
+        wanted = (flags, sandbox or Sandbox(tools=self.tools.directory))
         program = self.cluster.program
-        if program is not None and program.running and self._started == wanted and not anew:
+        if program is not None and program.running and self._started == wanted and not restart:
             self.cluster.settle()
             return program
         self.cluster.stop()
@@ -140,16 +145,16 @@ class Site:
         return self.cluster.start(*_LOUD, *flags)
 
     def start_again(self) -> Kproxy:
-        """Start it as last time, once it has ended, and do not wait for anything."""
+        """Start kproxy with the flags of the last start, after it has ended. Does not wait for a sync."""
         cluster = self.cluster
         flags, _ = self._started
         cluster.program = Kproxy(cluster.lab.node, cluster.command(*_LOUD, *flags), cluster.prefix)
         return cluster.program
 
     def change(self, *services: Service) -> None:
-        """Give the services (all, if none is named) other endpoints and do not wait for anything.
+        """Give the services (all by default) other endpoints. Does not wait for a sync.
 
-        Each time one or two pods of three, so that somebody leaves and somebody comes.
+        One or two pods of three in turn, so that each change adds and removes an endpoint.
         """
         for service in services or (self.web, self.shop):
             turn, pool = next(self._turns[service.name]), self._pools[service.name]
@@ -159,69 +164,69 @@ class Site:
             self.cluster.slices(service, chosen)
 
     @contextmanager
-    def ordeal(self, fault: str, *, cuts: bool = False, refuses: bool = False) -> Iterator[Case]:
-        """Watch over a fault and judge it.
+    def inject(self, fault: str, *, cuts: bool = False, refuses: bool = False) -> Iterator[Case]:
+        """Monitor traffic while the block injects a fault, then check the outcome.
 
-        Where the fault itself takes rules away, requests may fail until the kernel is right again
-        (`refuses`), and connections be cut (`cuts`).
+        `refuses`: the fault removes rules, so requests may fail until the kernel has converged. `cuts`: it
+        also ends open connections.
         """
         costs = ", ".join(["requests"] * refuses + ["connections"] * cuts)
         before = self.cluster.running
         memory = resident_mb(before.pid)
         case = Case(before)
         patience = LOST if refuses else DEADLINE
-        vigil = Vigil(self.cluster.lab, self.doors, self.ever, patience=patience)
+        monitor = TrafficMonitor(self.cluster.lab, self.targets, self.ever, patience=patience)
         with ExitStack() as stack:
-            stack.callback(vigil.release)
-            with vigil:
+            stack.callback(monitor.release)
+            with monitor:
                 yield case
-                vigil.flow()
+                monitor.flow()
                 case.over()
                 self.converge()
                 seconds = time.monotonic() - case.ended_at
                 syncs = case.syncs()
-                vigil.allow(self.now)
-                vigil.flow()
+                monitor.allow(self.now)
+                monitor.flow()
             running = self.cluster.running
             grown = resident_mb(running.pid) - memory
             self.counts.append(
                 Counts(
-                    fault, str(self.cluster.mode), costs, case.times, vigil.asked, len(vigil.failures),
-                    vigil.late, len(vigil.wrong), vigil.exchanged, len(vigil.cut), syncs, round(seconds, 1),
-                    round(grown, 1),
+                    fault, str(self.cluster.mode), costs, case.times, monitor.asked, len(monitor.failures),
+                    monitor.late, len(monitor.wrong), monitor.exchanged, len(monitor.cut), syncs,
+                    round(seconds, 1), round(grown, 1),
                 )
             )  # fmt: skip
-        counted = Counter(vigil.failures)
+        counted = Counter(monitor.failures)
         assert refuses or not counted, f"requests failed, by kind: {counted}"
-        assert not vigil.wrong, f"{len(vigil.wrong)} wrong deliveries, the first: {vigil.wrong[0]}"
-        assert cuts or not vigil.cut, f"{len(vigil.cut)} connections cut, the first: {vigil.cut[0]}"
+        assert not monitor.wrong, f"{len(monitor.wrong)} wrong deliveries, the first: {monitor.wrong[0]}"
+        assert cuts or not monitor.cut, f"{len(monitor.cut)} connections cut, the first: {monitor.cut[0]}"
         assert syncs <= SYNCS, f"{syncs} syncs after the fault's end"
         assert grown <= MEMORY_MB, f"{grown:.1f} MB more memory"
         if refuses:
-            self._serve_anew()
+            self._check_new_services()
 
-    def _serve_anew(self) -> None:
-        """What is published after a fault that took rules away is served without a single failure."""
+    def _check_new_services(self) -> None:
+        """Check that new services answer every request after a fault that removed rules."""
         self.renew()
         self.cluster.settle()
-        with Vigil(self.cluster.lab, self.doors, self.now) as after:
+        with TrafficMonitor(self.cluster.lab, self.targets, self.now) as after:
             after.flow()
         after.release()
         assert not after.failures, f"failures after the end: {after.failures[:3]}"
         assert not after.wrong, f"wrong deliveries after the end: {after.wrong[:3]}"
 
     def converge(self) -> None:
-        """Wait until the kernel holds exactly what a full sync from nothing leaves in an empty one."""
+        """Wait until the kernel holds exactly what a full sync leaves in an empty namespace."""
         wanted = self.fresh()
         none: list[str] = []
         self.cluster.running.until(lambda: reference_sync.differences(self.state(), wanted), none)
 
     def state(self, place: Namespace | None = None) -> dict[str, list[str]]:
-        """What the kernel holds of both families, in the node or elsewhere."""
+        """Return what the kernel holds of both families, in the node or in `place`."""
         return held(self.cluster.mode, place or self.cluster.lab.node)
 
     def fresh(self) -> dict[str, list[str]]:
-        """The same of a namespace with the node's addresses, after nothing but a full sync."""
+        """Return the state of an empty namespace with the node's addresses after one full sync."""
         arguments = [
             *("--hostname-override", self.cluster.lab.spec.node_name),
             *("--cluster-cidr", CLUSTER_CIDRS),
@@ -240,6 +245,6 @@ class Site:
 
 
 def resident_mb(pid: int) -> float:
-    """The resident memory of a process in MB."""
+    """Return the resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024

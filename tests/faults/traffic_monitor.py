@@ -1,4 +1,4 @@
-"""Traffic that is judged: nobody but an endpoint may answer, and what is connected must stay so."""
+"""Traffic that checks its answers: only endpoints may answer, and open connections must stay open."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from tests.packets.outcomes import Target, Traffic
 from tests.packets.program import DEADLINE
 
 RETRANSMITTED = 1.0
-"""Seconds after which TCP sends its first packet again (RFC 6298): an answer after that had a packet lost."""
+"""TCP's first retransmission timeout in seconds (RFC 6298): a later answer means that a packet was lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """A way to a service: who asks, and which of its addresses and ports."""
+class ProbeTarget:
+    """One address and port of a service, and the namespace or pod that sends the requests."""
 
     service: str
     source: Namespace | Pod
@@ -24,31 +24,31 @@ class Door:
 
     @property
     def target(self) -> Target:
-        """As `Traffic` has it."""
+        """The target in the form of `Traffic`."""
         return self.source, self.ip, self.port
 
 
-class Vigil(Traffic):
-    """Asks at every door without a pause and keeps one connection open through each.
+class TrafficMonitor(Traffic):
+    """Sends requests to every target without a pause and keeps one connection open to each.
 
-    `allowed` says which pods may answer for a service. A connection that was opened stays with its pod.
+    `allowed`: the pods that may answer, by service. An open connection must stay with its pod.
     """
 
     def __init__(
         self,
         lab: Lab,
-        doors: Sequence[Door],
+        targets: Sequence[ProbeTarget],
         allowed: Mapping[str, AbstractSet[str]],
         *,
         patience: float = DEADLINE,
     ) -> None:
-        super().__init__(lab, [door.target for door in doors], patience=patience)
-        self._services = {door.target: door.service for door in doors}
+        super().__init__(lab, [probe.target for probe in targets], patience=patience)
+        self._services = {probe.target: probe.service for probe in targets}
         self._allowed = allowed
         self._judging = threading.Lock()
         self._held: list[tuple[HeldConnection, str]] = []
-        for door in doors:
-            held = lab.hold(*door.target, timeout=DEADLINE)
+        for probe in targets:
+            held = lab.hold(*probe.target, timeout=DEADLINE)
             self._held.append((held, held.exchange(timeout=DEADLINE).pod))
         self.exchanged = 0
         self.late = 0
@@ -56,13 +56,13 @@ class Vigil(Traffic):
         self.cut: list[str] = []
 
     def allow(self, allowed: Mapping[str, AbstractSet[str]]) -> None:
-        """Judge the answers to requests that begin later by this."""
+        """Set the allowed pods for requests that start after this call."""
         self.flow(1)
         with self._judging:
             self._allowed = allowed
 
     def judge(self, target: Target, answer: Answer) -> None:
-        """Count the answer."""
+        """Check and count an answer."""
         service = self._services[target]
         with self._judging:
             allowed = self._allowed[service]
@@ -71,7 +71,7 @@ class Vigil(Traffic):
         self.late += answer.elapsed >= RETRANSMITTED
 
     def between(self) -> None:
-        """Exchange a line over each open connection; one that is cut is told once."""
+        """Exchange a line over each open connection; record a cut connection once."""
         for held, pod in list(self._held):
             try:
                 answer = held.exchange(timeout=self._patience)
@@ -84,7 +84,7 @@ class Vigil(Traffic):
                 self.cut.append(f"a connection to {pod} was answered by {answer.pod}")
 
     def release(self) -> None:
-        """Close the open connections, once the block has ended."""
+        """Close the open connections, after the block has ended."""
         for held, _ in self._held:
             held.close()
         self._held.clear()

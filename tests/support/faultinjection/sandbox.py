@@ -1,7 +1,7 @@
-"""Start a program in a room of its own, where some things are not as they are elsewhere.
+"""Starts a program in a sandbox with faults: other tools, a full disk, another clock, few descriptors.
 
-`python room.py JSON -- COMMAND` makes the room and becomes the command: the process id stays the same. Only
-the standard library is used, so that it starts quickly.
+`python sandbox.py JSON -- COMMAND` sets up the sandbox and execs the command, which keeps the process id.
+Only the standard library is imported, so that it starts quickly.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 TOOLS_DIR = "/usr/local/sbin"
-"""The first directory in which kproxy looks for iptables programs."""
+"""Directory in which kproxy looks first for iptables programs."""
 
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
 _CLONE_NEWTIME = 0x00000080
@@ -22,14 +22,14 @@ _FULL_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What is different inside.
+class Sandbox:
+    """Settings of the sandbox; an empty one changes nothing.
 
-    `tools`: a directory that hides TOOLS_DIR. `full`: an existing directory that is a full disk, TMPDIR and
-    the working directory. `stderr`: a file to write to instead. `mute`: standard error is closed altogether.
-    `sockets`: a directory of BrokenSockets, or `wall`: one of BrokenClock; not both at once. `clock`: seconds
-    by which CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
-    `descriptors`: the hard limit of open files; half of it is the soft one.
+    `tools`: directory mounted over TOOLS_DIR. `full`: existing directory that becomes a full disk, TMPDIR and
+    the working directory. `stderr`: file that standard error is appended to. `mute`: close standard error.
+    `sockets`: directory of BrokenSockets, or `wall_clock`: directory of BrokenClock; not both. `clock`:
+    seconds by which CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the machine's (time_namespaces(7)).
+    `descriptors`: hard limit of open files; the soft limit is half of it.
     """
 
     tools: Path | None = None
@@ -37,12 +37,12 @@ class Room:
     stderr: Path | None = None
     mute: bool = False
     sockets: Path | None = None
-    wall: Path | None = None
+    wall_clock: Path | None = None
     clock: int = 0
     descriptors: int = 0
 
     def command(self) -> list[str]:
-        """What to put in front of a command line; it needs root."""
+        """Return the prefix of a command line that runs it in the sandbox. Needs root."""
         settings = {name: str(value) for name, value in asdict(self).items() if value}
         return [sys.executable, "-IS", __file__, json.dumps(settings), "--"]
 
@@ -53,7 +53,7 @@ def _check(result: int, doing: str) -> None:
         raise OSError(code, f"{doing}: {os.strerror(code)}")
 
 
-def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
+def _enter(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
     _check(libc.unshare(_CLONE_NEWNS), "unshare")
     _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount / private")
     if tools := settings.get("tools"):
@@ -68,7 +68,7 @@ def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), 2)
     if settings.get("mute"):
         os.close(2)
-    if customised := settings.get("sockets") or settings.get("wall"):
+    if customised := settings.get("sockets") or settings.get("wall_clock"):
         os.environ["PYTHONPATH"] = customised
     if clock := int(settings.get("clock", 0)):
         _check(libc.unshare(_CLONE_NEWTIME), "unshare time")
@@ -81,11 +81,11 @@ def _make(libc: ctypes.CDLL, settings: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Make the room and become the command."""
+    """Set up the sandbox and exec the command."""
     _, settings, dashes, *argv = sys.argv
     if dashes != "--" or not argv:
-        sys.exit("usage: room.py JSON -- COMMAND...")
-    _make(ctypes.CDLL(None, use_errno=True), json.loads(settings))
+        sys.exit("usage: sandbox.py JSON -- COMMAND...")
+    _enter(ctypes.CDLL(None, use_errno=True), json.loads(settings))
     os.execvp(argv[0], argv)  # noqa: S606
 
 

@@ -1,8 +1,8 @@
-"""What makes the wall clock of a program jump, as the file beside it says.
+"""Shifts the wall clock of a Python program by the seconds in the file `ahead`.
 
-It is copied as `sitecustomize.py` to a directory that becomes PYTHONPATH, and puts its own `time.time` in the
-place of Python's before the program begins. The file `ahead` holds the seconds by which the clock is ahead;
-without it the clock is right. What reads the clock in C, such as datetime.now(), sees the machine's.
+Copied as `sitecustomize.py` to a directory that becomes PYTHONPATH; it replaces `time.time` before the
+program starts. Without the file the clock is the machine's. Code that reads the clock in C, such as
+datetime.now(), is not affected.
 """
 
 import time
