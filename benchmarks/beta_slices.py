@@ -25,8 +25,8 @@ _KUBECONFIG = "--kubeconfig="
 def main(arguments: list[str]) -> None:
     """Become the program of `arguments`, of whose flags --kubeconfig names a forwarder's."""
     place = next(n for n, argument in enumerate(arguments) if argument.startswith(_KUBECONFIG))
-    given = Path(arguments[place].removeprefix(_KUBECONFIG))
-    text = given.read_text(encoding="utf-8")
+    kubeconfig = Path(arguments[place].removeprefix(_KUBECONFIG))
+    text = kubeconfig.read_text(encoding="utf-8")
     upstream = _SERVER.findall(text)[0]
     forwarder = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", __spec__.name, "--forward", upstream],
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         text=True,
     )
     assert forwarder.stdout is not None  # noqa: S101 - asked for
-    own = given.with_name(f"{given.name}.beta")
+    own = kubeconfig.with_name(f"{kubeconfig.name}.beta")
     own.write_text(text.replace(upstream, forwarder.stdout.readline().strip()), encoding="utf-8")
     arguments[place] = f"{_KUBECONFIG}{own}"
     os.execvp(arguments[0], arguments)  # noqa: S606 - no shell, which is the point

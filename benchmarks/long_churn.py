@@ -111,8 +111,8 @@ class Churn:
         self._api.apply(obj, validate=False)
 
 
-def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
-    """Run the churn and compare; `tell` gets lines of progress.
+def run(settings: Settings, progress: Callable[[str], None]) -> Outcome:
+    """Run the churn and compare; `progress` receives lines of progress.
 
     Raises RuntimeError if kproxy ends, or does not sync in PATIENCE seconds.
     """
@@ -137,8 +137,8 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Outcome:
         with log.open("wb") as out:
             program = place.popen(argv, stderr=out)
             _until(lambda: "event=synced family=IPv4" in log.read_text(encoding="utf-8"), program)
-            tell(f"first sync of {settings.services} services is done")
-            _churn(Churn(api, settings), settings, tools, program, outcome, tell)
+            progress(f"first sync of {settings.services} services is done")
+            _churn(Churn(api, settings), settings, tools, program, outcome, progress)
             tools.disable()
             began = time.monotonic()
             wanted = _fresh(api, directory / "manifests", arguments)
@@ -158,7 +158,7 @@ def _churn(
     tools: BrokenTools,
     program: subprocess.Popen[bytes],
     outcome: Outcome,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> None:
     began = time.monotonic()
     pause = threading.Event()
@@ -174,7 +174,7 @@ def _churn(
         if due >= next_sample:
             outcome.memory.append(resident_mb(program.pid))
             next_sample += settings.seconds / SAMPLES
-            tell(f"{due:.0f} s: {outcome.changes.total()} changes, {outcome.memory[-1]:.0f} MB")
+            progress(f"{due:.0f} s: {outcome.changes.total()} changes, {outcome.memory[-1]:.0f} MB")
 
 
 def _fresh(api: ApiServer, directory: Path, arguments: list[str]) -> reference_sync.Rules:

@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix())
     if kernels.REPORTS in os.environ:
         reports, taken = (Path(os.environ[name]) for name in (kernels.REPORTS, kernels.TAKEN))
-        config.pluginmanager.register(kernels.Inside(config, reports, taken))
+        config.pluginmanager.register(kernels.GuestRunner(config, reports, taken))
         return
     is_worker = hasattr(config, "workerinput")
     recorder = None
@@ -71,9 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not cannot and with_workers and not is_worker and not looks and (cannot := uml.trial()):
         os.environ[kernels.NONE] = cannot
     if cannot:
-        config.pluginmanager.register(kernels.Nowhere(f"{reason}; and {cannot}"))
+        config.pluginmanager.register(kernels.KernelUnavailable(f"{reason}; and {cannot}"))
         return
-    elsewhere = kernels.Elsewhere(tried=with_workers or looks)
+    elsewhere = kernels.IpvsDeselector(tried=with_workers or looks)
     config.pluginmanager.register(elsewhere)
     if not is_worker and not looks:
         config.pluginmanager.register(kernels.Kernels(config, elsewhere, recorder))

@@ -62,11 +62,11 @@ def run(order: Order) -> int:
     order.output.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     console = Console(width=None if sys.stdout.isatty() else 160)
-    told = machine()
+    description = machine()
     rows: list[Row] = []
     for row in _measure(order, who, Console(stderr=True)):
         rows.append(row)
-        text = json.dumps({"machine": told, "command": sys.argv[1:], "rows": rows}, indent=1)
+        text = json.dumps({"machine": description, "command": sys.argv[1:], "rows": rows}, indent=1)
         (order.output / "results.json").write_text(text)
     (order.output / "table.md").write_text(markdown(rows))
     show(rows, console)
@@ -101,8 +101,10 @@ def _measure(order: Order, who: Sequence[Contender], console: Console) -> Iterat
                 churn_rate=max(1.0, size * order.churn),
                 limit=order.limit,
             )
-            given = json.dumps({"contender": dataclasses.asdict(contender), "plan": dataclasses.asdict(plan)})
-            argv = ["unshare", "--net", sys.executable, "-m", "benchmarks.bench.scenarios", given]
+            setting = json.dumps(
+                {"contender": dataclasses.asdict(contender), "plan": dataclasses.asdict(plan)}
+            )
+            argv = ["unshare", "--net", sys.executable, "-m", "benchmarks.bench.scenarios", setting]
             title = f"{contender.name} {contender.mode} {size} x {per}"
             said: list[str] = []
             with tempfile.TemporaryFile("w+") as out:
@@ -121,7 +123,7 @@ def _measure(order: Order, who: Sequence[Contender], console: Console) -> Iterat
             progress.update(task, completed=(number + 1) * SCENARIOS)
             if worker.returncode:
                 failed = f"the benchmark itself failed:\n{''.join(said[-15:])}"
-                told = {"contender": contender.name, "mode": contender.mode, "plan": dataclasses.asdict(plan)}
-                yield {**told, "result": {}, "gave_up": failed}
+                row = {"contender": contender.name, "mode": contender.mode, "plan": dataclasses.asdict(plan)}
+                yield {**row, "result": {}, "gave_up": failed}
             else:
                 yield json.loads(answer)

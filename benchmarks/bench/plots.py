@@ -54,14 +54,14 @@ def _growth(rows: Sequence[Row]) -> Picture | None:
 
 def _churn(rows: Sequence[Row]) -> Picture | None:
     """Of the largest cluster only: ten curves can be told apart, forty cannot."""
-    told = [row for row in rows if row["result"].get("churn_ms")]
-    if not told:
+    shown = [row for row in rows if row["result"].get("churn_ms")]
+    if not shown:
         return None
-    size, endpoints = _largest_case(told)
+    size, endpoints = _largest_case(shown)
     picture = Picture(figsize=(8, 5))
     axes: Any = picture.subplots()
     colours = _colours(rows)
-    for row in told:
+    for row in shown:
         if (row["plan"]["services"], row["plan"]["endpoints"]) == (size, endpoints):
             samples = sorted(row["result"]["churn_ms"])
             shares = [(n + 1) / len(samples) for n in range(len(samples))]
@@ -74,17 +74,17 @@ def _churn(rows: Sequence[Row]) -> Picture | None:
 
 
 def _phases(rows: Sequence[Row]) -> Picture | None:
-    told = [row for row in rows if row["result"].get("endpoint_changed_phases")]
-    if not told:
+    shown = [row for row in rows if row["result"].get("endpoint_changed_phases")]
+    if not shown:
         return None
-    told.sort(key=lambda row: (row["mode"], -row["plan"]["services"], -row["plan"]["endpoints"]))
-    picture = Picture(figsize=(8, 1.5 + 0.4 * len(told)))
+    shown.sort(key=lambda row: (row["mode"], -row["plan"]["services"], -row["plan"]["endpoints"]))
+    picture = Picture(figsize=(8, 1.5 + 0.4 * len(shown)))
     axes: Any = picture.subplots()
-    labels = [f"{row['mode']}, {row['plan']['services']} x {row['plan']['endpoints']}" for row in told]
-    left = [0.0] * len(told)
+    labels = [f"{row['mode']}, {row['plan']['services']} x {row['plan']['endpoints']}" for row in shown]
+    left = [0.0] * len(shown)
     median = next(figure for figure in FIGURES if figure.title == "endpoint changed ms p50")
-    totals = [median.of(row) or 0.0 for row in told]
-    own = [row["result"]["endpoint_changed_phases"] for row in told]
+    totals = [median.of(row) or 0.0 for row in shown]
+    own = [row["result"]["endpoint_changed_phases"] for row in shown]
     parts = {
         "plan and render": [phases["plan"] for phases in own],
         "kernel": [phases["apply"] for phases in own],

@@ -14,10 +14,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
     if compared:
         table = Table(title="how many times better kproxy is")
         table.add_column("")
-        for ours, theirs in compared:
-            table.add_column(f"{_size(ours)}\n{ours['mode']}\nvs {theirs['contender']}", justify="right")
+        for own, other in compared:
+            table.add_column(f"{_size(own)}\n{own['mode']}\nvs {other['contender']}", justify="right")
         for figure in FIGURES:
-            ratios = [ratio(figure, ours, theirs) for ours, theirs in compared]
+            ratios = [ratio(figure, own, other) for own, other in compared]
             if any(value is not None for value in ratios):
                 table.add_row(figure.title, *(_number(value) for value in ratios))
         console.print(table)
@@ -38,7 +38,7 @@ def markdown(rows: Sequence[Row]) -> str:
     compared = pairs(rows)
     parts = []
     if compared:
-        heads = [f"{ours['mode']}, {_size(ours)}, vs {theirs['contender']}" for ours, theirs in compared]
+        heads = [f"{own['mode']}, {_size(own)}, vs {other['contender']}" for own, other in compared]
         ratios = [[ratio(figure, *pair) for pair in compared] for figure in FIGURES]
         parts.append(_markdown("times better", heads, ratios))
     heads = [f"{row['contender']} {row['mode']}, {_size(row)}" for row in rows]

@@ -62,9 +62,9 @@ def quantile(samples: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def ratio(figure: Figure, ours: Row, theirs: Row) -> float | None:
-    """How many times better ours is; None where either was not measured or is too small to tell."""
-    mine, other = figure.of(ours), figure.of(theirs)
+def ratio(figure: Figure, own: Row, peer: Row) -> float | None:
+    """Return how many times better kproxy is; None where either was not measured or is too small to tell."""
+    mine, other = figure.of(own), figure.of(peer)
     if not mine or not other:
         return None
     return mine / other if figure.key in MORE_IS_BETTER else other / mine
@@ -73,8 +73,8 @@ def ratio(figure: Figure, ours: Row, theirs: Row) -> float | None:
 def pairs(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Each row of a peer with kproxy's row of the same mode and size."""
     found = list(rows)
-    ours = {_case(row): row for row in found if row["contender"] == "kproxy"}
-    return [(ours[_case(row)], row) for row in found if row["contender"] != "kproxy" and _case(row) in ours]
+    own = {_case(row): row for row in found if row["contender"] == "kproxy"}
+    return [(own[_case(row)], row) for row in found if row["contender"] != "kproxy" and _case(row) in own]
 
 
 def _case(row: Row) -> tuple[str, int, int]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench.scenarios '{"contender": {...}, "services": 1000, ...}'
 
-runs all scenarios for one contender at one size in the current network namespace, tells on standard error
-what it does, and prints one JSON object.
+runs all scenarios for one contender at one size in the current network namespace, prints progress on stderr
+and one JSON object on stdout.
 """
 
 import itertools
@@ -51,10 +51,10 @@ class Plan:
 class Scenarios:
     """One contender on its stage; `result` grows from scenario to scenario."""
 
-    def __init__(self, stage: Stage, plan: Plan, tell: Callable[[str], None]) -> None:
+    def __init__(self, stage: Stage, plan: Plan, progress: Callable[[str], None]) -> None:
         self.stage = stage
         self.plan = plan
-        self.tell = tell
+        self.progress = progress
         self.result: dict[str, Any] = {}
         self._moved = itertools.count(1)
         self._last = plan.services - 1
@@ -74,7 +74,7 @@ class Scenarios:
         lost: list[str] = []
         with MemoryWatch(self.stage) as memory:
             try:
-                self.tell("cold start")
+                self.progress("cold start")
                 self.cold_start()
                 for scenario in (
                     self.endpoint_changed,
@@ -86,7 +86,7 @@ class Scenarios:
                     self.restart,
                 ):
                     name = scenario.__name__.replace("_", " ")
-                    self.tell(name)
+                    self.progress(name)
                     try:
                         scenario()
                     except GaveUp as error:
@@ -290,17 +290,17 @@ def _rules_written(log: str) -> int | None:
 
 def main() -> None:
     """Run one contender at one size."""
-    given = json.loads(sys.argv[1])
-    contender = Contender(**{**given["contender"], "flags": tuple(given["contender"]["flags"])})
-    plan = Plan(**given["plan"])
+    setting = json.loads(sys.argv[1])
+    contender = Contender(**{**setting["contender"], "flags": tuple(setting["contender"]["flags"])})
+    plan = Plan(**setting["plan"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
-    def tell(what: str) -> None:
+    def progress(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
 
     answer: dict[str, Any] = {"contender": contender.name, "mode": contender.mode, "plan": asdict(plan)}
     with Stage(contender) as stage:
-        scenarios = Scenarios(stage, plan, tell)
+        scenarios = Scenarios(stage, plan, progress)
         try:
             scenarios.run()
         except GaveUp as error:

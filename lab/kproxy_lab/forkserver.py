@@ -82,8 +82,8 @@ class Popen(subprocess.Popen[bytes]):
 
     # These three are what subprocess.Popen does by fork, exec and waitpid.
 
-    def _execute_child(self, *given: Any) -> None:
-        argv, _, _, _, _, directory, environment, _, _, _, *pipes = given[:16]
+    def _execute_child(self, *arguments: Any) -> None:
+        argv, _, _, _, _, directory, environment, _, _, _, *pipes = arguments[:16]
         standard = [pipes[at] if pipes[at] != -1 else number for number, at in enumerate((0, 3, 5))]
         request = {
             "arguments": argv[len(COMMAND) :],
@@ -94,24 +94,24 @@ class Popen(subprocess.Popen[bytes]):
         try:
             self._server.connect(os.environ[SOCKET])
             socket.send_fds(self._server, [json.dumps(request).encode()], [*standard, descriptor])
-            told = self._server.recv(64)
+            reply = self._server.recv(64)
         finally:
             os.close(descriptor)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
-        if not told:
+        if not reply:
             raise ConnectionError(f"{os.environ[SOCKET]}: the preloaded process is gone")
-        self.pid = int(told)
+        self.pid = int(reply)
         self._child_created = True
 
     def _try_wait(self, flags: int) -> tuple[int, int]:
         try:
-            told = self._server.recv(64, socket.MSG_DONTWAIT if flags & os.WNOHANG else 0)
+            reply = self._server.recv(64, socket.MSG_DONTWAIT if flags & os.WNOHANG else 0)
         except BlockingIOError:
             return 0, 0
         self._server.close()
-        if not told:
+        if not reply:
             raise ConnectionError(f"the preloaded process is gone, and with it the status of {self.pid}")
-        return self.pid, int(told)
+        return self.pid, int(reply)
 
     def _internal_poll(self, *_: object, **__: object) -> int | None:
         lock = self._waitpid_lock  # type: ignore[attr-defined]
@@ -170,7 +170,7 @@ def _preload() -> None:
     for name in _MODULES:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # a collection would write to every page
+    gc.freeze()  # a collection would write to every page and so copy it
 
 
 def _serve(listener: socket.socket) -> _Request:
@@ -181,7 +181,7 @@ def _serve(listener: socket.socket) -> _Request:
             for key, _ in selector.select():
                 if key.data is not None:
                     selector.unregister(key.fd)
-                    _tell_end(key.fd, *key.data)
+                    _report_exit(key.fd, *key.data)
                     continue
                 client, _ = listener.accept()
                 request = _receive(client)
@@ -191,7 +191,7 @@ def _serve(listener: socket.socket) -> _Request:
                 for number in request.files:
                     os.close(number)
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, client))
-                _tell(client, pid)
+                _reply(client, pid)
 
 
 def _receive(client: socket.socket) -> _Request:
@@ -199,15 +199,15 @@ def _receive(client: socket.socket) -> _Request:
     return _Request(**json.loads(data), files=files)
 
 
-def _tell_end(descriptor: int, pid: int, client: socket.socket) -> None:
+def _report_exit(descriptor: int, pid: int, client: socket.socket) -> None:
     os.close(descriptor)
     _, status = os.waitpid(pid, 0)
     with client:
-        _tell(client, status)
+        _reply(client, status)
 
 
-def _tell(client: socket.socket, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
+def _reply(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has gone
         client.send(b"%d" % number)
 
 

@@ -93,13 +93,13 @@ def run(
     timeout: float,
     memory: str = "2G",
     environment: Mapping[str, str] | None = None,
-    tell: Callable[[str], None] | None = None,
+    on_line: Callable[[str], None] | None = None,
     number: int = 0,
     modules: Sequence[str] = LOADED,
 ) -> int:
     """Boot, run `argv` in the current directory, return its exit status (128 + n for signal n).
 
-    `tell` gets every line that the command prints. Kernels that run side by side get a `number` each, so that
+    `on_line` gets every line that the command prints. Kernels that run side by side get a `number` each, so that
     they keep to processors of their own. Raises UmlUnavailable, UmlDied, or TimeoutError after `timeout`
     seconds.
     """
@@ -132,8 +132,8 @@ def run(
                 for line in process.stdout:
                     text = line.rstrip("\r\n")
                     tail.append(text)
-                    if tell is not None:
-                        tell(text)
+                    if on_line is not None:
+                        on_line(text)
             finally:
                 timer.cancel()
         if expired:
@@ -268,7 +268,7 @@ def _script(path: Path, lines: Iterable[str]) -> Path:
 def main(memory: str, timeout: float, argv: tuple[str, ...]) -> None:
     """Run COMMAND on a user-mode kernel that has IPVS."""
     try:
-        status = run(argv, timeout=timeout, memory=memory, tell=click.echo)
+        status = run(argv, timeout=timeout, memory=memory, on_line=click.echo)
     except (UmlUnavailable, UmlDied, TimeoutError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)

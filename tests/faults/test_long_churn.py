@@ -13,7 +13,9 @@ def test_a_churn_with_failures_ends_as_a_fresh_sync() -> None:
     if reasons := Lab.missing():
         pytest.skip("; ".join(reasons))
     mounts.needed()
-    outcome = run(Settings(seconds=6, services=50, endpoints=3, rate=100, failures=0.4), tell=lambda _: None)
+    outcome = run(
+        Settings(seconds=6, services=50, endpoints=3, rate=100, failures=0.4), progress=lambda _: None
+    )
     assert outcome.differences == []
     assert outcome.changes.total() == 600
     assert outcome.failures.keys() <= set(TOOL_FAULTS)

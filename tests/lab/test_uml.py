@@ -28,7 +28,7 @@ def test_it_has_ipvs_and_passes_on_status_output_and_environment() -> None:
         "import os; print(open('/proc/net/ip_vs').readline(), os.environ['GREETING']); raise SystemExit(7)"
     )
     status = uml.run(
-        [sys.executable, "-c", script], timeout=120, environment={"GREETING": "it's me"}, tell=lines.append
+        [sys.executable, "-c", script], timeout=120, environment={"GREETING": "it's me"}, on_line=lines.append
     )
     assert status == 7
     assert any("IP Virtual Server version" in line for line in lines)

@@ -148,14 +148,14 @@ def test_a_service_is_given_to_another_proxy_and_back(cluster: Cluster, family: 
     pod, name = lab.local_pods[0], "service.kubernetes.io/service-proxy-name"
     service = cluster.publish([pod], type="NodePort")
     targets = ((service.ip(family), 80), (node_ip(family), service.node_port))
-    for labels, ours in (({name: "foo-bar"}, False), ({}, True), ({name: ""}, False), ({}, True)):
+    for labels, proxied in (({name: "foo-bar"}, False), ({}, True), ({name: ""}, False), ({}, True)):
         cluster.edit_meta("Service", service.name, lambda meta, labels=labels: meta.update(labels=labels))
         cluster.settle()
         for source in (lab.client, lab.local_pods[1], lab.node):
             # What the node itself sends to an address of nobody's leaves it, and may vanish.
-            for target in targets if ours or source is not lab.node else targets[1:]:
+            for target in targets if proxied or source is not lab.node else targets[1:]:
                 found = cluster.outcome(source, *target)
-                assert found == pod.name if ours else found in NOT_SERVED, (labels, source, target)
+                assert found == pod.name if proxied else found in NOT_SERVED, (labels, source, target)
 
 
 def test_source_ranges_change_and_go(cluster: Cluster, family: Family) -> None:

@@ -121,9 +121,9 @@ def _differences(cluster: Cluster, case: Case, family: Family) -> Iterator[str]:
             source_ips=(ip,) if vantage == "outside" else (),
             timeout=SILENCE if silent else PATIENCE,
         )
-        if told := _judge(cluster, family, wanted, answers, (vantage, source, ip)):
+        if problem := _judge(cluster, family, wanted, answers, (vantage, source, ip)):
             asking = f"{case.service.key} from {vantage} {ip} to {kind} {address}"
-            yield f"{asking}: {told} instead of {wanted}; {case.exposure}"
+            yield f"{asking}: {problem} instead of {wanted}; {case.exposure}"
 
 
 def _judge(

@@ -91,8 +91,8 @@ def test_profiling_is_answered_while_the_file_says_so(spare: Cluster, file: File
     assert get(spare, "/debug/threads") == (404, b"enableProfiling is false\n")
     file.set(enableProfiling=True)
     program.until(lambda: get(spare, "/debug/threads")[0], 200)
-    told = get(spare, "/debug/threads")[1].decode()
-    assert {"thread MainThread:", "thread watch-service:"} <= set(told.splitlines())
+    output = get(spare, "/debug/threads")[1].decode()
+    assert {"thread MainThread:", "thread watch-service:"} <= set(output.splitlines())
 
 
 def test_node_port_addresses_change_on_a_signal(spare: Cluster, file: File) -> None:
@@ -195,9 +195,9 @@ def test_a_bad_file_and_what_needs_a_restart_leave_everything_as_it_is(spare: Cl
     service = spare.publish(pods)
     mark = program.mark()
     file.set(iptables={"syncPeriod": "3x", "foo": 1})
-    told = program.wait_log("configuration_rejected", since=mark)
-    assert "iptables.syncPeriod" in told
-    assert "iptables.foo: unknown field" in told
+    output = program.wait_log("configuration_rejected", since=mark)
+    assert "iptables.syncPeriod" in output
+    assert "iptables.foo: unknown field" in output
     mark = program.mark()
     file.unset("iptables", "foo")
     file.set(iptables={"syncPeriod": "20s"}, bindAddressHardFail=True)
@@ -283,12 +283,12 @@ def test_without_a_way_to_the_cluster_it_ends_with_the_reason_and_status_1(
     no_yaml, no_context = tmp_path / "no-yaml", tmp_path / "no-context"
     no_yaml.write_text("a: [")
     no_context.write_text("apiVersion: v1\nkind: Config\n")
-    for flags, told in (
+    for flags, output in (
         ([f"--kubeconfig={no_yaml}"], f"Error: {no_yaml} cannot be used: it is not valid YAML (line 1)"),
         ([f"--kubeconfig={no_context}"], f"Error: {no_context} cannot be used: Invalid kube-config file."),
         ([], "Error: in-cluster configuration cannot be used: Service host/port is not set."),
     ):
         program = Kproxy(spare.lab.node, ["run", *spare.mode.arguments, *flags])
         assert program.wait() == 1
-        assert any(line.startswith(told) for line in program.log)
+        assert any(line.startswith(output) for line in program.log)
         assert not any("Traceback" in line for line in program.log)

@@ -145,7 +145,7 @@ def test_elements_and_chains_in_the_kernel_are_counted(spare: Cluster) -> None:
             counts["elements", FAMILY_NAMES[family]] = sum(len(each.get("elem", ())) for each in filled)
         return counts
 
-    def told() -> dict[tuple[str, str], float]:
+    def reported() -> dict[tuple[str, str], float]:
         found = scrape(spare)
         return {
             (kind, family): value(found, "kproxy_nftables_objects", object=kind, ip_family=family)
@@ -153,7 +153,7 @@ def test_elements_and_chains_in_the_kernel_are_counted(spare: Cluster) -> None:
         }
 
     assert min(in_kernel().values()) > 0
-    spare.running.until(lambda: told() == in_kernel(), expected=True)
+    spare.running.until(lambda: reported() == in_kernel(), expected=True)
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
@@ -172,7 +172,7 @@ def test_the_rules_in_the_kernel_are_counted(spare: Cluster) -> None:
                     counts[key] = counts.get(key, 0) + 1
         return counts
 
-    def told() -> dict[tuple[str, str], float]:
+    def reported() -> dict[tuple[str, str], float]:
         found = scrape(spare)
         return {
             (table, family): value(
@@ -182,7 +182,7 @@ def test_the_rules_in_the_kernel_are_counted(spare: Cluster) -> None:
         }
 
     assert len(in_kernel()) == 4
-    spare.running.until(lambda: told() == in_kernel(), expected=True)
+    spare.running.until(lambda: reported() == in_kernel(), expected=True)
 
 
 def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare: Cluster) -> None:
@@ -212,9 +212,9 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
     assert found["families"]["IPv4"]["lastSuccess"] > found["since"]
     program.until(lambda: len(events_of(spare, loser.name, Reason.CONFLICT)), 1)
     assert address in events_of(spare, loser.name, Reason.CONFLICT)[0]
-    told = spare.lab.node.run([sys.executable, "-m", "kproxy", "status", "-o", "table"], check=False)
-    assert told.returncode == 3
-    assert loser.key in told.stdout
+    done = spare.lab.node.run([sys.executable, "-m", "kproxy", "status", "-o", "table"], check=False)
+    assert done.returncode == 3
+    assert loser.key in done.stdout
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)

@@ -120,8 +120,8 @@ def test_what_fails_is_rolled_back_and_tried_again_when_asked(spare: Cluster, fi
         ):
             who = held.exchange("who?").pod
             choose(file, "iptables/nft")
-            told = program.wait_log("mode_switch_failed", "IPv6")
-            assert "nftables stays" in told
+            line = program.wait_log("mode_switch_failed", "IPv6")
+            assert "nftables stays" in line
             program.wait_log("mode_switch_rolled_back")
             traffic.flow()
             assert held.exchange("still there?").pod == who

@@ -359,8 +359,8 @@ def test_a_firewall_of_the_nodes_own_ports_does_not_shut_services(
             assert cluster.outcome(lab.client, limited, 80, source_ip=admitted) == pod.name
             assert cluster.silent(lab.client, limited, 80)
             for ip, port in ((unserved.ip(family), 80), (own, cluster.free_node_port()), (own, 8888)):
-                told = cluster.outcome(lab.client, ip, port, timeout=SILENCE)
-                assert told in {"Refused", "NoAnswer"}, (ip, port)
+                found = cluster.outcome(lab.client, ip, port, timeout=SILENCE)
+                assert found in {"Refused", "NoAnswer"}, (ip, port)
         assert cluster.outcome(lab.client, own, 8888) == lab.node_pod.name
     finally:
         lab.stop_serving(server)

@@ -140,23 +140,23 @@ def test_damage_is_named_and_repaired(spare: Cluster, family: Family, damage: st
     match damage:
         case "delete table":
             nft(spare, f"delete table {table}")
-            told = "table"
+            damaged = "table"
         case "element":
             nft(spare, f"delete element {table} endpoint-0 {{ {asked} }}")
-            told = "endpoint-0"
+            damaged = "endpoint-0"
         case "frontend":
             nft(spare, f"delete element {table} services {{ {asked} }}")
-            told = "services"
+            damaged = "services"
         case "rule":
             nft(spare, f"flush chain {table} refuse")
-            told = "refuse"
+            damaged = "refuse"
         case "pick":
             nft(spare, f"flush chain {table} all-2")
-            told = "table"
+            damaged = "table"
         case _:
             nft(spare, f"flush chain {table} nat-prerouting")
-            told = "nat-prerouting"
-    program.wait_log("drift_found", told, since=since)
+            damaged = "nat-prerouting"
+    program.wait_log("drift_found", damaged, since=since)
     program.until(lambda: contents(spare, table), before)
     assert spare.ask(lab.client, service.ip(family), 80).pods == names(pods)
     assert spare.outcome(lab.client, empty.ip(family), 80) == "Refused"
@@ -210,7 +210,7 @@ def test_unallocated_cluster_ips_are_dropped_as_service_cidrs_say(spare: Cluster
     spare.apply(service_cidr("first", "10.96.128.0/17", "fd00:10:96::8000/113"))
     spare.start("--nftables-reject-unallocated")
     service = spare.publish([pod])
-    ours = dict.fromkeys(FAMILIES, pod.name)
+    served = dict.fromkeys(FAMILIES, pod.name)
     other = {4: "10.96.100.100", 6: "fd00:10:96::6464"}
     assert drops(*UNALLOCATED.values())
     for family in FAMILIES:
@@ -222,7 +222,7 @@ def test_unallocated_cluster_ips_are_dropped_as_service_cidrs_say(spare: Cluster
     assert drops(*UNALLOCATED.values())
     for family in FAMILIES:
         assert spare.outcome(client, service.ip(family), 81) == "Refused"
-    assert {family: spare.outcome(client, service.ip(family), 80) for family in FAMILIES} == ours
+    assert {family: spare.outcome(client, service.ip(family), 80) for family in FAMILIES} == served
     spare.api.delete("ServiceCIDR", "", "second")
     for family in FAMILIES:
         spare.running.until(lambda ip=other[family]: spare.outcome(client, ip, 80), "Unreachable")  # type: ignore[misc]
@@ -241,8 +241,8 @@ def test_where_service_cidrs_may_not_be_read_all_else_works(spare: Cluster) -> N
         found = status(spare)
         assert found["healthy"]
         assert "ServiceCIDR" not in {watch["kind"] for watch in found["watches"]}
-        told = spare.lab.node.run([sys.executable, "-m", "kproxy", "status"], check=False)
-        assert (told.returncode, "ServiceCIDR" in told.stdout) == (0, False)
+        done = spare.lab.node.run([sys.executable, "-m", "kproxy", "status"], check=False)
+        assert (done.returncode, "ServiceCIDR" in done.stdout) == (0, False)
 
 
 def test_only_the_counts_in_use_have_chains(spare: Cluster) -> None:

@@ -166,8 +166,8 @@ def test_the_older_of_two_claimants_answers_and_the_younger_takes_over(
     cluster.slices(older, [old_pod])
     cluster.settle()
     assert cluster.ask(cluster.lab.client, ips[family], 80, n=20).pods == {old_pod.name}
-    told = cluster.running.wait_log("object_problem", younger.key, "already", since=since)
-    assert older.key in told
+    line = cluster.running.wait_log("object_problem", younger.key, "already", since=since)
+    assert older.key in line
     cluster.delete(older)
     cluster.settle()
     assert cluster.ask(cluster.lab.client, ips[family], 80, n=20).pods == {new_pod.name}

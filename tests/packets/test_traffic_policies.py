@@ -171,7 +171,7 @@ def test_the_external_policy_changes_in_place(cluster: Cluster, family: Family) 
     )
     client = cluster.client_ips(family)[0]
     node_address = (NODE_IP4 if family == 4 else NODE_IP6)[0]
-    for policy, told, sources in (
+    for policy, answer, sources in (
         ("Local", "200", {local.name: {client}}),
         ("Cluster", "Refused", cluster.as_node([local, remote], family)),
         ("Local", "200", {local.name: {client}}),
@@ -182,6 +182,6 @@ def test_the_external_policy_changes_in_place(cluster: Cluster, family: Family) 
             lambda spec, p=policy, n=port: spec.update(externalTrafficPolicy=p, healthCheckNodePort=n),
         )
         cluster.settle()
-        cluster.running.until(lambda: health(cluster, number), [told, told])
+        cluster.running.until(lambda: health(cluster, number), [answer, answer])
         for target in ((ips[family], 80), (node_address, service.node_port)):
             assert cluster.ask(lab.client, *target, source_ips=[client]).sources == sources

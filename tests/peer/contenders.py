@@ -50,17 +50,19 @@ class Peer:
     @staticmethod
     def find() -> "Peer":
         """The program that KPROXY_PEER names. Raises PeerError if there is none that can be used."""
-        given = os.environ.get(PEER_VARIABLE, "")
-        if not given:
+        program = os.environ.get(PEER_VARIABLE, "")
+        if not program:
             raise PeerError(f"{PEER_VARIABLE} names no kube-proxy to compare with")
         try:
-            said = subprocess.run([given, "--version"], capture_output=True, text=True, check=False)
+            version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         except OSError as error:
-            raise PeerError(f"{PEER_VARIABLE}={given}: {error.strerror}") from error
-        found = re.search(r"\bv(\d+)\.(\d+)\.", said.stdout)
+            raise PeerError(f"{PEER_VARIABLE}={program}: {error.strerror}") from error
+        found = re.search(r"\bv(\d+)\.(\d+)\.", version.stdout)
         if found is None:
-            raise PeerError(f"{PEER_VARIABLE}={given}: --version printed {said.stdout + said.stderr!r}")
-        return Peer(Path(given).resolve(), (int(found[1]), int(found[2])))
+            raise PeerError(
+                f"{PEER_VARIABLE}={program}: --version printed {version.stdout + version.stderr!r}"
+            )
+        return Peer(Path(program).resolve(), (int(found[1]), int(found[2])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,17 +143,17 @@ def excused(
     """Why a contender may differ from the reference, "" if it may not; `ends` is how the two ended."""
     for known in (*DELIBERATE, *AGED):
         concerned = str(contender).startswith(known.contenders) and version < known.before
-        if concerned and _as_told(known, ends) and known.applies(probe, view):
+        if concerned and _ends_match(known, ends) and known.applies(probe, view):
             return known.reason
     return ""
 
 
-def _as_told(known: Difference, ends: tuple[Outcome, Outcome] | None) -> bool:
+def _ends_match(known: Difference, ends: tuple[Outcome, Outcome] | None) -> bool:
     if known.ends is None:
         return True
     if ends is None:
         return False
-    return all(told is ANY or found <= told for told, found in zip(known.ends, ends, strict=True))
+    return all(allowed is ANY or found <= allowed for allowed, found in zip(known.ends, ends, strict=True))
 
 
 def _addresses(service: JSON) -> list[str]:

@@ -47,9 +47,9 @@ def parse(text: str) -> Rules:
     return {place: rules for place, rules in found.items() if place[1] not in _OF_OTHERS}
 
 
-def differences(theirs: str, ours: str, version: Version) -> list[str]:
+def differences(kube_proxy: str, kproxy: str, version: Version) -> list[str]:
     """Compare two dumps, the first of a kube-proxy of this version; a line for each chain that differs."""
-    expected, found = (_comparable(parse(text), version) for text in (theirs, ours))
+    expected, found = (_comparable(parse(text), version) for text in (kube_proxy, kproxy))
     return [
         f"{' '.join(place)}: kube-proxy {expected.get(place)}, kproxy {found.get(place)}"
         for place in sorted(expected.keys() | found.keys())

@@ -78,15 +78,15 @@ def test_health_check_node_ports_answer_alike(site: Site, endpoints: tuple[Ep | 
     reference, *rest = site.runners
     expected = _eventually(reference, number)
     for runner in rest:
-        for theirs, ours in zip(expected, _eventually(runner, number), strict=True):
-            assert theirs is not None
-            assert ours is not None
-            assert ours.status == theirs.status, runner.contender
-            assert json.loads(theirs.body).items() <= json.loads(ours.body).items(), runner.contender
+        for kube_proxy, kproxy in zip(expected, _eventually(runner, number), strict=True):
+            assert kube_proxy is not None
+            assert kproxy is not None
+            assert kproxy.status == kube_proxy.status, runner.contender
+            assert json.loads(kube_proxy.body).items() <= json.loads(kproxy.body).items(), runner.contender
             if site.peer.version >= (1, 32):
-                assert ours.body == theirs.body
-            ended = steady(theirs)
-            mine = steady(ours)
+                assert kproxy.body == kube_proxy.body
+            ended = steady(kube_proxy)
+            mine = steady(kproxy)
             assert ended is not None
             assert mine is not None
             assert ended[1].items() <= mine[1].items(), runner.contender
@@ -109,14 +109,14 @@ def test_health_is_told_alike(site: Site, path: str) -> None:
     if path == "/livez" and site.peer.version < (1, 28):
         pytest.skip("kube-proxy has /livez since 1.28")
     reference, *rest = site.runners
-    theirs = get(reference.lab.client, NODE_IP4[0], 10256, path)
-    assert theirs is not None
+    kube_proxy = get(reference.lab.client, NODE_IP4[0], 10256, path)
+    assert kube_proxy is not None
     for runner in rest:
-        ours = get(runner.lab.client, NODE_IP4[0], 10256, path)
-        assert ours is not None
-        assert ours.status == theirs.status
-        assert json.loads(theirs.body).keys() <= json.loads(ours.body).keys()
-        assert _headers(theirs).items() <= _headers(ours).items()
+        kproxy = get(runner.lab.client, NODE_IP4[0], 10256, path)
+        assert kproxy is not None
+        assert kproxy.status == kube_proxy.status
+        assert json.loads(kube_proxy.body).keys() <= json.loads(kproxy.body).keys()
+        assert _headers(kube_proxy).items() <= _headers(kproxy).items()
 
 
 def test_a_node_that_leaves_is_told_alike(site: Site) -> None:
@@ -133,14 +133,14 @@ def test_a_node_that_leaves_is_told_alike(site: Site) -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/proxyMode"])
 def test_the_metrics_server_answers_alike(site: Site, path: str) -> None:
     reference, *rest = site.runners
-    theirs = get(reference.lab.node, "127.0.0.1", 10249, path)
-    assert theirs is not None
+    kube_proxy = get(reference.lab.node, "127.0.0.1", 10249, path)
+    assert kube_proxy is not None
     for runner in rest:
-        ours = get(runner.lab.node, "127.0.0.1", 10249, path)
-        assert ours is not None
+        kproxy = get(runner.lab.node, "127.0.0.1", 10249, path)
+        assert kproxy is not None
         mode = "nftables" if "nftables" in str(runner.contender) else "iptables"
-        assert (ours.status, ours.body) == (theirs.status, theirs.body.replace("iptables", mode))
-        assert ours.headers.get("Content-Type") == theirs.headers.get("Content-Type"), runner.contender
+        assert (kproxy.status, kproxy.body) == (kube_proxy.status, kube_proxy.body.replace("iptables", mode))
+        assert kproxy.headers.get("Content-Type") == kube_proxy.headers.get("Content-Type"), runner.contender
 
 
 def test_kproxy_has_every_series_of_kube_proxy(site: Site) -> None:

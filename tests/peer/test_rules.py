@@ -30,10 +30,10 @@ def test_rules_of_a_service_of_a_thousand_endpoints_are_the_same(affinity: str, 
     site.settle()
     runners = {str(runner.contender): runner for runner in site.runners}
     for names in PAIRS:
-        theirs, ours = (runners[name] for name in names)
-        found = _differences(theirs, ours, site)
+        kube_proxy, kproxy = (runners[name] for name in names)
+        found = _differences(kube_proxy, kproxy, site)
         assert not found, f"{names[1]}:\n" + "\n".join(line[:500] for line in found[:5])
-        chains = rules.parse(_saved(ours, "iptables"))
+        chains = rules.parse(_saved(kproxy, "iptables"))
         assert sum(chain.startswith("KUBE-SEP-") for _, chain in chains) > MANY
 
 
@@ -49,19 +49,19 @@ def test_rules_are_the_same(case: Case, site: Site) -> None:
         if View(services).any_contested or own_choice:
             pytest.skip("whose rules count is kproxy's own choice here")
         for names in PAIRS:
-            theirs, ours = (runners[name] for name in names)
-            found = _differences(theirs, ours, site)
+            kube_proxy, kproxy = (runners[name] for name in names)
+            found = _differences(kube_proxy, kproxy, site)
             assert not found, f"after step {number}, {names[1]}:\n" + "\n".join(found)
 
 
-def _differences(theirs: Runner, ours: Runner, site: Site) -> list[str]:
+def _differences(kube_proxy: Runner, kproxy: Runner, site: Site) -> list[str]:
     """What differs between the two in either family, once both have come to rest."""
     deadline = time.monotonic() + DEADLINE
     while True:
         found = [
             each
             for stem in ("iptables", "ip6tables")
-            for each in rules.differences(_saved(theirs, stem), _saved(ours, stem), site.peer.version)
+            for each in rules.differences(_saved(kube_proxy, stem), _saved(kproxy, stem), site.peer.version)
         ]
         # Chains that nobody needs any more go after the sync that the fence has seen.
         if not found or time.monotonic() > deadline:

@@ -28,7 +28,7 @@ _SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS", "KPROXY_MATRIX"}
 _PATIENCE = 10000.0 if _SUITE & os.environ.keys() else 1500.0
 
 
-class Nowhere:
+class KernelUnavailable:
     """There is no kernel with IPVS to be had."""
 
     def __init__(self, reason: str) -> None:
@@ -40,7 +40,7 @@ class Nowhere:
             pytest.skip(self._reason)
 
 
-class Elsewhere:
+class IpvsDeselector:
     """The tests run in kernels of their own; `found` says whether this process collected any.
 
     With workers of pytest-xdist a kernel was tried before they started; without, it is tried once a test
@@ -54,7 +54,7 @@ class Elsewhere:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         there = [item for item in items if item.get_closest_marker("ipvs")]
         if there and not self._tried and (reason := uml.trial()):
-            config.pluginmanager.register(Nowhere(reason))
+            config.pluginmanager.register(KernelUnavailable(reason))
             return
         self.found = bool(there)
         if there:
@@ -62,7 +62,7 @@ class Elsewhere:
             items[:] = [item for item in items if not item.get_closest_marker("ipvs")]
 
 
-class Inside:
+class GuestRunner:
     """The inside of such a kernel: take one test after the other, and write down every report.
 
     A test belongs to the kernel that first makes the directory of its number in `taken`, so that none is idle
@@ -139,9 +139,9 @@ def reread(config: pytest.Config, line: str) -> pytest.TestReport:
     """The report that a line of JSON holds; JSON knows no tuples, and pytest's list of skips wants one."""
     report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
     assert isinstance(report, pytest.TestReport), line
-    told: object = report.longrepr
-    if isinstance(told, list):
-        path, number, reason = told
+    reason_parts: object = report.longrepr
+    if isinstance(reason_parts, list):
+        path, number, reason = reason_parts
         report.longrepr = (path, number, reason)
     return report
 
@@ -187,7 +187,7 @@ class Guest:
                 self._arguments,
                 timeout=_PATIENCE,
                 environment=environment,
-                tell=self.lines.append,
+                on_line=self.lines.append,
                 number=self._number,
             )
         except (uml.UmlUnavailable, uml.UmlDied, TimeoutError, OSError) as error:
@@ -216,7 +216,7 @@ class Kernels:
     once a test that needs one is found.
     """
 
-    def __init__(self, config: pytest.Config, elsewhere: Elsewhere, recorder: Recorder | None) -> None:
+    def __init__(self, config: pytest.Config, elsewhere: IpvsDeselector, recorder: Recorder | None) -> None:
         self._config = config
         self._elsewhere = elsewhere
         self._recorder = recorder

@@ -72,5 +72,5 @@ def read(path: Path) -> Outcome:
     """The Outcome that a Recorder wrote; one that lost everything if there is none."""
     if not path.exists():
         return Outcome(lost=("pytest did not come to its end",))
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return Outcome(frozenset(told["passed"]), told["failed"], tuple(told["lost"]))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return Outcome(frozenset(data["passed"]), data["failed"], tuple(data["lost"]))

@@ -12,8 +12,12 @@ def reasons(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list
     """One line for each reason, the most frequent first: count, reason, and the parts of the suite."""
     counted: dict[str, Counter[str]] = {}
     for report in reports:
-        told = report.longrepr
-        reason = str(told[2] if isinstance(told, tuple) else told).removeprefix("Skipped: ").splitlines()
+        longrepr = report.longrepr
+        reason = (
+            str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
+            .removeprefix("Skipped: ")
+            .splitlines()
+        )
         counted.setdefault(reason[0] if reason else "no reason", Counter())[_part(report.nodeid)] += 1
     ordered = sorted(counted.items(), key=lambda each: (-each[1].total(), each[0]))
     return [f"{parts.total():5} {reason} ({_listed(parts)})" for reason, parts in ordered]

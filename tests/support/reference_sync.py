@@ -43,17 +43,17 @@ def canonical(dump: str) -> Rules:
 
 def differences(found: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]]) -> list[str]:
     """Say in a line each what `found` has too much or too little; empty if both are the same."""
-    told = []
+    lines = []
     for name in sorted(found.keys() | wanted.keys()):
         if name not in wanted:
-            told.append(f"{name}: should not exist")
+            lines.append(f"{name}: should not exist")
         elif name not in found:
-            told.append(f"{name}: is missing")
+            lines.append(f"{name}: is missing")
         elif list(found[name]) != list(wanted[name]):
             extra = [line for line in found[name] if line not in wanted[name]]
             missing = [line for line in wanted[name] if line not in found[name]]
-            told.append(f"{name}: {extra or 'its order'} instead of {missing or 'another order'}")
-    return told
+            lines.append(f"{name}: {extra or 'its order'} instead of {missing or 'another order'}")
+    return lines
 
 
 @contextmanager

@@ -29,11 +29,11 @@ def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) ->
     says it should.
     """
     from kproxy_lab.demo.examples import UnusableExamplesError
-    from kproxy_lab.demo.story import tell
+    from kproxy_lab.demo.story import run
 
     logs.configure()
     try:
-        status = tell(manifests, iptables_variant, keep=keep)
+        status = run(manifests, iptables_variant, keep=keep)
     except UnusableExamplesError as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)

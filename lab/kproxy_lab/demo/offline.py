@@ -30,7 +30,7 @@ def missing() -> list[str]:
     return reasons
 
 
-def tell(reasons: Iterable[str], directory: Path) -> None:
+def show_rules(reasons: Iterable[str], directory: Path) -> None:
     """Say what is missing and show the rules of one service. Raises ConfigError, OSError."""
     reasons = list(reasons)
     if "not root" in reasons:
@@ -46,7 +46,8 @@ def tell(reasons: Iterable[str], directory: Path) -> None:
         click.echo(f"warning: {problem}", err=True)
     rules = [line for line in text.splitlines() if line.startswith("-A ")]
     click.echo(
-        f"\nInstead, this is what kproxy would tell the kernel of {NODE_NAME} about one service of ", nl=False
+        f"\nInstead, this is what kproxy would write to the kernel of {NODE_NAME} about one service of ",
+        nl=False,
     )
     click.echo(f"{shown(directory)}:\n")
     _, excerpt = of_one_service(rules)

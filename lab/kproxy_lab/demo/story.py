@@ -15,7 +15,7 @@ from kproxy_lab.lab import AskError, NotSupportedError
 BROKEN: Final = (NotSupportedError, ProgramDiedError, ProgramSilentError, UnusableExamplesError, AskError)
 
 
-def tell(directory: Path | None, variant: str | None, *, keep: bool = False) -> int:
+def run(directory: Path | None, variant: str | None, *, keep: bool = False) -> int:
     """Run the demo, or say why it cannot be run here and show rules instead; the exit status.
 
     0 when every expectation held, 1 when one did not or something broke, 128 + n after signal n (with
@@ -24,17 +24,17 @@ def tell(directory: Path | None, variant: str | None, *, keep: bool = False) -> 
     """
     place = examples.find(directory)
     screen, expectations = Screen(), Expectations()
-    told = False
+    finished = False
 
     def work(stop: Interruption) -> None:
-        nonlocal told
+        nonlocal finished
         if reasons := offline.missing():  # which makes a namespace to find out
-            offline.tell(reasons, place)
+            offline.show_rules(reasons, place)
             return
         shown = examples.load(place)
         with Stage(stop) as stage:
             _show(screen, stage, shown, variant, expectations)
-            told = True
+            finished = True
             if keep:
                 scenes.stay(screen, stage)
 
@@ -43,7 +43,7 @@ def tell(directory: Path | None, variant: str | None, *, keep: bool = False) -> 
     except Interrupted as stopped:
         screen.console.print()
         screen.say(f"{stopped}: everything is cleaned up.")
-        if not (keep and told):
+        if not (keep and finished):
             return 128 + stopped.number
     except BROKEN as error:
         screen.console.print()
