@@ -1,1 +1,1 @@
-"""What tests, the demo and benchmarks share: stand-ins for the kernel, the API server and the network."""
+"""Equipment shared by tests, the demo and benchmarks: an API server, a network lab, a user-mode kernel."""

@@ -1,12 +1,12 @@
 """Start kproxy by forking a process that has imported it already.
 
-In a user-mode kernel a page fault costs hundreds of times what it costs elsewhere, and a start of Python that
-imports all of kproxy is little else: many seconds, where a fork of a process that has done so takes one.
-`python -m kproxy_lab.forkserver DESCRIPTOR` is that process; it listens at a Unix socket that the
-environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what
-`python -m kproxy ...` would be: the same modules with the same arguments, environment, working directory,
-standard streams and network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python
-reads from the environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
+In a user-mode kernel a page fault costs hundreds of times as much as elsewhere, and page faults dominate a
+start of Python that imports all of kproxy: it takes many seconds; a fork of a process that has done so takes
+one. `python -m kproxy_lab.forkserver DESCRIPTOR` is that process; it listens at a Unix socket that the
+environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what `python -m kproxy
+...` would be: the same modules with the same arguments, environment, working directory, standard streams and
+network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python reads from the
+environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
 """
 
 import atexit
@@ -31,14 +31,14 @@ from pyroute2 import netns
 
 SOCKET: Final = "KPROXY_PRELOADED"
 COMMAND: Final = (sys.executable, "-m", "kproxy")
-"""What a command line begins with that can be had so."""
+"""The beginning of the command lines that can be forked."""
 
 _PACKAGES: Final = ("kproxy.agent", "kproxy.backends", "kproxy.kernel", "kproxy.plan", "kproxy.sources")
 _MODULES: Final = (
     *("kproxy.cli.main", "prometheus_client", "pyroute2", "urllib3"),
     *("kubernetes.client", "kubernetes.config.incluster_config"),
 )
-"""With the packages above, all that `kproxy run` imports by and by."""
+"""With the packages above, all modules that `kproxy run` imports, lazily imported ones included."""
 
 _LONGEST: Final = 200_000
 """Bytes of a request: less than what a Unix socket sends at once (net.core.wmem_default)."""
@@ -46,7 +46,7 @@ _LONGEST: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a child becomes; `files` are its standard streams and its network namespace."""
+    """A process to fork; `files` are its standard streams and its network namespace."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -55,7 +55,7 @@ class _Request:
 
 
 def available(argv: Sequence[str]) -> bool:
-    """Whether this command line is kproxy's own, and there is a process to fork it from."""
+    """Return whether this command line runs kproxy and there is a process to fork it from."""
     return SOCKET in os.environ and tuple(argv[: len(COMMAND)]) == COMMAND
 
 
@@ -212,7 +212,7 @@ def _reply(client: socket.socket, number: int) -> None:
 
 
 def _become(request: _Request) -> None:
-    """Be what `exec` would have made of this process."""
+    """Set up this process as `exec` would: streams, namespace, directory, environment, arguments."""
     netns.setns(request.files[3])
     for number in range(3):
         os.dup2(request.files[number], number)
@@ -225,7 +225,7 @@ def _become(request: _Request) -> None:
 
 
 def _end(status: int) -> None:
-    """End as Python does, but take no module apart: that would write to every page."""
+    """Exit as Python does, but without the teardown of modules, which would write to every page."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

@@ -1,4 +1,4 @@
-"""Run a command on a real kernel that has IPVS, wherever the running one has not.
+"""Run a command on a real kernel with IPVS, where the running kernel has none.
 
 Debian's user-mode-linux is a Linux kernel that runs as an ordinary process on the machine's own file
 system, so the same programs, the same checkout and the same tests run in it.
@@ -72,8 +72,8 @@ def missing() -> str:
 def trial() -> str:
     """Why the kernel does not boot here although nothing is `missing()`; "" if it does.
 
-    Boots it with a program that ends at once. What may forbid it: no ptrace, no memory that can be executed
-    (a shared memory mounted noexec), seccomp. A kernel that boots the second time boots.
+    Boots it with a program that ends at once. Possible reasons: no ptrace, no executable memory (a shared
+    memory mounted noexec), seccomp. A kernel that boots at the second try counts as booting.
     """
     reason = ""
     for _ in range(2):
@@ -99,8 +99,8 @@ def run(
 ) -> int:
     """Boot, run `argv` in the current directory, return its exit status (128 + n for signal n).
 
-    `on_line` gets every line that the command prints. Kernels that run side by side get a `number` each, so that
-    they keep to processors of their own. Raises UmlUnavailable, UmlDied, or TimeoutError after `timeout`
+    `on_line` gets every line that the command prints. Kernels that run side by side get a `number` each, so
+    that they keep to processors of their own. Raises UmlUnavailable, UmlDied, or TimeoutError after `timeout`
     seconds.
     """
     if reason := missing():
@@ -146,7 +146,7 @@ def run(
 
 
 def _confined() -> tuple[str, ...]:
-    """The command before the kernel's own, with which the kernel ends when this thread does, however it ends.
+    """Return the prefix of the kernel's command line that ends the kernel when this thread ends.
 
     The kernel's processes are processes of this machine, held by ptrace: a signal to one of them leaves the
     others. As a PID namespace they end together, with its first process (pid_namespaces(7)). Where no PID
@@ -180,7 +180,7 @@ def _started(command: Sequence[str], directory: Path, number: int) -> Iterator[s
 
 
 def _place_of_memory(directory: Path) -> Path:
-    """The directory for the file that is the kernel's memory: /dev/shm if it can be used, for a disk is slow.
+    """Return the directory of the kernel's memory file: /dev/shm if it can be used, because a disk is slow.
 
     The kernel executes from that file and takes its pages as it touches them. In containers, /dev/shm is
     often mounted noexec or holds 64 MB.
@@ -196,7 +196,7 @@ def _place_of_memory(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def _one_processor(number: int) -> Iterator[None]:
-    """What is started meanwhile stays on one of the processors that this thread may use.
+    """Pin processes started during the block to one of the processors that this thread may use.
 
     Each system call in the kernel is a switch between processes of the host, which takes twice as long from
     one processor to another.

@@ -1,7 +1,7 @@
 """An in-process Kubernetes API server, faithful enough for kube-proxy, kubectl and kproxy.
 
-Tests need a server that can be made to fail in every way a real one fails, on demand and in
-milliseconds; demos need one that is simply there. Start with :class:`ApiServer` and :class:`Fault`.
+Tests need a server that fails on demand, and in milliseconds, in every way a real one fails; demos need
+one without installation. Start with :class:`ApiServer` and :class:`Fault`.
 """
 
 from kproxy_lab.apiserver.access import TlsFiles

@@ -1,4 +1,4 @@
-"""How clients get in: TLS files and kubeconfigs."""
+"""Client access: TLS files and kubeconfigs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cluster IPs and node ports: which are free, and who holds the others.
+"""Allocation of cluster IPs and node ports, and their owners.
 
 Holders are known from what is stored, not from what was handed out, so that objects written
 past validation are seen too and a failed create leaks nothing.
@@ -24,7 +24,7 @@ Claim = str | int
 
 
 class Allocations:
-    """AddressConflicts on addresses and ports by owner (``namespace/name``)."""
+    """Owners (``namespace/name``) of cluster IPs and node ports."""
 
     def __init__(
         self, service_cidrs: Iterable[str] = SERVICE_CIDRS, node_ports: Collection[int] = NODE_PORTS

@@ -1,4 +1,4 @@
-"""Writing an answer's body with a fault in it."""
+"""Writes the body of an answer and injects faults into it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kproxy_lab.apiserver.errors import ApiError
 from kproxy_lab.apiserver.faults import Action, Armed, Fault
 
 GARBAGE = b"<html>upstream connect error</html>\n"
-"""What a confused proxy in front of the server would send."""
+"""A body that is not JSON, as a broken proxy in front of the server sends it."""
 
 
 class CutError(Exception):
-    """The answer ends here. ``clean`` tells whether HTTP is to be finished properly."""
+    """A fault ends the answer here. ``clean``: end the HTTP message properly."""
 
     def __init__(self, *, clean: bool) -> None:
         super().__init__("answer cut by a fault")
@@ -50,7 +50,7 @@ Listening = Callable[[], AbstractContextManager[asyncio.Event]]
 
 
 class BodyWriter:
-    """Sends the bytes of one prepared answer, and does to them what a fault says."""
+    """Sends the bytes of one prepared answer with the faults that apply."""
 
     def __init__(self, request: web.BaseRequest, response: web.StreamResponse, listening: Listening) -> None:
         self._request = request

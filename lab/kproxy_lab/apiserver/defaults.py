@@ -1,4 +1,4 @@
-"""What the server fills in: field defaults of each kind, and a Service's addresses and ports.
+"""Values set by the server: field defaults of each kind, and a Service's addresses and ports.
 
 The Service rules are those of the API reference (v1 ServiceSpec) and of the dual-stack KEP-563.
 An update that leaves out what was allocated keeps it, so that applying a manifest without a
@@ -130,7 +130,7 @@ def _default_service(spec: JSON) -> None:
 
 
 def _families(spec: JSON, allocations: Allocations) -> None:
-    """Settle ipFamilies and ipFamilyPolicy from what is given and what the cluster has."""
+    """Set ipFamilies and ipFamilyPolicy from the spec and the cluster's families."""
     stated = [family for a in spec.get("clusterIPs") or () if (family := _family(a))]
     families: list[str] = list(spec.get("ipFamilies") or ())
     families += [family for family in stated if family not in families]

@@ -1,8 +1,7 @@
-"""Faults on demand: what can go wrong between a client and an API server.
+"""Faults on demand between a client and an API server.
 
-A :class:`Fault` says what happens and to which requests. The :class:`FaultBook` hands each matching
-request (or running watch) to the fault as long as it has strikes left, and counts the hits so that
-tests can wait for one.
+A :class:`Fault` says what happens and to which requests. The :class:`FaultBook` applies it to each matching
+request (or running watch) up to its number of times, and counts the hits so that tests can wait for one.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One fault. Build it with a named constructor.
 
     ``resource`` (plural, such as ``services``), ``verb`` (get, list, watch, create, update, patch, delete)
-    and ``user_agent`` (a part of it) narrow it down; None matches all. ``skip`` requests pass unharmed
-    first; ``times`` are struck (None = until the fault is removed). Byte counts start when it strikes.
-    A fault that matches watches strikes running ones too, at once.
+    and ``user_agent`` (a part of it) select requests; None matches all. The first ``skip`` requests pass; the
+    next ``times`` are hit (None: until the fault is removed). Byte counts start at the hit. A fault that
+    matches watches also hits running ones, at once.
     """
 
     action: Action
@@ -80,7 +79,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def gateway(cls, code: int = 503, *, times: int | None = None) -> Self:
-        """Answer as a load balancer does that has no server left: with a page of its own and no Status."""
+        """Answer with an HTML page and no Status, as a load balancer without a server does."""
         return cls(action=Action.GATEWAY, code=code, times=times)
 
     @classmethod
@@ -141,7 +140,7 @@ class Armed:
 
     @property
     def spent(self) -> bool:
-        """Return whether it has no strikes left."""
+        """Return whether all its hits are used."""
         return self.fault.times is not None and self.hits >= self.fault.times
 
 
@@ -162,7 +161,7 @@ class FaultBook:
         return armed
 
     def remove(self, armed: Armed) -> None:
-        """Take a fault out of force; what it holds up goes on. Removing it twice does nothing."""
+        """Remove a fault; stalled answers continue. Removing it twice does nothing."""
         with self._changed:
             armed.removed = True
             if armed in self._armed:
@@ -189,7 +188,7 @@ class FaultBook:
             self.remove(armed)
 
     def wait(self, armed: Armed, *, hits: int = 1, timeout: float = 10.0) -> bool:
-        """Block until a fault has struck ``hits`` times; False when ``timeout`` seconds pass first."""
+        """Block until a fault has ``hits`` hits; False when ``timeout`` seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: armed.hits >= hits, timeout)
 
@@ -199,10 +198,10 @@ class FaultBook:
         return any(armed.fault.action is Action.REFUSE for armed in self.active())
 
     def take(self, resource: str, verb: str, user_agent: str = "", *, running: bool = False) -> Armed | None:
-        """Return the first fault that strikes this request, counting the hit.
+        """Return the first fault that applies to this request, and count the hit.
 
-        ``running`` asks for a watch whose answer has begun: too late for a status, and faults that
-        skip some requests are for new ones only.
+        ``running``: the request is a watch whose answer has begun. It is too late for a status, and faults
+        with ``skip`` apply to new requests only.
         """
         with self._changed:
             for armed in self._armed:

@@ -1,7 +1,7 @@
-"""From an HTTP request to the registry and back.
+"""HTTP request handler over the registry.
 
-Every request goes the same way: recorded, met by a fault perhaps, authenticated, routed by its path
-and method to one Kubernetes verb, answered with JSON. Protobuf bodies are refused with 415, as by a
+Every request takes the same steps: it is recorded, faults are applied, it is authenticated, routed by path
+and method to one Kubernetes verb, and answered with JSON. Protobuf bodies are refused with 415, as by a
 server that does not know a type's protobuf form; clients then fall back to JSON or give up.
 """
 
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Settings:
-    """What may be changed while the server runs; read on every request."""
+    """Settings that may change while the server runs; read on every request."""
 
     tokens: set[str] | None = None
     """Accepted bearer tokens; None accepts every request."""

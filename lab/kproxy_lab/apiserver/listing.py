@@ -1,7 +1,7 @@
 """List and watch options, and pages of a list at one consistent revision.
 
 The table of resourceVersion and resourceVersionMatch follows "Resource versions" in the Kubernetes
-API concepts. A continue token names its revision and where to go on, so that pages never mix states.
+API concepts. A continue token names its revision and the next key, so that pages never mix states.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""YAML and JSON manifests as people write them: several documents a file, v1 Lists, plain JSON."""
+"""YAML and JSON manifests: several documents per file, v1 Lists, plain JSON."""
 
 from __future__ import annotations
 

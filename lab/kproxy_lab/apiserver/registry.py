@@ -1,9 +1,9 @@
 """Create, update, patch and delete with the server's own rules, over the store.
 
-Two doors lead in. Requests over HTTP get everything a real server does: types and values checked,
-system metadata owned by the server, status writable through /status alone, no-op writes swallowed.
-In-process writes (:meth:`Registry.apply`) are for tests: they may set status, uid and creation
-time, always produce an event, and may skip every check.
+There are two kinds of writes. Requests over HTTP are treated as by a real server: types and values are
+checked, the server owns system metadata, only /status changes the status, no-op writes are dropped.
+In-process writes (:meth:`Registry.apply`) are for tests: they may set status, uid and creation time, always
+produce an event, and may skip every check.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Registry:
             return found
 
     def apply(self, obj: JSON, *, resource: Resource | None = None, validate: bool = True) -> Entry:
-        """Create or replace an object in-process; see the module docstring for the liberties.
+        """Create or replace an object in-process; the module docstring lists what this may do.
 
         With ``validate=False`` nothing is checked, defaulted or allocated: the object is stored as
         it is, apart from its resourceVersion. It needs a name to be stored under, no more.

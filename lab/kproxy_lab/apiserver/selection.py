@@ -51,7 +51,7 @@ class FieldRequirement:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a list or a watch asked for: a namespace (empty = all), labels and fields."""
+    """The selection of a list or a watch: a namespace (empty = all), labels and fields."""
 
     namespace: str = ""
     labels: tuple[Requirement, ...] = ()

@@ -4,7 +4,7 @@
         api.apply({"apiVersion": "v1", "kind": "Service", ...})
         run_client(api.kubeconfig(path))
 
-It listens on loopback unless told otherwise, keeps everything in memory and ends with its block.
+It listens on loopback by default, keeps everything in memory and stops at the end of its block.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ApiServer:
             host: address to listen on.
             port: 0 takes a free one and keeps it.
             tls: serve https with these files.
-            tokens: accepted bearer tokens; None lets everybody in. Go clients send kubeconfig
+            tokens: accepted bearer tokens; None accepts every request. Go clients send kubeconfig
                 credentials over https only, so kubectl and kube-proxy need ``tls`` with it.
             watch_list: serve streamed lists; off, sendInitialEvents answers 422.
             bookmark_interval: seconds between bookmarks.
@@ -134,7 +134,7 @@ class ApiServer:
 
     @property
     def tokens(self) -> set[str] | None:
-        """Accepted bearer tokens, for changing in place; None lets everybody in."""
+        """Accepted bearer tokens, which may be changed in place; None accepts every request."""
         return self._settings.tokens
 
     @tokens.setter
@@ -167,7 +167,7 @@ class ApiServer:
 
         Unlike a request, this may set status, uid and creationTimestamp, and change what is
         immutable. With ``validate=False`` nothing is checked or filled in except resourceVersion:
-        any garbage goes through as it is (``kind`` says what to store it as when it does not).
+        any garbage is stored as it is (``kind`` names the kind if the object does not).
 
         Raises:
             ApiError: 400 or 422, only with ``validate``.

@@ -190,7 +190,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Hold the store; listeners hear of the changes once, when the outermost block ends."""
+        """Lock the store; listeners are called once, when the outermost block ends."""
         notify = False
         try:
             with self._lock:

@@ -30,8 +30,8 @@ MERGE_KEYS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Merge keys by (kind or ``*``, dotted path); the empty tuple is a merged list of primitives.
 
-From the patchStrategy/patchMergeKey tags of k8s.io/api, with one difference: ports are told apart
-by protocol too, as their list-map keys say, so that adding UDP 53 beside TCP 53 works.
+From the patchStrategy/patchMergeKey tags of k8s.io/api, with one difference: the key of ports includes
+the protocol, as their list-map keys say, so that adding UDP 53 beside TCP 53 works.
 """
 
 _DEFAULT_KEY_VALUES = {"protocol": "TCP"}
@@ -49,8 +49,8 @@ def strategic_merge(kind: str, target: JSON, patch: JSON) -> JSON:
 def server_side_apply(kind: str, target: JSON, applied: JSON) -> JSON:
     """Return ``target`` with an applied configuration merged in.
 
-    Without managed fields the server cannot know what the applier gave up, so a keyed list becomes
-    exactly the applied elements (each laid over its current self); other fields are only added or changed.
+    Without managed fields the server cannot know which fields the applier dropped, so a keyed list becomes
+    exactly the applied elements (each merged into its current value); other fields are only added or changed.
     """
     return _merge_map(kind, "", target, applied, _apply_list)
 
@@ -138,7 +138,7 @@ def _apply_list(
 
 
 def _find(keys: tuple[str, ...], target: list[Any], item: JSON, order: list[Any] | None) -> int | None:
-    """Return the index of the element a patch element means.
+    """Return the index of the list element that a patch element refers to.
 
     ``kubectl apply`` knows only the first key; when its element order says there is to be no more
     than one element with that key, a changed second key is a change and not an addition.

@@ -1,6 +1,6 @@
-"""What the server refuses: wrong types answer 400, wrong values 422 Invalid with one cause each.
+"""Validation: wrong types answer 400, wrong values 422 Invalid with one cause each.
 
-Only what clients of a service proxy can get wrong is checked. Two real checks are left out on
+Only fields that matter to a service proxy are checked. Two checks of the real server are omitted on
 purpose: a cluster IP may lie outside the service CIDRs, and a namespace need not exist.
 """
 

@@ -40,19 +40,19 @@ class Hub:
         self._changed = threading.Condition()
 
     def add(self, stream: WatchStream) -> None:
-        """Count a stream in."""
+        """Register a stream."""
         with self._changed:
             self._streams.add(stream)
             self._changed.notify_all()
 
     def discard(self, stream: WatchStream) -> None:
-        """Count a stream out."""
+        """Unregister a stream."""
         with self._changed:
             self._streams.discard(stream)
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Tell every stream that there may be news, and cut off those too far behind to get them."""
+        """Wake every stream to read new changes, and end those that are too far behind."""
         for stream in tuple(self._streams):
             if self.store.tables[stream.resource].end - stream.position > self._buffer:
                 stream.cut()

@@ -1,4 +1,4 @@
-"""`kproxy bench`: how quick this proxy, or another, is on this machine."""
+"""`kproxy bench`: measures the speed of this proxy, or of another one, on this machine."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _QUICK: Mapping[str, Any] = {
     "idle": 1.0,
     "churn_time": 2.0,
 }
-"""What --quick stands for, times in seconds."""
+"""The settings of --quick; times in seconds."""
 
 
 class _List(click.ParamType[tuple[str, ...]]):
@@ -148,7 +148,7 @@ def bench(
 
 
 def _quickly(context: click.Context) -> dict[str, Any]:
-    """The values of --quick, by parameter, for what was not given."""
+    """Return the values of --quick for parameters without a flag on the command line."""
     return {
         name: value
         for name, value in _QUICK.items()

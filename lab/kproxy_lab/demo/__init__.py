@@ -1,5 +1,5 @@
-"""The demo behind `kproxy demo`: a small cluster, the real program, real packets, and what became of them.
+"""The demo behind `kproxy demo`: a small cluster, the real program, real packets and their outcomes.
 
-`story.tell()` is the whole of it. What Kubernetes says should happen comes from `expect` alone, which reads
-the manifests and knows nothing of kproxy's planning, so that the check marks mean something.
+`story.run()` runs all of it. The expected outcomes come from `expect` alone, which reads the manifests and
+does not use kproxy's planner, so that the check marks are an independent result.
 """

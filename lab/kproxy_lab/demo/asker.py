@@ -1,11 +1,11 @@
-"""A program that asks one address without pause and prints who answered when, one line a request.
+"""Sends requests to one address without a pause and prints one line for each: time and answering pod.
 
     python -m kproxy_lab.demo.asker IP PORT
 
-A process of its own, because a loop of plain system calls asks several times as often as the lab's clients
-can from within a busy process, and how densely it asks is how exactly a change can be timed. A line is the
-moment (seconds since the epoch) just before connect() sent the first packet, and the pod's name, or `!` and
-the error. It ends when nobody reads its output any more.
+A separate process, because a loop of plain system calls sends several times as many requests as the lab's
+clients within a busy process, and the rate of requests limits the precision of a change's time. A line is the
+time (seconds since the epoch) just before connect() sent the first packet, and the pod's name, or `!` and
+the error. It ends when its output is closed.
 """
 
 import json
@@ -40,7 +40,7 @@ def ask(ip: str, port: int) -> tuple[float, str]:
 
 
 def main() -> None:
-    """Ask until the reader is gone."""
+    """Send requests until the reader is gone."""
     ip, port = sys.argv[1], int(sys.argv[2])
     lines, written = [], time.time()
     while True:

@@ -1,15 +1,15 @@
-"""What happens while things change: from the API write to the first packet that obeys it.
+"""Measures changes: the time from the API write to the first packet that obeys it.
 
-A program asks without pause (`asker`). Each request counts by the moment of its first packet, for which the
-choice is made. The moment of obedience is:
+`asker` sends requests without a pause. A request counts at the time of its first packet, for which the rules
+choose an endpoint. A change is obeyed:
 
-- for an endpoint that comes: the beginning of the first request which it answered;
-- for an endpoint that goes: the beginning of the first request after the last one which it answered, where
-  `SETTLED` further requests began later and none of them reached it.
+- for an added endpoint: at the start of the first request which it answered;
+- for a removed endpoint: at the start of the first request after the last one which it answered, if
+  `SETTLED` further requests started later and none of them reached it.
 
-The first comes late and the second early, by as many requests as it takes to meet one pod among so many by
-chance. So each time has a `blur`: how long it took, around that moment, to send as many requests as there are
-pods. The time runs from just before the write; both ends are on one clock.
+The first time is late and the second early, by the number of requests until chance selects one pod among all.
+So each time has a `blur`: the time, around that moment, in which as many requests were sent as there are
+pods. The time runs from just before the write; both ends use the same clock.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How a change went. Times are seconds from the write, None for what never happened.
+    """The result of a change. Times are seconds from the write; None: it never happened.
 
     The change took effect up to about `blur` seconds before `obeyed` if a pod came, after it if one left.
     """
@@ -122,7 +122,7 @@ def planned(about: Subject) -> list[Change]:
 def measure(
     stage: Stage, examples: Examples, about: Subject, change: Change, pods: Sequence[str]
 ) -> Measured:
-    """Write a change and watch it take effect; `pods` are those who shall answer afterwards.
+    """Write a change and measure its effect; `pods`: the pods that must answer afterwards.
 
     Raises Interrupted, ProgramDiedError.
     """
@@ -161,9 +161,9 @@ def measure(
 
 
 def hold(stage: Stage, about: Subject, pods: Sequence[Pod]) -> list[tuple[str, HeldConnection]]:
-    """One connection to each of `pods` through the service, to be kept, with the pod's name.
+    """Open one connection to each of `pods` through the service; return them with the pods' names.
 
-    Whom a connection meets is chance, so it takes some more, which are closed again.
+    The pod of a connection is random, so more connections are opened; the others are closed.
     """
     kept: dict[str, HeldConnection] = {}
     wanted = {pod.name for pod in pods}
@@ -181,7 +181,7 @@ def hold(stage: Stage, about: Subject, pods: Sequence[Pod]) -> list[tuple[str, H
 
 
 class _Asking:
-    """An asker that asks without pause for the length of a block."""
+    """Run an asker during a block."""
 
     def __init__(self, stage: Stage, about: Subject) -> None:
         self.asks: list[_Ask] = []
@@ -224,7 +224,7 @@ class _Asking:
 
 
 def _synced(stage: Stage, about: Subject, written: float) -> LogLine | None:
-    """The log line about this change; waited for, lest a late one is taken for the next change's."""
+    """Return the log line of this change; a late line must not be taken for that of the next change."""
     family = "IPv6" if ":" in about.ip else "IPv4"
     with contextlib.suppress(ProgramSilentError):
         return stage.program.wait_for("synced", CHANGE_SECONDS, since=written, family=family)
@@ -232,7 +232,7 @@ def _synced(stage: Stage, about: Subject, written: float) -> LogLine | None:
 
 
 def _obeyed(asks: Sequence[_Ask], change: Change) -> float | None:
-    """When the first request began that the change decided, of requests since the write."""
+    """Return when the first request started that obeyed the change, of requests since the write."""
     by_pod = [ask.began for ask in asks if ask.answered_by == change.pod.name]
     if change.comes:
         return min(by_pod, default=None)
@@ -241,7 +241,7 @@ def _obeyed(asks: Sequence[_Ask], change: Change) -> float | None:
 
 
 def _blur(asks: Sequence[_Ask], obeyed: float, pods: int, change: Change) -> float:
-    """How long `pods` requests took: those up to the one that obeyed, or from the one before it on."""
+    """Return the duration of `pods` requests: up to the one that obeyed, or from the one before it on."""
     moments = [ask.began for ask in asks]
     index = moments.index(obeyed)
     if change.comes:

@@ -14,7 +14,7 @@ HEADLESS: Final = "service.kubernetes.io/headless"
 
 
 class UnusableExamplesError(RuntimeError):
-    """There are no manifests, or not such as the lab can show; `str()` says what is wrong with them."""
+    """There are no manifests, or the lab cannot show them; `str()` gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def find(directory: Path | None = None) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it here."""
+    """Return a path as text, relative to the working directory if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -77,7 +77,7 @@ def key(obj: Json) -> str:
 
 
 def with_endpoints(slices: Iterable[Json], change: Callable[[Json], list[Json]]) -> list[Json]:
-    """Copies of slices with other endpoints: `change` is given each slice and returns its new list."""
+    """Return copies of slices with other endpoints: `change` maps a slice to its new endpoints."""
     return [{**each, "endpoints": change(each)} for each in slices]
 
 

@@ -1,7 +1,7 @@
-"""What Kubernetes says should happen: from manifests alone, to whom each service address leads, and as whom.
+"""Expected outcomes from manifests alone: the pods behind each service address, and the source they see.
 
-A small second opinion, written from the API reference (v1 ServiceSpec, discovery/v1 Endpoint) and independent
-of `kproxy.plan`. It covers what the examples use; topology hints, source ranges and external IPs it does not.
+Written from the API reference (v1 ServiceSpec, discovery/v1 Endpoint), independent of `kproxy.plan`. It
+covers what the examples use, but not topology hints, source ranges and external IPs.
 """
 
 import enum
@@ -18,7 +18,7 @@ PROXY_NAME: Final = "service.kubernetes.io/service-proxy-name"
 
 
 class Asker(enum.Enum):
-    """Who asks."""
+    """Where requests come from."""
 
     POD = "a pod that serves nothing"
     ENDPOINT = "a pod that is an endpoint itself"
@@ -28,14 +28,14 @@ class Asker(enum.Enum):
 
 
 class Source(enum.Enum):
-    """Whose address the pod sees."""
+    """The source address that the pod sees."""
 
     OWN = "the client's own"
     NODE = "the node's"
 
 
 class Outcome(enum.StrEnum):
-    """What happens when nobody may answer, under the name of the lab's exception."""
+    """The outcome when no pod may answer; the values are names of the lab's exceptions."""
 
     REFUSED = "Refused"
     DROPPED = "NoAnswer"
@@ -43,10 +43,10 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One service address, asked from one place, and the right answer.
+    """One service address, the origin of the requests, and the expected answer.
 
-    `answers` maps the names of the pods that may answer to the source they see; when it is empty, `otherwise`
-    happens. With `sticky` each client address meets one pod only.
+    `answers` maps the names of the pods that may answer to the source they see; if it is empty, `otherwise`
+    is expected. With `sticky` each client address reaches one pod only.
     """
 
     service: str
@@ -67,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A service: its traits in words, the questions about it, or why a proxy has nothing to do with it."""
+    """A service: its traits, the questions about it, or the reason why a proxy ignores it."""
 
     service: str
     traits: str
@@ -185,7 +185,8 @@ def _questions(examples: Examples, service: Json, port: Json, pods: Sequence[Pod
         own = next((pod for pod in internal if pod.local), None)
         plain = spec.get("type", "ClusterIP") == "ClusterIP" and protocol == "TCP" and not _sticky(spec)
         if first and plain and own is not None and family == "IPv4":
-            # A pod that reaches itself would answer itself directly: only masqueraded does it come back.
+            # Without masquerading the pod would answer itself directly, and the reply would not be
+            # translated.
             yield ask(
                 "ClusterIP",
                 ip,
@@ -208,7 +209,7 @@ def _questions(examples: Examples, service: Json, port: Json, pods: Sequence[Pod
         outside = Asker.CLIENTS if _sticky(spec) else Asker.CLIENT
         yield ask("LoadBalancer", ingress["ip"], port["port"], outside, external)
         if spec.get("externalTrafficPolicy") == "Local":
-            # Pods do not leave the node to come back in: for them it is as good as the cluster IP.
+            # Requests of pods do not leave the node: for them the address works like the cluster IP.
             short = dict.fromkeys((pod.name for pod in usable(candidates)), Source.OWN)
             yield ask("LoadBalancer", ingress["ip"], port["port"], Asker.POD, (short, Outcome.REFUSED))
 

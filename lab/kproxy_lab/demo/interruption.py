@@ -1,8 +1,8 @@
-"""Ctrl-C at any moment, without leaving anything behind.
+"""Clean shutdown on Ctrl-C at any moment.
 
-An exception out of a signal handler can strike between the creation of a thing and the note that it must be
-removed. So the work runs in a thread which no signal reaches; the main thread only takes the signals and
-tells the work, which stops at its next safe point and unwinds as usual.
+An exception raised by a signal handler can occur between the creation of a resource and the registration of
+its cleanup. So the work runs in a thread that no signal reaches; the main thread receives signals and
+notifies the work, which stops at its next safe point and unwinds.
 """
 
 import signal
@@ -20,7 +20,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """The work was told to stop by signal `number`."""
+    """Signal `number` stopped the work."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Whether a signal has come, and the one condition on which the work waits for anything at all."""
+    """Whether a signal has arrived, and the one condition variable on which the work waits."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -79,9 +79,10 @@ def run(work: Callable[[Interruption], T]) -> T:
 class _Arrivals:
     """Signal numbers as they come, until `done()`.
 
-    The kernel gives a signal to any thread of the process. One that does not fall to the main thread does not
-    wake it from a lock, and only there Python runs handlers: it would go unnoticed until the work has ended.
-    The wakeup descriptor is written to in whatever thread it is, and a read of its other end does wake.
+    The kernel delivers a signal to any thread of the process. Python runs handlers in the main thread only,
+    and a signal delivered to another thread does not wake it from a lock: it would be noticed after the work
+    has ended. The wakeup descriptor is written in whichever thread gets the signal, and wakes a read of its
+    other end.
     """
 
     def __init__(self) -> None:
@@ -109,7 +110,7 @@ class _Arrivals:
 @contextmanager
 def _signals() -> Iterator[_Arrivals]:
     def ignore(_number: int, _frame: FrameType | None) -> None:
-        """Its presence alone matters: without a handler nothing is written to the descriptor."""
+        """Do nothing: without a handler nothing would be written to the descriptor."""
 
     arrivals = _Arrivals()
     before = signal.set_wakeup_fd(arrivals.writer.fileno(), warn_on_full_buffer=False)

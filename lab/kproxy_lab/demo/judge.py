@@ -1,4 +1,4 @@
-"""Compare what happened with what should have happened, and sum it up for showing."""
+"""Compares outcomes with expectations, and summarizes them for the screen."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from kproxy_lab.demo.expect import Question, Source
 from kproxy_lab.lab.clients import Answer, AskError, tally
 
 SIGMAS: Final = 6
-"""How far from its fair share a pod may be, in standard deviations of a fair choice: once in 10^9."""
+"""Accepted distance from an equal share, in standard deviations of a fair choice: one error in 10^9."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One question's outcome: how often who answered, which sources the pods saw, and what was wrong."""
+    """The outcome of a question: answers per pod, sources that the pods saw, and deviations."""
 
     question: Question
     counts: Counter[str]
@@ -27,7 +27,7 @@ class Finding:
 def judge(
     question: Question, outcomes: Sequence[Answer | AskError], node_addresses: frozenset[str]
 ) -> Finding:
-    """Hold the outcomes of asking against the question's right answer."""
+    """Compare outcomes with the question's expected answer."""
     counts = tally(outcomes)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     wrong = [*_wrong_answerers(question, counts), *_wrong_sources(question, answers, node_addresses)]
@@ -42,7 +42,7 @@ def judge(
 
 
 def unfair_shares(counts: Mapping[str, int], pods: Iterable[str]) -> list[str]:
-    """Pods whose share is too far from an equal one to be chance."""
+    """Return the pods whose share differs from an equal one by more than chance explains."""
     names = list(pods)
     total, share = sum(counts.values()), 1 / len(names)
     allowed = SIGMAS * math.sqrt(total * share * (1 - share))

@@ -1,4 +1,4 @@
-"""What the demo shows where it cannot run: what is missing, and the rules that kproxy would have written."""
+"""Output of the demo where it cannot run: the missing requirements, and the rules that kproxy would write."""
 
 import shutil
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def missing() -> list[str]:
 
 
 def show_rules(reasons: Iterable[str], directory: Path) -> None:
-    """Say what is missing and show the rules of one service. Raises ConfigError, OSError."""
+    """Print the missing requirements and the rules of one service. Raises ConfigError, OSError."""
     reasons = list(reasons)
     if "not root" in reasons:
         click.echo(
@@ -67,9 +67,9 @@ def render_command(directory: Path) -> str:
 
 
 def of_one_service(rules: Iterable[str]) -> tuple[str, list[str]]:
-    """The service port whose way from KUBE-SERVICES to its pods takes the fewest rules, and these rules.
+    """Return the service port with the fewest rules from KUBE-SERVICES to its pods, and these rules.
 
-    A service port's rules are told by their comment, which begins with `namespace/name:port`.
+    The comment of a service port's rules begins with `namespace/name:port`.
     """
     by_port: dict[str, list[str]] = {}
     for rule in rules:

@@ -22,7 +22,7 @@ _FIELD: Final = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 
 
 class ProgramDiedError(RuntimeError):
-    """kproxy ended although nobody told it to; `tail` is the end of its log."""
+    """kproxy ended unexpectedly; `tail` is the end of its log."""
 
     def __init__(self, status: int, tail: Sequence[str]) -> None:
         super().__init__(f"kproxy ended by itself with status {status}")
@@ -30,7 +30,7 @@ class ProgramDiedError(RuntimeError):
 
 
 class ProgramSilentError(RuntimeError):
-    """kproxy did not log what it was waited for; `tail` is the end of its log."""
+    """kproxy did not log the awaited event; `tail` is the end of its log."""
 
     def __init__(self, awaited: str, seconds: float, tail: Sequence[str]) -> None:
         super().__init__(f"kproxy logged no {awaited} within {seconds:g} s")
@@ -155,7 +155,7 @@ def output(process: subprocess.Popen[str]) -> IO[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The own one, without settings meant for another kproxy, and with this very package importable."""
+    """Return this process's environment without KPROXY_* settings and with this package importable."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("KPROXY_")}
     home = Path(kproxy.__file__).parents[1]
     if home.name not in {"site-packages", "dist-packages"}:

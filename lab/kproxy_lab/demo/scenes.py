@@ -1,4 +1,4 @@
-"""The parts of the demo in the order in which they are shown, and the count of what they promised."""
+"""The parts of the demo in the order in which they are shown, and the count of expectations."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ OTHER: Final = {Variant.NFT: Variant.LEGACY, Variant.LEGACY: Variant.NFT}
 
 
 class Expectations:
-    """What was checked: `count` of them all, and a sentence for each that did not hold."""
+    """The checked expectations: their number, and a sentence for each that did not hold."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -166,7 +166,7 @@ def verdict(screen: Screen, expectations: Expectations) -> None:
 
 
 def stay(screen: Screen, stage: Stage) -> None:
-    """Leave the lab to its visitor until a signal comes. Raises Interrupted, ProgramDiedError."""
+    """Keep the lab running until a signal arrives. Raises Interrupted, ProgramDiedError."""
     screen.section("The lab stays until Ctrl-C", "From another terminal, for instance:")
     node, pod = stage.lab.node.path, stage.asker.namespace.path
     screen.verbatim(f"nsenter --net={node} {Path(stage.tools().save).name} -t nat")

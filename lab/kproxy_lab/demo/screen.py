@@ -1,7 +1,7 @@
-"""How the demo looks: sections, rows of small bars, a spinner where there is a terminal to spin on.
+"""Output of the demo: sections, rows of small bars, and a spinner on terminals.
 
-Every block is printed as soon as it is known, with columns of fixed width, so that a long run reads like one
-table that grows, and its text can be piped into a file as it is.
+Every block is printed as soon as it is known, with columns of fixed width, so that a long run prints one
+growing table, and its output can be written to a file.
 """
 
 import math
@@ -47,7 +47,7 @@ ASCII: Final = Glyphs("ok", "!!", ".", "########", "-", "+-")
 
 
 class Screen:
-    """Prints the parts of the demo, to stdout unless told otherwise."""
+    """Prints the parts of the demo, to stdout by default."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _console()
@@ -57,7 +57,7 @@ class Screen:
         self._colours: dict[str, str] = {}
 
     def section(self, title: str, note: str = "") -> None:
-        """Begin a part of the story, with a few sentences about it."""
+        """Print the heading of a part and a few sentences about it."""
         self.console.print()
         self.console.print(
             Rule(Text(title, style="bold"), align="left", characters=self.glyphs.dash, style="dim")
@@ -78,7 +78,7 @@ class Screen:
 
     @contextmanager
     def step(self, doing: str, done: str) -> Iterator[None]:
-        """Something that takes a moment: a spinner meanwhile, a line with its seconds afterwards."""
+        """Show a spinner during the block, and a line with its duration in seconds after it."""
         began = time.monotonic()
         with self.busy(doing):
             yield
@@ -161,7 +161,7 @@ class Screen:
         self.wrong(wrong)
 
     def wrong(self, reasons: Sequence[str]) -> None:
-        """What did not hold."""
+        """Print the expectations that did not hold."""
         for reason in reasons:
             self.say(f"{self.glyphs.failed} {reason}", style="red", indent=6)
 
@@ -202,7 +202,7 @@ class Screen:
             table.add_column(width=BAR + 5 if self.wide else 8, no_wrap=True, overflow="crop")
 
     def _shares(self, counts: Counter[str], expected: Collection[str], *, sticky: bool = False) -> list[Text]:
-        """A cell for each pod; where clients are `sticky`, a pod that nobody met is no news."""
+        """Return a cell for each pod; with `sticky`, a pod without clients is no deviation."""
         total = counts.total()
         return [
             self._share(name, counts[name], total, expected=name in expected, sticky=sticky)

@@ -1,4 +1,4 @@
-"""The stage: lab, API server, pods that serve and kproxy on its node, and how all of it goes away again."""
+"""The stage of the demo: lab, API server, serving pods and kproxy on its node, and their removal."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ CLIENTS: Final = 12
 
 
 class Stage:
-    """Everything that must be taken down; use it as a context manager.
+    """Owns the parts of the demo and removes them at the end of the block; a context manager.
 
     The parts come up one by one with `build()`, `serve()`, `publish()` and `start()`, in this order.
     """
@@ -57,7 +57,7 @@ class Stage:
         self.node_addresses = frozenset((*NODE.ip4, *NODE.ip6, *NODE.gateways))
 
     def serve(self, listeners: Sequence[Listener]) -> None:
-        """Have the pods answer, and pick those who ask: a local pod that serves nothing, one that does."""
+        """Start the servers, and select the pods that send requests: an idle one and a serving one."""
         for each in listeners:
             self.interruption.check()
             self.lab.serve(each.pod, each.protocol, each.port)
@@ -95,7 +95,7 @@ class Stage:
             self.program.wait_for("synced", FIRST_SYNC_SECONDS, family=family.value)
 
     def ask(self, question: Question) -> Finding:
-        """Ask as often as it takes to see the shares, and judge the answers."""
+        """Send as many requests as the shares need, and compare the outcomes."""
         self.program.check()
         n, timeout = (ASKS, 2.0) if question.answers else (REFUSED_ASKS, 2.0)
         if not question.answers and question.otherwise == "NoAnswer":
@@ -112,7 +112,7 @@ class Stage:
         return judge(question, outcomes, self.node_addresses)
 
     def namespace(self, asker: Asker) -> Namespace:
-        """Where an asker is."""
+        """Return the namespace of an asker."""
         match asker:
             case Asker.NODE:
                 return self.lab.node
@@ -124,7 +124,7 @@ class Stage:
                 return self.asker.namespace
 
     def name(self, asker: Asker) -> str:
-        """How an asker is called on the screen."""
+        """Return the name of an asker on the screen."""
         match asker:
             case Asker.NODE:
                 return SPEC.node_name

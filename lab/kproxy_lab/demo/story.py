@@ -1,4 +1,4 @@
-"""The demo from start to end, with everything that can get in its way."""
+"""Runs the demo from start to end and handles its failures."""
 
 from pathlib import Path
 from typing import Final
@@ -16,11 +16,11 @@ BROKEN: Final = (NotSupportedError, ProgramDiedError, ProgramSilentError, Unusab
 
 
 def run(directory: Path | None, variant: str | None, *, keep: bool = False) -> int:
-    """Run the demo, or say why it cannot be run here and show rules instead; the exit status.
+    """Run the demo, or print why it cannot run here and show rules; return the exit status.
 
-    0 when every expectation held, 1 when one did not or something broke, 128 + n after signal n (with
-    `keep`, a signal at the end is how it ends). Call it in the main thread. Raises UnusableExamplesError
-    when there are no manifests at all.
+    0 when every expectation held, 1 when one did not or a part failed, 128 + n after signal n (with `keep`, a
+    signal at the end is the normal end). Call it in the main thread. Raises UnusableExamplesError when there
+    are no manifests.
     """
     place = examples.find(directory)
     screen, expectations = Screen(), Expectations()
@@ -59,7 +59,7 @@ def run(directory: Path | None, variant: str | None, *, keep: bool = False) -> i
 def _show(
     screen: Screen, stage: Stage, shown: Examples, variant: str | None, expectations: Expectations
 ) -> None:
-    """All scenes. A request that fails because kproxy died raises ProgramDiedError, not AskError."""
+    """Show all scenes. A request that fails because kproxy died raises ProgramDiedError, not AskError."""
     found = scenes.come_up(screen, stage, shown, variant)
     try:
         scenes.addresses(screen, stage, found, expectations)

@@ -6,8 +6,8 @@
         answer = lab.ask(lab.client, "10.96.0.10", 80)
         answer.pod, answer.source_ip_seen
 
-Needs root and a kernel with network namespaces, veth and bridges; `Lab.missing()` tells what is missing.
-The lab makes no packet filter or NAT rule itself: that is the business of the proxy under test.
+Needs root and a kernel with network namespaces, veth and bridges; `Lab.missing()` lists what is missing.
+The lab adds no packet filter or NAT rule itself: only the proxy under test does.
 """
 
 from kproxy_lab.lab.clients import Answer, AskError, Broken, NoAnswer, Refused, Unreachable

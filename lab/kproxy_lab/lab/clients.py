@@ -1,7 +1,7 @@
-"""Clients: connect from a namespace, ask one line, and say precisely how it went.
+"""Clients: connect from a namespace, send one line, and return the precise outcome.
 
-An outcome is an `Answer` or one of the `AskError`s. A port that refuses (TCP reset, ICMP port unreachable,
-as REJECT rules send) is told apart from silence (DROP, a black hole) and from a network that says no.
+An outcome is an `Answer` or one of the `AskError`s. These distinguish a port that refuses (TCP reset, ICMP
+port unreachable, as REJECT rules send), silence (DROP, a black hole) and a network that refuses.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Broken(AskError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered, and how long that took.
+    """A server's answer, and the times until it arrived.
 
     `source_ip_seen` and `source_port_seen` are the client as the server saw it; `address_seen` and
     `port_seen` the server's own end, thus after any translation; `local_ip` and `local_port` the client's
@@ -77,7 +77,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask, from where. `source_port` 0 and `source_ip` None leave the choice to the kernel."""
+    """Destination and origin of a request. `source_port` 0 and `source_ip` None: the kernel chooses."""
 
     namespace: Namespace
     ip: str
@@ -104,7 +104,7 @@ class Conversation:
         """Make the socket inside the target's namespace, bind it and connect it.
 
         With a `source_port` the socket closes with a reset instead of lingering in TIME_WAIT, so that the
-        port can be used again at once. Raises an `AskError`, or OSError for what the caller did wrong.
+        port can be used again at once. Raises an `AskError`, or OSError for errors of the caller.
         """
         kind, proto = SOCKET_KINDS[target.protocol]
         family = family_of(target.ip)
@@ -137,7 +137,7 @@ class Conversation:
         loop = asyncio.get_running_loop()
         datagrams = self.target.protocol == "UDP"
         if datagrams:
-            hear_icmp_errors(self._socket, hear=False)  # what earlier datagrams met
+            hear_icmp_errors(self._socket, hear=False)  # errors of earlier datagrams
             hear_icmp_errors(self._socket, hear=True)
         with outcomes(self.target, established=not datagrams):
             while True:
@@ -265,7 +265,7 @@ def outcomes(target: Target, *, established: bool) -> Iterator[None]:
 
 
 async def _connect(opened: socket.socket, destination: tuple[str, int]) -> None:
-    """What `loop.sock_connect` does, without its getaddrinfo(), which knows no SCTP."""
+    """Connect as `loop.sock_connect` does, but without getaddrinfo(), which does not know SCTP."""
     with contextlib.suppress(BlockingIOError):
         opened.connect(destination)
         return
@@ -283,7 +283,7 @@ async def _connect(opened: socket.socket, destination: tuple[str, int]) -> None:
 def hear_icmp_errors(opened: socket.socket, *, hear: bool) -> None:
     """Have a socket report every ICMP error it meets (ip(7), IP_RECVERR), or forget what is queued.
 
-    Otherwise UDP and raw sockets tell of port and protocol unreachable only, and a TCP socket loses the
+    Otherwise UDP and raw sockets report port and protocol unreachable only, and a TCP socket loses the
     error that comes back while it is still inside connect(), as it does over virtual links.
     """
     level, option = (

@@ -44,8 +44,8 @@ class Forward:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._host_port, limit=CHUNK)
             ends.append(far_writer)
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        except (OSError, asyncio.CancelledError):  # asyncio.streams shouts about a cancelled task
-            for end in ends:  # one side is gone: the other shall see that, too
+        except (OSError, asyncio.CancelledError):  # asyncio.streams logs an error for a cancelled task
+            for end in ends:  # one side is gone: close the other one, too
                 end.transport.abort()
         finally:
             for end in ends:

@@ -25,15 +25,15 @@ MANY_AT_ONCE: Final = 32
 
 
 DATAGRAM_PORTS: Final = range(40000, 61000)
-"""Whence datagrams are sent, each port in its turn: one that is used again soon continues an older flow."""
+"""Source ports of datagrams, used in turn: a port used again soon would continue an older flow."""
 
 
 class NotSupportedError(RuntimeError):
-    """The kernel lacks what was asked for; `str()` says what."""
+    """The kernel lacks a required feature; `str()` names it."""
 
 
 class HeldConnection:
-    """A socket that stays open across whatever happens to the rules, and exchanges lines when told to."""
+    """A socket that stays open while rules change, and exchanges lines on request."""
 
     def __init__(self, loop: LoopThread, conversation: Conversation) -> None:
         self._loop = loop
@@ -113,7 +113,7 @@ class Lab:
         *,
         addresses: Sequence[str] | None = None,
     ) -> Server:
-        """Have a pod answer on a port, on both its addresses or on the given ones of its namespace.
+        """Start a pod's server on a port, on both its addresses or on `addresses` of its namespace.
 
         Raises OSError when the port is taken and NotSupportedError for SCTP without SCTP sockets.
         """
@@ -140,7 +140,7 @@ class Lab:
         text: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Answer:
-        """Ask whoever answers at `ip`:`port`, over a connection or socket of its own.
+        """Send one request to `ip`:`port` over a new connection or socket, and return the answer.
 
         Raises Refused, NoAnswer, Unreachable or Broken (all `AskError`), or NotSupportedError.
         """
@@ -218,7 +218,7 @@ class Lab:
         source_port: int = 0,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> sctp.ArrivedAt | None:
-        """Send one SCTP INIT and tell which pod (or host-network pod) it reached; None for none in time.
+        """Send one SCTP INIT; return the pod (or host-network pod) that it reached, None for none in time.
 
         Needs no SCTP in the kernel. Raises Refused or Unreachable when an ICMP error says so.
         """

@@ -1,7 +1,7 @@
 """Network namespaces that threads visit and programs run in.
 
-A socket belongs for life to the namespace in which it was created, whoever uses it later. So one thread
-of the lab moves from namespace to namespace and only creates things there; no request needs a process,
+A socket always belongs to the namespace in which it was created, whichever thread uses it. So one thread
+of the lab moves from namespace to namespace and only creates sockets there; no request needs a process,
 and the main thread never leaves its own namespace.
 """
 
@@ -108,7 +108,7 @@ class NamespaceThread:
         return self._executor.submit(function, *args, **kwargs)
 
     def close(self) -> None:
-        """End the thread after the work it has been given."""
+        """End the thread after its queued work."""
         self._executor.shutdown(wait=True)
 
 
@@ -168,7 +168,7 @@ class Namespace:
     def listen(self, host: str, port: int = 0, *, backlog: int = 1024) -> socket.socket:
         """A listening TCP socket inside the namespace, to hand to a server that runs outside it.
 
-        The caller owns it; `getsockname()` tells the port when `port` was 0. Raises OSError.
+        The caller owns it; `getsockname()` returns the port when `port` was 0. Raises OSError.
         """
         return self.call(_listen, host, port, backlog)
 
@@ -180,7 +180,7 @@ class Namespace:
         return self.call(path.read_text).strip()
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """`argv` such that it runs inside the namespace, as the same process (nsenter execs it)."""
+        """Return `argv` prefixed so that it runs inside the namespace, in one process (nsenter execs it)."""
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def run(

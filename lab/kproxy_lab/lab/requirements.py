@@ -1,4 +1,4 @@
-"""What a machine must offer before a lab can be built on it, found out by doing."""
+"""Checks, by trying, whether a machine can run a lab."""
 
 import os
 import secrets

@@ -27,7 +27,7 @@ _INIT: Final = struct.Struct("!BBHIIHHI")  # type, flags, length, tag, a_rwnd, s
 
 @dataclass(frozen=True, slots=True)
 class ArrivedAt:
-    """Where an INIT arrived, from whom as seen there, and whether the INIT ACK came back translated."""
+    """The pod that an INIT reached, the source seen there, and whether the INIT ACK came back translated."""
 
     pod: str
     source_ip: str
@@ -67,7 +67,7 @@ def build(packet: Packet) -> bytes:
 
 
 def parse(data: bytes) -> Packet | None:
-    """The packet in `data`, or None when it is none of ours: cut short, bad checksum, another chunk."""
+    """Return the packet in `data`, or None: cut short, bad checksum, another chunk."""
     if len(data) < _HEADER.size + _INIT.size:
         return None
     source_port, port, verification_tag, _ = _HEADER.unpack_from(data)
@@ -78,7 +78,7 @@ def parse(data: bytes) -> Packet | None:
 
 
 async def probe(target: Target, pods: Sequence[Pod], seconds: float) -> ArrivedAt | None:
-    """Send one INIT and tell at which of the pods it arrived; None when at none within `seconds`.
+    """Send one INIT and return where it arrived; None when at no pod within `seconds`.
 
     Raises Refused and Unreachable for the ICMP errors that say so.
     """
@@ -123,7 +123,7 @@ async def _send_and_listen(
 
 
 async def _hear_init(pod: Pod, ear: socket.socket, tag: int) -> ArrivedAt:
-    """Wait at a pod for the INIT with our tag, and answer it with an INIT ACK."""
+    """Wait at a pod for the INIT with this tag, and answer it with an INIT ACK."""
     loop = asyncio.get_running_loop()
     while True:
         data, source = await loop.sock_recvfrom(ear, 65536)
@@ -135,7 +135,7 @@ async def _hear_init(pod: Pod, ear: socket.socket, tag: int) -> ArrivedAt:
 
 
 async def _hear_ack(mouth: socket.socket, tag: int, ports: tuple[int, int]) -> None:
-    """Wait for the INIT ACK; connected, the socket hears only the address that was asked."""
+    """Wait for the INIT ACK; the socket is connected, so it receives only from the requested address."""
     while True:
         packet = parse(_payload(mouth, await asyncio.get_running_loop().sock_recv(mouth, 65536)))
         if packet is None or packet.kind != INIT_ACK:
@@ -145,7 +145,7 @@ async def _hear_ack(mouth: socket.socket, tag: int, ports: tuple[int, int]) -> N
 
 
 def _payload(raw: socket.socket, data: bytes) -> bytes:
-    """What follows the IP header, which raw IPv4 sockets deliver and raw IPv6 sockets do not (raw(7))."""
+    """Return the packet without the IP header, which only raw IPv4 sockets deliver (raw(7))."""
     return data if raw.family == socket.AF_INET6 else data[(data[0] & 0x0F) * 4 :]
 
 

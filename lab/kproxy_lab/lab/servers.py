@@ -1,6 +1,6 @@
-"""Echo servers that tell who they are and whom they saw.
+"""Echo servers that report their pod and the client's address.
 
-Each line (TCP, SCTP) or datagram (UDP) they are sent is answered with one line of JSON:
+Each line (TCP, SCTP) or datagram (UDP) is answered with one line of JSON:
 
     {"pod": "local-0", "peer": "192.0.2.10:40000", "address": "10.244.1.10", "port": 8080, "text": "..."}
 

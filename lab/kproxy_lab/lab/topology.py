@@ -1,4 +1,4 @@
-"""The lab's map: which namespaces there are, their addresses and who routes what to whom.
+"""The lab's topology: namespaces, addresses and routes.
 
     pods 10.244.1.0/24 -- node -- fabric -- client 192.0.2.0/24
                                     |
@@ -36,7 +36,7 @@ MOST_HOSTS: Final = 240
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """How large a lab is and which ranges lead to its node.
+    """Size of a lab, and the address ranges routed to its node.
 
     `client_addresses` source addresses are 192.0.2.10, .11, ... and 2001:db8:1::10, ::11, ...
     `service_cidrs` and `external_cidrs` (load balancers, external IPs) are routed to the node.
@@ -68,7 +68,7 @@ class LabSpec:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A place that serves and asks: a pod, or a host-network pod with the addresses of its node."""
+    """A server and client: a pod, or a host-network pod with the addresses of its node."""
 
     name: str
     ip4: str
@@ -84,7 +84,7 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class NodeAddresses:
-    """What distinguishes one node of the lab from another on the network."""
+    """The addresses and links of one node of the lab."""
 
     ip4: tuple[str, ...]
     ip6: tuple[str, ...]

@@ -21,10 +21,10 @@ IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
 RTMGRP_LINK: Final = 1  # linux/rtnetlink.h
 CARRIER_SECONDS: Final = 10.0
 
-# Before any link exists, so that `default` is what links start from. Without duplicate address detection
-# an IPv6 address works at once; without redirects and router advertisements routes stay as they were set;
-# without ICMP rate limits (six to a peer, then one a second) every refused request hears that it is refused;
-# and no client's own port keeps a server from the port of a proxy or a node port.
+# Set before any link exists, so that new links start from `default`. Without duplicate address detection an
+# IPv6 address works at once; without redirects and router advertisements routes do not change; without ICMP
+# rate limits (six to a peer, then one a second) every refused request gets an ICMP error; and no client's
+# source port can be a port of a proxy or a node port.
 EVERYWHERE: Final = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
