@@ -88,7 +88,7 @@ def test_a_refused_service_is_named_and_the_others_are_written() -> None:
     report = node.sync()
     assert report.error is None
     assert list(report.failed) == ["ns1/s5"]
-    assert "told to refuse" in report.failed["ns1/s5"]
+    assert "injected refusal" in report.failed["ns1/s5"]
     assert len(node.served()) == 7
     scripts = len(node.fake.scripts)
     node.put(web("s9", "10.96.0.9"), pods("s9", "10.1.0.9"))

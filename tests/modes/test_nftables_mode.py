@@ -56,7 +56,9 @@ def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
     with pytest.raises(NoFamilyUsable) as caught:
         make(fake)
     assert set(caught.value.reasons) == set(Family)
-    assert "--proxy-mode nftables: told to refuse: add set ip kproxy-probe source-ranges" in str(caught.value)
+    assert "--proxy-mode nftables: injected refusal: add set ip kproxy-probe source-ranges" in str(
+        caught.value
+    )
 
 
 def test_a_trial_without_an_end_leaves_no_family_out() -> None:

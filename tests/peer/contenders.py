@@ -1,4 +1,4 @@
-"""Who takes part: kube-proxy with each variant of iptables, and kproxy in each of its modes."""
+"""The contenders: kube-proxy with each variant of iptables, and kproxy in each of its modes."""
 
 import os
 import re
@@ -37,7 +37,7 @@ _PEER = (
 
 
 class PeerError(ValueError):
-    """The peer cannot be used; `str()` says why."""
+    """The kube-proxy cannot be used; `str()` gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Peer:
 
     @staticmethod
     def find() -> "Peer":
-        """The program that KPROXY_PEER names. Raises PeerError if there is none that can be used."""
+        """Return the program named by KPROXY_PEER. Raises PeerError if it is not a usable kube-proxy."""
         program = os.environ.get(PEER_VARIABLE, "")
         if not program:
             raise PeerError(f"{PEER_VARIABLE} names no kube-proxy to compare with")

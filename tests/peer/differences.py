@@ -1,6 +1,6 @@
-"""Where outcomes may differ: what kproxy does differently on purpose, and what an old kube-proxy does.
+"""Allowed differences of outcomes: deliberate ones of kproxy, and those of old versions of kube-proxy.
 
-Every entry names its reason; nothing else may differ. A probe that an entry speaks of is not compared.
+Every entry names its reason; nothing else may differ. A probe that an entry applies to is not compared.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from tests.peer.probes import Outcome, Probe
 ANY: Outcome = frozenset({"whatever"})
 """Stands for every outcome in `Difference.ends`."""
 IDLE = "idle"
-"""The name of a service without endpoints: in kube-proxy's rules it takes no address from others."""
+"""A service without endpoints: in kube-proxy's rules it does not claim addresses of other services."""
 
 
 class View:
-    """The services of one moment, as entries of the tables below look at them."""
+    """The services at one step, for the predicates of the tables below."""
 
     def __init__(self, services: Sequence[JSON]) -> None:
         self._specs: Mapping[str, JSON] = {s["metadata"]["name"]: s["spec"] for s in services}
@@ -105,7 +105,7 @@ DELIBERATE = (
         ends=(frozenset({"NoAnswer", "Refused"}), frozenset({"Refused", "Unreachable"})),
     ),
 )
-"""What users of kproxy are told is different."""
+"""Deliberate differences of kproxy, which its documentation lists."""
 
 AGED = (
     Difference(
@@ -130,7 +130,7 @@ AGED = (
         before=(1, 25),
     ),
 )
-"""What kube-proxy did otherwise in older versions."""
+"""Differences of older versions of kube-proxy."""
 
 
 def excused(
@@ -140,7 +140,7 @@ def excused(
     version: Version,
     ends: tuple[Outcome, Outcome] | None = None,
 ) -> str:
-    """Why a contender may differ from the reference, "" if it may not; `ends` is how the two ended."""
+    """Return why a contender may differ from the reference, "" if it may not; `ends`: the two outcomes."""
     for known in (*DELIBERATE, *AGED):
         concerned = str(contender).startswith(known.contenders) and version < known.before
         if concerned and _ends_match(known, ends) and known.applies(probe, view):

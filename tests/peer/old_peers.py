@@ -1,7 +1,7 @@
-"""What a kube-proxy older than 1.25 needs around it; a newer one gets none of this.
+"""The environment that a kube-proxy older than 1.25 needs; a newer one gets none of this.
 
 Up to 1.20 it watches EndpointSlices as discovery.k8s.io/v1beta1, which the embedded API server does not
-serve; up to 1.24 it marks packets and leaves it to the kubelet to drop what is marked (KEP-3178).
+serve; up to 1.24 it marks packets, and the kubelet's rules drop marked packets (KEP-3178).
 """
 
 from kproxy_lab.apiserver import RESOURCES, ApiServer, Resource, ResourceTable

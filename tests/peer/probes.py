@@ -1,6 +1,6 @@
-"""What is asked, from where, and what came of it: every frontend of every service, from every vantage point.
+"""Probes and their outcomes: every frontend of every service, from every vantage point.
 
-Probes are derived from the stored Services alone, so a case is nothing but objects.
+Probes are derived from the stored Services alone, so a case consists of objects only.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from tests.peer.objects import JSON, SPEC
 
 Frontend = Literal["cluster", "external", "balancer", "node", "localhost", "unserved"]
 Outcome = frozenset[str]
-"""Each way in which a request ended: `local-0:8080 own` (the pod, the port and whom it saw), or `Refused`."""
+"""The distinct results of requests: `local-0:8080 own` (pod, port, source that it saw), or `Refused`."""
 
 SILENCE = 0.4
 """Seconds of silence that count as a drop, at first."""
 PATIENCE = 2.5
-"""The same once contenders differ; a lost SYN is sent again within."""
+"""The same once contenders differ; it includes one retransmission of a SYN."""
 FEW, MANY = 6, 48
-"""Requests in a first round, and in a second one where contenders differ in who answered."""
+"""Requests in a first round, and in a second one where contenders differ in the answering endpoints."""
 CLIENTS: Final = 31
 """Source addresses of the outside client that take turns where a service has session affinity."""
 
@@ -116,9 +116,9 @@ class Asker:
         return frozenset(self._say(probe, ended) for ended in self._each(probe, n, timeout))
 
     def _ask_sticky(self, probe: Probe, timeout: float) -> Outcome:
-        """The failures, whether a client always met one endpoint, and whom all clients together met.
+        """Return failures, whether each client always reached one endpoint, and all endpoints reached.
 
-        Where a client stays is up to chance, so the last is told of the outside client alone, which has
+        The endpoint of a client is random, so the last is included for the outside client only, which has
         enough addresses, and only where no earlier endpoints are remembered.
         """
         found: set[str] = set()

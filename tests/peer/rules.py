@@ -1,8 +1,8 @@
-"""Rules beside rules: what iptables-save prints of kube-proxy, and of kproxy in the standard layout.
+"""Compares the iptables-save output of kube-proxy with that of kproxy in the standard layout.
 
-Packets show whether two sets of rules mean the same for what is asked; operators and their tools read the
-rules themselves. Of a kube-proxy that arranges them as 1.36 does, every chain is compared; of an older one
-what has never changed: where endpoints are chosen and translated, and what masquerades.
+Packets show whether two rulesets are equivalent for the probes; operators and their tools read the rules
+themselves. For a kube-proxy with the layout of 1.36 every chain is compared; for an older one the chains that
+never changed: selection and translation of endpoints, and masquerading.
 """
 
 import re

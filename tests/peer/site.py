@@ -1,7 +1,7 @@
-"""One API server, and a lab for each contender that is fed by it; all labs have the same addresses.
+"""One API server, and a lab for each contender that reads from it; all labs have the same addresses.
 
-`settle()` is a fence as in tests/packets: a service and a slice that are written last are watched with
-packets until every contender obeys them in both families, so all that was written before is in force.
+`settle()` is a barrier as in tests/packets: a service and a slice are written last and probed with packets
+until every contender obeys them in both families; then all earlier writes are in force.
 """
 
 import itertools
@@ -36,7 +36,7 @@ from tests.peer.objects import (
 from tests.peer.probes import FEW, MANY, PATIENCE, SILENCE, Asker, Outcome, Probe, probes
 
 DEADLINE = 60.0
-"""Seconds after which a contender that obeys no fence fails the test: never something that is measured."""
+"""Seconds until a contender that does not reach the barrier fails the test; a bound, not a measurement."""
 FENCE = "zz-fence"
 NETLINK_NETFILTER = 12
 _FLUSH = 1 << 8 | 2
@@ -45,7 +45,7 @@ AT_ONCE = 8
 """Probes that are sent at the same time, each in every lab in turn."""
 ROUNDS = 5
 MOST = 12
-"""Probes that are sent again, at most: where more differ, these tell why."""
+"""Limit of probes that are sent again: if more differ, these show why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +68,7 @@ class Runner:
 
 
 class Site:
-    """Writes objects, and compares what comes of them."""
+    """Writes objects and compares the outcomes of all contenders."""
 
     def __init__(
         self, api: ApiServer, peer: Peer, runners: Sequence[Runner], pool: ThreadPoolExecutor
@@ -125,10 +125,10 @@ class Site:
         list(self._pool.map(lambda runner: self._wait(runner, ips, number, place), self.runners))
 
     def differences(self, wanted: Sequence[Probe] | None = None) -> list[str]:
-        """Compare probes, by default all of all services; what differs without an excuse, a line each.
+        """Compare probes, by default all of all services; return a line for each difference not allowed.
 
-        All probes are sent at once first, which a busy machine may answer late. So those that differ are
-        sent again one after the other, and what comes of that counts.
+        All probes are first sent at once, which a busy machine may answer late. Those that differ are sent
+        again one after the other, and the second outcome counts.
         """
         for runner in self.runners:
             runner.lab.node.call(_forget_flows)
@@ -156,7 +156,7 @@ class Site:
         return [probe for probe in batch if not self._agree(probe, view)]
 
     def _agree(self, probe: Probe, view: View) -> bool:
-        """Whether nobody differs, once chance has had its rounds to bring every endpoint."""
+        """Return whether all contenders agree, after enough rounds to reach every endpoint."""
         outcomes = dict.fromkeys(self._judged(probe, view), Outcome())
         for _ in range(ROUNDS):
             for runner, known in outcomes.items():
@@ -169,7 +169,7 @@ class Site:
         return Asker(runner.lab, fresh=probe.service not in self._remembered)
 
     def _different(self, probe: Probe, view: View, outcomes: Mapping[Runner, Outcome]) -> list[Runner]:
-        """Who differs from the reference without an excuse."""
+        """Return the contenders that differ from the reference where no difference is allowed."""
         reference, expected = next(iter(outcomes.items()))
         version = self.peer.version
         return [
@@ -210,7 +210,7 @@ class Site:
 
 
 def _forget_flows() -> None:
-    """Flush the connection tracking of the current namespace: earlier probes shall not answer later ones."""
+    """Flush conntrack of the current namespace, so that earlier probes do not affect later ones."""
     link = NetlinkSocket(NETLINK_NETFILTER)
     try:
         link.batch([(_FLUSH, 0, bytes(4))])

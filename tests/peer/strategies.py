@@ -1,7 +1,7 @@
-"""Drawn Services and EndpointSlices, of all types and conditions, and histories of changes to them.
+"""Random Services and EndpointSlices, of all types and conditions, and histories of their changes.
 
-Names, cluster IPs and node ports are few, so that services get into each other's way, and the same object
-is written several times. What an older peer cannot do is not drawn for it; see `Era`.
+Names, cluster IPs and node ports are few, so that services conflict and the same object is written several
+times. Features that an older kube-proxy lacks are not generated for it; see `Era`.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ Change = tuple[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Era:
-    """What a version of kube-proxy knows."""
+    """The features of a version of kube-proxy."""
 
     internal_policy: bool
     terminating: bool

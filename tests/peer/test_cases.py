@@ -1,4 +1,4 @@
-"""The named cases: after each of their steps, packets fare alike with kube-proxy and with kproxy."""
+"""The named cases: after each step, packets have the same outcome with kube-proxy and with kproxy."""
 
 import pytest
 

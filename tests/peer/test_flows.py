@@ -1,4 +1,4 @@
-"""What was under way before a change: datagrams follow the service, connections stay where they are."""
+"""Flows that exist before a change: datagrams follow the service, connections keep their endpoint."""
 
 import time
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Drawn histories: whatever is written and deleted, packets fare alike after every step."""
+"""Random histories: packets have the same outcome with all contenders after every step."""
 
 import os
 
@@ -28,7 +28,7 @@ def test_packets_fare_alike_after_any_history(data: st.DataObject, site: Site) -
                 try:
                     site.write(obj)
                 except ApiError:
-                    continue  # no API server would store it: nobody gets to see it
+                    continue  # no API server would store it
         site.settle()
         found = site.differences()
         assert not found, "\n".join(found)

@@ -1,4 +1,4 @@
-"""What both say over HTTP: health, health-check node ports, the mode, and the series of /metrics."""
+"""Both programs over HTTP: health, health-check node ports, the mode, and the series of /metrics."""
 
 import json
 import re

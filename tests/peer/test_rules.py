@@ -1,4 +1,4 @@
-"""The named cases once more, by the rules that come of them: the same chains with the same rules."""
+"""The named cases compared by rules: the same chains with the same rules."""
 
 import time
 
@@ -55,7 +55,7 @@ def test_rules_are_the_same(case: Case, site: Site) -> None:
 
 
 def _differences(kube_proxy: Runner, kproxy: Runner, site: Site) -> list[str]:
-    """What differs between the two in either family, once both have come to rest."""
+    """Return the differences of both rulesets in either family, once they no longer change."""
     deadline = time.monotonic() + DEADLINE
     while True:
         found = [
@@ -63,7 +63,7 @@ def _differences(kube_proxy: Runner, kproxy: Runner, site: Site) -> list[str]:
             for stem in ("iptables", "ip6tables")
             for each in rules.differences(_saved(kube_proxy, stem), _saved(kproxy, stem), site.peer.version)
         ]
-        # Chains that nobody needs any more go after the sync that the fence has seen.
+        # Unused chains are deleted after the sync that the barrier waits for.
         if not found or time.monotonic() > deadline:
             return found
 

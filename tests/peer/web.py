@@ -26,6 +26,6 @@ class Reply:
 
 
 def get(source: Namespace, ip: str, port: int, path: str) -> Reply | None:
-    """Send one GET request; None if nobody answers."""
+    """Send one GET request; return None without an answer."""
     done = source.run([sys.executable, "-c", _SCRIPT, ip, str(port), path], check=False)
     return Reply(*json.loads(done.stdout)) if done.returncode == 0 else None

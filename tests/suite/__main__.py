@@ -1,6 +1,6 @@
-"""Run pytest; run the few tests that failed once more by themselves; report what became of all.
+"""Run pytest, rerun the few tests that failed by themselves, and report the outcome of both runs.
 
-Thousands of tests with real packets and real time limits share a machine that others may starve. A test that
+Thousands of tests with real packets and time limits run on a machine that may be overloaded. A test that
 fails beside others and passes alone counts as passed, but is named with its output at the end and in a file.
 """
 
@@ -16,7 +16,7 @@ from tests.suite.outcome import Outcome, read
 CACHE: Final = Path(".cache")
 SECOND: Final = CACHE / "passed-the-second-time.txt"
 MANY: Final = 20
-"""More failures than this are of the code or of the machine: a second run would tell nothing more."""
+"""Limit of failures to rerun: more are caused by the code or the machine, not by chance."""
 
 OK: Final = 0
 FAILED: Final = 1
@@ -27,7 +27,7 @@ Run = Callable[[Sequence[str], Path], int]
 
 
 def main(arguments: Sequence[str], run: Run, cache: Path = CACHE) -> int:
-    """The exit status of the suite: 0 only if nothing was lost and every test passed, if need be alone."""
+    """Return the exit status: 0 only if no work was lost and every test passed, maybe in the rerun."""
     report = cache / SECOND.name
     report.unlink(missing_ok=True)
     status = run(arguments, cache / "outcome.json")

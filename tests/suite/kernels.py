@@ -1,8 +1,8 @@
-"""Tests that need IPVS run in a kernel that has it, and count in the one report.
+"""Runs tests that need IPVS in a user-mode kernel and includes their reports in the session's.
 
 Where the running kernel has no IPVS, the session boots user-mode kernels beside its own work, runs the tests
 marked `ipvs` in them, and replays their reports. A kernel that ends early, or a test without a report, is a
-loss that no second run makes good (tests/suite/outcome.py). Where no kernel can be booted, the tests skip.
+loss that no rerun can clear (tests/suite/outcome.py). Where no kernel can be booted, the tests skip.
 """
 
 import json
@@ -20,16 +20,16 @@ from kproxy_lab import forkserver, uml
 from tests.suite.outcome import Recorder
 
 NONE = "KPROXY_NO_IPVS_KERNEL"
-"""Tells workers why no kernel boots here."""
+"""Environment variable: why no kernel boots here, for workers of pytest-xdist."""
 REPORTS = "KPROXY_IPVS_REPORTS"
 TAKEN = "KPROXY_IPVS_TAKEN"
 _SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS", "KPROXY_MATRIX"}
-"""How much of the suite is wanted: tests/suite/matrix.py, tests/faults/selection.py."""
+"""Variables that select how much of the suite runs: tests/suite/matrix.py, tests/faults/selection.py."""
 _PATIENCE = 10000.0 if _SUITE & os.environ.keys() else 1500.0
 
 
 class KernelUnavailable:
-    """There is no kernel with IPVS to be had."""
+    """Skips tests that need IPVS with the reason why no kernel boots."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -41,9 +41,9 @@ class KernelUnavailable:
 
 
 class IpvsDeselector:
-    """The tests run in kernels of their own; `found` says whether this process collected any.
+    """Deselects tests that run in user-mode kernels; `found`: this process collected some.
 
-    With workers of pytest-xdist a kernel was tried before they started; without, it is tried once a test
+    With workers of pytest-xdist a kernel was tried before they started; without, it is tried when a test
     needs one. If it does not boot, the tests stay and skip.
     """
 
@@ -63,11 +63,11 @@ class IpvsDeselector:
 
 
 class GuestRunner:
-    """The inside of such a kernel: take one test after the other, and write down every report.
+    """Runs tests inside a user-mode kernel and writes their reports to a file.
 
-    A test belongs to the kernel that first makes the directory of its number in `taken`, so that none is idle
-    while another has tests left. (`mkdir` is atomic across kernels on one file system; O_EXCL is not.) The
-    slow ones come first, so that all kernels end at about the same time.
+    A test belongs to the kernel that first creates the directory of its number in `taken`, so that no kernel
+    is idle while another has tests left. (`mkdir` is atomic across kernels on one file system; O_EXCL is
+    not.) Slow tests come first, so that all kernels end at about the same time.
     """
 
     def __init__(self, config: pytest.Config, path: Path, taken: Path) -> None:
@@ -77,7 +77,7 @@ class GuestRunner:
         self._stack = ExitStack()
 
     def pytest_sessionstart(self) -> None:
-        """Have a process import kproxy while this one collects: it is forked where tests start kproxy."""
+        """Start a process that imports kproxy during collection; tests fork it to start kproxy."""
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         directory = self._stack.enter_context(TemporaryDirectory())
         socket = Path(directory) / "kproxy"
@@ -131,12 +131,12 @@ def _collected(reports: Path) -> Path:
 
 
 def _asked_for() -> dict[str, str]:
-    """How much of the suite is wanted."""
+    """Return the environment variables that select how much of the suite runs."""
     return {name: os.environ[name] for name in _SUITE & os.environ.keys()}
 
 
 def reread(config: pytest.Config, line: str) -> pytest.TestReport:
-    """The report that a line of JSON holds; JSON knows no tuples, and pytest's list of skips wants one."""
+    """Return the report in a line of JSON; pytest's list of skips needs a tuple, which JSON does not have."""
     report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
     assert isinstance(report, pytest.TestReport), line
     reason_parts: object = report.longrepr
@@ -147,7 +147,7 @@ def reread(config: pytest.Config, line: str) -> pytest.TestReport:
 
 
 Boot = Callable[..., int]
-"""`uml.run`, or what stands in for it."""
+"""`uml.run`, or a fake of it."""
 
 
 class Guest:
@@ -171,13 +171,13 @@ class Guest:
         self._thread.join()
 
     def collected(self) -> list[str]:
-        """The ids of the tests that it found, in its order."""
+        """Return the ids of the collected tests, in order."""
         path = _collected(self.path)
         found: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         return found
 
     def reports(self) -> list[str]:
-        """What it reported, a line of JSON each."""
+        """Return its reports, a line of JSON each."""
         return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
 
     def _run(self) -> None:
@@ -198,7 +198,7 @@ class Guest:
 
 
 def losses(guests: Sequence[Guest], ended: set[str]) -> list[str]:
-    """What the guests lost: why one failed, different collections, tests without a report."""
+    """Return lost work: failures of guests, different collections, tests without a report."""
     found = [f"an IPVS kernel failed: {guest.failure}" for guest in guests if guest.failure]
     lists = [guest.collected() for guest in guests if not guest.failure]
     if any(each != lists[0] for each in lists[1:]):

@@ -1,4 +1,4 @@
-"""How much of the matrix {test} x {mode} x {family} x {cases} a run goes through.
+"""Selects how much of the matrix {test} x {mode} x {family} x {cases} a run covers.
 
 `make test` runs every test in every mode that can do it, and alternates the rest: of two families, or cases
 that a test lists with the marker `alternates`, a mode gets every second one, and the next mode the others.
@@ -18,16 +18,16 @@ SEED = int(os.environ.get("KPROXY_SEED", "0"))
 """Seed of the random histories; 0: the fixed ones. It is printed at the end of a run."""
 
 HISTORIES = 4
-"""Of the examples of a history or property, `make test` tries one in this many."""
+"""`make test` runs one in this many of the examples of a history or property."""
 
 
 def examples(number: int) -> int:
-    """How many examples of a property to try, of the number that `make test-all` tries."""
+    """Return the number of examples of a property to run; `number` is that of `make test-all`."""
     return number if EVERYTHING or SEED else max(10, number // HISTORIES)
 
 
 class Matrix:
-    """Deselects what this run does not go through, but for tests that are named one by one."""
+    """Deselects what this run does not cover, except tests that are named one by one."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -71,7 +71,7 @@ def _alternating(item: pytest.Item) -> Sequence[str]:
     parameters = _parameters(item)
     if marker := item.get_closest_marker("alternates"):
         return [name for name in marker.args if name in parameters]
-    # A test of one mode alone has no other mode in which it meets the other family.
+    # A test of one mode only has no other mode that covers the other family.
     many = "mode" in parameters and item.get_closest_marker("needs") is None
     return ["family"] if many and "family" in parameters else []
 

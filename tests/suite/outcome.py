@@ -1,7 +1,7 @@
-"""Records how a session ended, for the program that decides whether to run failed tests once more.
+"""Records the outcome of a session, for the program that decides whether to rerun failed tests.
 
-A second run can acquit a test. It cannot acquit a session that lost part of its work: a user-mode kernel that
-ended early, a worker that died, a file that could not be collected. These are recorded apart as `lost`.
+A rerun can clear a failed test. It cannot clear a session that lost part of its work: a user-mode kernel that
+ended early, a worker that died, a file that could not be collected. These are recorded separately as `lost`.
 """
 
 import json
@@ -14,10 +14,10 @@ import pytest
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a session leaves behind.
+    """The outcome of a session.
 
     `failed` maps the node id of each failed test to its output; `passed` has the ids of those that passed;
-    `lost` says what work did not end in a report, one line or text each.
+    `lost` describes work without a report, one text each.
     """
 
     passed: frozenset[str] = frozenset()
@@ -60,7 +60,7 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Called for every end but a kill."""
+        """Write the outcome; pytest calls this at every end except a kill."""
         failed = {nodeid: "\n".join(text) for nodeid, text in self._failed.items()}
         passed = sorted(self._passed - failed.keys())
         self._path.write_text(
@@ -69,7 +69,7 @@ class Recorder:
 
 
 def read(path: Path) -> Outcome:
-    """The Outcome that a Recorder wrote; one that lost everything if there is none."""
+    """Return the Outcome that a Recorder wrote; without a file, one that says that all work was lost."""
     if not path.exists():
         return Outcome(lost=("pytest did not come to its end",))
     data = json.loads(path.read_text(encoding="utf-8"))

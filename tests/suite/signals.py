@@ -1,4 +1,4 @@
-"""Signals of the session itself: what it inherited, and how it ends when it is asked to."""
+"""Signal handling of the session: inherited dispositions, and an orderly end on SIGTERM."""
 
 import signal
 from types import FrameType
@@ -8,12 +8,12 @@ _INHERITED: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def restore() -> None:
-    """Give programs that tests start the default actions, and end in good order on SIGTERM.
+    """Give programs started by tests the default actions, and end the session in order on SIGTERM.
 
     A shell without job control starts a background command with SIGINT ignored, `nohup` one with SIGHUP
     ignored, and a child inherits that through exec. A handler that does nothing is not inherited: this
-    session goes on ignoring the signal, its children do not. On SIGTERM pytest would end at once and leave
-    what its fixtures made, so it is treated as an interrupt.
+    session still ignores the signal, its children do not. On SIGTERM pytest would end at once without
+    tearing down fixtures, so it is treated as an interrupt.
     """
     for number in _INHERITED:
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""Lists at the end what was skipped: each reason, with how many tests of which part it concerns."""
+"""Lists skipped tests at the end: each reason, with the number of tests of each part of the suite."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def _listed(parts: Counter[str]) -> str:
 
 
 class Skips:
-    """Prints the list, whatever options pytest was given."""
+    """Prints the list, independent of pytest's options."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

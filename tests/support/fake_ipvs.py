@@ -1,7 +1,7 @@
-"""In-memory stand-ins for IPVS, ipset and the dummy device, which refuse what the kernel refuses.
+"""In-memory fakes of IPVS, ipset and the dummy device, which refuse what the kernel refuses.
 
-Tests of the IPVS mode's core run against them by the thousand. All three share one order book of faults, so
-that a test can let the n-th change fail, whatever it is, or lose its acknowledgement.
+Thousands of tests of the IPVS mode's core run against them. All three share one `Faults`, so that a test can
+let the n-th change fail, whatever it is, or lose its acknowledgement.
 """
 
 import errno
@@ -35,10 +35,10 @@ from kproxy.plan.schedulers import SCHEDULERS
 
 
 class Faults:
-    """What is to go wrong: counted over all changes of the three kernels.
+    """Injected faults; changes are counted over all three fakes.
 
-    `after` is called whenever something may have changed. `refuse` says of a change, by its text, whether the
-    kernel refuses it. While `unavailable` is not empty, nothing can be asked or changed, for that reason.
+    `after` is called after every change. `refuse` returns whether the kernel refuses a change, by its text.
+    While `unavailable` is not empty, every read and change fails with that reason.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Faults:
         self._failing: dict[int, int] = {}
 
     def lost(self) -> bool:
-        """Count one change that is about to be made; whether the answer to it gets lost."""
+        """Count one change before it is made; return whether its reply is lost."""
         self.changes += 1
         if self.lose_at is not None and self.changes >= self.lose_at:
             self.lose_at = None
@@ -58,22 +58,22 @@ class Faults:
         return False
 
     def lose_soon(self, changes: int) -> None:
-        """Lose the answer to the change after so many more."""
+        """Lose the reply to the change after the next `changes`."""
         self.lose_at = self.changes + changes + 1
 
     def fail_soon(self, changes: int, code: int) -> None:
-        """Let the kernel refuse the change after so many more, with this errno."""
+        """Refuse the change after the next `changes`, with this errno."""
         self._failing[self.changes + changes + 1] = code
 
     def refusal(self, change: object) -> int:
-        """The errno that the test wants for the change counted last; 0: the kernel is to judge itself."""
+        """Return the injected errno for the change counted last; 0: none, the fake's own rules apply."""
         return self._failing.pop(self.changes, 0) or (errno.EINVAL if self.refuse(str(change)) else 0)
 
 
 class FakeIpvs:
     """Virtual servers of both families. `sent` holds every request.
 
-    `connections` (open ones) and `closing` are for the test to fill.
+    Tests fill `connections` (open ones) and `closing`.
     """
 
     def __init__(self, faults: Faults | None = None, schedulers: Iterable[str] = SCHEDULERS) -> None:
@@ -128,7 +128,7 @@ class FakeIpvs:
         }
 
     def has_scheduler(self, name: str) -> bool:
-        """Whether the test let it have one."""
+        """Return whether the scheduler is in `schedulers`."""
         self._available()
         return name in self.schedulers
 
@@ -151,7 +151,7 @@ class FakeIpvs:
         self.local_marks.discard((family, mark))
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
-        """Remember."""
+        """Store the timeouts."""
         self._available()
         self.timeouts = timeouts
 
@@ -160,7 +160,7 @@ class FakeIpvs:
             raise IpvsUnavailable(self._faults.unavailable)
 
     def _do(self, request: Request) -> int:
-        """What ip_vs_ctl.c does with a request, and the errno it answers with."""
+        """Execute a request as ip_vs_ctl.c does, and return its errno."""
         command, settings = request.command, request.settings
         if command in _SETTING and (settings is None or len(settings.scheduler) > _SCHEDULER_NAME_MAX):
             return errno.EINVAL
@@ -207,7 +207,7 @@ def _do_destination(
 
 
 def _is_unicast(text: str) -> bool:
-    """Whether the kernel takes an address for one that a packet can be sent to (ip_vs_new_dest)."""
+    """Return whether the kernel accepts an address as a destination (ip_vs_new_dest)."""
     ip = ip_address(text)
     if ip.version == 6 and ip.is_link_local:
         return False
@@ -235,7 +235,7 @@ class FakeIpset:
         }
 
     def create(self, spec: SetSpec) -> None:
-        """Create a set, or find it."""
+        """Create a set if it does not exist."""
         self._available()
         found = self.sets.setdefault(spec.name, (spec, set()))
         self._check("create", spec, found[0])
@@ -284,7 +284,7 @@ class FakeIpset:
             )
 
     def _do(self, change: EntryChange) -> int:
-        """What ip_set_hash_*.c do with a change, and the code they answer with."""
+        """Apply a change as ip_set_hash_*.c do, and return their error code."""
         if change.set.name not in self.sets:
             return errno.ENOENT
         spec, entries = self.sets[change.set.name]
@@ -319,7 +319,7 @@ class FakeDevice:
         self._faults = faults or Faults()
 
     def ensure(self) -> bool:
-        """Create the device, or find it."""
+        """Create the device if it does not exist; return whether it was created."""
         self._available()
         if self.held is not None:
             return False

@@ -1,9 +1,9 @@
-"""nftables in memory: as much of it as kproxy's scripts use, with the refusals that matter.
+"""An in-memory fake of nftables: the commands that kproxy's scripts use, and the relevant refusals.
 
-A script is a transaction: it is applied to a copy, which replaces the ruleset if nothing in it was refused.
-Refused as by the kernel and nft 1.0: names that do not exist, chains and maps that are referred to, elements
-that stand with another value or in an overlapping range, and rules that look up a numbered map without
-declaring it.
+A script is a transaction: it is applied to a copy, which replaces the ruleset if no command was refused. As
+the kernel and nft 1.0 do, the fake refuses names that do not exist, deletion of referenced chains and maps,
+elements that exist with another value or in an overlapping range, and rules that look up a numbered map
+without declaring it.
 """
 
 import copy
@@ -45,7 +45,7 @@ class FakeContainer:
 
 @dataclass
 class FakeTable:
-    """`chains`: name -> what the kernel calls it from ("" if from nowhere), and its rules."""
+    """`chains`: name -> (hook of a base chain or "", rules)."""
 
     containers: dict[str, FakeContainer] = field(default_factory=dict)
     chains: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class FakeTable:
 class FakeNft:
     """A network namespace's ruleset.
 
-    `refuse` says whether a line of a script is refused; `after` is called when one was committed. The next
-    script is lost, before or after it was committed, if `lose` says so.
+    `refuse` returns whether a line of a script is refused; `after` is called after each commit. If `lose` is
+    "before" or "after", the next script is interrupted before or after its commit.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class FakeNft:
         self.run(str(transaction))
 
     def run(self, script: str) -> None:
-        """Carry out a transaction that is written as text."""
+        """Execute a transaction given as text."""
         lost, self.lose = self.lose, None
         if lost == "before":
             raise NftError(NftFailure.INTERRUPTED, "lost before it was committed")
@@ -96,7 +96,7 @@ class FakeNft:
         declared: set[str] = set()
         for line in script.splitlines():
             if self.refuse(line):
-                raise NftError(NftFailure.REFUSED, f"told to refuse: {line[:80]}")
+                raise NftError(NftFailure.REFUSED, f"injected refusal: {line[:80]}")
             _apply(tables, line, declared)
         self.tables = tables
         self.scripts.append(script)

@@ -1,12 +1,11 @@
-"""An in-memory stand-in for one family's iptables that obeys the kernel's rules.
+"""An in-memory fake of one family's iptables with the kernel's rules.
 
-Tests of everything above the kernel edge run against it by the thousand.  It refuses what the kernel
-refuses (unknown chains and tables, removal of chains in use, loops, bad rule numbers), applies each table
-section as a whole or not at all, and can be told to fail in the ways a node fails.  A differential test holds
-it to both real variants.
+Thousands of tests above the kernel interface run against it. It refuses what the kernel refuses (unknown
+chains and tables, deletion of chains in use, loops, bad rule numbers), applies each table section atomically,
+and injects the failures of a node. A differential test compares it with both real variants.
 
-Rules are kept as the text they were given: `save` prints what iptables-save would print if they were given in
-iptables-save's form.  What a rule matches is not checked; use `refuse_rules_matching` for that.
+Rules are kept as text: `save` prints the output of iptables-save if the rules were written in its form.
+Matches are not checked; use `refuse_rules_matching` for that.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class _Fault:
 
 
 class FakeXtables:
-    """The Xtables protocol over dictionaries, with faults to order.
+    """The Xtables protocol over dictionaries, with injected faults.
 
     `restores` holds the inputs of all restores that were attempted, newest last.
     """
@@ -71,14 +70,14 @@ class FakeXtables:
         return "".join(printed(self._tables[name]) for name in wanted).encode("utf-8", "surrogateescape")
 
     def counters(self, table: str) -> bytes:
-        """The rules of one table; no packet ever met one of them."""
+        """The rules of one table; all counters are 0."""
         return b"".join(
             b"[0:0] " + line if line.startswith(b"-A ") else line
             for line in self.save(table).splitlines(keepends=True)
         )
 
     def generation(self) -> RulesetGeneration:
-        """A stamp that differs from an earlier one exactly if something was changed in between."""
+        """The ruleset's generation: it differs from an earlier one if and only if something changed."""
         return RulesetGeneration((str(self.variant), self._generation))
 
     # Faults ------------------------------------------------------------------------------------------
@@ -103,11 +102,11 @@ class FakeXtables:
         self._refusals.append(re.compile(pattern))
 
     def accept_all_rules(self) -> None:
-        """Take back every refuse_rules_matching."""
+        """Remove every pattern of refuse_rules_matching."""
         self._refusals.clear()
 
     def edit(self, text: str) -> None:
-        """Change the rules as another program would: a restore input, past all faults and uncounted."""
+        """Apply a restore input as another program would: without faults, not counted in `restores`."""
         refusals, self._refusals = self._refusals, []
         try:
             self._apply(text, None)
@@ -115,7 +114,7 @@ class FakeXtables:
             self._refusals = refusals
 
     def flush_table(self, table: str) -> None:
-        """Lose a whole table with all chains, as `nft flush ruleset` or a firewall's restart does it."""
+        """Delete a table with all chains, as `nft flush ruleset` or a firewall's restart does."""
         if self._tables.pop(table, None) is not None:
             self._generation += 1
 

@@ -1,7 +1,6 @@
-"""The changes that one section of a restore input makes to a table, gathered beside it until COMMIT.
+"""The changes of one section of a restore input, collected until COMMIT so that a section is atomic.
 
-So a section is applied as a whole or not at all. What it refuses is what iptables-restore or the kernel
-refuses, in words that kproxy understands.
+It refuses what iptables-restore or the kernel refuses, with messages that kproxy recognizes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class RefusedError(Exception):
 
 
 class Section:
-    """One table section: changes gathered on the side until COMMIT."""
+    """One table section: changes collected until COMMIT."""
 
     def __init__(self, table: Table, refusals: list[re.Pattern[str]], variant: Variant) -> None:
         self.table = table
@@ -239,7 +238,7 @@ class Section:
         return rules
 
     def _refuse_loops(self) -> None:
-        """The kernel walks from the built-in chains; a loop nothing leads to is none of its business."""
+        """Find loops as the kernel does: only those reachable from built-in chains."""
         if self._has_loop(self._jumped) and self._has_loop(set(self.table.policies)):
             raise RefusedError("RULE_APPEND failed (Too many links)")
 

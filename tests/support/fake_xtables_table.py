@@ -24,7 +24,7 @@ class Table:
 
 
 def new_table(name: str) -> Table:
-    """A table as the kernel makes it at its first use."""
+    """Return a table as the kernel creates it at its first use."""
     built_in = BUILT_IN[name]
     return Table(name, dict.fromkeys(built_in, "ACCEPT"), {chain: [] for chain in built_in})
 

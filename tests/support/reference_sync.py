@@ -1,7 +1,7 @@
-"""What a full sync from nothing would leave in a kernel: the mark that every long history is held against.
+"""The state that a full sync leaves in an empty kernel: the reference for every long history.
 
-The objects are taken from the embedded API server as manifests, `kproxy run --once` applies them in a network
-namespace that nobody else uses, and the dumps of both are compared chain by chain.
+The objects of the embedded API server are written as manifests, `kproxy run --once` applies them in a network
+namespace of its own, and both dumps are compared chain by chain.
 """
 
 import re
@@ -42,7 +42,7 @@ def canonical(dump: str) -> Rules:
 
 
 def differences(found: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say in a line each what `found` has too much or too little; empty if both are the same."""
+    """Return a line for each extra, missing or different chain of `found`; empty if both are equal."""
     lines = []
     for name in sorted(found.keys() | wanted.keys()):
         if name not in wanted:
@@ -69,14 +69,14 @@ def namespace() -> Iterator[Namespace]:
 
 
 def write_manifests(api: ApiServer, directory: Path) -> None:
-    """Write every object that a proxy cares about into a directory, a List for each kind."""
+    """Write the Services, EndpointSlices and Nodes to a directory, a List for each kind."""
     for kind in _KINDS:
         items = {"apiVersion": "v1", "kind": "List", "items": api.list(kind)}
         (directory / f"{kind}.json").write_bytes(msgspec.json.encode(items))
 
 
 def sync_once(place: Namespace, directory: Path, arguments: Sequence[str]) -> None:
-    """Let `kproxy run --once` apply the manifests of a directory in a namespace.
+    """Apply the manifests of a directory in a namespace with `kproxy run --once`.
 
     Raises subprocess.CalledProcessError if any service was refused.
     """

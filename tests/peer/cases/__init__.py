@@ -1,4 +1,4 @@
-"""The named cases: objects, and changes of them, after each of which all contenders are compared."""
+"""The named cases: objects and their changes; all contenders are compared after each change."""
 
 from tests.peer.cases import access, addresses, changes, conditions, kinds
 from tests.peer.cases.words import Case

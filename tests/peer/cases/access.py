@@ -1,4 +1,4 @@
-"""Who meets which endpoint again, and who is let in."""
+"""Session affinity and source ranges."""
 
 from tests.peer.cases.words import CLIENTS, EVERYWHERE, LOCAL, PODS, balancer, case, write
 from tests.peer.objects import port, served, service, slices, vips

@@ -1,4 +1,4 @@
-"""One thing, then another."""
+"""Changes of Services and EndpointSlices."""
 
 from tests.peer.cases.words import EVERYWHERE, LOCAL, balancer, case, delete, unready, write
 from tests.peer.objects import port, served, service, slices, vips

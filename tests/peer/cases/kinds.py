@@ -1,4 +1,4 @@
-"""What a service is: its type, its addresses, and whether anybody is there."""
+"""Types and addresses of services, with and without endpoints."""
 
 from tests.peer.cases.words import EVERYWHERE, LOCAL, balancer, case, unready, write
 from tests.peer.objects import OTHER_TARGET, Ep, port, served, service, slices, vips

@@ -1,4 +1,4 @@
-"""What a case is, and the words in which cases are written."""
+"""The class of a case, and helpers to write cases."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A history; `since` is the version in which kube-proxy learnt what it is about.
+    """A history of steps; `since`: the first version of kube-proxy that supports the feature.
 
-    From the version `until` on, what kube-proxy does is a matter of chance.
+    From the version `until` on, the outcome of kube-proxy is random.
     """
 
     name: str
@@ -44,7 +44,7 @@ def write(*objects: JSON | list[JSON]) -> Step:
 
 
 def raw(*objects: JSON | list[JSON]) -> Step:
-    """A step that writes objects as they are, whatever is wrong with them."""
+    """A step that writes objects without validation."""
     return Step(write(*objects).write, validate=False)
 
 
