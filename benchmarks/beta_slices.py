@@ -1,4 +1,4 @@
-"""Lets a kube-proxy older than 1.21, which reads the beta version of EndpointSlices, be timed beside kproxy.
+"""Runs a kube-proxy older than 1.21, which reads the beta version of EndpointSlices, for `kproxy bench`.
 
     kproxy bench --peer 'kube-proxy-1.20=.venv/bin/python -m benchmarks.beta_slices /path/kube-proxy'
 
@@ -23,7 +23,7 @@ _KUBECONFIG = "--kubeconfig="
 
 
 def main(arguments: list[str]) -> None:
-    """Become the program of `arguments`, of whose flags --kubeconfig names a forwarder's."""
+    """Exec the program of `arguments` with a --kubeconfig that leads to the forwarder."""
     place = next(n for n, argument in enumerate(arguments) if argument.startswith(_KUBECONFIG))
     kubeconfig = Path(arguments[place].removeprefix(_KUBECONFIG))
     text = kubeconfig.read_text(encoding="utf-8")

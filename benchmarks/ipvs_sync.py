@@ -1,12 +1,12 @@
-"""What a sync costs in IPVS mode: messages, CPU time and latency, at several sizes.
+"""The cost of a sync in IPVS mode: messages, CPU time and latency, at several sizes.
 
 Needs a kernel with IPVS; where the running one has none:
 
     python -m kproxy_lab.uml -- .venv/bin/python -m benchmarks.ipvs_sync
 
-A user-mode kernel makes system calls slow, so what counts there is how figures compare with each other:
-one change must cost the same whatever the number of services. `idle` is the CPU time that a minute without
-changes takes: the looks for drift, at their usual pace.
+System calls are slow in a user-mode kernel, so only ratios of its figures have a meaning: one change must
+cost the same for any number of services. `idle` is the CPU time of a minute without changes: the periodic
+drift checks.
 """
 
 import time

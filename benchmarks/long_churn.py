@@ -43,7 +43,7 @@ _EVENT = re.compile(r"\bevent=(\S+) family=IPv4\b")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`rate` is in changes per second, `failures` the chance of each restore to go wrong."""
+    """`rate`: changes per second. `failures`: probability that a restore fails."""
 
     seconds: float
     services: int
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it; memory in MB at equal intervals, seconds from the last change to the right state."""
+    """The result: memory in MB at equal intervals, seconds from the last change to convergence."""
 
     changes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -67,14 +67,14 @@ class Outcome:
 
     @property
     def growth(self) -> float:
-        """By how many MB the mean of the last quarter is above that of the second."""
+        """Difference in MB between the means of the last and of the second quarter."""
         quarter = max(1, len(self.memory) // 4)
         second, last = self.memory[quarter : 2 * quarter] or self.memory, self.memory[-quarter:]
         return sum(last) / len(last) - sum(second) / len(second)
 
 
 class Churn:
-    """Changes of random services, one at a time, remembered by the API server only."""
+    """Changes random services, one at a time; the state is in the API server only."""
 
     def __init__(self, api: ApiServer, settings: Settings) -> None:
         self._api = api
@@ -84,7 +84,7 @@ class Churn:
         self._gone: set[int] = set()
 
     def step(self) -> str:
-        """Make one change; its kind."""
+        """Make one change and return its kind."""
         index = self._chance.randrange(self._settings.services)
         if index in self._gone:
             self._gone.remove(index)
@@ -216,7 +216,7 @@ def resident_mb(pid: int) -> float:
 @click.option("--failures", default=0.02, show_default=True, help="Chance of each restore to go wrong.")
 @click.option("--growth", default=20.0, show_default=True, help="MB that memory may grow by.")
 def main(minutes: float, services: int, endpoints: int, rate: float, failures: float, growth: float) -> None:
-    """Churn for long (needs root); exit 1 if the kernel is not as after a fresh sync or memory grew."""
+    """Run a long churn (needs root); exit 1 if the kernel differs from a fresh sync or memory grew."""
     if os.geteuid() != 0:
         raise click.UsageError("needs root: it runs in network namespaces of its own")
     outcome = run(Settings(minutes * 60, services, endpoints, rate, failures), click.echo)
@@ -226,7 +226,7 @@ def main(minutes: float, services: int, endpoints: int, rate: float, failures: f
         click.echo(f"{name}: {counted.total()} ({parts})")
     click.echo("memory, MB: " + " ".join(f"{each:.0f}" for each in outcome.memory))
     click.echo(f"memory grew by {outcome.growth:.1f} MB from the second quarter to the last")
-    click.echo(f"right {outcome.settled_after:.1f} s after the last change, a fresh sync beside it included")
+    click.echo(f"converged {outcome.settled_after:.1f} s after the last change, including the reference sync")
     click.echo(f"chains: {outcome.chains}, different from a fresh sync: {len(outcome.differences)}")
     for line in outcome.differences[:20]:
         click.echo(f"  {line}")

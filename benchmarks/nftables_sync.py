@@ -1,10 +1,9 @@
-"""What a sync costs in nftables mode: elements written, CPU time and latency, at several sizes.
+"""The cost of a sync in nftables mode: elements written, CPU time and latency, at several sizes.
 
     python -m benchmarks.nftables_sync
 
-Needs root; works in a network namespace of its own. CPU time includes the kernel's own work. `restart`
-is what a new process does that finds the table as it should be; `idle` is the CPU time of a minute without
-changes.
+Needs root; works in a network namespace of its own. CPU time includes the kernel's own work. `restart` is the
+first sync of a new process that finds the table complete; `idle` is the CPU time of a minute without changes.
 """
 
 import gc

@@ -1,7 +1,7 @@
-"""Where the time of a rule sync goes: decode, plan, render, apply; cold, and for one change.
+"""The time of each phase of a rule sync: decode, plan, render, apply; cold, and for one change.
 
-Every measurement runs in a process and a network namespace of its own, and times the rooms one by one without
-the program around them; `kproxy bench` times the program from outside.
+Every measurement runs in a process and a network namespace of its own, and times the phases one by one
+without the rest of the program; `kproxy bench` times the program from outside.
 
     python -m benchmarks.sync_phases --sizes 1000,5000,10000 --endpoints 5
 """
@@ -43,7 +43,7 @@ Result = dict[str, float]
 
 
 def rooms(size: int, endpoints: int, variant: Variant, layout: str) -> Result:
-    """Time each room in this process; milliseconds."""
+    """Time each phase in this process; milliseconds."""
     raw_services = [msgspec.json.encode(cluster.service(i)) for i in range(size)]
     raw_slices = [msgspec.json.encode(cluster.endpoint_slice(i, endpoints)) for i in range(size)]
     clock = time.perf_counter

@@ -1,4 +1,4 @@
-"""A mode over the real kernel, fed as the agent feeds it: what syncs cost, in figures that a table holds."""
+"""Measures the cost of syncs of a mode on the real kernel, with changes as the agent receives them."""
 
 import gc
 import json
@@ -55,7 +55,7 @@ class Node:
         return self._written(report), (self.cpu() - cpu) * 1000, elapsed
 
     def check(self, *, full: bool = False) -> None:
-        """Compare the kernel with what was written; nobody else writes here."""
+        """Compare the kernel with the applied state; no other program writes here."""
         if drifts := self._backend.check(full=full):
             raise click.ClickException(f"drift: {drifts[0]}")
 

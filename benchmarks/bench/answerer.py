@@ -2,8 +2,8 @@
 
     unshare --net python -m benchmarks.bench.answerer
 
-Says `here` once it runs; reads `go` when its end of the cable is there; says `ready` when it listens. It is
-a process of its own, in a namespace of its own, so that packets cross a device and the program under test
+Prints `here` once it runs; reads `go` when its end of the veth pair exists; prints `ready` when it listens.
+It is a separate process in a separate namespace, so that packets cross a device and the program under test
 shares nothing with it.
 """
 
@@ -23,7 +23,7 @@ PORT: Final = 8080
 
 
 def _wire() -> None:
-    """Make all pod addresses local, and cluster IPs too: one that nobody translated is refused at once."""
+    """Make all pod addresses local, and cluster IPs too: an untranslated packet is refused at once."""
     with IPRoute() as route:
         loopback, cable = (route.link_lookup(ifname=name)[0] for name in ("lo", CABLE))
         for index in (loopback, cable):

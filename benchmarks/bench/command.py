@@ -24,12 +24,12 @@ SCENARIOS = 8
 
 
 class BenchError(Exception):
-    """The benchmark cannot run as it was asked to."""
+    """The benchmark cannot run with these settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What to run, as it was asked for; `churn` is the share of all services that changes each second."""
+    """The requested run; `churn` is the share of all services that changes each second."""
 
     modes: list[str]
     peers: list[str]

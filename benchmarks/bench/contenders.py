@@ -1,4 +1,4 @@
-"""Who takes part: kproxy's modes, and any other proxy that understands kube-proxy's flags."""
+"""The contenders: kproxy's modes, and any other proxy that understands kube-proxy's flags."""
 
 import shlex
 import shutil
@@ -67,7 +67,7 @@ class Contender:
 
 
 def contenders(modes: list[str], peers: list[str], flags: tuple[str, ...]) -> list[Contender]:
-    """Kproxy and each peer (`NAME=COMMAND`) in each mode. Raises ValueError for what is none."""
+    """Return kproxy and each peer (`NAME=COMMAND`) in each mode. Raises ValueError for an invalid one."""
     found: list[Contender] = []
     for mode in modes:
         if mode not in MODES:

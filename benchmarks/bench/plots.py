@@ -53,7 +53,7 @@ def _growth(rows: Sequence[Row]) -> Picture | None:
 
 
 def _churn(rows: Sequence[Row]) -> Picture | None:
-    """Of the largest cluster only: ten curves can be told apart, forty cannot."""
+    """Plot churn of the largest cluster only: ten curves are readable, forty are not."""
     shown = [row for row in rows if row["result"].get("churn_ms")]
     if not shown:
         return None

@@ -1,4 +1,4 @@
-"""A client on the node: it knows of the rules only what its packets meet.
+"""A client on the node, which observes the rules by packets only.
 
 Reads one JSON command a line and answers each with one line. Times are seconds of CLOCK_MONOTONIC, which all
 processes of the machine share.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Self
 
 PAUSE: Final = 0.0003
-"""Seconds between two tries: with five endpoints a new one is met within about two milliseconds."""
+"""Seconds between two tries: with five endpoints a new one is reached within about two milliseconds."""
 
 TIMEOUT: Final = 0.5
 """Seconds until a packet without an answer counts as lost."""
@@ -23,18 +23,18 @@ TIMEOUT: Final = 0.5
 OVERLAP: Final = 0.002
 """Seconds until another try is made beside one without an answer.
 
-What is dropped never answers, and of refusals the kernel sends at most 1,000 a second
-(net.ipv4.icmp_msgs_per_sec), fewer than there are tries while a service has no endpoint. To wait for those
-would count as the contender's time.
+Dropped packets get no answer, and the kernel sends at most 1,000 refusals a second
+(net.ipv4.icmp_msgs_per_sec), fewer than the tries while a service has no endpoint. Waiting for those would
+count as the contender's time.
 """
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Tries:
-    """Connections that are asked for one after the other, each of them open until it is known how it went.
+    """Connections that are started one after the other; each stays open until its outcome is known.
 
-    They end with a reset, so that nothing of them lingers.
+    They end with a reset, so that no TIME_WAIT state remains.
     """
 
     def __init__(self, address: str, port: int) -> None:
@@ -52,7 +52,7 @@ class Tries:
         self._selector.close()
 
     def start(self) -> socket.socket:
-        """Begin another one."""
+        """Start another connection."""
         self.made += 1
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -64,14 +64,14 @@ class Tries:
         return client
 
     def pending(self, client: socket.socket) -> bool:
-        """Whether it is not known yet how that one went."""
+        """Return whether the outcome of that connection is still unknown."""
         return client in self._open
 
     def ended(self, seconds: float) -> Iterator[tuple[str | None, float]]:
-        """Wait that long for one to end at most; how those went that did, and when the rules decided that.
+        """Wait for connections to end; return their outcomes and the times at which the rules decided them.
 
-        An address is the pod's that answered; None, nobody: what is refused is refused now, and what got no
-        answer at all met the rules when it was sent.
+        An outcome is the address of the pod that answered, or None. A refusal is decided at its arrival, a
+        packet without an answer when it was sent.
         """
         for key, _ in self._selector.select(seconds):
             client: socket.socket = key.data
@@ -96,7 +96,7 @@ class Tries:
 
 
 def until(command: dict[str, Any]) -> dict[str, Any]:
-    """Ask until an answer is as wanted: from one of `among`, from none of `not_among`, or none (`gone`)."""
+    """Connect until an outcome matches: a pod in `among`, a pod not in `not_among`, or none (`gone`)."""
     among, not_among, gone = command.get("among"), command.get("not_among"), command.get("gone")
 
     def wanted(answer: str | None) -> bool:

@@ -1,8 +1,8 @@
-"""What a program and the children it runs cost, read from /proc.
+"""Processor time and memory of a program and its children, read from /proc.
 
-A child counts with its program as long as it is in the same session. One that is between fork and exec still
-has its parent's memory (with vfork the very same, with fork a copy on write), so each address space counts
-once: else the sum would now and then be twice the truth, with Python's subprocess as with Go's os/exec.
+A child counts as long as it is in the program's session. Between fork and exec it still has its parent's
+memory (shared with vfork, copy on write with fork), so each address space counts once: otherwise the sum
+would sometimes be doubled, with Python's subprocess as with Go's os/exec.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ from benchmarks.bench.results import FIGURES, Row, pairs, ratio
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print what was measured and what went wrong."""
+    """Print the results and the failures."""
     compared = pairs(rows)
     if compared:
         table = Table(title="how many times better kproxy is")

@@ -1,4 +1,4 @@
-"""The samples of a run, the machine they come from, and what they say in a few figures."""
+"""The samples of a run, the machine they come from, and the figures computed from them."""
 
 import math
 import os
@@ -82,7 +82,7 @@ def _case(row: Row) -> tuple[str, int, int]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on and a reader can compare."""
+    """Return the properties of the machine on which the figures depend."""
     memory = Path("/proc/meminfo").read_text().split()[1]
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")

@@ -1,4 +1,4 @@
-"""What is timed, always from the outside: from an API write, or a start, to the packet that obeys it.
+"""The scenarios, timed from outside: from an API write, or a start, to the first packet that obeys it.
 
     python -m benchmarks.bench.scenarios '{"contender": {...}, "services": 1000, ...}'
 
@@ -25,12 +25,12 @@ LOST_AFTER: Final = 60.0
 """Seconds after which a single change counts as lost, if the contender came up in half of that."""
 
 CALM_WITHIN: Final = 30.0
-"""Seconds that a contender is given after a start to finish what it does although it serves already."""
+"""Seconds after a start in which a contender that already serves may finish its work."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large, and how long.
+    """Sizes and durations of the scenarios.
 
     `rest` are seconds between changes that are timed alone: longer than a contender's pause between syncs.
     `churn_rate` are services a second that get new endpoints, all of them. `limit` are seconds that a
@@ -229,7 +229,7 @@ class Scenarios:
         }
 
     def restart(self) -> None:
-        """With all rules in place: from exec until a change made meanwhile is obeyed."""
+        """Restart with all rules in place: from exec until a change made in between is obeyed."""
         self.result["memory_mb"] = self.stage.peak_mb()
         self.stage.stop()
         index = 5 % self.plan.services

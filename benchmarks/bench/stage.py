@@ -1,4 +1,4 @@
-"""Where one contender is timed: a node, its pods, an API server and a client, all made for it alone.
+"""The environment of one contender: a node, its pods, an API server and a client.
 
 The process that opens a Stage must be in a network namespace of its own; that is the node.
 """
@@ -23,7 +23,7 @@ from benchmarks.cluster import Object
 from kproxy_lab.apiserver import ApiServer
 
 GLANCE = 1.0
-"""Seconds between looks at whether the contender still runs."""
+"""Seconds between checks whether the contender still runs."""
 
 
 class GaveUp(Exception):
@@ -114,7 +114,7 @@ class Stage:
         raise GaveUp(f"{address}:{port} did not become as wanted: {reason}{last}")
 
     def calm(self, timeout: float) -> None:
-        """Wait until the contender uses less than a twentieth of a core for two glances, or long enough."""
+        """Wait until the contender uses less than 5 % of a core in two samples, or until a limit."""
         deadline = time.monotonic() + timeout
         quiet, before = 0, self.cpu_seconds()
         while quiet < 2 and time.monotonic() < deadline:
@@ -124,7 +124,7 @@ class Stage:
             before = now
 
     def command(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Have the client do something."""
+        """Send a command to the client and return its reply."""
         return dict(json.loads(self._prober.ask(json.dumps(command))))
 
     def cpu_seconds(self) -> float:
@@ -156,7 +156,7 @@ class Stage:
 
 
 class _Helper:
-    """A module of this package that runs beside, and answers lines with lines."""
+    """A process of a module of this package that replies to each line with a line."""
 
     def __init__(self, module: str, *before: str) -> None:
         argv = [*before, sys.executable, "-m", module]
@@ -171,7 +171,7 @@ class _Helper:
         self._process.communicate()
 
     def ask(self, line: str | None = None) -> str:
-        """Say a line, if there is one, and return the next that it says."""
+        """Send a line, if there is one, and return the next line of the process."""
         if self._process.stdin is None or self._process.stdout is None:
             raise GaveUp("a helper has no pipes")
         if line is not None:

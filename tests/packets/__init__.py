@@ -1,1 +1,1 @@
-"""Packet conformance: the real program on a lab's node, an embedded API server, and who answers whom."""
+"""Packet conformance: the real program on a lab's node, an embedded API server, and real requests."""

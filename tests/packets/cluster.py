@@ -1,9 +1,9 @@
-"""One lab, one API server and one kproxy at a time: what every packet test works on.
+"""The cluster of packet tests: one lab, one API server and one kproxy at a time.
 
-A test writes objects and calls `settle()`, which is a fence: a service and a slice written last are watched
-with packets until both families obey them, and the sync that writes them is waited for. The API keeps the
-order of writes within a kind, so everything that was written before is in the kernel then, and outcomes can
-be asserted at once, without retries that would hide a moment of wrong behaviour.
+A test writes objects and calls `settle()`, a barrier: a service and a slice are written last and probed with
+packets until both families obey them, and their sync has ended. The API keeps the order of writes within a
+kind, so everything written before is then in the kernel, and outcomes can be asserted at once, without
+retries that would hide a moment of wrong behaviour.
 """
 
 import itertools
@@ -39,20 +39,20 @@ from tests.packets.program import Kproxy
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
 ZONE = "zone-a"
 PATIENCE = 15.0 if uml.inside() else 5.0
-"""Seconds for a request that is expected to be answered; a lost packet is sent again within.
+"""Seconds for a request that must be answered; this includes a retransmission.
 
-A user-mode kernel stands still for some seconds now and then, where the machine does much else.
+A user-mode kernel sometimes stops for some seconds on a busy machine.
 """
 SILENCE = 0.4
 """Seconds of silence that show a drop; everything else in the lab answers within a millisecond."""
 ENOUGH = 60
-"""Asks after which one of three endpoints that was never met does not exist: (2/3)^60 is 3e-11."""
+"""Requests that reach each of three endpoints: the chance to miss one is (2/3)^60 = 3e-11."""
 
 _VERSION = re.compile(r"#.*\n")
 
 
 class Cluster:
-    """The lab with everything around it; made once per mode and shared by many tests."""
+    """A lab with its API server and kproxy; made once per mode and shared by many tests."""
 
     def __init__(self, mode: Mode, lab: Lab, api: ApiServer, kubeconfig: Path) -> None:
         self.mode = mode
@@ -93,7 +93,7 @@ class Cluster:
 
     def start(self, *flags: str) -> Kproxy:
         """Start kproxy (later flags win over the usual ones) and wait until packets obey it."""
-        assert self.program is None or not self.program.running, "one kproxy is enough"
+        assert self.program is None or not self.program.running, "kproxy already runs in this cluster"
         self.program = Kproxy(self.lab.node, self.command(*flags), self.prefix)
         self.settle()
         return self.program
@@ -111,7 +111,7 @@ class Cluster:
         return self.program
 
     def settle(self) -> None:
-        """Wait until everything written so far is in force, in both families."""
+        """Wait until everything written so far is in the kernel, in both families."""
         number = next(self._fences)
         pod = self.lab.local_pods[number % 2]
         self.edit(self._fence, lambda spec: spec["ports"][0].update(port=number))
@@ -126,7 +126,7 @@ class Cluster:
         self.running.until(self._in_step, expected=True)
 
     def _in_step(self) -> bool:
-        """Whether no sync is at work any more: what one writes, the fence among it, it writes bit by bit."""
+        """Return whether no sync runs: a sync writes in steps, and the barrier may be in an early one."""
         said = status(self)
         waiting = said["pending"]["services"] or said["pending"]["endpoints"]
         return not waiting or any(family["quarantined"] for family in said["families"].values())
@@ -147,7 +147,7 @@ class Cluster:
         **spec: Any,
     ) -> Service:
         """Create a service, dual-stack unless `families` says otherwise; `spec` holds further spec fields."""
-        # Of services made in the same second, that of the lesser name is taken for the older.
+        # Of services created in the same second, the one whose name sorts first counts as the older.
         name = name or f"svc-{next(self._numbers):04}"
         metadata: JSON = {"name": name, "namespace": NAMESPACE}
         metadata |= {"labels": dict(labels)} if labels else {}
@@ -236,7 +236,7 @@ class Cluster:
         self.api.apply(node_json(self.lab.spec.node_name, (*NODE_IP4, *NODE_IP6), cidrs, zone))
 
     def forget(self) -> None:
-        """Delete what was made since the last time."""
+        """Delete the objects written since the last call."""
         for kind, name in reversed(self._made):
             self.api.delete(kind, NAMESPACE, name)
         self._made.clear()
@@ -262,7 +262,7 @@ class Cluster:
         source_ip: str | None = None,
         timeout: float = PATIENCE,
     ) -> str:
-        """Ask once: who answered, or the name of what happened instead (`Refused`, `NoAnswer`, ...)."""
+        """Send one request; return the answering pod, or the error's name (`Refused`, `NoAnswer`, ...)."""
         try:
             answer = self.lab.ask(source, ip, port, protocol, source_ip=source_ip, timeout=timeout)
         except AskError as error:
@@ -307,7 +307,7 @@ class Cluster:
         """The outside client's addresses."""
         return self.lab.spec.client_ip4 if family == 4 else self.lab.spec.client_ip6
 
-    # -- the kernel's rules, for tests that damage or count them
+    # -- rules in the kernel, for tests that damage or count them
 
     def rules(self, family: Family) -> list[str]:
         """What iptables-save prints, without comments and counters."""
@@ -320,7 +320,7 @@ class Cluster:
 
 
 def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
-    """The arguments without these flags and their values: values of some flags add up otherwise."""
+    """Return the arguments without these flags and their values; values of some flags would add up."""
     dropped = False
     for argument in arguments:
         if argument.startswith("--"):

@@ -11,7 +11,7 @@ KUBEADM = Path(__file__).parents[1] / "config" / "data" / "kubeadm-1.36.yaml"
 
 
 class File:
-    """kubeadm's file with what this cluster needs in it, written anew as a whole.
+    """kubeadm's file with the settings of this cluster; every write replaces the whole file.
 
     `masquerading` is the section whose masqueradeAll and masqueradeBit count in the cluster's mode.
     """
@@ -28,7 +28,7 @@ class File:
         self.set()
 
     def set(self, **sections: Any) -> None:
-        """Change fields, those of sections one by one, and put the file in place at once."""
+        """Change fields (fields of a section are merged) and replace the file atomically."""
         for name, value in sections.items():
             if isinstance(value, dict):
                 self._document[name] = (self._document.get(name) or {}) | value
@@ -37,11 +37,11 @@ class File:
         self._write()
 
     def set_own(self, **sections: Any) -> None:
-        """Change sections of kproxy's own document; the file itself follows with the next `set`."""
+        """Change sections of kproxy's own document; the next `set` writes the file."""
         self._own |= sections
 
     def unset(self, section: str, field: str) -> None:
-        """Take a field out of a section; the file itself follows with the next `set`."""
+        """Remove a field of a section; the next `set` writes the file."""
         del self._document[section][field]
 
     def _write(self) -> None:

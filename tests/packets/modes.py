@@ -1,6 +1,6 @@
-"""The ways in which kproxy can program a node, each of which has to pass the same tests.
+"""The modes in which kproxy programs a node; all of them must pass the same tests.
 
-A new mode is one more line in MODES: its name, the flags that select it, and what it is able to do.
+A new mode is one more line in MODES: its name, the flags that select it, and its capabilities.
 """
 
 import enum
@@ -14,7 +14,7 @@ from kproxy_lab.lab.topology import Family
 
 
 class Capability(enum.Enum):
-    """What not every mode can do; the value says it in words, for the reason of a skip."""
+    """A feature that some modes lack; the value describes it for the reason of a skip."""
 
     LOCALHOST_NODE_PORTS = "node ports on 127.0.0.1"
     SERVICE_CHAINS = "a chain of iptables rules for each service, which others can damage"
@@ -27,8 +27,8 @@ class Capability(enum.Enum):
 class Mode:
     """`variant` is the iptables variant whose programs the mode uses and whose rules others may damage.
 
-    `unserved` is what a client meets at an address of a service where nothing serves it (any more): the
-    lab's routers know no way to it, unless the node holds the address itself and says so.
+    `unserved` is the outcome at an address of a service that nothing serves (any more): the lab's routers
+    have no route to it, unless the node holds the address itself and refuses.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Mode:
 
     @property
     def writer(self) -> str:
-        """How the names of the programs end with which the mode writes rules."""
+        """Suffix of the names of the programs with which the mode writes rules."""
         return "nft" if Capability.NFTABLES in self.capabilities else "restore"
 
     def missing(self, lab: Lab) -> list[str]:

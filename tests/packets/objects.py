@@ -1,4 +1,4 @@
-"""What tests say about services and endpoints, turned into API objects."""
+"""Builders of API objects from the tests' descriptions of services and endpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

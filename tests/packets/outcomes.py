@@ -1,4 +1,4 @@
-"""What a series of requests showed: who answered, how often, and whom they saw."""
+"""Outcomes of a series of requests: which pods answered, how often, and which sources they saw."""
 
 import math
 import threading
@@ -45,7 +45,7 @@ class Seen:
         return found
 
     def assert_even(self, pods: Iterable[Pod]) -> None:
-        """All of the pods answered, nobody else, and each its equal share."""
+        """Assert that exactly these pods answered, each an equal share."""
         expected = names(pods)
         assert self.pods == expected
         share, total = 1 / len(expected), len(self.answers)
@@ -64,8 +64,8 @@ def names(pods: Iterable[Pod]) -> set[str]:
 class Traffic:
     """Requests without a pause, on a thread of their own, for as long as the block lasts.
 
-    A wrong rule shows at once as Refused or Unreachable; a request that is merely slow is not counted
-    against anybody, unless it takes more seconds than `patience`.
+    A wrong rule shows at once as Refused or Unreachable; a slow request is not a failure unless it takes more
+    seconds than `patience`.
     """
 
     def __init__(self, lab: Lab, targets: Sequence[Target], *, patience: float = DEADLINE) -> None:
@@ -88,10 +88,10 @@ class Traffic:
         self._thread.join(DEADLINE)
 
     def judge(self, target: Target, answer: Answer) -> None:
-        """Hear of every answer, on the traffic's thread."""
+        """Called for every answer, on the traffic's thread."""
 
     def between(self) -> None:
-        """Do something more each time all targets have been asked, on the traffic's thread."""
+        """Called each time all targets have been asked, on the traffic's thread."""
 
     @property
     def asked(self) -> int:
@@ -104,7 +104,7 @@ class Traffic:
         with self._changed:
             enough = self._answered + rounds * len(self._targets)
             moved = self._changed.wait_for(lambda: self._answered >= enough or self.failures, DEADLINE)
-        assert moved, "the traffic stands still"
+        assert moved, "no request has ended"
 
     def _work(self) -> None:
         while not self._stop.is_set():

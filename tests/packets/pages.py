@@ -1,4 +1,4 @@
-"""What the pages of a running kproxy say: its status, and its metrics as values."""
+"""The HTTP pages of a running kproxy: its status, and its metrics as values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real kproxy as a child process inside the lab's node, and what it says on stderr."""
+"""The real kproxy as a child process inside the lab's node, and its log."""
 
 import os
 import re
@@ -25,9 +25,9 @@ _EVENT = re.compile(r"\bevent=(\S+)")
 
 
 class Kproxy:
-    """One running process; its log lines are kept, and everybody who waits wakes with each of them.
+    """One running process; its log lines are kept, and each wakes all waiting threads.
 
-    `prefix` is a command that becomes the one after it, such as a `Room`.
+    `prefix` is a command that execs the command after it, such as a `Sandbox`.
     """
 
     def __init__(self, node: Namespace, arguments: Sequence[str], prefix: Sequence[str] = ()) -> None:
@@ -55,7 +55,7 @@ class Kproxy:
             return list(self._lines)
 
     def mark(self) -> int:
-        """The position in the log from which `wait_log` shall look."""
+        """Return the current position in the log, for `since` of `wait_log`."""
         with self._changed:
             return len(self._lines)
 
@@ -79,9 +79,9 @@ class Kproxy:
         return line
 
     def until(self, observe: Callable[[], T], expected: T) -> None:
-        """Observe again and again, and whenever something is logged, until the outcome is as expected.
+        """Repeat an observation, also at every log line, until it returns the expected value.
 
-        Packets announce no change of rules, so this polls. Raises AssertionError after DEADLINE.
+        Packets cannot report a change of rules, so this polls. Raises AssertionError after DEADLINE.
         """
         deadline = time.monotonic() + DEADLINE
         while (last := observe()) != expected:
@@ -94,7 +94,7 @@ class Kproxy:
         self._process.send_signal(number)
 
     def close_log(self) -> None:
-        """Stop reading its log: whatever it writes from now on meets a broken pipe."""
+        """Close the reading end of its log: from now on its writes fail with EPIPE."""
         assert self._process.stderr is not None
         os.dup2(os.open(os.devnull, os.O_RDONLY), self._process.stderr.fileno())
 

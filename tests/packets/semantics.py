@@ -1,8 +1,8 @@
-"""What kube-proxy 1.36 does with a packet, stated from the objects alone: a second opinion on kproxy's plans.
+"""The expected outcome of a packet in kube-proxy 1.36, from the objects alone: an independent model.
 
-Written from the description of pkg/proxy (topology.go, iptables/proxier.go), with plain sets and without a
-look at kproxy's planner or any backend. It answers for one packet: which pods may get it, whether they see
-this node instead of the sender, or how it is turned away.
+Written from the description of pkg/proxy (topology.go, iptables/proxier.go), with plain sets, independent of
+kproxy's planner and backends. For one packet it returns which pods may get it and whether they see this node
+instead of the sender, or how it is refused.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ REFUSED, DROPPED = "Refused", "NoAnswer"
 class Site:
     """The node and the settings of its proxy, for one family.
 
-    `tells_pods` is False where the proxy cannot tell pods' packets from others.
+    `tells_pods` is False where the proxy cannot detect local pod traffic.
     """
 
     node: str
@@ -34,7 +34,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`pods` by name, and whether each sees the node as the sender; or how the packet is turned away."""
+    """`pods` by name, and whether each sees the node as the sender; or how the packet is refused."""
 
     pods: frozenset[str] = frozenset()
     masqueraded: bool = False
@@ -59,7 +59,7 @@ class Exposure:
 
 
 def pools(endpoints: Sequence[Ep], site: Site) -> Pools:
-    """Who may serve under the policy Cluster, and who under Local."""
+    """Return the endpoints that may serve under the policy Cluster, and those under Local."""
     ready = [e for e in endpoints if e.ready is not False]
     draining = [e for e in endpoints if e.serving is not False and e.terminating is True]
     chosen = ready or draining
@@ -72,7 +72,7 @@ def pools(endpoints: Sequence[Ep], site: Site) -> Pools:
 
 
 def outcome(exposure: Exposure, site: Site, kind: Kind, vantage: Vantage, source: str) -> Outcome:
-    """What happens to a packet from `source` for an address of this kind."""
+    """Return the outcome of a packet from `source` to an address of this kind."""
     spec, found = exposure.spec, pools(exposure.endpoints, site)
     inside = kind == "cluster"
     policy = spec.get("internalTrafficPolicy" if inside else "externalTrafficPolicy", "Cluster")

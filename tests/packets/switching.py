@@ -1,4 +1,4 @@
-"""Another mode for a running kproxy, and what the modes before it left in the kernel."""
+"""Changes of the mode of a running kproxy, and leftovers of previous modes in the kernel."""
 
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
@@ -14,7 +14,7 @@ def choose(file: File, mode: str) -> None:
 
 
 def remains(cluster: Cluster, *, but: str) -> list[str]:
-    """What any mode has in the node's kernel that `but` has no use for."""
+    """Return the objects of all modes in the node's kernel, except those that the mode `but` uses."""
     node = cluster.lab.node
     found = []
     for family in ("", "6"):

@@ -1,4 +1,4 @@
-"""Services that change in place, go and come back, or hand an address on: each step serves what it says."""
+"""Services that change in place, are deleted and recreated, or pass on an address, checked at each step."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from tests.packets.objects import JSON, NAMESPACE, OTHER_TARGET, TARGET, Port, S
 pytestmark = pytest.mark.root
 
 NOT_SERVED = {"Refused", "Unreachable"}
-"""Told at once, by the node or by the routers around it; nobody has to wait in vain."""
+"""Outcomes without a timeout: the node or a router refuses at once."""
 
 Address = tuple[str, int]
 
@@ -152,7 +152,7 @@ def test_a_service_is_given_to_another_proxy_and_back(cluster: Cluster, family: 
         cluster.edit_meta("Service", service.name, lambda meta, labels=labels: meta.update(labels=labels))
         cluster.settle()
         for source in (lab.client, lab.local_pods[1], lab.node):
-            # What the node itself sends to an address of nobody's leaves it, and may vanish.
+            # Packets of the node itself to an unused address leave the node, and may be lost.
             for target in targets if proxied or source is not lab.node else targets[1:]:
                 found = cluster.outcome(source, *target)
                 assert found == pod.name if proxied else found in NOT_SERVED, (labels, source, target)
@@ -189,7 +189,7 @@ def test_two_services_exchange_their_external_addresses(cluster: Cluster, family
 
 
 def test_slices_are_marked_headless_and_unmarked(cluster: Cluster, family: Family) -> None:
-    """Of a Service, that label says nothing: what counts there is whether it has a cluster IP."""
+    """The label has no meaning on a Service: only its cluster IP decides whether it is headless."""
     lab, label = cluster.lab, {"service.kubernetes.io/headless": ""}
     one, other = lab.pods[:2]
     service = cluster.service(labels=label)

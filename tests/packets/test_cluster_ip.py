@@ -12,7 +12,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-def test_everybody_reaches_every_endpoint(cluster: Cluster, protocol: Protocol, family: Family) -> None:
+def test_every_client_reaches_every_endpoint(cluster: Cluster, protocol: Protocol, family: Family) -> None:
     lab = cluster.lab
     asker, *pods = lab.pods[:4]
     service = cluster.publish(pods, ports=[Port(80, protocol)])

@@ -1,7 +1,7 @@
-"""Services, policies and endpoints in combinations nobody thought of, against a statement of the rules.
+"""Random combinations of services, policies and endpoints, compared with an independent model.
 
-Everything is drawn from a fixed seed. Each service is asked at each of its addresses, from outside, from the
-node and from pods that are among its endpoints and that are not; then endpoints change.
+Everything is drawn from a fixed seed. Each service is probed at each of its addresses, from outside, from the
+node, and from pods that are its endpoints and pods that are not; then endpoints change.
 """
 
 import itertools
@@ -105,7 +105,7 @@ def _sources(cluster: Cluster, family: Family) -> Iterator[tuple[Vantage, Namesp
 
 
 def _differences(cluster: Cluster, case: Case, family: Family) -> Iterator[str]:
-    """What happened other than it should, a line for each."""
+    """Yield a line for each outcome that differs from the model."""
     node_ip = (NODE_IP4 if family == 4 else NODE_IP6)[0]
     site = Site(cluster.lab.spec.node_name, ZONE, node_ip)
     asked = itertools.product(_sources(cluster, family), case.addresses(family))
@@ -137,7 +137,7 @@ def _judge(
     failures = {type(answer).__name__ for answer in answers if isinstance(answer, AskError)}
     answered = [answer for answer in answers if isinstance(answer, Answer)]
     if wanted.refusal:
-        # What the node itself sends to an outside address may leave it, and meets whatever is out there.
+        # Packets of the node itself to an outside address may leave it; their outcome is not kproxy's.
         right = bool(failures) if vantage == "node" else failures == {wanted.refusal}
         return "" if right else f"{failures or answered[0].pod}"
     pods = {answer.pod for answer in answered}

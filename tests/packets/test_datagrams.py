@@ -1,4 +1,4 @@
-"""UDP flows over changes of their service: they follow it, and nobody else's are touched."""
+"""UDP flows during changes of their service: they follow it, and other flows stay as they are."""
 
 import pytest
 
@@ -17,7 +17,7 @@ DNS = (Port(53, "UDP"),)
 
 
 def who(held: HeldConnection) -> str:
-    """Who answers on a flow, or the name of what happens instead."""
+    """Return the pod that answers on a flow, or the name of the error."""
     try:
         return held.exchange("who?", timeout=0.3).pod
     except AskError as error:
@@ -65,7 +65,7 @@ def test_flows_from_inside_the_cluster_follow_their_service(
     source = lab.node if asker == "the node" else lab.local_pods[2]
 
     def answer() -> str:
-        """By netfilter a socket of the node itself is refused as it sends, and in other words."""
+        """Netfilter refuses the node's own sockets while they send, with another error."""
         found = who(held)
         return "Refused" if source is lab.node and found == "Unreachable" else found
 

@@ -1,4 +1,4 @@
-"""The real program, asked over HTTP: what it says of itself moves as the cluster and the kernel do."""
+"""Status and metrics of the real program over HTTP: they follow the cluster and the kernel."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def test_a_change_moves_the_numbers_it_should(spare: Cluster) -> None:
     for family in (4, 6):
         spare.api.edit("EndpointSlice", NAMESPACE, f"{service.name}-a-{family}", without_endpoints)
     spare.settle()
-    # Packets obey a little before the sync that they obey has ended.
+    # Packets obey shortly before their sync has ended.
     spare.running.until(lambda: programmed(scrape(spare)) - programmed(before), 2.0)
     after = scrape(spare)
 
@@ -73,7 +73,7 @@ def test_every_query_of_dashboards_and_alerts_finds_its_series(spare: Cluster, t
     spare.start()
     service = spare.publish([spare.lab.local_pods[0]])
     spare.ask(spare.lab.client, service.ip(4), 80)
-    # What is per service is read by and by.
+    # Counters per service are read in the background.
     spare.running.until(lambda: {name for name, _ in scrape(spare)} & {CONNECTIONS}, {CONNECTIONS})
     asked = [query for query in (*KUBERNETES_MIXIN, *own()) if not SILENT.search(query)]
     code, body = get(spare, "/metrics")
@@ -92,7 +92,7 @@ def test_connections_to_a_service_are_counted(spare: Cluster) -> None:
     spare.ask(lab.client, service.ip(6), 80, n=3)
     port = {"namespace": NAMESPACE, "service": service.name, "port": service.ports[0].name, "protocol": "TCP"}
     asked = {"IPv4": 12.0, "IPv6": 3.0}
-    # IPVS adds its counters up every two seconds, and what was read is kept for a while.
+    # IPVS updates its counters every two seconds, and kproxy caches what it read.
     spare.running.until(
         lambda: {name: value(scrape(spare), CONNECTIONS, **port, ip_family=name) for name in asked}, asked
     )
@@ -195,7 +195,7 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
     since = program.mark()
     loser = spare.publish([pod], externalIPs=[address])
     program.wait_log("object_problem", loser.key, since=since)
-    # Packets obey, and problems are told, a little before the sync that they are of has ended.
+    # Packets obey, and problems are reported, shortly before their sync has ended.
     program.until(lambda: status(spare)["pending"], {"services": 0, "endpoints": 0, "oldestSeconds": None})
     found = status(spare)
     assert found["mode"] == get(spare, "/proxyMode")[1].decode()

@@ -97,12 +97,12 @@ def test_scaling_from_none_to_some_to_none_and_away(cluster: Cluster, family: Fa
     cluster.scale(service, [])
     assert cluster.outcome(client, service.ip(family), 80) == "Refused"
     cluster.delete(service)
-    # The fence is about translation; a refusal is taken back a moment later.
+    # The barrier covers translation; the rule that refuses is removed shortly after.
     cluster.running.until(lambda: cluster.outcome(client, service.ip(family), 80), cluster.mode.unserved)
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-def test_without_endpoints_everybody_is_refused_at_once(
+def test_without_endpoints_every_client_is_refused_at_once(
     cluster: Cluster, family: Family, protocol: Protocol
 ) -> None:
     lab, external, balanced = cluster.lab, cluster.external_ips(), cluster.external_ips()
@@ -117,10 +117,10 @@ def test_without_endpoints_everybody_is_refused_at_once(
     inside = ((service.ip(family), 80), (node, service.node_port))
     outside = ((external[family], 80), (balanced[family], 80))
     for source in (lab.client, lab.local_pods[0], lab.local_pods[1], lab.node):
-        # What the node sends to an outside address may leave it, and is nobody's to refuse.
+        # Packets of the node to an outside address may leave it; then kproxy does not refuse them.
         for target in inside if source is lab.node else (*inside, *outside):
             found = cluster.outcome(source, *target, protocol)
-            # A datagram's sender is told by its own node as it sends, and in other words.
+            # On the node itself, sending the datagram fails, with another error.
             allowed = {"Refused", "Unreachable"} if (source, protocol) == (lab.node, "UDP") else {"Refused"}
             assert found in allowed, (source, target)
 

@@ -31,7 +31,7 @@ def _listening(cluster: Cluster, protocol: Protocol) -> object:
         lab.stop_serving(server)
 
 
-def test_everybody_reaches_endpoints_on_the_nodes(
+def test_every_client_reaches_endpoints_on_the_nodes(
     cluster: Cluster, family: Family, protocol: Protocol
 ) -> None:
     lab, outside = cluster.lab, cluster.external_ips()

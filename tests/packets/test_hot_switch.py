@@ -1,4 +1,4 @@
-"""Another proxy mode in the running program: nobody notices, nothing is left, failures are taken back."""
+"""Changes of the mode in the running program: no request fails, nothing is left, failures are rolled back."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ def targets(cluster: Cluster, service: Service) -> list[Target]:
 
 
 def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[str], None]) -> None:
-    """Start in the first mode and change to the others, under traffic and with connections that last."""
+    """Start in the first mode and change to the others, with traffic and open connections."""
     lab = cluster.lab
     choose(file, modes[0])
     program = cluster.start("--config", str(file.path))

@@ -1,4 +1,4 @@
-"""What only IPVS does: its schedulers, destinations that drain, and what it must leave alone."""
+"""Behaviour of the IPVS mode only: schedulers, draining destinations, and foreign virtual servers."""
 
 import sys
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def test_sh_leads_a_client_to_the_same_endpoint(cluster: Cluster, family: Family
 
 
 def test_every_scheduler_serves(cluster: Cluster) -> None:
-    """All that this kernel has, for Debian's user-mode kernel is built without twos."""
+    """All schedulers of this kernel; Debian's user-mode kernel is built without twos."""
     pods, trial = cluster.lab.pods[:2], ["-t", "192.0.2.250:1"]
     services: dict[str, Service] = {}
     for scheduler in (*SCHEDULERS, "sh,sh-port", "mh,mh-fallback"):
@@ -299,7 +299,7 @@ def test_a_host_port_takes_nothing_that_a_service_is_asked_for(spare: Cluster, f
 
 @contextmanager
 def firewalled(cluster: Cluster, family: Family, ends: str) -> Iterator[None]:
-    """A host whose firewall knows nothing of services, and drops or refuses what it does not know."""
+    """A host whose firewall drops or refuses everything without a rule, services included."""
     known = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"]
     lost = ["-p", "ipv6-icmp", "-j", "ACCEPT"] if family == 6 else ["-p", "icmp", "-j", "ACCEPT"]
     rules = [
@@ -313,7 +313,7 @@ def firewalled(cluster: Cluster, family: Family, ends: str) -> Iterator[None]:
         cluster.iptables(family, "-A", hook, *rule)
     for hook in ("INPUT", "FORWARD", "OUTPUT"):
         cluster.iptables(family, "-P", hook, "DROP" if ends == "DROP" else "ACCEPT")
-    # Pods reach each other, as the network plugin sees to.
+    # The network plugin lets pods reach each other.
     between = ("-i", "mynet+", "-j", "ACCEPT")
     cluster.iptables(family, "-A", "FORWARD", *between)
     try:
@@ -370,7 +370,7 @@ def test_a_firewall_of_the_nodes_own_ports_does_not_shut_services(
 def test_the_node_asks_from_a_port_that_is_a_node_port(
     cluster: Cluster, family: Family, protocol: str
 ) -> None:
-    """The SYN-ACK, or the datagram, that it waits for there is no request to the service."""
+    """The SYN-ACK or datagram that the client expects at that port is not a request to the service."""
     lab, own = cluster.lab, (NODE_IP4 if family == 4 else NODE_IP6)[0]
     serving, asked = lab.pods[0], (lab.pods[-1], lab.local_pods[1])
     service = cluster.publish([serving], type="NodePort", ports=[Port(80, protocol)], families=[family])  # type: ignore[arg-type]
@@ -396,7 +396,7 @@ def test_the_node_asks_from_a_port_that_is_a_node_port(
 def test_an_address_that_a_service_gives_up_is_not_the_nodes_own_any_more(
     cluster: Cluster, family: Family
 ) -> None:
-    """Only connections that close are left, as after every request: another machine may have it now."""
+    """Only closing connections are left, as after every request; another machine may have the address now."""
     lab, ip, other = cluster.lab, *(cluster.external_ips()[family] for _ in range(2))
     service = cluster.publish([lab.pods[0]], externalIPs=[ip, other], families=[family])
     for address in (ip, other):
@@ -417,7 +417,7 @@ def test_an_address_that_a_service_gives_up_is_not_the_nodes_own_any_more(
 def test_a_program_of_the_node_is_reached_at_a_node_port_that_still_drains(
     cluster: Cluster, family: Family
 ) -> None:
-    """As where a service of type NodePort makes way for a host port, and some connection is never idle."""
+    """As when a host port replaces a NodePort service while a connection is never idle."""
     lab, own = cluster.lab, (NODE_IP4 if family == 4 else NODE_IP6)[0]
     service = cluster.publish([lab.pods[0]], type="NodePort", families=[family])
     with lab.hold(lab.client, own, service.node_port) as held:

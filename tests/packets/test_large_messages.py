@@ -1,4 +1,4 @@
-"""Messages of many packets, and paths for smaller ones only: what tells of those is translated, too."""
+"""Messages of many packets, and paths with a small MTU: ICMP errors about the MTU are translated, too."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.root
 def _targets(
     cluster: Cluster, service: Service, family: Family
 ) -> Iterator[tuple[Namespace | Pod, str, int]]:
-    """Who asks which address.
+    """Yield the origins and addresses of the requests.
 
-    The loopback learns nothing of paths, so what a node asks of its own addresses is left out; in IPVS mode
-    those of services are among them.
+    The loopback has no path MTU, so requests of a node to its own addresses are left out; in IPVS mode these
+    include the addresses of services.
     """
     lab = cluster.lab
     for source in (lab.client, lab.local_pods[0]):

@@ -1,4 +1,4 @@
-"""Packets that come too late or out of nowhere: a connection through a service must not die of them.
+"""Late and stray packets must not end a connection through a service.
 
 Conntrack calls a segment outside the window INVALID and does not translate it. A client that got it from a
 pod's own address would answer with a reset, which ends the pod's side of a connection that is alive.
@@ -43,7 +43,7 @@ class Segment:
 
 
 class Wire:
-    """A raw socket in a pod: sees each segment that arrives there, and sends what no TCP would."""
+    """A raw socket in a pod: receives each segment that arrives there, and sends stray segments."""
 
     def __init__(self, lab: Lab, pod: Pod, family: Family) -> None:
         self._own = pod.ip(family)
@@ -57,7 +57,7 @@ class Wire:
         self._socket.close()
 
     def arrived(self) -> Iterator[Segment]:
-        """What has arrived at TARGET since the last time."""
+        """Return the segments that arrived at TARGET since the last call."""
         while True:
             try:
                 data, peer = self._socket.recvfrom(65536)

@@ -34,7 +34,7 @@ def tree_rules(cluster: Cluster) -> dict[Family, int]:
 
 
 def crowd(cluster: Cluster, service: Service, count: int) -> None:
-    """Give a service so many endpoints that exist nowhere."""
+    """Give a service `count` endpoints without pods."""
     prefixes: dict[Family, str] = {4: "10.244.{}.{}", 6: "fd00:10:244:ff::{:x}:{:x}"}
     for family, prefix in prefixes.items():
         slice_ = slice_json(service.name, f"{service.name}-{family}", family, [], service.ports, {})

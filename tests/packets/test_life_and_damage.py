@@ -1,4 +1,4 @@
-"""Restarts, crashes, outages, other people's hands: traffic goes on, and what is damaged is mended."""
+"""Restarts, crashes, outages and foreign changes: traffic goes on, and drift is repaired."""
 
 import fcntl
 import shlex
@@ -114,7 +114,7 @@ def test_damage_is_named_and_repaired(spare: Cluster, damage: str) -> None:
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
 def test_all_its_chains_are_made_again(spare: Cluster, family: Family) -> None:
-    """Deleted one by one, while it may already be at work: what is there in the end is whole."""
+    """Chains are deleted one by one while a repair may run; the final rules are complete."""
     program = spare.start()
     pod = spare.lab.local_pods[0]
     service, empty = spare.publish([pod], type="NodePort"), spare.publish([])

@@ -1,7 +1,7 @@
 """manifests/MIGRATION.md under traffic: from kube-proxy's rules to kproxy, through its modes, and back.
 
-kube-proxy's rules play its part, as it writes them (pkg/proxy/iptables/proxier.go): jumps that
-are not there yet are inserted, its chains are written anew in one restore per family.
+kube-proxy is represented by its rules, written as it writes them (pkg/proxy/iptables/proxier.go): missing
+jumps are inserted, its chains are rewritten in one restore per family.
 """
 
 import functools
@@ -89,14 +89,14 @@ def restore_lines(service: Service, pods: list[Pod], family: Family) -> Iterator
 
 
 def run_kproxy(cluster: Cluster, file: File) -> Kproxy:
-    """A pod of kproxy comes to the node, and is healthy."""
+    """Start kproxy, as its pod on the node would, and check that it is healthy."""
     program = cluster.start("--config", str(file.path))
     assert status(cluster)["healthy"] is True
     return program
 
 
 def remaining(cluster: Cluster, mode: str) -> int:
-    """How many things other modes have in the kernel."""
+    """Return the number of objects that other modes have in the kernel."""
     return len(remains(cluster, but=mode))
 
 
@@ -139,7 +139,7 @@ def test_from_kube_proxy_through_the_modes_and_back(spare: Cluster, tmp_path: Pa
             program.wait_log("mode_switched", f"mode={mode}", since=since)
             undisturbed()
             program.until(functools.partial(remaining, spare, mode), 0)
-        # A cleanup at the wrong moment, and a second kproxy: both say so, and nothing happens.
+        # A cleanup beside a running kproxy, and a second kproxy: both are refused and change nothing.
         for command in ([*KPROXY, "cleanup"], [*KPROXY, *spare.command("--once")]):
             done = node.run(command, check=False)
             assert (done.returncode, f"pid {program.pid}" in done.stderr) == (1, True)

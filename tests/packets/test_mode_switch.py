@@ -1,4 +1,4 @@
-"""From one mode to the other and back, from kube-proxy's too: nobody notices, and nothing is left behind."""
+"""From one mode to the other and back, from kube-proxy's too: no request fails, and nothing is left."""
 
 import random
 import signal
@@ -19,12 +19,12 @@ TO_IPTABLES = ("--proxy-mode", "iptables")
 
 
 def clean_node(cluster: Cluster) -> None:
-    """Take away whatever an earlier test left."""
+    """Remove leftovers of earlier tests."""
     cluster.lab.node.run([sys.executable, "-m", "kproxy", "cleanup"])
 
 
 def ipvs_remains(cluster: Cluster) -> list[str]:
-    """Everything in the node's kernel that an IPVS mode makes."""
+    """Return all objects of an IPVS mode in the node's kernel."""
     node = cluster.lab.node
     found = node.run(["ipvsadm", "-Sn"]).stdout.splitlines()
     found += node.run(["ipset", "list", "-n"]).stdout.splitlines()

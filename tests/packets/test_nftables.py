@@ -1,4 +1,4 @@
-"""What only the nftables mode has: its tables, its defaults, and the way from and to the iptables mode."""
+"""Behaviour of the nftables mode only: its tables, its defaults, and changes from and to iptables."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Node ports, load-balancer and external addresses: who may use them, and whom the pods see."""
+"""Node ports, load-balancer and external addresses: which clients may use them, and the source pods see."""
 
 import socket
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_node_port_answers_on_localhost(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("kind", ["external", "balancer"])
-def test_an_outside_address_answers_everybody(cluster: Cluster, family: Family, kind: str) -> None:
+def test_an_outside_address_answers_every_client(cluster: Cluster, family: Family, kind: str) -> None:
     lab = cluster.lab
     pods = lab.pods[:4]
     ips = cluster.external_ips()
@@ -107,7 +107,7 @@ def test_ranges_of_one_family_do_not_restrict_the_other(cluster: Cluster) -> Non
 
 
 def test_ranges_of_an_address_that_is_an_external_one_too(cluster: Cluster, family: Family) -> None:
-    """In iptables mode the rule of the external address comes first; the other modes judge the address."""
+    """In iptables mode the rule of the external address comes first; the other modes decide by address."""
     pod, ips = cluster.lab.local_pods[0], cluster.external_ips()
     allowed, denied = cluster.client_ips(family)[:2]
     cluster.publish(
@@ -137,7 +137,7 @@ def test_ranges_that_include_the_node_admit_the_node(cluster: Cluster, family: F
 def test_ranges_that_include_the_address_itself_do_not_admit_the_node(
     cluster: Cluster, family: Family
 ) -> None:
-    """In IPVS mode the node asks from the very address that it asks for."""
+    """In IPVS mode the node's source address is the destination address itself."""
     lab, ips = cluster.lab, cluster.external_ips()
     cluster.publish(
         [lab.local_pods[0]],
@@ -198,7 +198,7 @@ def test_an_external_ip_does_not_take_a_load_balancers_address(cluster: Cluster,
 
 
 def test_a_service_cannot_cut_kproxy_off(spare: Cluster, tmp_path: Path) -> None:
-    """Neither from its API server, which is reached at an address of the node, nor from its health checks."""
+    """Neither its API server, reached at an address of the node, nor its health checks are cut off."""
     pod, ips, node = spare.lab.local_pods[0], spare.external_ips(), NODE_IP4[0]
     kubeconfig = spare.api.kubeconfig(tmp_path / "kubeconfig", server=f"http://{node}:{spare.api.port}")
     spare.start("--kubeconfig", str(kubeconfig))

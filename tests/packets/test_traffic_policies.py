@@ -98,7 +98,7 @@ def test_both_policies_local_are_judged_apart(cluster: Cluster, family: Family) 
 
 
 def health(cluster: Cluster, number: int) -> list[str]:
-    """What a load balancer is told at both addresses of the node: a status, or that nobody listens."""
+    """Return the health check's result at both addresses of the node: a status, or `Refused`."""
     script = (
         "import sys, http.client as h; c = h.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=9)\n"
         "try: c.request('GET', '/healthz'); print(c.getresponse().status)\n"
@@ -159,7 +159,7 @@ def test_the_policy_cluster_falls_back_to_terminating_endpoints(
 
 
 def test_the_external_policy_changes_in_place(cluster: Cluster, family: Family) -> None:
-    """Whom pods see, who serves, and whether anybody listens at the health-check port follow it."""
+    """The source seen by pods, the serving pods and the health-check port follow the policy."""
     lab, number, ips = cluster.lab, cluster.free_node_port(), cluster.external_ips()
     local, remote = lab.local_pods[0], lab.remote_pods[0]
     service = cluster.publish(

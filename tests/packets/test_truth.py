@@ -1,4 +1,4 @@
-"""The real program in trouble: `kproxy status` says so at once, by a code that scripts can act upon."""
+"""The real program with failures: `kproxy status` reports them at once, with an exit code for scripts."""
 
 import json
 import sys

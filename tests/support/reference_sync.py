@@ -69,7 +69,7 @@ def namespace() -> Iterator[Namespace]:
 
 
 def write_manifests(api: ApiServer, directory: Path) -> None:
-    """Write the Services, EndpointSlices and Nodes to a directory, a List for each kind."""
+    """Write the objects that kproxy reads to a directory, a List for each kind."""
     for kind in _KINDS:
         items = {"apiVersion": "v1", "kind": "List", "items": api.list(kind)}
         (directory / f"{kind}.json").write_bytes(msgspec.json.encode(items))
