@@ -35,7 +35,7 @@ def own_address(lab: Lab, source: Namespace | Pod, family: Family) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_everybody_reaches_everybody_untranslated(lab: Lab, protocol: Protocol, family: Family) -> None:
+def test_all_namespaces_reach_each_other_untranslated(lab: Lab, protocol: Protocol, family: Family) -> None:
     places = (*lab.pods, lab.node_pod, lab.peer_pod)
     sources: list[Namespace | Pod] = [lab.client, *places]
     for source in sources:
