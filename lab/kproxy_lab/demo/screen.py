@@ -36,7 +36,7 @@ class Glyphs:
 
     held: str
     failed: str
-    nobody: str
+    no_answer: str
     eighths: str
     dash: str
     blur: str
@@ -211,7 +211,7 @@ class Screen:
 
     def _share(self, name: str, count: int, total: int, *, expected: bool, sticky: bool) -> Text:
         if not count and (sticky or not expected):
-            return Text(self.glyphs.nobody, style="dim")
+            return Text(self.glyphs.no_answer, style="dim")
         share = count / total if total else 0.0
         percent = Text(f"{share:>4.0%}", style="" if expected and count else "bold red")
         if not self.wide:

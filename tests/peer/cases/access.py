@@ -55,7 +55,7 @@ CASES = (
     ),
     case("source ranges of pods", write(balancer(loadBalancerSourceRanges=PODS), EVERYWHERE)),
     case(
-        "source ranges of nobody",
+        "source ranges without a client",
         write(balancer(loadBalancerSourceRanges=["198.18.0.0/15", "2001:db8:99::/64"]), EVERYWHERE),
     ),
     case(

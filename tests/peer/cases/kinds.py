@@ -76,7 +76,7 @@ CASES = (
     case("no slice", write(balancer(externalIPs=vips(11)))),
     case("empty slice", write(balancer(externalIPs=vips(11)), slices("web"))),
     case(
-        "nobody ready",
+        "no endpoint ready",
         write(
             balancer(externalIPs=vips(11)),
             slices("web", unready("local-0"), Ep("remote-0", ready=False, serving=False)),
