@@ -441,6 +441,29 @@ def _over_the_kernel(family: Family) -> None:
     assert node.backend.check(full=True) == ()
 
 
+@pytest.mark.parametrize("family", list(Family))
+def test_a_table_that_was_switched_off_acts_again(family: Family) -> None:
+    _dormant(family)
+
+
+@fresh_network
+def _dormant(family: Family) -> None:
+    node = NftablesNode(with_config(family=family), NetlinkNft())
+    switch_off = f"add table {node.config.ip} kproxy {{ flags dormant; }}\n"
+    node.done()
+    assert node.backend.check() == ()
+    nft_oracle.write(switch_off)
+    assert "dormant" in nft_oracle.listing(family)
+    assert [str(drift) for drift in node.backend.check()] == ["table kproxy is dormant"]
+    node.done()
+    assert "dormant" not in nft_oracle.listing(family)
+    assert node.backend.check(full=True) == ()
+    nft_oracle.write(switch_off)
+    node.start()
+    node.done()
+    assert "dormant" not in nft_oracle.listing(family)
+
+
 @fresh_network
 def test_what_the_kernel_refuses_is_told_from_what_is_missing() -> None:
     nft = NetlinkNft()

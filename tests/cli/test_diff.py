@@ -213,11 +213,13 @@ def test_in_nftables_mode_elements_and_chains_are_told() -> None:
     do("nft", "add", "element", "ip", "kproxy", "endpoint-0", "{ 10.9.9.9 . 6 . 80 : 10.1.1.1 . 80 }")
     do("nft", "flush", "chain", "ip", "kproxy", "nat-output")
     do("nft", "add", "table", "ip", "mine")
+    do("nft", "add", "table", "ip6", "kproxy", "{ flags dormant; }")
     assert told(*NFTABLES) == (
         2,
         [
             "~ IPv4 chain nat-output (lacks 1 rule and has 0 not wanted)",
             "- IPv4 element endpoint-0 10.9.9.9 . 6 . 80 (10.1.1.1 . 80)",
+            "~ IPv6 table ip6 kproxy (is dormant)",
         ],
     )
     run_once(*NFTABLES)

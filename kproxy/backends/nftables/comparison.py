@@ -15,6 +15,8 @@ def changes(now: Reading | None, then: Reading, table: str) -> Iterator[Change]:
     if now is None:
         yield Change(f"table {table}", Sign.ADD)
         now = Reading({}, frozenset())
+    if now.dormant:
+        yield Change(f"table {table}", Sign.CHANGE, "is dormant")
     before, after = now.chains, then.chains
     for name in before.keys() | after.keys():
         old, new = before.get(name), after.get(name)

@@ -13,7 +13,9 @@ from kproxy.kernel.nft.types import Reading
 
 
 def is_whole(family: Family, found: Reading) -> bool:
-    """Whether the table has this layout, and is complete in the parts that cannot be written again."""
+    """Whether the table acts, has this layout, and is complete in the parts that cannot be written again."""
+    if found.dormant:
+        return False
     if names.LAYOUT not in found.chains or not found.containers >= names.declarations(family).keys():
         return False
     if any(map(is_filled, found.unreadable)):

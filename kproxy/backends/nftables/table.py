@@ -19,7 +19,7 @@ from kproxy.backends.nftables.drift import (
 from kproxy.backends.nftables.element_owners import Contents, no_contents
 from kproxy.backends.nftables.listing import Structure, contents_of
 from kproxy.backends.nftables.script import Script, rules_of
-from kproxy.kernel.nft.types import Nft, NftError, NftFailure
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure, Reading
 
 
 class AppliedTable:
@@ -69,8 +69,7 @@ class AppliedTable:
         """
         found = self._nft.reading(self._config.family, names.TABLE)
         if found is None or not is_whole(self._config.family, found):
-            state = "is not there" if found is None else "is not whole"
-            return (Drift(f"table {names.TABLE}", state),), False
+            return (Drift(f"table {names.TABLE}", _state(found)),), False
         elements = contents_of(found)
         drifts = (
             *chain_drifts(self.chains, self._baseline, found.chains),
@@ -189,3 +188,10 @@ class AppliedTable:
                 self.unsure.update(element_object(container, key) for container, key in elements)
             raise
         self.written["transactions"] += 1
+
+
+def _state(found: Reading | None) -> str:
+    """What is wrong with a table that cannot be kept."""
+    if found is None:
+        return "is not there"
+    return "is dormant" if found.dormant else "is not whole"

@@ -19,8 +19,10 @@ from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
 from kproxy.kernel.nft.types import Reading
 
 _NETLINK_NETFILTER = 12
-_GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 4, 7, 10, 13
-_TABLE = 1  # of chains, rules, sets and elements
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 1, 4, 7, 10, 13
+_TABLE = 1  # of tables, chains, rules, sets and elements
+_TABLE_FLAGS = 2
+_DORMANT = 1  # NFT_TABLE_F_DORMANT
 _SET = 2  # the name, of sets and of elements
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 3, 4, 5, 7
 _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_COMMENT = 2, 3, 4, 7
@@ -61,6 +63,7 @@ def reading(family: Family, table: str, *, elements: bool, portable: bool = Fals
                 frozenset(map(str, named)),
                 found if elements else None,
                 unreadable,
+                any(_is_dormant(held) for held in _of_table(sock, _GET_TABLE, family, table)),
             )
         except OSError as error:
             if error.errno == errno.ENOENT:
@@ -135,6 +138,10 @@ def _of_table(sock: NetlinkSocket, kind: int, family: Family, table: str) -> Ite
         held = attributes(answer[NFGENMSG.size :])
         if text(held[_TABLE]) == table:
             yield held
+
+
+def _is_dormant(held: Mapping[int, bytes]) -> bool:
+    return bool(int.from_bytes(held.get(_TABLE_FLAGS, b""), "big") & _DORMANT)
 
 
 def _request(family: Family, table: str, name: str = "") -> bytes:

@@ -42,13 +42,15 @@ class Reading(msgspec.Struct, frozen=True):
     only if the rules differ, so that two tables can be compared. `containers`: the named maps and sets, as
     `map NAME` and `set NAME`. `elements`: key -> value ("" in sets) of each map and set that transactions
     fill, as nft prints both; None if they were not requested. `unreadable`: maps and sets whose elements
-    cannot be decoded, with the reason.
+    cannot be decoded, with the reason. `dormant`: the table is switched off (`flags dormant`), and no packet
+    passes its chains.
     """
 
     chains: dict[str, tuple[str, ...]]
     containers: frozenset[str]
     elements: Mapping[str, dict[str, str]] | None = None
     unreadable: Mapping[str, str] = {}
+    dormant: bool = False
 
 
 class Nft(Protocol):
