@@ -47,6 +47,13 @@ from kproxy.telemetry.series import LIVEZ as LIVEZ_ANSWERS
 
 log = structlog.stdlib.get_logger(__name__)
 
+CLEANUP_SECONDS = 75.0
+"""Time for the removal of all rules at the end, after which no program is waited for.
+
+It leaves a margin to the 90 s after which kubelet kills the pod (terminationGracePeriodSeconds of the
+manifests) and `kproxy cleanup --stop` gives up: this process says itself what it could not remove.
+"""
+
 ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
 """Makes the reloader that hands new settings to a function."""
 
@@ -117,12 +124,18 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
 def _clean_up(signals: Signals) -> bool:
     """Remove everything; False if not all could be, or another signal asks for the end at once."""
     began = time.monotonic()
+    late = StopEvent()
+    timer = threading.Timer(CLEANUP_SECONDS, late.set)
+    timer.daemon = True
     try:
         with signals.interruptible():
-            clean = remove_everything()
+            timer.start()
+            clean = remove_everything(runner=Runner(late))
     except Interrupted as signal:
         log.error("cleanup_interrupted", signal=signal.number.name, remedy="kproxy cleanup removes the rest")
         return False
+    finally:
+        timer.cancel()
     seconds = round(time.monotonic() - began, 3)
     if clean:
         log.info("stopped", rules="removed", seconds=seconds)

@@ -10,6 +10,7 @@ import structlog
 
 from kproxy import __version__
 from kproxy.backends.iptables import names
+from kproxy.kernel.processes import Runner
 from kproxy.modes.foreign_tables import warn_of_peer_tables
 from kproxy.modes.iptables_cleanup import remove_rules
 from kproxy.modes.ipvs_teardown import IpvsTeardown
@@ -32,8 +33,10 @@ _TAKEN = 10.0
 """Seconds within which a kproxy that runs takes a signal."""
 
 
-def remove_everything(*, peer: bool = False) -> bool:
+def remove_everything(*, peer: bool = False, runner: Runner | None = None) -> bool:
     """Remove what is there; False if anything could not be removed (each failure is logged).
+
+    A stop of `runner`, which runs the programs, ends what takes long.
 
     kube-proxy's iptables and IPVS modes write the chains, sets and device that kproxy knows as its own; with
     `peer`, the tables of its nftables mode go too; without, they are named and stay.
@@ -45,7 +48,7 @@ def remove_everything(*, peer: bool = False) -> bool:
     ipvs = IpvsTeardown(ipvs_handles(), 0, (), time.monotonic)
     cleared = ipvs.clear()
     clean = remove_tables() and cleared
-    clean = remove_rules() and clean
+    clean = remove_rules(runner) and clean
     if peer:
         clean = remove_tables(names.PEER_NFT_TABLE) and clean
     # While a virtual server stands, the sets must go on saying that it is ours.

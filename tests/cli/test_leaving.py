@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from kproxy.addresses import Family
+from kproxy.agent import main
 from kproxy.agent.once import waits_for
+from kproxy.agent.signals import Leaving, Signals
 from kproxy.node.instance import NAME
 from tests.cli.nodes import FLAGS, do, iptables, kproxy, rules
 from tests.cli.running import Running
@@ -133,6 +136,21 @@ def test_a_second_signal_cuts_it_short_and_says_so(tmp_path_factory: pytest.Temp
         assert "kproxy cleanup" in running.wait("cleanup_interrupted", "SIGTERM")
     assert made()
     assert (kproxy("cleanup").returncode, made()) == (0, [])
+
+
+@fresh_network
+def test_programs_that_hang_do_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    iptables("legacy", "-t nat -N KUBE-SERVICES")
+    monkeypatch.setattr(main, "CLEANUP_SECONDS", 0.2)
+    signals = Signals(lambda: None, Leaving(configured=True))
+    with capture_logs() as logged, (tmp_path / "xtables.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not main._clean_up(signals)
+    assert {"cleanup_failed", "stopped"} <= {each["event"] for each in logged}
+    assert made()
+    assert main._clean_up(signals)
+    assert made() == []
 
 
 @fresh_network
