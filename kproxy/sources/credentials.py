@@ -67,10 +67,11 @@ def without_userinfo(url: str) -> str:
 def guarded(server: str, headers: Headers) -> Headers:
     """Headers for a server that has credentials in them only with TLS, or if the server is on this host.
 
-    Raises ClusterAccessError where credentials would be sent in the clear. What is returned raises it too,
-    for a token may come later, and whatever `headers` raises.
+    Without a scheme an address is one of plain http (urllib3). Raises ClusterAccessError where credentials
+    would be sent in the clear. What is returned raises it too, for a token may come later, and whatever
+    `headers` raises.
     """
-    if not server.lower().startswith("http://"):
+    if server.lower().startswith("https://"):
         return headers
     if _is_this_host(server):
         return _announced(server, headers)
@@ -108,10 +109,10 @@ def _announced(server: str, headers: Headers) -> Headers:
 
 
 def _is_this_host(server: str) -> bool:
-    host = urllib.parse.urlsplit(server).hostname or ""
-    if host == "localhost":
-        return True
     try:
+        host = urllib.parse.urlsplit(server if "//" in server else f"//{server}").hostname or ""
+        if host == "localhost":
+            return True
         return is_loopback(parse_ip(host)[1])
     except ValueError:
         return False

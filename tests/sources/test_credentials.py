@@ -89,7 +89,16 @@ def test_a_token_file_that_holds_none(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "server",
-    ["http://192.0.2.1:8080", "http://api.example.com", "HTTP://192.0.2.1", "http://127.0.0.1.example.com"],
+    [
+        "http://192.0.2.1:8080",
+        "http://api.example.com",
+        "HTTP://192.0.2.1",
+        "http://127.0.0.1.example.com",
+        "192.0.2.1:8080",
+        "//192.0.2.1:8080",
+        "api.example.com",
+        "[2001:db8::1]:8080",
+    ],
 )
 @pytest.mark.parametrize("user", [{"token": SECRET}, {"username": "u", "password": SECRET}])
 def test_credentials_are_not_sent_over_plain_http(tmp_path: Path, server: str, user: dict[str, str]) -> None:
@@ -98,12 +107,19 @@ def test_credentials_are_not_sent_over_plain_http(tmp_path: Path, server: str, u
     assert SECRET not in said
 
 
+@pytest.mark.parametrize("user", [{"token": SECRET}, {"username": "u", "password": SECRET}])
+def test_an_address_that_is_none_is_told(tmp_path: Path, user: dict[str, str]) -> None:
+    assert SECRET not in _failure(ClusterAccess(kubeconfig(tmp_path, "http://[::1", **user)))
+
+
 def test_without_credentials_plain_http_is_as_good_as_ever(tmp_path: Path) -> None:
     session = load_session(ClusterAccess(kubeconfig(tmp_path, "http://192.0.2.1:8080")))
     assert session.headers() == {}
 
 
-@pytest.mark.parametrize("server", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"])
+@pytest.mark.parametrize(
+    "server", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "127.0.0.1:1"]
+)
 def test_on_this_host_they_are_sent_with_a_warning(tmp_path: Path, server: str) -> None:
     session = load_session(ClusterAccess(kubeconfig(tmp_path, server, token=SECRET)))
     with capture_logs() as logs:
