@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from kproxy import logs
 from kproxy.addresses import Family
-from kproxy.inspect.preflight.findings import warning
+from kproxy.modes.findings import warning
+from kproxy.modes.registry import mode_registry
 from kproxy.state.problems import Problem
 from kproxy.telemetry import series
 from kproxy.telemetry.events import NOTE_MAX, EventRecorder, Notice, Reason
@@ -270,7 +271,7 @@ def test_the_note_of_an_event_is_valid_and_short() -> None:
 def test_a_label_that_cannot_be_encoded_does_not_cost_the_scrape() -> None:
     metrics = Metrics()
     metrics.add(series.REQUESTS, "200", BAD + "x" * 5000, "GET")
-    text = Exposition(metrics, lambda: "iptables", ()).text().decode()
+    text = Exposition(metrics, lambda: mode_registry().foreign_metrics("iptables"), ()).text().decode()
     (line,) = [line for line in _lines(text) if line.startswith("rest_client_requests_total{")]
     assert line.isprintable()
     assert len(line) < 1000

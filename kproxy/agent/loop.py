@@ -1,7 +1,7 @@
 """The run loop: one thread that plans what changed, syncs each family, and looks for drift when idle.
 
 Sources run on threads of their own and only fill the store. A change leaves the store when every family has
-it in the kernel; whatever fails stays there, is reported, and is tried again.
+it in the kernel; a change that fails stays there, is reported, and is tried again.
 """
 
 import gc
@@ -15,23 +15,23 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
+from kproxy.agent.desired import Desired
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.agent.mode_switch import check_families, is_switch, plan_switch, try_mode
+from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
+from kproxy.agent.sync_publisher import SyncPublisher
 from kproxy.backends.core.base import SyncReport
 from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
-from kproxy.modes.base import Mode, ModeUnavailable
-from kproxy.node.facts import NodeFacts, node_facts, pod_cidrs, remembered
-from kproxy.state.problems import Problem
+from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
+from kproxy.node.facts import NodeFacts
 from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
-from kproxy.state.wire import Node
 from kproxy.telemetry.http.health import HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
 from kproxy.telemetry.observer import SyncObserver
-from kproxy.telemetry.problem_log import ProblemLog
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,7 +39,7 @@ log = structlog.stdlib.get_logger(__name__)
 class Agent:
     """Ties store, planners and backends together; used by one thread.
 
-    `make_mode` is asked when the settings name another mode; `refused` is told the settings whose mode could
+    `modes` makes another mode when the settings name one; `refused` is told the settings whose mode could
     not be taken, those that stay in force, and why. `api_servers` gives the (address, port) at which API
     servers are reached now.
     """
@@ -54,7 +54,7 @@ class Agent:
         flows: ConntrackCleaner,
         service_health: ServiceHealth,
         observer: SyncObserver,
-        make_mode: Callable[[ProxyConfig], Mode],
+        modes: ModeRegistry,
         refused: Callable[[ProxyConfig, ProxyConfig, str], None],
         api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset,
     ) -> None:
@@ -62,33 +62,26 @@ class Agent:
         self._store = store
         self._mode = mode
         self._health = health
-        self._interfaces = interfaces
-        self._flows = flows
-        self._service_health = service_health
         self._observer = observer
-        self._make_mode = make_mode
+        self._modes = modes
+        self._leftovers = modes.leftovers(config)
         self._refused = refused
-        self._api_servers = api_servers
-        self._servers: frozenset[tuple[str, int]] = frozenset()
+        self._tracker = NodeTracker(store, health, interfaces, api_servers)
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
         self._family_syncs: dict[Family, FamilySync] = {}
         self._facts: NodeFacts | None = None
-        self._facts_of: Node | None = None
-        self._node: Node | None = None
-        self._ranges: tuple[str, ...] = ()
-        self._node_missing = False
-        self._facts_stale = True
-        self._wanted = self._seen = config
+        self._desired = Desired(0, config)
+        self._observed = 0
         self._switch_to: ProxyConfig | None = None
         self._first_sync_done = False
         self._reconfigured = False
         self._replan = True
         self._drifted = False
         self._news: deque[AddressNews] = deque()
-        self._problem_log = ProblemLog()
         self._drift_checker = DriftChecker(observer, self._clock)
+        self._publisher = SyncPublisher(health, observer, flows, service_health, self._drift_checker)
         self._next_timer: float | None = None
         self.sync_errors: Mapping[Family, str] = {}
         for family in mode.families:
@@ -98,17 +91,28 @@ class Agent:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set (and the store woken)."""
         while not stop.is_set():
-            delay = self._due_in()
-            if self._news:
-                self._drifted |= self._drift_checker.compare_addresses(self._mode, self._news.popleft())
-            elif delay is None or delay > 0:
-                self._store.wait(delay)
-            elif self._sync_due_in() == 0:
-                self.sync()
-            elif self._next_timer is not None and self._next_timer <= self._clock():
-                self._run_timers()
-            else:
-                self._drifted |= self._drift_checker.look(self._family_syncs.values(), self._in_step)
+            deadline = self.step(self._clock())
+            left = None if deadline is None else deadline - self._clock()
+            if left is None or left > 0:
+                self._store.wait(left)
+
+    def step(self, now: float) -> float | None:
+        """Take in what changed and do the one thing that is most due at `now`, if any.
+
+        Return when the next step is due (monotonic seconds, as `now`); None: once the store wakes.
+        """
+        self.observe()
+        if self._news:
+            self._drifted |= self._drift_checker.compare_addresses(self._mode, self._news.popleft())
+        elif self.sync_due_in() == 0:
+            self.sync()
+        elif self._family_syncs and self._next_timer is not None and self._next_timer <= now:
+            self._run_timers()
+        elif self._family_syncs and self._drift_checker.next_look <= now:
+            self._drifted |= self._drift_checker.look(self._family_syncs.values(), self._in_step)
+        else:
+            return self._next_deadline(now)
+        return now
 
     def run_once(self, stop: threading.Event, deadline: float | None = None) -> bool:
         """Work until one sync got through; True if every service is applied, False at the deadline too."""
@@ -116,7 +120,8 @@ class Agent:
             left = None if deadline is None else deadline - self._clock()
             if left is not None and left <= 0:
                 return False
-            delay = self._sync_due_in()
+            self.observe()
+            delay = self.sync_due_in()
             if delay is None or delay > 0:
                 self._store.wait(min((each for each in (delay, left) if each is not None), default=None))
                 continue
@@ -129,14 +134,14 @@ class Agent:
     def addresses_changed(self, news: AddressNews) -> None:
         """Act on news of interfaces' addresses at once; may be called from any thread."""
         if news.elsewhere:
-            self._facts_stale = True
+            self._tracker.invalidate()
         if news.device or news.lost:
             self._news.append(news)
         self._store.wake()
 
     def reconfigure(self, config: ProxyConfig) -> None:
         """Work with other settings from the next sync on; may be called from any thread."""
-        self._wanted = config
+        self._desired = Desired(self._desired.revision + 1, config)
         self._store.wake()
 
     @property
@@ -160,7 +165,7 @@ class Agent:
             return self._switch(self._switch_to)
         started = self._clock()
         facts = self._facts
-        assert facts is not None  # noqa: S101 - only called once _ready() has said so
+        assert facts is not None  # noqa: S101 - only called when `ready`
         retried = self._schedule.retry_due()
         if retried:
             for side in self._family_syncs.values():
@@ -179,25 +184,8 @@ class Agent:
         *,
         retried: bool,
     ) -> Mapping[Family, SyncReport]:
-        """Say what a sync did, let go of the changes that are in the kernel, and see when the next is due."""
-        problems: dict[str, tuple[Problem, ...]] = {given.key: () for given in inputs}
-        for family, outcome in outcomes.items():
-            plans, report = outcome.plans, outcome.report
-            for key, plan in plans.items():
-                problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
-            if report.drifts:
-                self._drift_checker.tell(family, report.drifts)
-            self._family_syncs[family].tell(outcome)
-            self._observer.synced(family, report, plans, outcome.seconds, retried=retried)
-            if report.error is not None:
-                self._health.failed(family)
-                continue
-            self._health.updated(family)
-            held = {key: plan for key, plan in plans.items() if key not in report.failed}
-            self._flows.submit(family, self._family_syncs[family].flows.update(held))
-            self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
-        self._observer.problems(problems)
-        self._problem_log.tell(problems)
+        """Publish the result, commit applied changes, schedule the next sync."""
+        self._publisher.publish(inputs, facts, outcomes, self._family_syncs, retried=retried)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
@@ -222,13 +210,14 @@ class Agent:
         If that cannot be done, this mode goes on, and what the other one wrote is taken away.
         """
         self._switch_to = None
-        plan = plan_switch(self._config, config, self._store.services)
+        plan = plan_switch(self._modes, self._config, config, self._store.services)
         log.info("mode_switch_planned", **plan.fields())
         started = self._clock()
         try:
-            mode = self._make_mode(config)
+            mode = self._modes.make(config)
+            leftovers = self._modes.leftovers(config)
             check_families(self._mode, mode)
-            facts = self._facts_for(config)
+            facts = self._tracker.facts(config)
             if facts is None:
                 raise ModeUnavailable("the node has no pod CIDRs yet")
         except ModeUnavailable as error:
@@ -241,7 +230,8 @@ class Agent:
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._observer.begin(mode.families)
-        self._mode, self._family_syncs, self._facts = mode, trial.sides, facts
+        self._mode, self._leftovers, self._family_syncs = mode, leftovers, trial.sides
+        self._facts = facts
         self._adopt(config)
         self._first_sync_done = self._replan = self._drifted = False
         reports = self._conclude(started, trial.inputs, facts, trial.outcomes, retried=False)
@@ -267,68 +257,53 @@ class Agent:
             log.info("mode_switch_rolled_back", mode=mode_name(self._config))
         return reports
 
-    def _due_in(self) -> float | None:
-        sync = self._sync_due_in()
-        if not self._family_syncs:
-            return sync
-        next_look = self._drift_checker.next_look
-        if self._next_timer is not None:
-            next_look = min(next_look, self._next_timer)
-        look = max(0.0, next_look - self._clock())
-        return look if sync is None else min(sync, look)
+    @property
+    def ready(self) -> bool:
+        """Whether a sync may run: all first lists are complete and the node's facts are known."""
+        return self._store.ready and (self._facts is not None or self._switch_to is not None)
 
-    def _sync_due_in(self) -> float | None:
-        if not self._ready():
+    def sync_due_in(self) -> float | None:
+        """Seconds until a sync is due (0: now); None: not before something changes."""
+        if not self.ready:
             return None
         if self._switch_to is not None:
             return 0.0
         changed = self._replan or self._drifted or self._store.changed
         return self._schedule.due_in(changed=changed, incomplete_since=self._store.incomplete_since)
 
-    def _ready(self) -> bool:
-        """Whether a sync may run: all first lists are complete and the node's facts are known."""
+    def observe(self) -> None:
+        """Take in other settings and facts of the node, once all first lists are complete."""
         if not self._store.ready:
-            return False
-        node = self._store.node()
-        wanted = self._wanted
-        if wanted is not self._seen:
-            self._seen = wanted
-            self._switch_to = wanted if is_switch(self._config, wanted) else None
+            return
+        desired = self._desired
+        if desired.revision != self._observed:
+            self._observed = desired.revision
+            self._switch_to = desired.config if is_switch(self._config, desired.config) else None
             if self._switch_to is None:
-                self._mode.reconfigure(wanted)
-                self._adopt(wanted)
-                self._facts_stale = self._reconfigured = True
-        ranges, servers = self._store.service_ranges, self._api_servers()
-        known = node is self._facts_of and ranges is self._ranges and servers == self._servers
-        if self._facts_stale or not known:
-            self._ranges, self._servers = ranges, servers
-            self._refresh_facts(node)
-        return self._facts is not None or self._switch_to is not None
+                self._mode.reconfigure(desired.config)
+                self._adopt(desired.config)
+                self._reconfigured = True
+                self._tracker.invalidate()
+        if self._tracker.look(self._config):
+            self._refresh_facts()
+
+    def _next_deadline(self, now: float) -> float | None:
+        sync = self.sync_due_in()
+        due = [] if sync is None else [now + sync]
+        if self._family_syncs:
+            due.append(self._drift_checker.next_look)
+            if self._next_timer is not None:
+                due.append(self._next_timer)
+        return min(due, default=None)
 
     def _adopt(self, config: ProxyConfig) -> None:
         self._config = config
         self._schedule.set_periods(config.min_sync_period, config.sync_period)
         self._health.set_sync_period(config.sync_period)
 
-    def _facts_for(self, config: ProxyConfig) -> NodeFacts | None:
-        return node_facts(config, self._node, self._interfaces(), self._ranges, self._servers)
-
-    def _refresh_facts(self, node: Node | None) -> None:
-        self._facts_stale = False
-        self._facts_of = node
-        self._node = remembered(node, self._node)
-        self._health.see_node(node, known=True)
-        missing = node is None and self._config.manifests is None
-        if missing and not self._node_missing:
-            told = (
-                "/healthz answers 503; --hostname-override names the Node if it is not named after the host"
-            )
-            log.warning("node_missing", node=self._config.node_name, effect=told)
-        self._node_missing = missing
-        facts = self._facts_for(self._config)
-        self._health.wait_for(None if facts is not None else "the pod CIDRs of the node")
+    def _refresh_facts(self) -> None:
+        facts = self._tracker.facts_or_wait(self._config)
         if facts is None:
-            log.info("waiting_for_pod_cidrs", node=self._config.node_name, podCIDRs=pod_cidrs(node))
             return
         if facts == self._facts and not self._reconfigured:
             return
@@ -354,11 +329,9 @@ class Agent:
                 self._family_syncs[family].flows.invalidate()
 
     def _run_timers(self) -> None:
-        """Let the mode and the backends do what time asks for."""
-        waits = [
-            self._mode.run_timers(),
-            *(side.backend.run_timers() for side in self._family_syncs.values()),
-        ]
+        """Let the mode, leftovers of others and the backends do what is due."""
+        waits = [self._mode.run_timers(), *(each.run_timers() for each in self._leftovers)]
+        waits += [side.backend.run_timers() for side in self._family_syncs.values()]
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._next_timer = None if soonest is None else self._clock() + soonest
 
@@ -366,9 +339,11 @@ class Agent:
         return self._schedule.failures == 0 and self._store.pending_since is None
 
     def _after_first_sync(self) -> None:
-        """Let go what another mode left, and spare the garbage collector what lives for ever from here on."""
+        """Remove leftovers of other modes; freeze long-lived objects for the garbage collector."""
         self._first_sync_done = True
         self._drift_checker.begin()
+        for leftovers in self._leftovers:
+            leftovers.begin(self._mode.variants)
         self._mode.on_first_sync()
         gc.unfreeze()
         gc.collect()

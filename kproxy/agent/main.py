@@ -22,10 +22,10 @@ from kproxy.config.reload import Reloader
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.limits import raise_descriptor_limit
 from kproxy.kernel.processes import Runner, StopEvent
-from kproxy.modes import registry
 from kproxy.modes.base import ModeUnavailable
 from kproxy.modes.kinds import needed_kinds
 from kproxy.modes.leftovers import remove_everything
+from kproxy.modes.registry import mode_registry
 from kproxy.node.address_watch import AddressWatch
 from kproxy.node.descriptors import DescriptorShares, share
 from kproxy.node.instance import Instance
@@ -159,8 +159,8 @@ def _work(
 ) -> bool:
     """Put the rest together, and work until `stop` is set; see `run`."""
     shares = share(raise_descriptor_limit())
-    make_mode = functools.partial(registry.make_mode, runner=Runner(stop))
-    mode = make_mode(config)
+    modes = mode_registry(Runner(stop))
+    mode = modes.make(config)
     flows = ConntrackCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: store.waiting_since)
     events = given.events
@@ -180,7 +180,7 @@ def _work(
         flows,
         services,
         observer,
-        make_mode,
+        modes,
         mode_refused,
         given.api_servers,
     )
@@ -193,7 +193,7 @@ def _work(
     )
     exposition = Exposition(
         metrics,
-        lambda: agent.config.proxy_mode,
+        lambda: modes.foreign_metrics(agent.config.proxy_mode),
         readers(lambda: agent.mode, status_builder.verdict, store, observer, config.metrics_service_limit),
     )
     monitor = HealthMonitor(status_builder.verdict, events.notify if events is not None else lambda _: None)
@@ -239,7 +239,7 @@ def prepare(config: ProxyConfig) -> None:
     """
     validate(config)
     set_up_node(config)
-    registry.set_sysctls(config)
+    mode_registry().spec(config).set_sysctls(config)
 
 
 class _Settings:

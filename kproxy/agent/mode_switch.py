@@ -12,24 +12,10 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.config.model import ProxyConfig, mode_name
-from kproxy.modes.base import Mode, ModeUnavailable
+from kproxy.config.modes import traits_of
+from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
 from kproxy.node.facts import NodeFacts
 from kproxy.state.tables import ServiceInput
-
-WRITTEN = {
-    "iptables": "iptables rules of every service",
-    "ipvs": "sets, iptables rules around them, virtual servers of every service, addresses on kube-ipvs0",
-    "nftables": "tables ip kproxy and ip6 kproxy with every service",
-}
-"""What a mode writes at its first sync, in this order."""
-
-TAKEN_AWAY = {
-    "iptables": "the iptables rules that the new mode does not use",
-    "ipvs": "the iptables rules that the new mode does not use; virtual servers, sets and kube-ipvs0 after "
-    "their last connection",
-    "nftables": "tables ip kproxy and ip6 kproxy",
-}
-"""What of a mode goes once another one works."""
 
 
 class SwitchPlan(msgspec.Struct, frozen=True):
@@ -56,14 +42,13 @@ def is_switch(old: ProxyConfig, new: ProxyConfig) -> bool:
     """Whether other settings mean another mode: its name, or the iptables variant where that matters."""
     if new.proxy_mode != old.proxy_mode:
         return True
-    return new.iptables_variant is not old.iptables_variant and new.proxy_mode != "nftables"
+    return new.iptables_variant is not old.iptables_variant and traits_of(new.proxy_mode).writes_iptables
 
 
-def plan_switch(old: ProxyConfig, new: ProxyConfig, services: int) -> SwitchPlan:
+def plan_switch(modes: ModeRegistry, old: ProxyConfig, new: ProxyConfig, services: int) -> SwitchPlan:
     """What a switch is going to do."""
-    return SwitchPlan(
-        mode_name(old), mode_name(new), services, WRITTEN[new.proxy_mode], TAKEN_AWAY[old.proxy_mode]
-    )
+    written, taken_away = modes.spec(new).written, modes.spec(old).taken_away
+    return SwitchPlan(mode_name(old), mode_name(new), services, written, taken_away)
 
 
 class Trial(msgspec.Struct, frozen=True):

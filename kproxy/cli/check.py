@@ -25,12 +25,13 @@ def check(context: click.Context, /, output: str, **_: Any) -> None:
     from kproxy.config.loading import FileError, tell_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect.preflight.report import check_node
+    from kproxy.modes.registry import mode_registry
 
     logs.configure(-1)
     given = command_line(context)
     tell_flags(given)
     try:
-        report = check_node(given.resolve(given.load()))
+        report = check_node(given.resolve(given.load()), mode_registry())
     except FileError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:

@@ -38,6 +38,8 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     from kproxy.config.loading import tell_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect import diff
+    from kproxy.modes.base import PreviewError
+    from kproxy.modes.registry import mode_registry
     from kproxy.sources.cluster import ClusterAccessError
     from kproxy.sources.errors import ApiError
 
@@ -48,10 +50,14 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     try:
         config = given.resolve(given.load())
         given.check_files(config)
-        found = diff.of_this_node(config) if against is None else diff.of_dump(config, against, family)
+        found = (
+            diff.of_this_node(config, mode_registry())
+            if against is None
+            else diff.of_dump(config, against, family, mode_registry())
+        )
     except ConfigError as error:
         raise click.ClickException("\n".join(error.problems)) from error
-    except (diff.DifferenceError, ClusterAccessError, ApiError, OSError) as error:
+    except (PreviewError, ClusterAccessError, ApiError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
         click.echo(found.json())

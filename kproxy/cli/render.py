@@ -36,6 +36,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     from kproxy.config.loading import FileError, tell_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect.render import render_manifests
+    from kproxy.modes.registry import mode_registry
 
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
@@ -45,7 +46,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
         config = given.resolve(given.load())
         if node:
             config = msgspec.structs.replace(config, node_name=node.strip().lower())
-        text, problems = render_manifests(config, family)
+        text, problems = render_manifests(config, family, mode_registry())
     except FileError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:

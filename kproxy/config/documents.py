@@ -7,6 +7,7 @@ import msgspec
 
 from kproxy.config.codec import Defect, decode
 from kproxy.config.durations import format_duration
+from kproxy.config.modes import TRAITS
 from kproxy.config.schema import (
     KPROXY,
     KUBE_PROXY,
@@ -14,6 +15,7 @@ from kproxy.config.schema import (
     KproxyConfiguration,
     KubeProxyConfiguration,
 )
+from kproxy.config.schema_modes import Iptables, Ipvs, Nftables
 from kproxy.config.values import PRIMARY, is_interface
 from kproxy.sources.yaml_documents import ManifestSyntaxError, yaml_documents
 from kproxy.state.problems import show
@@ -86,7 +88,8 @@ def _contradictions(
     kube: KubeProxyConfiguration, label: Callable[[str], str]
 ) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Yield the path to report, the other paths involved, and the reason."""
-    for name, section in (("iptables", kube.iptables), ("ipvs", kube.ipvs), ("nftables", kube.nftables)):
+    for name in sorted({traits.section for traits in TRAITS}):
+        section: Iptables | Ipvs | Nftables = getattr(kube, name)
         if section.min_sync_period > section.sync_period:
             least, most = format_duration(section.min_sync_period), format_duration(section.sync_period)
             other = f"{name}.syncPeriod"

@@ -4,6 +4,7 @@ import ipaddress
 
 from kproxy.addresses import Family, cidr_contains, is_loopback, parse_cidr, parse_ip
 from kproxy.config.model import PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.config.modes import traits_of
 
 
 def covers_loopback(ranges: list[str]) -> bool:
@@ -14,12 +15,12 @@ def covers_loopback(ranges: list[str]) -> bool:
 def unserved(config: ProxyConfig) -> tuple[str, ...]:
     """Ranges of --nodeport-addresses that have loopback addresses, at which node ports do not answer.
 
-    Only iptables mode can serve them, those of IPv4 alone, where --iptables-localhost-nodeports allows it. A
-    range of all addresses is named in nftables mode only, where it is no default: kube-proxy does so too
+    A mode that serves loopback serves those of IPv4 alone, where --iptables-localhost-nodeports allows it. A
+    range of all addresses is named only in a mode where it is no default: kube-proxy does so too
     (pkg/proxy/nftables/proxier.go). `primary` stands for a loopback address where --bind-address is one.
     """
-    mode, given = config.proxy_mode, config.node_port_addresses
-    if given == (PRIMARY,) or (mode == "nftables" and not given):
+    by_default, given = traits_of(config.proxy_mode).primary_by_default, config.node_port_addresses
+    if given == (PRIMARY,) or (by_default and not given):
         _, bound = parse_ip(config.bind_address)
         at_loopback = is_loopback(bound) and not _serves_loopback(config, bound)
         return (f"{PRIMARY} ({bound})",) if at_loopback else ()
@@ -28,13 +29,13 @@ def unserved(config: ProxyConfig) -> tuple[str, ...]:
         for text in given
         if _has_loopback(cidr := parse_cidr(text)[1])
         and not _serves_loopback(config, cidr)
-        and (mode == "nftables" or not cidr.endswith("/0"))
+        and (by_default or not cidr.endswith("/0"))
     )
 
 
 def why_unserved(config: ProxyConfig) -> str:
     """What to say of `unserved` ranges."""
-    if config.proxy_mode == "iptables":
+    if traits_of(config.proxy_mode).serves_loopback:
         return "node ports answer at loopback addresses of IPv4 only, with --iptables-localhost-nodeports"
     return f"node ports do not answer at loopback addresses in {config.proxy_mode} mode"
 
@@ -45,12 +46,13 @@ def _has_loopback(cidr: str) -> bool:
 
 
 def _serves_loopback(config: ProxyConfig, address: str) -> bool:
-    return config.proxy_mode == "iptables" and config.localhost_node_ports and ":" not in address
+    serves = traits_of(config.proxy_mode).serves_loopback
+    return serves and config.localhost_node_ports and ":" not in address
 
 
 def is_wanted(config: ProxyConfig) -> bool:
     """Whether node ports shall answer on 127.0.0.1, as far as settings tell without the node's addresses."""
-    if config.proxy_mode != "iptables" or PRIMARY in config.node_port_addresses:
+    if not traits_of(config.proxy_mode).serves_loopback or PRIMARY in config.node_port_addresses:
         return False
     ranges = cidrs_by_family(config.node_port_addresses)[Family.IPV4]
     return config.localhost_node_ports and covers_loopback(ranges)

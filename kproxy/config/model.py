@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.addresses import Family, parse_cidr
+from kproxy.config.modes import traits_of
 from kproxy.config.schema import DETECT_LOCAL_MODES, PROXY_MODES, KproxyConfiguration, KubeProxyConfiguration
 from kproxy.config.schema_sections import Conntrack as ConntrackSettings
 from kproxy.config.values import LONGEST_INTERFACE, PRIMARY, is_interface
@@ -109,7 +110,7 @@ def validate(config: ProxyConfig) -> None:
 
 
 def mode_name(config: ProxyConfig) -> str:
-    """`iptables`, with the variant behind a slash where one is asked for: `ipvs/legacy`."""
-    if config.iptables_variant is None or config.proxy_mode == "nftables":
+    """The mode, with the iptables variant behind a slash where one is asked for and matters."""
+    if config.iptables_variant is None or not traits_of(config.proxy_mode).writes_iptables:
         return config.proxy_mode
     return f"{config.proxy_mode}/{config.iptables_variant.value}"

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from kproxy.config.modes import mode_names
 from kproxy.config.schema_modes import Iptables, Ipvs, Nftables, OwnIptables, OwnIpvs, OwnNftables
 from kproxy.config.schema_sections import (
     ClientConnection,
@@ -42,7 +43,7 @@ from kproxy.config.values import (
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 KPROXY = ("kproxy.io/v1alpha1", "KproxyConfiguration")
 
-PROXY_MODES = ("iptables", "ipvs", "nftables")
+PROXY_MODES = mode_names()
 
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 

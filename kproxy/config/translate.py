@@ -9,6 +9,7 @@ from kproxy.config.codec import flatten
 from kproxy.config.declarations import declarations, ignored_paths
 from kproxy.config.documents import Settings
 from kproxy.config.model import ProxyConfig, cidrs_by_family
+from kproxy.config.modes import traits_of
 from kproxy.config.schema import KubeProxyConfiguration
 from kproxy.config.schema_modes import Iptables, Ipvs, Nftables
 from kproxy.config.settings import Section
@@ -45,12 +46,9 @@ def proxy_config(
 ) -> ProxyConfig:
     """Resolve the settings of this process. `host` is the host name, the default of the node's name."""
     kube, own = settings.kube, settings.own
-    section: Iptables | Ipvs | Nftables = kube.iptables
-    if kube.mode == "ipvs":
-        section = kube.ipvs
-    elif kube.mode == "nftables":
-        section = kube.nftables
-    masquerading = kube.nftables if kube.mode == "nftables" else kube.iptables
+    traits = traits_of(kube.mode)
+    section: Iptables | Ipvs | Nftables = getattr(kube, traits.section)
+    masquerading: Iptables | Nftables = getattr(kube, traits.masquerade_section)
     from_cluster = not own.manifests
     kubeconfig = kube.client_connection.kubeconfig
     passed_on = _by_attribute(kube) | _by_attribute(own)

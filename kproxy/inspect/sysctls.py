@@ -5,7 +5,7 @@ they are needed (node_setup, and the modes).
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,8 +13,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import sysctl
-from kproxy.modes.ipvs import CONNTRACK, wanted_sysctls
-from kproxy.node.route_localnet import ROUTE_LOCALNET
+from kproxy.modes.base import ModeSpec, WantedSysctl
 from kproxy.node.setup import CONNTRACK_MAX, HASH_SIZE, conntrack_max, conntrack_sysctls
 
 FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
@@ -69,6 +68,7 @@ class Sysctl(msgspec.Struct, frozen=True):
 def look(
     config: ProxyConfig,
     families: Collection[Family],
+    mode: ModeSpec,
     *,
     localhost: bool,
     proc: Path = _PROC_SYS,
@@ -82,7 +82,7 @@ def look(
     cores = cores or os.cpu_count() or 1
     found = [
         msgspec.structs.replace(each, now=_value(each.name, proc), writable=_writable(each.name, proc))
-        for each in _wanted(config, families, localhost=localhost, cores=cores)
+        for each in _wanted(config, families, mode.sysctls(config, localhost), cores)
     ]
     bridges = config.detect_local_mode == "BridgeInterface"
     there = [each for each in found if each.now is not None or not each.module or bridges]
@@ -90,23 +90,22 @@ def look(
 
 
 def _wanted(
-    config: ProxyConfig, families: Collection[Family], *, localhost: bool, cores: int
+    config: ProxyConfig, families: Collection[Family], own: Iterable[WantedSysctl], cores: int
 ) -> Iterator[Sysctl]:
-    """What should be, before anybody has looked."""
-    if config.proxy_mode == "ipvs":
-        effect = "connections can be masqueraded"
-        yield Sysctl(CONNTRACK, "1", None, writable=False, effect=effect, essential=True)
-        for name, (value, effect) in wanted_sysctls(strict_arp=config.ipvs_strict_arp).items():
-            yield Sysctl(name, str(value), None, writable=False, effect=effect)
-    elif localhost and config.proxy_mode == "iptables":
-        yield Sysctl(ROUTE_LOCALNET, "1", None, writable=False, effect="node ports answer on 127.0.0.1")
+    """What should be, before the kernel is read; `own` are those of the mode."""
+    set_by_mode = set()
+    for each in own:
+        set_by_mode.add(each.name)
+        yield Sysctl(
+            each.name, each.value, None, writable=False, effect=each.effect, essential=each.essential
+        )
     for name, value in conntrack_sysctls(config.conntrack, cores):
         effect = "connections are tracked as `conntrack` asks for"
         yield Sysctl(
             name, str(value), None, writable=False, effect=effect, more_will_do=name == CONNTRACK_MAX
         )
     for family in families:
-        if config.proxy_mode != "ipvs" or family is Family.IPV6:
+        if FORWARDING[family] not in set_by_mode:
             effect = f"{family} packets are forwarded"
             yield Sysctl(FORWARDING[family], "1", None, writable=False, effect=effect, sets=False)
         effect = "traffic between pods of one bridge passes the rules"

@@ -1,14 +1,28 @@
-"""The seam between the run loop and a proxy mode: what it finds in the kernel and builds for each family."""
+"""The interface of a proxy mode: a running mode, what one left in the kernel, the value that describes one.
 
-from collections.abc import Mapping
+The run loop, `kproxy render`, `diff`, `check` and `cleanup` know modes by this interface only; the registry
+(registry.py) is the one place that lists them.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
+
+import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, Measurement
+from kproxy.backends.core.change import Change
 from kproxy.config.model import ProxyConfig
+from kproxy.config.modes import ModeTraits
 from kproxy.kernel.links import AddressNews
+from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
-from kproxy.node.facts import FamilyFacts
+from kproxy.modes.findings import Finding
+from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.rule_features import Feature
+from kproxy.node.facts import FamilyFacts, NodeFacts
+from kproxy.plan.model import ServicePlan
+from kproxy.state.tables import ServiceInput
 
 
 class ModeUnavailable(RuntimeError):
@@ -44,13 +58,13 @@ class Mode(Protocol):
         """
 
     def on_first_sync(self) -> None:
-        """Every family has been synced for the first time: what another mode left may go.
+        """Remove what the mode itself left here in another form; every family has been synced once.
 
-        Whether this process ran that mode or one before it, which may have been killed at any moment.
+        Called after the leftovers of other modes have begun to go.
         """
 
     def run_timers(self) -> float | None:
-        """Do what time asks for; return the seconds until this wants to be called again, None if never."""
+        """Run due periodic work; return seconds until the next call, or None."""
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
         """Compare the mode's own addresses with the kernel's where the news are not what it did itself.
@@ -63,3 +77,150 @@ class Mode(Protocol):
 
         Raises MeasureError.
         """
+
+
+class Leftovers(Protocol):
+    """What one mode left in the kernel, for the mode that took over and for `kproxy cleanup`.
+
+    The process that left it may have been killed at any moment. No method raises; failures are logged.
+    """
+
+    def begin(self, used: Mapping[Family, Variant]) -> None:
+        """Remove what can go at once, and find what has to wait, after the first sync of another mode.
+
+        `used` is the iptables variant in which the other mode writes each family's rules; empty if none.
+        """
+
+    def run_timers(self) -> float | None:
+        """Remove what had to wait; return seconds until the next call, or None once nothing is left."""
+
+    def clear(self, *, peer: bool) -> bool:
+        """Remove everything now but what says whose the objects are; True if it is gone.
+
+        With `peer`, objects go too that only kube-proxy makes.
+        """
+
+    def dissolve(self) -> bool:
+        """Remove the rest, which other modes' rules may have named until they were cleared; True if gone."""
+
+
+class WantedSysctl(msgspec.Struct, frozen=True):
+    """A kernel parameter that a mode sets: its name below /proc/sys, its value, and what it is good for.
+
+    `essential`: the mode does not start where it cannot be set.
+    """
+
+    name: str
+    value: str
+    effect: str
+    essential: bool = False
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What a first sync would change.
+
+    `rules` are chains and rules by family, `others` all other objects. `used` is the iptables variant of each
+    family's rules. `failed` says of refused services why, `problems` what is wrong with objects.
+    """
+
+    rules: Mapping[Family, tuple[Change, ...]]
+    others: tuple[Change, ...] = ()
+    used: Mapping[Family, Variant] = {}
+    failed: Mapping[str, str] = {}
+    problems: tuple[str, ...] = ()
+
+
+class PreviewError(Exception):
+    """What a sync would change cannot be determined; the message says why."""
+
+
+class DumpPreview(Protocol):
+    """Compares with a saved dump of a family's rules instead of with the kernel."""
+
+    def __call__(
+        self,
+        config: ProxyConfig,
+        inputs: Sequence[ServiceInput],
+        facts: NodeFacts,
+        dump: bytes,
+        family: Family,
+    ) -> Preview:
+        """Return what a first sync would change. Raises ValueError for text that is no dump."""
+
+
+class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One proxy mode, as everything outside its own package knows it.
+
+    `written` says what its first sync writes, `taken_away` what of it goes once another mode works (for the
+    plan of a mode switch). `metrics` are the names of series that only some modes have, and that this one
+    has.
+
+    `make` probes the kernel and returns the running mode; it raises ModeUnavailable. `set_sysctls` sets what
+    needs more than CAP_NET_ADMIN (--init-only), and raises ModeUnavailable; `sysctls` lists what a start
+    sets, given whether node ports answer on 127.0.0.1.
+
+    `render` returns a family's objects as text. `preview` returns what a first sync would change and raises
+    PreviewError, and OSError, ValueError or an error of a kernel interface where something cannot be read.
+    `preview_dump` does so for a saved dump, in modes whose rules can be saved as one.
+
+    `leftovers` is made before the first sync of the mode that takes over, with its settings; for a cleanup,
+    which no mode follows, with None. `preview_leftovers` adds to another
+    mode's preview what would go of this one.
+
+    `features` are matches and targets that the mode's iptables rules use, in a family and layout. `check`
+    tries what else the mode needs; it is given each family's iptables variant, if rules can be written.
+    """
+
+    traits: ModeTraits
+    written: str
+    taken_away: str
+    metrics: frozenset[str]
+    make: Callable[[ProxyConfig, Runner], Mode]
+    set_sysctls: Callable[[ProxyConfig], None]
+    sysctls: Callable[[ProxyConfig, bool], Iterable[WantedSysctl]]
+    render: Callable[[ProxyConfig, Family, FamilyFacts, Collection[ServicePlan]], str]
+    preview: Callable[[ProxyConfig, Sequence[ServiceInput], NodeFacts], Preview]
+    leftovers: Callable[[ProxyConfig | None, Runner], Leftovers]
+    preview_leftovers: Callable[[ProxyConfig, Preview], Preview]
+    check: Callable[[ProxyConfig, Mapping[Family, Variant]], Iterator[Finding]]
+    features: Callable[[Family, str], tuple[Feature, ...]] = lambda _family, _layout: ()
+    preview_dump: DumpPreview | None = None
+
+    @property
+    def name(self) -> str:
+        """The value of --proxy-mode."""
+        return self.traits.name
+
+
+class ModeRegistry:
+    """The modes that there are, and the runner of the programs that a running mode starts."""
+
+    def __init__(self, specs: Collection[ModeSpec], runner: Runner | None = None) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._runner = runner or Runner()
+
+    def spec(self, config: ProxyConfig) -> ModeSpec:
+        """The mode that is set. Raises KeyError if there is no such mode."""
+        return self._specs[config.proxy_mode]
+
+    def others(self, config: ProxyConfig) -> tuple[ModeSpec, ...]:
+        """All modes but the one that is set, the last one first."""
+        return tuple(spec for spec in reversed(self._specs.values()) if spec.name != config.proxy_mode)
+
+    def with_dumps(self) -> tuple[str, ...]:
+        """The modes whose rules can be compared with a saved dump."""
+        return tuple(spec.name for spec in self._specs.values() if spec.preview_dump is not None)
+
+    def make(self, config: ProxyConfig) -> Mode:
+        """Probe the kernel for the mode that is set; warn of kube-proxy's tables. Raises ModeUnavailable."""
+        warn_of_peer_tables()
+        return self.spec(config).make(config, self._runner)
+
+    def foreign_metrics(self, mode: str) -> frozenset[str]:
+        """The names of series that other modes have and this one has not."""
+        of_some = frozenset[str]().union(*(spec.metrics for spec in self._specs.values()))
+        return of_some - self._specs[mode].metrics
+
+    def leftovers(self, config: ProxyConfig) -> tuple[Leftovers, ...]:
+        """What every other mode may have left, for the mode that is set."""
+        return tuple(spec.leftovers(config, self._runner) for spec in self.others(config))

@@ -1,21 +1,18 @@
-"""Remove all that kproxy made on this node, in whatever mode: nftables, both variants of iptables, IPVS."""
+"""Remove all that kproxy made on this node, in whatever mode."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
 
 from kproxy import __version__
-from kproxy.backends.iptables import names
 from kproxy.kernel.processes import Runner
-from kproxy.modes.foreign_tables import warn_of_peer_tables
-from kproxy.modes.iptables_cleanup import remove_rules
-from kproxy.modes.ipvs_teardown import IpvsTeardown
-from kproxy.modes.nftables_cleanup import remove_tables
-from kproxy.modes.registry import ipvs_handles
+from kproxy.modes.base import ModeSpec
+from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.registry import MODES
 from kproxy.node.instance import (
     CLEAN_UP_NOW,
     CLEAN_UP_ON_EXIT,
@@ -33,7 +30,9 @@ _TAKEN = 10.0
 """Seconds within which a kproxy that runs takes a signal."""
 
 
-def remove_everything(*, peer: bool = False, runner: Runner | None = None) -> bool:
+def remove_everything(
+    modes: Iterable[ModeSpec] = MODES, *, peer: bool = False, runner: Runner | None = None
+) -> bool:
     """Remove what is there; False if anything could not be removed (each failure is logged).
 
     A stop of `runner`, which runs the programs, ends what takes long.
@@ -41,18 +40,16 @@ def remove_everything(*, peer: bool = False, runner: Runner | None = None) -> bo
     kube-proxy's iptables and IPVS modes write the chains, sets and device that kproxy knows as its own; with
     `peer`, the tables of its nftables mode go too; without, they are named and stay.
 
-    Virtual servers go first, as long as the sets tell which are ours; the sets last, when no rule names them.
+    Everything goes in two steps: first what carries traffic in each mode, then what says whose that was and
+    what rules of another mode may name (IP sets). While a first step of a mode fails, its second one waits.
     """
     if not peer:
         warn_of_peer_tables()
-    ipvs = IpvsTeardown(ipvs_handles(), 0, (), time.monotonic)
-    cleared = ipvs.clear()
-    clean = remove_tables() and cleared
-    clean = remove_rules(runner) and clean
-    if peer:
-        clean = remove_tables(names.PEER_NFT_TABLE) and clean
-    # While a virtual server stands, the sets must go on saying that it is ours.
-    return cleared and ipvs.dissolve() and clean
+    runner = runner or Runner()
+    found = [spec.leftovers(None, runner) for spec in reversed(tuple(modes))]
+    cleared = [each.clear(peer=peer) for each in found]
+    dissolved = [each.dissolve() for each, done in zip(found, cleared, strict=True) if done]
+    return all(cleared) and all(dissolved)
 
 
 class LeavingError(RuntimeError):

@@ -18,11 +18,9 @@ from kproxy.addresses import (
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.config.loopback import covers_loopback
 from kproxy.config.model import LONGEST_INTERFACE, PRIMARY, ProxyConfig, cidrs_by_family
+from kproxy.config.modes import traits_of
 from kproxy.plan.model import NodeView, OutsideLimits
 from kproxy.state.wire import Node
-
-BY_ADDRESS = ("ipvs", "nftables")
-"""Modes that program node ports at each address that has them."""
 
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
@@ -69,6 +67,7 @@ def node_facts(
     `interfaces` are the canonical addresses of all network interfaces of this host, `service_cidrs` the
     ranges of all ServiceCIDRs, `api_servers` the (address, port) at which API servers are reached.
     """
+    traits = traits_of(config.proxy_mode)
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
     zone = node.metadata.labels.zone if node is not None and node.metadata.labels is not None else None
     local_addresses = tuple(interfaces)
@@ -77,21 +76,21 @@ def node_facts(
         local=_own_addresses(node, local_addresses),
         listeners=frozenset(_listeners(config)),
         api_servers=frozenset(api_servers),
-        holds_addresses=config.proxy_mode == "ipvs",
+        holds_addresses=traits.holds_addresses,
     )
     view = NodeView(config.node_name, zone, addresses, config.external_ips, limits)
     local = _local_traffic(config, node)
     if local is None:
         return None
     ranges = _node_port_ranges(config, addresses)
-    obeyed = (config.service_cidrs or service_cidrs) if config.proxy_mode == "nftables" else ()
+    obeyed = (config.service_cidrs or service_cidrs) if traits.obeys_service_cidrs else ()
     service_ranges = cidrs_by_family(obeyed)
     families = {
         family: FamilyFacts(
             local.get(family),
             _matching(ranges[family], local_addresses),
             config.localhost_node_ports and covers_loopback(ranges[Family.IPV4]),
-            _of_family(family, local_addresses) if config.proxy_mode in BY_ADDRESS else (),
+            _of_family(family, local_addresses) if traits.programs_addresses else (),
             collapse(service_ranges[family]),
         )
         for family in Family
@@ -180,8 +179,8 @@ def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
 
 
 def wants_service_cidrs(config: ProxyConfig) -> bool:
-    """Whether ServiceCIDRs matter: kube-proxy's nftables mode alone obeys them, and a setting wins."""
-    return config.proxy_mode == "nftables" and not config.service_cidrs
+    """Whether ServiceCIDRs matter: the mode obeys them, and no setting takes their place."""
+    return traits_of(config.proxy_mode).obeys_service_cidrs and not config.service_cidrs
 
 
 def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, LocalTraffic] | None:
@@ -208,7 +207,7 @@ def _starting_with(prefix: str) -> str:
 
 
 def _node_port_ranges(config: ProxyConfig, addresses: dict[Family, str]) -> dict[Family, list[str]]:
-    by_default = config.proxy_mode == "nftables" and not config.node_port_addresses
+    by_default = traits_of(config.proxy_mode).primary_by_default and not config.node_port_addresses
     if by_default or config.node_port_addresses == (PRIMARY,):
         return {family: [host_cidr(addresses[family])] for family in Family}
     return cidrs_by_family(config.node_port_addresses)

@@ -5,7 +5,7 @@ prometheus-client is loaded at the first scrape: it costs more than all of kprox
 
 import platform
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,19 @@ class CollectionError(Exception):
 
 
 class Exposition:
-    """Answers scrapes, one at a time. `readers` are asked at each, by name; `mode` is the mode that runs."""
+    """Answers scrapes, one at a time. `readers` are asked at each, by name.
+
+    `hidden` returns the names of series that the mode which runs does not have.
+    """
 
     def __init__(
-        self, metrics: Metrics, mode: Callable[[], str], readers: Sequence[tuple[str, Reader]]
+        self,
+        metrics: Metrics,
+        hidden: Callable[[], Collection[str]],
+        readers: Sequence[tuple[str, Reader]],
     ) -> None:
         self._metrics = metrics
-        self._mode = mode
+        self._hidden = hidden
         self._readers = tuple(readers)
         self._lock = threading.Lock()
         self._registry: Any = None
@@ -67,8 +73,8 @@ class Exposition:
         by_series: dict[Series, dict[Labels, Sample]] = {}
         for sample in samples:  # what was read just now takes the place of a counter's first 0
             by_series.setdefault(sample.series, {})[sample.labels] = sample
-        mode = self._mode()
-        shown = [each for each in ALL if not each.modes or mode in each.modes]
+        hidden = self._hidden()
+        shown = [each for each in ALL if each.name not in hidden]
         yield from (_family(each, by_series[each].values()) for each in shown if each in by_series)
 
     def _make_registry(self) -> Any:

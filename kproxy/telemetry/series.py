@@ -1,4 +1,6 @@
-"""Every series that is exported: name, type, labels, buckets, and the modes that have it.
+"""Every series that is exported: name, type, labels and buckets.
+
+Which of them only some modes have is said by the modes (kproxy/modes/base.py, ModeSpec).
 
 Those named kubeproxy_* are kube-proxy 1.36's (pkg/proxy/metrics/metrics.go), so that dashboards and alerts
 written for it find what they ask for. Some of its gauges end in `_total`, against Prometheus' own advice;
@@ -20,14 +22,13 @@ class SeriesType(enum.StrEnum):
 
 
 class Series(msgspec.Struct, frozen=True):
-    """One metric family. `buckets` are upper bounds without +Inf; `modes` is empty if all modes have it."""
+    """One metric family. `buckets` are upper bounds without +Inf."""
 
     name: str
     type: SeriesType
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
-    modes: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -51,22 +52,18 @@ REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0,
 """component-base/metrics/prometheus/restclient."""
 
 _FAMILY = ("ip_family",)
-_RULES = ("iptables", "nftables")
-_RESTORES = ("iptables", "ipvs")
 
 
-def _counter(name: str, labels: tuple[str, ...], text: str, modes: tuple[str, ...] = ()) -> Series:
-    return Series(name, SeriesType.COUNTER, labels, text, modes=modes)
+def _counter(name: str, labels: tuple[str, ...], text: str) -> Series:
+    return Series(name, SeriesType.COUNTER, labels, text)
 
 
-def _gauge(name: str, labels: tuple[str, ...], text: str, modes: tuple[str, ...] = ()) -> Series:
-    return Series(name, SeriesType.GAUGE, labels, text, modes=modes)
+def _gauge(name: str, labels: tuple[str, ...], text: str) -> Series:
+    return Series(name, SeriesType.GAUGE, labels, text)
 
 
-def _seconds(
-    name: str, labels: tuple[str, ...], text: str, buckets: tuple[float, ...], modes: tuple[str, ...] = ()
-) -> Series:
-    return Series(name, SeriesType.HISTOGRAM, labels, text, buckets, modes)
+def _seconds(name: str, labels: tuple[str, ...], text: str, buckets: tuple[float, ...]) -> Series:
+    return Series(name, SeriesType.HISTOGRAM, labels, text, buckets)
 
 
 SYNC = _seconds("kubeproxy_sync_proxy_rules_duration_seconds", _FAMILY, "How long syncs took.", SYNC_BUCKETS)
@@ -75,14 +72,12 @@ SYNC_FULL = _seconds(
     _FAMILY,
     "How long syncs took that first read what the kernel holds.",
     SYNC_BUCKETS,
-    _RULES,
 )
 SYNC_PARTIAL = _seconds(
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
     _FAMILY,
     "How long syncs took that looked at what changed only.",
     SYNC_BUCKETS,
-    _RULES,
 )
 PROGRAMMING = _seconds(
     "kubeproxy_network_programming_duration_seconds",
@@ -125,49 +120,41 @@ RESTORE_FAILURES = _counter(
     "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
     _FAMILY,
     "Syncs in which iptables-restore failed or refused a service.",
-    _RESTORES,
 )
 PARTIAL_RESTORE_FAILURES = _counter(
     "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
     _FAMILY,
     "Those of them that looked at what changed only.",
-    ("iptables",),
 )
 RULES = _gauge(
     "kubeproxy_sync_proxy_rules_iptables_total",
     ("table", "ip_family"),
     "iptables rules that the kernel holds of ours.",
-    ("iptables",),
 )
 RULES_LAST = _gauge(
     "kubeproxy_sync_proxy_rules_iptables_last",
     ("table", "ip_family"),
     "iptables rules that the last sync wrote.",
-    ("iptables",),
 )
 INVALID_DROPPED = _counter(
     "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
     (),
     "Packets dropped because conntrack calls them invalid.",
-    ("iptables",),
 )
 LOCALHOST_ACCEPTED = _counter(
     "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
     (),
     "First packets of connections to node ports on localhost.",
-    ("iptables",),
 )
 NFTABLES_SYNC_FAILURES = _counter(
     "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
     _FAMILY,
     "Syncs in which nftables failed.",
-    ("nftables",),
 )
 NFTABLES_CLEANUP_FAILURES = _counter(
     "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
     _FAMILY,
     "Deletions of stale chains in which nftables failed.",
-    ("nftables",),
 )
 CONNTRACK_SYNC = _seconds(
     "kubeproxy_conntrack_reconciler_sync_duration_seconds",
@@ -222,7 +209,6 @@ NFTABLES_OBJECTS = _gauge(
     "kproxy_nftables_objects",
     ("object", "ip_family"),
     "Elements of maps and sets, and chains, that the kernel holds of ours.",
-    ("nftables",),
 )
 OLDEST_PENDING = _gauge(
     "kproxy_oldest_pending_change_seconds", (), "Age of the oldest change that is not applied; 0: none."

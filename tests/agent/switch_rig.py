@@ -15,7 +15,8 @@ from kproxy.backends.core.base import Drift, Measurement, SyncReport
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.base import Mode
+from kproxy.modes.base import Leftovers, Mode, ModeRegistry
+from kproxy.modes.registry import MODES
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.stale_conntrack import StaleConntrack
@@ -128,6 +129,39 @@ class FakeMode:
         return Measurement()
 
 
+class NoLeftovers:
+    """A FakeMode clears what others left by itself."""
+
+    def begin(self, used: Mapping[Family, Variant]) -> None:
+        pass
+
+    def run_timers(self) -> float | None:
+        return None
+
+    def clear(self, *, peer: bool) -> bool:
+        return True
+
+    def dissolve(self) -> bool:
+        return True
+
+
+def modes_of(
+    make: Callable[[ProxyConfig], Mode], leftovers: Mapping[str, Callable[[], Leftovers]] | None = None
+) -> ModeRegistry:
+    """The modes of the product with other makers, and with the `leftovers` of some by name."""
+    given = leftovers or {}
+    return ModeRegistry(
+        [
+            msgspec.structs.replace(
+                spec,
+                make=lambda config, _: make(config),
+                leftovers=lambda _, __, name=spec.name: given.get(name, NoLeftovers)(),
+            )
+            for spec in MODES
+        ]
+    )
+
+
 class Flows(ConntrackCleaner):
     """Keeps what it is asked to look for."""
 
@@ -151,7 +185,12 @@ class NoChecks(ServiceHealth):
 class Rig:
     """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
 
-    def __init__(self, make: Callable[[ProxyConfig], Mode], config: ProxyConfig = CONFIG) -> None:
+    def __init__(
+        self,
+        make: Callable[[ProxyConfig], Mode],
+        config: ProxyConfig = CONFIG,
+        modes: ModeRegistry | None = None,
+    ) -> None:
         self.store = ObjectStore(frozenset(KINDS) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
         self.refused: list[ProxyConfig] = []
@@ -170,7 +209,7 @@ class Rig:
             self.flows,
             NoChecks(lambda: True),
             self.observer,
-            make,
+            modes or modes_of(make),
             self._take_back,
             lambda: self.api_servers,
         )

@@ -13,16 +13,15 @@ from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes import iptables, ipvs
 from kproxy.modes.base import Mode, ModeUnavailable
-from kproxy.modes.iptables import IptablesMode
-from kproxy.modes.ipvs import IpvsMode
-from kproxy.modes.ipvs_teardown import IpvsTeardown
+from kproxy.modes.iptables.mode import IptablesMode
+from kproxy.modes.ipvs.mode import IpvsMode
+from kproxy.modes.ipvs.teardown import IpvsTeardown
 from kproxy.node.facts import FamilyFacts
 from kproxy.state.kinds import Kind
 from kproxy.state.wire import Node, NodeMeta, ServiceCIDR, ServiceCIDRMeta, ServiceCIDRSpec
 from kproxy.telemetry.events import Notice, Reason
-from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig
+from tests.agent.switch_rig import BOTH, CONFIG, FakeBackend, FakeMode, Kernel, Rig, modes_of
 from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from tests.support.fake_xtables import FakeXtables
 
@@ -229,8 +228,6 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     """The real modes over kernels in memory: IPVS breaks down once its rules and a server are there."""
     monkeypatch.setattr(sysctl, "ensure", lambda name, value: False)
     monkeypatch.setattr(nfacct, "ensure", lambda name: False)
-    for module in (iptables, ipvs):
-        monkeypatch.setattr(module, "remove_tables", lambda: True)
     now = 0.0
     faults = Faults()
     handles = KernelHandles(FakeIpvs(faults), FakeIpset(faults), FakeDevice(faults))
@@ -239,7 +236,9 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     def make(config: ProxyConfig) -> Mode:
         if config.proxy_mode == "ipvs":
             return IpvsMode(config, tables, handles)
-        return IptablesMode(config, tables, IpvsTeardown(handles, 10.0, (), lambda: now))
+        return IptablesMode(config, tables)
+
+    teardown = IpvsTeardown(handles, 10.0, (), lambda: now)
 
     def rules() -> list[object]:
         return [parse_save(tables[family].save()) for family in BOTH]
@@ -252,7 +251,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     def recover() -> None:
         faults.unavailable = ""
 
-    rig = Rig(make)
+    rig = Rig(make, modes=modes_of(make, {"ipvs": lambda: teardown}))
     rig.work()
     before = rules()
     faults.after = break_down
@@ -260,7 +259,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     assert "mode_switch_rolled_back" in rig.work(IPVS)
     assert "connection lost" in str(rig.said("mode_switch_failed")["reason"])
     assert rules() == before
-    while (wait := rig.agent.mode.run_timers()) is not None:
+    while (wait := teardown.run_timers()) is not None:
         now += wait
     assert [handles.ipvs.servers(family) for family in BOTH] == [{}, {}]
     assert handles.ipset.headers() == {}

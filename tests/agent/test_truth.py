@@ -76,7 +76,8 @@ class World(Rig):
 
     def sync(self) -> None:
         """One sync, however it ends."""
-        assert self.agent._ready()
+        self.agent.observe()
+        assert self.agent.ready
         self.agent.sync()
 
     @property

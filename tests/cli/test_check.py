@@ -17,12 +17,13 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.inspect.preflight import probes
 from kproxy.inspect.preflight.evaluate import judge_features
-from kproxy.inspect.preflight.features import TRIAL, Feature, rule_features
 from kproxy.kernel import generations
 from kproxy.kernel.xtables import legacy_rules
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.ipvs.preflight import features as ipvs_features
+from kproxy.modes.rule_features import TRIAL, Feature
 from kproxy_lab.apiserver import ApiServer
 from kproxy_lab.apiserver.access import write_kubeconfig
 from tests.cli.nodes import EXAMPLES, LIMIT_AS_IT_IS, do, iptables, kproxy, rules
@@ -242,7 +243,7 @@ def test_a_feature_that_is_not_there_is_told_from_those_that_are(variant: Varian
     xtables = SubprocessXtables(family, find_tools(family, variant))
     absent = Feature("match nosuch", "nat", "-m nosuch", "xt_nosuch")
     refused = Feature("match set", "nat", "-m set --match-set nosuch dst", "xt_set")
-    features = (*rule_features("ipvs", family), absent, refused)
+    features = (*ipvs_features(family, "auto"), absent, refused)
     tried = probes.try_rules(xtables, features)
     assert [feature.name for feature, trial in tried if trial.refusal] == ["match nosuch", "match set"]
     findings = list(judge_features(family, tried))

@@ -9,6 +9,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.render import render_manifests
+from kproxy.modes.registry import mode_registry
 from kproxy_lab.demo import examples, offline
 from kproxy_lab.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
 from kproxy_lab.demo.examples import Examples, Json, UnusableExamplesError
@@ -63,7 +64,7 @@ def answer(pod: str, saw: str, own: str = "192.0.2.10") -> Answer:
 @pytest.mark.parametrize("family", Family)
 def test_the_examples_are_flawless_for_kproxy(shipped: Examples, family: Family) -> None:
     config = ProxyConfig(node_name="node-a", manifests=shipped.directory, cluster_cidrs=offline.CLUSTER_CIDR)
-    text, problems = render_manifests(config, family)
+    text, problems = render_manifests(config, family, mode_registry())
     assert problems == ()
     assert '"demo/web:http cluster IP"' in text
     assert "demo/search" not in text

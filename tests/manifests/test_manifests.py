@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from kproxy.cli.run import run
+from kproxy.modes.registry import mode_registry
 from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 from kproxy.state.kinds import KINDS
@@ -159,7 +160,7 @@ def test_the_rights_to_read_are_those_of_the_rows_of_kinds() -> None:
 
 def exported() -> dict[str, set[str]]:
     """Every series name on the wire with its labels."""
-    text = Exposition(filled(), lambda: "iptables", ()).text().decode()
+    text = Exposition(filled(), lambda: mode_registry().foreign_metrics("iptables"), ()).text().decode()
     found: dict[str, set[str]] = {"up": set()}
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -224,7 +225,8 @@ def test_promtool_takes_the_rules(tmp_path: Path) -> None:
 @needs_promtool
 def test_promtool_takes_the_metrics() -> None:
     """It objects to nothing but the names that are kube-proxy's own."""
-    _, complaints = promtool("check", "metrics", given=Exposition(filled(), lambda: "iptables", ()).text())
+    text = Exposition(filled(), lambda: mode_registry().foreign_metrics("iptables"), ()).text()
+    _, complaints = promtool("check", "metrics", given=text)
     theirs = {each.name for each in (series.NO_LOCAL_ENDPOINTS, series.RULES)}
     assert {line.partition(" ")[0] for line in complaints} == theirs
 

@@ -3,14 +3,11 @@
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.iptables import IptablesMode, usable_layout
-from kproxy.modes.ipvs_teardown import IpvsTeardown
-from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs
+from kproxy.modes.iptables.mode import IptablesMode, usable_layout
 from tests.support.fake_xtables import FakeXtables
 
 CONFIG = ProxyConfig(node_name="node-a")
@@ -51,8 +48,7 @@ def test_counters_come_from_a_dump_where_the_library_fails(monkeypatch: pytest.M
         "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-AAAA - [0:0]\n-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp "
         '-m comment --comment "ns/a:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-AAAA\nCOMMIT\n'
     )
-    handles = KernelHandles(FakeIpvs(), FakeIpset(), FakeDevice())
-    mode = IptablesMode(CONFIG, {Family.IPV4: xtables}, IpvsTeardown(handles, 0.0, (), lambda: 0.0))
+    mode = IptablesMode(CONFIG, {Family.IPV4: xtables})
     for _ in range(2):
         assert [each.name for each in mode.measure(Family.IPV4, traffic=True).traffic] == ["ns/a:http"]
     assert asked == [Family.IPV4]

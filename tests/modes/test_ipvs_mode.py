@@ -15,9 +15,9 @@ from kproxy.config.model import ProxyConfig
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.types import IpvsUnavailable, Timeouts
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes import ipvs
 from kproxy.modes.base import ModeUnavailable
-from kproxy.modes.ipvs import IpvsMode, ipvs_config, set_sysctls
+from kproxy.modes.ipvs import mode as ipvs
+from kproxy.modes.ipvs.mode import IpvsMode, ipvs_config, set_sysctls
 from kproxy.node.facts import FamilyFacts, node_facts
 from kproxy.plan.schedulers import Scheduler
 from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs

@@ -12,10 +12,8 @@ from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
-from kproxy.modes.foreign_tables import warn_of_peer_tables
-from kproxy.modes.ipvs_teardown import IpvsTeardown
-from kproxy.modes.nftables import NftablesMode, nftables_config
-from kproxy.modes.registry import ipvs_handles
+from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.nftables.mode import NftablesMode, nftables_config
 from kproxy.node.facts import node_facts
 from kproxy.state.wire import Node
 from tests import builders
@@ -34,7 +32,7 @@ NODE = msgspec.convert(
 
 
 def make(fake: FakeNft) -> NftablesMode:
-    return NftablesMode(CONFIG, fake, IpvsTeardown(ipvs_handles(), 0, (), lambda: 0.0))
+    return NftablesMode(CONFIG, fake)
 
 
 def test_both_families_are_tried_and_nothing_is_left_of_the_trial() -> None:

@@ -11,8 +11,8 @@ from kproxy.config.documents import read_documents
 from kproxy.config.loading import tell_settings
 from kproxy.config.loopback import unserved
 from kproxy.config.model import ProxyConfig
-from kproxy.inspect.preflight.findings import Level
 from kproxy.inspect.preflight.report import check_settings
+from kproxy.modes.findings import Level
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 

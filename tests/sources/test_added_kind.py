@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight.cluster import judge_access, questions
-from kproxy.inspect.preflight.findings import Level
+from kproxy.modes.findings import Level
 from kproxy.sources.kubernetes import ClusterAccess
 from kproxy.sources.list_once import list_once
 from kproxy.sources.manifests import ManifestSource, load_manifests

@@ -31,7 +31,7 @@ def rig(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 
 def _due_in(rig: Rig) -> float | None:
-    return rig.agent._sync_due_in()
+    return rig.agent.sync_due_in()
 
 
 @pytest.mark.parametrize("service_first", [True, False])

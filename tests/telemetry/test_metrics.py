@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from kproxy.addresses import Family
+from kproxy.modes.registry import mode_registry
 from kproxy.telemetry import series
 from kproxy.telemetry.exposition import CollectionError, Exposition
 from kproxy.telemetry.metrics import Metrics, Sample
@@ -98,19 +99,19 @@ def filled() -> Metrics:
 
 @pytest.mark.parametrize("mode", IN_MODE)
 def test_kube_proxys_series_have_its_names_types_labels_and_buckets(mode: str) -> None:
-    found = exposed(Exposition(filled(), lambda: mode, ()).text())
+    found = exposed(Exposition(filled(), lambda: mode_registry().foreign_metrics(mode), ()).text())
     expected = {line for line in (EVERYWHERE + IN_MODE[mode]).splitlines() if line}
     assert {line for line in found if " kproxy_" not in line} == expected
     assert {line.split()[1] for line in found if " kproxy_" in line} == {
         each.name
         for each in series.ALL
-        if each.name.startswith("kproxy_") and (not each.modes or mode in each.modes)
+        if each.name.startswith("kproxy_") and each.name not in mode_registry().foreign_metrics(mode)
     }
 
 
 def values(metrics: Metrics, name: str, *readers: Iterable[Sample]) -> dict[str, float]:
     named = [(f"reader-{n}", lambda samples=samples: samples) for n, samples in enumerate(readers)]
-    text = Exposition(metrics, lambda: "iptables", named).text().decode()
+    text = Exposition(metrics, lambda: mode_registry().foreign_metrics("iptables"), named).text().decode()
     lines = (line.rpartition(" ") for line in text.splitlines() if line.startswith(name))
     return {key.removeprefix(name): float(value) for key, _, value in lines}
 
@@ -152,7 +153,7 @@ def test_a_part_that_cannot_be_read_leaves_the_others_and_is_counted() -> None:
 
     exposition = Exposition(
         metrics,
-        lambda: "iptables",
+        lambda: mode_registry().foreign_metrics("iptables"),
         [("kernel", broken), ("changes", lambda: [Sample(series.SERVICE_PENDING, (), 2.0)])],
     )
     text = exposition.text().decode()

@@ -38,9 +38,6 @@ PEER_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-
 PROBE = "KPROXY-PROBE"
 """The chain in which rules are probed: no rule jumps to it, and the probe deletes it."""
 
-PEER_NFT_TABLE = "kube-proxy"
-"""The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
-
 CLUSTER_POLICY = "KUBE-SVC-"
 LOCAL_POLICY = "KUBE-SVL-"
 EXTERNAL = "KUBE-EXT-"

@@ -10,6 +10,9 @@ import re
 from kproxy.addresses import Family
 from kproxy.plan.model import Protocol
 
+PEER_TABLE = "kube-proxy"
+"""The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
+
 TABLE = "kproxy"
 
 LAYOUT = "layout-2"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from kproxy.config.model import ProxyConfig
-from kproxy.inspect.preflight.findings import Finding, failed, ok, warning
+from kproxy.modes.findings import Finding, failed, ok, warning
 from kproxy.modes.kinds import needed_kinds
 from kproxy.sources.access import Inquirer, Question
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError

@@ -1,30 +1,20 @@
-"""What is to be made of what the probes found. Pure: facts go in, findings come out."""
+"""Turn probe results into findings, for what every mode needs. Pure: facts go in, findings come out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
-
 from kproxy.addresses import Family
-from kproxy.inspect.preflight.features import LEAST_REVISIONS, SET_MODULES, Feature
-from kproxy.inspect.preflight.findings import Finding, failed, ok, warning
 from kproxy.inspect.sysctls import Sysctl
-from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.extensions import Revisions
 from kproxy.kernel.xtables.legacy_rules import Counts
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.findings import Finding, Trial, failed, ok, warning
+from kproxy.modes.rule_features import LEAST_REVISIONS, Feature
 
 NET_ADMIN, NET_RAW = 12, 13
 """Bits of /proc/PID/status CapEff (include/uapi/linux/capability.h)."""
 
 _NOT_IN_PROGRAM = ("Couldn't load", "unknown option", "Can't find library", "Chain '")
 """What iptables says of an extension that it does not know itself (both variants of 1.8.9)."""
-
-
-class Trial(msgspec.Struct, frozen=True):
-    """One thing that was tried; `refusal` is what the kernel or a program answered, "" if it worked."""
-
-    subject: str
-    refusal: str = ""
 
 
 def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
@@ -93,45 +83,6 @@ def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
         yield warning(f"extension {name} {family}", told, "use a newer iptables or kernel")
 
 
-def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
-    """Set types by family, with the kernel's refusal or ""."""
-    working = sorted({str(kind) for (kind, _), refusal in trials.items() if not refusal})
-    if working:
-        yield ok("sets", f"types work: {', '.join(working)}")
-    for (kind, family), refusal in trials.items():
-        if refusal:
-            module = SET_MODULES[kind]
-            remedy = f"load the kernel module {module} (modprobe {module}), or use a kernel that has it"
-            yield failed(f"set type {kind} {family}", refusal, remedy)
-
-
-def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
-    """IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
-    if unavailable:
-        yield failed("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
-        return
-    have = [name for name, there in offered.items() if there]
-    lack = [name for name, there in offered.items() if not there]
-    missing = f"; not {', '.join(lack)}" if lack else ""
-    yield ok("IPVS", f"schedulers: {', '.join(have) or 'none'}{missing}")
-    if not offered.get(wanted, False):
-        yield failed(
-            f"scheduler {wanted}",
-            "--ipvs-scheduler names it and this kernel does not have it",
-            f"load the kernel module ip_vs_{wanted}, or choose one of {', '.join(have) or 'none'}",
-        )
-
-
-def judge_device(trial: Trial) -> Iterator[Finding]:
-    """Dummy devices, which hold service addresses in the IPVS mode."""
-    if trial.refusal:
-        yield failed(
-            trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
-        )
-    else:
-        yield ok(trial.subject, "can be made")
-
-
 def judge_conntrack(refusal: str) -> Iterator[Finding]:
     """Access to connection tracking over netlink."""
     if refusal:
@@ -157,18 +108,6 @@ def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
         else:
             cannot = " and cannot be set" if sysctl.sets else ""
             yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
-
-
-def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
-    """What of the host's rules drops packets to services, which pass hooks input and output in IPVS mode."""
-    for chain in shutting:
-        told = "its policy is drop, and rules of another table do not change that: services are shut"
-        yield warning(f"firewall, {chain}", told, remedy)
-    for rule in shadowing:
-        told = "it drops all packets to services before kproxy's rules accept them"
-        yield warning(f"firewall, {rule}", told, "move it behind kproxy's rule, or to the end of its chain")
-    if not shutting and not shadowing:
-        yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
 
 
 def judge_variants(

@@ -7,7 +7,8 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
 from kproxy.backends.ipvs.names import PEER_SETS
-from kproxy.inspect.preflight.findings import Finding, ok, warning
+from kproxy.backends.nftables.names import PEER_TABLE
+from kproxy.modes.findings import Finding, ok, warning
 
 
 class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +89,7 @@ def _kube_proxy(seen: NodeInventory) -> Iterator[Finding]:
             f"it runs here, as process {', '.join(map(str, running))}, and writes the same chains",
             "stop it before kproxy starts: give its DaemonSet a nodeSelector that this node does not match",
         )
-    left = sorted(f"{family} {table}" for family, table in seen.tables if table == names.PEER_NFT_TABLE)
+    left = sorted(f"{family} {table}" for family, table in seen.tables if table == PEER_TABLE)
     if left:
         yield warning(
             "kube-proxy",

@@ -14,6 +14,7 @@ from kproxy.config.codec import replace
 from kproxy.config.documents import Settings
 from kproxy.config.loading import document
 from kproxy.config.model import PRIMARY, ProxyConfig
+from kproxy.config.modes import traits_of
 from kproxy.config.reload import Reloader
 from kproxy.config.schema import KUBE_PROXY
 from kproxy.state.kinds import Kind
@@ -180,10 +181,10 @@ def _ping(metrics: Metrics) -> Answer:
 def configz(settings: Settings) -> bytes:
     """The KubeProxyConfiguration in force, as a file would have it.
 
-    In nftables mode no range for node ports means `primary` (platformApplyDefaults of kube-proxy).
+    In a mode such as nftables, no range for node ports means `primary` (platformApplyDefaults of kube-proxy).
     """
     kube = settings.kube
-    if kube.mode == "nftables" and not kube.node_port_addresses:
+    if traits_of(kube.mode).primary_by_default and not kube.node_port_addresses:
         kube = replace(kube, "nodePortAddresses", (PRIMARY,))
     told = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, kube)}
     return msgspec.json.format(msgspec.json.encode(told), indent=2)

@@ -10,6 +10,7 @@ import click
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.render import render_manifests
+from kproxy.modes.registry import mode_registry
 from kproxy_lab.demo.examples import shown
 
 NODE_NAME: Final = "node-a"
@@ -41,7 +42,7 @@ def show_rules(reasons: Iterable[str], directory: Path) -> None:
     if reasons:
         click.echo(f"The demo cannot run here: {'; '.join(reasons)}.")
     config = ProxyConfig(node_name=NODE_NAME, manifests=directory, cluster_cidrs=CLUSTER_CIDR)
-    text, problems = render_manifests(config, Family.IPV4)
+    text, problems = render_manifests(config, Family.IPV4, mode_registry())
     for problem in problems:
         click.echo(f"warning: {problem}", err=True)
     rules = [line for line in text.splitlines() if line.startswith("-A ")]

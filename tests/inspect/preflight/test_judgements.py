@@ -18,19 +18,26 @@ from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight import evaluate
 from kproxy.inspect.preflight.cluster import judge_access, questions
-from kproxy.inspect.preflight.evaluate import Trial
-from kproxy.inspect.preflight.features import SET_MODULES, rule_features
-from kproxy.inspect.preflight.findings import Finding, Level, Report, failed, ok, warning
 from kproxy.inspect.preflight.foreign_proxies import NodeInventory, judge_peers
 from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.findings import Finding, Level, Report, Trial, failed, ok, warning
+from kproxy.modes.ipvs import preflight as ipvs_preflight
+from kproxy.modes.ipvs.preflight import SET_MODULES
+from kproxy.modes.registry import MODES
+from kproxy.modes.rule_features import Feature
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import Tables
 from tests.builders import NODE, as_service, as_slice, endpoint_slice, port, service
 
 V4, V6 = Family.IPV4, Family.IPV6
 ADMIN, RAW = 1 << 12, 1 << 13
+
+
+def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feature, ...]:
+    (spec,) = (spec for spec in MODES if spec.name == mode)
+    return spec.features(family, layout)
 
 
 def lines(findings: Any) -> list[str]:
@@ -207,13 +214,13 @@ def test_legacy_tables_that_cannot_be_read_are_a_warning() -> None:
 
 
 def test_ipvs() -> None:
-    assert lines(evaluate.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
+    assert lines(ipvs_preflight.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
         "error IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
     ]
-    assert lines(evaluate.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
+    assert lines(ipvs_preflight.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
         "ok IPVS: schedulers: rr, wlc; not fo"
     ]
-    have, lack = lines(evaluate.judge_ipvs("fo", "", {"rr": True, "fo": False}))
+    have, lack = lines(ipvs_preflight.judge_ipvs("fo", "", {"rr": True, "fo": False}))
     assert have == "ok IPVS: schedulers: rr; not fo"
     assert like([lack], ["error scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"])
 
@@ -222,14 +229,14 @@ def test_sets_device_and_conntrack() -> None:
     assert SET_MODULES.keys() == set(SetKind)
     refusal = "cannot use sets of type hash:ip,port"
     assert like(
-        lines(evaluate.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
+        lines(ipvs_preflight.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
         [
             "ok sets: types work: hash:ip",
             f"error set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
         ],
     )
-    assert [f.level for f in evaluate.judge_device(Trial("dummy device", "no"))] == [Level.ERROR]
-    assert [f.level for f in evaluate.judge_device(Trial("dummy device"))] == [Level.OK]
+    assert [f.level for f in ipvs_preflight.judge_device(Trial("dummy device", "no"))] == [Level.ERROR]
+    assert [f.level for f in ipvs_preflight.judge_device(Trial("dummy device"))] == [Level.OK]
     assert [f.level for f in evaluate.judge_conntrack("no such subsystem")] == [Level.WARNING]
     assert [f.level for f in evaluate.judge_conntrack("")] == [Level.OK]
 
@@ -397,7 +404,7 @@ def test_every_match_and_target_that_rules_use_is_tried(
 def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
     assert "match bpf" in {f.name for f in rule_features("iptables", V4, "auto")}
     assert "match bpf" not in {f.name for f in rule_features("iptables", V4, "standard")}
-    assert rule_features("another mode", V4) == ()
+    assert rule_features("nftables", V4) == ()
 
 
 @pytest.mark.parametrize(
@@ -438,4 +445,4 @@ def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -
     ],
 )
 def test_what_shuts_services_is_named(shutting: list[str], shadowing: list[str], expected: list[str]) -> None:
-    assert like(lines(evaluate.judge_firewalls(shutting, shadowing, "R")), expected)
+    assert like(lines(ipvs_preflight.judge_firewalls(shutting, shadowing, "R")), expected)

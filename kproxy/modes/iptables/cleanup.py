@@ -1,4 +1,4 @@
-"""Take away the iptables rules of every mode that has some: both variants, both families."""
+"""Remove the iptables rules of every mode that writes some: both variants, both families."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,6 +7,8 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.iptables.cleanup import cleanup, left, plan_removal
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
+from kproxy.config.model import ProxyConfig
+from kproxy.config.modes import traits_of
 from kproxy.kernel import nfacct
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables import native
@@ -28,6 +30,40 @@ _LOCK_SECONDS = 60
 """How long a command waits for the xtables lock: nobody comes back to what it could not do."""
 _LOCK_SECONDS_RUNNING = 5
 """How long the agent does, whose syncs wait meanwhile; the next start comes back to it."""
+
+
+class RuleLeftovers:
+    """The rules that a mode left which writes iptables rules, or this mode in the other variant.
+
+    A mode that still writes rules replaces the rest of them at its first sync, so KUBE-FIREWALL may go then:
+    whether it stood is found out before.
+    """
+
+    def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
+        self._runner = runner
+        replaces = config is not None and traits_of(config.proxy_mode).writes_iptables
+        self._was_guarded = replaces and route_localnet.is_guarded(runner)
+
+    def begin(self, used: Mapping[Family, Variant]) -> None:
+        """Remove the rules in each family's variants that are not `used`."""
+        if not used:
+            remove_rules(self._runner)
+            return
+        remove_other_rules(used, self._runner)
+        if self._was_guarded and not route_localnet.is_guarded(self._runner):
+            route_localnet.close()
+
+    def run_timers(self) -> float | None:
+        """Nothing has to wait."""
+        return None
+
+    def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's rules have the same names
+        """Remove all rules; True if they are gone."""
+        return remove_rules(self._runner)
+
+    def dissolve(self) -> bool:
+        """Nothing is left for later."""
+        return True
 
 
 def remove_rules(runner: Runner | None = None) -> bool:

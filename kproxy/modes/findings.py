@@ -32,6 +32,13 @@ class Finding(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, fit)
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """One thing that was tried; `refusal` is what the kernel or a program answered, "" if it worked."""
+
+    subject: str
+    refusal: str = ""
+
+
 class Report(msgspec.Struct, frozen=True):
     """All findings, in the order in which they are to be read."""
 

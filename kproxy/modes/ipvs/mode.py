@@ -21,13 +21,9 @@ from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
 from kproxy.kernel.links import AddressNews
-from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant, Xtables
 from kproxy.modes.base import ModeUnavailable
-from kproxy.modes.iptables import rules_backend
-from kproxy.modes.iptables_cleanup import remove_other_rules
-from kproxy.modes.nftables_cleanup import remove_tables
-from kproxy.node import route_localnet
+from kproxy.modes.iptables_rules import rules_backend
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
@@ -56,7 +52,6 @@ class IpvsMode:
     """The IPVS mode. Raises ModeUnavailable when made where it cannot work.
 
     `statistics` opens a second way to the kernel, for counters are read beside the run loop.
-    `was_guarded`: KUBE-FIREWALL stood before the first sync, so that it may be this mode that takes it away.
     """
 
     def __init__(
@@ -66,12 +61,9 @@ class IpvsMode:
         handles: KernelHandles,
         statistics: Callable[[], Ipvs] = NetlinkIpvs,
         *,
-        was_guarded: bool = False,
-        runner: Runner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._runner = runner
         self._tables = tables
         self._handles = handles
         self._open_statistics = statistics
@@ -80,7 +72,6 @@ class IpvsMode:
         self._backends: dict[Family, IpvsBackend] = {}
         self._watches: dict[object, ForeignWrites] = {}
         self._lenient_arp: dict[str, str] = {}
-        self._was_guarded = was_guarded
         self._clock = clock
         self._next_look = 0.0
         self._unsettable: set[str] = set()
@@ -123,11 +114,7 @@ class IpvsMode:
             log.warning("settings_failed", reason=str(error))
 
     def on_first_sync(self) -> None:
-        """What an iptables mode left went with the first sync; take away what others did."""
-        remove_tables()
-        remove_other_rules(self.variants, self._runner)
-        if self._was_guarded and not route_localnet.is_guarded(self._runner):
-            route_localnet.close()
+        """Do nothing; the leftovers of the iptables mode cover the rules in the other variant."""
 
     def run_timers(self) -> float | None:
         """See that the kernel parameters are still as they were set; the backends do the rest."""

@@ -1,4 +1,4 @@
-"""What the rules, sets and virtual servers of each mode ask of a kernel and its iptables.
+"""The matches and targets that iptables rules of every mode ask of a kernel and its iptables.
 
 Every match and target that a layout can write is here as a rule that uses it; a test compares this list with
 what the layouts render. A feature that is not essential has a substitute, or only some services need it.
@@ -9,13 +9,9 @@ from typing import NamedTuple
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.hairpin import hairpin_match
-from kproxy.kernel.ipset.types import SetKind
 
 TRIAL = names.PROBE
 """The chain and the set of trials; neither outlives a trial."""
-
-TRIAL_DEVICE = "kproxy-probe0"
 
 
 class Feature(NamedTuple):
@@ -38,15 +34,12 @@ _MASK = {
     Family.IPV4: "255.255.255.255",
     Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 }
-_NO_BPF = "the scalable layout is not used"
 _REJECT_MODULE = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
 
 
-def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feature, ...]:
-    """The matches and targets that a mode's rules use in a family; none for a mode that is not known here."""
-    if mode not in ("iptables", "ipvs"):
-        return ()
-    found = [
+def common_features(family: Family) -> tuple[Feature, ...]:
+    """The matches and targets that rules use in a family, whatever the mode or layout."""
+    return (
         Feature("match comment", "filter", '-m comment --comment "a trial"', "xt_comment"),
         Feature(
             "match conntrack", "filter", "-m conntrack --ctstate NEW,RELATED,ESTABLISHED", "xt_conntrack"
@@ -86,13 +79,7 @@ def rule_features(mode: str, family: Family, layout: str = "auto") -> tuple[Feat
             f"-j REJECT --reject-with {_REFUSAL[family]}",
             _REJECT_MODULE[family],
         ),
-    ]
-    if mode == "ipvs":
-        found.append(Feature("match set", "nat", f"-m set --match-set {TRIAL} dst", "xt_set"))
-    elif layout != "standard":
-        match = hairpin_match(family).strip()
-        found.append(Feature("match bpf", "filter", match, "xt_bpf", essential=False, without=_NO_BPF))
-    return tuple(found)
+    )
 
 
 LEAST_REVISIONS: Mapping[str, int] = {
@@ -102,11 +89,3 @@ LEAST_REVISIONS: Mapping[str, int] = {
     "target MARK": 2,
 }
 """The revisions that brought the options which the rules use (net/netfilter/xt_*.c)."""
-
-SET_MODULES: Mapping[SetKind, str] = {
-    SetKind.IP: "ip_set_hash_ip",
-    SetKind.IP_PORT: "ip_set_hash_ipport",
-    SetKind.IP_PORT_IP: "ip_set_hash_ipportip",
-    SetKind.IP_PORT_NET: "ip_set_hash_ipportnet",
-}
-"""The kernel module of each set type that the IPVS mode uses."""

@@ -1,4 +1,4 @@
-"""The nftables mode on this kernel: try the whole layout on it, and see a former mode off."""
+"""The nftables mode on this kernel: try the whole layout on it, and build the backends."""
 
 from collections.abc import Mapping
 
@@ -13,29 +13,19 @@ from kproxy.backends.nftables.probe import probe
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
-from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
-from kproxy.modes.iptables_cleanup import remove_rules
-from kproxy.modes.ipvs_teardown import IpvsTeardown
 from kproxy.node.facts import FamilyFacts
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 class NftablesMode:
-    """The nftables mode. Raises ModeUnavailable when made where the kernel cannot carry it.
+    """The nftables mode. Raises ModeUnavailable when made where the kernel cannot carry it."""
 
-    `departing` takes away what an IPVS mode left here, once the first sync is done.
-    """
-
-    def __init__(
-        self, config: ProxyConfig, nft: Nft, departing: IpvsTeardown, runner: Runner | None = None
-    ) -> None:
+    def __init__(self, config: ProxyConfig, nft: Nft) -> None:
         self._config = config
-        self._runner = runner
         self._nft = nft
-        self._departing = departing
         self._watch = ForeignWrites(nft.generation)
         self._backends: dict[Family, NftablesBackend] = {}
         self.families = self._usable()
@@ -70,13 +60,11 @@ class NftablesMode:
             raise MeasureError(error.message) from error
 
     def on_first_sync(self) -> None:
-        """Take away the rules of an iptables or IPVS mode, and let its virtual servers go."""
-        remove_rules(self._runner)
-        self._departing.begin()
+        """Do nothing; the mode has one form."""
 
     def run_timers(self) -> float | None:
-        """See to what an IPVS mode left here."""
-        return self._departing.run_timers()
+        """Do nothing; the tables do not depend on time."""
+        return None
 
     def _usable(self) -> tuple[Family, ...]:
         reasons: dict[Family, str] = {}

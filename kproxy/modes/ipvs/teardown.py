@@ -1,6 +1,6 @@
-"""What an IPVS mode left on this node, seen off by the mode that took over from it."""
+"""Tear down IPVS state left by a previous mode once its connections have drained."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
@@ -8,6 +8,7 @@ from kproxy.addresses import Family
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.teardown import FamilyTeardown, left_in
 from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.xtables.types import Variant
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,18 +30,12 @@ class IpvsTeardown:
         self._teardowns: list[FamilyTeardown] = []
         self._due: dict[Family, float] = {}
 
-    def begin(self) -> None:
-        """Look for what is left, and let it go."""
-        self._teardowns = [
-            FamilyTeardown(family, self._kernel, self._period, self._clock, self._excluded)
-            for family in Family
-            if left_in(family, self._kernel)
-        ]
-        if self._teardowns:
-            log.info("ipvs_mode_leaving", families=[r.family.value for r in self._teardowns])
+    def begin(self, used: Mapping[Family, Variant]) -> None:  # noqa: ARG002 - leftovers of rules go apart
+        """Find what is left; `run_timers` removes it."""
+        self._find()
 
     def run_timers(self) -> float | None:
-        """Take away what has no connections any more; seconds until the next time, None at the end."""
+        """Remove what has no connections any more; return seconds until the next call, or None at the end."""
         if not self._teardowns:
             return None
         now = self._clock()
@@ -54,9 +49,9 @@ class IpvsTeardown:
         self._delete_device()
         return None
 
-    def clear(self) -> bool:
-        """Take everything away at once but the sets, which rules may still name; True if it is gone."""
-        self.begin()
+    def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's objects have the same names
+        """Remove everything now but the sets, which rules may still name; True if it is gone."""
+        self._find()
         cleared = [teardown.clear() for teardown in self._teardowns]
         return all(cleared)
 
@@ -75,3 +70,12 @@ class IpvsTeardown:
             return False
         log.info("device_deleted", device=self._kernel.device.name)
         return True
+
+    def _find(self) -> None:
+        self._teardowns = [
+            FamilyTeardown(family, self._kernel, self._period, self._clock, self._excluded)
+            for family in Family
+            if left_in(family, self._kernel)
+        ]
+        if self._teardowns:
+            log.info("ipvs_mode_leaving", families=[r.family.value for r in self._teardowns])

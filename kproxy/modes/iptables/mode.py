@@ -1,7 +1,7 @@
 """The iptables mode on this kernel: find the programs, probe what they can do, put the backends together."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -13,7 +13,6 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_match
-from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.layout_selection import layouts
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.backends.iptables.traffic import Chains, port_traffic, rule_traffic
@@ -24,9 +23,8 @@ from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.legacy_counters import LegacyCounters
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
-from kproxy.modes.iptables_cleanup import remove_other_rules
-from kproxy.modes.ipvs_teardown import IpvsTeardown
-from kproxy.modes.nftables_cleanup import remove_tables
+from kproxy.modes.iptables.cleanup import remove_other_rules
+from kproxy.modes.iptables_rules import rules_backend
 from kproxy.node import route_localnet
 from kproxy.node.facts import FamilyFacts
 
@@ -50,22 +48,17 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class IptablesMode:
-    """The iptables mode; what the kernel can do is probed once at start.
-
-    `departing` takes away what an IPVS mode left here, once the first sync is done.
-    """
+    """The iptables mode; what the kernel can do is probed once at start."""
 
     def __init__(
         self,
         config: ProxyConfig,
         tables: Mapping[Family, Xtables],
-        departing: IpvsTeardown,
         runner: Runner | None = None,
     ) -> None:
         self._config = config
         self._runner = runner
         self.tables = tables
-        self._departing = departing
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ForeignWrites] = {}
         self._localnet: dict[Family, bool] = {}
@@ -109,14 +102,12 @@ class IptablesMode:
         self._config = config
 
     def on_first_sync(self) -> None:
-        """Let what another mode left here go."""
-        remove_tables()
+        """Remove the mode's rules in the variant that is not in use."""
         remove_other_rules(self.variants, self._runner)
-        self._departing.begin()
 
     def run_timers(self) -> float | None:
-        """See to what an IPVS mode left here."""
-        return self._departing.run_timers()
+        """Do nothing; the rules do not depend on time."""
+        return None
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
         """There are none: this mode gives the node no address."""
@@ -194,22 +185,6 @@ def iptables_config(
         count_invalid=capabilities.counters.get(INVALID_COUNTER, False),
         count_localhost=capabilities.counters.get(LOCALHOST_COUNTER, False),
     )
-
-
-def rules_backend(
-    layout: Layout,
-    xtables: Xtables,
-    watches: dict[object, ForeignWrites],
-    larger: Layout | None = None,
-    prepare: Callable[[bool], None] = lambda _: None,
-) -> IptablesBackend:
-    """Build what writes the rules of one family.
-
-    The nft rulesets of both families share one change counter, and so one entry of `watches`.
-    """
-    ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
-    watch = watches.setdefault(ruleset, ForeignWrites(xtables.generation))
-    return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
 
 
 def is_liberal() -> bool:

@@ -3,7 +3,7 @@
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.names import PEER_NFT_TABLE
+from kproxy.backends.nftables.names import PEER_TABLE
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.commands import TABLE_FAMILY
 
@@ -14,9 +14,9 @@ def warn_of_peer_tables() -> None:
     """Name the tables of kube-proxy that stand in this network namespace, if any, in one warning."""
     try:
         found = [
-            f"{TABLE_FAMILY[family]} {PEER_NFT_TABLE}"
+            f"{TABLE_FAMILY[family]} {PEER_TABLE}"
             for family in Family
-            if PEER_NFT_TABLE in nft_tables.tables(family)
+            if PEER_TABLE in nft_tables.tables(family)
         ]
     except nft_tables.NftablesError as error:
         log.info("tables_not_listed", reason=str(error))

@@ -1,0 +1,12 @@
+"""The settings that the run loop works towards."""
+
+import msgspec
+
+from kproxy.config.model import ProxyConfig
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """The settings that are asked for; each `revision` is greater than the one before."""
+
+    revision: int
+    config: ProxyConfig

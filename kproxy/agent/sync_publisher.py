@@ -1,0 +1,63 @@
+"""Hands the outcome of a sync to health, telemetry, the conntrack cleaner and health-check node ports."""
+
+from collections.abc import Mapping, Sequence
+
+from kproxy.addresses import Family
+from kproxy.agent.conntrack_cleaner import ConntrackCleaner
+from kproxy.agent.drift_checker import DriftChecker
+from kproxy.agent.family_sync import FamilySync, SyncOutcome
+from kproxy.node.facts import NodeFacts
+from kproxy.state.problems import Problem
+from kproxy.state.tables import ServiceInput
+from kproxy.telemetry.http.health import HealthState
+from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
+from kproxy.telemetry.observer import SyncObserver
+from kproxy.telemetry.problem_log import ProblemLog
+
+
+class SyncPublisher:
+    """Used by the run loop's thread."""
+
+    def __init__(
+        self,
+        health: HealthState,
+        observer: SyncObserver,
+        flows: ConntrackCleaner,
+        service_health: ServiceHealth,
+        drift_checker: DriftChecker,
+    ) -> None:
+        self._health = health
+        self._observer = observer
+        self._flows = flows
+        self._service_health = service_health
+        self._drift_checker = drift_checker
+        self._problem_log = ProblemLog()
+
+    def publish(
+        self,
+        inputs: Sequence[ServiceInput],
+        facts: NodeFacts,
+        outcomes: Mapping[Family, SyncOutcome],
+        sides: Mapping[Family, FamilySync],
+        *,
+        retried: bool,
+    ) -> None:
+        """Publish each family's outcome, and the problems of the services that were planned."""
+        problems: dict[str, tuple[Problem, ...]] = {given.key: () for given in inputs}
+        for family, outcome in outcomes.items():
+            plans, report = outcome.plans, outcome.report
+            for key, plan in plans.items():
+                problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
+            if report.drifts:
+                self._drift_checker.tell(family, report.drifts)
+            sides[family].tell(outcome)
+            self._observer.synced(family, report, plans, outcome.seconds, retried=retried)
+            if report.error is not None:
+                self._health.failed(family)
+                continue
+            self._health.updated(family)
+            held = {key: plan for key, plan in plans.items() if key not in report.failed}
+            self._flows.submit(family, sides[family].flows.update(held))
+            self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
+        self._observer.problems(problems)
+        self._problem_log.tell(problems)

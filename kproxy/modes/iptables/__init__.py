@@ -1,0 +1,1 @@
+"""The iptables mode: what it is made of here, what it leaves, what a start would change."""

@@ -1,0 +1,159 @@
+"""What `kproxy check` tries for IPVS mode: sets, schedulers, the device, the host's firewall."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.backends.ipvs.names import DEVICE
+from kproxy.config.model import ProxyConfig
+from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.dummy import DummyDevice
+from kproxy.kernel.ipset.types import SetKind, SetSpec
+from kproxy.kernel.ipvs.netlink import NetlinkIpvs
+from kproxy.kernel.ipvs.types import IpvsError
+from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
+from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.findings import Finding, Trial, failed, ok, warning
+from kproxy.modes.rule_features import TRIAL, Feature, common_features
+from kproxy.modes.trial_set import create_set, destroy_set
+from kproxy.node import host_firewall
+from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
+
+TRIAL_DEVICE = "kproxy-probe0"
+
+SET_MODULES: Mapping[SetKind, str] = {
+    SetKind.IP: "ip_set_hash_ip",
+    SetKind.IP_PORT: "ip_set_hash_ipport",
+    SetKind.IP_PORT_IP: "ip_set_hash_ipportip",
+    SetKind.IP_PORT_NET: "ip_set_hash_ipportnet",
+}
+"""The kernel module of each set type that the mode uses."""
+
+
+class Trials(msgspec.Struct, frozen=True):
+    """What the kernel answered to each trial; texts are refusals, "" where it worked."""
+
+    sets: Mapping[tuple[SetKind, Family], str]
+    device: Trial
+    ipvs: str
+    schedulers: Mapping[str, bool]
+
+
+def features(family: Family, _layout: str) -> tuple[Feature, ...]:
+    """The matches and targets of the rules around virtual servers."""
+    return (
+        *common_features(family),
+        Feature("match set", "nat", f"-m set --match-set {TRIAL} dst", "xt_set"),
+    )
+
+
+def check(config: ProxyConfig, variants: Mapping[Family, Variant]) -> Iterator[Finding]:
+    """Try what the mode needs beside iptables rules, in a network namespace of its own if one can be made."""
+    wanted = parse_scheduler(config.ipvs_scheduler).name
+    try:
+        trials = in_scratch_network(lambda: _try(wanted, variants))
+    except ScratchUnavailable:
+        trials = _try(wanted, variants)
+    yield from judge_sets(trials.sets)
+    yield from judge_ipvs(wanted, trials.ipvs, trials.schedulers)
+    yield from judge_device(trials.device)
+    yield from _check_device_name()
+    for variant in tuple(variants.values())[:1]:
+        yield from judge_firewalls(
+            tuple(host_firewall.shutting(variant)),
+            tuple(host_firewall.shadowing(variant)),
+            host_firewall.REMEDY,
+        )
+
+
+def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
+    """Set types by family, with the kernel's refusal or ""."""
+    working = sorted({str(kind) for (kind, _), refusal in trials.items() if not refusal})
+    if working:
+        yield ok("sets", f"types work: {', '.join(working)}")
+    for (kind, family), refusal in trials.items():
+        if refusal:
+            module = SET_MODULES[kind]
+            remedy = f"load the kernel module {module} (modprobe {module}), or use a kernel that has it"
+            yield failed(f"set type {kind} {family}", refusal, remedy)
+
+
+def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
+    """IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
+    if unavailable:
+        yield failed("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
+        return
+    have = [name for name, there in offered.items() if there]
+    lack = [name for name, there in offered.items() if not there]
+    missing = f"; not {', '.join(lack)}" if lack else ""
+    yield ok("IPVS", f"schedulers: {', '.join(have) or 'none'}{missing}")
+    if not offered.get(wanted, False):
+        yield failed(
+            f"scheduler {wanted}",
+            "--ipvs-scheduler names it and this kernel does not have it",
+            f"load the kernel module ip_vs_{wanted}, or choose one of {', '.join(have) or 'none'}",
+        )
+
+
+def judge_device(trial: Trial) -> Iterator[Finding]:
+    """Dummy devices, which hold service addresses in the IPVS mode."""
+    if trial.refusal:
+        yield failed(
+            trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
+        )
+    else:
+        yield ok(trial.subject, "can be made")
+
+
+def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
+    """What of the host's rules drops packets to services, which pass hooks input and output in IPVS mode."""
+    for chain in shutting:
+        told = "its policy is drop, and rules of another table do not change that: services are shut"
+        yield warning(f"firewall, {chain}", told, remedy)
+    for rule in shadowing:
+        told = "it drops all packets to services before kproxy's rules accept them"
+        yield warning(f"firewall, {rule}", told, "move it behind kproxy's rule, or to the end of its chain")
+    if not shutting and not shadowing:
+        yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
+
+
+def _try(scheduler: str, families: Collection[Family]) -> Trials:
+    sets = {(kind, family): _set_refusal(kind, family) for family in families for kind in SET_MODULES}
+    ipvs, schedulers = _try_schedulers(scheduler)
+    return Trials(sets, _try_device(), ipvs, schedulers)
+
+
+def _set_refusal(kind: SetKind, family: Family) -> str:
+    refusal = create_set(SetSpec(TRIAL, kind, family))
+    return refusal or destroy_set()
+
+
+def _try_device() -> Trial:
+    device = DummyDevice(TRIAL_DEVICE)
+    try:
+        device.ensure()
+        device.delete()
+    except DeviceError as error:
+        return Trial("dummy device", str(error))
+    return Trial("dummy device")
+
+
+def _try_schedulers(wanted: str) -> tuple[str, dict[str, bool]]:
+    ipvs = NetlinkIpvs()
+    try:
+        return "", {name: ipvs.has_scheduler(name) for name in sorted({*SCHEDULERS, wanted})}
+    except IpvsError as error:
+        return str(error), {}
+
+
+def _check_device_name() -> Iterator[Finding]:
+    """The device itself is not made, but one of another type must not have its name."""
+    try:
+        kind = DummyDevice(DEVICE).kind()
+    except DeviceError as error:
+        yield warning(f"interface {DEVICE}", "cannot be looked at", str(error))
+        return
+    if kind not in (None, "dummy"):
+        told = f"it exists and is of type {kind or 'unknown'}, not dummy"
+        yield failed(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")

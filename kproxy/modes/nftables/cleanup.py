@@ -1,0 +1,60 @@
+"""Remove the tables of the nftables mode, or of kube-proxy's, and nothing else.
+
+Over netlink: the program nft may be missing, and to list the names it first reads every rule there is.
+"""
+
+from collections.abc import Mapping
+
+import structlog
+
+from kproxy.addresses import Family
+from kproxy.backends.nftables.names import PEER_TABLE, TABLE
+from kproxy.config.model import ProxyConfig
+from kproxy.kernel import nft_tables
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables.types import Variant
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class TableLeftovers:
+    """The tables that the nftables mode left."""
+
+    def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
+        """Take nothing of either; they are asked for by the interface."""
+
+    def begin(self, used: Mapping[Family, Variant]) -> None:  # noqa: ARG002
+        """Remove the tables."""
+        remove_tables()
+
+    def run_timers(self) -> float | None:
+        """Nothing has to wait."""
+        return None
+
+    def clear(self, *, peer: bool) -> bool:
+        """Remove the tables, with `peer` those of kube-proxy's nftables mode too; True if they are gone."""
+        clean = remove_tables()
+        return (remove_tables(PEER_TABLE) and clean) if peer else clean
+
+    def dissolve(self) -> bool:
+        """Nothing is left for later."""
+        return True
+
+
+def remove_tables(name: str = TABLE) -> bool:
+    """Remove both families' tables of that name; False if one could not be (which is logged).
+
+    In a kernel without nftables there are none.
+    """
+    clean = True
+    for family in Family:
+        try:
+            if name not in nft_tables.tables(family):
+                continue
+            nft_tables.delete(family, name)
+        except nft_tables.NftablesError as error:
+            log.error("cleanup_failed", family=family.value, table=name, reason=str(error))
+            clean = False
+        else:
+            log.info("removed", family=family.value, table=name)
+    return clean
