@@ -11,7 +11,7 @@ from kproxy.backends.iptables.text import render_text as render_rules
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.layout import IpvsLayout
-from kproxy.backends.ipvs.names import DEVICE, sets
+from kproxy.backends.ipvs.names import DEVICE, OWN_MARK, sets
 from kproxy.backends.ipvs.render import render_service
 from kproxy.kernel.ipset.types import MAX_ELEMENTS
 from kproxy.kernel.ipvs.types import PERSISTENT, SCHED1, SCHED2, ServerId, VirtualServer
@@ -27,7 +27,7 @@ def render_text(plans: Iterable[ServicePlan], config: IpvsConfig) -> str:
     for plan in wanted:
         desired.put(plan.key, render_service(plan, config))
     sections = {
-        "ipvsadm-restore": _servers(desired),
+        "ipvsadm-restore": [*_server_of_mark(config), *_servers(desired)],
         "ip -batch": [f"address add {host_cidr(ip)} dev {DEVICE}" for ip in sorted(desired.addresses)],
         "ipset restore": _sets(desired, config.family),
     }
@@ -56,6 +56,14 @@ def server_line(server: ServerId, settings: VirtualServer) -> str:
 
 def _service(server: ServerId) -> str:
     return f"{_PROTOCOL_OPTION[server.protocol]} {join_host_port(server.ip, server.port)}"
+
+
+def _server_of_mark(config: IpvsConfig) -> list[str]:
+    """Return the virtual server that passes replies to the node's own connections to the node itself."""
+    key, node = (
+        (f"{OWN_MARK}", "127.0.0.1:0") if config.family is Family.IPV4 else (f"{OWN_MARK} -6", "[::1]:0")
+    )
+    return [f"-A -f {key} -s {config.scheduler.name}", f"-a -f {key} -r {node} -g -w 1"]
 
 
 def _servers(desired: Desired) -> list[str]:
