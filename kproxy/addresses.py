@@ -1,4 +1,4 @@
-"""Parse and re-print addresses, so that no text from the API reaches a rule as it came.
+"""Parse addresses and print them in canonical form, so that no raw text from the API reaches a rule.
 
 Every address and CIDR kproxy writes is the output of this module. It accepts what kube-proxy accepts
 (leading zeros in IPv4 octets, IPv4-mapped IPv6 as IPv4, host bits in a CIDR) and prints one canonical form,
@@ -34,7 +34,7 @@ def parse_ip(text: str) -> tuple[Family, str]:
         socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError, TypeError):
         return _parse_unusual(text)
-    # inet_pton takes four plain decimal octets and nothing else: what it took is already canonical.
+    # inet_pton accepts four plain decimal octets and nothing else: accepted text is already canonical.
     return Family.IPV4, text
 
 

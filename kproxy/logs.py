@@ -1,4 +1,4 @@
-"""Structured logs on stderr, one event a line: key=value (logfmt) or JSON; kproxy.text cleans values.
+"""Structured logs on stderr, one event per line: key=value (logfmt) or JSON; kproxy.text cleans values.
 
 kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 adds each change of state,
 4 and above adds the detail of every sync. Below 0, only what went wrong is left.
@@ -18,7 +18,7 @@ from kproxy.text import LONGEST, clean
 
 @contextlib.contextmanager
 def _without(package: str) -> Iterator[None]:
-    """Let what is imported meanwhile find that a package is not installed."""
+    """Make imports within the block behave as if `package` were not installed."""
     if package in sys.modules:
         yield
         return
@@ -29,7 +29,7 @@ def _without(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-# For tracebacks in colour, which nobody asks for here, structlog loads all of rich: a third of a start.
+# structlog loads all of rich for coloured tracebacks, which kproxy does not use: a third of the start time.
 with _without("rich"):
     import structlog
 
@@ -39,30 +39,30 @@ _FIRST = ("timestamp", "level", "event")
 _LONGEST_TRACEBACK = 16384
 
 _PLUGIN_FAILED = "exec: process returned "
-"""How the kubernetes package reports a credential plugin that failed; what the plugin said comes after it."""
+"""How the kubernetes package reports a failed credential plugin; the plugin's output follows."""
 
 
 class _Lossy:
-    """A stream that drops what it cannot write: a full disk or a reader that is gone stops no proxy."""
+    """A stream that drops text it cannot write: a full disk or a closed pipe must not stop the proxy."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Write, or lose the text."""
+        """Write the text, or drop it if that fails."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
 
     def flush(self) -> None:
-        """Flush, or lose what was to be written."""
+        """Flush the stream, or drop the buffered text if that fails."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 
 
 def keep_descriptors() -> None:
-    """Have 0, 1 and 2 lead to /dev/null where they are closed.
+    """Open /dev/null as descriptors 0, 1 and 2 where they are closed.
 
-    Otherwise the next file or socket that is opened would get the number, and what is meant for stderr.
+    Otherwise the next file or socket would get such a number, and output for stderr would go there.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         os.set_inheritable(opened, True)  # noqa: FBT003
@@ -73,7 +73,7 @@ def keep_descriptors() -> None:
 
 
 class _Forwarding(logging.Handler):
-    """Logs what libraries say through `logging`, which would print it raw without a handler."""
+    """Logs records of libraries that use `logging`, which prints them raw without a handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record."""
@@ -87,7 +87,7 @@ class _Forwarding(logging.Handler):
 def clean_values(
     _logger: Any, _method: str, fields: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Make every value fit for a line (a processor of structlog); its renderer escapes line breaks."""
+    """Clean every value for one line (a processor of structlog); its renderer escapes line breaks."""
     for key, value in fields.items():
         if value is not None and not isinstance(value, (bool, int, float)):
             limit = _LONGEST_TRACEBACK if key == "exception" else LONGEST
@@ -96,10 +96,10 @@ def clean_values(
 
 
 def configure(verbosity: int = 0, form: str = "text") -> None:
-    """Send structlog events to stderr, one a line.
+    """Send structlog events to stderr, one per line.
 
     `verbosity` is klog's level: 4 and above shows debug events. `form` is `logging.format`: "text" is logfmt,
-    "json" is one JSON object a line with the same keys and values; all of it is ASCII.
+    "json" is one JSON object per line with the same keys and values; both are ASCII only.
     """
     level = logging.DEBUG if verbosity >= 4 else logging.INFO if verbosity >= 0 else logging.ERROR
     structlog.configure(

@@ -1,15 +1,15 @@
-"""Foreign text, made fit to be shown: on one line, without control characters, bounded, and without secrets.
+"""Clean foreign text for display: one line, no control characters, limited length, no secrets.
 
-Names, annotations, files, variables, answers and what tools print may hold anything. In a terminal or a log,
-an escape sequence changes what the next reader sees, a line separator makes up a line of its own, and a
-change of writing direction hides what is written (CVE-2021-42574). Every place where such text leaves the
-process goes through `clean`: log lines, /status, the screens of commands, Events, labels of metrics.
+Names, annotations, files, variables, answers and output of tools may contain any characters. In a terminal or
+a log, an escape sequence changes the display, a line separator forges a line, and a change of writing
+direction hides text (CVE-2021-42574). All such text passes through `clean` before it leaves the process: log
+lines, /status, output of commands, Events, labels of metrics.
 """
 
 import re
 
 LONGEST = 2048
-"""Characters of one value, unless the place says otherwise."""
+"""Default limit of one value, in characters."""
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -28,10 +28,10 @@ _HINTS = ("authorization", "bearer", "eyj", "@")
 
 
 def clean(text: str, limit: int = LONGEST, *, keep: str = "") -> str:
-    """The text with what is not printable escaped as in Python, secrets taken out, and cut after `limit`.
+    """Return the text without secrets, unprintable characters escaped as in Python, cut after `limit`.
 
-    What is printable is that of str.isprintable, which no control or format character is, no separator but
-    the space and no surrogate. `keep` are characters that stay as they are. A clean text stays as it is.
+    Printable is as in str.isprintable: no control or format character, no separator but the space, and no
+    surrogate. Characters in `keep` are not escaped. A clean text is returned unchanged.
     """
     shown = text[:limit]
     if not shown.isprintable():
@@ -39,14 +39,14 @@ def clean(text: str, limit: int = LONGEST, *, keep: str = "") -> str:
     shown = redact(shown)
     if len(text) <= limit and len(shown) <= limit:
         return shown
-    told = f"... ({len(text)} characters)"
-    return shown[: max(0, limit - len(told))] + told
+    note = f"... ({len(text)} characters)"
+    return shown[: max(0, limit - len(note))] + note
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a token or a password.
+    """Return the text with everything that looks like a token or a password removed.
 
-    A second line of defence: nothing that is known to be secret is put into a message in the first place.
+    This is a second safeguard: known secrets are never put into messages.
     """
     lower = text.lower()
     if not any(hint in lower for hint in _HINTS):
@@ -57,14 +57,14 @@ def redact(text: str) -> str:
 
 
 def clean_lines(text: str, limit: int = LONGEST) -> str:
-    """The same for text of several lines, each of which is bounded."""
+    """As `clean`, for text of several lines; the limit applies to each line."""
     return "\n".join(clean(line, limit) for line in text.split("\n"))
 
 
 def clean_all(value: object, limit: int = LONGEST) -> object:
-    """The same for every text within plain values, mappings and lists, that are about to become JSON.
+    """As `clean`, for every text within plain values, mappings and lists that will be encoded as JSON.
 
-    Line breaks stay, for JSON escapes them itself.
+    Line breaks stay, because JSON escapes them.
     """
     if isinstance(value, str):
         return clean(value, limit, keep="\n")

@@ -1,1 +1,1 @@
-"""The run loop: takes what the sources learn, keeps the kernel in step, and answers for its health."""
+"""The run loop: applies the objects from the sources to the kernel and reports on its health."""

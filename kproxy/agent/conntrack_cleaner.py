@@ -1,4 +1,4 @@
-"""Forget stale UDP flows, on a thread of its own: reading all flows can take longer than a sync may."""
+"""Delete stale UDP flows on a separate thread: reading all flows can take longer than a sync may."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ _AGAIN = 5.0
 
 
 class ConntrackCleaner:
-    """Takes what to look for from the run loop and looks for it, many changes at a time."""
+    """Collects descriptions of stale flows from the run loop and deletes the flows, many at a time."""
 
     def __init__(self, make: Callable[[], Conntrack], metrics: Metrics | None = None) -> None:
         self._make = make
@@ -28,7 +28,7 @@ class ConntrackCleaner:
         self._news = threading.Condition()
 
     def submit(self, family: Family, stale: StaleConntrack) -> None:
-        """Have flows looked for; returns at once. May be called from any thread."""
+        """Queue flows for deletion; return at once. May be called from any thread."""
         if not stale.kept and not stale.gone:
             return
         with self._news:
@@ -36,12 +36,12 @@ class ConntrackCleaner:
             self._news.notify()
 
     def wake(self) -> None:
-        """Let `run` see that it shall stop."""
+        """Wake `run`, so that it checks for the stop."""
         with self._news:
             self._news.notify()
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set and `wake` called; what was submitted before that is tried once more."""
+        """Work until `stop` is set and `wake` called; flows submitted before that are tried once more."""
         conntrack = self._make()
         ending = False
         while not ending:

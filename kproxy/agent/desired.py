@@ -6,7 +6,7 @@ from kproxy.config.model import ProxyConfig
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """The settings that are asked for; each `revision` is greater than the one before."""
+    """The requested settings; each `revision` is greater than the one before."""
 
     revision: int
     config: ProxyConfig

@@ -1,7 +1,7 @@
-"""Looking for what others changed in the kernel, often where that is cheap and seldom where it is not.
+"""Check the kernel for drift: often where a check is cheap, seldom where it is expensive.
 
-A look costs some microseconds where the kernel counts changes, and a second where all rules of a large node
-are compared. So what one cost says when the next may be.
+A check takes some microseconds where the kernel counts changes, and a second where all rules of a large node
+are compared. So the duration of a comparison determines when the next one may run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,20 +19,20 @@ from kproxy.telemetry.observer import SyncObserver
 log = structlog.stdlib.get_logger(__name__)
 
 QUICK_PERIOD = 2.0
-"""Seconds between looks at the kernel's change counters, a few microseconds each."""
+"""Seconds between reads of the kernel's change counters, which take a few microseconds each."""
 
 FULL_PERIOD = 900.0
 """Seconds between comparisons of all rules even if the counters say that nothing changed."""
 
 CHECK_SHARE = 20
-"""A comparison that took t seconds is not repeated within this many times t (500 times for thorough ones)."""
+"""A comparison that took t seconds is not repeated within this many times t (500 times for full ones)."""
 
 SUSPICION_PERIOD = 60.0
-"""Seconds between looks for a kube-proxy that may have written what drifted."""
+"""Seconds between searches for a kube-proxy that may have caused the drift."""
 
 
 class DriftChecker:
-    """When the kernel is compared with what was applied; `next_look` is the time of `clock` for that."""
+    """Decides when the kernel is compared with the applied state; `next_look` is that time of `clock`."""
 
     def __init__(self, observer: SyncObserver, clock: Callable[[], float]) -> None:
         self.next_look = 0.0
@@ -43,13 +43,14 @@ class DriftChecker:
         self._next_suspicion = 0.0
 
     def begin(self) -> None:
-        """All was just read and written, so a comparison of everything has time."""
+        """Start the periods: everything was just read and written, so a full comparison can wait."""
         self._next_full = self._clock() + FULL_PERIOD
 
     def look(self, sides: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
-        """Compare, if it is time; True if anything drifted.
+        """Compare if a comparison is due; return True if anything drifted.
 
-        `in_step` says whether nothing waits to be applied: what is as it should be is then confirmed.
+        `in_step` returns whether no change waits to be applied: a comparison without drift then confirms
+        the applied state.
         """
         now = self._clock()
         self.next_look = now + QUICK_PERIOD
@@ -77,7 +78,7 @@ class DriftChecker:
         return drifted
 
     def compare_addresses(self, mode: Mode, news: AddressNews) -> bool:
-        """Compare the addresses that there are news of; True if the mode wants any of them otherwise."""
+        """Compare the addresses that `news` names; return True if any of them drifted."""
         try:
             found = mode.compare_addresses(news)
         except CheckError as error:

@@ -1,7 +1,7 @@
-"""One family's part of a sync: plan what changed, hand it to the backend, and log what came of it.
+"""One family's part of a sync: plan the changes, apply them through the backend, and log the outcome.
 
-A sync and what is said of it are two steps, for the first sync of a mode that is on trial counts only if
-every family got through.
+Syncing and logging are two steps, because the first sync of a mode on trial counts only if it succeeded for
+every family.
 """
 
 import time
@@ -21,7 +21,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class SyncOutcome(msgspec.Struct, frozen=True):
-    """What one sync was about and what became of it; times in seconds."""
+    """The changes and the result of one sync; times in seconds."""
 
     plans: Mapping[str, ServicePlan]
     report: SyncReport
@@ -30,12 +30,12 @@ class SyncOutcome(msgspec.Struct, frozen=True):
 
     @property
     def seconds(self) -> float:
-        """How long all of it took."""
+        """The duration of planning and applying."""
         return self.planning + self.applying
 
 
 class FamilySync:
-    """One family: its planner, its backend, what is known of UDP flows, and the defects it logged last."""
+    """One family: its planner, its backend, its state of UDP flows, and the defects it logged last."""
 
     def __init__(self, family: Family, backend: Backend, flows: ConntrackTracker | None = None) -> None:
         self.family = family
@@ -46,7 +46,7 @@ class FamilySync:
         self._degraded: dict[str, str] = {}
 
     def sync(self, inputs: Sequence[ServiceInput], view: NodeView) -> SyncOutcome:
-        """Plan what changed and bring the kernel to it."""
+        """Plan the changes and apply them to the kernel."""
         began = time.monotonic()
         plans = self._planner.update(inputs, view)
         self.backend.update(plans.values())
@@ -55,7 +55,7 @@ class FamilySync:
         return SyncOutcome(plans, report, planned - began, time.monotonic() - planned)
 
     def tell(self, outcome: SyncOutcome) -> None:
-        """Log the outcome: a line for all that was written, and one for each service with new trouble."""
+        """Log the outcome: one line for the sync, and one for each service with a new problem."""
         report, family = outcome.report, self.family.value
         cost = {
             "plan_ms": round(outcome.planning * 1000, 1),

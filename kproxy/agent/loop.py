@@ -1,7 +1,7 @@
-"""The run loop: one thread that plans what changed, syncs each family, and looks for drift when idle.
+"""The run loop: one thread that plans changes, syncs each family, and checks for drift when idle.
 
-Sources run on threads of their own and only fill the store. A change leaves the store when every family has
-it in the kernel; a change that fails stays there, is reported, and is tried again.
+Sources run on threads of their own and only fill the store. A change leaves the store when it is applied for
+every family; a change that fails stays there, is reported, and is tried again.
 """
 
 import gc
@@ -39,9 +39,9 @@ log = structlog.stdlib.get_logger(__name__)
 class Agent:
     """Ties store, planners and backends together; used by one thread.
 
-    `modes` makes another mode when the settings name one; `refused` is told the settings whose mode could
-    not be taken, those that stay in force, and why. `api_servers` gives the (address, port) at which API
-    servers are reached now.
+    `modes` makes another mode when the settings name one. When that mode cannot be used, `refused` is called
+    with its settings, the settings that stay in force, and the reason. `api_servers` returns the current
+    (address, port) of each API server.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Agent:
                 self._store.wait(left)
 
     def step(self, now: float) -> float | None:
-        """Take in what changed and do the one thing that is most due at `now`, if any.
+        """Read the changes and run the most urgent work that is due at `now`, if any.
 
         Return when the next step is due (monotonic seconds, as `now`); None: once the store wakes.
         """
@@ -115,7 +115,7 @@ class Agent:
         return now
 
     def run_once(self, stop: threading.Event, deadline: float | None = None) -> bool:
-        """Work until one sync got through; True if every service is applied, False at the deadline too."""
+        """Work until one sync succeeded; True if every service is applied, False also at the deadline."""
         while not stop.is_set():
             left = None if deadline is None else deadline - self._clock()
             if left is not None and left <= 0:
@@ -132,7 +132,7 @@ class Agent:
         return False
 
     def addresses_changed(self, news: AddressNews) -> None:
-        """Act on news of interfaces' addresses at once; may be called from any thread."""
+        """Handle changed addresses of interfaces at once; may be called from any thread."""
         if news.elsewhere:
             self._tracker.invalidate()
         if news.device or news.lost:
@@ -140,27 +140,27 @@ class Agent:
         self._store.wake()
 
     def reconfigure(self, config: ProxyConfig) -> None:
-        """Work with other settings from the next sync on; may be called from any thread."""
+        """Use new settings from the next sync on; may be called from any thread."""
         self._desired = Desired(self._desired.revision + 1, config)
         self._store.wake()
 
     @property
     def config(self) -> ProxyConfig:
-        """The settings in force; may be asked from any thread."""
+        """The settings in force; may be read from any thread."""
         return self._config
 
     @property
     def knows_node(self) -> bool:
-        """Whether what the rules need to know of the node is known."""
+        """Whether the node's facts that the rules depend on are known."""
         return self._facts is not None
 
     @property
     def mode(self) -> Mode:
-        """The mode in force; may be asked from any thread."""
+        """The mode in force; may be read from any thread."""
         return self._mode
 
     def sync(self) -> Mapping[Family, SyncReport]:
-        """Plan what changed and bring both kernels to it; change over to another mode if asked to."""
+        """Plan the changes and apply them for every family; switch the mode if the settings name another."""
         if self._switch_to is not None:
             return self._switch(self._switch_to)
         started = self._clock()
@@ -190,7 +190,7 @@ class Agent:
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
         if not blocked:
-            applied = (given for given in inputs if given.key not in failed)
+            applied = (each for each in inputs if each.key not in failed)
             self._observer.applied(self._store.commit(applied, refused=bool(failed)))
         else:
             self._store.not_applied()
@@ -205,9 +205,9 @@ class Agent:
         return reports
 
     def _switch(self, config: ProxyConfig) -> Mapping[Family, SyncReport]:
-        """Bring everything into the kernel in another mode, beside the rules of this one, and change over.
+        """Apply everything in another mode, beside the rules of this one, and switch to it.
 
-        If that cannot be done, this mode goes on, and what the other one wrote is taken away.
+        If that fails, this mode goes on, and the objects of the other one are removed.
         """
         self._switch_to = None
         plan = plan_switch(self._modes, self._config, config, self._store.services)
@@ -246,7 +246,7 @@ class Agent:
         self._refused(config, self._config, reason)
 
     def _roll_back(self) -> Mapping[Family, SyncReport]:
-        """Write again what another mode's first sync may have changed, and take away what is its own."""
+        """Apply this mode again after a failed switch, and remove the objects of the other mode."""
         self._first_sync_done, self._replan = False, True
         for side in self._family_syncs.values():
             side.backend.invalidate()
@@ -263,7 +263,7 @@ class Agent:
         return self._store.ready and (self._facts is not None or self._switch_to is not None)
 
     def sync_due_in(self) -> float | None:
-        """Seconds until a sync is due (0: now); None: not before something changes."""
+        """Seconds until a sync is due (0: now); None: not before a change."""
         if not self.ready:
             return None
         if self._switch_to is not None:
@@ -272,7 +272,7 @@ class Agent:
         return self._schedule.due_in(changed=changed, incomplete_since=self._store.incomplete_since)
 
     def observe(self) -> None:
-        """Take in other settings and facts of the node, once all first lists are complete."""
+        """Read new settings and facts of the node, once all first lists are complete."""
         if not self._store.ready:
             return
         desired = self._desired
@@ -314,7 +314,7 @@ class Agent:
         if moved or self._reconfigured:
             self._replan = True
         else:
-            self._drifted = True  # fixed rules alone have to change
+            self._drifted = True  # only the base chains have to change
         self._reconfigured = False
         for family in self._mode.families:
             side = facts.families[family]
@@ -329,7 +329,7 @@ class Agent:
                 self._family_syncs[family].flows.invalidate()
 
     def _run_timers(self) -> None:
-        """Let the mode, leftovers of others and the backends do what is due."""
+        """Run the due periodic work of the mode, of other modes' leftovers and of the backends."""
         waits = [self._mode.run_timers(), *(each.run_timers() for each in self._leftovers)]
         waits += [side.backend.run_timers() for side in self._family_syncs.values()]
         soonest = min((wait for wait in waits if wait is not None), default=None)

@@ -1,4 +1,4 @@
-"""One kproxy from start to end: sources, run loop, health server and signals put together."""
+"""One kproxy process from start to end: connects sources, run loop, health server and signals."""
 
 import functools
 import threading
@@ -48,30 +48,30 @@ from kproxy.telemetry.series import LIVEZ as LIVEZ_ANSWERS
 log = structlog.stdlib.get_logger(__name__)
 
 CLEANUP_SECONDS = 75.0
-"""Time for the removal of all rules at the end, after which no program is waited for.
+"""Seconds for the removal of all rules at the end, after which running programs are stopped.
 
 It leaves a margin to the 90 s after which kubelet kills the pod (terminationGracePeriodSeconds of the
-manifests) and `kproxy cleanup --stop` gives up: this process says itself what it could not remove.
+manifests) and `kproxy cleanup --stop` gives up, so that this process can log what it could not remove.
 """
 
 ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
-"""Makes the reloader that hands new settings to a function."""
+"""Makes the reloader that passes new settings to a function."""
 
 
 def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """Run in the foreground until SIGTERM or SIGINT, or with `once` until one complete sync is applied.
 
-    Returns whether all went well: with `once`, whether every service was applied; with `cleanup_on_exit`,
-    whether all could be removed when a signal had ended it. Else the rules stay in place. SIGHUP reads the
-    configuration again. Raises ConfigError, ModeUnavailable, SourceError, InstanceRunning, OnceTimeout, or
-    OSError if an address cannot be bound and that shall be the end.
+    Returns True on success: with `once`, if every service was applied; with `cleanup_on_exit`, if everything
+    could be removed after a signal. Otherwise the rules stay in place. SIGHUP reads the configuration again.
+    Raises ConfigError, ModeUnavailable, SourceError, InstanceRunning, OnceTimeout, or OSError if an address
+    cannot be bound and the settings make that an error.
     """
     validate(config)
     began = time.monotonic()
     stop = StopEvent()
     store = ObjectStore(needed_kinds(config))
     metrics = Metrics()
-    given = make_source(config, metrics, store.wake)
+    objects = make_source(config, metrics, store.wake)
     leaving = Leaving(configured=config.cleanup_on_exit)
     instance = Instance("run --once" if config.once else "run", __version__, lambda: config.proxy_mode)
 
@@ -90,8 +90,8 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
             return not config.once
         warn_of_kube_proxy(ask=True)
         with _Threads(stop, store) as threads:
-            # The lists arrive while the kernel is tried.
-            threads.start("source", functools.partial(given.source.run, store, stop))
+            # The lists arrive while the kernel is probed.
+            threads.start("source", functools.partial(objects.source.run, store, stop))
             set_up_node(config)
             try:
                 complete = _work(
@@ -100,7 +100,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
                     stop,
                     store,
                     metrics,
-                    given,
+                    objects,
                     threads,
                     signals,
                     leaving,
@@ -122,7 +122,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
 
 
 def _clean_up(signals: Signals) -> bool:
-    """Remove everything; False if not all could be, or another signal asks for the end at once."""
+    """Remove everything; False if something could not be removed, or another signal cut the removal short."""
     began = time.monotonic()
     late = StopEvent()
     timer = threading.Timer(CLEANUP_SECONDS, late.set)
@@ -150,20 +150,20 @@ def _work(
     stop: StopEvent,
     store: ObjectStore,
     metrics: Metrics,
-    given: ObjectSource,
+    objects: ObjectSource,
     threads: "_Threads",
     signals: Signals,
     leaving: Leaving,
     instance: Instance,
     began: float,
 ) -> bool:
-    """Put the rest together, and work until `stop` is set; see `run`."""
+    """Create the agent and its servers, and work until `stop` is set; see `run`."""
     shares = share(raise_descriptor_limit())
     modes = mode_registry(Runner(stop))
     mode = modes.make(config)
     flows = ConntrackCleaner(NetlinkConntrack, metrics)
     health = HealthState(config.sync_period, time.monotonic, lambda: store.waiting_since)
-    events = given.events
+    events = objects.events
     observer = SyncObserver(metrics, events.notify) if events is not None else SyncObserver(metrics)
     services = ServiceHealth(health.proxy_healthy, observer.port_refused, shares)
     interfaces = AddressWatch(DEVICE)
@@ -182,14 +182,14 @@ def _work(
         observer,
         modes,
         mode_refused,
-        given.api_servers,
+        objects.api_servers,
     )
     instance.follow(lambda: agent.config.proxy_mode)
-    settings = _Settings(config, agent, given, leaving)
+    settings = _Settings(config, agent, objects, leaving)
     reloader = reloader_for(settings.take)
     signals.follow_reloads(reloader.reload)
     status_builder = StatusBuilder(
-        lambda: agent.config, reloader, store, health, observer, given.watches, time.monotonic
+        lambda: agent.config, reloader, store, health, observer, objects.watches, time.monotonic
     )
     exposition = Exposition(
         metrics,
@@ -207,7 +207,7 @@ def _work(
         follow = functools.partial(interfaces.run, agent.addresses_changed)
         threads.start("addresses", follow, interfaces.stop)
         if config.once:
-            return _once(config, agent, store, given, stop, began)
+            return _once(config, agent, store, objects, stop, began)
         threads.start("settings", functools.partial(_watch, reloader, stop))
         threads.start("health", functools.partial(monitor.run, stop))
         agent.run(stop)
@@ -218,16 +218,16 @@ def _once(
     config: ProxyConfig,
     agent: Agent,
     store: ObjectStore,
-    given: ObjectSource,
+    objects: ObjectSource,
     stop: threading.Event,
     began: float,
 ) -> bool:
-    """Work until one sync got through. Raises OnceTimeout."""
+    """Work until one sync succeeded. Raises OnceTimeout."""
     deadline = began + config.once_timeout if config.once_timeout else None
     if agent.run_once(stop, deadline):
         return True
     if deadline is not None and not stop.is_set() and time.monotonic() >= deadline:
-        waited = waits_for(store.missing, given.watches(), agent.sync_errors, knows_node=agent.knows_node)
+        waited = waits_for(store.missing, objects.watches(), agent.sync_errors, knows_node=agent.knows_node)
         raise OnceTimeout(config.once_timeout, waited)
     return False
 
@@ -243,12 +243,12 @@ def prepare(config: ProxyConfig) -> None:
 
 
 class _Settings:
-    """Hands new settings to everything that works with them."""
+    """Passes new settings to every component that uses them."""
 
-    def __init__(self, config: ProxyConfig, agent: Agent, given: ObjectSource, leaving: Leaving) -> None:
+    def __init__(self, config: ProxyConfig, agent: Agent, objects: ObjectSource, leaving: Leaving) -> None:
         self._config = config
         self._agent = agent
-        self._given = given
+        self._objects = objects
         self._leaving = leaving
 
     def take(self, config: ProxyConfig) -> None:
@@ -259,7 +259,7 @@ class _Settings:
         if config.oom_score_adj != old.oom_score_adj:
             set_oom_score(config.oom_score_adj)
         self._leaving.configure(cleanup_on_exit=config.cleanup_on_exit)
-        self._given.follow(config)
+        self._objects.follow(config)
         self._agent.reconfigure(config)
 
 
@@ -271,7 +271,8 @@ def _watch(reloader: Reloader, stop: threading.Event) -> None:
 class _Threads:
     """The threads beside the run loop. They end with the block; if one dies, the whole process stops.
 
-    It would go stale unnoticed. `died` tells of it, and `refused` of a source that could not begin.
+    Otherwise the rules would become stale unnoticed. `died` is True after that; `refused` holds the error of
+    a source that could not begin.
     """
 
     def __init__(self, stop: threading.Event, store: ObjectStore) -> None:
@@ -283,7 +284,7 @@ class _Threads:
         self.refused: SourceError | None = None
 
     def start(self, name: str, work: Callable[[], None], wake: Callable[[], None] | None = None) -> None:
-        """Run `work`, which ends once `stop` is set and, if it sleeps, `wake` was called."""
+        """Run `work`, which must end once `stop` is set and `wake` was called."""
 
         def guarded() -> None:
             try:

@@ -1,8 +1,8 @@
-"""Another proxy mode in a running process: what counts as one, the plan, and the verdict on its first sync.
+"""Switching the proxy mode of a running process: detection, plan, and verdict on the first sync.
 
-The new mode writes all of its own while the rules of the old one stand. Only when every family got through
-does the old one's go, and connections that it began go on. Where a family did not, what the new mode wrote
-goes instead. The run loop keeps the one that works; how another is tried and judged is here.
+The new mode writes all of its objects beside those of the old one. If its first sync succeeds for every
+family, the old mode's objects are removed, and established connections continue. Otherwise the new mode's
+objects are removed. The run loop keeps the mode that works; this module tries and judges the new one.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ from kproxy.state.tables import ServiceInput
 
 
 class SwitchPlan(msgspec.Struct, frozen=True):
-    """From which mode to which, for how many Services; what is written `first`, what goes `afterwards`."""
+    """The old and the new mode, the number of Services; objects written `first` and removed `afterwards`."""
 
     before: str
     after: str
@@ -28,7 +28,7 @@ class SwitchPlan(msgspec.Struct, frozen=True):
     afterwards: str
 
     def fields(self) -> dict[str, str | int]:
-        """For the log."""
+        """The plan as fields of a log event."""
         return {
             "from": self.before,
             "to": self.after,
@@ -39,20 +39,20 @@ class SwitchPlan(msgspec.Struct, frozen=True):
 
 
 def is_switch(old: ProxyConfig, new: ProxyConfig) -> bool:
-    """Whether other settings mean another mode: its name, or the iptables variant where that matters."""
+    """Whether new settings need another mode: another name, or another iptables variant that rules use."""
     if new.proxy_mode != old.proxy_mode:
         return True
     return new.iptables_variant is not old.iptables_variant and traits_of(new.proxy_mode).writes_iptables
 
 
 def plan_switch(modes: ModeRegistry, old: ProxyConfig, new: ProxyConfig, services: int) -> SwitchPlan:
-    """What a switch is going to do."""
+    """Return what the switch will do."""
     written, taken_away = modes.spec(new).written, modes.spec(old).taken_away
     return SwitchPlan(mode_name(old), mode_name(new), services, written, taken_away)
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """A new mode after its first sync with `inputs`; `reason` says why it does not count, if so."""
+    """A new mode after its first sync with `inputs`; `reason` says why it failed, None if it did not."""
 
     mode: Mode
     facts: NodeFacts
@@ -68,7 +68,7 @@ def try_mode(
     known: Mapping[Family, FamilySync],
     inputs: Sequence[ServiceInput],
 ) -> Trial:
-    """Sync every family in a new mode, knowing of UDP flows what the `known` sides of the old one do."""
+    """Sync every family in a new mode; it takes over the UDP flow state of the old mode's `known` sides."""
     sides = {}
     for family in mode.families:
         side = known.get(family)
@@ -87,10 +87,10 @@ def check_families(old: Mode, new: Mode) -> None:
 
 
 def verdict(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:
-    """Why the first sync of a new mode does not count; None if it does.
+    """Return why the first sync of a new mode failed; None if it succeeded.
 
-    A family whose sync failed as a whole is a reason, and one whose every service was refused, unless the
-    old mode had `refused` them all too. Single services are no reason: they are logged, and tried again.
+    It failed if a family's sync failed as a whole, or if every service of a family was refused that the old
+    mode had not `refused` entirely as well. Single refused services are logged and tried again.
     """
     reasons = []
     for family, outcome in outcomes.items():

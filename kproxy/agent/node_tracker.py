@@ -1,4 +1,4 @@
-"""Facts of the node, derived anew when the Node or anything else that they depend on changed."""
+"""Facts of the node, derived again when the Node or another input of theirs changed."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,10 +14,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class NodeTracker:
-    """Knows the Node, the service ranges and the API servers as they were seen last.
+    """Holds the Node, the service ranges and the API servers as last seen.
 
-    `interfaces` returns the addresses of all network interfaces, `api_servers` the (address, port) at which
-    API servers are reached now. Used by the run loop's thread, but for `invalidate`.
+    `interfaces` returns the addresses of all network interfaces, `api_servers` the current (address, port) of
+    each API server. Used by the run loop's thread only, except `invalidate`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class NodeTracker:
         self._stale = True
 
     def look(self, config: ProxyConfig) -> bool:
-        """Take in the current Node and the rest; return whether facts may differ from those derived last."""
+        """Read the current inputs; return whether the facts may differ from those derived last."""
         seen = self._store.node(), self._store.service_ranges, self._api_servers()
         if not self._stale and seen == self._seen:
             return False
@@ -65,7 +65,7 @@ class NodeTracker:
         return node_facts(config, self._node, self._interfaces(), ranges, servers)
 
     def facts_or_wait(self, config: ProxyConfig) -> NodeFacts | None:
-        """The same; where there are none, log it and report it to the health state."""
+        """As `facts`; where there are none, log that and report it to the health state."""
         facts = self.facts(config)
         self._health.wait_for(None if facts is not None else "the pod CIDRs of the node")
         if facts is None:

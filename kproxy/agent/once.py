@@ -1,4 +1,4 @@
-"""What `kproxy run --once` says when it has waited long enough."""
+"""The timeout of `kproxy run --once`, and the reasons for it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from kproxy.telemetry.status import Watch
 
 
 class OnceTimeout(RuntimeError):
-    """No sync got through in time; the message names what it waited for."""
+    """No sync succeeded in time; the message names the missing lists, data or syncs."""
 
     def __init__(self, seconds: float, waits_for: Sequence[str]) -> None:
         super().__init__(f"--timeout: not done within {seconds:g} s, waiting for {'; '.join(waits_for)}")
@@ -17,7 +17,7 @@ class OnceTimeout(RuntimeError):
 def waits_for(
     missing: Collection[Kind], watches: Sequence[Watch], errors: Mapping[Family, str], *, knows_node: bool
 ) -> list[str]:
-    """What has yet to come: lists that are `missing`, the node's data, or a sync without `errors`."""
+    """List what a complete sync waits for: `missing` lists, the node's data, or a sync without `errors`."""
     return list(_waits_for(missing, watches, errors, knows_node=knows_node)) or ["a first sync"]
 
 

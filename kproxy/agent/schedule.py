@@ -1,42 +1,42 @@
-"""When the next sync is due: at once after a quiet time, never more often than allowed, later after failures.
+"""Compute when the next sync is due: at once after an idle period, limited in rate, delayed after failures.
 
-The least time between syncs is counted from the end of the last one, and grows with what syncs cost, so a
-slow kernel gets at most half of a core (kubernetes#138073 tells what happens otherwise). One dear sync among
-cheap ones, such as the first, makes nobody wait: what counts is the cheaper of the last two.
+The minimum interval is counted from the end of the last sync and grows with the cost of syncs, so that syncs
+take at most half of a core (kubernetes#138073 reports a node where they took more). One expensive sync among
+cheap ones, such as the first, does not delay the next: the cheaper of the last two counts.
 
-Changes seldom come alone: a pod is ready soon after its service, and a rollout is a handful of writes. So
-rests that were not needed are saved, a few of them, and used to follow up at once; under steady load there is
-nothing to save, and it costs what it would cost without.
+Changes often come in groups: a pod is ready soon after its service, and a rollout is several writes. So a few
+unused rests are saved and spent on immediate follow-up syncs. Under steady load no rest is unused, and the
+rate is the same as without saving.
 """
 
 import random
 from collections.abc import Callable
 
 FIRST_RETRY = 0.2
-"""Ceiling of the first backoff in seconds; it doubles with every failure, up to the sync period."""
+"""Upper bound of the first backoff in seconds; it doubles with every failure, up to the sync period."""
 
 EMPTY_REST = 10
-"""Rest after a sync that wrote nothing, as a multiple of its cost: it takes a tenth of a core at most."""
+"""Rest after a sync that wrote nothing, as a multiple of its cost: such syncs use at most 10 % of a core."""
 
 SAVED_RESTS = 3
-"""How many rests may be cut short, to `PAUSE` or what a sync costs, after a quiet time."""
+"""The number of rests that may be shortened, to `PAUSE` or the cost of a sync, after an idle period."""
 
 PAUSE = 0.01
-"""Seconds of the shortest rest: what is written together comes within them."""
+"""Seconds of the shortest rest: changes that a client writes together arrive within it."""
 
 LONGEST_SAVED = 0.1
-"""A least time between syncs that is longer than this, in seconds, was asked for, and is kept each time."""
+"""Seconds; a configured minimum interval longer than this is deliberate and never shortened."""
 
 COALESCE_DELAY = 0.02
-"""Seconds that a service which is half here waits for its other half, and all other changes with it at most.
+"""Seconds that an incomplete service waits for its other object; all other changes wait at most as long.
 
-What one client writes back to back is, through two watches, less than 1 ms apart in half of all cases and
-4 ms in nine of ten, on a machine with five times as much to do as it has cores.
+Two consecutive writes of one client arrive through two watches less than 1 ms apart in half of all cases and
+less than 4 ms apart in 90 %, measured on a machine with a load of five times its cores.
 """
 
 
 class Schedule:
-    """Due times of syncs on the time line of `clock` (seconds, monotonic)."""
+    """Due times of syncs in the time of `clock` (seconds, monotonic)."""
 
     def __init__(
         self, min_period: float, max_period: float, clock: Callable[[], float], chance: random.Random
@@ -52,20 +52,20 @@ class Schedule:
         self._blocked = False
 
     def set_periods(self, min_period: float, max_period: float) -> None:
-        """Take other periods from the next sync on."""
+        """Use other periods from the next sync on."""
         self._min_period = min_period
         self._max_period = max_period
 
     @property
     def failures(self) -> int:
-        """How many syncs in a row left something undone."""
+        """The number of consecutive syncs that did not apply everything."""
         return self._failures
 
     def succeeded(self, started: float, *, wrote: bool = True) -> None:
         """Note that a sync which began at `started` has just ended with everything applied.
 
-        One that found nothing to write makes the next wait a little only: a service often comes in two
-        parts, and the first alone changes nothing.
+        A sync that wrote nothing delays the next one only a little: a service often arrives as two objects,
+        and the first one alone changes nothing.
         """
         if wrote:
             self._ended(started)
@@ -77,10 +77,10 @@ class Schedule:
         self._blocked = False
 
     def failed(self, started: float, *, blocked: bool) -> None:
-        """Note that a sync left something undone.
+        """Note that a sync did not apply everything.
 
-        `blocked`: nothing could be applied, so new changes wait for the retry too; otherwise some services
-        were refused, and changes of the others go ahead.
+        `blocked`: nothing could be applied, so new changes wait for the retry too. Otherwise some services
+        were refused, and changes of the others do not wait.
         """
         self._ended(started)
         self._failures += 1
@@ -89,13 +89,13 @@ class Schedule:
         self._blocked = blocked
 
     def retry_due(self) -> bool:
-        """Whether it is time to try again what failed."""
+        """Whether the retry after a failure is due."""
         return self._retry_at is not None and self._clock() >= self._retry_at
 
     def due_in(self, *, changed: bool, incomplete_since: float | None = None) -> float | None:
-        """Seconds until a sync is due (0: now); None if none is until something changes.
+        """Seconds until a sync is due (0: now); None if none is due before a change.
 
-        `incomplete_since`: since when a service that is new is only half here, if one is.
+        `incomplete_since`: the time since which a new service is incomplete; None if there is none.
         """
         due: float | None = None
         if changed and not self._blocked:
@@ -117,7 +117,7 @@ class Schedule:
         rest = pause = max(self._min_period, cheaper)
         if self._min_period <= LONGEST_SAVED:
             pause = min(rest, max(PAUSE, cheaper))
-        # When all rests would be over if none of them had been cut short.
+        # The end of all rests if none of them had been shortened.
         saved = SAVED_RESTS * rest
         self._rested = min(max(self._rested + cost, now), now + saved) + rest
         self._not_before = max(now + pause, self._rested - saved)

@@ -1,4 +1,4 @@
-"""What signals ask of a running kproxy, and what becomes of its rules at its end."""
+"""Signal handling of a running kproxy, and the decision to remove its rules at exit."""
 
 import contextlib
 import os
@@ -28,9 +28,9 @@ class Interrupted(BaseException):
 
 
 class Leaving:
-    """Whether this process removes its rules when it ends: by its settings, or because it was asked to.
+    """Whether this process removes its rules when it ends: by its settings, or on request.
 
-    Any thread may ask and change it; `changed` is called with what holds from then on.
+    Any thread may read and change it; `changed` is called with the new value.
     """
 
     def __init__(self, *, configured: bool) -> None:
@@ -40,27 +40,28 @@ class Leaving:
 
     @property
     def cleans_up(self) -> bool:
-        """Whether it does."""
+        """Whether the rules are removed at the end."""
         return self._configured or self._asked
 
     def configure(self, *, cleanup_on_exit: bool) -> None:
-        """Take another setting."""
+        """Apply a new setting."""
         self._configured = cleanup_on_exit
         self.changed(self.cleans_up)
 
     def ask(self) -> None:
-        """Remove the rules at the end, whatever the settings say."""
+        """Request the removal of the rules at the end, independent of the settings."""
         self._asked = True
         self.changed(self.cleans_up)
 
 
 class Signals:
-    """Follows signals from a thread of its own, as long as the block lasts.
+    """Handles signals on a thread of its own, as long as the block lasts.
 
-    SIGTERM and SIGINT call `stop`, SIGHUP the function that is given to `follow_reloads`; SIGUSR1 has the
-    rules removed at the end, SIGUSR2 does so and ends. A handler may run while the main thread is inside the
-    very lock that setting an Event takes; so it does next to nothing, and a thread reads what the interpreter
-    writes to the wakeup descriptor (signal.set_wakeup_fd). Made and used by the main thread.
+    SIGTERM and SIGINT call `stop`, SIGHUP calls the function passed to `follow_reloads`; SIGUSR1 requests the
+    removal of the rules at the end, SIGUSR2 requests it and ends the process. A handler may run while the
+    main thread holds the lock that setting an Event takes. So the handler does almost nothing, and a thread
+    reads the signal numbers that the interpreter writes to the wakeup descriptor (signal.set_wakeup_fd).
+    Made and used by the main thread.
     """
 
     def __init__(self, stop: Callable[[], None], leaving: Leaving) -> None:
@@ -92,11 +93,11 @@ class Signals:
 
     @property
     def ended(self) -> bool:
-        """Whether one of them asked for the end."""
+        """Whether a signal requested the end."""
         return bool(self._ends)
 
     def follow_reloads(self, reload: Callable[[str], None]) -> None:
-        """Call this with the signal's name at each SIGHUP, and now if one came before."""
+        """Call `reload` with the signal's name at each SIGHUP, and now if one arrived before."""
         with self._lock:
             self._reload, missed = reload, self._missed_reload
         if missed:
@@ -104,9 +105,9 @@ class Signals:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In this block, a signal that asks for the end raises Interrupted; so does a second one before it.
+        """In this block, a signal that requests the end raises Interrupted.
 
-        The first leads here, or has not come yet.
+        A second such signal that arrived before the block raises it too; the first one led to this block.
         """
         self._raises = True
         try:
@@ -138,7 +139,7 @@ class Signals:
                 self._ends.append(number)
                 self._stop()
                 if self._raises:
-                    # The kernel may have given it to any thread, and two that come at once call one handler.
+                    # The kernel may deliver it to any thread, and two simultaneous signals call one handler.
                     self._passed_on = number
                     signal.pthread_kill(threading.main_thread().ident or 0, number)
 

@@ -1,4 +1,4 @@
-"""Where objects come from, as the settings say, and what that place can do besides: take Events, for one."""
+"""Create the source of objects that the settings name, and the services of that place, such as Events."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,14 +14,14 @@ from kproxy.telemetry.series import REQUEST_SECONDS, REQUESTS
 from kproxy.telemetry.status import Watch
 
 MANIFESTS = "manifests"
-"""What the status calls the watch of the directory."""
+"""The name of the directory watch in the status."""
 
 
 class ObjectSource(msgspec.Struct, frozen=True):
-    """A source; the recorder of Events if there is an API server to take them; how its watches are doing.
+    """A source, its recorder of Events if there is an API server, and the state of its watches.
 
-    `follow` is told new settings, which may need another kind of object. `api_servers` says at which
-    (address, port) API servers are reached.
+    `follow` takes new settings, which may need another kind of object. `api_servers` returns the
+    (address, port) of each API server.
     """
 
     source: Source
@@ -32,7 +32,7 @@ class ObjectSource(msgspec.Struct, frozen=True):
 
 
 def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> ObjectSource:
-    """What `config` names; nothing is opened yet. `wake` is called when `api_servers` has another answer."""
+    """Make the source for `config` without opening it. `wake` is called when `api_servers` changes."""
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
@@ -80,7 +80,7 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
         source.watch(wanted_kinds(config))
 
     follow(config)
-    # ValueError: text that cannot be sent; OSError: no descriptors
+    # ValueError: text that cannot be sent; OSError: no free descriptor
     errors = (ApiError, ClusterAccessError, ValueError, OSError)
     events = EventRecorder(source.objects(), config.node_name, metrics, errors)
     return ObjectSource(source, events, watches, follow, lambda: source.servers)

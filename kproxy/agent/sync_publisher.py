@@ -1,4 +1,4 @@
-"""Hands the outcome of a sync to health, telemetry, the conntrack cleaner and health-check node ports."""
+"""Passes the outcome of a sync to health, telemetry, the conntrack cleaner and health-check node ports."""
 
 from collections.abc import Mapping, Sequence
 
@@ -42,8 +42,8 @@ class SyncPublisher:
         *,
         retried: bool,
     ) -> None:
-        """Publish each family's outcome, and the problems of the services that were planned."""
-        problems: dict[str, tuple[Problem, ...]] = {given.key: () for given in inputs}
+        """Publish each family's outcome, and the problems of the planned services."""
+        problems: dict[str, tuple[Problem, ...]] = {each.key: () for each in inputs}
         for family, outcome in outcomes.items():
             plans, report = outcome.plans, outcome.report
             for key, plan in plans.items():

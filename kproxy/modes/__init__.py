@@ -1,1 +1,1 @@
-"""The proxy modes: what each finds in the kernel, builds, and leaves behind."""
+"""The proxy modes: probing the kernel, building the backends, removing leftovers."""

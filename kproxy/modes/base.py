@@ -1,4 +1,4 @@
-"""The interface of a proxy mode: a running mode, what one left in the kernel, the value that describes one.
+"""The interface of a proxy mode: a running mode, its leftovers in the kernel, and its description.
 
 The run loop, `kproxy render`, `diff`, `check` and `cleanup` know modes by this interface only; the registry
 (registry.py) is the one place that lists them.
@@ -26,11 +26,11 @@ from kproxy.state.tables import ServiceInput
 
 
 class ModeUnavailable(RuntimeError):
-    """The mode cannot run on this node; the message says why and what would help."""
+    """The mode cannot run on this node; the message gives the reason and a remedy."""
 
 
 class NoFamilyUsable(ModeUnavailable):
-    """Neither IP family can be served on this node; `reasons` says why for each."""
+    """Neither IP family can be served on this node; `reasons` has the reason for each."""
 
     def __init__(self, reasons: Mapping[Family, str]) -> None:
         super().__init__("; ".join(f"{family}: {reason}" for family, reason in reasons.items()))
@@ -42,70 +42,70 @@ class Mode(Protocol):
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families that can be served here."""
+        """The families that can be served on this node."""
 
     @property
     def variants(self) -> Mapping[Family, Variant]:
         """The iptables variant in which each family's rules are written; empty if none are."""
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
-        """The backend of a family, made on the first call and given new facts on later ones."""
+        """Return the backend of a family; the first call makes it, later calls pass it new facts."""
 
     def reconfigure(self, config: ProxyConfig) -> None:
-        """Take new settings of the operator; every family is configured anew after it.
+        """Apply new settings; the caller configures every family again afterwards.
 
-        What cannot be used is logged and stays as it was.
+        A setting that cannot be used is logged and keeps its former value.
         """
 
     def on_first_sync(self) -> None:
-        """Remove what the mode itself left here in another form; every family has been synced once.
+        """Remove leftovers of this mode itself in another form, once every family has been synced.
 
-        Called after the leftovers of other modes have begun to go.
+        Called after `Leftovers.begin` of the other modes.
         """
 
     def run_timers(self) -> float | None:
         """Run due periodic work; return seconds until the next call, or None."""
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
-        """Compare the mode's own addresses with the kernel's where the news are not what it did itself.
+        """Compare the mode's own addresses with the kernel's, for changes that others made.
 
-        What drifted is pending again. Raises CheckError.
+        Drifted addresses become pending again. Raises CheckError.
         """
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
-        """Count rules, and `traffic` too; runs beside the run loop, on one thread at a time.
+        """Count rules, and packets if `traffic`; may run beside the run loop, on one thread at a time.
 
         Raises MeasureError.
         """
 
 
 class Leftovers(Protocol):
-    """What one mode left in the kernel, for the mode that took over and for `kproxy cleanup`.
+    """The leftovers of one mode in the kernel, for the mode that took over and for `kproxy cleanup`.
 
-    The process that left it may have been killed at any moment. No method raises; failures are logged.
+    The process that left them may have been killed at any moment. No method raises; failures are logged.
     """
 
     def begin(self, used: Mapping[Family, Variant]) -> None:
-        """Remove what can go at once, and find what has to wait, after the first sync of another mode.
+        """After the first sync of another mode, remove what can be removed at once and find what has to wait.
 
         `used` is the iptables variant in which the other mode writes each family's rules; empty if none.
         """
 
     def run_timers(self) -> float | None:
-        """Remove what had to wait; return seconds until the next call, or None once nothing is left."""
+        """Remove deferred objects; return seconds until the next call, or None once nothing is left."""
 
     def clear(self, *, peer: bool) -> bool:
-        """Remove everything now but what says whose the objects are; True if it is gone.
+        """Remove everything except the objects that mark ownership; True if it is gone.
 
-        With `peer`, objects go too that only kube-proxy makes.
+        With `peer`, objects that only kube-proxy makes are removed too.
         """
 
     def dissolve(self) -> bool:
-        """Remove the rest, which other modes' rules may have named until they were cleared; True if gone."""
+        """Remove the rest, to which rules of other modes may refer until `clear`; True if it is gone."""
 
 
 class WantedSysctl(msgspec.Struct, frozen=True):
-    """A kernel parameter that a mode sets: its name below /proc/sys, its value, and what it is good for.
+    """A kernel parameter that a mode sets: its name below /proc/sys, its value and its effect.
 
     `essential`: the mode does not start where it cannot be set.
     """
@@ -117,10 +117,10 @@ class WantedSysctl(msgspec.Struct, frozen=True):
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """What a first sync would change.
+    """The changes that a first sync would make.
 
     `rules` are chains and rules by family, `others` all other objects. `used` is the iptables variant of each
-    family's rules. `failed` says of refused services why, `problems` what is wrong with objects.
+    family's rules. `failed` maps refused services to reasons; `problems` lists the defects of objects.
     """
 
     rules: Mapping[Family, tuple[Change, ...]]
@@ -131,7 +131,7 @@ class Preview(msgspec.Struct, frozen=True):
 
 
 class PreviewError(Exception):
-    """What a sync would change cannot be determined; the message says why."""
+    """The changes of a sync cannot be determined; the message gives the reason."""
 
 
 class DumpPreview(Protocol):
@@ -145,30 +145,30 @@ class DumpPreview(Protocol):
         dump: bytes,
         family: Family,
     ) -> Preview:
-        """Return what a first sync would change. Raises ValueError for text that is no dump."""
+        """Return the changes that a first sync would make. Raises ValueError for text that is no dump."""
 
 
 class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One proxy mode, as everything outside its own package knows it.
+    """One proxy mode, as code outside its package sees it.
 
-    `written` says what its first sync writes, `taken_away` what of it goes once another mode works (for the
-    plan of a mode switch). `metrics` are the names of series that only some modes have, and that this one
-    has.
+    `written` names the objects of its first sync, `taken_away` those that are removed once another mode works
+    (for the plan of a mode switch). `metrics` are the names of series that this mode has and not every mode.
 
-    `make` probes the kernel and returns the running mode; it raises ModeUnavailable. `set_sysctls` sets what
-    needs more than CAP_NET_ADMIN (--init-only), and raises ModeUnavailable; `sysctls` lists what a start
-    sets, given whether node ports answer on 127.0.0.1.
+    `make` probes the kernel and returns the running mode; it raises ModeUnavailable. `set_sysctls` sets the
+    parameters that need more than CAP_NET_ADMIN (--init-only), and raises ModeUnavailable; `sysctls` lists
+    the parameters that a start sets; its argument says whether node ports answer on 127.0.0.1.
 
-    `render` returns a family's objects as text. `preview` returns what a first sync would change and raises
-    PreviewError, and OSError, ValueError or an error of a kernel interface where something cannot be read.
-    `preview_dump` does so for a saved dump, in modes whose rules can be saved as one.
+    `render` returns a family's objects as text. `preview` returns the changes of a first sync; it raises
+    PreviewError, or OSError, ValueError or an error of a kernel interface if something cannot be read.
+    `preview_dump` does the same for a saved dump, in modes whose rules can be saved as one.
 
-    `leftovers` is made before the first sync of the mode that takes over, with its settings; for a cleanup,
-    which no mode follows, with None. `preview_leftovers` adds to another
-    mode's preview what would go of this one.
+    `leftovers` is called before the first sync of the mode that takes over, with its settings; a cleanup
+    passes None. `preview_leftovers` adds to another mode's preview the objects of this mode that would be
+    removed.
 
-    `features` are matches and targets that the mode's iptables rules use, in a family and layout. `check`
-    tries what else the mode needs; it is given each family's iptables variant, if rules can be written.
+    `features` returns the matches and targets that the mode's iptables rules use in a family and layout.
+    `check` probes everything else that the mode needs; it takes each family's iptables variant, if rules can
+    be written.
     """
 
     traits: ModeTraits
@@ -193,18 +193,18 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModeRegistry:
-    """The modes that there are, and the runner of the programs that a running mode starts."""
+    """All modes, and the runner of the programs that a running mode starts."""
 
     def __init__(self, specs: Collection[ModeSpec], runner: Runner | None = None) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._runner = runner or Runner()
 
     def spec(self, config: ProxyConfig) -> ModeSpec:
-        """The mode that is set. Raises KeyError if there is no such mode."""
+        """The configured mode. Raises KeyError if there is no such mode."""
         return self._specs[config.proxy_mode]
 
     def others(self, config: ProxyConfig) -> tuple[ModeSpec, ...]:
-        """All modes but the one that is set, the last one first."""
+        """All modes except the configured one, in reverse order."""
         return tuple(spec for spec in reversed(self._specs.values()) if spec.name != config.proxy_mode)
 
     def with_dumps(self) -> tuple[str, ...]:
@@ -212,15 +212,15 @@ class ModeRegistry:
         return tuple(spec.name for spec in self._specs.values() if spec.preview_dump is not None)
 
     def make(self, config: ProxyConfig) -> Mode:
-        """Probe the kernel for the mode that is set; warn of kube-proxy's tables. Raises ModeUnavailable."""
+        """Make the configured mode and warn of kube-proxy's tables. Raises ModeUnavailable."""
         warn_of_peer_tables()
         return self.spec(config).make(config, self._runner)
 
     def foreign_metrics(self, mode: str) -> frozenset[str]:
-        """The names of series that other modes have and this one has not."""
+        """The names of series that other modes have and `mode` has not."""
         of_some = frozenset[str]().union(*(spec.metrics for spec in self._specs.values()))
         return of_some - self._specs[mode].metrics
 
     def leftovers(self, config: ProxyConfig) -> tuple[Leftovers, ...]:
-        """What every other mode may have left, for the mode that is set."""
+        """The leftovers of every other mode, for the configured mode."""
         return tuple(spec.leftovers(config, self._runner) for spec in self.others(config))

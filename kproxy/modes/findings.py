@@ -1,4 +1,4 @@
-"""The answer of a check: one finding for each thing that was tried or looked at."""
+"""The result of a check: one finding for each subject that was probed or inspected."""
 
 import enum
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from kproxy.text import clean
 
 
 class Level(enum.StrEnum):
-    """How much a finding matters. Only an ERROR keeps kproxy from doing its work."""
+    """The severity of a finding. Only an ERROR keeps kproxy from working."""
 
     OK = "ok"
     WARNING = "warning"
@@ -17,7 +17,7 @@ class Level(enum.StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found of a subject, and in one sentence what helps; an OK one needs no remedy."""
+    """A subject, the state found, and a remedy in one sentence; an OK finding needs no remedy."""
 
     level: Level
     subject: str
@@ -25,7 +25,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
     def __post_init__(self) -> None:
-        """Much of this is what servers, tools and other programs said."""
+        """Clean the texts: parts of them come from servers, tools and other programs."""
         for name in ("subject", "found", "remedy"):
             text: str = getattr(self, name)
             if (fit := clean(text)) != text:
@@ -33,24 +33,24 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One thing that was tried; `refusal` is what the kernel or a program answered, "" if it worked."""
+    """One probe; `refusal` is the error text of the kernel or a program, "" if it worked."""
 
     subject: str
     refusal: str = ""
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All findings, in the order in which they are to be read."""
+    """All findings, in the order of display."""
 
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether kproxy can do its work here."""
+        """Whether kproxy can work on this node."""
         return all(finding.level is not Level.ERROR for finding in self.findings)
 
     def lines(self) -> Iterator[str]:
-        """A line for each finding, and one below it for its remedy."""
+        """Yield a line for each finding, followed by a line for its remedy."""
         for finding in self.findings:
             yield f"{finding.level:<9} {finding.subject}: {finding.found}"
             if finding.remedy:
@@ -64,15 +64,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def ok(subject: str, found: str) -> Finding:
-    """Nothing to do."""
+    """A finding that needs no action."""
     return Finding(Level.OK, subject, found)
 
 
 def warning(subject: str, found: str, remedy: str) -> Finding:
-    """Something that works less well than it could, or may surprise."""
+    """A finding about a restriction or an unexpected effect."""
     return Finding(Level.WARNING, subject, found, remedy)
 
 
 def failed(subject: str, found: str, remedy: str) -> Finding:
-    """Something without which kproxy cannot do its work."""
+    """A finding that keeps kproxy from working."""
     return Finding(Level.ERROR, subject, found, remedy)

@@ -1,4 +1,4 @@
-"""What the modes share that write iptables rules: the programs, the backend that writes, and a dry run."""
+"""Shared by the modes that write iptables rules: finding programs, building the backend, dry runs."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ def find_tables(config: ProxyConfig, runner: Runner) -> Mapping[Family, Xtables]
         try:
             tools = find_tools(family, config.iptables_variant, detect=detect, runner=runner)
         except XtablesStalled as error:
-            # Without this family, its services would be served by nothing until the next start.
+            # Without this family, its services would not be served until the next start.
             raise ModeUnavailable(f"{family}: {error.reason}") from error
         except XtablesUnavailable as error:
             reasons[family] = error.reason
             continue
         version = ".".join(map(str, tools.version))
-        told = {"family": family.value, "variant": tools.variant.value, "version": version}
-        log.info("iptables_found", **told, **({"reason": tools.instead_of} if tools.instead_of else {}))
+        fields = {"family": family.value, "variant": tools.variant.value, "version": version}
+        log.info("iptables_found", **fields, **({"reason": tools.instead_of} if tools.instead_of else {}))
         tables[family] = SubprocessXtables(family, tools, runner=runner)
     if not tables:
         raise NoFamilyUsable(reasons)
@@ -56,7 +56,7 @@ def rules_backend(
     larger: Layout | None = None,
     prepare: Callable[[bool], None] = lambda _: None,
 ) -> IptablesBackend:
-    """Build what writes the rules of one family.
+    """Build the backend that writes the rules of one family.
 
     The nft rulesets of both families share one change counter, and so one entry of `watches`.
     """
@@ -66,7 +66,7 @@ def rules_backend(
 
 
 def find_programs(config: ProxyConfig) -> dict[Family, XtablesTools]:
-    """The programs of each family, without a trial of its tables. Raises PreviewError if there are none."""
+    """The programs of each family, without probing its tables. Raises PreviewError if there are none."""
     found: dict[Family, XtablesTools] = {}
     reasons: list[str] = []
     for family in Family:
@@ -80,7 +80,7 @@ def find_programs(config: ProxyConfig) -> dict[Family, XtablesTools]:
 
 
 def read_tables(tools: Mapping[Family, XtablesTools]) -> dict[Family, DryRunXtables]:
-    """A dry run of each family's tables as they stand. Raises RestoreError, ValueError."""
+    """A dry run of each family's current tables. Raises RestoreError, ValueError."""
     return {
         family: DryRunXtables(family, found.variant, xtables.save(), random_fully=xtables.random_fully)
         for family, found in tools.items()

@@ -1,4 +1,4 @@
-"""Say that kube-proxy left tables of its nftables mode: they act on packets whatever mode kproxy runs in."""
+"""Warn of tables that kube-proxy's nftables mode left: they act on packets in every mode of kproxy."""
 
 import structlog
 
@@ -11,7 +11,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def warn_of_peer_tables() -> None:
-    """Name the tables of kube-proxy that stand in this network namespace, if any, in one warning."""
+    """Log one warning that names kube-proxy's tables in this network namespace, if there are any."""
     try:
         found = [
             f"{TABLE_FAMILY[family]} {PEER_TABLE}"

@@ -1,4 +1,4 @@
-"""Remove all that kproxy made on this node, in whatever mode."""
+"""Remove everything that kproxy made on this node, in every mode."""
 
 import os
 import signal
@@ -27,21 +27,22 @@ from kproxy.node.instance import (
 log = structlog.stdlib.get_logger(__name__)
 
 _TAKEN = 10.0
-"""Seconds within which a kproxy that runs takes a signal."""
+"""Seconds within which a running kproxy handles a signal."""
 
 
 def remove_everything(
     modes: Iterable[ModeSpec] = MODES, *, peer: bool = False, runner: Runner | None = None
 ) -> bool:
-    """Remove what is there; False if anything could not be removed (each failure is logged).
+    """Remove all objects of kproxy; False if any could not be removed (each failure is logged).
 
-    A stop of `runner`, which runs the programs, ends what takes long.
+    `runner` runs the programs; stopping it ends a long removal.
 
     kube-proxy's iptables and IPVS modes write the chains, sets and device that kproxy knows as its own; with
-    `peer`, the tables of its nftables mode go too; without, they are named and stay.
+    `peer`, the tables of its nftables mode are removed too; without, they are logged and stay.
 
-    Everything goes in two steps: first what carries traffic in each mode, then what says whose that was and
-    what rules of another mode may name (IP sets). While a first step of a mode fails, its second one waits.
+    There are two steps: first the objects of each mode that carry traffic, then the marks of ownership and
+    the objects to which rules of another mode may refer (IP sets). If the first step of a mode fails, its
+    second step is skipped.
     """
     if not peer:
         warn_of_peer_tables()
@@ -53,11 +54,11 @@ def remove_everything(
 
 
 class LeavingError(RuntimeError):
-    """A kproxy that runs stands in the way of a cleanup; the message says what to do."""
+    """A running kproxy prevents a cleanup; the message gives the remedy."""
 
 
 def clean_up(*, peer: bool = False, stop: bool = False) -> bool:
-    """Remove everything while no kproxy runs; with `stop`, let one that runs do so and end first.
+    """Remove everything while no kproxy runs; with `stop`, a running one does so and ends first.
 
     False if anything could not be removed. Raises LeavingError.
     """
@@ -72,7 +73,7 @@ def clean_up(*, peer: bool = False, stop: bool = False) -> bool:
 
 
 def clean_up_on_exit() -> None:
-    """Ask the kproxy that runs to remove its rules when it ends. Raises LeavingError."""
+    """Ask the running kproxy to remove its rules when it ends. Raises LeavingError."""
     with _running() as running:
         if running is None:
             raise LeavingError(
@@ -93,7 +94,7 @@ def clean_up_on_exit() -> None:
 
 
 def _stop_running() -> None:
-    """Let the kproxy that runs remove its rules and end; nothing is done where none runs."""
+    """Make the running kproxy remove its rules and end; do nothing if none runs."""
     with _running() as running:
         if running is None:
             return
@@ -108,7 +109,7 @@ def _stop_running() -> None:
 
 @contextmanager
 def _running() -> Iterator[tuple[Connection, Holder] | None]:
-    """The kproxy that runs and a connection to it, None if none does; its EOFError ends the block."""
+    """A connection to the running kproxy, None if none runs; its EOFError ends the block."""
     with connection() as found, suppress(EOFError):
         try:
             holder = found.holder() if found is not None else None

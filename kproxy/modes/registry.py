@@ -1,4 +1,4 @@
-"""The proxy modes that there are. A new mode is one line here."""
+"""The list of all proxy modes. A new mode is one line here."""
 
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ModeRegistry, ModeSpec

@@ -1,7 +1,8 @@
-"""The matches and targets that iptables rules of every mode ask of a kernel and its iptables.
+"""The matches and targets that iptables rules of every mode need from a kernel and its iptables.
 
-Every match and target that a layout can write is here as a rule that uses it; a test compares this list with
-what the layouts render. A feature that is not essential has a substitute, or only some services need it.
+Every match and target that a layout can write is listed here as a rule that uses it; a test compares this
+list with the rendered layouts. A feature that is not essential has a substitute, or only some services need
+it.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,13 @@ from kproxy.addresses import Family
 from kproxy.backends.iptables import names
 
 TRIAL = names.PROBE
-"""The chain and the set of trials; neither outlives a trial."""
+"""The name of the chain and the set of probes; each probe removes them."""
 
 
 class Feature(NamedTuple):
     """A match or target: `rule` uses it in `table`; `module` is the kernel's name for it.
 
-    `without` says what does not work where it is missing.
+    `without` names the effect if it is missing.
     """
 
     name: str
@@ -38,7 +39,7 @@ _REJECT_MODULE = {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}
 
 
 def common_features(family: Family) -> tuple[Feature, ...]:
-    """The matches and targets that rules use in a family, whatever the mode or layout."""
+    """The matches and targets that rules of a family use in every mode and layout."""
     return (
         Feature("match comment", "filter", '-m comment --comment "a trial"', "xt_comment"),
         Feature(
@@ -88,4 +89,4 @@ LEAST_REVISIONS: Mapping[str, int] = {
     "match recent": 1,
     "target MARK": 2,
 }
-"""The revisions that brought the options which the rules use (net/netfilter/xt_*.c)."""
+"""The first revisions with the options that the rules use (net/netfilter/xt_*.c)."""

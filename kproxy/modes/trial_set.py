@@ -1,4 +1,4 @@
-"""An IP set that exists only for a trial, under a name of kproxy's own."""
+"""An IP set that exists only during a probe, under a name that only kproxy uses."""
 
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import IpsetError, SetSpec
@@ -6,7 +6,7 @@ from kproxy.modes.rule_features import TRIAL
 
 
 def create_set(spec: SetSpec) -> str:
-    """Create the set; return why it could not be, or "" if it was."""
+    """Create the set; return the error text, "" on success."""
     try:
         NetlinkIpset().create(spec)
     except IpsetError as error:
@@ -15,7 +15,7 @@ def create_set(spec: SetSpec) -> str:
 
 
 def destroy_set() -> str:
-    """Destroy the set; return why it could not be, or "" if it was."""
+    """Destroy the set; return the error text, "" on success."""
     try:
         NetlinkIpset().destroy(TRIAL)
     except IpsetError as error:

@@ -1,7 +1,7 @@
-"""Addresses of this host and their changes, read so that a lack of descriptors or memory ends nothing.
+"""Addresses of this host and their changes; the watch survives a lack of descriptors or memory.
 
-A read that fails leaves the last known addresses in force and is tried again; a socket for news that fails
-is opened again. What happened in between counts as missed.
+If a read fails, the last known addresses stay in force and the read is tried again; if the netlink socket
+fails, it is opened again. Changes in between count as missed.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ RETRY_SECONDS = 5.0
 
 
 class AddressWatch:
-    """Addresses of every interface but `device`, and news of all. Raises OSError if it cannot be made.
+    """Addresses of every interface except `device`, and changes of all. Raises OSError if it cannot be made.
 
-    `read` and `listen` stand for the kernel's in tests.
+    Tests replace the kernel by `read` and `listen`.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class AddressWatch:
             if self._known is None:
                 raise
             log.warning("addresses_not_read", reason=_reason(error), effect="the last known stay in force")
-            with contextlib.suppress(OSError):  # full: a retry is due anyway; closed: it is the end
+            with contextlib.suppress(OSError):  # full: a retry is already due; closed: the watch has ended
                 self._control.send(b"\0", socket.MSG_DONTWAIT)
         return self._known
 
     def run(self, notify: Callable[[AddressNews], None]) -> None:
-        """Pass on news until `stop` is called. All may have changed before the first."""
+        """Pass changes to `notify` until `stop` is called. The first one means that all may have changed."""
         with self._follower:
             while not self._follow(notify):
                 if self._wait(RETRY_SECONDS):
@@ -63,7 +63,7 @@ class AddressWatch:
         self._control.close()
 
     def _follow(self, notify: Callable[[AddressNews], None]) -> bool:
-        """Pass on news from one socket; True at the end, False if the socket failed."""
+        """Pass changes from one socket to `notify`; True after `stop`, False if the socket failed."""
         try:
             with self._listen() as events:
                 notify(links.MISSED)
@@ -85,7 +85,7 @@ class AddressWatch:
             return False
 
     def _wait(self, seconds: float) -> bool:
-        """Wait so long, or until the end: True."""
+        """Wait that long; return True at once if `stop` is called."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if _ready((self._follower.fileno(),), left) and not self._follower.recv(16):
@@ -94,7 +94,7 @@ class AddressWatch:
 
 
 def _ready(numbers: Sequence[int], seconds: float | None) -> set[int]:
-    """Which descriptors are readable; unlike select(2), poll(2) takes any number."""
+    """Return the readable descriptors; unlike select(2), poll(2) accepts any descriptor number."""
     poller = select.poll()
     for number in numbers:
         poller.register(number, select.POLLIN)

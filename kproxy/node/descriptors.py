@@ -1,4 +1,4 @@
-"""How the servers share the descriptors of this process with all that must never lack one.
+"""Limit the descriptors of the servers, so that syncs and watches always have enough.
 
 A sync starts tools and opens netlink sockets; a watch opens connections. Remote clients multiply connections
 to the servers, and tenants multiply health-check ports; both are bounded, so that they cannot use up what
@@ -8,13 +8,13 @@ syncs and watches need.
 import msgspec
 
 RESERVED = 256
-"""Descriptors that no server uses. The rest of the process holds about 40, a running tool about 10 more."""
+"""Descriptors reserved from the servers. The process uses about 40 otherwise, a running tool 10 more."""
 
 _HEALTHZ, _METRICS, _CHECKS = 256, 128, 512
 
 
 class DescriptorShares(msgspec.Struct, frozen=True):
-    """The most descriptors of each server.
+    """The maximum number of descriptors of each server.
 
     `healthz`, `metrics` and `checks` count open connections: of the two servers, and of all health-check
     ports together. `ports` counts listening health-check sockets.
@@ -27,9 +27,9 @@ class DescriptorShares(msgspec.Struct, frozen=True):
 
 
 def share(limit: int) -> DescriptorShares:
-    """Divide `limit` descriptors: RESERVED are kept back, at most three quarters; the servers get the rest.
+    """Divide `limit` descriptors: RESERVED ones, but at most 75 %, are kept back; the servers get the rest.
 
-    Of that, at least half is for health-check ports.
+    At least half of the rest is for health-check ports.
     """
     left = limit - min(RESERVED, limit * 3 // 4)
     healthz = min(_HEALTHZ, max(1, left // 6))

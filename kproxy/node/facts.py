@@ -1,4 +1,4 @@
-"""What the node itself decides: its addresses, its zone, its pods' traffic, and who may use node ports."""
+"""Facts of the node: its addresses, its zone, detection of local pods, addresses for node ports."""
 
 from collections.abc import Collection, Iterable, Iterator
 
@@ -26,12 +26,11 @@ LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 
 class FamilyFacts(msgspec.Struct, frozen=True):
-    """What one family's backend needs to know of the node.
+    """The facts of the node that one family's backend needs.
 
     `node_port_addresses` is None if every local address accepts node ports. `localhost_node_ports` is the
-    operator's wish, taken back where 127.0.0.0/8 is not among the node-port addresses. `local_addresses` are
-    those of all interfaces, and `service_ranges` the cluster's service IP ranges, where the mode needs to
-    know.
+    setting, but False if 127.0.0.0/8 is not among the node-port addresses. `local_addresses` are those of
+    all interfaces, and `service_ranges` the cluster's service IP ranges, if the mode needs them.
     """
 
     local_traffic: LocalTraffic | None
@@ -48,7 +47,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     families: dict[Family, FamilyFacts]
 
     def without_ranges(self) -> "NodeFacts":
-        """What services depend on: all but the service ranges."""
+        """The facts that services depend on: all except the service ranges."""
         bare = {
             family: msgspec.structs.replace(side, service_ranges=()) for family, side in self.families.items()
         }
@@ -65,7 +64,7 @@ def node_facts(
     """Derive the facts; None while they cannot be known (NodeCIDR mode before the node has pod CIDRs).
 
     `interfaces` are the canonical addresses of all network interfaces of this host, `service_cidrs` the
-    ranges of all ServiceCIDRs, `api_servers` the (address, port) at which API servers are reached.
+    ranges of all ServiceCIDRs, `api_servers` the (address, port) of each API server.
     """
     traits = traits_of(config.proxy_mode)
     addresses = LOOPBACK | node_addresses(node) | _chosen_address(config)
@@ -99,10 +98,10 @@ def node_facts(
 
 
 def remembered(node: Node | None, before: Node | None) -> Node | None:
-    """The node's object, with what was known `before` in the place of addresses and pod CIDRs that it lacks.
+    """The node's object; missing addresses and pod CIDRs are filled in from the one `before`.
 
-    Where the object is gone all of it stays, as with kube-proxy (pkg/proxy/node.go): Nodes are deleted and
-    registered anew while their pods live on, and a cloud's controller adds the addresses some time later.
+    If the object is gone, the one before stays, as in kube-proxy (pkg/proxy/node.go): Nodes are deleted and
+    registered again while their pods run on, and a cloud's controller adds the addresses some time later.
     """
     if node is None or before is None:
         return node or before
@@ -114,7 +113,7 @@ def remembered(node: Node | None, before: Node | None) -> Node | None:
 
 
 def api_addresses(node: Node | None) -> Iterator[str]:
-    """Every address that the Node has, in canonical form; what is none is left out."""
+    """Every address of the Node in canonical form; invalid ones are left out."""
     for address in (node.status.addresses or ()) if node is not None and node.status is not None else ():
         try:
             yield parse_ip(address.address)[1]
@@ -140,7 +139,7 @@ def node_addresses(node: Node | None) -> dict[Family, str]:
 
 
 def pod_cidrs(node: Node | None) -> tuple[str, ...]:
-    """What the node says of its pods' addresses, as it is written there."""
+    """The node's pod CIDRs, unparsed."""
     spec = node.spec if node is not None else None
     if spec is None:
         return ()
@@ -148,13 +147,13 @@ def pod_cidrs(node: Node | None) -> tuple[str, ...]:
 
 
 def _own_addresses(node: Node | None, interfaces: Iterable[str]) -> frozenset[str]:
-    """The node's addresses, but those that each host has and those that other hosts may have too."""
+    """The node's addresses without loopback and link-local ones, which other hosts have too."""
     known = {*interfaces, *api_addresses(node)}
     return frozenset(ip for ip in known if not is_loopback(ip) and not is_link_local(ip))
 
 
 def _listeners(config: ProxyConfig) -> Iterator[tuple[str, int]]:
-    """Where this process listens; "" stands for all of the node's addresses, of either family."""
+    """The address and port of each listener of this process; "" stands for all addresses of both families."""
     for address in filter(None, (config.healthz_bind_address, config.metrics_bind_address)):
         host, port = split_host_port(address)
         try:
@@ -173,13 +172,13 @@ def _is_cidr(text: str) -> bool:
 
 
 def _chosen_address(config: ProxyConfig) -> dict[Family, str]:
-    """The operator's word on the node's primary address, unless it is 0.0.0.0 or ::."""
+    """The configured primary address of the node, unless it is 0.0.0.0 or ::."""
     family, ip = parse_ip(config.bind_address)
     return {} if ip in {"0.0.0.0", "::"} else {family: ip}  # noqa: S104
 
 
 def wants_service_cidrs(config: ProxyConfig) -> bool:
-    """Whether ServiceCIDRs matter: the mode obeys them, and no setting takes their place."""
+    """Whether ServiceCIDRs are needed: the mode uses them, and no setting replaces them."""
     return traits_of(config.proxy_mode).obeys_service_cidrs and not config.service_cidrs
 
 
@@ -197,12 +196,12 @@ def _local_traffic(config: ProxyConfig, node: Node | None) -> dict[Family, Local
                 return None
         case _:
             texts = config.cluster_cidrs
-    # As in kube-proxy, the first CIDR of a family is the one that counts.
+    # As in kube-proxy, only the first CIDR of a family counts.
     return {family: LocalTraffic(cidr=cidrs[0]) for family, cidrs in cidrs_by_family(texts).items() if cidrs}
 
 
 def _starting_with(prefix: str) -> str:
-    """The match of iptables, which takes 15 characters with the plus; no name is longer than that."""
+    """The interface match of iptables: at most 15 characters including the plus, as an interface's name."""
     return prefix if len(prefix) == LONGEST_INTERFACE else prefix + "+"
 
 

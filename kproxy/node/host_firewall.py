@@ -1,7 +1,7 @@
-"""Firewalls of the host that shut services in IPVS mode, and that kproxy's rules cannot open.
+"""Find firewalls of the host that block services in IPVS mode and that kproxy's rules cannot override.
 
-Packets to virtual servers enter through hook input and leave through hook output. What kproxy accepts there,
-it accepts in one table only: a chain of another table, or of the other iptables variant, still drops it.
+Packets to virtual servers enter through hook input and leave through hook output. kproxy accepts them in one
+table only: a chain of another table, or of the other iptables variant, can still drop them.
 """
 
 import re
@@ -28,7 +28,7 @@ REMEDY = (
 _HOOKS = {"INPUT": 1, "OUTPUT": 3}
 """NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT of include/uapi/linux/netfilter.h."""
 _IPVS_PRIORITY = 98
-"""Where IPVS takes packets in hook input (net/netfilter/ipvs/ip_vs_core.c): what comes later sees none."""
+"""Priority of IPVS in hook input (net/netfilter/ipvs/ip_vs_core.c): later chains see none of its packets."""
 _POLICY = re.compile(rb"^:(INPUT|OUTPUT) DROP ", re.MULTILINE)
 _UNCONDITIONAL = re.compile(
     r'-A \S+ (?:-m comment --comment (?:"[^"]*"|\S+) )?-j (?:DROP|REJECT(?: --reject-with \S+)?)'
@@ -37,14 +37,14 @@ _ENTRANCES = (("INPUT", names.KUBE_IPVS_FILTER), ("OUTPUT", names.KUBE_IPVS_FORW
 
 
 def warn_of_firewalls(variant: Variant, runner: Runner | None = None) -> None:
-    """Name in the log what shuts services in IPVS mode, with rules written in this variant."""
+    """Log the chains that block services in IPVS mode, with rules written in this variant."""
     found = list(shutting(variant, runner))
     if found:
         log.warning("services_shut_by_firewall", chains=found, remedy=REMEDY)
 
 
 def shutting(variant: Variant, runner: Runner | None = None) -> Iterator[str]:
-    """Every chain that drops by its policy what kproxy's rules in this variant accept. Never raises."""
+    """Every chain whose policy drops packets that kproxy's rules in this variant accept. Never raises."""
     for family in (*Family, None):
         try:
             yield from _dropping(family, nft_tables.base_chains(family), variant)
@@ -71,7 +71,7 @@ def shadowing(variant: Variant) -> Iterator[str]:
 
 
 def shadow(rules: Iterable[str], entrance: str) -> int | None:
-    """The place, counted from 1, of a rule that drops everything before one that leads to a chain."""
+    """The position, from 1, of a rule that drops everything before the jump to chain `entrance`."""
     place = None
     for number, rule in enumerate(rules, 1):
         if rule.endswith(f"-j {entrance}"):
@@ -94,11 +94,11 @@ def _dropping(family: Family | None, chains: Iterable[BaseChain], variant: Varia
 
 
 _OURS = {("filter", hook) for hook in _HOOKS}
-"""Where kproxy accepts what services have, with iptables-nft."""
+"""The chains in which kproxy accepts packets to services, with iptables-nft."""
 
 
 def _filter_table(dump: bytes) -> bytes:
-    """Its section of a dump; naming a legacy table to the program would make the kernel create it."""
+    """The filter table of a dump; asking the program for one legacy table would make the kernel create it."""
     return dump.partition(b"*filter\n")[2].partition(b"\nCOMMIT")[0]
 
 

@@ -1,11 +1,11 @@
-"""One kproxy to a network namespace: an abstract unix socket is the lock, and tells who holds it.
+"""One kproxy per network namespace: an abstract unix socket is the lock and identifies its holder.
 
 Rules belong to a network namespace, and so do the names of abstract sockets (unix(7)): a pod on the host's
 network, a `kubectl exec` into it and a command on the host find each other, though they share neither files
 nor process ids. The kernel frees the name when its process ends, however it ends.
 
-What the socket tells is for information. Whoever wants a kproxy to end sends it a signal, which the kernel
-allows or not.
+The socket only gives information. A command that ends a kproxy sends it a signal, which the kernel permits or
+denies.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ log = structlog.stdlib.get_logger(__name__)
 NAME = "\0kproxy.io/instance"
 
 WAIT = 5.0
-"""Seconds for which a start waits for a kproxy that runs: the signal to end it may be on its way."""
+"""Seconds for which a start waits for a running kproxy: the signal to end it may be on its way."""
 WAIT_STOPPING = 90.0
-"""Seconds for which one that is ending is waited for: it may have all of its rules to remove."""
+"""Seconds for which a start waits for a stopping kproxy: it may have to remove all of its rules."""
 
 CLEAN_UP_ON_EXIT = signal.SIGUSR1
 """Asks a kproxy to remove its rules when it ends."""
@@ -38,22 +38,22 @@ CLEAN_UP_NOW = signal.SIGUSR2
 """Asks a kproxy to remove its rules and end."""
 
 _ANSWER = 2.0
-"""Seconds within which a holder says who it is."""
+"""Seconds within which a holder identifies itself."""
 _IDENTIFY = 1.0
-"""Seconds after which a socket that does not even take connections counts as no kproxy's."""
+"""Seconds after which a socket that accepts no connection does not count as a kproxy's."""
 _ACCEPT_AGAIN = 1.0
-"""Seconds of rest where a connection cannot be taken, as without a descriptor for it."""
+"""Seconds until the next accept after one failed, as without a free descriptor."""
 _WATCHERS = 64
-"""Connections that are kept, of those who wait for the end of this process."""
+"""The number of connections kept open, for clients that wait for the end of this process."""
 _LINE = 4096
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a holder tells, one line of JSON at each change of it; `since` is RFC 3339.
+    """The report of a holder, sent as one line of JSON at each change; `since` is RFC 3339.
 
-    `pid` is as the holder knows it, which another PID namespace does not. `command` is what it was started
-    as; `stopping`: it is about to end; `cleanup_on_exit`: it removes its rules then.
+    `pid` is the one in the holder's own PID namespace. `command` is how it was started; `stopping`: it is
+    about to end; `cleanup_on_exit`: it removes its rules then.
     """
 
     pid: int
@@ -66,7 +66,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds the lock: `pid` and `uid` as the kernel tells them here, None where it cannot.
+    """The holder of the lock: `pid` and `uid` from the kernel, None if they cannot be seen here.
 
     `report` is None if it does not answer.
     """
@@ -110,11 +110,11 @@ class Connection:
         self._uid = uid
 
     def holder(self) -> Holder:
-        """Who it is; waits for its first words."""
+        """The holder; waits for its first report."""
         return Holder(self._pid, self._uid, self.next(_ANSWER))
 
     def next(self, timeout: float) -> Report | None:
-        """Wait for the next report; None if none comes in time. Raises EOFError at the holder's end."""
+        """Wait for the next report; None after the timeout. Raises EOFError when the holder has ended."""
         deadline = time.monotonic() + timeout
         while b"\n" not in self._rest:
             self._stream.settimeout(max(0.001, deadline - time.monotonic()))
@@ -136,19 +136,19 @@ class Connection:
             return None
 
     def send(self, number: signal.Signals) -> None:
-        """Send the holder a signal, and no other process. Raises EOFError, or OSError where it cannot be."""
+        """Send a signal to the holder and to no other process. Raises EOFError, or OSError on failure."""
         if self._pid is None:
             raise ProcessLookupError("its process cannot be seen from here")
         descriptor = os.pidfd_open(self._pid)
         try:
-            # It lives, or its end would be here to be read: so the descriptor is not a successor's.
+            # Without an EOF the holder lives, so the descriptor is its own and not that of a successor.
             self._drain()
             signal.pidfd_send_signal(descriptor, number)
         finally:
             os.close(descriptor)
 
     def _drain(self) -> None:
-        """Read what is there. Raises EOFError at the holder's end."""
+        """Read the data that has arrived. Raises EOFError when the holder has ended."""
         self._stream.settimeout(0)
         with contextlib.suppress(BlockingIOError):
             while len(self._rest) <= _LINE:
@@ -158,13 +158,13 @@ class Connection:
                 self._rest += data
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._stream.close()
 
 
 @contextlib.contextmanager
 def connection() -> Iterator[Connection | None]:
-    """A connection to the kproxy of this network namespace; None if none runs, or it does not take any."""
+    """A connection to the kproxy of this network namespace; None if none runs or it accepts none."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.settimeout(_ANSWER)
     try:
@@ -183,7 +183,7 @@ def connection() -> Iterator[Connection | None]:
 class Instance:
     """The lock of this network namespace, held from `acquire` until the end of the block.
 
-    `report` may be changed by any thread; those who wait for this one hear of it.
+    Any thread may change `report`; connected clients receive each change.
     """
 
     def __init__(
@@ -209,15 +209,15 @@ class Instance:
     def acquire(self, *, wait: float = WAIT, wait_stopping: float = WAIT_STOPPING) -> None:
         """Take the lock; wait some seconds for another kproxy to end. Raises InstanceRunning.
 
-        A name that another user's process holds is not waited for: it must not keep a node without proxy.
+        Another user's process that holds the name is ignored: it must not leave a node without a proxy.
         """
         began = time.monotonic()
-        told = False
+        logged = False
         while not self._bind():
             with connection() as found:
                 holder = _holder(found)
                 if holder is None:
-                    # It is gone already, or is about to listen on what it has bound.
+                    # The holder is gone already, or is about to listen on the socket that it has bound.
                     if time.monotonic() - began < max(wait, _IDENTIFY):
                         time.sleep(0.01)
                         continue
@@ -232,19 +232,19 @@ class Instance:
                         effect="a second kproxy would not be noticed",
                     )
                     return
-                if not told and wait > 0:
-                    told = True
+                if not logged and wait > 0:
+                    logged = True
                     log.info("waiting_for_other_kproxy", holder=str(holder), seconds=wait)
                 _wait_for_end(found, holder, began, wait, wait_stopping)
-        if told:
+        if logged:
             log.info("other_kproxy_ended", seconds=round(time.monotonic() - began, 3))
 
     def follow(self, mode: Callable[[], str]) -> None:
-        """Ask this for the mode from now on; any thread may call it."""
+        """Call `mode` for the mode from now on; any thread may call this."""
         self._mode = mode
 
     def tell(self, *, stopping: bool | None = None, cleanup_on_exit: bool | None = None) -> None:
-        """Change what is told; may be called from any thread."""
+        """Change the report; may be called from any thread."""
         report = self._report
         self._report = msgspec.structs.replace(
             report,
@@ -269,7 +269,7 @@ class Instance:
         return True
 
     def _serve(self, listener: socket.socket) -> None:
-        """Tell everybody who connects; nothing that they send is read."""
+        """Send the report to each client that connects; input from clients is not read."""
         watchers: set[socket.socket] = set()
         paused = False
         with selectors.DefaultSelector() as selector:
@@ -331,7 +331,7 @@ def _holder(found: Connection | None) -> Holder | None:
 def _wait_for_end(
     found: Connection | None, holder: Holder, began: float, wait: float, wait_stopping: float
 ) -> None:
-    """Return when the holder has ended. Raises InstanceRunning if it has not in time."""
+    """Return when the holder has ended. Raises InstanceRunning after the timeout."""
     assert found is not None  # noqa: S101 - there is a holder
     report = holder.report
     while True:
@@ -346,7 +346,7 @@ def _wait_for_end(
 
 
 def _is_trusted(stream: socket.socket) -> bool:
-    """Whether a connection is root's or this user's: those of others are answered and not kept."""
+    """Whether a connection is root's or this user's: those of other users are answered and closed."""
     _, uid, _ = _CREDENTIALS.unpack(
         stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )

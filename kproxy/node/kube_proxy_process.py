@@ -1,6 +1,6 @@
-"""Say that a kube-proxy runs beside kproxy: each writes again what the other one has written.
+"""Warn of a kube-proxy that runs beside kproxy: each overwrites the other's rules.
 
-It is known by its process, which a container cannot see, or by what answers at its metrics port.
+It is detected by its process, which a container cannot see, or by the answer at its metrics port.
 """
 
 import http.client
@@ -11,14 +11,14 @@ import structlog
 log = structlog.stdlib.get_logger(__name__)
 
 METRICS_PORT = 10249
-"""Where kube-proxy answers /proxyMode, unless it is set up otherwise."""
+"""The default port at which kube-proxy answers /proxyMode."""
 _MODES = {b"iptables", b"ipvs", b"nftables"}
 _PATIENCE = 0.5
-"""Seconds for an answer of this host."""
+"""Seconds to wait for an answer from this host."""
 
 
 def warn_of_kube_proxy(*, ask: bool) -> None:
-    """Log a warning if one runs in this network namespace; `ask` at its port, too, if it is not kproxy's."""
+    """Warn if one runs in this network namespace; `ask`: query its port too, unless it is kproxy's."""
     pids = _processes()
     mode = _mode_at_port() if ask else None
     if not pids and mode is None:
@@ -35,7 +35,7 @@ def warn_of_kube_proxy(*, ask: bool) -> None:
 
 
 def _processes(proc: Path = Path("/proc")) -> list[int]:
-    """The process ids of every kube-proxy in this network namespace that can be seen."""
+    """The process ids of every visible kube-proxy in this network namespace."""
     found = []
     try:
         own = (proc / "self/ns/net").stat().st_ino
@@ -49,7 +49,7 @@ def _processes(proc: Path = Path("/proc")) -> list[int]:
             if (each / "ns/net").stat().st_ino == own:
                 found.append(int(each.name))
         except OSError:
-            continue  # it has ended, or is none of ours to look at
+            continue  # it has ended, or may not be inspected
     return sorted(found)
 
 

@@ -1,8 +1,8 @@
-"""Node ports on 127.0.0.1: the kernel parameter that they need, which never stays without its guard.
+"""Node ports on 127.0.0.1: the kernel parameter they need, which is only set while a firewall chain exists.
 
-With route_localnet the kernel takes packets to 127.0.0.0/8 from the network too, and every program that
-trusts localhost would answer to neighbours (CVE-2020-8558); KUBE-FIREWALL drops those. kube-proxy leaves that
-chain for ever; kproxy takes it away where no kubelet is, and then the parameter goes back as well.
+With route_localnet the kernel accepts packets to 127.0.0.0/8 from the network too, and programs that trust
+localhost would answer to neighbours (CVE-2020-8558); KUBE-FIREWALL drops such packets. kube-proxy never
+removes that chain; kproxy removes it where no kubelet uses it, and then resets the parameter as well.
 """
 
 import structlog
@@ -21,15 +21,15 @@ ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 
 
 def allow() -> bool:
-    """Let packets from 127.0.0.0/8 be routed after translation; KUBE-FIREWALL guards what that opens.
+    """Set route_localnet, so that translated packets from 127.0.0.0/8 are routed; KUBE-FIREWALL must exist.
 
-    False if the kernel refuses, which is logged.
+    Return False if the kernel refuses, which is logged.
     """
     return _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
 
 
 def is_guarded(runner: Runner | None = None) -> bool:
-    """Whether KUBE-FIREWALL stands, in either variant; False where nothing needs it."""
+    """Whether KUBE-FIREWALL exists in either variant; False if route_localnet is not set."""
     try:
         if sysctl.read(ROUTE_LOCALNET) != "1":
             return False
@@ -39,7 +39,7 @@ def is_guarded(runner: Runner | None = None) -> bool:
 
 
 def close() -> None:
-    """Let nothing from the network reach 127.0.0.0/8."""
+    """Reset route_localnet, so that no packet from the network reaches 127.0.0.0/8."""
     _set(0, reason="KUBE-FIREWALL is gone", otherwise="neighbours can reach 127.0.0.0/8")
 
 

@@ -1,7 +1,7 @@
-"""What kube-proxy sets on a node at start beside its rules: limits of connection tracking, and its OOM score.
+"""Set the node parameters that kube-proxy sets at start: limits of connection tracking, and the OOM score.
 
-None of it is needed for traffic to flow, and a container or a network namespace may see it read-only; so what
-cannot be set is a warning that names it, and nothing else.
+Traffic does not depend on them, and they may be read-only in a container or a network namespace. So a failure
+to set one is only a warning that names it.
 """
 
 import os
@@ -17,10 +17,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 CONNTRACK_MAX = "net/netfilter/nf_conntrack_max"
 CONNTRACK_MAX_CAP = 1 << 20
-"""kube-proxy 1.36 asks for no more entries than these on account of cores; `min` may ask for more."""
+"""The upper limit of entries derived from the number of cores (kube-proxy 1.36); `min` may exceed it."""
 
 HASH_SIZE = "module/nf_conntrack/parameters/hashsize"
-"""Buckets of the table, below /sys; four entries to a bucket, as kube-proxy has it."""
+"""Buckets of the table, below /sys; four entries per bucket, as in kube-proxy."""
 
 _SYS = Path("/sys")
 _PROC_SYS = Path("/proc/sys")
@@ -38,7 +38,7 @@ def set_conntrack(
 ) -> None:
     """Set the parameters of connection tracking below `proc`, and the size of its table below `sys`.
 
-    `cores` is None for those of this machine.
+    `cores` None: the number of cores of this machine.
     """
     cores = cores or os.cpu_count() or 1
     for name, value in conntrack_sysctls(settings, cores):
@@ -49,7 +49,7 @@ def set_conntrack(
 
 
 def conntrack_max(settings: ConntrackSettings, cores: int) -> int | None:
-    """Entries of the connection tracking table, as getConntrackMax of kube-proxy; None: leave what is."""
+    """Entries of the connection tracking table, as getConntrackMax of kube-proxy; None: do not change it."""
     if settings.max_per_core == 0:
         return None
     scaled = settings.max_per_core * cores
@@ -57,7 +57,7 @@ def conntrack_max(settings: ConntrackSettings, cores: int) -> int | None:
 
 
 def conntrack_sysctls(settings: ConntrackSettings, cores: int) -> Iterator[tuple[str, int]]:
-    """Parameters by their names below /proc/sys, with the values they shall have."""
+    """Parameters by their names below /proc/sys, with the values to set."""
     limit = conntrack_max(settings, cores)
     if limit is not None:
         yield CONNTRACK_MAX, limit
@@ -101,7 +101,7 @@ def _grow_table(buckets: int, root: Path) -> None:
 
 
 def _has_grown(buckets: int, root: Path) -> bool:
-    """The kernel rounds the size up to whole pages, which is not a refusal."""
+    """Whether the table has at least that size: the kernel rounds it up to whole pages."""
     try:
         return int(sysctl.read(HASH_SIZE, root)) >= buckets
     except sysctl.SysctlError:

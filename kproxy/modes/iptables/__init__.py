@@ -1,1 +1,1 @@
-"""The iptables mode: what it is made of here, what it leaves, what a start would change."""
+"""The iptables mode: the running mode, its leftovers, its preview."""

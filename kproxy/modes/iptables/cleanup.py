@@ -1,4 +1,4 @@
-"""Remove the iptables rules of every mode that writes some: both variants, both families."""
+"""Remove the iptables rules of every mode that writes rules: both variants, both families."""
 
 from collections.abc import Collection, Mapping
 
@@ -27,16 +27,16 @@ from kproxy.node import route_localnet
 log = structlog.stdlib.get_logger(__name__)
 
 _LOCK_SECONDS = 60
-"""How long a command waits for the xtables lock: nobody comes back to what it could not do."""
+"""Seconds for which a command waits for the xtables lock: there is no later attempt."""
 _LOCK_SECONDS_RUNNING = 5
-"""How long the agent does, whose syncs wait meanwhile; the next start comes back to it."""
+"""The same for the agent, whose syncs are blocked during the wait; the next start tries again."""
 
 
 class RuleLeftovers:
-    """The rules that a mode left which writes iptables rules, or this mode in the other variant.
+    """The rules left by a mode that writes iptables rules, or by this mode in the other variant.
 
-    A mode that still writes rules replaces the rest of them at its first sync, so KUBE-FIREWALL may go then:
-    whether it stood is found out before.
+    A mode that writes rules replaces the others at its first sync, which may remove KUBE-FIREWALL. So its
+    presence is recorded before.
     """
 
     def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
@@ -45,7 +45,7 @@ class RuleLeftovers:
         self._was_guarded = replaces and route_localnet.is_guarded(runner)
 
     def begin(self, used: Mapping[Family, Variant]) -> None:
-        """Remove the rules in each family's variants that are not `used`."""
+        """Remove each family's rules in the variant that is not `used`."""
         if not used:
             remove_rules(self._runner)
             return
@@ -54,7 +54,7 @@ class RuleLeftovers:
             route_localnet.close()
 
     def run_timers(self) -> float | None:
-        """Nothing has to wait."""
+        """Do nothing; no removal is deferred."""
         return None
 
     def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's rules have the same names
@@ -62,14 +62,14 @@ class RuleLeftovers:
         return remove_rules(self._runner)
 
     def dissolve(self) -> bool:
-        """Nothing is left for later."""
+        """Do nothing; `clear` has removed everything."""
         return True
 
 
 def remove_rules(runner: Runner | None = None) -> bool:
     """Remove the rules of the iptables and IPVS modes; False if any could not be (each failure is logged).
 
-    A stop of `runner`, which runs the programs, ends it.
+    `runner` runs the programs; stopping it ends the removal.
     """
     runner = runner or Runner()
     was_guarded = route_localnet.is_guarded(runner)
@@ -113,7 +113,7 @@ def _remove(
 
 
 class _Removing:
-    """The removal of the rules of one family and variant; `clean` says whether nothing was left."""
+    """The removal of the rules of one family and variant; `clean` is True if nothing was left."""
 
     def __init__(self, family: Family, variant: Variant, *, readable_only: bool) -> None:
         self.clean = True
@@ -123,7 +123,7 @@ class _Removing:
         self._log = log.bind(family=family.value, variant=variant.value)
 
     def remove(self, xtables: Xtables) -> None:
-        """Remove what can be removed, and look whether anything is left."""
+        """Remove all rules that can be removed, and check whether any are left."""
         try:
             removals = cleanup(xtables, lambda table, error: self.failed(error.message, table=table))
         except RestoreError as error:
@@ -143,12 +143,12 @@ class _Removing:
 
     def failed(self, reason: str, **where: str) -> None:
         """Log that something could not be removed."""
-        tell = self._log.warning if self._readable_only else self._log.error
-        tell("cleanup_failed", reason=reason, **where)
+        log_failure = self._log.warning if self._readable_only else self._log.error
+        log_failure("cleanup_failed", reason=reason, **where)
         self.clean = False
 
     def absent(self, reason: str) -> None:
-        """There are no programs: nothing can be removed, so nothing of ours may be there."""
+        """Handle missing programs: nothing can be removed, so it is an error if kproxy's rules may exist."""
         self._log.debug("variant_absent", reason=reason)
         if self._variant is not Variant.NFT or self._readable_only:
             return

@@ -1,4 +1,4 @@
-"""The iptables mode on this kernel: find the programs, probe what they can do, put the backends together."""
+"""The iptables mode on this kernel: find the programs, probe their capabilities, build the backends."""
 
 import functools
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ TCP_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What a kernel and its iptables can do for one family, as far as the rules depend on it.
+    """The capabilities of the kernel and its iptables for one family that the rules depend on.
 
-    `layout` is the one that was asked for, if it can be had. `counters` tells of nfacct counters by name
-    whether rules may use them. `liberal`: conntrack drops nothing as invalid.
+    `layout` is the requested one, if the kernel supports it. `counters` maps names of nfacct counters to
+    whether rules may use them. `liberal`: conntrack does not mark out-of-window packets as invalid.
     """
 
     layout: str
@@ -48,7 +48,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class IptablesMode:
-    """The iptables mode; what the kernel can do is probed once at start."""
+    """The iptables mode; the kernel's capabilities are probed once at start."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class IptablesMode:
 
     @property
     def variants(self) -> Mapping[Family, Variant]:
-        """Those of the programs that were found."""
+        """The variants of the programs that were found."""
         return {family: xtables.variant for family, xtables in self.tables.items()}
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
-        """The backend of a family."""
+        """Return the backend of a family."""
         config = self._settings(family, facts)
         # Where the parameter is read-only, one warning is enough.
         self._localnet[family] = config.localhost and route_localnet.allow()
@@ -96,7 +96,7 @@ class IptablesMode:
         return backend
 
     def reconfigure(self, config: ProxyConfig) -> None:
-        """Take new settings."""
+        """Apply new settings."""
         if config.iptables_layout != self._config.iptables_layout:
             self._layouts = {f: usable_layout(config, xtables) for f, xtables in self.tables.items()}
         self._config = config
@@ -110,11 +110,11 @@ class IptablesMode:
         return None
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
-        """There are none: this mode gives the node no address."""
+        """Return nothing: this mode adds no address to the node."""
         return {}
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
-        """Count rules as the backend knows them, and traffic as the kernel does."""
+        """Count rules from the backend's state, and traffic from the kernel."""
         backend = self._backends.get(family)
         rules = backend.rules() if backend is not None else {}
         if not traffic:
@@ -125,7 +125,7 @@ class IptablesMode:
             raise MeasureError(error.message) from error
 
     def _traffic(self, family: Family) -> tuple[PortTraffic, ...]:
-        """What the rules count: of legacy tables without a process where that works, else from a dump."""
+        """Read the rules' counters: of legacy tables without a process where that works, else from a dump."""
         counters = self._counters_of.get(family)
         if counters is not None:
             try:
@@ -136,7 +136,7 @@ class IptablesMode:
         return port_traffic(self.tables[family].counters("nat"))
 
     def _prepare(self, family: Family, writing: bool) -> None:
-        """Make again what the rules need, where others took it away."""
+        """Create the objects that the rules need, if others have removed them."""
         if self._localnet.get(family):
             self._localnet[family] = route_localnet.allow()
         if not writing:
@@ -172,7 +172,7 @@ def _legacy_counters(tables: Mapping[Family, Xtables], runner: Runner | None) ->
 def iptables_config(
     config: ProxyConfig, family: Family, facts: FamilyFacts, capabilities: Capabilities
 ) -> IptablesConfig:
-    """The settings of one family's rules, on a node with these facts and abilities."""
+    """The settings of one family's rules, for these facts and capabilities of the node."""
     return IptablesConfig(
         family=family,
         masquerade_bit=config.masquerade_bit,
@@ -188,7 +188,7 @@ def iptables_config(
 
 
 def is_liberal() -> bool:
-    """Whether conntrack takes what is out of window for valid, so that nothing needs to be dropped."""
+    """Whether conntrack treats out-of-window packets as valid, so that no rule needs to drop them."""
     try:
         return sysctl.read(TCP_BE_LIBERAL) != "0"
     except sysctl.SysctlError:
@@ -207,7 +207,7 @@ def countable(xtables: Xtables, name: str) -> bool:
 
 
 def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
-    """The layout that was asked for, unless this kernel cannot do what it takes."""
+    """The requested layout, or "standard" if this kernel does not support it."""
     wanted = config.iptables_layout
     if wanted == "standard" or _takes(
         xtables, hairpin_match(xtables.family), "layout_unavailable", layout="scalable"
@@ -216,11 +216,11 @@ def usable_layout(config: ProxyConfig, xtables: Xtables) -> str:
     return "standard"
 
 
-def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
-    """Whether the kernel takes a rule with this match: try it in a chain that nothing leads to.
+def _takes(xtables: Xtables, match: str, event: str, **fields: str) -> bool:
+    """Whether the kernel accepts a rule with this match: write one into a chain that no rule jumps to.
 
-    Where others write at the same time, as a process that an earlier kproxy left may, or where the program
-    did not come to its end, it is tried again.
+    The probe is repeated if others write at the same time, as a process of an earlier kproxy may, or if the
+    program did not complete.
     """
     chain = names.PROBE
     tries = 5
@@ -232,6 +232,6 @@ def _takes(xtables: Xtables, match: str, event: str, **told: str) -> bool:
         except RestoreError as error:
             if error.kind in {FailureKind.LOCKED, FailureKind.INTERRUPTED, FailureKind.OTHER} and tries:
                 continue
-            log.warning(event, family=xtables.family.value, reason=error.message, **told)
+            log.warning(event, family=xtables.family.value, reason=error.message, **fields)
             return False
         return True

@@ -1,4 +1,4 @@
-"""What `kproxy render` and `kproxy diff` show of iptables mode, and of rules that another mode removes."""
+"""Output of `kproxy render` and `kproxy diff` for iptables mode, and for rules that another mode removes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -32,7 +32,7 @@ from kproxy.state.tables import ServiceInput
 
 
 def render(config: ProxyConfig, family: Family, facts: FamilyFacts, plans: Collection[ServicePlan]) -> str:
-    """The rules of a family, for a kernel that can do everything but count by nfacct."""
+    """The rules of a family, for a kernel with every capability except nfacct counters."""
     rules = iptables_config(config, family, facts, Capabilities(config.iptables_layout))
     usual, larger = layouts(rules, config.iptables_layout)
     size = sum(1 + port.endpoints for plan in plans for port in plan.ports)
@@ -50,7 +50,7 @@ def preview(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFact
 def preview_dump(
     config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFacts, dump: bytes, family: Family
 ) -> Preview:
-    """Sync once on a saved dump; what it does not say of the kernel is as its rules suggest.
+    """Sync once on a saved dump; the kernel's capabilities are derived from its rules.
 
     Raises PreviewError, and ValueError for text that is no dump.
     """
@@ -59,7 +59,7 @@ def preview_dump(
 
 
 def preview_leftovers(_config: ProxyConfig, found: Preview) -> Preview:
-    """Add what would go of iptables rules in each family. Raises RestoreError."""
+    """Add each family's iptables rules that would be removed. Raises RestoreError."""
     rules = {
         family: (*changes, *_former_rules(family, found.used.get(family)))
         for family, changes in found.rules.items()
@@ -87,10 +87,10 @@ def _dry_run(
 
 
 def _former_rules(family: Family, used: Variant | None = None) -> Iterator[Change]:
-    """What would go of kproxy's iptables rules, in both variants but for the one that is `used`.
+    """The iptables rules of kproxy that would be removed, in both variants except the one that is `used`.
 
-    Beside a used variant, which may have chains of the same names, each line says that it is the other; one
-    that cannot be read is left alone, as it is by a sync. Raises RestoreError.
+    A used variant may have chains of the same names, so each line names the other variant. A variant that
+    cannot be read is skipped, as a sync does. Raises RestoreError.
     """
     for variant in Variant:
         if variant is used:
@@ -108,12 +108,12 @@ def _former_rules(family: Family, used: Variant | None = None) -> Iterator[Chang
         dry_run = DryRunXtables(family, variant, dump)
         cleanup(dry_run)
         for change in sorted(dry_run.changes()):
-            told = change.object if used is None else f"{variant} {change.object}"
-            yield msgspec.structs.replace(change, object=told)
+            name = change.object if used is None else f"{variant} {change.object}"
+            yield msgspec.structs.replace(change, object=name)
 
 
 def _capabilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dict[Family, Capabilities]:
-    """What this kernel can do, tried where it changes nothing; else what stands in it suggests."""
+    """The kernel's capabilities, probed where that changes nothing, else derived from the existing rules."""
     liberal = is_liberal()
 
     def tried() -> dict[Family, Capabilities]:

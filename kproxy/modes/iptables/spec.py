@@ -49,7 +49,7 @@ def _sysctls(_config: ProxyConfig, localhost: bool) -> Iterator[WantedSysctl]:
 
 
 def _check(_config: ProxyConfig, _variants: Mapping[Family, Variant]) -> Iterator[Finding]:
-    """Nothing is needed but what the rules use."""
+    """Yield nothing: the mode needs only the features of its rules."""
     return iter(())
 
 

@@ -1,1 +1,1 @@
-"""The IPVS mode: what it is made of here, what it leaves, what a start would change."""
+"""The IPVS mode: the running mode, its teardown, its preview and checks."""

@@ -8,5 +8,5 @@ from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 
 
 def ipvs_handles() -> KernelHandles:
-    """What the IPVS mode works on; nothing is opened before it is used."""
+    """The handles of the IPVS mode; each is opened when it is first used."""
     return KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))

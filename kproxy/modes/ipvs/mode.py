@@ -1,4 +1,4 @@
-"""The IPVS mode on this kernel: refuse early and clearly where it cannot work, set what it depends on."""
+"""The IPVS mode on this kernel: fail early with a reason where it cannot work, set the kernel parameters."""
 
 import os
 import re
@@ -30,7 +30,7 @@ from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 log = structlog.stdlib.get_logger(__name__)
 
 CONNTRACK = "net/ipv4/vs/conntrack"
-"""IPVS must tell conntrack of its connections, or nothing can be masqueraded (ip_vs_nfct.c)."""
+"""IPVS must keep conntrack entries of its connections, or nothing can be masqueraded (ip_vs_nfct.c)."""
 
 SYSCTLS: Mapping[str, tuple[int, str]] = {
     "net/ipv4/vs/expire_nodest_conn": (1, "packets to a destination that is gone go to another one"),
@@ -43,7 +43,7 @@ STRICT_ARP: Mapping[str, tuple[int, str]] = {
 }
 """A load balancer such as MetalLB answers ARP itself; the device's addresses must not answer too."""
 CONN_REUSE = "net/ipv4/vs/conn_reuse_mode"
-"""Before Linux 5.9, reused ports cost a second each unless this is 0; since then 1, the default, is right."""
+"""Before Linux 5.9, a reused port delays a connection by 1 s unless this is 0; since then 1 is right."""
 
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
@@ -51,7 +51,7 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 class IpvsMode:
     """The IPVS mode. Raises ModeUnavailable when made where it cannot work.
 
-    `statistics` opens a second way to the kernel, for counters are read beside the run loop.
+    `statistics` opens a second IPVS socket, because counters are read beside the run loop.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class IpvsMode:
 
     @property
     def variants(self) -> Mapping[Family, Variant]:
-        """Those of the programs that were found."""
+        """The variants of the programs that were found."""
         return {family: xtables.variant for family, xtables in self._tables.items()}
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
-        """The backend of a family."""
+        """Return the backend of a family."""
         config = self._settings(family, facts)
         backend = self._backends.get(family)
         if backend is None:
@@ -101,7 +101,7 @@ class IpvsMode:
         return backend
 
     def reconfigure(self, config: ProxyConfig) -> None:
-        """Take new settings; a scheduler that this kernel does not have is not taken."""
+        """Apply new settings, except a scheduler that this kernel does not have."""
         scheduler = parse_scheduler(config.ipvs_scheduler).name
         try:
             if not self._handles.ipvs.has_scheduler(scheduler):
@@ -117,7 +117,7 @@ class IpvsMode:
         """Do nothing; the leftovers of the iptables mode cover the rules in the other variant."""
 
     def run_timers(self) -> float | None:
-        """See that the kernel parameters are still as they were set; the backends do the rest."""
+        """Check that the kernel parameters still have their values; the backends run their own timers."""
         now = self._clock()
         if now >= self._next_look:
             self._repair_sysctls()
@@ -125,16 +125,18 @@ class IpvsMode:
         return self._next_look - now
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
-        """Those of the device, in each family that the news are about."""
+        """Compare the addresses of the device, in each family that the news concern."""
         found: dict[Family, tuple[Drift, ...]] = {}
         for family, backend in self._backends.items():
-            told = {ip: there for ip, there in news.device.items() if parse_ip(ip)[0] is family}
-            if (told or news.lost) and (drifts := backend.compare_addresses(None if news.lost else told)):
+            changed = {ip: there for ip, there in news.device.items() if parse_ip(ip)[0] is family}
+            if (changed or news.lost) and (
+                drifts := backend.compare_addresses(None if news.lost else changed)
+            ):
                 found[family] = drifts
         return found
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
-        """Count rules as the backend knows them, and traffic as the virtual servers do."""
+        """Count rules from the backend's state, and traffic from the virtual servers."""
         backend = self._backends.get(family)
         if backend is None:
             return Measurement()
@@ -171,7 +173,7 @@ class IpvsMode:
         )
 
     def _set_sysctls(self) -> None:
-        """Set what the mode depends on; without strict ARP, what this process changed for it is put back."""
+        """Set the mode's parameters; without strict ARP, restore those that this process changed for it."""
         strict = self._config.ipvs_strict_arp
         if strict:
             self._lenient_arp = _values(STRICT_ARP) | self._lenient_arp
@@ -181,7 +183,7 @@ class IpvsMode:
             self._lenient_arp = {}
 
     def _repair_sysctls(self) -> None:
-        """Set again what others have changed; what cannot be set is said once."""
+        """Set parameters again that others have changed; a failure is logged once."""
         wanted = {CONNTRACK: (1, "connections can be masqueraded")}
         wanted |= wanted_sysctls(strict_arp=self._config.ipvs_strict_arp)
         for name, (value, effect) in wanted.items():
@@ -191,8 +193,8 @@ class IpvsMode:
                 self._unsettable.discard(name)
             except sysctl.SysctlError as error:
                 if name not in self._unsettable:
-                    told = f"not ensured: {effect}"
-                    log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=told)
+                    lost = f"not ensured: {effect}"
+                    log.warning("sysctl_failed", name=error.name, reason=error.reason, effect=lost)
                 self._unsettable.add(name)
 
     def _set_timeouts(self) -> None:
@@ -234,7 +236,7 @@ def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) 
 
 
 def wanted_sysctls(*, strict_arp: bool, release: str | None = None) -> dict[str, tuple[int, str]]:
-    """What else the mode sets on a kernel of this release: name -> value, and what it is good for."""
+    """The parameters besides conntrack to set on a kernel of this release: name -> (value, effect)."""
     wanted = dict(SYSCTLS)
     if strict_arp:
         wanted |= STRICT_ARP
@@ -245,7 +247,7 @@ def wanted_sysctls(*, strict_arp: bool, release: str | None = None) -> dict[str,
 
 
 def restore_arp(former: Mapping[str, str]) -> None:
-    """Give the parameters of strict ARP their former values, unless others have changed them meanwhile."""
+    """Restore the former values of the strict ARP parameters, unless others have changed them since."""
     for name, value in former.items():
         try:
             if sysctl.read(name) == str(STRICT_ARP[name][0]) and sysctl.ensure(name, value):
@@ -265,9 +267,9 @@ def _values(names: Iterable[str]) -> dict[str, str]:
 
 
 def set_sysctls(*, strict_arp: bool, release: str | None = None) -> None:
-    """Set what the mode depends on. Raises ModeUnavailable if conntrack cannot be switched on.
+    """Set the mode's parameters. Raises ModeUnavailable if conntrack cannot be enabled.
 
-    Others that cannot be set, as in a container that sees them read-only, are warnings.
+    A failure to set any other, as in a container where they are read-only, is a warning.
     """
     try:
         if sysctl.ensure(CONNTRACK, 1):

@@ -1,4 +1,4 @@
-"""What `kproxy check` tries for IPVS mode: sets, schedulers, the device, the host's firewall."""
+"""Probes of `kproxy check` for IPVS mode: sets, schedulers, the device, the host's firewall."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -32,7 +32,7 @@ SET_MODULES: Mapping[SetKind, str] = {
 
 
 class Trials(msgspec.Struct, frozen=True):
-    """What the kernel answered to each trial; texts are refusals, "" where it worked."""
+    """The kernel's answer to each probe; texts are refusals, "" where it worked."""
 
     sets: Mapping[tuple[SetKind, Family], str]
     device: Trial
@@ -49,7 +49,7 @@ def features(family: Family, _layout: str) -> tuple[Feature, ...]:
 
 
 def check(config: ProxyConfig, variants: Mapping[Family, Variant]) -> Iterator[Finding]:
-    """Try what the mode needs beside iptables rules, in a network namespace of its own if one can be made."""
+    """Probe the mode's other needs besides iptables rules, in a temporary network namespace if possible."""
     wanted = parse_scheduler(config.ipvs_scheduler).name
     try:
         trials = in_scratch_network(lambda: _try(wanted, variants))
@@ -68,7 +68,7 @@ def check(config: ProxyConfig, variants: Mapping[Family, Variant]) -> Iterator[F
 
 
 def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
-    """Set types by family, with the kernel's refusal or ""."""
+    """Judge set types by family from the kernel's refusals ("": none)."""
     working = sorted({str(kind) for (kind, _), refusal in trials.items() if not refusal})
     if working:
         yield ok("sets", f"types work: {', '.join(working)}")
@@ -80,7 +80,7 @@ def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding
 
 
 def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
-    """IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
+    """Judge IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
     if unavailable:
         yield failed("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
         return
@@ -97,7 +97,7 @@ def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> It
 
 
 def judge_device(trial: Trial) -> Iterator[Finding]:
-    """Dummy devices, which hold service addresses in the IPVS mode."""
+    """Judge dummy devices, which hold service addresses in the IPVS mode."""
     if trial.refusal:
         yield failed(
             trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
@@ -107,13 +107,13 @@ def judge_device(trial: Trial) -> Iterator[Finding]:
 
 
 def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
-    """What of the host's rules drops packets to services, which pass hooks input and output in IPVS mode."""
+    """Judge host rules that drop packets to services, which pass hooks input and output in IPVS mode."""
     for chain in shutting:
-        told = "its policy is drop, and rules of another table do not change that: services are shut"
-        yield warning(f"firewall, {chain}", told, remedy)
+        reason = "its policy is drop, and rules of another table do not change that: services are shut"
+        yield warning(f"firewall, {chain}", reason, remedy)
     for rule in shadowing:
-        told = "it drops all packets to services before kproxy's rules accept them"
-        yield warning(f"firewall, {rule}", told, "move it behind kproxy's rule, or to the end of its chain")
+        reason = "it drops all packets to services before kproxy's rules accept them"
+        yield warning(f"firewall, {rule}", reason, "move it behind kproxy's rule, or to the end of its chain")
     if not shutting and not shadowing:
         yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
 
@@ -148,12 +148,12 @@ def _try_schedulers(wanted: str) -> tuple[str, dict[str, bool]]:
 
 
 def _check_device_name() -> Iterator[Finding]:
-    """The device itself is not made, but one of another type must not have its name."""
+    """Check that no device of another type has the device's name; the device itself is not created."""
     try:
         kind = DummyDevice(DEVICE).kind()
     except DeviceError as error:
         yield warning(f"interface {DEVICE}", "cannot be looked at", str(error))
         return
     if kind not in (None, "dummy"):
-        told = f"it exists and is of type {kind or 'unknown'}, not dummy"
-        yield failed(f"interface {DEVICE}", told, f"remove it: ip link delete {DEVICE}")
+        reason = f"it exists and is of type {kind or 'unknown'}, not dummy"
+        yield failed(f"interface {DEVICE}", reason, f"remove it: ip link delete {DEVICE}")

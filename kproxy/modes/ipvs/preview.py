@@ -1,4 +1,4 @@
-"""What `kproxy render` and `kproxy diff` show of IPVS mode, and of what another mode removes of it."""
+"""Output of `kproxy render` and `kproxy diff` for IPVS mode, and for objects that another mode removes."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -30,7 +30,7 @@ from kproxy.state.tables import ServiceInput
 
 
 class _DryRun:
-    """The kernel interfaces of the mode, on which writes stay in memory."""
+    """The kernel interfaces of the mode, whose writes stay in memory."""
 
     def __init__(self) -> None:
         real = ipvs_handles()
@@ -70,7 +70,7 @@ def preview(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFact
 
 
 def preview_leftovers(config: ProxyConfig, found: Preview) -> Preview:
-    """Add what would go of an IPVS mode. Raises KERNEL_ERRORS."""
+    """Add the objects of the IPVS mode that would be removed. Raises KERNEL_ERRORS."""
     dry_run = _DryRun()
     leaving = IpvsTeardown(
         dry_run.handles, config.ipvs_graceful_period, config.ipvs_exclude_cidrs, time.monotonic

@@ -14,7 +14,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class IpvsTeardown:
-    """Both families' teardown, and the end of the device they share."""
+    """Tears down both families, then removes the device they share."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class IpvsTeardown:
         self._due: dict[Family, float] = {}
 
     def begin(self, used: Mapping[Family, Variant]) -> None:  # noqa: ARG002 - leftovers of rules go apart
-        """Find what is left; `run_timers` removes it."""
+        """Find the leftovers; `run_timers` removes them."""
         self._find()
 
     def run_timers(self) -> float | None:
-        """Remove what has no connections any more; return seconds until the next call, or None at the end."""
+        """Remove servers without connections; return seconds until the next call, or None at the end."""
         if not self._teardowns:
             return None
         now = self._clock()
@@ -50,7 +50,7 @@ class IpvsTeardown:
         return None
 
     def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's objects have the same names
-        """Remove everything now but the sets, which rules may still name; True if it is gone."""
+        """Remove everything now except the sets, to which rules may still refer; True if it is gone."""
         self._find()
         cleared = [teardown.clear() for teardown in self._teardowns]
         return all(cleared)

@@ -1,1 +1,1 @@
-"""The nftables mode: what it is made of here, what it leaves, what a start would change."""
+"""The nftables mode: the running mode, its leftovers, its preview and checks."""

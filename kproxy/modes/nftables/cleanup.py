@@ -1,6 +1,6 @@
 """Remove the tables of the nftables mode, or of kube-proxy's, and nothing else.
 
-Over netlink: the program nft may be missing, and to list the names it first reads every rule there is.
+This uses netlink: the program nft may be missing, and it reads every rule before it lists the names.
 """
 
 from collections.abc import Mapping
@@ -21,30 +21,30 @@ class TableLeftovers:
     """The tables that the nftables mode left."""
 
     def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
-        """Take nothing of either; they are asked for by the interface."""
+        """Ignore both arguments, which the interface requires."""
 
     def begin(self, used: Mapping[Family, Variant]) -> None:  # noqa: ARG002
         """Remove the tables."""
         remove_tables()
 
     def run_timers(self) -> float | None:
-        """Nothing has to wait."""
+        """Do nothing; no removal is deferred."""
         return None
 
     def clear(self, *, peer: bool) -> bool:
-        """Remove the tables, with `peer` those of kube-proxy's nftables mode too; True if they are gone."""
+        """Remove the tables, and with `peer` those of kube-proxy's nftables mode; True if they are gone."""
         clean = remove_tables()
         return (remove_tables(PEER_TABLE) and clean) if peer else clean
 
     def dissolve(self) -> bool:
-        """Nothing is left for later."""
+        """Do nothing; `clear` has removed everything."""
         return True
 
 
 def remove_tables(name: str = TABLE) -> bool:
-    """Remove both families' tables of that name; False if one could not be (which is logged).
+    """Remove both families' tables of that name; False if that failed (which is logged).
 
-    In a kernel without nftables there are none.
+    A kernel without nftables has none: True.
     """
     clean = True
     for family in Family:

@@ -1,4 +1,4 @@
-"""The nftables mode on this kernel: try the whole layout on it, and build the backends."""
+"""The nftables mode on this kernel: probe the whole layout and build the backends."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class NftablesMode:
-    """The nftables mode. Raises ModeUnavailable when made where the kernel cannot carry it."""
+    """The nftables mode. The constructor raises ModeUnavailable if the kernel does not support it."""
 
     def __init__(self, config: ProxyConfig, nft: Nft) -> None:
         self._config = config
@@ -32,7 +32,7 @@ class NftablesMode:
         self.variants: Mapping[Family, Variant] = {}
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
-        """The backend of a family."""
+        """Return the backend of a family."""
         config = nftables_config(self._config, family, facts)
         backend = self._backends.get(family)
         if backend is None:
@@ -42,15 +42,15 @@ class NftablesMode:
         return backend
 
     def reconfigure(self, config: ProxyConfig) -> None:
-        """Take new settings."""
+        """Apply new settings."""
         self._config = config
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:  # noqa: ARG002
-        """There are none: this mode gives the node no address."""
+        """Return nothing: this mode adds no address to the node."""
         return {}
 
     def measure(self, family: Family, *, traffic: bool) -> Measurement:
-        """Count objects as the backend knows them, and traffic as the kernel does."""
+        """Count objects from the backend's state, and traffic from the kernel."""
         backend = self._backends.get(family)
         if backend is None:
             return Measurement()

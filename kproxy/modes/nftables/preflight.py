@@ -1,4 +1,4 @@
-"""What `kproxy check` tries for the nftables mode."""
+"""Probes of `kproxy check` for the nftables mode."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ from kproxy.modes.findings import Finding, failed, ok
 
 
 def check(_config: ProxyConfig, _variants: Mapping[Family, Variant]) -> Iterator[Finding]:
-    """The whole layout is made and taken away in one transaction, in a table of its own."""
+    """Create and delete the whole layout in one transaction, in a table of its own."""
     nft = NetlinkNft()
     for family in Family:
         subject = f"nftables {family.value}"

@@ -1,7 +1,7 @@
-"""What `kproxy render` and `kproxy diff` show of the nftables mode, and of tables that another mode removes.
+"""Output of `kproxy render` and `kproxy diff` for nftables mode, and for tables that another mode removes.
 
-The whole table is made in a network namespace that ends with it, so that the same kernel prints the rules
-that stand and those that are wanted.
+The desired table is created in a temporary network namespace, so that the same kernel prints the existing
+and the desired rules.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,7 +35,7 @@ def render(config: ProxyConfig, family: Family, facts: FamilyFacts, plans: Colle
 
 
 def preview(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFacts) -> Preview:
-    """Compare what stands with what all services need. Raises PreviewError."""
+    """Compare the existing table with the desired one. Raises PreviewError."""
     try:
         return _compare_tables(config, inputs, facts)
     except (NftError, ScratchUnavailable, ValueError) as error:
@@ -53,7 +53,7 @@ def preview_leftovers(_config: ProxyConfig, found: Preview) -> Preview:
 
 
 def _compare_tables(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFacts) -> Preview:
-    """Compare what stands with what all services need. Raises NftError, ScratchUnavailable, ValueError."""
+    """Compare the existing table with the desired one. Raises NftError, ScratchUnavailable, ValueError."""
     nft = NetlinkNft()
     standing = {family: nft.reading(family, TABLE, portable=True) for family in Family}
     problems: dict[str, None] = {}
