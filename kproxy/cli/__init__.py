@@ -1,1 +1,1 @@
-"""Thin commands: they read flags, call one function and turn its errors into exit codes."""
+"""Thin commands: each reads flags, calls one function and converts its errors into exit codes."""

@@ -1,4 +1,4 @@
-"""`kproxy check`: what this node lacks, with a remedy for each finding; also as an init container."""
+"""`kproxy check`: probe this node, with a remedy for each finding; also runs as an init container."""
 
 import sys
 from typing import Any
@@ -28,10 +28,10 @@ def check(context: click.Context, /, output: str, **_: Any) -> None:
     from kproxy.modes.registry import mode_registry
 
     logs.configure(-1)
-    given = command_line(context)
-    tell_flags(given)
+    parsed = command_line(context)
+    tell_flags(parsed)
     try:
-        report = check_node(given.resolve(given.load()), mode_registry())
+        report = check_node(parsed.resolve(parsed.load()), mode_registry())
     except FileError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""`kproxy cleanup`: take away what kproxy put into the kernel."""
+"""`kproxy cleanup`: remove kproxy's objects from the kernel."""
 
 import sys
 

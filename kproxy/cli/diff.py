@@ -1,4 +1,4 @@
-"""`kproxy diff`: what the next sync would change on this node, without changing it."""
+"""`kproxy diff`: show the changes of the next sync on this node, without making them."""
 
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ from kproxy.config.settings import NODE
 def diff(context: click.Context, /, against: Path | None, ip_family: str, output: str, **_: Any) -> None:
     """Show what the next sync would change in this kernel, an object a line, without changing it.
 
-    Exits 0 if nothing would change, 2 if something would, 1 if it cannot be told.
+    Exits 0 if nothing would change, 2 if something would, 1 on an error.
     """
     from kproxy.addresses import Family
     from kproxy.config.loading import tell_flags
@@ -44,12 +44,12 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     from kproxy.sources.errors import ApiError
 
     logs.configure(-1)
-    given = command_line(context)
-    tell_flags(given)
+    parsed = command_line(context)
+    tell_flags(parsed)
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
     try:
-        config = given.resolve(given.load())
-        given.check_files(config)
+        config = parsed.resolve(parsed.load())
+        parsed.check_files(config)
         found = (
             diff.of_this_node(config, mode_registry())
             if against is None

@@ -16,24 +16,24 @@ from kproxy.cli.status import status
 from kproxy.text import clean_lines
 
 EXTENSIONS = "kproxy.commands"
-"""Entry points of this group are further commands: those of the lab, where it is installed."""
+"""Entry points of this group are additional commands: those of the lab, if it is installed."""
 
 
 class _BadFlags(click.UsageError):
-    """Ends the program with 1, as bad flags end kube-proxy; 2 is what `kproxy diff` says of a difference."""
+    """Exits with 1, as kube-proxy does for bad flags; `kproxy diff` uses 2 for a difference."""
 
     exit_code = 1
 
 
 class _Kproxy(click.Group):
-    """The command; it begins with what every program may rely on, and a closed stderr would deny it."""
+    """The command group; it first opens descriptors 0 to 2 where they are closed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Own commands and those of other distributions."""
+        """The names of kproxy's commands and of those of other distributions."""
         return sorted({*super().list_commands(ctx), *_extensions()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command by its name; one of another distribution is imported now."""
+        """Return a command by its name; import it if it is from another distribution."""
         own = super().get_command(ctx, cmd_name)
         extension = _extensions().get(cmd_name) if own is None else None
         if extension is None:
@@ -47,7 +47,7 @@ class _Kproxy(click.Group):
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run what was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:

@@ -1,6 +1,6 @@
-"""The command-line options that the declared settings give to a command.
+"""Make the command-line options of a command from the declared settings.
 
-Options have no defaults of their own: the configuration has them, and `--help` prints them from there.
+Options have no defaults of their own: the defaults are those of the configuration, and `--help` prints them.
 """
 
 import typing
@@ -26,7 +26,7 @@ from kproxy.config.values import Check, PathOf, Reader
 
 
 def setting_options(scope: Scope) -> Decorator:
-    """The flags of this scope and those before it; deprecated and ignored ones last."""
+    """The flags of this scope and of those before it; deprecated and ignored ones last."""
     described: dict[str, Declaration] = {}
     for each in every_declaration():
         if each.setting.flag and each.setting.scope <= scope:
@@ -55,7 +55,7 @@ def _option(declared: Declaration) -> Decorator:
 
 
 def _value(declared: Declaration, bare: Any) -> dict[str, Any]:
-    """How click reads the value, and what `--help` calls it."""
+    """The arguments by which click reads the value, and its name in `--help`."""
     setting = declared.setting
     reader: Reader | None = declared.first(Reader)
     check: Check | None = declared.first(Check)

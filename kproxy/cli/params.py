@@ -1,4 +1,4 @@
-"""Flags with the syntax of Go programs, and the command line that they make."""
+"""Flags with the syntax of Go programs, and the command line that collects them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _FLAG = re.compile(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)")
 
 
 class Command(click.Command):
-    """A command whose errors name a flag by its variable where its value came from there."""
+    """A command whose errors name the environment variable if a flag's value came from one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments. Raises BadParameter."""
@@ -67,7 +67,7 @@ class Command(click.Command):
 
 
 def given_variables(ctx: click.Context) -> dict[str, str]:
-    """The variables that were read in place of flags, by the flags' names without dashes."""
+    """The environment variables that were read instead of flags, by the flags' names without dashes."""
     found = {}
     for option in ctx.command.params:
         variable = isinstance(option, click.Option) and option.name and option.envvar
@@ -86,7 +86,7 @@ class _Flag(click.Option):
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        """Take the value, or keep its defect for `command_line`."""
+        """Read the value, or keep its defect for `command_line`."""
         try:
             return super().handle_parse_result(ctx, opts, args)
         except click.BadParameter as error:
@@ -98,7 +98,7 @@ class _Flag(click.Option):
 
 
 def flag(*names: str, **settings: Any) -> Decorator:
-    """An option without a default: what was not given is None. `group` is its heading in `--help`."""
+    """An option without a default: its value is None if it is not set. `group` is its heading in `--help`."""
     return click.option(*names, default=None, cls=_Flag, **settings)
 
 
@@ -108,7 +108,7 @@ def boolean(*names: str, **settings: Any) -> Decorator:
 
 
 def several(*names: str, **settings: Any) -> Decorator:
-    """A flag with several values, separated by commas or given by repeated flags."""
+    """A flag with several values, separated by commas or by repeating the flag."""
     return flag(*names, multiple=True, callback=_joined, **settings)
 
 
@@ -118,7 +118,7 @@ def _joined(context: click.Context, option: click.Parameter, values: tuple[str, 
 
 
 def shorthand_number(text: str) -> int:
-    """The number of a one-letter flag, which Go's programs take as `-v=2` too. Raises ValueError."""
+    """The number of a one-letter flag, which Go's programs accept as `-v=2` too. Raises ValueError."""
     digits = text.removeprefix("=")
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError(f'"{digits}" is not a whole number')
@@ -126,7 +126,7 @@ def shorthand_number(text: str) -> int:
 
 
 class OneOf(click.Choice[str]):
-    """One of these words, or nothing, which stands for the default."""
+    """One of these words, or empty text for the default."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read it. Raises BadParameter."""
@@ -134,7 +134,7 @@ class OneOf(click.Choice[str]):
 
 
 class OptionalPath(click.Path):
-    """A path, or empty text, as templates leave it; Path("") would be the current directory."""
+    """A path, or empty text from a template; Path("") would be the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read it. Raises BadParameter."""
@@ -147,7 +147,7 @@ def words(name: str) -> str:
 
 
 def together(*options: Decorator) -> Decorator:
-    """One decorator for many, listed by --help in this order."""
+    """Combine decorators into one; `--help` lists the options in this order."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         return reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
@@ -163,8 +163,8 @@ def flag_name(option: click.Parameter) -> str:
 def read_environment(command: click.Command) -> None:
     """Read each flag of a command from a variable: `--cluster-cidr` as KPROXY_CLUSTER_CIDR.
 
-    Not --healthz-port and --metrics-port: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods of a
-    namespace that has a Service kproxy-metrics.
+    --healthz-port and --metrics-port are excluded: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods of
+    a namespace that has a Service kproxy-metrics.
     """
     for option in command.params:
         name = flag_name(option)
@@ -173,7 +173,7 @@ def read_environment(command: click.Command) -> None:
 
 
 def command_line(context: click.Context) -> "CommandLine":
-    """Collect the flags given on the command line or in the environment."""
+    """Collect the flags of the command line and the environment."""
     from kproxy.config.loading import CommandLine
 
     flags: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""`kproxy render`: what the kernel would be told, on stdout, without root and without a kernel."""
+"""`kproxy render`: print the rules on stdout, without root and without access to the kernel."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kproxy.config.settings import RULES
 @setting_options(RULES)
 @click.pass_context
 def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any) -> None:
-    """Print all that a node would be given for the services in a directory of manifests.
+    """Print everything that a node would get for the services in a directory of manifests.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
     ipset; in nftables mode that of nft.
@@ -40,10 +40,10 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
 
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
-    given = command_line(context)
-    tell_flags(given)
+    parsed = command_line(context)
+    tell_flags(parsed)
     try:
-        config = given.resolve(given.load())
+        config = parsed.resolve(parsed.load())
         if node:
             config = msgspec.structs.replace(config, node_name=node.strip().lower())
         text, problems = render_manifests(config, family, mode_registry())

@@ -44,12 +44,12 @@ def run(
     from kproxy.node.instance import InstanceRunning
     from kproxy.sources.base import SourceError
 
-    given = command_line(context)
+    parsed = command_line(context)
     try:
-        settings = given.load()
-        config = given.resolve(settings)
+        settings = parsed.load()
+        config = parsed.resolve(settings)
         logs.configure(config.verbosity, config.logging_format)
-        tell_flags(given)
+        tell_flags(parsed)
         tell_settings(settings)
         if write_config_to is not None:
             write_file(write_config_to, settings)
@@ -59,8 +59,8 @@ def run(
         if init_only:
             prepare(config)
             return
-        given.check_files(config)
-        complete = run_service(config, functools.partial(Reloader, given, settings))
+        parsed.check_files(config)
+        complete = run_service(config, functools.partial(Reloader, parsed, settings))
     except FileError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except ConfigError as error:

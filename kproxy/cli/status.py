@@ -1,4 +1,4 @@
-"""`kproxy status`: how the kproxy on this node is doing."""
+"""`kproxy status`: show the state of the kproxy on this node."""
 
 import sys
 from datetime import UTC, datetime

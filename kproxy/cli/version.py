@@ -1,4 +1,4 @@
-"""`--version` in Go's manner: Kubernetes' programs take `=raw` too (component-base/version/verflag)."""
+"""`--version` as in Go: Kubernetes' programs accept `=raw` too (component-base/version/verflag)."""
 
 import click
 
@@ -36,4 +36,4 @@ version = flag(
     metavar="[raw]",
     help="Show the version and exit; raw: also what it runs on.",
 )
-"""For `kproxy run`, which has kube-proxy's flags."""
+"""The flag for `kproxy run`, which has kube-proxy's flags."""

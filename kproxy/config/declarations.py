@@ -1,4 +1,4 @@
-"""All declared settings with their paths: what flags, help, reload and docs are derived from."""
+"""All declared settings with their paths, from which flags, help, reload and docs are derived."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _GROUPS = {
 
 
 class Declaration(msgspec.Struct, frozen=True):
-    """One field: its path such as `ipvs.scheduler`, its annotation, its default, and what it declares."""
+    """One field: its path such as `ipvs.scheduler`, its annotation, its default, and its `Setting`."""
 
     path: str
     annotation: Any
@@ -57,7 +57,7 @@ def declarations(kind: type[Section]) -> tuple[Declaration, ...]:
 
 
 def every_declaration() -> tuple[Declaration, ...]:
-    """Those of the process, of kube-proxy's document and of kproxy's own."""
+    """The settings of the process, of kube-proxy's document and of kproxy's own."""
     kinds: tuple[type[Section], ...] = (ProcessFlags, KubeProxyConfiguration, KproxyConfiguration)
     return tuple(each for kind in kinds for each in declarations(kind))
 
@@ -72,7 +72,7 @@ def by_flag(kind: type[Section]) -> Mapping[str, tuple[Declaration, ...]]:
 
 
 def replaced_flags() -> Mapping[str, str]:
-    """Deprecated flags of the process and the flags that took their place."""
+    """Deprecated flags of the process and the flags that replace them."""
     settings = [each.setting for each in declarations(ProcessFlags)]
     return {each.flag: each.replaced_by for each in settings if each.replaced_by}
 

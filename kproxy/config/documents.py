@@ -1,4 +1,4 @@
-"""Read the text of a configuration file into both documents, and find every defect in it."""
+"""Parse the text of a configuration file into both documents and find every defect in it."""
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterator
@@ -59,9 +59,9 @@ def read_documents(text: str) -> tuple[Settings, list[Defect]]:
                 settings = msgspec.structs.replace(settings, own=own)
                 defects += [Defect(f"{KPROXY[1]} {defect.path}", defect.text) for defect in found]
             else:
-                given = f"apiVersion {show(named[0])}, kind {show(named[1])}"
+                named_as = f"apiVersion {show(named[0])}, kind {show(named[1])}"
                 known = f"neither {' '.join(KUBE_PROXY)} nor {' '.join(KPROXY)}"
-                defects.append(Defect(f"line {document.line}", f"{given} is {known}"))
+                defects.append(Defect(f"line {document.line}", f"{named_as} is {known}"))
     except ManifestSyntaxError as error:
         defects.append(Defect(f"line {error.line}", error.reason))
     if KUBE_PROXY not in seen and not defects:

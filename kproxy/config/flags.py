@@ -1,4 +1,4 @@
-"""Apply flags to the configuration; which flags count next to a file.
+"""Apply flags to the configuration, and decide which flags count besides a file.
 
 The rule is kube-proxy's (cmd/kube-proxy/app/options.go, Complete): with --config the file is the whole
 configuration, and flags that are also fields of it do not count, except --hostname-override and the logging
@@ -30,15 +30,15 @@ OWN_FLAGS: Mapping[str, str] = {flag: first.path for flag, (first, *_) in _OWN.i
 """kproxy's flags -> paths in KproxyConfiguration."""
 
 PORT_FLAGS = replaced_flags()
-"""Deprecated flags and the ones that took their place: 0 turns the server off, anything else is the port of
-an address that was given without one (addressFromDeprecatedFlags)."""
+"""Deprecated flags and the ones that replace them: 0 turns the server off, any other value is the port of an
+address without one (addressFromDeprecatedFlags)."""
 
 PROCESS_FLAGS = frozenset(_PROCESS.keys() - PORT_FLAGS.keys())
 """Flags that concern this process only; neither document has a field for them."""
 
 
 def counts_with_file(flag: str) -> bool:
-    """Whether a flag counts although --config is given."""
+    """Whether a flag counts although --config is set."""
     if flag in PORT_FLAGS:
         return False
     return flag not in _KUBE or _KUBE[flag][0].setting.with_file

@@ -34,9 +34,9 @@ class FileError(ConfigError):
 class CommandLine(msgspec.Struct, frozen=True):
     """The command line: the file of --config, and flags by name without dashes.
 
-    `flags` holds those that were given, on the command line or in the environment, and no defaults; `refused`
-    says what is wrong with those that are not even of their type. `variables` names the environment variable
-    of each flag whose value came from there.
+    `flags` holds the flags of the command line and the environment, without defaults; `refused` has the
+    defects of those whose value is not of the flag's type. `variables` names the environment variable of each
+    flag whose value came from one.
     """
 
     config: Path | None = None
@@ -54,7 +54,7 @@ class CommandLine(msgspec.Struct, frozen=True):
     def load(self) -> Settings:
         """Read the file now and put the flags over it.
 
-        Raises FileError for the file, ConfigError for flags; each names everything that is wrong.
+        Raises FileError for the file, ConfigError for flags; each names every defect.
         """
         settings = Settings() if self.config is None else self._read(self.config)
         counted = {
@@ -99,7 +99,7 @@ class CommandLine(msgspec.Struct, frozen=True):
 
 
 def read_file(path: Path) -> Settings:
-    """Both documents of a file. Raises FileError."""
+    """Read both documents of a file. Raises FileError."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -131,7 +131,7 @@ def tell_flags(command_line: CommandLine) -> None:
 
 
 def tell_settings(settings: Settings) -> None:
-    """Log settings without effect, and node ports that are open although they seem restricted."""
+    """Log settings without effect, and families whose node ports are not restricted."""
     if paths := [*without_effect(settings.kube), *settings.obsolete]:
         log.info("settings_without_effect", settings=sorted(paths))
     if gates := unknown_gates(settings.kube):

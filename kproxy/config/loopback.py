@@ -1,4 +1,4 @@
-"""Node ports on loopback addresses: whether the settings ask for them, and which cannot be served."""
+"""Node ports on loopback addresses: whether the settings request them, and which cannot be served."""
 
 import ipaddress
 
@@ -8,25 +8,25 @@ from kproxy.config.modes import traits_of
 
 
 def covers_loopback(ranges: list[str]) -> bool:
-    """Whether node-port addresses of IPv4 have 127.0.0.0/8 among them, as none at all do."""
+    """Whether the IPv4 node-port addresses include 127.0.0.0/8, as an empty list does."""
     return not ranges or any(cidr.startswith("127.") or cidr_contains(cidr, "127.0.0.0") for cidr in ranges)
 
 
 def unserved(config: ProxyConfig) -> tuple[str, ...]:
-    """Ranges of --nodeport-addresses that have loopback addresses, at which node ports do not answer.
+    """Ranges of --nodeport-addresses with loopback addresses at which node ports do not answer.
 
-    A mode that serves loopback serves those of IPv4 alone, where --iptables-localhost-nodeports allows it. A
-    range of all addresses is named only in a mode where it is no default: kube-proxy does so too
+    A mode that serves loopback serves IPv4 only, and only with --iptables-localhost-nodeports. A range of all
+    addresses is returned only in a mode where it is not the default, as in kube-proxy
     (pkg/proxy/nftables/proxier.go). `primary` stands for a loopback address where --bind-address is one.
     """
-    by_default, given = traits_of(config.proxy_mode).primary_by_default, config.node_port_addresses
-    if given == (PRIMARY,) or (by_default and not given):
+    by_default, ranges = traits_of(config.proxy_mode).primary_by_default, config.node_port_addresses
+    if ranges == (PRIMARY,) or (by_default and not ranges):
         _, bound = parse_ip(config.bind_address)
         at_loopback = is_loopback(bound) and not _serves_loopback(config, bound)
         return (f"{PRIMARY} ({bound})",) if at_loopback else ()
     return tuple(
         text
-        for text in given
+        for text in ranges
         if _has_loopback(cidr := parse_cidr(text)[1])
         and not _serves_loopback(config, cidr)
         and (by_default or not cidr.endswith("/0"))
@@ -34,7 +34,7 @@ def unserved(config: ProxyConfig) -> tuple[str, ...]:
 
 
 def why_unserved(config: ProxyConfig) -> str:
-    """What to say of `unserved` ranges."""
+    """The reason why `unserved` ranges are not served."""
     if traits_of(config.proxy_mode).serves_loopback:
         return "node ports answer at loopback addresses of IPv4 only, with --iptables-localhost-nodeports"
     return f"node ports do not answer at loopback addresses in {config.proxy_mode} mode"
@@ -51,7 +51,7 @@ def _serves_loopback(config: ProxyConfig, address: str) -> bool:
 
 
 def is_wanted(config: ProxyConfig) -> bool:
-    """Whether node ports shall answer on 127.0.0.1, as far as settings tell without the node's addresses."""
+    """Whether the settings request node ports on 127.0.0.1; the node's addresses are not considered."""
     if not traits_of(config.proxy_mode).serves_loopback or PRIMARY in config.node_port_addresses:
         return False
     ranges = cidrs_by_family(config.node_port_addresses)[Family.IPV4]

@@ -1,4 +1,4 @@
-"""What kproxy works with: the settings of both documents and of the process, resolved for one mode."""
+"""The resolved configuration: the settings of both documents and of the process, for one mode."""
 
 from pathlib import Path
 
@@ -43,12 +43,12 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     A field with the name of a flag (dashes as underscores) takes that setting's value; translate.py sets the
     others.
 
-    Exactly one of `kubeconfig`, `manifests` and neither (in-cluster) says where objects come from.
-    `min_sync_period` is the least time between the end of one sync and the start of the next; one of 100 ms
+    Objects come from `kubeconfig`, from `manifests`, or with neither from the cluster of the pod.
+    `min_sync_period` is the minimum time between the end of one sync and the start of the next; one of 100 ms
     or less is kept on average (agent/schedule.py). `master` is the API server's URL, if it is not the
     kubeconfig's. `bind_address` is the node's primary address of its family, unless it is unspecified;
-    nothing is bound to it (kube-proxy's name is history). `once_timeout` is how long `once` may take; 0: as
-    long as it takes.
+    nothing is bound to it (the name is kube-proxy's). `once_timeout` is the time limit of `once`; 0: no
+    limit.
     """
 
     node_name: str
@@ -95,7 +95,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cidrs_by_family(texts: tuple[str, ...]) -> dict[Family, list[str]]:
-    """Canonical CIDRs by family. Raises ValueError for one that is none."""
+    """Canonical CIDRs by family. Raises ValueError for text that is no CIDR."""
     found: dict[Family, list[str]] = {Family.IPV4: [], Family.IPV6: []}
     for text in texts:
         family, cidr = parse_cidr(text)
@@ -110,7 +110,7 @@ def validate(config: ProxyConfig) -> None:
 
 
 def mode_name(config: ProxyConfig) -> str:
-    """The mode, with the iptables variant behind a slash where one is asked for and matters."""
+    """The mode, followed by a slash and the iptables variant if one is requested and the mode uses it."""
     if config.iptables_variant is None or not traits_of(config.proxy_mode).writes_iptables:
         return config.proxy_mode
     return f"{config.proxy_mode}/{config.iptables_variant.value}"

@@ -1,7 +1,7 @@
-"""The traits of each proxy mode that decide how settings and facts of the node are read for it.
+"""The traits of each proxy mode that determine how settings and facts of the node are read for it.
 
-They stand below the modes themselves (kproxy/modes), for the settings and the node are read before a mode is
-made. No other module of `config` or `node` names a mode.
+They are a layer below the modes themselves (kproxy/modes), because the settings and the node are read before
+a mode is made. No other module of `config` or `node` names a mode.
 """
 
 import msgspec

@@ -1,4 +1,4 @@
-"""Flags that say what one process does; the configuration file has no field for them."""
+"""Flags that control one process; the configuration file has no field for them."""
 
 from typing import Annotated
 
@@ -7,9 +7,9 @@ from kproxy.config.values import FilePath, NotNegativeDuration
 
 
 class ProcessFlags(Section, frozen=True):
-    """Flags that are no field of either document: what this process does.
+    """Flags that are no field of either document.
 
-    `healthz_port` and `metrics_port` are turned into the addresses that replaced them.
+    `healthz_port` and `metrics_port` are converted to the addresses that replaced them.
     """
 
     config: Annotated[

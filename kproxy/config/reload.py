@@ -36,11 +36,11 @@ LIVE_OWN = live_paths(KproxyConfiguration)
 SETTLE = 0.1
 """Seconds without further events before a changed file is read."""
 RESCAN = 30.0
-"""Seconds between checks of the file where events can be missing: network file systems, symbolic links."""
+"""Seconds between checks of the file, as events can be missing: network file systems, symbolic links."""
 
 
 class RefusedMode(msgspec.Struct, frozen=True, rename="camel", order=True):
-    """A mode that the file asks for and that could not start; `kept` stays in use."""
+    """A mode that the file names and that could not start; `kept` stays in use."""
 
     at: datetime
     mode: str
@@ -114,7 +114,7 @@ class Reloader:
         return self._running
 
     def refused_mode(self) -> RefusedMode | None:
-        """The mode that the file asks for and that could not start; callable from any thread."""
+        """The mode that the file names and that could not start; callable from any thread."""
         return self._refused_mode
 
     def rejected(self) -> RejectedConfiguration | None:
@@ -124,8 +124,8 @@ class Reloader:
     def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
         """Stay in the mode of `kept`, because that of `refused` could not start; apply the rest.
 
-        The next reload asks for the mode again, even if the file stays as it is. Nothing is done if something
-        newer than `refused` has been applied: its result is not known yet. Any thread may call this.
+        The next reload tries the mode again, even if the file has not changed. Does nothing if settings newer
+        than `refused` have been applied: their result is not known yet. Any thread may call this.
         """
         with self._lock:
             if self._offered is not refused:
@@ -139,7 +139,7 @@ class Reloader:
             self._offer()
 
     def reload(self, reason: str, *, first: bool = False) -> None:
-        """Read the file and apply what changed; `reason` is for the log.
+        """Read the file and apply the changes; `reason` is for the log.
 
         `first`: if nothing changed since the start, nothing is logged.
         """
@@ -155,7 +155,7 @@ class Reloader:
                 self._reject(file, error.problems)
                 return
             mended, self._rejected = self._rejected is not None, None
-            self._refused_mode = None  # it is tried again, or no longer asked for
+            self._refused_mode = None  # it is tried again, or no longer in the file
             if settings == self._seen and not mended:
                 if first:
                     return
@@ -166,8 +166,8 @@ class Reloader:
     def watch(self, stop: threading.Event) -> None:
         """Reload whenever the file changes, until `stop` is set; returns at once without a file.
 
-        Its directory is watched, not the file: editors and mounted ConfigMaps put a new one in its place. The
-        first look is a reload too, for the file may have changed since the process read it.
+        The directory is watched, not the file: editors and mounted ConfigMaps replace the file. The first
+        step is a reload too, because the file may have changed since the process read it.
         """
         file = self._command_line.config
         if file is None:
@@ -206,7 +206,7 @@ class Reloader:
 
 
 def _content(file: Path) -> bytes | None:
-    """The file's bytes as far as they are read; None if there are none, which a reload reports."""
+    """The file's bytes up to the limit; None if it cannot be read, which a reload reports."""
     try:
         with file.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)

@@ -2,7 +2,7 @@
 
 Names, meanings and defaults are those of KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1, in
 Kubernetes 1.36 (k8s.io/kube-proxy/config/v1alpha1/types.go). One default differs: with `minSyncPeriod` unset,
-kproxy waits 100 ms between syncs, for its syncs are small.
+kproxy waits 100 ms between syncs, because its syncs are small.
 
 Each field is the one declaration of a setting: see settings.py. The order is that of `--help`.
 """
@@ -114,8 +114,8 @@ class Logging(Section, frozen=True):
 class KubeProxyConfiguration(Section, frozen=True):
     """The first document.
 
-    An empty `healthzBindAddress` or `metricsBindAddress` turns that server off, but only flags can say so: in
-    a file it stands for the default, which follows the family of `bindAddress`.
+    An empty `healthzBindAddress` or `metricsBindAddress` turns that server off, but only as a flag: in a file
+    it stands for the default, which follows the family of `bindAddress`.
     """
 
     mode: Annotated[
@@ -221,10 +221,10 @@ class KubeProxyConfiguration(Section, frozen=True):
 
 
 class KproxyConfiguration(Section, frozen=True):
-    """The second document, which is kproxy's own and may be left out.
+    """The second document, which is kproxy's own and optional.
 
-    It is a document rather than a field of the first, because kube-proxy reads the first document of a file
-    and no other: the same file serves both, and going back changes nothing.
+    It is a document rather than a field of the first, because kube-proxy reads only the first document of a
+    file: the same file works for both, and a return to kube-proxy needs no change.
     """
 
     manifests: Annotated[

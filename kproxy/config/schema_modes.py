@@ -25,7 +25,7 @@ MIN_SYNC_PERIOD = 0.1
 
 
 class Iptables(Section, frozen=True):
-    """`iptables`; IPVS mode takes its masquerading from here too."""
+    """`iptables`; IPVS mode uses its masquerade settings too."""
 
     masquerade_all: Annotated[
         bool,

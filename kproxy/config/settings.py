@@ -1,4 +1,4 @@
-"""The declaration of a setting: one `Setting` in the annotation of a field says all that the type does not.
+"""The declaration of a setting: one `Setting` in the annotation of a field completes its type.
 
 The field of the schema gives name, type, checks and default. Flags, KPROXY_* variables, `--help`, the list of
 live settings, the resolved configuration and the reference table of the docs are derived from both.
@@ -27,7 +27,7 @@ class Scope(IntEnum):
     """Which commands have the flag; each scope includes those before it."""
 
     RULES = auto()
-    """`render` and all others: the setting shapes rules."""
+    """`render` and all others: the rules depend on the setting."""
 
     NODE = auto()
     """`check`, `diff` and `run`: the setting concerns the node or the source of objects."""
@@ -46,13 +46,13 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What a field of the schema says about itself.
+    """The properties of a setting, declared at its field of the schema.
 
     `flag` is the name without dashes; empty: only the file has the setting. Fields that share a flag are set
-    together; the first of them describes the flag. `scope` says which commands have it. `group` is the
+    together; the first of them describes the flag. `scope` determines which commands have it. `group` is the
     heading of `--help`; None: that of the section. `metavar` replaces the name of the value that follows from
     the type. `short` is a one-letter name of the flag. A `live` setting takes effect without a restart. A
-    setting without `effect` is accepted and ignored. `with_file`: the flag counts although --config is given;
+    setting without `effect` is accepted and ignored. `with_file`: the flag counts although --config is set;
     flags of kproxy's own document always do. `empty_is_unset`: the flag's empty value leaves the setting as
     it is. `replaced_by` names the flag that made this one obsolete.
     """

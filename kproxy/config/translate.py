@@ -99,7 +99,7 @@ def unknown_gates(kube: KubeProxyConfiguration) -> list[str]:
 
 
 def unrestricted(kube: KubeProxyConfiguration) -> list[str]:
-    """Families of `clusterCIDR` whose node ports answer everywhere, though `nodePortAddresses` is not empty.
+    """Families of `clusterCIDR` whose node ports answer at every address despite `nodePortAddresses`.
 
     A list of one family does not restrict the other (checkBadConfig of kube-proxy warns too).
     """
@@ -118,8 +118,8 @@ def _parts(text: str) -> tuple[str, ...]:
 def has_no_effect(path: str) -> bool:
     """Whether a path of KubeProxyConfiguration is accepted and ignored.
 
-    kproxy has three long watches and no other requests, reads JSON, hides no metrics, writes every log line
-    at once in one form, and needs Linux.
+    Such settings do not apply: kproxy has three long watches and no other requests, reads JSON, hides no
+    metrics, writes every log line at once in one format, and needs Linux.
     """
     return path in ignored_paths(KubeProxyConfiguration)
 

@@ -1,6 +1,6 @@
-"""The kinds of values that settings have: how each is read, printed and checked.
+"""The kinds of values of settings: reading, printing and checking.
 
-A field of the schema carries these in its annotation, so that one declaration says everything about it.
+A field of the schema has these in its annotation, so that one declaration is complete.
 """
 
 import ipaddress
@@ -13,13 +13,13 @@ from kproxy.config.durations import format_duration, parse_duration
 from kproxy.plan.schedulers import parse_scheduler
 
 PRIMARY = "primary"
-"""The value of --nodeport-addresses that stands for the node's own primary addresses."""
+"""The value of --nodeport-addresses for the node's own primary addresses."""
 
 TIMEOUT_MAX = (1 << 31) // 1000
 """Upper bound of IPVS timeouts in seconds: INT_MAX jiffies at the usual HZ of 1000 (ip_vs_ctl.c)."""
 
 LONGEST_INTERFACE = 15
-"""Characters that the name of an interface can have (IFNAMSIZ is 16 with the closing zero)."""
+"""The maximum length of an interface's name (IFNAMSIZ is 16 with the terminating zero)."""
 
 _INTERFACE = re.compile(rf"[A-Za-z0-9_.@-]{{1,{LONGEST_INTERFACE}}}")
 
@@ -44,13 +44,13 @@ class Check(NamedTuple):
 
 
 class PathOf(NamedTuple):
-    """Marks text that is a path, of a file or of a directory."""
+    """Marks text that is the path of a file or a directory."""
 
     directory: bool
 
 
 class EmptyIsDefault:
-    """The empty value (0, "") stands for the default, as Kubernetes' defaulting has it."""
+    """The empty value (0, "") stands for the default, as in Kubernetes' defaulting."""
 
 
 def _duration(value: object) -> float:
@@ -207,7 +207,7 @@ def _scheduler(value: str) -> None:
 
 
 def is_interface(name: str) -> bool:
-    """Whether this can be the name of a network interface."""
+    """Whether `name` is valid as the name of a network interface."""
     return _INTERFACE.fullmatch(name) is not None
 
 

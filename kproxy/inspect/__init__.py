@@ -1,1 +1,1 @@
-"""Commands that look and do not change: diff, render, check."""
+"""Read-only commands: diff, render, check."""

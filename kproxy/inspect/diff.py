@@ -1,8 +1,8 @@
-"""What the next sync would change on this node: the real backends, run against a dry run of its kernel.
+"""Compute the changes of the next sync on this node: run the real backends on a dry run of its kernel.
 
-Everything is read as `kproxy run` reads it, objects from their source once, rules, sets and virtual servers
-from the kernel or from a saved dump; then the first sync of a new kproxy takes place in memory. What it would
-take to find out what the kernel can do is tried in a network namespace that ends with the trial.
+Everything is read as by `kproxy run`: objects once from their source; rules, sets and virtual servers from
+the kernel or from a saved dump. Then the first sync of a new kproxy runs in memory. Capabilities of the
+kernel are probed in a temporary network namespace.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ from kproxy.state.tables import Tables
 from kproxy.text import clean
 
 _LONGEST_LINE = 1 << 16
-"""Characters of a line; the longest rule is that of an affinity over many endpoints."""
+"""The maximum length of a line; session affinity over many endpoints has the longest rules."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """All that the next sync would change.
+    """All changes of the next sync.
 
-    `rules` are chains and rules of built-in chains by family; `others` all other objects. `failed` says of
-    services that could not be programmed why not, `problems` what is wrong with objects.
+    `rules` are chains and rules of built-in chains by family; `others` all other objects. `failed` maps
+    services that could not be programmed to reasons; `problems` lists the defects of objects.
     """
 
     rules: Mapping[Family, tuple[Change, ...]]
@@ -49,7 +49,7 @@ class Difference(msgspec.Struct, frozen=True):
         return not self.others and not any(self.rules.values())
 
     def lines(self) -> Iterator[str]:
-        """A line for each object."""
+        """Yield a line for each object."""
         for family, changes in self.rules.items():
             for change in changes:
                 line = f"{change.sign} {family} {str(change).removeprefix(change.sign + ' ')}"
@@ -57,7 +57,7 @@ class Difference(msgspec.Struct, frozen=True):
         yield from (clean(str(change), _LONGEST_LINE) for change in self.others)
 
     def json(self) -> bytes:
-        """The same for programs: `changes` with family (of rules), sign, object, detail; failed; problems."""
+        """The same as JSON: `changes` with family (of rules), sign, object, detail; failed; problems."""
         changes = [
             {"family": family, **msgspec.structs.asdict(change)}
             for family, found in self.rules.items()
@@ -71,7 +71,7 @@ class Difference(msgspec.Struct, frozen=True):
 def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
     """Compare with this node's kernel.
 
-    Raises ConfigError, PreviewError, and what the source raises: OSError, ClusterAccessError, ApiError.
+    Raises ConfigError, PreviewError, and the errors of the source: OSError, ClusterAccessError, ApiError.
     """
     validate(config)
     tables, problems, servers = _load(config)
@@ -90,8 +90,8 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
 def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry) -> Difference:
     """Compare with the rules in a file that iptables-save or ip6tables-save printed.
 
-    What the dump does not tell of the kernel is taken to be as its rules suggest, node addresses as the Node
-    has them. Raises as of_this_node does.
+    The kernel's capabilities are derived from the rules in the dump; node addresses are those of the Node.
+    Raises the same errors as of_this_node.
     """
     validate(config)
     preview = modes.spec(config).preview_dump
@@ -113,7 +113,7 @@ def _difference(found: Preview, problems: tuple[str, ...]) -> Difference:
 
 
 def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...], frozenset[tuple[str, int]]]:
-    """The objects, what is wrong with them, and the addresses and ports of API servers."""
+    """The objects, their defects, and the addresses and ports of API servers."""
     loaded = _objects(config)
     tables = Tables()
     for kind, objects in loaded.objects.items():
@@ -141,7 +141,7 @@ def _facts(
 
 
 def _with_sysctls(config: ProxyConfig, spec: ModeSpec, facts: NodeFacts, found: Difference) -> Difference:
-    """The same with the kernel parameters that a start sets, and a problem for each that it cannot set."""
+    """Add the kernel parameters that a start would set, and a problem for each that it cannot set."""
     localhost = facts.families[Family.IPV4].localhost_node_ports
     sysctls = look(config, tuple(Family), spec, localhost=localhost)
     wrong = [each for each in sysctls if each.sets and not each.right]

@@ -1,4 +1,4 @@
-"""What kproxy would do, worked out from manifests alone: the same planning and rendering, no kernel."""
+"""Compute kproxy's rules from manifests alone: the same planning and rendering, without a kernel."""
 
 from kproxy.addresses import Family
 from kproxy.config.model import ConfigError, ProxyConfig, validate
@@ -14,9 +14,9 @@ from kproxy.state.wire import Node
 def render_manifests(
     config: ProxyConfig, family: Family, modes: ModeRegistry
 ) -> tuple[str, tuple[Problem, ...]]:
-    """All that a kernel would be given for one family, and everything that is wrong with the objects.
+    """Return all objects that a kernel would get for one family, and every defect of the API objects.
 
-    The kernel is assumed to be able to do everything that rules can ask for, except nfacct counters.
+    The kernel is assumed to have every capability that rules can use, except nfacct counters.
     Raises ConfigError.
     """
     validate(config)
@@ -38,5 +38,5 @@ def render_manifests(
 
 
 def addresses_of(node: Node | None) -> list[str]:
-    """The node's addresses as far as the API knows them; in IPVS mode they accept node ports."""
+    """The node's addresses in the API; in IPVS mode they accept node ports."""
     return sorted(set(api_addresses(node)))

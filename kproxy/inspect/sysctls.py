@@ -1,7 +1,7 @@
-"""Every kernel parameter that kproxy sets or depends on, with the value it should have and the one it has.
+"""Every kernel parameter that kproxy sets or depends on, with its desired and its current value.
 
-`kproxy check` judges them, `kproxy diff` tells which of them a start would change; what sets them is where
-they are needed (node_setup, and the modes).
+`kproxy check` judges them, `kproxy diff` shows which of them a start would change. The code that sets them is
+in node/setup.py and in the modes.
 """
 
 import os
@@ -26,11 +26,11 @@ _SYS = Path("/sys")
 
 
 class Sysctl(msgspec.Struct, frozen=True):
-    """A kernel parameter: what it should be and is (None: there is none), and who sets it.
+    """A kernel parameter: its desired and current value (None: there is none), and whether kproxy sets it.
 
-    `effect` is what it is good for. `sets`: kproxy sets it. `essential`: it ends where that cannot be.
-    `more_will_do`: a greater value that cannot be changed is as good. `module`: the one that it comes with.
-    `name` is that below /proc/sys; for one below /sys, the whole path.
+    `effect` is its purpose. `sets`: kproxy sets it. `essential`: kproxy exits if it cannot. `more_will_do`: a
+    greater value that cannot be changed is sufficient. `module`: the kernel module that provides it. `name`
+    is the name below /proc/sys; for one below /sys, the whole path.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Sysctl(msgspec.Struct, frozen=True):
 
     @property
     def right(self) -> bool:
-        """Whether nothing needs to be done."""
+        """Whether the current value is sufficient."""
         if self.now == self.wanted:
             return True
         is_more = (self.now or "").isdecimal() and int(self.now or 0) >= int(self.wanted)
@@ -53,7 +53,7 @@ class Sysctl(msgspec.Struct, frozen=True):
 
     @property
     def command(self) -> str:
-        """What an operator enters to set it."""
+        """The command by which an operator sets it."""
         if self.name.startswith("/"):
             return f"echo {self.wanted} > {self.name}"
         set_it = f"sysctl -w {self.name.replace('/', '.')}={self.wanted}"
@@ -61,7 +61,7 @@ class Sysctl(msgspec.Struct, frozen=True):
 
     @property
     def deviation(self) -> str:
-        """What is not as it should be."""
+        """The difference between the current and the desired value."""
         return "does not exist" if self.now is None else f"is {self.now}, not {self.wanted}"
 
 
@@ -75,9 +75,9 @@ def look(
     sys: Path = _SYS,
     cores: int | None = None,
 ) -> tuple[Sysctl, ...]:
-    """All that the settings ask for, as they are; `localhost`: node ports shall answer on 127.0.0.1.
+    """All parameters that the settings need, with current values; `localhost`: node ports use 127.0.0.1.
 
-    `cores` is None for those of this machine; `proc` and `sys` stand for /proc/sys and /sys.
+    `cores` None: the number of cores of this machine; `proc` and `sys` replace /proc/sys and /sys.
     """
     cores = cores or os.cpu_count() or 1
     found = [
@@ -92,7 +92,7 @@ def look(
 def _wanted(
     config: ProxyConfig, families: Collection[Family], own: Iterable[WantedSysctl], cores: int
 ) -> Iterator[Sysctl]:
-    """What should be, before the kernel is read; `own` are those of the mode."""
+    """The desired values, before the kernel is read; `own` are those of the mode."""
     set_by_mode = set()
     for each in own:
         set_by_mode.add(each.name)

@@ -1,1 +1,1 @@
-"""What this node lacks for kproxy, found by probes."""
+"""Check whether this node meets kproxy's needs, by probes."""

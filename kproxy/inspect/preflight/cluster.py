@@ -1,4 +1,4 @@
-"""The API server as this node sees it: is it there, and may kproxy read what it needs."""
+"""Check that this node reaches the API server and that kproxy may read the objects it needs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -16,7 +16,7 @@ _ROLE = "bind its user or service account to the ClusterRole system:node-proxier
 
 
 def questions(config: ProxyConfig, kinds: Iterable[Kind] | None = None) -> tuple[Question, ...]:
-    """What kproxy needs to be allowed; `kinds` are by default those that `config` needs."""
+    """The permissions that kproxy needs; `kinds` are by default those that `config` needs."""
     wanted = [
         Question(verb, kind.group, kind.plural, config.node_name if kind.own_node else "")
         for kind in (needed_kinds(config) if kinds is None else kinds)
@@ -26,7 +26,7 @@ def questions(config: ProxyConfig, kinds: Iterable[Kind] | None = None) -> tuple
 
 
 def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
-    """Ask the API server."""
+    """Query the API server and judge its answers."""
     try:
         inquirer = Inquirer(ClusterAccess(config.kubeconfig, master=config.master or None))
     except ClusterAccessError as error:
@@ -52,7 +52,7 @@ def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
 
 
 def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
-    """A name that no Node has is no obstacle, for the kubelet may be about to register it."""
+    """Warn if no Node has that name; it is no failure, because kubelet may still register it."""
     try:
         if inquirer.has_node(node):
             yield ok("node", f"the API server knows {node}")
@@ -60,12 +60,12 @@ def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         yield warning("node", str(error), _ROLE)
         return
-    told = f"the API server knows no Node {node}: no endpoint will be local, and /healthz will answer 503"
-    yield warning("node", told, "give the Node's name with --hostname-override")
+    found = f"the API server knows no Node {node}: no endpoint will be local, and /healthz will answer 503"
+    yield warning("node", found, "give the Node's name with --hostname-override")
 
 
 def judge_access(answers: Mapping[Question, bool], kinds: Iterable[Kind] = KINDS) -> Iterator[Finding]:
-    """Judge what is allowed: an optional kind that may not be read is a warning that names its loss."""
+    """Judge permissions: an optional kind that kproxy may not read is a warning that names the effect."""
     losses = {(kind.group, kind.plural): kind.loss for kind in kinds}
     denied = [question for question, allowed in answers.items() if not allowed]
     for question in denied:

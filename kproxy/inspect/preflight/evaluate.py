@@ -1,4 +1,4 @@
-"""Turn probe results into findings, for what every mode needs. Pure: facts go in, findings come out."""
+"""Turn probe results into findings, for the needs common to all modes. Pure functions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,11 +14,11 @@ NET_ADMIN, NET_RAW = 12, 13
 """Bits of /proc/PID/status CapEff (include/uapi/linux/capability.h)."""
 
 _NOT_IN_PROGRAM = ("Couldn't load", "unknown option", "Can't find library", "Chain '")
-"""What iptables says of an extension that it does not know itself (both variants of 1.8.9)."""
+"""Parts of iptables' errors about an extension that the program does not know (both variants of 1.8.9)."""
 
 
 def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
-    """Whether the process may do what a proxy does; `effective` is CapEff as a number."""
+    """Judge the capabilities of the process; `effective` is CapEff as a number."""
     lacking = [
         name
         for name, bit in (("NET_ADMIN", NET_ADMIN), ("NET_RAW", NET_RAW))
@@ -36,35 +36,35 @@ def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Find
 
 
 def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -> Iterator[Finding]:
-    """Iptables by family: `found` describes the programs, `missing` says why there are none."""
-    for family, told in found.items():
-        yield ok(f"iptables {family}", told)
+    """Judge the iptables programs by family: `found` describes them, `missing` has the reasons for none."""
+    for family, programs in found.items():
+        yield ok(f"iptables {family}", programs)
     for family, reason in missing.items():
         if found:
-            told = f"{reason}; services of this family are not served"
-            yield warning(f"iptables {family}", told, _family_remedy(reason))
+            effect = f"{reason}; services of this family are not served"
+            yield warning(f"iptables {family}", effect, _family_remedy(reason))
         else:
             yield failed(f"iptables {family}", reason, _family_remedy(reason))
 
 
 def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> Iterator[Finding]:
-    """Matches and targets of one family; those that work are told in one finding."""
+    """Judge matches and targets of one family; all working ones share one finding."""
     working = [feature.name for feature, trial in trials if not trial.refusal]
     if working:
         yield ok(f"rules {family}", f"{len(working)} matches and targets work: {_short(working)}")
     for feature, trial in trials:
         if not trial.refusal:
             continue
-        subject, told = f"{feature.name} {family}", _one_line(trial.refusal)
+        subject, reason = f"{feature.name} {family}", _one_line(trial.refusal)
         remedy = _feature_remedy(feature, trial.refusal)
         if feature.essential:
-            yield failed(subject, f"refused: {told}", remedy)
+            yield failed(subject, f"refused: {reason}", remedy)
         else:
-            yield warning(subject, f"refused: {told}; {feature.without}", remedy)
+            yield warning(subject, f"refused: {reason}; {feature.without}", remedy)
 
 
 def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
-    """What libxtables has of the matches and targets that rules of one family use."""
+    """Judge the revisions in libxtables of the matches and targets that rules of one family use."""
     missing = [name for name, revision in found.items() if revision is None]
     old = {
         name: revision
@@ -72,42 +72,43 @@ def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
         if revision is not None and revision < LEAST_REVISIONS.get(name, 0)
     }
     if not missing and not old:
-        told = ", ".join(f"{name.partition(' ')[2]} {revision}" for name, revision in found.items())
-        yield ok(f"extensions {family}", f"libxtables has all {len(found)}, in these revisions: {told}")
+        listed = ", ".join(f"{name.partition(' ')[2]} {revision}" for name, revision in found.items())
+        yield ok(f"extensions {family}", f"libxtables has all {len(found)}, in these revisions: {listed}")
     for name in missing:
-        told = "libxtables cannot load its shared object"
-        yield warning(f"extension {name} {family}", told, _extension_remedy(name))
+        reason = "libxtables cannot load its shared object"
+        yield warning(f"extension {name} {family}", reason, _extension_remedy(name))
     for name, revision in old.items():
         least = LEAST_REVISIONS[name]
-        told = f"revision {revision} is the newest that libxtables and kernel share; {least} is needed"
-        yield warning(f"extension {name} {family}", told, "use a newer iptables or kernel")
+        reason = f"revision {revision} is the newest that libxtables and kernel share; {least} is needed"
+        yield warning(f"extension {name} {family}", reason, "use a newer iptables or kernel")
 
 
 def judge_conntrack(refusal: str) -> Iterator[Finding]:
-    """Access to connection tracking over netlink."""
+    """Judge the access to connection tracking over netlink."""
     if refusal:
-        told = f"{refusal}; UDP flows to endpoints that left are not forgotten"
-        yield warning("conntrack", told, "load the kernel module nf_conntrack_netlink")
+        effect = f"{refusal}; UDP flows to endpoints that left are not forgotten"
+        yield warning("conntrack", effect, "load the kernel module nf_conntrack_netlink")
     else:
         yield ok("conntrack", "flows can be read over netlink")
 
 
 def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
-    """Kernel parameters; those that are right are told in one finding."""
+    """Judge kernel parameters; all correct ones share one finding."""
     right = [sysctl.name for sysctl in sysctls if sysctl.right]
     if right:
         yield ok("sysctls", f"as needed: {', '.join(right)}")
     for sysctl in sysctls:
         if sysctl.right:
             continue
-        subject, told = f"sysctl {sysctl.name}", sysctl.deviation
+        subject, deviation = f"sysctl {sysctl.name}", sysctl.deviation
         if sysctl.sets and sysctl.writable:
-            yield ok(subject, f"{told}; kproxy sets it")
+            yield ok(subject, f"{deviation}; kproxy sets it")
         elif sysctl.essential:
-            yield failed(subject, f"{told} and cannot be set; needed so that {sysctl.effect}", sysctl.command)
+            found = f"{deviation} and cannot be set; needed so that {sysctl.effect}"
+            yield failed(subject, found, sysctl.command)
         else:
             cannot = " and cannot be set" if sysctl.sets else ""
-            yield warning(subject, f"{told}{cannot}; needed so that {sysctl.effect}", sysctl.command)
+            yield warning(subject, f"{deviation}{cannot}; needed so that {sysctl.effect}", sysctl.command)
 
 
 def judge_variants(
@@ -116,7 +117,7 @@ def judge_variants(
     nft: Mapping[Family, Counts],
     unreadable: Mapping[Family, str],
 ) -> Iterator[Finding]:
-    """Rules in both variants' tables at once: packets pass both, and each program sees only its own."""
+    """Warn of rules in both variants' tables: packets pass both, and each program sees only its own."""
     for family, reason in unreadable.items():
         remedy = f"install iptables-legacy or python-iptables, then look at its {family} tables"
         yield warning(
@@ -153,7 +154,7 @@ def _one_line(text: str) -> str:
 
 
 def _feature_remedy(feature: Feature, refusal: str) -> str:
-    if any(told in refusal for told in _NOT_IN_PROGRAM):
+    if any(text in refusal for text in _NOT_IN_PROGRAM):
         return _extension_remedy(feature.name)
     return f"load the kernel module {feature.module} (modprobe {feature.module}), or use a kernel that has it"
 

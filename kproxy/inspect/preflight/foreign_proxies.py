@@ -1,4 +1,4 @@
-"""What other service proxies leave on a node, and what it means for kproxy. Pure."""
+"""Detect other service proxies and their leftovers, and judge the effect on kproxy. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,7 +12,7 @@ from kproxy.modes.findings import Finding, ok, warning
 
 
 class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen on the node, by name.
+    """Names found on the node.
 
     `chains` of either iptables variant, `tables` of nftables, `processes`: process id -> command name.
     """
@@ -25,7 +25,7 @@ class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Another program that serves services: what tells of it, and what is to be done."""
+    """Another service proxy: the names that identify it, and the remedy."""
 
     name: str
     chains: tuple[str, ...]
@@ -68,7 +68,7 @@ PEERS = (
 
 
 def judge_peers(seen: NodeInventory) -> Iterator[Finding]:
-    """Remains of other proxies, and other proxies at work."""
+    """Warn of leftovers of other proxies and of other proxies that run."""
     yield from _kube_proxy(seen)
     for peer in PEERS:
         found = [
@@ -77,8 +77,8 @@ def judge_peers(seen: NodeInventory) -> Iterator[Finding]:
             *(f"set {s}" for s in _beginning(seen.sets, peer.sets)),
         ]
         if found:
-            told = f"{_some(found)}: two programs must not translate the same addresses"
-            yield warning(peer.name, told, peer.remedy)
+            reason = f"{_some(found)}: two programs must not translate the same addresses"
+            yield warning(peer.name, reason, peer.remedy)
 
 
 def _kube_proxy(seen: NodeInventory) -> Iterator[Finding]:

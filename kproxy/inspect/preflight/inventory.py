@@ -1,4 +1,4 @@
-"""Look at the node without changing anything: capabilities, what others have left."""
+"""Read the state of the node without changing it: capabilities, objects of other proxies."""
 
 import socket
 from collections.abc import Collection, Iterator, Mapping
@@ -28,7 +28,7 @@ def capabilities() -> int:
 
 
 def legacy_counts() -> tuple[dict[Family, Counts], dict[Family, str]]:
-    """Rules in the legacy tables by family, and why those of a family cannot be read."""
+    """Rules in the legacy tables by family, and the reason for each family that cannot be read."""
     found: dict[Family, Counts] = {}
     unreadable: dict[Family, str] = {}
     for family in Family:
@@ -40,7 +40,7 @@ def legacy_counts() -> tuple[dict[Family, Counts], dict[Family, str]]:
 
 
 def nft_counts() -> dict[Family, Counts]:
-    """Rules that iptables-nft wrote, by family; none where its programs are not installed."""
+    """Rules that iptables-nft wrote, by family; none if its programs are not installed."""
     found: dict[Family, Counts] = {}
     for family in Family:
         try:
@@ -52,7 +52,7 @@ def nft_counts() -> dict[Family, Counts]:
 
 
 def others(counts: Collection[Mapping[Family, Counts]]) -> NodeInventory:
-    """What tells of other proxies; `counts` are the rules of either variant."""
+    """The names that identify other proxies; `counts` are the rules of either variant."""
     chains = {
         chain
         for by_family in counts
@@ -84,7 +84,7 @@ def _tables(family: Family) -> frozenset[str]:
 
 
 def _processes() -> Iterator[tuple[int, str]]:
-    """Those in this network namespace: what runs in another one writes other rules."""
+    """The processes in this network namespace: those in another one write other rules."""
     here = (_PROC / "thread-self/ns/net").readlink()
     for directory in _PROC.iterdir():
         if directory.name.isdigit():

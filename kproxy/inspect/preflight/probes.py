@@ -1,7 +1,7 @@
-"""Try on this kernel what iptables rules of a mode need, in a chain that nothing leads to.
+"""Probe the features that iptables rules of a mode need, in a chain that no rule jumps to.
 
-Run in a network namespace of its own where one can be made. Where not, on the node's own tables, under names
-that are kproxy's, and everything is taken away again.
+The probes run in a temporary network namespace if one can be made, else on the node's own tables, under names
+that only kproxy uses; they remove everything they create.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,10 @@ from kproxy.modes.trial_set import create_set, destroy_set
 
 
 class Trials(msgspec.Struct, frozen=True):
-    """What came of everything that was tried; texts are refusals, "" where it worked.
+    """The results of all probes; texts are refusals, "" where a probe worked.
 
-    `unusable` says why a family's tables cannot be used at all; `rules` are the others' matches and targets.
+    `unusable` has the reason if a family's tables cannot be used at all; `rules` are the matches and targets
+    of the other families.
     """
 
     unusable: Mapping[Family, str]
@@ -35,7 +36,7 @@ class Trials(msgspec.Struct, frozen=True):
 
 
 def run_trials(spec: ModeSpec, config: ProxyConfig, variants: Mapping[Family, Variant]) -> Trials:
-    """Try all that the rules of a mode need, with the programs of these variants."""
+    """Probe all features that the rules of a mode need, with the programs of these variants."""
     unusable: dict[Family, str] = {}
     rules: dict[Family, tuple[tuple[Feature, Trial], ...]] = {}
     for family, variant in variants.items():
@@ -49,7 +50,7 @@ def run_trials(spec: ModeSpec, config: ProxyConfig, variants: Mapping[Family, Va
 
 
 def try_rules(xtables: Xtables, features: Sequence[Feature]) -> tuple[tuple[Feature, Trial], ...]:
-    """Write each rule into a chain that nothing leads to, and take the chain away at the end."""
+    """Write each rule into a chain that no rule jumps to, and delete the chain at the end."""
     found = []
     spec = SetSpec(TRIAL, SetKind.IP, xtables.family)
     needs_set = any("--match-set" in feature.rule for feature in features)
@@ -79,7 +80,7 @@ def _delete_chain(xtables: Xtables, table: str) -> None:
     try:
         xtables.restore(restore_text(table, declare=[], rules=[], delete=[TRIAL]))
     except RestoreError:
-        return  # nothing could be made in this table, so nothing is left in it
+        return  # nothing could be created in this table, so nothing is left in it
 
 
 def _conntrack_refusal() -> str:

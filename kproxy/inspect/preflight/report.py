@@ -1,4 +1,4 @@
-"""`kproxy check`: look, try, judge. The order of findings is that in which an operator would mend things."""
+"""`kproxy check`: run the probes and judge them. Findings have the order in which an operator fixes them."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -26,18 +26,18 @@ def check_node(config: ProxyConfig, modes: ModeRegistry) -> Report:
 
 
 def check_settings(config: ProxyConfig) -> Iterator[Finding]:
-    """Settings that are valid, and that this mode cannot obey."""
+    """Warn of settings that are valid but not possible in this mode."""
     if ranges := loopback.unserved(config):
-        told = f"{', '.join(ranges)}: {loopback.why_unserved(config)}"
-        yield warning("--nodeport-addresses", told, "leave loopback addresses out, or use iptables mode")
+        reason = f"{', '.join(ranges)}: {loopback.why_unserved(config)}"
+        yield warning("--nodeport-addresses", reason, "leave loopback addresses out, or use iptables mode")
 
 
 def _check_source(config: ProxyConfig) -> Iterator[Finding]:
     if config.manifests is None:
         yield from check_cluster(config)
     elif not config.manifests.is_dir():
-        told = f"--manifests {config.manifests} is not a directory"
-        yield warning("manifests", told, "make it: kproxy waits for it and serves nothing until then")
+        reason = f"--manifests {config.manifests} is not a directory"
+        yield warning("manifests", reason, "make it: kproxy waits for it and serves nothing until then")
 
 
 def _check_kernel(config: ProxyConfig, modes: ModeRegistry) -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def _check_kernel(config: ProxyConfig, modes: ModeRegistry) -> Iterator[Finding]
     own = tuple(spec.check(config, variants))
     yield from own
     sysctls = look(config, families, spec, localhost=config.localhost_node_ports)
-    # What the mode lacks in the kernel has been said; its parameters do not exist without it.
+    # The findings already name missing kernel features; their parameters do not exist without them.
     set_by_mode = {each.name for each in spec.sysctls(config, config.localhost_node_ports)}
     lacking = () if Report(own).passed else set_by_mode
     yield from evaluate.judge_sysctls(
@@ -75,7 +75,7 @@ def _check_kernel(config: ProxyConfig, modes: ModeRegistry) -> Iterator[Finding]
 
 
 def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]:
-    """Ask libxtables, where python-iptables is installed to do so."""
+    """Query libxtables, if python-iptables is installed."""
     if not python_iptables.is_installed():
         return
     try:
