@@ -1,1 +1,1 @@
-"""Where objects come from: the Kubernetes API or a directory of manifests; neither knows of rules."""
+"""Sources of objects: the Kubernetes API or a directory of manifests; both are independent of rules."""

@@ -1,4 +1,4 @@
-"""Ask an API server whether it is there, and what we may do (SelfSubjectAccessReview)."""
+"""Query an API server's version and kproxy's permissions (SelfSubjectAccessReview)."""
 
 from urllib.parse import urlencode
 
@@ -13,7 +13,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 5.0, 15.0
 
 
 class Question(msgspec.Struct, frozen=True, rename="lower", omit_defaults=True):
-    """spec.resourceAttributes of a SelfSubjectAccessReview; without a name all objects are meant."""
+    """spec.resourceAttributes of a SelfSubjectAccessReview; without a name it covers all objects."""
 
     verb: str
     group: str
@@ -42,7 +42,7 @@ class _List(msgspec.Struct):
 
 
 class Inquirer:
-    """Questions to one API server. Raises ClusterAccessError when made without a usable configuration."""
+    """Queries one API server. The constructor raises ClusterAccessError for an unusable configuration."""
 
     def __init__(self, access: ClusterAccess) -> None:
         self._session: Session = load_session(access)
@@ -53,7 +53,7 @@ class Inquirer:
         return msgspec.json.decode(self._ask("GET", "/version", None), type=_Version).gitVersion
 
     def may(self, question: Question) -> bool:
-        """Whether we may do this. Raises ApiError, ClusterAccessError."""
+        """Whether kproxy has this permission. Raises ApiError, ClusterAccessError."""
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

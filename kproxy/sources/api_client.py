@@ -1,4 +1,4 @@
-"""Single objects of the API server, read and written: what Events need, and nothing more."""
+"""Read and write single objects of the API server, as far as Events need it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,10 +1,10 @@
-"""How long to wait before the next try to reach the API server.
+"""Compute the wait before the next attempt to reach the API server.
 
-Two series are counted apart. A server that answers wrongly is burdened by every further request, so waits
-grow to half a minute, as client-go's do. Where none was reached, none was burdened: nobody accepted the
-connection, or a load balancer did that has no server behind it and closes it without a word, or says so
-(502, 503, 504). Those waits stay short, so that a node is up to date within seconds of the server's return,
-however long it was gone. A wish in Retry-After comes before either.
+There are two series of failures. Every request adds load to a server that answers with errors, so those waits
+grow to 30 s, as in client-go. If no server was reached, no load is added: the connection was not accepted, or
+a load balancer without a server closed it without an answer or answered 502, 503 or 504. Those waits stay
+short, so that a node is up to date within seconds of the server's return, independent of the length of the
+outage. Retry-After takes precedence over both.
 """
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
@@ -13,10 +13,10 @@ from kproxy.sources.config import KubernetesSourceConfig
 
 
 class Backoff:
-    """Full-jitter exponential waits (tenacity's wait_random_exponential), counted by hand.
+    """Full-jitter exponential waits (tenacity's wait_random_exponential) with its own count of failures.
 
-    tenacity's own loop ends with the first success; a watch succeeds and fails for as long as it lives, and
-    only a steady connection ends a series of failures.
+    tenacity's loop ends with the first success; a watch succeeds and fails repeatedly, and only a steady
+    connection ends a series of failures.
     """
 
     def __init__(self, config: KubernetesSourceConfig) -> None:
@@ -25,9 +25,9 @@ class Backoff:
         self.failures = 0
 
     def next(self, at_least: float | None, *, reached: bool) -> float:
-        """Count a failure; seconds to wait. `reached`: an API server said something.
+        """Count a failure; return the seconds to wait. `reached`: an API server answered.
 
-        What was counted while nobody could be reached is forgotten with the first answer.
+        The first answer resets the count of failures to reach a server.
         """
         self.failures += 1
         if reached:
@@ -36,7 +36,7 @@ class Backoff:
         return max(series.next(), at_least or 0.0)
 
     def reset(self) -> None:
-        """Begin both series anew."""
+        """Reset both series."""
         self._answered.count = self._unreached.count = self.failures = 0
 
 

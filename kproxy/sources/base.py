@@ -1,7 +1,7 @@
-"""The seam between the outside world and the tables: every source speaks to a Sink in the same four words.
+"""The interface between sources and the tables: every source calls the same four methods of a Sink.
 
-`replace` carries a complete list and is what makes deletes right after any outage: what a complete list no
-longer holds is gone, and nothing else is.
+`replace` takes a complete list and so makes deletes correct after any outage: exactly the objects that a
+complete list no longer holds are gone.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,44 +17,44 @@ class ListSink(Protocol):
     """Takes complete lists. Methods may be called from any thread and return quickly."""
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
-        """Take a complete list of a kind; the first one marks the kind as synced.
+        """Store a complete list of a kind; the first one marks the kind as synced.
 
-        `unreadable` are the keys of objects that exist but could not be decoded: what was known of them
-        stays in force.
+        `unreadable` are the keys of objects that exist but could not be decoded: their former versions stay
+        in force.
         """
 
     def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
-        """Report an object that could not be decoded; what was known of `key` stays in force."""
+        """Report an object that could not be decoded; the former version of `key` stays in force."""
 
 
 class Sink(ListSink, Protocol):
-    """Takes all that a source learns, single changes too."""
+    """Takes complete lists and single changes."""
 
     def upsert(self, kind: Kind, obj: WireObject) -> None:
-        """Take one added or modified object."""
+        """Store one added or modified object."""
 
     def delete(self, kind: Kind, key: str) -> None:
-        """Forget one object by its key; one that is not known is no error."""
+        """Remove one object by its key; an unknown key is no error."""
 
 
 @runtime_checkable
 class ProblemSink(Sink, Protocol):
-    """A Sink that keeps what is wrong with objects until it is mended, for a status."""
+    """A Sink that keeps the defects of objects until they are fixed, for the status."""
 
     def set_problems(self, problems: Sequence[Problem]) -> None:
-        """Take everything that is wrong now, in place of all that was reported before.
+        """Replace all defects reported before by the current ones.
 
-        For sources that know defects which belong to no object, such as files that are no YAML: no upsert or
-        delete would take those back.
+        This is for sources with defects that belong to no object, such as files that are not YAML: no upsert
+        or delete would remove those.
         """
 
 
 class SourceError(Exception):
-    """What a source was told of where objects are cannot be used, and waiting would not mend it."""
+    """The configuration of a source cannot be used, and a retry would not help."""
 
 
 class Source(Protocol):
-    """Something that feeds a Sink until it is told to stop."""
+    """Feeds a Sink until it is stopped."""
 
     def run(self, sink: Sink, stop: Event) -> None:
         """Feed `sink` until `stop` is set; returns only then. Outages are retried inside.

@@ -1,7 +1,7 @@
-"""How to reach a cluster, and as whom: kubeconfig, service account or a bare address.
+"""The address and the credentials of a cluster: from a kubeconfig, a service account or a bare address.
 
-The `kubernetes` package knows every kind of kubeconfig, and is imported only for those that kproxy does not
-read itself (plain_access): it takes a good part of a second.
+The `kubernetes` package supports every kind of kubeconfig. It is imported only for those that kproxy does not
+read itself (simple_kubeconfig.py), because the import takes several tenths of a second.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where kubelet mounts the pod's `token` and `ca.crt`."""
 
 _IDLE_CONNECTIONS = 10
-"""Kept for the next request; three watches and what Events need are open at once."""
+"""Connections kept for later requests; three watches and the requests for Events are open at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """Where the API server is and where credentials come from.
+    """The location of the API server and the source of the credentials.
 
     As with kube-proxy: without `kubeconfig` and without `master` the pod's service account is used; `master`
     alone is an address without credentials; `master` with a kubeconfig replaces the address in it.
@@ -50,7 +50,7 @@ class ClusterAccess:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One reading of the configuration: the server, the pool of connections to it, and who we are."""
+    """One reading of the configuration: the server, the pool of connections to it, and the credentials."""
 
     host: str
     """URL without a slash at its end, user and password; may have a path."""
@@ -120,7 +120,7 @@ def _package_session(access: ClusterAccess) -> Session:
         if token_file is not None:
             return from_file(token_file)
         try:
-            # Files end in a newline that no header may have.
+            # Files end in a newline, which is not allowed in a header.
             found = {
                 each["key"]: str(each["value"]).strip()
                 for each in configuration.auth_settings().values()
@@ -139,7 +139,7 @@ def _told(error: Exception) -> str:
 
 
 def _load_errors() -> tuple[type[Exception], ...]:
-    """What the package's loaders raise for a configuration that is missing or malformed."""
+    """The exceptions of the package's loaders for a missing or malformed configuration."""
     from kubernetes.config import ConfigException
 
     return (ConfigException, OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError)

@@ -1,8 +1,8 @@
-"""Credentials on their way into a request: what cannot be sent is refused, and no error shows a secret.
+"""Check credentials before a request: refuse those that cannot be sent, and show no secret in an error.
 
-http.client quotes a header that it refuses, the token within; so everything is judged here first. client-go
-reads no credentials at all for a server without TLS (clientcmd, ClientConfig), and its requests fail later
-without that reason. Here the reason is given, and credentials travel in the clear to this host only.
+http.client quotes a header that it refuses, including the token, so headers are checked here first. client-go
+reads no credentials for a server without TLS (clientcmd, ClientConfig), and its requests fail later without
+that reason. kproxy reports the reason, and sends credentials without TLS to this host only.
 """
 
 import re
@@ -19,17 +19,17 @@ from kproxy.sources.base import SourceError
 log = structlog.stdlib.get_logger(__name__)
 
 _SENDABLE = re.compile(r"[\x20-\x7e]+")
-"""Field values of HTTP (RFC 9110, 5.5), without the bytes whose meaning differs from server to server."""
+"""Field values of HTTP (RFC 9110, 5.5), without the bytes that servers interpret differently."""
 
 Headers = Callable[[], dict[str, str]]
 
 
 class ClusterAccessError(SourceError):
-    """The configuration that says how to reach the cluster is missing or cannot be used."""
+    """The configuration of the access to the cluster is missing or cannot be used."""
 
 
 def bearer(token: str, source: str) -> dict[str, str]:
-    """The header of a token; `source` says where it is from. Raises ClusterAccessError without its text."""
+    """The header of a token from `source`. Raises ClusterAccessError, which does not quote the token."""
     token = token.strip()
     if not token:
         raise ClusterAccessError(f"{source} is empty")
@@ -49,27 +49,27 @@ def from_file(file: Path) -> dict[str, str]:
 
 
 def checked(headers: Mapping[str, str], source: str) -> dict[str, str]:
-    """The same headers. Raises ClusterAccessError if one cannot be sent, and says nothing of its value."""
+    """Return the headers. Raises ClusterAccessError, without the value, if one cannot be sent."""
     for value in headers.values():
         if _SENDABLE.fullmatch(value) is None:
-            told = "has line breaks, control characters or others that are not ASCII"
-            raise ClusterAccessError(f"{source} {told}: it cannot be sent in a header; write it anew")
+            defect = "has line breaks, control characters or others that are not ASCII"
+            raise ClusterAccessError(f"{source} {defect}: it cannot be sent in a header; write it anew")
     return dict(headers)
 
 
 def without_userinfo(url: str) -> str:
-    """A URL without user and password, which are not used and shall not be shown."""
+    """A URL without user and password, which are not used and must not be shown."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def guarded(server: str, headers: Headers) -> Headers:
-    """Headers for a server that has credentials in them only with TLS, or if the server is on this host.
+    """Headers with credentials only for a server with TLS or on this host.
 
-    Without a scheme an address is one of plain http (urllib3). Raises ClusterAccessError where credentials
-    would be sent in the clear. What is returned raises it too, for a token may come later, and whatever
-    `headers` raises.
+    An address without a scheme means plain http (urllib3). Raises ClusterAccessError if credentials would be
+    sent unencrypted. The returned function raises it too, because a token may appear later, as well as the
+    errors of `headers`.
     """
     if server.lower().startswith("https://"):
         return headers
@@ -78,8 +78,8 @@ def guarded(server: str, headers: Headers) -> Headers:
 
     def refuse() -> dict[str, str]:
         if headers():
-            told = "the credentials are not sent over plain http: give an https:// address, or no credentials"
-            raise ClusterAccessError(f"{server}: {told}")
+            why = "the credentials are not sent over plain http: give an https:// address, or no credentials"
+            raise ClusterAccessError(f"{server}: {why}")
         return {}
 
     refuse()
@@ -87,7 +87,7 @@ def guarded(server: str, headers: Headers) -> Headers:
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
-    """What is wrong with a file, without the text of it that the error quotes: it may be a secret."""
+    """The defect of a file, without the quoted text of the file, which may be a secret."""
     mark = getattr(error, "problem_mark", None)
     where = f" (line {mark.line + 1})" if mark is not None else ""
     return f"it is not valid YAML{where}"
@@ -101,8 +101,8 @@ def _announced(server: str, headers: Headers) -> Headers:
         found = headers()
         if found and not announced:
             announced = True
-            told = "they are sent, for the server is on this host"
-            log.warning("credentials_over_plain_http", server=server, effect=told)
+            effect = "they are sent, for the server is on this host"
+            log.warning("credentials_over_plain_http", server=server, effect=effect)
         return found
 
     return announce

@@ -1,8 +1,8 @@
-"""Know when a directory of files is worth reading again, and which of them are being written.
+"""Detect when a directory of files has to be read again, and which files are being written.
 
-inotify tells at once; a slow rescan is the net under it (network file systems and targets of symbolic links
-send no events). A file that is open for writing is held back until it is closed, so that half of it is not
-read; the swap of a mounted ConfigMap (`..data` renamed over) arrives as an ordinary event of the directory.
+inotify reports changes at once; a slow rescan finds those without events (network file systems and targets of
+symbolic links). A file that is open for writing is not read until it is closed, so that no partial file is
+read. The update of a mounted ConfigMap (`..data` is replaced) is an ordinary event of the directory.
 """
 
 import os
@@ -30,7 +30,7 @@ class DirectoryWatch:
     def __init__(
         self, directory: Path, stop: threading.Event, *, settle: float, settle_max: float, hold: float
     ) -> None:
-        """Times in seconds: quiet before a change is told, the longest wait for quiet, the longest hold."""
+        """Times in seconds: quiet time before a change is reported, longest wait for it, longest hold."""
         self._directory = directory
         self._stop = stop
         self._settle = settle
@@ -69,13 +69,13 @@ class DirectoryWatch:
 
     @property
     def has_events(self) -> bool:
-        """Whether the directory itself is being watched, rather than only looked at now and then."""
+        """Whether inotify watches the directory itself; otherwise only rescans find changes."""
         return self._watch is not None
 
     def held(self) -> frozenset[str]:
-        """The names that are being written right now, as far as events tell.
+        """The names of the files being written, according to events.
 
-        A change that is noticed here is kept: the next `wait` returns for it.
+        A change noticed here is kept: the next `wait` returns for it.
         """
         self._drain()
         now = time.monotonic()
@@ -83,7 +83,7 @@ class DirectoryWatch:
         return frozenset(self._held)
 
     def refresh(self) -> None:
-        """Watch the directory, and its nearest existing ancestor for the directory's own coming and going."""
+        """Watch the directory, and its nearest existing ancestor for its creation and deletion."""
         if self._inotify is None:
             return
         ancestor = self._directory.parent
@@ -112,7 +112,7 @@ class DirectoryWatch:
     def wait(self, timeout: float) -> None:
         """Return after a change has settled, after `timeout` seconds, when a hold runs out, or on stop.
 
-        A change counts from the last return on, also one that came while the caller read files.
+        Changes since the last return count, also those during the caller's reading of files.
         """
         deadline = time.monotonic() + timeout
         while not self._stop.is_set() and not self._changed:
@@ -130,9 +130,9 @@ class DirectoryWatch:
         self._changed = False
 
     def _drain(self) -> None:
-        """Take in what inotify has, and note whether something may be worth reading.
+        """Read inotify's events, and note whether a file may have to be read.
 
-        Called by more than `wait`, so the note outlives the call: an event that is read is gone from inotify.
+        `wait` is not the only caller, so the note is kept: inotify returns each event only once.
         """
         if self._inotify is None:
             return
@@ -170,7 +170,7 @@ class DirectoryWatch:
         return True
 
     def _is_new_file(self, name: str) -> bool:
-        """Whether a created name is a file someone is about to write: no link, neither symbolic nor hard."""
+        """Whether a created name is a new file that will be written: neither a symbolic nor a hard link."""
         path = self._directory / name
         try:
             status = path.lstat()

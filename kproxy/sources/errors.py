@@ -1,4 +1,4 @@
-"""How a request to the API server can fail: what callers tell apart, because each asks for another answer."""
+"""The failures of a request to the API server that callers handle differently."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from kproxy.state.problems import show
 
 
 class ApiError(Exception):
-    """A request or stream that failed. `retry_after` is the server's wish in seconds, if it has one."""
+    """A request or stream failed. `retry_after` is the server's Retry-After in seconds, if there is one."""
 
     retry_after: float | None = None
 
@@ -21,30 +21,30 @@ class StatusError(ApiError):
 
 
 class DisconnectedError(ApiError):
-    """No connection, or one that ended before its time."""
+    """No connection, or one that ended early."""
 
 
 class UnreachableError(DisconnectedError):
-    """No API server was reached, so none was burdened.
+    """No API server was reached, so the request added no load to one.
 
-    Nobody listens, there is no route or name, the first packet is not answered, or whoever accepted the
-    connection closed it without a word, as a load balancer does that has no server left.
+    The port is closed, there is no route or name, the first packet is not answered, or the connection was
+    accepted and closed without an answer, as by a load balancer that has no server left.
     """
 
 
 class GatewayError(StatusError, UnreachableError):
-    """An answer that a proxy or load balancer gives in place of an API server: 502, 503 or 504 and no Status.
+    """The answer of a proxy or load balancer instead of an API server: 502, 503 or 504 without a Status.
 
     RFC 9110, 15.6.3 to 15.6.5; an API server's own 503 and 504 have a metav1.Status as their body.
     """
 
 
 class StalledError(ApiError):
-    """A connection that says nothing any more."""
+    """A connection on which no data arrives any more."""
 
 
 class ExpiredError(ApiError):
-    """The watch cannot go on from where it was; the list must be read again."""
+    """The watch cannot continue from its resourceVersion; the list must be read again."""
 
 
 class Status(msgspec.Struct):
@@ -55,11 +55,11 @@ class Status(msgspec.Struct):
     message: str = ""
 
     def error(self, code: int, retry_after: float | None = None) -> StatusError:
-        """The same as an exception; `code` stands in when the body has none."""
+        """Return it as an exception; `code` is used if the body has none."""
         return StatusError(self.code or code, self.text, retry_after)
 
     @property
     def text(self) -> str:
         """Reason and message on one line."""
-        told = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
-        return show(told)[1:-1]
+        text = ": ".join(part for part in (self.reason, self.message) if part) or "no reason given"
+        return show(text)[1:-1]

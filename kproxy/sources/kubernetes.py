@@ -1,6 +1,6 @@
 """Objects from a Kubernetes API server: one thread per kind, over one set of credentials.
 
-Required kinds are watched from the start, optional ones once `watch` asks for them.
+Required kinds are watched from the start, optional ones once `watch` names them.
 """
 
 import threading
@@ -36,7 +36,7 @@ class KubernetesSource:
         moved: Callable[[], None] = lambda: None,
         kinds: Iterable[Kind] = KINDS,
     ) -> None:
-        """`node` is the name of this node; None: no Node is watched. `observe` is called after each request.
+        """`node` is the name of this node; None: do not watch a Node. `observe` is called after each request.
 
         `moved` is called from any thread when `servers` changed.
         """
@@ -51,9 +51,9 @@ class KubernetesSource:
         self.watch(kind for kind in self._reflectors if kind.required)
 
     def status(self) -> tuple[WatchStatus, ...]:
-        """How the watch of each kind is doing; may be called from any thread at any time.
+        """The state of the watch of each kind; may be called from any thread at any time.
 
-        A kind that is not wanted, or that the server does not have or refuses, is left out.
+        Kinds that are not needed, or that the server does not have or refuses, are left out.
         """
         return tuple(
             each.status
@@ -63,7 +63,7 @@ class KubernetesSource:
 
     @property
     def servers(self) -> frozenset[Server]:
-        """Where API servers are reached; may be asked from any thread."""
+        """The addresses and ports of API servers; may be read from any thread."""
         return self._transport.servers
 
     def watch(self, kinds: Iterable[Kind]) -> None:
@@ -75,7 +75,7 @@ class KubernetesSource:
             self._wanted[kind].set()
 
     def objects(self) -> ObjectApi:
-        """What reads and writes single objects, over the same connections and credentials."""
+        """A client for single objects, over the same connections and credentials."""
         return ObjectApi(self._transport)
 
     def run(self, sink: Sink, stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""All objects from an API server, listed once and not watched."""
+"""List all objects of an API server once, without a watch."""
 
 import threading
 from collections.abc import Collection, Iterable, Sequence
@@ -46,7 +46,7 @@ def list_once(
 
 
 class _Collector:
-    """Keeps what is delivered (implements ListSink)."""
+    """Collects the delivered lists (implements ListSink)."""
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
         self.objects: dict[Kind, tuple[WireObject, ...]] = dict.fromkeys(kinds, ())

@@ -1,7 +1,7 @@
-"""Complete lists of a kind: paged, or streamed as the first part of a watch where the server can do that.
+"""Complete lists of a kind: in pages, or streamed as the first part of a watch if the server supports it.
 
-A list is handed over whole or not at all: whatever goes wrong on the way raises, and nothing was said to
-the sink. Reads are consistent ones (no resourceVersion), so a list never goes back in time.
+A list is delivered completely or not at all: any failure raises before the sink is called. Reads are
+consistent ones (no resourceVersion), so a list never goes back in time.
 """
 
 import threading
@@ -23,20 +23,20 @@ from kproxy.state.problems import ObjectRejected, Problem
 from kproxy.state.wire import WireObject
 
 _UNSUPPORTED = frozenset({400, 404, 405, 422})
-"""What servers answer to a streamed list they cannot give (422: the WatchList gate is off; KEP-3157)."""
+"""Answers of servers without streamed lists (422: the WatchList gate is off; KEP-3157)."""
 
 _TEMPORARY = frozenset({401, 410, 429})
 """Answers after which the same request may succeed; 401: credentials are read again for each request."""
 
 UNAVAILABLE = frozenset({403, 404})
-"""What servers answer that do not let us read a kind, or have none such."""
+"""Answers of servers that do not permit a kind, or do not have it."""
 
 _RESTARTS = 2
-"""How often a paged list whose continue token expired is begun again before it is asked for in one piece."""
+"""Restarts of a paged list after an expired continue token, before it is requested in one piece."""
 
 
 def mends_with_time(error: StatusError) -> bool:
-    """Whether a streamed list is worth another try after this answer; any other calls for pages at once.
+    """Whether to retry a streamed list after this answer; after any other, pages are requested at once.
 
     As in client-go (Reflector.watchList): too many requests, an expired version, and no server behind a load
     balancer; also a Retry-After. A server whose storage lacks watch progress answers 500 each time.
@@ -45,26 +45,26 @@ def mends_with_time(error: StatusError) -> bool:
 
 
 class StoppedError(Exception):
-    """The source is asked to stop."""
+    """The source was stopped."""
 
 
 class StreamedListUnsupportedError(ApiError):
-    """The server does not stream lists, or does not say where one ends."""
+    """The server does not stream lists, or does not mark the end of one."""
 
 
 class StreamedListSupport:
-    """Whether the server streams lists, shared by all kinds so that it is not asked at every list."""
+    """Whether the server streams lists, shared by all kinds so that not every list has to try it."""
 
     def __init__(self, config: KubernetesSourceConfig) -> None:
         self._config = config
         self._not_before = 0.0 if config.streamed_list else float("inf")
 
     def expected(self) -> bool:
-        """Whether to ask for a streamed list."""
+        """Whether to request a streamed list."""
         return time.monotonic() >= self._not_before
 
     def refuse(self) -> None:
-        """Remember that the server does not."""
+        """Record that the server does not stream lists."""
         self._not_before = time.monotonic() + self._config.streamed_list_retry_seconds
 
 
@@ -76,15 +76,15 @@ class Resource:
     path: str
     selectors: dict[str, str]
     node: str | None
-    """This node's name; None: not known, and no Node is wanted."""
+    """This node's name; None: not known, and no Node is needed."""
 
     def wants(self, key: str) -> bool:
-        """Whether an object is wanted, whatever else the server sends."""
+        """Whether an object is needed; the server may send others."""
         return self.kind.wants(key, self.node)
 
 
 def resources(node: str | None, kinds: Iterable[Kind] = KINDS) -> tuple[Resource, ...]:
-    """What to ask for of each kind; a kind of which only this node's object is wanted needs its name."""
+    """The resource to request for each kind; a kind limited to this node's object needs the node's name."""
     return tuple(
         Resource(kind, kind.path, _selectors(kind, node), node)
         for kind in kinds
@@ -100,7 +100,7 @@ def _selectors(kind: Kind, node: str | None) -> dict[str, str]:
 
 
 class Snapshot:
-    """A list in the making."""
+    """A list that is being read."""
 
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
@@ -113,11 +113,11 @@ class Snapshot:
 
     @property
     def unreadable(self) -> int:
-        """How many objects exist but could not be decoded."""
+        """The number of objects that exist but could not be decoded."""
         return len(self._problems) + len(self._nameless)
 
     def add(self, raw: msgspec.Raw, key: str = "") -> None:
-        """Take one object; `key` names it if it cannot be decoded and does not name itself."""
+        """Add one object; `key` is used if it cannot be decoded and its own key cannot be read."""
         try:
             decoded = decode(self._resource.kind, raw)
         except ObjectRejected as rejected:
@@ -128,12 +128,12 @@ class Snapshot:
             self._problems.pop(decoded.key, None)
 
     def remove(self, key: str) -> None:
-        """Forget one object."""
+        """Remove one object."""
         self._objects.pop(key, None)
         self._problems.pop(key, None)
 
     def deliver(self, sink: ListSink) -> None:
-        """Hand the list over: problems first, then all of it at once."""
+        """Pass the list to the sink: problems first, then all objects at once."""
         kind = self._resource.kind
         for key, problem in self._problems.items():
             sink.reject(kind, key, problem)
@@ -152,7 +152,7 @@ class Snapshot:
 def list_paged(
     transport: Transport, resource: Resource, config: KubernetesSourceConfig, stop: threading.Event
 ) -> tuple[Snapshot, str]:
-    """Read a list page by page; the list and the resourceVersion to watch from.
+    """Read a list page by page; return the list and the resourceVersion to watch from.
 
     A continue token that expired (410) starts the list again. Raises ApiError.
     """
@@ -202,7 +202,7 @@ def _get_page(
 
 
 def current_version(transport: Transport, resource: Resource, config: KubernetesSourceConfig) -> str:
-    """The server's resourceVersion now, at the price of a list of at most one object."""
+    """Read the server's current resourceVersion by a list of at most one object."""
     page = _get_page(transport, resource, {**resource.selectors, "limit": "1"}, config)
     return page.metadata.resource_version
 
@@ -210,7 +210,7 @@ def current_version(transport: Transport, resource: Resource, config: Kubernetes
 def open_streamed_list(
     transport: Transport, resource: Resource, config: KubernetesSourceConfig, timeout_seconds: int
 ) -> Stream:
-    """Open a watch that begins with all there is; raises StreamedListUnsupportedError if refused."""
+    """Open a watch that begins with all objects; raises StreamedListUnsupportedError if refused."""
     query = {
         **resource.selectors,
         "watch": "true",
@@ -232,8 +232,8 @@ def read_streamed_list(
 ) -> tuple[Snapshot, str]:
     """Read the first part of a streamed list, up to the bookmark that ends it.
 
-    A server that does not know the parameters sends objects too, but never says that they are all; it is told
-    apart by an ordinary bookmark, by silence, or at last by the clock: StreamedListUnsupportedError.
+    A server that ignores the parameters sends objects too, but never marks the end of the list. It is
+    detected by an ordinary bookmark, by silence, or by the time limit: StreamedListUnsupportedError.
     """
     snapshot = Snapshot(resource)
     deadline = time.monotonic() + config.streamed_list_seconds
@@ -259,7 +259,7 @@ def read_streamed_list(
 
 
 class EventReader:
-    """The events of a watch, line by line. `silent` until the first one is there."""
+    """The events of a watch, line by line. `silent` until the first one has arrived."""
 
     def __init__(self, stream: Stream, kind: Kind, config: KubernetesSourceConfig) -> None:
         self._stream = stream

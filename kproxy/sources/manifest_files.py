@@ -1,8 +1,8 @@
-"""What one manifest file says: its objects, and everything wrong with it by line.
+"""Read one manifest file: its objects, and its defects by line.
 
-A defect costs as little as can be told apart: an object that does not decode costs itself; a document that
-does not say what it is leaves the file not `intact`, so that nothing the file held before is taken away for
-it; text that cannot be read any further costs the whole file.
+A defect affects as little as possible. An object that does not decode affects only itself. A document without
+a kind makes the file not `intact`, so that no object that the file held before is removed. Text that cannot
+be parsed any further affects the whole file.
 """
 
 import bisect
@@ -28,14 +28,14 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class ObjectKey(NamedTuple):
-    """What an object is known by. `key` is `namespace/name`, or its name where there is no namespace."""
+    """The identity of an object. `key` is `namespace/name`, or the name if there is no namespace."""
 
     kind: Kind
     key: str
 
 
 class Rejection(NamedTuple):
-    """Something that could not be used, with the arguments of Sink.reject."""
+    """An object or document that could not be used, with the arguments of Sink.reject."""
 
     kind: Kind
     key: str | None
@@ -44,9 +44,9 @@ class Rejection(NamedTuple):
 
 @dataclass(slots=True)
 class ManifestFile:
-    """The content of one file. `intact` is False when it may have meant more objects than are named here.
+    """The content of one file. `intact` is False if the file may hold more objects than are named here.
 
-    `read` is False when the system gave no content, which another try may.
+    `read` is False if the file could not be read; a retry may succeed.
     """
 
     objects: dict[ObjectKey, WireObject] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class ManifestFile:
 
     @property
     def unreadable(self) -> set[ObjectKey]:
-        """The objects it holds that could not be decoded."""
+        """The objects in the file that could not be decoded."""
         return {ObjectKey(each.kind, each.key) for each in self.rejections if each.key is not None}
 
 
@@ -67,7 +67,7 @@ class _TypeMeta(msgspec.Struct):
 
 
 class _Piece(NamedTuple):
-    """An object on its way: its JSON and first line, the faults found in it, and the kind its list gives."""
+    """An undecoded object: its JSON and first line, the faults found in it, and the kind from its list."""
 
     raw: bytes | msgspec.Raw
     line: int
@@ -100,7 +100,7 @@ _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 def read_manifest(name: str, data: bytes, kinds: Iterable[Kind] = KINDS) -> ManifestFile:
     """Read the objects of `kinds` from the bytes of a file; others are ignored. Never raises.
 
-    `name` tells JSON from YAML, and problems name it.
+    The extension of `name` selects JSON or YAML; problems contain the name.
     """
     content = ManifestFile()
     types = _Types(kinds)
@@ -125,7 +125,7 @@ def unreadable_file(name: str, reason: str, *, read: bool = True) -> ManifestFil
 
 
 def _broken(content: ManifestFile, name: str, line: int, reason: str, *, whole: bool = False) -> None:
-    """Note a defect that belongs to no object; with `whole`, drop what was read of the file so far."""
+    """Note a defect that belongs to no object; with `whole`, drop the objects read so far."""
     problem = Problem(f"file {name}", f"line {line}", show(None), reason)
     if whole:
         content.objects.clear()
@@ -135,7 +135,7 @@ def _broken(content: ManifestFile, name: str, line: int, reason: str, *, whole: 
 
 
 def _completed(decoded: WireObject) -> WireObject:
-    """Fill in what the API server would: a slice's port that has no name gets the empty one."""
+    """Apply the API server's defaulting: a slice's port without a name gets the empty name."""
     if not isinstance(decoded, EndpointSlice) or all(port.name is not None for port in decoded.ports or ()):
         return decoded
     ports = tuple(msgspec.structs.replace(port, name=port.name or "") for port in decoded.ports or ())
@@ -168,7 +168,7 @@ def _take(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> Non
 
 
 def _kind_of(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> Kind | None:
-    """The kind of a piece if it is one that matters; what is wrong with it is noted."""
+    """The kind of a piece if it is one of the requested kinds; its defects are noted."""
     try:
         meta = _TYPE_META.decode(piece.raw)
     except (ValueError, RecursionError):
@@ -229,7 +229,7 @@ def _encoded(value: object, line: int, faults: list[Fault], implied: Kind | None
 
 
 def _list_kind(value: object, types: _Types) -> Kind | _Special | None:
-    """The kind that a list gives its items (None: they name their own), or that it is none."""
+    """The kind of a list's items (None: each item has its own), or a marker that the value is no list."""
     if not isinstance(value, Mapping):
         return _Special.NOT_A_LIST
     api, kind = value.get("apiVersion"), value.get("kind")

@@ -1,7 +1,7 @@
-"""Many files, one set of objects: the first file by name wins an object, and another takes over when it goes.
+"""Merge files into one set of objects: the first file by name wins an object; the next one replaces it.
 
-All changes of one look at the directory are merged before anything is told, so that an object that moves from
-one file to another, or files that are swapped as a whole, cause no delete in between.
+All changes of one scan of the directory are merged before any is reported, so that an object that moves from
+one file to another, or a replacement of all files, causes no delete in between.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ from kproxy.state.wire import WireObject
 
 @dataclass(slots=True)
 class Changes:
-    """What a merge changed in the set."""
+    """The changes of a merge."""
 
     upserts: list[tuple[ObjectKey, WireObject]] = field(default_factory=list)
     deletes: list[ObjectKey] = field(default_factory=list)
     conflicts: list[Rejection] = field(default_factory=list)
-    """Objects that came to be in more than one file."""
+    """Objects that are now in more than one file."""
 
 
 class ManifestSet:
@@ -40,9 +40,9 @@ class ManifestSet:
         return self._conflicts(key for key, holders in self._holders.items() if len(holders) > 1)
 
     def merge(self, files: Mapping[str, ManifestFile | None]) -> Changes:
-        """Take the new content of some files (None: the file is gone) and return what that changes.
+        """Merge the new content of some files (None: the file is gone) and return the changes.
 
-        A file that is not `intact` keeps what it held; so does an object that cannot be decoded any more.
+        A file that is not `intact` keeps its former objects, and so does an object that does not decode.
         """
         contents = {name: self._kept(name, content) for name, content in files.items()}
         touched: set[ObjectKey] = set()
@@ -64,7 +64,7 @@ class ManifestSet:
         return changes
 
     def _kept(self, name: str, content: ManifestFile | None) -> dict[ObjectKey, WireObject]:
-        """The objects a file stands for now: those it names, and those it held that it may still mean."""
+        """The objects of a file now: those it names, and former ones that it may still hold."""
         if content is None:
             return {}
         held = self._files.get(name, {})
@@ -78,7 +78,7 @@ class ManifestSet:
         return self._files[min(holders)][key] if holders else None
 
     def _store(self, name: str, content: dict[ObjectKey, WireObject]) -> set[ObjectKey]:
-        """Make `content` what the file holds; the keys that it did not hold before."""
+        """Store `content` as that of the file; return the keys that are new in it."""
         held = self._files.get(name, {}).keys()
         for key in held - content.keys():
             holders = self._holders[key]

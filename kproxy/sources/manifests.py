@@ -1,8 +1,8 @@
-"""Objects from a directory of manifests, kept in force while files come, go, break and are mended.
+"""Objects from a directory of manifests; they stay in force while files change, break and are fixed.
 
-Made for nodes without a cluster, for demonstrations and for `kproxy render`. The directory's own absence is
-an outage, not an empty list: nothing is listed before it exists, and nothing is withdrawn when it vanishes.
-To withdraw objects, delete their files or take them out.
+This is for nodes without a cluster, for demonstrations and for `kproxy render`. A missing directory is an
+outage, not an empty list: nothing is listed before it exists, and nothing is removed when it disappears. To
+remove objects, delete their files or delete them from the files.
 """
 
 import os
@@ -34,7 +34,7 @@ from kproxy.state.wire import WireObject
 log = structlog.stdlib.get_logger(__name__)
 
 _LOGGED = 10
-"""Problems of one file that are logged singly; the rest is counted. All of them reach the sink."""
+"""Problems of one file that are logged one by one; the rest is counted. All of them reach the sink."""
 
 
 _LAST = (Kind.SERVICE, Kind.ENDPOINT_SLICE)
@@ -48,22 +48,22 @@ class ManifestSourceConfig:
     max_file_bytes: int = 64 * 1024 * 1024
     """A larger file is reported and not read."""
     rescan_seconds: float = 10.0
-    """How often the directory is looked at when no event says so."""
+    """Seconds between scans of the directory without events."""
     rescan_without_events_seconds: float = 1.0
-    """The same where inotify is not to be had, or the directory does not exist."""
+    """The same if inotify is not available or the directory does not exist."""
     settle_seconds: float = 0.05
     """How long the directory must be quiet before a change is read."""
     settle_max_seconds: float = 0.5
     """The longest wait for quiet."""
     hold_seconds: float = 10.0
-    """How long a file that is open for writing is waited for."""
+    """The longest wait for a file that is open for writing."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedManifests:
-    """One look at a directory: the objects in force by kind, ordered by key, and everything found wrong.
+    """The result of one scan of a directory: the objects in force by kind, ordered by key, and all defects.
 
-    `api_servers` are the (address, port) of the API servers that they came from instead, if any did.
+    `api_servers` are the (address, port) of the API servers, if the objects came from some instead.
     """
 
     objects: Mapping[Kind, tuple[WireObject, ...]]
@@ -72,7 +72,7 @@ class LoadedManifests:
 
 
 class _Signature(NamedTuple):
-    """What tells a changed file from an unchanged one, following symbolic links."""
+    """The properties of a file by which a change is detected, following symbolic links."""
 
     device: int
     inode: int
@@ -82,7 +82,7 @@ class _Signature(NamedTuple):
 
 
 class MissingDirectory(NamedTuple):
-    """Since when (seconds since the epoch) a directory cannot be listed, and why."""
+    """The time (seconds since the epoch) since which a directory cannot be listed, and the reason."""
 
     since: float
     reason: str
@@ -170,22 +170,22 @@ class ManifestSource:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Everything wrong with the files as they are now; may be read from any thread."""
+        """All current defects of the files; may be read from any thread."""
         return self._problems
 
     @property
     def listed(self) -> bool:
-        """Whether the first complete list was given to the sink; may be read from any thread."""
+        """Whether the first complete list was delivered to the sink; may be read from any thread."""
         return self._listed
 
     @property
     def found_at(self) -> float | None:
-        """Since when (seconds since the epoch) the directory is there; None if it is not."""
+        """The time (seconds since the epoch) since which the directory exists; None if it does not."""
         return self._found_at
 
     @property
     def missing(self) -> MissingDirectory | None:
-        """Since when and why the directory cannot be listed, or None; may be read from any thread."""
+        """The time and reason if the directory cannot be listed, else None; may be read from any thread."""
         return self._missing
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
@@ -209,7 +209,7 @@ class ManifestSource:
                     watch.refresh()
 
     def _scan(self, sink: Sink, watch: DirectoryWatch) -> None:
-        """Look at every file's signature, read what changed, and tell the sink what that means."""
+        """Check every file's signature, read changed files, and pass the changes to the sink."""
         started = time.monotonic()
         try:
             seen = _signatures(self._directory)
@@ -244,7 +244,7 @@ class ManifestSource:
     def _tell(
         self, sink: Sink, changes: Changes, files: Mapping[str, ManifestFile | None], started: float
     ) -> None:
-        """Give the sink the first list, or what changed since."""
+        """Pass the first list or later changes to the sink."""
         if not self._listed:
             if self._deferred and time.monotonic() < self._list_by:
                 return
@@ -263,7 +263,7 @@ class ManifestSource:
             )
 
     def _changed(self, seen: dict[str, _Signature], watch: DirectoryWatch) -> dict[str, ManifestFile | None]:
-        """The new content of the files that changed; a file that changes while it is read waits its turn."""
+        """The new content of changed files; a file that changes while it is read is left to the next scan."""
         gone = (self._known.keys() | self._rejections.keys()) - seen.keys()
         files: dict[str, ManifestFile | None] = dict.fromkeys(gone)
         for name in files:
@@ -296,7 +296,7 @@ class ManifestSource:
         return files
 
     def _report(self, sink: Sink, name: str, content: ManifestFile | None, before: list[Rejection]) -> None:
-        """Log what is wrong with a file that was just read, and what was mended since it was last read."""
+        """Log the defects of a file that was just read, and the defects fixed since the last read."""
         found = content.rejections if content is not None else []
         if before and not found:
             log.info("manifest_valid_again" if content is not None else "manifest_deleted", file=name)

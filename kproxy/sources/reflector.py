@@ -1,8 +1,8 @@
-"""One kind, kept up to date for as long as the process runs: list, watch, and begin again after any failure.
+"""Keep one kind up to date while the process runs: list, watch, and start again after any failure.
 
-What must hold: a sink is told a list only when it is complete; an event is forgotten only after the sink has
-it, for the next watch goes on from its resourceVersion; and whatever cannot be continued from there (history
-compacted, server restored from a backup) is listed anew, which makes the deletes right.
+Invariants: a list reaches the sink only when it is complete. The resourceVersion of an event is stored only
+after the sink has the event, because the next watch continues from it. If a watch cannot continue (history
+compacted, server restored from a backup), the kind is listed again, which makes the deletes correct.
 """
 
 import random
@@ -43,15 +43,15 @@ from kproxy.state.problems import ObjectRejected
 log = structlog.stdlib.get_logger(__name__)
 
 _SILENT_STALLS = 2
-"""Watches in a row that never said anything: the server may be behind our resourceVersion, so list anew."""
+"""Consecutive watches without any data: the server may be behind the known resourceVersion, so list again."""
 
 _GARBLED = 3
-"""Unreadable streams in a row from the same resourceVersion before a list is tried instead."""
+"""Consecutive unreadable streams from the same resourceVersion before a list is tried instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """How the watch of one kind is doing. Times are seconds since the epoch."""
+    """The state of the watch of one kind. Times are seconds since the epoch."""
 
     kind: Kind
     synced: bool
@@ -63,11 +63,11 @@ class WatchStatus:
     last_error: str | None
     resource_version: str | None
     down_since: float | None = None
-    """Since when there is no watch that holds; None while there is one."""
+    """The time since which there is no steady watch; None while there is one."""
 
 
 class _Phase(Enum):
-    """What the log was last told about the connection."""
+    """The state of the connection that was last logged."""
 
     NEW = "new"
     UP = "up"
@@ -109,7 +109,7 @@ class Reflector:
 
     @property
     def status(self) -> WatchStatus:
-        """How it is doing now."""
+        """The current state of the watch."""
         connected = self._connected_since
         return WatchStatus(
             kind=self._resource.kind,
@@ -123,11 +123,11 @@ class Reflector:
 
     @property
     def unavailable(self) -> bool:
-        """Whether the server has no such kind, or does not let us read it, and that is no fault."""
+        """Whether the kind is optional and the server does not have it or refuses it."""
         return self._unavailable
 
     def _lost_since(self, connected: float | None) -> float | None:
-        """A connection after some that broke at once is believed at its first event, or when it is steady."""
+        """After broken connections, a new one counts from its first event or once it is steady."""
         lost = self._lost_at
         if lost is None or (connected is not None and time.time() - connected >= self._config.steady_seconds):
             return None
@@ -144,7 +144,7 @@ class Reflector:
                 return
             except (ApiError, ClusterAccessError) as failure:
                 error = failure
-            except Exception as failure:  # noqa: BLE001 - a defect of ours must not end the watch for good
+            except Exception as failure:  # noqa: BLE001 - a defect of kproxy must not end the watch
                 if not stop.is_set():
                     self._log.exception("source_defect")
                 self._version = None
@@ -155,7 +155,7 @@ class Reflector:
                 stop.wait(self._after(error))
 
     def _cycle(self, sink: Sink, stop: threading.Event) -> None:
-        """One connection: a list if there is none to go on from, then the watch to its end."""
+        """One connection: a list unless a resourceVersion is known, then the watch to its end."""
         if self._version is None:
             streamed = self._resource.kind.required and self._support.expected()
             if streamed and self._broken_streams < self._config.streamed_list_attempts:
@@ -240,7 +240,7 @@ class Reflector:
             stream.close()
 
     def _take(self, event: WatchEvent, sink: Sink, stop: threading.Event) -> None:
-        """Give one event to the sink, and only then count it as seen."""
+        """Pass one event to the sink, and only then store its resourceVersion."""
         if stop.is_set():
             raise StoppedError
         if not self._order.see(event.version, self._version):
@@ -272,7 +272,7 @@ class Reflector:
             sink.upsert(kind, decoded)
 
     def _check_version(self, version: str) -> None:
-        """After an outage: is this the history we know? A restored server would stay silent, not refuse."""
+        """After an outage, check that the server has the known history: a restored one would stay silent."""
         current = current_version(self._transport, self._resource, self._config)
         if self._order.is_behind(current, version):
             raise ExpiredError(f"the server is at {current}, behind {version}")
@@ -281,7 +281,7 @@ class Reflector:
         return random.randint(self._config.watch_min_seconds, self._config.watch_max_seconds)  # noqa: S311
 
     def _open(self) -> None:
-        """The watch is open. After connections that broke at once, it is believed only at the first event."""
+        """Note an open watch. After connections that broke at once, it counts only from its first event."""
         self._opened = time.monotonic()
         self._connected_since = time.time()
         if not self._flapping:
@@ -298,7 +298,7 @@ class Reflector:
     def _do_without(self, error: Exception | None, sink: Sink) -> None:
         """Mark an optional kind as synced and empty when its first list fails; log once if it is unavailable.
 
-        What was listed before stays in force. While no server is reached, other kinds wait as well.
+        Objects listed before stay in force. While no server is reached, the first list is still awaited.
         """
         if self._resource.kind.required or error is None or isinstance(error, UnreachableError):
             return
@@ -312,7 +312,7 @@ class Reflector:
             self._unavailable = True
 
     def _after(self, error: Exception | None) -> float:
-        """Judge how a connection ended; seconds to wait before the next."""
+        """Handle the end of a connection; return the seconds to wait before the next."""
         lived = time.monotonic() - self._opened if self._opened is not None else 0.0
         steady = lived >= self._config.steady_seconds
         if steady or self._lost_at is None:
@@ -342,7 +342,7 @@ class Reflector:
         return wait
 
     def _must_list(self, error: Exception | None) -> bool:
-        """Whether the watch cannot go on from our resourceVersion."""
+        """Whether the watch cannot continue from the known resourceVersion."""
         if isinstance(error, GarbledError):
             self._garbled += 1
         return (

@@ -1,37 +1,37 @@
-"""Whether a server still tells the history that we know, judged by its resourceVersions.
+"""Detect by resourceVersions whether a server still has the known history.
 
-One that is restored from a backup goes back in time, and answers a watch from a version that it has not
-reached with silence or with what is older. Versions compare as integers (KEP-5504); others are not judged.
+A server that is restored from a backup goes back in time. It answers a watch from a version that it has not
+reached with silence or with older objects. Versions compare as integers (KEP-5504); others are not compared.
 """
 
 from kproxy.sources.errors import ExpiredError
 
 
 class Order:
-    """What one kind's versions have shown so far."""
+    """The order of one kind's versions observed so far."""
 
     def __init__(self) -> None:
         self._judged = True
         self._went_back = False
 
-    def is_behind(self, version: str, ours: str | None) -> bool:
-        """Whether a version is older than ours."""
-        if not self._judged or not ours or not (ours.isdecimal() and version.isdecimal()):
+    def is_behind(self, version: str, known: str | None) -> bool:
+        """Whether a version is older than the known one."""
+        if not self._judged or not known or not (known.isdecimal() and version.isdecimal()):
             return False
-        return int(version) < int(ours)
+        return int(version) < int(known)
 
-    def see(self, version: str, ours: str | None) -> bool:
-        """Judge the version of an event; False if from now on none will be judged.
+    def see(self, version: str, known: str | None) -> bool:
+        """Compare the version of an event; return False if no later one will be compared.
 
-        Raises ExpiredError if the server went back: all must be listed again. A server that then goes back
-        behind the new list has versions without an order, as no API server has; its events are to be taken as
-        they come.
+        Raises ExpiredError if the server went back: all must be listed again. If it then goes back behind the
+        new list, its versions have no order, which no API server does; its events are used in the order of
+        arrival.
         """
-        if not self.is_behind(version, ours):
+        if not self.is_behind(version, known):
             self._went_back = False
             return True
         if self._went_back:
             self._judged = False
             return False
         self._went_back = True
-        raise ExpiredError(f"the server went back from {ours} to {version}")
+        raise ExpiredError(f"the server went back from {known} to {version}")

@@ -1,4 +1,4 @@
-"""The addresses of API servers, so that no Service can divert what kproxy says to them."""
+"""The addresses of API servers, so that no Service can divert kproxy's requests to them."""
 
 import socket
 
@@ -9,7 +9,7 @@ Server = tuple[str, int]
 
 
 def resolve(host: str, port: int) -> frozenset[Server]:
-    """All addresses of a host, which may be an address itself; none where its name is not known."""
+    """All addresses of a host, which may be an address itself; none if its name cannot be resolved."""
     name = host.removeprefix("[").removesuffix("]")
     try:
         return frozenset({(parse_ip(name)[1], port)})
@@ -23,7 +23,7 @@ def resolve(host: str, port: int) -> frozenset[Server]:
 
 
 def peer_of(sock: socket.socket) -> Server | None:
-    """Where a connected socket leads; None if it is closed, or no IP socket."""
+    """The remote address and port of a connected socket; None if it is closed or no IP socket."""
     try:
         return _server(socket.socket.getpeername(sock))
     except OSError:
@@ -31,7 +31,7 @@ def peer_of(sock: socket.socket) -> Server | None:
 
 
 def _server(address: object) -> Server | None:
-    """The server of a socket address; link-local ones, with their zone, are served by no service anyway."""
+    """The server of a socket address; None for link-local ones with a zone, which no service uses."""
     match address:
         case (str(ip), int(port), *_):
             try:

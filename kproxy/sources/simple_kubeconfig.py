@@ -1,8 +1,8 @@
-"""Access to a cluster where a URL, files and a token are all there is to it, read without `kubernetes`.
+"""Read simple configurations of a cluster (a URL, files and a token) without the `kubernetes` package.
 
-That package takes longer to import than kproxy takes to do everything else before its first request, and what
-kube-proxy's kubeconfig and a pod's service account hold needs none of it. Whatever is not understood to the
-last field (exec plugins, certificates inside the file, proxies), or is wrong, is left to the package.
+The import of that package takes longer than everything else before kproxy's first request, and kube-proxy's
+kubeconfig and a pod's service account do not need it. A configuration with any unsupported field (exec
+plugins, certificates inside the file, proxies) or a defect is left to the package.
 """
 
 import base64
@@ -22,10 +22,10 @@ _PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 @dataclass(frozen=True, slots=True)
 class PlainAccess:
-    """Where the server is, and who we are to it.
+    """The server and the credentials for it.
 
-    `host` is the server's URL as it was given; `tls` holds arguments of urllib3.PoolManager. A `token_file`
-    beats a `token` and is to be read at each request (client-go, AuthInfo).
+    `host` is the server's URL, unchanged; `tls` holds arguments of urllib3.PoolManager. A `token_file` takes
+    precedence over a `token` and must be read at each request (client-go, AuthInfo).
     """
 
     host: str
@@ -59,7 +59,7 @@ class _NamedContext(msgspec.Struct):
 
 
 class _Named(msgspec.Struct):
-    """A cluster or a user; only the one that is asked for is looked at."""
+    """A cluster or a user; only the selected one is decoded."""
 
     name: str
     cluster: object = None
@@ -74,7 +74,7 @@ class _Kubeconfig(msgspec.Struct, rename="kebab"):
 
 
 def from_kubeconfig(path: Path, context: str | None, master: str | None) -> PlainAccess | None:
-    """Who a kubeconfig says we are; None if it takes more, or is wrong.
+    """The access that a kubeconfig describes; None if it has unsupported fields or a defect.
 
     `context` None: its current one; `master` replaces the server's address.
     """
@@ -110,7 +110,7 @@ def from_kubeconfig(path: Path, context: str | None, master: str | None) -> Plai
 
 
 def from_service_account(directory: Path) -> PlainAccess | None:
-    """Who a pod is, by what kubelet gave it; None if anything of that is missing."""
+    """The access of a pod from the files that kubelet mounts; None if one is missing."""
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{what}") for what in ("HOST", "PORT"))
     token, authority = directory / "token", directory / "ca.crt"
     try:
@@ -124,19 +124,19 @@ def from_service_account(directory: Path) -> PlainAccess | None:
 
 
 def from_address(url: str) -> PlainAccess | None:
-    """A server that asks nobody who they are."""
+    """The access to a server without credentials."""
     return _direct(PlainAccess(url, {"cert_reqs": "CERT_REQUIRED"}))
 
 
 def _direct(access: PlainAccess) -> PlainAccess | None:
-    """None where a proxy may be in between, or the address is none."""
+    """Return `access`, or None if a proxy may be in between or the address is invalid."""
     proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
     plain = access.host.startswith(("http://", "https://"))
     return access if plain and not proxied else None
 
 
 def _only(found: Sequence[T]) -> T:
-    """The one that was found. Raises ValueError if there is none, or more than one."""
+    """Return the only element. Raises ValueError if there is none, or more than one."""
     if len(found) != 1:
         raise ValueError(f"{len(found)} of them")
     return found[0]

@@ -1,6 +1,7 @@
-"""The body of an answer as it arrives: a watch lives in one for minutes, and how it ends must be told apart.
+"""The body of an answer, read as it arrives: that of a watch lasts for minutes.
 
-A server that says nothing, a connection that broke and a proper end call for different things.
+Silence of the server, a broken connection and a proper end are reported differently, because callers handle
+them differently.
 """
 
 import time
@@ -27,7 +28,7 @@ class Stream:
             sock.settimeout(seconds)
 
     def read(self) -> bytes:
-        """The next bytes, b"" at a proper end.
+        """Return the next bytes, b"" at a proper end.
 
         Raises StalledError after the timeout, DisconnectedError when the body is cut short.
         """
@@ -41,7 +42,7 @@ class Stream:
         return bytes(data)
 
     def read_all(self, limit: int, seconds: float) -> bytes:
-        """The whole body, at most `limit` bytes within `seconds`."""
+        """Return the whole body, at most `limit` bytes within `seconds`."""
         deadline = time.monotonic() + seconds
         parts: list[bytes] = []
         size = 0
@@ -55,12 +56,12 @@ class Stream:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Give the connection back, or close it if the body was not read to its end."""
+        """Return the connection to the pool, or close it if the body was not read to its end."""
         self._response.close()
 
 
 def reason(error: BaseException) -> str:
-    """The innermost words of an error that libraries wrapped."""
+    """The message of the innermost error, without the wrapping by libraries."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"

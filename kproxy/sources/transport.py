@@ -1,4 +1,4 @@
-"""Raw requests to a Kubernetes API server; `cluster` says where it is and who we are to it.
+"""Raw requests to a Kubernetes API server; cluster.py has its address and the credentials.
 
 A tokenFile is read at each request (as client-go does), a 401 leads to a fresh configuration, and every open
 socket can be interrupted, so that a stop is instant even during a stall.
@@ -49,9 +49,9 @@ class TransportConfig:
     connect_seconds: float = 10.0
     """For the TCP and TLS handshakes."""
     keepalive_seconds: int = 10
-    """Silence after which the kernel asks the peer whether it knows the connection; asked again this often.
+    """Seconds without data until the kernel's first TCP keepalive probe, and between probes.
 
-    Three questions without an answer end it; a server that was gone and came back denies it at once.
+    Three probes without an answer end the connection; a server that was restarted resets it at once.
     """
     retry_after_max_seconds: float = 300.0
     """The longest Retry-After that is obeyed."""
@@ -60,7 +60,7 @@ class TransportConfig:
 
 
 Observe = Callable[[str, str, str, float], None]
-"""Told of each request: host, method, HTTP status (`<error>`, as in client-go, without one) and seconds."""
+"""Called after each request with host, method, HTTP status (`<error>` if none, as in client-go), seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Transport:
         observe: Observe = lambda *_: None,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`moved` is called, from any thread, when `servers` is another set than before."""
+        """`moved` is called, from any thread, when the set of `servers` has changed."""
         self._access = access
         self._config = config or TransportConfig()
         self._observe = observe
@@ -98,10 +98,10 @@ class Transport:
 
     @property
     def servers(self) -> frozenset[Server]:
-        """Where API servers, or the proxies in front of them, were reached: what has to stay reachable.
+        """The addresses and ports of API servers, or of proxies in front of them, that must stay reachable.
 
         These are all addresses that the name of the server had at the last connect, and those of all open
-        connections. Empty before the first. May be asked from any thread.
+        connections. Empty before the first. May be read from any thread.
         """
         return self._servers
 
@@ -113,7 +113,7 @@ class Transport:
     def open(self, path: str, query: Mapping[str, str], read_seconds: float) -> Stream:
         """GET a path of the API; `read_seconds` is the longest silence.
 
-        Raises StatusError for any answer but success, DisconnectedError, StalledError (no answer at all) and
+        Raises StatusError for any answer except success, DisconnectedError, StalledError (no answer) and
         ClusterAccessError.
         """
         return self._exchange(_Request("GET", f"{path}?{urllib.parse.urlencode(query)}", read_seconds))
@@ -121,7 +121,7 @@ class Transport:
     def send(
         self, method: str, path: str, body: bytes | None, content_type: str = "application/json"
     ) -> bytes:
-        """One request with a small answer, as a whole; raises what `open` does."""
+        """Send one request and return its small answer; raises the errors of `open`."""
         seconds = self._config.send_seconds
         stream = self._exchange(_Request(method, path, seconds, body, content_type))
         try:
@@ -144,7 +144,7 @@ class Transport:
         raise self._status_error(response)
 
     def close(self) -> None:
-        """Interrupt every request, in whatever thread it waits, and refuse new ones."""
+        """Interrupt every request in every thread, and refuse new ones."""
         with self._lock:
             self._closed = True
             sockets = list(self._sockets)
@@ -159,14 +159,14 @@ class Transport:
             return self._current()
 
     def _reload(self, refused: Session) -> Session:
-        """A newer session than the one that was refused; another thread may have loaded it already."""
+        """Return a newer session than `refused`; another thread may have loaded it already."""
         with self._lock:
             if self._session is refused:
                 self._replace(refused)
             return self._current()
 
     def _replace(self, old: Session) -> None:
-        """Load the configuration again; a broken one leaves the old in place."""
+        """Load the configuration again; if it is broken, keep the old one."""
         self._session = self._load()
         old.pool.clear()
 
@@ -184,7 +184,7 @@ class Transport:
         return session
 
     def _tracked(self, pool_class: Any) -> Any:
-        """A connection pool whose connections' sockets are known here, to be shut down by `close`."""
+        """A connection pool whose sockets are recorded, so that `close` can shut them down."""
         connection_class: Any = pool_class.ConnectionCls
 
         def connect(connection: Any) -> None:
@@ -198,7 +198,7 @@ class Transport:
         return type(f"Tracked{pool_class.__name__}", (pool_class,), {"ConnectionCls": tracked})
 
     def _keep_alive(self, sock: Any) -> None:
-        """Let the kernel notice a peer that vanished without a word: a watch never sends."""
+        """Enable TCP keepalive, because a watch never sends and would not notice a lost peer."""
         seconds = self._config.keepalive_seconds
         if isinstance(sock, socket.socket) and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -215,7 +215,7 @@ class Transport:
                 _shut(sock)
 
     def _note_servers(self, connection: Any) -> None:
-        """Learn where a connection leads that has just been made, and where else it might have."""
+        """Record the server of a new connection, and the other addresses of its name."""
         found = set(resolve(str(connection.host), int(connection.port)))
         with self._lock:
             found.update(peer for sock in self._sockets if (peer := peer_of(sock)) is not None)
@@ -259,7 +259,7 @@ class Transport:
         except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
             raise UnreachableError(f"no connection to {session.host}: {reason(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # Certificates may have been renewed, or the files they were written to swept away.
+            # Certificates may have been renewed, or their temporary files deleted.
             self._stale = self._stale or isinstance(error, urllib3.exceptions.SSLError | FileNotFoundError)
             kind = UnreachableError if _is_closed(error) else DisconnectedError
             raise kind(f"no connection to {session.host}: {reason(error)}") from error

@@ -1,7 +1,7 @@
-"""The wrapping of objects in lists and watches, decoded without looking at the objects themselves twice.
+"""Decode the envelopes of lists and watches without decoding the objects twice.
 
-An object stays raw JSON until its kind's decoder reads it; of its metadata only what a watch needs is taken:
-its name, and the resourceVersion from which to go on.
+An object stays raw JSON until its kind's decoder reads it; of its metadata only the name and the
+resourceVersion are decoded, which a watch needs.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from kproxy.state.kinds import Kind
 
 
 class GarbledError(DisconnectedError):
-    """Bytes that are not what a server of this API says."""
+    """The bytes are no valid answer of this API."""
 
 
 class ListMeta(msgspec.Struct, rename="camel"):
@@ -25,7 +25,7 @@ class ListMeta(msgspec.Struct, rename="camel"):
 
 
 class Page(msgspec.Struct):
-    """A list or a part of one. No field has a default: what lacks one is no list, not an empty one."""
+    """A list or a part of one. No field has a default: a body that lacks one is not a list."""
 
     kind: str
     metadata: ListMeta
@@ -60,7 +60,7 @@ class _Envelope(msgspec.Struct):
 
 
 class WatchEvent(NamedTuple):
-    """One event; `key` and `version` are "" where the object does not say."""
+    """One event; `key` and `version` are "" if the object has none."""
 
     type: str
     raw: msgspec.Raw

@@ -1,4 +1,4 @@
-"""YAML documents as plain values, each object with its line, and what Kubernetes has no use for refused.
+"""Parse YAML documents into plain values with line numbers, and refuse what Kubernetes does not accept.
 
 PyYAML's own constructor turns timestamps into dates, lets a repeated key win silently and takes twice as long
 as reading libyaml's events here does. Values follow YAML 1.1 as PyYAML reads it (`on` is a boolean, 010 is
@@ -16,7 +16,7 @@ MAX_DEPTH = 64
 """Nesting of collections in one document; a Service has about eight."""
 
 MAX_ALIASED = 4 * 1024 * 1024
-"""Characters and nodes that the aliases of one document may add in all (against alias bombs)."""
+"""Total characters and nodes that the aliases of one document may add (against alias bombs)."""
 
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -94,7 +94,7 @@ def _syntax_error(error: yaml.YAMLError) -> ManifestSyntaxError:
 
 
 class _Frame:
-    """A collection that is still open."""
+    """A collection that is not closed yet."""
 
     __slots__ = ("anchor", "items", "key", "keyed", "line", "mapping", "merges")
 
@@ -125,7 +125,7 @@ class _Composer:
         self._faults: list[Fault] = []
 
     def feed(self, event: Any) -> YamlDocument | None:
-        """Take one event; the document when it is complete."""
+        """Process one event; return the document when it is complete."""
         kind = type(event)
         if kind is yaml.ScalarEvent:
             self._scalar(event)
@@ -211,7 +211,7 @@ class _Composer:
         self._attach(None, frame.value)
 
     def _merge(self, frame: _Frame) -> None:
-        """The merge key `<<`: what it brings gives way to the mapping's own keys (yaml.org/type/merge)."""
+        """Apply the merge key `<<`: the mapping's own keys take precedence (yaml.org/type/merge)."""
         for source in frame.merges or ():
             for each in source if isinstance(source, list) else [source]:
                 if not isinstance(each, dict) or frame.mapping is None:
@@ -251,7 +251,7 @@ class _Composer:
 
 
 def _size(value: object, limit: int) -> int:
-    """Characters and nodes of a value when every alias in it is written out; stops soon after `limit`."""
+    """Characters and nodes of a value with every alias expanded; the count stops soon after `limit`."""
     size = 0
     pending = [value]
     while pending and size <= limit:
