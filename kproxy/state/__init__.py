@@ -1,1 +1,1 @@
-"""What the cluster says: decoded objects, and which services changed since the last successful apply."""
+"""The state of the cluster: decoded objects, and the services changed since the last successful apply."""

@@ -1,6 +1,6 @@
-"""From raw JSON to wire structs, one object at a time, so that a bad object costs only itself.
+"""Decode raw JSON into wire structs, one object at a time, so that a defect affects only its object.
 
-An error names the object as far as it could be read, so that a source can keep the version it had in force.
+An error names the object as far as it could be read, so that a source can keep its former version in force.
 """
 
 import re
@@ -73,7 +73,7 @@ def _value_at(document: object, path: str) -> object:
     for number, step in enumerate(steps):
         if isinstance(value, dict):
             rest = ".".join(steps[number:])
-            if rest in value:  # a label's key has dots of its own
+            if rest in value:  # a label's key contains dots
                 return value[rest]
             value = value.get(step)
         elif isinstance(value, list) and step.isdigit() and int(step) < len(value):

@@ -1,7 +1,7 @@
-"""Which services are only half here: the Service came before its EndpointSlices, or they before it.
+"""Track incomplete services: the Service arrived before its EndpointSlices, or they before it.
 
-Two watches bring what a controller, or a person, makes together. Whoever writes to the kernel may give the
-other half a moment, for both in one go cost half as much; it never has to come, so nobody waits for it twice.
+Objects that are created together arrive through two watches. A sync may wait briefly for the missing part,
+because one sync for both costs half as much as two. That part may never arrive, so a sync waits only once.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from kproxy.state.wire import EndpointSlice, Service
 
 
 class IncompleteServices:
-    """The services of which a part came that is of no use without the rest, until all is here."""
+    """Holds the services with a new part that has no effect without a missing one."""
 
     def __init__(self) -> None:
         self._keys: set[str] = set()
@@ -35,11 +35,11 @@ class IncompleteServices:
             self._settle(key, service, slices)
 
     def forget(self, key: str) -> None:
-        """A Service or slice of this key is gone: what is left of it is all there will be."""
+        """Note that a Service or slice of this key is gone: no further part is expected."""
         self._keys.discard(key)
 
     def forget_all(self) -> None:
-        """All that came is being applied."""
+        """Note that everything that arrived is being applied."""
         self._keys.clear()
 
     def _settle(self, key: str, service: Service | None, slices: Iterable[EndpointSlice]) -> None:
@@ -48,7 +48,7 @@ class IncompleteServices:
 
 
 def lacks_slices(service: Service, slices: Iterable[EndpointSlice]) -> bool:
-    """Whether a slice has yet to come: of one of the Service's families, or with one of its ports.
+    """Whether a slice is missing: of one of the Service's families, or with one of its ports.
 
     The controller keeps at least one slice for each family of a Service; one that has no endpoints has no
     ports either.

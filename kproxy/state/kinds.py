@@ -1,7 +1,7 @@
 """The registry of kinds: one row per kind of object that kproxy reads from the API or from manifests.
 
-Sources, tables, `kproxy check` and the agent read from a row what differs between kinds. They take the rows
-as an argument (default KINDS), so that a test can add one.
+Sources, tables, `kproxy check` and the agent read the differences between kinds from a row. They take the
+rows as an argument (default KINDS), so that a test can add one.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from kproxy.state.wire import (
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What is lost without an optional kind, for logs and `kproxy check`.
+    """The effect of a missing optional kind, for logs and `kproxy check`.
 
     `since` is the Kubernetes version whose ClusterRole system:node-proxier may read the kind; `instead` is
-    what an operator can do without it, as "name the ranges with --flag".
+    the operator's alternative, such as "name the ranges with --flag".
     """
 
     effect: str
@@ -62,15 +62,15 @@ class Kind:
     label_selector: str = ""
     field_selector: str = ""
     own_node: bool = False
-    """Whether only the object with the name of this node is wanted."""
+    """Whether only the object with the name of this node is needed."""
     loss: Loss | None = None
     """None: the kind is required, and the first sync waits for it."""
     relevant: Callable[[Any], bool] = _always
     """Takes a decoded object. One that is not relevant is treated as deleted."""
     defects: Callable[[Any], tuple[Problem, ...]] | None = None
-    """Takes a decoded object and returns defects that cost only a part of it. See `problems_of`."""
+    """Takes a decoded object and returns defects that affect only a part of it. See `problems_of`."""
     prepare: Callable[[Any], None] | None = None
-    """Takes an object that was just decoded, and may replace parts of it by equal ones."""
+    """Takes a newly decoded object, and may replace parts of it by equal ones."""
     decoder: msgspec.json.Decoder[WireObject] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,15 +99,15 @@ class Kind:
 
     @property
     def required(self) -> bool:
-        """Whether there is no sync without a list of this kind."""
+        """Whether the first sync waits for a list of this kind."""
         return self.loss is None
 
     def wants(self, key: str, node: str | None) -> bool:
-        """Whether the object with this key is wanted on this node."""
+        """Whether the object with this key is needed on this node."""
         return not self.own_node or key == node
 
     def problems_of(self, obj: WireObject) -> tuple[Problem, ...]:
-        """Every defect of a decoded object that costs only a part of it."""
+        """Every defect of a decoded object that affects only a part of it."""
         return self.defects(obj) if self.defects is not None else ()
 
 

@@ -1,4 +1,4 @@
-"""One shape for everything that can be wrong with an object: every report names object, field and value."""
+"""One structure for all defects of objects: every report names object, field and value."""
 
 import json
 
@@ -11,10 +11,10 @@ _LONGEST_NAME, _LONGEST_REASON = 400, 600
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A defect of one object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, the value, why.
+    """A defect of an object: "Kind namespace/name", a path such as `spec.externalIPs[0]`, value, reason.
 
-    `conflict`: nothing is wrong with the value, but another object has it already. `refused`: nor is there
-    here, but this node does not serve it.
+    `conflict`: the value is valid, but another object has it already. `refused`: the value is valid, but this
+    node does not serve it.
     """
 
     object: str

@@ -1,10 +1,10 @@
-"""Which objects a service proxy ignores. An API server filters some of them by selectors; files do not."""
+"""The objects that a service proxy ignores. An API server filters some of them by selectors; files do not."""
 
 from kproxy.addresses import Family
 from kproxy.state.wire import EndpointSlice, Service
 
 _FAMILIES = frozenset(family.value for family in Family)
-"""Address types that rules can lead to; FQDN is none of them."""
+"""The address types that rules support; FQDN is not one."""
 
 
 def of_service(service: Service) -> bool:

@@ -1,4 +1,4 @@
-"""The ranges that ServiceCIDRs give. A CIDR that cannot be read costs itself only."""
+"""The ranges of ServiceCIDRs. An invalid CIDR does not affect the others."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from kproxy.state.wire import ServiceCIDR
 
 
 def ranges_of(objects: Iterable[ServiceCIDR]) -> tuple[str, ...]:
-    """Every readable range in canonical form, sorted, without duplicates."""
+    """Every valid range in canonical form, sorted, without duplicates."""
     found: set[str] = set()
     for obj in objects:
         for cidr in _cidrs(obj):
@@ -20,7 +20,7 @@ def ranges_of(objects: Iterable[ServiceCIDR]) -> tuple[str, ...]:
 
 
 def problems_of(obj: ServiceCIDR) -> tuple[Problem, ...]:
-    """Every CIDR of a ServiceCIDR that cannot be read, with the reason."""
+    """Every invalid CIDR of a ServiceCIDR, with the reason."""
     found = []
     for number, cidr in enumerate(_cidrs(obj)):
         try:

@@ -1,7 +1,7 @@
-"""Keep once what endpoints of a large cluster have in common: node names, zones, conditions, ports.
+"""Share equal values of endpoints in memory: node names, zones, conditions, ports.
 
-A hundred thousand endpoints on a thousand nodes are ready in one way and listen on a few ports; each object
-comes with copies of its own.
+100,000 endpoints on 1,000 nodes have few different conditions and ports, but each decoded object has its own
+copies.
 """
 
 import sys
@@ -15,7 +15,7 @@ Ports = tuple[EndpointPort, ...]
 
 
 def share(decoded: EndpointSlice) -> None:
-    """Replace parts of a slice that was just decoded, and that nobody else has seen, by equal ones."""
+    """Replace parts of a newly decoded slice by equal shared ones; nothing else may refer to it yet."""
     if decoded.ports is not None:
         force_setattr(decoded, "ports", _ports(decoded.ports))
     for endpoint in decoded.endpoints or ():

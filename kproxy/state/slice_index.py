@@ -8,7 +8,7 @@ from kproxy.state.wire import EndpointSlice
 
 
 class Trigger(msgspec.Struct, frozen=True, gc=False):
-    """When the cause of a change happened: the slice's key and address type, the annotation's text."""
+    """The time of the cause of a change: the slice's key and address type, the annotation's text."""
 
     slice: str
     address_type: str
@@ -18,7 +18,7 @@ class Trigger(msgspec.Struct, frozen=True, gc=False):
 def split_trigger(piece: EndpointSlice) -> tuple[EndpointSlice, Trigger | None]:
     """Return the slice without annotations, and its trigger.
 
-    The trigger is no part of what a slice says: without it, equal slices compare equal.
+    The trigger is not part of a slice's state: slices that differ only in it must compare equal.
     """
     annotations = piece.metadata.annotations
     if annotations is None:

@@ -1,4 +1,4 @@
-"""Where source threads hand over what they learn, and the run loop picks it up."""
+"""The store to which source threads write objects and from which the run loop takes changes."""
 
 import threading
 import time
@@ -15,11 +15,11 @@ from kproxy.state.wire import Node, WireObject
 log = structlog.stdlib.get_logger(__name__)
 
 _NAMELESS = 100
-"""Defects of objects without a name that are kept of each kind; the oldest make room."""
+"""The number of defects of objects without a name that are kept per kind; the oldest are dropped."""
 
 
 class ObjectStore:
-    """A thread-safe Sink around the tables that wakes the run loop when something changed."""
+    """A thread-safe Sink around the tables that wakes the run loop after a change."""
 
     def __init__(self, required: Collection[Kind], kinds: Collection[Kind] = KINDS) -> None:
         """`required`: the kinds of `kinds` whose first complete lists make the store ready."""
@@ -35,12 +35,12 @@ class ObjectStore:
         self._incomplete_since: float | None = None
         self._taken = -1
         self._rejected: dict[tuple[Kind, str], tuple[Problem, ...]] = {}
-        # Whether each may belong to the list that is about to come.
+        # Whether each may belong to the next list.
         self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in kinds}
         self._standing: tuple[Problem, ...] = ()
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
-        """Take a complete list of a kind. Rejected objects that it does not name are gone."""
+        """Store a complete list of a kind. Rejected objects that it does not name are gone."""
         defects = {obj.key: found for obj in objects if (found := kind.problems_of(obj))}
         with self._lock:
             self._note(self._tables.replace(kind, objects, unreadable))
@@ -60,7 +60,7 @@ class ObjectStore:
             self._reject(kind, key, problems)
 
     def upsert(self, kind: Kind, obj: WireObject) -> None:
-        """Take one object."""
+        """Store one object."""
         defects = kind.problems_of(obj)
         with self._lock:
             freed = None if defects else self._rejected.pop((kind, obj.key), None)
@@ -72,7 +72,7 @@ class ObjectStore:
             self._reject(kind, obj.key, defects)
 
     def delete(self, kind: Kind, key: str) -> None:
-        """Forget one object."""
+        """Remove one object."""
         with self._lock:
             freed = self._rejected.pop((kind, key), None)
             self._age_nameless(kind)
@@ -95,7 +95,7 @@ class ObjectStore:
             _log_rejected(problem)
 
     def _reject(self, kind: Kind, key: str, problems: tuple[Problem, ...]) -> None:
-        """Make `problems` all that is known to be wrong with one object, and log those that are new."""
+        """Replace the known defects of one object by `problems`, and log those that are new."""
         with self._lock:
             known = {*self._rejected.get((kind, key), ()), *self._standing}
             self._rejected[kind, key] = problems
@@ -104,7 +104,7 @@ class ObjectStore:
                 _log_rejected(problem)
 
     def set_problems(self, problems: Sequence[Problem]) -> None:
-        """Take everything that is wrong now, in place of all that was rejected before (ProblemSink)."""
+        """Replace all defects reported before by the current ones (ProblemSink)."""
         with self._lock:
             self._rejected.clear()
             for nameless in self._nameless.values():
@@ -119,7 +119,7 @@ class ObjectStore:
 
     @property
     def missing(self) -> frozenset[Kind]:
-        """The required kinds of which no complete list has arrived yet."""
+        """The required kinds without a complete list so far."""
         with self._lock:
             return self._required - self._tables.synced
 
@@ -133,7 +133,8 @@ class ObjectStore:
     def pending_since(self) -> float | None:
         """Monotonic time of the oldest change that is not applied yet, or None if all are.
 
-        Before the first sync everything waits, since this was made: also objects that did not arrive yet.
+        Before the first sync everything waits since the creation of the store, also objects that have not
+        arrived yet.
         """
         with self._lock:
             both = (self._unsynced_since, self._refused_since)
@@ -143,8 +144,8 @@ class ObjectStore:
     def unsynced_since(self) -> float | None:
         """Monotonic time since when the oldest change waits for a sync to finish, or None if none does.
 
-        Before the first lists are complete there is no sync to wait for; and what a sync could not apply,
-        for the kernel refuses it, waits no more.
+        Before the first lists are complete there is no sync to wait for. A change that the kernel refused in
+        a sync does not wait any more.
         """
         with self._lock:
             return self._unsynced()
@@ -157,28 +158,28 @@ class ObjectStore:
 
     @property
     def changed_at(self) -> float | None:
-        """When the last change came in, in seconds since the epoch; None before the first."""
+        """The time of the last change in seconds since the epoch; None before the first."""
         return self._changed_at
 
     @property
     def incomplete_since(self) -> float | None:
-        """Monotonic time since when a service that came after the last `take` is half here, if one is."""
+        """Monotonic time since when a service newer than the last `take` is incomplete; None if none is."""
         with self._lock:
             return self._incomplete_since
 
     @property
     def services(self) -> int:
-        """How many Services are known."""
+        """The number of known Services."""
         with self._lock:
             return self._tables.services
 
     def changes(self) -> Mapping[Kind, Changes]:
-        """How many changes there were of Services and EndpointSlices, and what of them waits."""
+        """The number of changes of Services and EndpointSlices, and of services that wait for a sync."""
         with self._lock:
             return {kind: self._tables.changes(kind) for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE)}
 
     def rejected(self) -> list[Problem]:
-        """Every object that cannot be used now, with what is wrong with it."""
+        """The defects of every object that cannot be used now."""
         with self._lock:
             nameless = (problem for found in self._nameless.values() for problem in found)
             named = (problem for found in self._rejected.values() for problem in found)
@@ -186,7 +187,7 @@ class ObjectStore:
 
     @property
     def missing_lists(self) -> list[Kind]:
-        """The required kinds of which no complete list has arrived."""
+        """The required kinds without a complete list so far, in order."""
         with self._lock:
             return sorted(self._required - self._tables.synced)
 
@@ -196,7 +197,7 @@ class ObjectStore:
             return self._tables.node
 
     def objects(self, kind: Kind) -> dict[str, WireObject]:
-        """A copy of the objects of a kind by key, as they are now."""
+        """A copy of the current objects of a kind by key."""
         with self._lock:
             return dict(self._tables.objects(kind))
 
@@ -207,7 +208,7 @@ class ObjectStore:
             return self._tables.service_ranges
 
     def take(self, *, everything: bool = False) -> list[ServiceInput]:
-        """What changed since its last commit, or `everything` that is known."""
+        """Return the services that changed since their last commit, or `everything`."""
         with self._lock:
             if everything:
                 self._tables.touch_all()
@@ -219,10 +220,10 @@ class ObjectStore:
             return self._tables.dirty()
 
     def commit(self, applied: Iterable[ServiceInput], *, refused: bool = False) -> list[Trigger]:
-        """Clear the marks of what is applied, of all that was taken; the rest of it was refused.
+        """Clear the marks of the applied services; the others of the last `take` were refused.
 
-        `refused`: the kernel refused something that was not taken too, for it was applied before and had to
-        be written again. Returns the triggers of the changes of endpoints that are applied.
+        `refused`: the kernel also refused a service that was not taken, because it was applied before and had
+        to be written again. Returns the triggers of the applied changes of endpoints.
         """
         with self._lock:
             triggers = self._tables.commit(applied)
@@ -235,12 +236,12 @@ class ObjectStore:
             return triggers
 
     def not_applied(self) -> None:
-        """A sync failed: something waits for the next one, also where no object changed."""
+        """Note that a sync failed: its changes wait for the next one, even if no object changes."""
         with self._lock:
             self._wait_from_now()
 
     def wait(self, timeout: float | None) -> None:
-        """Sleep until something changes, `wake` is called or `timeout` seconds have passed."""
+        """Block until a change, a call of `wake` or the end of `timeout` seconds."""
         self._wake.wait(timeout)
         self._wake.clear()
 
@@ -249,7 +250,7 @@ class ObjectStore:
         self._wake.set()
 
     def _age_nameless(self, kind: Kind) -> None:
-        """An event says that what was rejected before was no part of the list that may come next."""
+        """Note an event: nameless defects reported before it do not belong to the next list."""
         nameless = self._nameless[kind]
         if nameless:
             self._nameless[kind] = dict.fromkeys(nameless, False)
@@ -289,7 +290,7 @@ def _log_rejected(problem: Problem) -> None:
 
 
 def _log_freed(problems: tuple[Problem, ...], *, valid: bool) -> None:
-    """One line for a rejected object that is valid now, or gone."""
+    """Log that a rejected object is valid now, or gone."""
     if valid:
         log.info("object_valid_again", object=problems[0].object)
     else:

@@ -1,9 +1,9 @@
 """The objects in force and the services that changed since the last successful apply.
 
-A service is dirty from the moment anything about it changes until `commit` is called with the revision at
-which it was read: a change that arrives while an older one is being applied keeps it dirty, and a failed
-apply simply does not commit. That is how a change is never lost. The same marks tell how long a change of
-endpoints took: its trigger waits here until the change is committed.
+A service is dirty from a change of any of its objects until `commit` is called with the revision at which it
+was read. A change that arrives while an older one is being applied keeps it dirty, and a failed apply does
+not commit, so no change is lost. The duration of a change of endpoints is measured by the same marks: its
+trigger is kept here until the change is committed.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR, WireObj
 
 
 class ServiceInput(msgspec.Struct, frozen=True, gc=False):
-    """All that is known of one service: the object (None: it is gone) and its slices, ordered by name."""
+    """The state of one service: the object (None: it is gone) and its slices, ordered by name."""
 
     key: str
     revision: int
@@ -28,7 +28,7 @@ class ServiceInput(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Relevant changes of one kind: how many there were, and how many services wait for one to be applied."""
+    """Relevant changes of one kind: their number, and the number of services with one not yet applied."""
 
     total: int
     pending: int
@@ -37,8 +37,8 @@ class Changes(msgspec.Struct, frozen=True):
 class Tables:
     """All relevant objects by kind, with dirty tracking of services. Not thread-safe: the owner locks.
 
-    Any kind has its objects by key and counts in `revision`. Beyond that, a change of a Service or an
-    EndpointSlice marks its service dirty; `node` and `service_ranges` are views of the other kinds.
+    Objects of every kind are stored by key, and each change increases `revision`. A change of a Service or an
+    EndpointSlice also marks its service dirty; `node` and `service_ranges` are views of the other kinds.
     """
 
     def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
@@ -77,33 +77,33 @@ class Tables:
 
     @property
     def services(self) -> int:
-        """How many Services there are."""
+        """The number of Services."""
         return len(self._services)
 
     @property
     def pending(self) -> int:
-        """How many services changed since their last commit."""
+        """The number of services that changed since their last commit."""
         return len(self._dirty)
 
     def is_behind(self, revision: int) -> bool:
-        """Whether a service that changed by this revision, and not since, waits for its commit."""
+        """Whether a service whose last change is at most this revision waits for its commit."""
         return any(changed <= revision for changed in self._dirty.values())
 
     @property
     def has_incomplete(self) -> bool:
-        """Whether a service that came since the last `settle` lacks its Service or slices."""
+        """Whether a service that arrived since the last `settle` lacks its Service or slices."""
         return bool(self._incomplete)
 
     def settle(self) -> None:
-        """Take what there is for all there will be."""
+        """Treat all current services as complete."""
         self._incomplete.forget_all()
 
     def changes(self, kind: Kind) -> Changes:
-        """How many changes of Services or EndpointSlices there were, and what waits of them."""
+        """The number of changes of Services or EndpointSlices, and of services that wait for a sync."""
         return Changes(self._totals[kind], len(self._waiting[kind]))
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str] = ()) -> bool:
-        """Make `objects` the whole of `kind`, but keep what is known of `unreadable`; True if changed."""
+        """Replace all objects of `kind` except the `unreadable` ones; return True if anything changed."""
         before = self._revision
         named = set(unreadable)
         for obj in objects:
@@ -154,7 +154,7 @@ class Tables:
         return self._view_changed(kind)
 
     def touch_all(self) -> None:
-        """Mark every service dirty: something that all of them depend on (the node, the config) changed."""
+        """Mark every service dirty, after a change of the node or the configuration."""
         for key in self._services.keys() | self._slices.services():
             self._touch(key)
 
@@ -168,15 +168,15 @@ class Tables:
         return [self.read(key) for key in sorted(self._dirty)]
 
     def read(self, key: str) -> ServiceInput:
-        """What is known of one service now."""
+        """The current state of one service."""
         slices = self._slices.of(key)
         ordered = tuple(slices[name] for name in sorted(slices))
         return ServiceInput(key, self._dirty.get(key, 0), self._services.get(key), ordered)
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
-        """Clear the dirty mark of services that are applied and have not changed since they were read.
+        """Clear the dirty mark of applied services that have not changed since they were read.
 
-        Returns the triggers of the changes that are applied now.
+        Returns the triggers of their changes.
         """
         done: list[Trigger] = []
         for each in applied:
@@ -194,7 +194,7 @@ class Tables:
         return done
 
     def _listed(self) -> bool:
-        """Whether what comes is news: before both lists are complete, everything is half of something."""
+        """Whether services can be incomplete: not before the first lists of both kinds are complete."""
         return self._synced >= {Kind.SERVICE, Kind.ENDPOINT_SLICE}
 
     def _touch(self, key: str) -> None:
@@ -206,7 +206,7 @@ class Tables:
         self._waiting[kind][key] = self._revision
 
     def _view_changed(self, kind: Kind) -> bool:
-        """Count a change of a kind that no single service depends on; False if its view is as before."""
+        """Count a change of a kind that no single service depends on; False if its view has not changed."""
         if kind is Kind.SERVICE_CIDR:
             ranges = ranges_of(cast("dict[str, ServiceCIDR]", self._objects[kind]).values())
             if ranges == self.service_ranges:
@@ -241,7 +241,7 @@ class Tables:
         self._touch(owner)
         self._count(Kind.ENDPOINT_SLICE, owner)
         self._incomplete.forget(owner)
-        # The last trigger is that of an earlier change; no API says when the end of a slice began.
+        # The last trigger is that of an earlier change; the API has no time for the deletion of a slice.
         self._triggers.pop(owner, None)
 
 

@@ -1,8 +1,8 @@
-"""The few fields of the Kubernetes API that decide where a packet goes.
+"""The fields of the Kubernetes API that service proxies need.
 
-msgspec skips every other field while it parses, which is what keeps a cluster of 100,000 endpoints small
-and quick to read. Labels and annotations are structs too: only the keys that mean something to a service
-proxy are kept. Nothing here carries a resourceVersion: two equal structs mean that nothing relevant changed.
+msgspec skips every other field, which keeps memory and time low for 100,000 endpoints. Labels and annotations
+are structs too: only the keys that service proxies use are kept. No struct has a resourceVersion: if two
+structs are equal, nothing relevant changed.
 """
 
 from typing import Annotated
@@ -13,7 +13,7 @@ from msgspec import Meta, field
 PORT_MAX = 65535
 
 Count = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-"""An int32, as every number of these API types is; ranges are judged where the meaning is known."""
+"""An int32, like every number of these API types; ranges are checked where the value is used."""
 
 
 class _Wire(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -141,14 +141,14 @@ class Service(NamespacedObject, frozen=True):
 
 
 class SliceLabels(_Wire, frozen=True):
-    """Labels of an EndpointSlice: whose it is, and whether service proxies shall ignore it."""
+    """Labels of an EndpointSlice: its Service, and whether service proxies must ignore it."""
 
     service_name: str | None = field(name="kubernetes.io/service-name", default=None)
     headless: str | None = field(name="service.kubernetes.io/headless", default=None)
 
 
 class SliceAnnotations(_Wire, frozen=True):
-    """Annotations of an EndpointSlice: when the pod or service changed that it follows (RFC 3339)."""
+    """Annotations of an EndpointSlice: the time of the change of the pod or service (RFC 3339)."""
 
     trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
 

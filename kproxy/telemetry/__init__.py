@@ -1,1 +1,1 @@
-"""What kproxy reports of itself: metrics, status, Events, and the HTTP servers for them."""
+"""kproxy's reports: metrics, status, Events, and the HTTP servers for them."""

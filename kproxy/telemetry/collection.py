@@ -1,8 +1,8 @@
-"""What is looked up at scrape time: changes that wait, rules in the kernel, packets per service.
+"""Values that are read at scrape time: pending changes, rules in the kernel, packets per service.
 
-Series per service are bounded: the busiest service ports are exported, the rest are counted. So is what it
-costs to read them, which is a dump of all rules where there are no virtual servers: the longer it takes, the
-less often it is done.
+Series per service are bounded: the busiest service ports are exported, the rest are counted. The cost of
+reading them is bounded too: without virtual servers it needs a dump of all rules, and the longer a dump
+takes, the less often it is read.
 """
 
 import threading
@@ -26,7 +26,7 @@ from kproxy.telemetry.series import Series
 from kproxy.telemetry.verdict import Cause, State, Verdict
 
 TRAFFIC_SHARE = 100
-"""Reading traffic takes at most one part in so many of the time."""
+"""Traffic that took t seconds to read is read again after this many times t: at most 1 % of the time."""
 
 Nfacct = Callable[[], dict[str, tuple[int, int]]]
 
@@ -40,9 +40,9 @@ def readers(
     accounts: Nfacct = nfacct.read,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sequence[tuple[str, Reader]]:
-    """All readers. `verdict` says how the agent is.
+    """All readers. `verdict` returns the agent's health.
 
-    `service_limit` bounds the service ports that have series of their own; 0: none has.
+    `service_limit` bounds the number of service ports with series of their own; 0: none.
     """
     return (
         ("health", lambda: _health(verdict())),
@@ -87,7 +87,7 @@ def _objects(store: ObjectStore, observer: SyncObserver) -> Iterator[Sample]:
 
 
 class _Kernel:
-    """Rules, objects, traffic of families; traffic that took t s to read is kept TRAFFIC_SHARE times t."""
+    """Reads rules, objects and traffic; traffic that took t s to read is kept for TRAFFIC_SHARE * t s."""
 
     def __init__(self, mode: Callable[[], Mode], service_limit: int, clock: Callable[[], float]) -> None:
         self._mode = mode
@@ -125,7 +125,7 @@ class _Kernel:
 
 
 def _traffic(family: Family, ports: Sequence[PortTraffic], limit: int) -> Iterator[Sample]:
-    """The busiest ports; among equals the first by name, so that the choice does not waver."""
+    """The busiest ports; among equals the first by name, so that the choice is stable."""
     chosen = ports
     if len(ports) > limit:
         by_name = sorted(ports, key=lambda port: (port.name, port.protocol))

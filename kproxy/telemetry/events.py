@@ -1,8 +1,8 @@
-"""Kubernetes Events for what an operator must know: at the service or node, where kubectl shows them.
+"""Kubernetes Events about services and the node, where kubectl shows them.
 
-They are sent from a thread of their own and only ever logged when that fails. The same thing is said once;
-when it happens again within the hour that Events live, the first Event counts it. However much goes wrong at
-once, the API server gets a handful of requests.
+They are sent from a separate thread; failures are only logged. A repetition within the lifetime of an Event
+(one hour) increases its count instead of creating another. The rate of requests is limited, independent of
+the number of problems.
 """
 
 import enum
@@ -28,16 +28,16 @@ NOTE_MAX = 1024
 REMEMBERED_SECONDS = 3600.0
 """How long an API server keeps Events by default (--event-ttl)."""
 UPDATE_SECONDS = 300.0
-"""Least time between two updates of one Event's count."""
+"""Minimum seconds between two updates of one Event's count."""
 BURST = 25
 REFILL_SECONDS = 10.0
-"""At most this many at once, and then one in so many seconds."""
+"""The rate limit of requests: bursts of at most BURST, and one per REFILL_SECONDS on average."""
 _QUEUED = 1000
 _REMEMBERED = 4096
 
 
 class Reason(enum.StrEnum):
-    """Reasons of Events, and what was being done."""
+    """Reasons of Events, each with its action."""
 
     QUARANTINED = "ServiceQuarantined"
     CONFLICT = "AddressConflict"
@@ -46,7 +46,7 @@ class Reason(enum.StrEnum):
     CONFIGURATION = "ConfigurationRejected"
     UNHEALTHY = "ProxyUnhealthy"
     HEALTH_PORT = "FailedToStartServiceHealthcheck"
-    """kube-proxy's own word (pkg/proxy/healthcheck/service_health.go)."""
+    """The reason that kube-proxy uses (pkg/proxy/healthcheck/service_health.go)."""
 
     @property
     def action(self) -> str:
@@ -63,7 +63,7 @@ _ACTIONS = {
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """Something to be said of one service (`namespace/name`), or of the node itself if `service` is empty."""
+    """A message about one service (`namespace/name`), or about the node if `service` is empty."""
 
     reason: Reason
     service: str
@@ -71,7 +71,7 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Api(Protocol):
-    """The API server, as far as Events need it. Methods raise an Exception for anything but success."""
+    """The API server's methods that Events need. They raise an Exception for any answer except success."""
 
     def uid(self, path: str) -> str:
         """The uid of the object at a path."""
@@ -84,7 +84,7 @@ class Api(Protocol):
 
 
 class _Said:
-    """One Event that stands in the API server."""
+    """One Event that exists in the API server."""
 
     def __init__(self, path: str, now: float) -> None:
         self.path = path
@@ -94,7 +94,7 @@ class _Said:
 
 
 class EventRecorder:
-    """Sends notices as Events of `node`. `errors` are what `api` raises; `clock` gives monotonic seconds."""
+    """Sends notices as Events of `node`. `errors`: the exceptions of `api`; `clock`: monotonic seconds."""
 
     def __init__(
         self,
@@ -115,14 +115,14 @@ class EventRecorder:
         self._refilled = clock()
 
     def notify(self, notice: Notice) -> None:
-        """Take a notice; returns at once. May be called from any thread."""
+        """Queue a notice; return at once. May be called from any thread."""
         try:
             self._queue.put_nowait(notice)
         except queue.Full:
             self._metrics.add(EVENTS, "dropped")
 
     def wake(self) -> None:
-        """Let `run` see that it shall stop."""
+        """Wake `run`, so that it checks for the stop."""
         try:
             self._queue.put_nowait(None)
         except queue.Full:
@@ -136,7 +136,7 @@ class EventRecorder:
                 self.send(notice)
 
     def send(self, notice: Notice) -> None:
-        """Send one notice, unless it has just been said or too much is being said."""
+        """Send one notice, unless it was sent recently or the rate limit is reached."""
         now = self._clock()
         said = self._said.get(notice)
         if said is not None and now - said.at > REMEMBERED_SECONDS:
@@ -167,7 +167,7 @@ class EventRecorder:
         self._metrics.add(EVENTS, "sent")
 
     def _create(self, notice: Notice) -> str:
-        """Create the Event; its path."""
+        """Create the Event; return its path."""
         regarding = self._service(notice.service) if notice.service else _node(self._node)
         namespace, name = regarding.get("namespace", "default"), regarding["name"]
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
@@ -208,12 +208,12 @@ class EventRecorder:
 
 
 def _node(name: str) -> dict[str, str]:
-    """A node as kubelet refers to its own: `kubectl describe node` looks for its name as the uid."""
+    """A reference to a node as kubelet makes it: `kubectl describe node` searches for the name as uid."""
     return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": name}
 
 
 def _micro_time() -> str:
-    """Now as metav1.MicroTime."""
+    """The current time as metav1.MicroTime."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

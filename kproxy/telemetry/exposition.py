@@ -1,6 +1,6 @@
-"""From samples to the text that Prometheus reads, with what is only looked up when somebody asks.
+"""Convert samples to Prometheus' text format, including values that are read at scrape time.
 
-prometheus-client is loaded at the first scrape: it costs more than all of kproxy's own start.
+prometheus-client is imported at the first scrape: the import takes longer than the rest of kproxy's start.
 """
 
 import platform
@@ -24,20 +24,20 @@ log = structlog.stdlib.get_logger(__name__)
 LONGEST_LABEL = 512
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""The classic text format: OpenMetrics would not allow kube-proxy's gauges that end in `_total`."""
+"""The classic text format: OpenMetrics does not allow kube-proxy's gauges that end in `_total`."""
 
 Reader = Callable[[], Iterable[Sample]]
-"""Looks something up at scrape time; may raise CollectionError."""
+"""Reads values at scrape time; may raise CollectionError."""
 
 
 class CollectionError(Exception):
-    """Something could not be read from the kernel; the rest of the scrape goes on without it."""
+    """Values could not be read from the kernel; the scrape continues without them."""
 
 
 class Exposition:
-    """Answers scrapes, one at a time. `readers` are asked at each, by name.
+    """Answers scrapes, one at a time. Each scrape calls the `readers`, which have names.
 
-    `hidden` returns the names of series that the mode which runs does not have.
+    `hidden` returns the names of series that the running mode does not have.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Exposition:
             return generate_latest(self._registry)
 
     def collect(self) -> "Iterator[Metric]":
-        """All series as prometheus-client wants them (prometheus_client.registry.Collector)."""
+        """All series, in the interface of prometheus-client (prometheus_client.registry.Collector)."""
         samples = [Sample(BUILD_INFO, _build(), 1.0), *self._metrics.samples()]
         for part, read in self._readers:
             try:
@@ -71,7 +71,7 @@ class Exposition:
                 self._metrics.add(COLLECTION_FAILURES, part)
                 log.warning("collection_failed", part=part, reason=str(error))
         by_series: dict[Series, dict[Labels, Sample]] = {}
-        for sample in samples:  # what was read just now takes the place of a counter's first 0
+        for sample in samples:  # a value that was just read replaces a counter's initial 0
             by_series.setdefault(sample.series, {})[sample.labels] = sample
         hidden = self._hidden()
         shown = [each for each in ALL if each.name not in hidden]
@@ -87,7 +87,7 @@ class Exposition:
 
 
 def slis(metrics: Metrics) -> bytes:
-    """The outcomes of health checks in the classic text format, as /metrics/slis tells them."""
+    """The outcomes of health checks in the classic text format, for /metrics/slis."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
@@ -126,12 +126,12 @@ def _family(series: Series, samples: Iterable[Sample]) -> "Metric":
 
 
 def _cleaned(labels: Labels) -> Labels:
-    """A text that cannot be encoded would cost the whole scrape."""
+    """Clean label values: one that cannot be encoded would fail the whole scrape."""
     return tuple(clean(label, LONGEST_LABEL) for label in labels)
 
 
 def bound_text(bound: float) -> str:
-    """A bucket's bound as Go prints it (`1`, not `1.0`), for that is what stored series are named by."""
+    """A bucket's bound as Go prints it (`1`, not `1.0`), because stored series have such labels."""
     return f"{bound:g}"
 
 

@@ -1,7 +1,7 @@
-"""Logs when the agent's health changes, and writes Events at the Node for reasons that last.
+"""Log changes of the agent's health, and write Events at the Node for reasons that last.
 
-The verdict depends on time as well as on what happens, and the run loop may hang: so a thread looks at it
-every few seconds, which costs some microseconds.
+The verdict depends on time as well as on events, and the run loop may hang. So a thread computes it every few
+seconds, which takes some microseconds.
 """
 
 import threading
@@ -15,19 +15,19 @@ from kproxy.telemetry.verdict import Cause, Condition, State, Verdict
 log = structlog.stdlib.get_logger(__name__)
 
 PERIOD = 2.0
-"""Seconds between two looks. A condition that two of them see is worth an Event."""
+"""Seconds between two checks. A condition that holds in two consecutive checks becomes an Event."""
 
 _REASONS = {Cause.CONFIGURATION_REJECTED: Reason.CONFIGURATION}
 """Reasons of Events; all other causes share one."""
 
 _SILENT = frozenset({Cause.MODE_REFUSED, Cause.WATCH_DOWN, Cause.LISTS_INCOMPLETE})
-"""Causes without an Event from here: one writes its own, and a server that does not answer takes none."""
+"""Causes without an Event here: one has its own, and others mean that the API server does not answer."""
 
 _SHOWN = 300
 
 
 class HealthMonitor:
-    """Compares each verdict with the one before. `notify` takes what becomes an Event and returns at once."""
+    """Compares each verdict with the one before. `notify` takes notices for Events and returns at once."""
 
     def __init__(self, verdict: Callable[[], Verdict], notify: Callable[[Notice], None]) -> None:
         self._verdict = verdict
@@ -37,13 +37,13 @@ class HealthMonitor:
         self._noticed: set[tuple[Cause, str]] = set()
 
     def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set."""
+        """Check until `stop` is set."""
         self.look()
         while not stop.wait(PERIOD):
             self.look()
 
     def look(self) -> None:
-        """Look once."""
+        """Check once."""
         verdict = self._verdict()
         known, self._known = self._known, verdict
         if (verdict.state, verdict.causes, verdict.live) != (known.state, known.causes, known.live):

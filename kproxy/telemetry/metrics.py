@@ -1,7 +1,7 @@
-"""Counts what happens, for less than a microsecond each, so that syncs do not pay for being measured.
+"""Counters, gauges and histograms; an update takes less than a microsecond, to keep syncs fast.
 
-Nothing is formatted here and no client library is loaded: kproxy.telemetry.exposition does both when somebody
-asks for /metrics.
+Nothing is formatted here and no client library is loaded: kproxy.telemetry.exposition does both when /metrics
+is scraped.
 """
 
 import threading
@@ -47,9 +47,9 @@ class Metrics:
         self._histograms: dict[tuple[Series, Labels], _Histogram] = {}
 
     def begin(self, families: Collection[Family]) -> None:
-        """Let every counter and histogram that has no label but the family begin at 0.
+        """Set every counter and histogram without labels other than the family to 0.
 
-        A rate needs a first value, and a dashboard lists the instances that have a histogram.
+        A rate needs an initial value, and dashboards list the instances that have a histogram.
         """
         with self._lock:
             for series in ALL:
@@ -62,7 +62,7 @@ class Metrics:
                         self._histograms.setdefault((series, labels), _Histogram(len(series.buckets)))
 
     def add(self, series: Series, *labels: str, amount: float = 1.0) -> None:
-        """Count something."""
+        """Increase a counter."""
         key = (series, labels)
         with self._lock:
             self._numbers[key] = self._numbers.get(key, 0.0) + amount
@@ -73,7 +73,7 @@ class Metrics:
             self._numbers[series, labels] = value
 
     def observe(self, series: Series, *labels: str, value: float) -> None:
-        """Take one observation into a histogram."""
+        """Add one observation to a histogram."""
         key = (series, labels)
         with self._lock:
             histogram = self._histograms.get(key)
@@ -87,7 +87,7 @@ class Metrics:
         return (series, labels) in self._numbers
 
     def samples(self) -> list[Sample]:
-        """All values at this moment."""
+        """All current values."""
         with self._lock:
             found = [Sample(series, labels, value) for (series, labels), value in self._numbers.items()]
             found += [
@@ -98,6 +98,6 @@ class Metrics:
 
 
 def observe_check(metrics: Metrics, name: str, path: str, *, passed: bool) -> None:
-    """Take the outcome of a health check: its name, and where it was asked for (`healthz`, `livez`)."""
+    """Count the outcome of a health check; `path` is the one requested (`healthz`, `livez`)."""
     metrics.set(HEALTHCHECK, name, path, value=float(passed))
     metrics.add(HEALTHCHECKS, name, path, "success" if passed else "error")

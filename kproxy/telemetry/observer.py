@@ -1,6 +1,6 @@
-"""What the run loop says of itself, kept for those who ask: /metrics, /status and Kubernetes Events.
+"""Record the run loop's reports for /metrics, /status and Kubernetes Events.
 
-The run loop calls this after each step and is never held up by it: everything here is arithmetic in memory.
+The run loop calls this after each step. It never blocks the loop: it only computes in memory.
 """
 
 import threading
@@ -24,9 +24,9 @@ from kproxy.telemetry.verdict import RETURNS
 log = structlog.stdlib.get_logger(__name__)
 
 SHOWN_DRIFTS = 20
-"""How many drifted objects the status names."""
+"""The maximum number of drifted objects that the status names."""
 COUNTED_DRIFTS = 1000
-"""How many drifted objects are remembered, to see which of them return."""
+"""The maximum number of drifted objects stored, to detect those that return."""
 
 
 class _FamilyRecord:
@@ -50,7 +50,7 @@ class _FamilyRecord:
 
 
 class SyncObserver:
-    """Takes what happened. `notify` hands on what an operator must know, and returns at once."""
+    """Records the run loop's reports. `notify` sends a notice for an Event and returns at once."""
 
     def __init__(self, metrics: Metrics, notify: Callable[[Notice], None] = lambda _: None) -> None:
         self._metrics = metrics
@@ -79,7 +79,7 @@ class SyncObserver:
         *,
         retried: bool,
     ) -> None:
-        """Take the outcome of one family's sync, which took so long, and the plans that it was about."""
+        """Record the outcome of one family's sync, its duration in seconds and its plans."""
         now = datetime.now(UTC)
         name = family.value
         metrics = self._metrics
@@ -106,12 +106,12 @@ class SyncObserver:
             if not report.full:
                 metrics.add(series.PARTIAL_RESTORE_FAILURES, name)
         for key in new if report.error is None else ():
-            if key.startswith("("):  # an object of the kernel's that belongs to no service any more
+            if key.startswith("("):  # an object in the kernel that belongs to no service any more
                 continue
             self._notify(Notice(Reason.QUARANTINED, key, f"{name}: {report.failed[key]}"))
 
     def applied(self, triggers: Iterable[Trigger]) -> None:
-        """Take the triggers of changes that every family has in the kernel now."""
+        """Record the triggers of changes that are now applied for every family."""
         now = time.time()
         for trigger in triggers:
             if trigger.address_type not in self._families:
@@ -126,13 +126,13 @@ class SyncObserver:
                     reason=str(error),
                 )
                 continue
-            # What changed before this process began says nothing of it.
+            # Changes before the start of this process do not measure its latency.
             if began > self._started:
                 value = max(0.0, now - began)
                 self._metrics.observe(series.PROGRAMMING, trigger.address_type, value=value)
 
     def problems(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
-        """Take what is wrong with each of these services now; an empty tuple: nothing."""
+        """Record the current problems of these services; an empty tuple: none."""
         notices: list[Notice] = []
         with self._lock:
             for key, problems in found.items():
@@ -152,7 +152,7 @@ class SyncObserver:
             self._notify(notice)
 
     def drifted(self, family: Family, drifts: Sequence[Drift]) -> None:
-        """Take what others changed; the next sync repairs it."""
+        """Record drift, which the next sync repairs."""
         self._metrics.add(series.DRIFT_FOUND, family.value, amount=len(drifts))
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
@@ -165,7 +165,7 @@ class SyncObserver:
             record.finds = {name: record.finds.get(name, 0) + 1 for name in found}
 
     def compared(self, family: Family, *, clean: bool) -> None:
-        """The kernel was compared with what was applied; `clean`: nothing had drifted."""
+        """Note a comparison of the kernel with the applied state; `clean`: there was no drift."""
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             record.comparison_failure = None
@@ -173,31 +173,31 @@ class SyncObserver:
                 record.finds = {}
 
     def not_compared(self, family: Family, reason: str) -> None:
-        """The kernel could not be compared with what was applied."""
+        """Note that the kernel could not be compared with the applied state."""
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             since = record.comparison_failure
             record.comparison_failure = Failure(datetime.now(UTC) if since is None else since.at, reason)
 
     def confirmed(self, family: Family) -> None:
-        """The kernel was found as it should be: as good as a sync that had nothing to write."""
+        """Note that the kernel has the applied state, which counts as a sync that wrote nothing."""
         self._metrics.set(series.LAST_SYNC, family.value, value=time.time())
 
     def switched(self) -> None:
-        """Another mode works now."""
+        """Note that the switch to another mode succeeded."""
         self._metrics.add(series.MODE_SWITCHES, "done")
 
     def switch_failed(self, wanted: str, kept: str, reason: str) -> None:
-        """The mode `wanted` could not be taken; `kept` works on."""
+        """Note that the switch to mode `wanted` failed; `kept` stays in use."""
         self._metrics.add(series.MODE_SWITCHES, "failed")
         self._notify(Notice(Reason.MODE, "", f"mode {wanted}: {reason}; {kept} stays"))
 
     def port_refused(self, service: str, port: int, reason: str) -> None:
-        """A service's health-check port cannot be opened."""
+        """Note that a service's health-check port cannot be opened."""
         self._notify(Notice(Reason.HEALTH_PORT, service, f"port {port}: {reason}"))
 
     def family_status(self) -> dict[Family, FamilyStatus]:
-        """How each family is doing."""
+        """The status of each family."""
         with self._lock:
             return {
                 family: FamilyStatus(
@@ -221,7 +221,7 @@ class SyncObserver:
             }
 
     def known_problems(self) -> list[Problem]:
-        """Every field of a service that cannot be obeyed."""
+        """The problems of all services."""
         with self._lock:
             return sorted(dict.fromkeys(each for problems in self._problems.values() for each in problems))
 
@@ -253,7 +253,7 @@ class SyncObserver:
         metrics.set(series.QUARANTINED, name, value=len(record.quarantined))
         metrics.set(series.DEGRADED, name, value=len(record.degraded))
         if record.repair_due:
-            record.unrepaired.update(new)  # refused as they were to be written again
+            record.unrepaired.update(new)  # refused when they were written again
         record.repair_due = False
         record.unrepaired &= report.failed.keys()
         if record.drifting and not record.unrepaired:

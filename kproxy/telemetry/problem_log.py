@@ -1,4 +1,4 @@
-"""What is wrong with objects, logged once: when it is found, and when it is mended."""
+"""Log the problems of objects once: when they are found, and when they are fixed."""
 
 from collections.abc import Mapping
 
@@ -9,17 +9,17 @@ from kproxy.state.problems import Problem
 log = structlog.stdlib.get_logger(__name__)
 
 LINES = 20
-"""At most so many lines about one service at a time."""
+"""The maximum number of lines about one service at a time."""
 
 
 class ProblemLog:
-    """Knows what was said of each service."""
+    """Holds the logged problems of each service."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Problem, ...]] = {}
 
     def tell(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
-        """Log what is new about these services; an empty tuple: nothing is wrong with one."""
+        """Log the new problems of these services; an empty tuple: the service has none."""
         for key, problems in found.items():
             known = self._known.get(key, ())
             seen = set(known)

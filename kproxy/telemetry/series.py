@@ -1,10 +1,10 @@
 """Every series that is exported: name, type, labels and buckets.
 
-Which of them only some modes have is said by the modes (kproxy/modes/base.py, ModeSpec).
+Each mode lists the series that not every mode has (kproxy/modes/base.py, ModeSpec).
 
-Those named kubeproxy_* are kube-proxy 1.36's (pkg/proxy/metrics/metrics.go), so that dashboards and alerts
-written for it find what they ask for. Some of its gauges end in `_total`, against Prometheus' own advice;
-they stay as they are. What it does not have is named kproxy_*.
+Those named kubeproxy_* are kube-proxy 1.36's (pkg/proxy/metrics/metrics.go), so that its dashboards and
+alerts work with kproxy. Some of its gauges end in `_total`, against Prometheus' conventions; these names
+stay. Series that kube-proxy does not have are named kproxy_*.
 """
 
 import enum
@@ -44,7 +44,7 @@ PROGRAMMING_BUCKETS = (
     *map(float, range(60, 120, 5)),
     *map(float, range(120, 301, 30)),
 )
-"""Seconds from 0.25 to 300, as the network programming latency SLI has them (sig-scalability).
+"""Seconds from 0.25 to 300, as in the network programming latency SLI (sig-scalability).
 
 The first bound is a by-product of how kube-proxy joins the parts (component-base/metrics/buckets.go).
 """
@@ -66,32 +66,34 @@ def _seconds(name: str, labels: tuple[str, ...], text: str, buckets: tuple[float
     return Series(name, SeriesType.HISTOGRAM, labels, text, buckets)
 
 
-SYNC = _seconds("kubeproxy_sync_proxy_rules_duration_seconds", _FAMILY, "How long syncs took.", SYNC_BUCKETS)
+SYNC = _seconds("kubeproxy_sync_proxy_rules_duration_seconds", _FAMILY, "Duration of syncs.", SYNC_BUCKETS)
 SYNC_FULL = _seconds(
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     _FAMILY,
-    "How long syncs took that first read what the kernel holds.",
+    "Duration of syncs that first read the rules in the kernel.",
     SYNC_BUCKETS,
 )
 SYNC_PARTIAL = _seconds(
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
     _FAMILY,
-    "How long syncs took that looked at what changed only.",
+    "Duration of syncs that handled changes only.",
     SYNC_BUCKETS,
 )
 PROGRAMMING = _seconds(
     "kubeproxy_network_programming_duration_seconds",
     _FAMILY,
-    "From the change of a pod or service, as its EndpointSlice tells it, until the kernel obeyed.",
+    "Time from the change of a pod or service, as noted in its EndpointSlice, until it is applied.",
     PROGRAMMING_BUCKETS,
 )
 LAST_SYNC = _gauge(
     "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
     _FAMILY,
-    "When the rules were last synced, or found to need nothing.",
+    "Time of the last sync, or of the last check that found nothing to change.",
 )
 LAST_QUEUED = _gauge(
-    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", _FAMILY, "When a sync was last asked for."
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+    _FAMILY,
+    "Time at which a sync was last requested.",
 )
 ENDPOINT_CHANGES = _counter(
     "kubeproxy_sync_proxy_rules_endpoint_changes_total", (), "Changes of endpoints that arrived."
@@ -124,12 +126,12 @@ RESTORE_FAILURES = _counter(
 PARTIAL_RESTORE_FAILURES = _counter(
     "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
     _FAMILY,
-    "Those of them that looked at what changed only.",
+    "Syncs of changes only in which iptables-restore failed or refused a service.",
 )
 RULES = _gauge(
     "kubeproxy_sync_proxy_rules_iptables_total",
     ("table", "ip_family"),
-    "iptables rules that the kernel holds of ours.",
+    "iptables rules of kproxy in the kernel.",
 )
 RULES_LAST = _gauge(
     "kubeproxy_sync_proxy_rules_iptables_last",
@@ -139,7 +141,7 @@ RULES_LAST = _gauge(
 INVALID_DROPPED = _counter(
     "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
     (),
-    "Packets dropped because conntrack calls them invalid.",
+    "Packets dropped because conntrack marks them as invalid.",
 )
 LOCALHOST_ACCEPTED = _counter(
     "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
@@ -159,7 +161,7 @@ NFTABLES_CLEANUP_FAILURES = _counter(
 CONNTRACK_SYNC = _seconds(
     "kubeproxy_conntrack_reconciler_sync_duration_seconds",
     _FAMILY,
-    "How long looking for stale flows took.",
+    "Duration of searches for stale flows.",
     SYNC_BUCKETS,
 )
 CONNTRACK_DELETED = _counter(
@@ -178,7 +180,7 @@ BUILD_INFO = _gauge(
         "compiler",
         "platform",
     ),
-    "Always 1; the labels tell what runs.",
+    "Always 1; the labels describe the version.",
 )
 REQUESTS = _counter(
     "rest_client_requests_total", ("code", "host", "method"), "Requests to the API server by status."
@@ -190,25 +192,27 @@ REQUEST_SECONDS = _seconds(
     REQUEST_BUCKETS,
 )
 THREADS = _gauge(
-    "go_goroutines", (), "Threads of this process, under the name that dashboards for Go programs ask for."
+    "go_goroutines", (), "Threads of this process, under the name that dashboards for Go programs use."
 )
 
 QUARANTINED = _gauge(
     "kproxy_quarantined_services", _FAMILY, "Services that the kernel refused and that are tried again."
 )
-DEGRADED = _gauge("kproxy_degraded_services", _FAMILY, "Services that work, but not in every respect.")
-PROBLEMS = _gauge("kproxy_services_with_problems", (), "Services with a field that cannot be obeyed.")
+DEGRADED = _gauge("kproxy_degraded_services", _FAMILY, "Services that work with a restriction.")
+PROBLEMS = _gauge("kproxy_services_with_problems", (), "Services with a field that cannot be applied.")
 REJECTED = _gauge("kproxy_rejected_objects", (), "Objects that could not be decoded at all.")
 SYNC_FAILURES = _counter("kproxy_sync_failures_total", _FAMILY, "Syncs that failed as a whole.")
-DRIFT_FOUND = _counter("kproxy_drift_found_total", _FAMILY, "Objects of ours found changed by others.")
-DRIFT_REPAIRED = _counter("kproxy_drift_repaired_total", _FAMILY, "Those of them that were set right.")
+DRIFT_FOUND = _counter("kproxy_drift_found_total", _FAMILY, "Objects of kproxy found changed by others.")
+DRIFT_REPAIRED = _counter("kproxy_drift_repaired_total", _FAMILY, "Drifted objects that were repaired.")
 WRITES = _counter(
-    "kproxy_sync_writes_total", ("ip_family", "object"), "What syncs wrote: rules, chains, messages, ..."
+    "kproxy_sync_writes_total",
+    ("ip_family", "object"),
+    "Objects that syncs wrote: rules, chains, messages, ...",
 )
 NFTABLES_OBJECTS = _gauge(
     "kproxy_nftables_objects",
     ("object", "ip_family"),
-    "Elements of maps and sets, and chains, that the kernel holds of ours.",
+    "Elements of maps and sets, and chains, of kproxy in the kernel.",
 )
 OLDEST_PENDING = _gauge(
     "kproxy_oldest_pending_change_seconds", (), "Age of the oldest change that is not applied; 0: none."
@@ -218,17 +222,21 @@ COLLECTION_FAILURES = _counter(
     "kproxy_collection_failures_total", ("part",), "Parts of a scrape that could not be read."
 )
 
-HEALTHY = _gauge("kproxy_healthy", (), "1 if `kproxy status` calls this agent healthy, else 0.")
+HEALTHY = _gauge("kproxy_healthy", (), "1 if this agent is healthy, as in `kproxy status`, else 0.")
 STATE = _gauge("kproxy_state", ("state",), "1 for the state of this agent, 0 for the others.")
-CONDITION = _gauge("kproxy_condition", ("reason",), "1 for each reason not to be healthy that holds, else 0.")
+CONDITION = _gauge("kproxy_condition", ("reason",), "1 for each current reason not to be healthy, else 0.")
 CONFIGURATION_REJECTED = _gauge(
-    "kproxy_configuration_rejected", (), "1 while the configuration file is rejected; the former one counts."
+    "kproxy_configuration_rejected",
+    (),
+    "1 while the configuration file is rejected; the former one stays in force.",
 )
 MODE_SWITCHES = _counter(
     "kproxy_mode_switches_total", ("outcome",), "Changes of the mode while running: done, or failed."
 )
 MODE_REFUSED = _gauge(
-    "kproxy_mode_refused", (), "1 while the file asks for a mode that could not be taken; another one works."
+    "kproxy_mode_refused",
+    (),
+    "1 while the mode named in the file could not be started; the former one stays in use.",
 )
 
 _PORT = ("ip_family", "namespace", "service", "port", "protocol")
@@ -246,18 +254,16 @@ BYTES = _counter(
 OMITTED = _gauge(
     "kproxy_service_ports_omitted",
     _FAMILY,
-    "Service ports beyond --metrics-service-limit, the quietest ones.",
+    "Service ports beyond --metrics-service-limit, those with the least traffic.",
 )
 
 _CHECK = ("name", "type")
-HEALTHCHECK = _gauge(
-    "kubernetes_healthcheck", _CHECK, "1 if a health check succeeded when it was last asked for, else 0."
-)
+HEALTHCHECK = _gauge("kubernetes_healthcheck", _CHECK, "1 if the last health check succeeded, else 0.")
 HEALTHCHECKS = _counter("kubernetes_healthchecks_total", (*_CHECK, "status"), "Answers of health checks.")
 SLIS = (HEALTHCHECK, HEALTHCHECKS)
-"""What /metrics/slis has (KEP-3466, component-base/metrics/prometheus/slis); /metrics has none of it."""
+"""The series of /metrics/slis (KEP-3466, component-base/metrics/prometheus/slis), not in /metrics."""
 
 ALL: tuple[Series, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Series) and value not in SLIS
 )
-"""All of them, in the order above."""
+"""All series, in the order above."""

@@ -1,7 +1,7 @@
-"""What /status answers and `kproxy status` reads: what runs, since when, and what is wrong with it.
+"""The status that /status serves and `kproxy status` reads: version, mode, health and problems.
 
-What is wrong with the agent on this node (`conditions`) is kept apart from what is wrong with single objects
-(`findings`), which it cannot mend and which every node reports alike.
+Problems of the agent on this node (`conditions`) are separate from those of single objects (`findings`),
+which the agent cannot fix and which every node reports alike.
 """
 
 from datetime import datetime
@@ -17,7 +17,7 @@ from kproxy.text import clean_all
 HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
 """Exit codes of `kproxy status`.
 
-Healthy; not healthy, or cannot be asked (as with any error); healthy, but something is wrong with objects.
+Healthy; not healthy or no answer (as for any error); healthy, but some objects have problems.
 """
 
 BEING_DELETED = "node is being deleted"
@@ -29,14 +29,14 @@ class _Camel(msgspec.Struct, frozen=True, rename="camel", order=True):
 
 
 class Failure(_Camel, frozen=True):
-    """A sync that failed as a whole: when, and why."""
+    """A sync that failed as a whole: its time and the reason."""
 
     at: datetime
     reason: str
 
 
 class ServiceTrouble(_Camel, frozen=True):
-    """A service that the kernel refused, and since when for this reason; it is tried again."""
+    """A service that the kernel refused, the reason and its first time; the service is tried again."""
 
     service: str
     reason: str
@@ -44,9 +44,9 @@ class ServiceTrouble(_Camel, frozen=True):
 
 
 class Repair(_Camel, frozen=True):
-    """Objects of kproxy's that others changed: how many were found and repaired, when last, which.
+    """Drift: the number of objects found and repaired, the time of the last, and their names.
 
-    `outstanding` of them no sync has repaired; `returning` are those found changed after each repair.
+    `outstanding` counts objects that no sync has repaired; `returning` are objects changed after each repair.
     """
 
     found: int = 0
@@ -58,10 +58,11 @@ class Repair(_Camel, frozen=True):
 
 
 class FamilyStatus(_Camel, frozen=True):
-    """One IP family. `degraded` services work, but not in the respect that is said of each.
+    """One IP family. `degraded` services work with a restriction, which each entry names.
 
-    `failing_since`: when the first of the last syncs in a row failed; None if the last one succeeded.
-    `comparison_failure`: since when and why the kernel cannot be compared with what was applied.
+    `failing_since`: the time of the first of the latest consecutive failures; None if the last sync
+    succeeded. `comparison_failure`: the time and reason since which the kernel cannot be compared with the
+    applied state.
     """
 
     services: int
@@ -75,7 +76,7 @@ class FamilyStatus(_Camel, frozen=True):
 
 
 class Condition(_Camel, frozen=True):
-    """One thing that is wrong with the agent: a reason in one word, in full, and since when."""
+    """One problem of the agent: the reason in one word, the message, and its start."""
 
     reason: str
     message: str
@@ -83,7 +84,7 @@ class Condition(_Camel, frozen=True):
 
 
 class Pending(_Camel, frozen=True):
-    """Services with changes that wait: of their own, of endpoints; seconds since the oldest came."""
+    """Services with pending changes of their own or of endpoints; the age of the oldest in seconds."""
 
     services: int
     endpoints: int
@@ -91,9 +92,10 @@ class Pending(_Camel, frozen=True):
 
 
 class Watch(_Camel, frozen=True):
-    """How the watch of one kind is doing; `connected_since` is None while it is not.
+    """The state of the watch of one kind; `connected_since` is None while it is not connected.
 
-    `down_since`: since when no watch holds; connections that break at once do not end it.
+    `down_since`: the time since which there is no steady watch; connections that break at once do not reset
+    it.
     """
 
     kind: str
@@ -105,10 +107,10 @@ class Watch(_Camel, frozen=True):
 
 
 class Status(_Camel, frozen=True):
-    """Everything. `node_eligible` is what /healthz says beyond /livez, and `node_reason` why it is not.
+    """The whole status. /healthz also depends on `node_eligible`; `node_reason` says why it is False.
 
-    `state` is the verdict in one word, with the reasons in `conditions`; `healthy` says whether it is that of
-    `healthy`; `live` is what /livez says, which allows changes to wait for some time.
+    `state` is the verdict in one word, with the reasons in `conditions`; `healthy` is True if it is
+    "healthy"; `live` is the answer of /livez, which allows changes to wait for some time.
     """
 
     version: str
@@ -131,7 +133,7 @@ class Status(_Camel, frozen=True):
 
     @property
     def findings(self) -> int:
-        """How many things are wrong with single objects."""
+        """The number of problems of single objects."""
         families = self.families.values()
         return (
             len(self.problems)
@@ -141,17 +143,17 @@ class Status(_Camel, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        """What `kproxy status` exits with."""
+        """The exit code of `kproxy status`."""
         if not self.healthy or self.refused_mode is not None or self.rejected_configuration is not None:
             return UNHEALTHY
         return FINDINGS if self.findings else HEALTHY
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return self.exit_code == HEALTHY
 
 
 def encode(status: Status) -> bytes:
-    """JSON, indented: people read it too, in terminals."""
+    """JSON, indented for readers in terminals."""
     return msgspec.json.format(msgspec.json.encode(clean_all(msgspec.to_builtins(status))), indent=2) + b"\n"

@@ -1,4 +1,4 @@
-"""Ask the kproxy that runs on this node for its status, once or until it is healthy."""
+"""Request the status of the kproxy that runs on this node, once or until it is healthy."""
 
 import http.client
 import time
@@ -15,17 +15,17 @@ REQUEST_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 """Seconds between two requests of `wait`; each pause is twice the one before.
 
-The agent finds what it answers in memory. A request that stays open until the state changes would hold one of
-its few connections for as long as that takes.
+The agent answers from memory, so requests are cheap. A request that stays open until the state changes would
+occupy one of its few connections all the time.
 """
 
 
 class StatusUnavailable(Exception):
-    """No kproxy answers there; the message names the address and the reason."""
+    """No kproxy answers; the message names the address and the reason."""
 
 
 def fetch(address: str, seconds: float = REQUEST_SECONDS) -> Status:
-    """Ask the kproxy that listens at `host:port`. Raises StatusUnavailable."""
+    """Request the status of the kproxy that listens at `host:port`. Raises StatusUnavailable."""
     url = f"http://{address}/status"
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
@@ -43,7 +43,7 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Status:
-    """Ask until the agent is healthy, which includes that it has synced, or `seconds` have passed.
+    """Repeat the request until the agent is healthy (and so has synced) or `seconds` have passed.
 
     Returns the last answer, healthy or not. Raises StatusUnavailable if the last request had no answer.
     """

@@ -1,7 +1,7 @@
-"""The status as tables for people: first what runs, then only what is wrong, the agent's own troubles first.
+"""Print the status as tables: first the running agent, then problems, those of the agent first.
 
-Plain text: a library for terminals would be loaded by every kproxy that runs, for structlog takes what it
-finds.
+The output is plain text: structlog imports a library for terminals if one is installed, so every running
+kproxy would load it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ from kproxy.text import clean
 
 _GAP = "  "
 _WIDEST = 8192
-"""Characters of a line; a cell is cut much earlier."""
+"""The maximum length of a line; cells are cut much earlier."""
 
 
 def screen(status: Status, now: datetime) -> str:
-    """The text; `now` is what ages are counted to."""
+    """The text; ages are relative to `now`."""
     since = age(status.since, now)
     lines = [f"kproxy {status.version} on {status.node}, mode {status.mode}, for {since}: {verdict(status)}"]
     if not status.node_eligible:

@@ -2,10 +2,10 @@
 
 Pure: facts in, verdict out. The facts are ages in seconds, so no clock is read here.
 
-Two questions have two answers. Whether this process does its work in time is what /livez says, in the sense
-of kube-proxy (KEP-3836): no change waits longer than two sync periods. It allows for short troubles, which a
-restart does not mend. Whether an operator has to look is the state: it says at once what is wrong. Defects of
-single objects, such as an annotation that a tenant wrote, are no matter of health.
+There are two results. /livez reports whether this process works in time, as in kube-proxy (KEP-3836): no
+change waits longer than two sync periods. It tolerates short failures, which a restart does not fix. The
+state reports every problem at once, for an operator. Defects of single objects, such as a tenant's
+annotation, do not affect health.
 """
 
 import enum
@@ -16,35 +16,35 @@ import msgspec
 WATCH_TOLERANCE = 5.0
 """Seconds that a watch may be down before the agent counts as degraded.
 
-A watch that ends in the usual way is back within a second, and so is one whose API server is replaced behind
-a load balancer: retries come at least every 3 s while no server is reached. /livez does not depend on
-watches: rules go on to serve, and a restart would not bring the API server back.
+A watch that ends normally is connected again within a second, and so is one whose API server is replaced
+behind a load balancer: retries are at most 3 s apart while no server is reached. /livez does not depend on
+watches: the rules stay in force, and a restart would not help the API server.
 """
 
 LIST_TOLERANCE = 60.0
-"""The same where no error was met: the complete list of a large cluster takes its time before the watch."""
+"""The same without an error: the complete list of a large cluster takes long before the watch begins."""
 
 RETURNS = 3
-"""Comparisons in a row that find the same object changed, after which it counts as not repaired."""
+"""Consecutive comparisons that find the same object changed until it counts as not repaired."""
 
 _FEW = 2
-"""Refused services that are not yet taken for a fault of the node, even if there are no others."""
+"""The number of refused services that does not yet count as a failure of the node, even if all are."""
 
 
 class State(enum.StrEnum):
     """The verdict in one word."""
 
     STARTING = "starting"
-    """The first lists or the first sync are not complete, and the time for them is not over."""
+    """The first lists or the first sync are not complete and not late."""
     HEALTHY = "healthy"
     DEGRADED = "degraded"
-    """Services are programmed as known, but something else needs an operator."""
+    """All known services are programmed, but another problem needs an operator."""
     FAILING = "failing"
     """Changes do not reach the kernel."""
 
 
 class Cause(enum.StrEnum):
-    """Why the state is not `healthy`, in the style of a Kubernetes condition's reason."""
+    """The reason why the state is not `healthy`, in the style of a Kubernetes condition's reason."""
 
     LISTS_INCOMPLETE = "ListsIncomplete"
     NOT_SYNCED = "NotSynced"
@@ -73,7 +73,7 @@ _STATES = {
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that lasts: for how many seconds, and what it is."""
+    """A lasting failure: its duration in seconds, and the reason."""
 
     seconds: float
     reason: str
@@ -123,7 +123,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """One thing that is wrong: what it is about ("" is the agent), and for how many seconds it has lasted."""
+    """One problem: its subject ("" is the agent), message, and duration in seconds."""
 
     cause: Cause
     subject: str
@@ -132,7 +132,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The state, what /livez says (`live`), and every condition that holds."""
+    """The state, the answer of /livez (`live`), and every current condition."""
 
     state: State
     live: bool
@@ -140,12 +140,12 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """The causes that hold, each once, the worst first."""
+        """The current causes, each once, the worst first."""
         return tuple(dict.fromkeys(each.cause for each in self.conditions))
 
 
 def in_time(behind: float | None, patience: float) -> bool:
-    """Whether a family does its work in time: this is what /healthz and /livez say of it."""
+    """Whether a family applies changes in time, as reported by /healthz and /livez."""
     return behind is None or behind <= patience
 
 
@@ -169,8 +169,8 @@ def _conditions(facts: Facts) -> Iterator[Condition]:
         yield from _of_family(family, facts)
     for watch in facts.watches:
         if watch.down is not None and watch.down.seconds >= _tolerance(watch.down):
-            told = f"the watch of {watch.kind} is down: {watch.down.reason or 'it does not begin'}"
-            yield Condition(Cause.WATCH_DOWN, watch.kind, told, watch.down.seconds)
+            message = f"the watch of {watch.kind} is down: {watch.down.reason or 'it does not begin'}"
+            yield Condition(Cause.WATCH_DOWN, watch.kind, message, watch.down.seconds)
     for cause, trouble in (
         (Cause.MODE_REFUSED, facts.mode_refused),
         (Cause.CONFIGURATION_REJECTED, facts.configuration_rejected),
@@ -186,24 +186,24 @@ def _tolerance(down: Trouble) -> float:
 def _of_family(family: FamilyFacts, facts: Facts) -> Iterator[Condition]:
     name, behind = family.name, family.behind
     if family.failing is not None:
-        told = f"{name}: the last sync failed: {family.failing.reason}"
-        yield Condition(Cause.SYNC_FAILING, name, told, family.failing.seconds)
+        message = f"{name}: the last sync failed: {family.failing.reason}"
+        yield Condition(Cause.SYNC_FAILING, name, message, family.failing.seconds)
     elif not family.synced:
         why = f", it waits for {facts.waits_for}" if facts.waits_for else ""
         yield Condition(Cause.NOT_SYNCED, name, f"{name}: no sync has succeeded yet{why}", facts.age)
     if behind is not None and not in_time(behind, facts.patience):
-        told = f"{name}: a change has waited for {behind:.0f} s, longer than {facts.patience:g} s"
-        yield Condition(Cause.CHANGES_LATE, name, told, behind)
+        message = f"{name}: a change has waited for {behind:.0f} s, longer than {facts.patience:g} s"
+        yield Condition(Cause.CHANGES_LATE, name, message, behind)
     if family.refused >= max(_FEW, family.services):
-        told = f"{name}: the kernel refuses every service ({family.refused})"
-        yield Condition(Cause.ALL_REFUSED, name, told, 0.0)
+        message = f"{name}: the kernel refuses every service ({family.refused})"
+        yield Condition(Cause.ALL_REFUSED, name, message, 0.0)
     if family.drifted:
-        told = f"{name}: {family.drifted} objects that others changed are not repaired"
-        yield Condition(Cause.DRIFT_NOT_REPAIRED, name, told, 0.0)
+        message = f"{name}: {family.drifted} objects that others changed are not repaired"
+        yield Condition(Cause.DRIFT_NOT_REPAIRED, name, message, 0.0)
     elif family.returning:
         first, more = family.returning[0], len(family.returning) - 1
-        told = f"{name}: {first}{f' and {more} more' if more else ''} is changed again after each repair"
-        yield Condition(Cause.DRIFT_NOT_REPAIRED, name, told, 0.0)
+        message = f"{name}: {first}{f' and {more} more' if more else ''} is changed again after each repair"
+        yield Condition(Cause.DRIFT_NOT_REPAIRED, name, message, 0.0)
     if family.uncompared is not None:
-        told = f"{name}: the kernel cannot be compared with what was applied: {family.uncompared.reason}"
-        yield Condition(Cause.COMPARISON_FAILING, name, told, family.uncompared.seconds)
+        message = f"{name}: the kernel cannot be compared with what was applied: {family.uncompared.reason}"
+        yield Condition(Cause.COMPARISON_FAILING, name, message, family.uncompared.seconds)

@@ -1,7 +1,7 @@
-"""Connections of an HTTP loop, and the order in which they give way to newer ones.
+"""Connections of an HTTP loop, and the order in which they are closed in favour of newer ones.
 
-The client with the most connections is the first to lose one: a flood displaces itself, and not a kubelet, a
-load balancer or Prometheus, each of which has one or two.
+The client with the most connections loses one first, so that a flood of connections displaces only itself and
+not a kubelet, a load balancer or Prometheus, each of which has one or two.
 """
 
 import enum
@@ -14,7 +14,7 @@ from kproxy.telemetry.http.message import Answer, Request
 
 
 class Work(msgspec.Struct, frozen=True):
-    """An answer that takes long; `kind` is what at most one thread works on at a time."""
+    """An answer that takes long; at most one thread at a time works on each `kind`."""
 
     kind: str
     make: Callable[[], Answer]
@@ -25,10 +25,9 @@ Respond = Callable[[Request], Answer | Work]
 
 
 class Stage(enum.IntEnum):
-    """How far a connection is, in the order in which connections are closed for the sake of new ones.
+    """The progress of a connection, in the order in which connections are closed in favour of new ones.
 
-    In each stage a connection may stay a fixed time, so the connection that entered first is also the first
-    to run out of time.
+    Each stage has a fixed time limit, so the connection that entered first is also the first to reach it.
     """
 
     LINGERING = 0
@@ -38,7 +37,7 @@ class Stage(enum.IntEnum):
     WRITING = 2
     """The client has not taken the whole answer."""
     WORKING = 3
-    """The answer is being worked out."""
+    """The answer is being computed."""
 
 
 class Payload:
@@ -52,7 +51,7 @@ class Payload:
 
 
 class Connection:
-    """One client. `queues` are those that hold it; `client` is its address, for the log."""
+    """One connection. `queues` are those that hold it; `client` is the remote address, for the log."""
 
     __slots__ = (
         "client", "closed", "data", "entered", "listener", "more", "origin", "parts", "payload", "queues",
@@ -65,28 +64,28 @@ class Connection:
         self.socket = sock
         self.client = client
         self.origin = _origin(client)
-        """What counts as one client."""
+        """The key by which connections count as one client's."""
         self.listener = listener
         self.queues = (overall, listener.connections)
         self.stage = Stage.READING
         self.entered = now
         self.data = bytearray()
-        """What has arrived of the request."""
+        """The part of the request that has arrived."""
         self.request: Request | None = None
         self.more = False
         """Whether the client sends more than the head of one request."""
         self.parts: list[memoryview] = []
-        """What remains to be sent."""
+        """The parts of the answer that are not sent yet."""
         self.payload: Payload | None = None
         """A large body that `parts` refers to."""
         self.work: dict[Connection, None] | None = None
-        """Those that wait for the same answer."""
+        """The connections that wait for the same answer."""
         self.closed = False
         for queue in self.queues:
             queue.add(self)
 
     def enter(self, stage: Stage, now: float) -> None:
-        """Go on to another stage."""
+        """Move to another stage."""
         for queue in self.queues:
             queue.remove(self)
         self.stage, self.entered = stage, now
@@ -94,7 +93,7 @@ class Connection:
             queue.add(self)
 
     def leave(self) -> None:
-        """Leave every queue, and the work that it waits for."""
+        """Remove it from every queue and from the work that it waits for."""
         self.closed = True
         for queue in self.queues:
             queue.remove(self)
@@ -103,7 +102,7 @@ class Connection:
 
 
 class Queue:
-    """Connections by stage, each stage in the order of entry, and how many each client has."""
+    """Connections by stage, each stage in the order of entry, and their number per client."""
 
     __slots__ = ("_origins", "_stages", "limit")
 
@@ -117,7 +116,7 @@ class Queue:
 
     @property
     def full(self) -> bool:
-        """Whether another connection needs the place of one that is here."""
+        """Whether a new connection has to replace one of these."""
         return len(self) >= self.limit
 
     def add(self, connection: Connection) -> None:
@@ -126,7 +125,7 @@ class Queue:
         self._origins[connection.origin] = self._origins.get(connection.origin, 0) + 1
 
     def remove(self, connection: Connection) -> None:
-        """Remove a connection, which is here, from its stage."""
+        """Remove a connection from its stage; it must be in the queue."""
         del self._stages[connection.stage][connection]
         left = self._origins.pop(connection.origin) - 1
         if left:
@@ -137,7 +136,7 @@ class Queue:
         return next(iter(self._stages[stage]), None)
 
     def victim(self) -> Connection | None:
-        """The connection that gives way: of the client with the most, the first of its earliest stage."""
+        """The connection to close: of the client with the most, the first of its earliest stage."""
         if not self._origins:
             return None
         most = max(self._origins.values())
@@ -160,7 +159,7 @@ class Listener:
 
 
 def _origin(client: str) -> str | bytes:
-    """An IPv4 address as it is; of an IPv6 address the network, within which a host takes any it likes."""
+    """An IPv4 address unchanged; the network of an IPv6 address, as a host can use any address in it."""
     if ":" not in client or client.startswith("::ffff:"):
         return client
     return socket.inet_pton(socket.AF_INET6, client.partition("%")[0])[:8]

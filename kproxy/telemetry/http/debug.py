@@ -1,6 +1,6 @@
-"""What :10249 answers: /metrics, /metrics/slis, /healthz, /proxyMode and /configz as kube-proxy does.
+"""The paths of port 10249: /metrics, /metrics/slis, /healthz, /proxyMode and /configz as in kube-proxy.
 
-Besides, /status, and with enableProfiling /debug/threads and /debug/profile.
+There are also /status, and with enableProfiling /debug/threads and /debug/profile.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ Watches = Callable[[], Sequence[Watch]]
 
 
 class StatusBuilder:
-    """Puts together how this process is doing, from those who know parts of it.
+    """Builds the status of this process from its components.
 
     Its methods may be called from any thread.
     """
@@ -57,12 +57,12 @@ class StatusBuilder:
         self._since = datetime.now(UTC)
 
     def verdict(self) -> Verdict:
-        """How the agent is now."""
+        """The current health of the agent."""
         now = datetime.now(UTC)
         return judge(self._facts(self._health.report(), self._observer.family_status(), self._watches(), now))
 
     def status(self) -> Status:
-        """The state now, with everything that it depends on."""
+        """The current status."""
         now = datetime.now(UTC)
         config = self._config()
         health = self._health.report()
@@ -132,7 +132,7 @@ class StatusBuilder:
         )
 
     def routes(self, exposition: Exposition, metrics: Metrics) -> Routes:
-        """What answers for each path."""
+        """The handler of each path."""
         return {
             "/metrics": lambda: Answer(exposition.text(), CONTENT_TYPE),
             "/metrics/slis": lambda: Answer(slis(metrics), CONTENT_TYPE),
@@ -179,12 +179,13 @@ def _ping(metrics: Metrics) -> Answer:
 
 
 def configz(settings: Settings) -> bytes:
-    """The KubeProxyConfiguration in force, as a file would have it.
+    """The KubeProxyConfiguration in force, in the form of a file.
 
-    In a mode such as nftables, no range for node ports means `primary` (platformApplyDefaults of kube-proxy).
+    In a mode such as nftables, an empty nodePortAddresses means `primary` (platformApplyDefaults of
+    kube-proxy).
     """
     kube = settings.kube
     if traits_of(kube.mode).primary_by_default and not kube.node_port_addresses:
         kube = replace(kube, "nodePortAddresses", (PRIMARY,))
-    told = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, kube)}
-    return msgspec.json.format(msgspec.json.encode(told), indent=2)
+    body = {"kubeproxy.config.k8s.io": document(KUBE_PROXY, kube)}
+    return msgspec.json.format(msgspec.json.encode(body), indent=2)

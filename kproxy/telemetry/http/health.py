@@ -1,11 +1,11 @@
-"""/healthz and /livez, as load balancers and kubelets know them from kube-proxy.
+"""/healthz and /livez, compatible with kube-proxy for load balancers and kubelets.
 
 A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family
-(kproxy.telemetry.verdict). Objects that an API server does not give are late in the same way, and once the
-first lists are complete, the first sync has as much time again. An idle proxy is healthy.
+(kproxy.telemetry.verdict). The same limit applies to the first lists of objects; once they are complete, the
+first sync has as much time again. An idle proxy is healthy.
 
-/healthz is also about the node: one that is being deleted should get no new traffic, although its proxy works
-(KEP-3836); /livez leaves that out, so that a dying node's proxy is not restarted.
+/healthz also depends on the node: one that is being deleted should get no new traffic, although its proxy
+works (KEP-3836). /livez ignores that, so that the proxy of such a node is not restarted.
 """
 
 import json
@@ -30,7 +30,7 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 class FamilyHealth(msgspec.Struct, frozen=True):
     """Whether one family's changes reach the kernel in time, and when it was last updated.
 
-    `behind`: seconds since when its oldest change waits, None if none does.
+    `behind`: seconds for which its oldest change has waited, None if none waits.
     """
 
     last_updated: datetime
@@ -42,8 +42,8 @@ class FamilyHealth(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True):
     """One answer. `patience`: the longest time that a change may wait, in seconds.
 
-    `node_reason`: why the node is not eligible, "" if it is. `waits_for`: what the first sync waits for
-    besides the lists of objects.
+    `node_reason`: the reason why the node is not eligible, "" if it is. `waits_for`: the data besides the
+    lists of objects that the first sync waits for.
     """
 
     families: dict[Family, FamilyHealth]
@@ -54,10 +54,10 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class HealthState:
-    """Collects what the run loop knows; `clock` gives monotonic time.
+    """Collects the run loop's reports; `clock` returns monotonic time.
 
-    `pending_since` tells in it since when a change waits for a sync. It may wait for one family only: each
-    answers for what came after its own last success.
+    `pending_since` returns the time of that clock since which a change waits for a sync. It may wait for one
+    family only: each family is responsible for changes after its own last success.
     """
 
     def __init__(
@@ -74,32 +74,32 @@ class HealthState:
         self._waits_for: str | None = None
 
     def set_sync_period(self, sync_period: float) -> None:
-        """Take another period; changes may wait for two of it."""
+        """Use another period; changes may wait for two periods."""
         with self._lock:
             self._patience = 2 * sync_period
 
     def add_family(self, family: Family) -> None:
-        """Begin to report on a family; it counts as healthy until a change has waited for too long."""
+        """Add a family; it counts as healthy until a change has waited for too long."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
             self._behind[family] = None
 
     def updated(self, family: Family) -> None:
-        """A sync of the family has succeeded."""
+        """Note that a sync of the family has succeeded."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
             self._synced[family] = self._clock()
             self._behind[family] = None
 
     def failed(self, family: Family) -> None:
-        """A sync of the family has failed: it is behind since its oldest waiting change."""
+        """Note that a sync of the family has failed: it is behind since its oldest waiting change."""
         with self._lock:
             if self._behind[family] is None:
                 since = self._pending_since()
                 self._behind[family] = self._clock() if since is None else since
 
     def wait_for(self, reason: str | None) -> None:
-        """Say what the first sync waits for, or that it waits for nothing more."""
+        """Note the data that the first sync waits for; None: it waits for none."""
         with self._lock:
             self._waits_for = reason
 
@@ -110,7 +110,7 @@ class HealthState:
             self._ineligible = reason
 
     def report(self) -> Health:
-        """The state now."""
+        """The current state."""
         now = self._clock()
         waiting = self._pending_since()
         with self._lock:
@@ -130,12 +130,12 @@ class HealthState:
         return behind
 
     def proxy_healthy(self) -> bool:
-        """Whether every family keeps up with its changes."""
+        """Whether no family is late with its changes."""
         return all(family.healthy for family in self.report().families.values())
 
 
 def _why_ineligible(node: Node | None) -> str:
-    """Why a node should get no new traffic; "" if it should."""
+    """The reason why a node should get no new traffic; "" if there is none."""
     if node is None:
         return "Node object is not found"
     if node.metadata.deletion_timestamp is not None:
@@ -147,9 +147,9 @@ def _why_ineligible(node: Node | None) -> str:
 
 
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
-    """HTTP status and body, in kube-proxy's form (pkg/proxy/healthcheck/proxy_health.go).
+    """HTTP status and body, in kube-proxy's format (pkg/proxy/healthcheck/proxy_health.go).
 
-    `lastUpdated` is the present while healthy, as it was when every sync counted, else the latest sync.
+    `lastUpdated` is the current time while healthy, else the time of the latest sync.
     """
     now = datetime.now(UTC)
     proxy_healthy = all(f.healthy for f in health.families.values())
@@ -174,9 +174,9 @@ def _text(moment: datetime) -> str:
 
 
 class HealthServer(HttpServer):
-    """Serves the two paths; `answered` is told path and status of every answer.
+    """Serves the two paths; `answered` is called with path and status of every answer.
 
-    Nothing but the loop itself has to run for an answer: a probe is answered however busy the process is.
+    An answer needs only the server's loop, so a probe is answered even if the process is busy.
     """
 
     def __init__(

@@ -1,9 +1,10 @@
-"""Health checks of Local services: load balancers ask each node whether it has an endpoint of its own.
+"""Health checks of Local services: load balancers query each node for local endpoints.
 
 One port per service (`healthCheckNodePort`) and family, with the answers and headers that cloud load
 balancers rely on (pkg/proxy/healthcheck/service_health.go). One thread serves all ports; an idle port is a
-listening socket and nothing else. Tenants decide how many there are, so they are bounded by what descriptors
-this process can spare; a port beyond that is refused by name and opened as soon as there is room.
+listening socket and nothing else. Tenants create such services, so the number of ports is limited by the
+descriptors available to this process; a port beyond the limit is reported and opened as soon as another one
+is closed.
 """
 
 import contextlib
@@ -30,9 +31,9 @@ EVERYWHERE = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - load ba
 _LISTEN_AGAIN = 5.0
 """Seconds until a port that could not be bound is tried again."""
 _CONNECTIONS = 64
-"""Open connections of one port at a time."""
+"""The maximum number of open connections of one port."""
 _AT_ONCE = 50
-"""Ports that are opened or closed before clients are served again."""
+"""The number of ports opened or closed before clients are served again."""
 _BACKLOG = 128
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
@@ -41,7 +42,7 @@ Key = tuple[Family, str]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What is answered for one service: on which port and addresses, and how many ready endpoints it has."""
+    """The health check of one service: port, addresses, and number of ready endpoints."""
 
     port: int
     addresses: tuple[str, ...]
@@ -54,7 +55,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def body(service: str, endpoints: int, *, proxy_healthy: bool) -> bytes:
-    """The answer, byte for byte as kube-proxy gives it."""
+    """The answer, byte for byte as from kube-proxy."""
     namespace, _, name = service.partition("/")
     healthy = "true" if proxy_healthy else "false"
     return (
@@ -70,9 +71,9 @@ def body(service: str, endpoints: int, *, proxy_healthy: bool) -> bytes:
 
 
 class ServiceHealth:
-    """The servers of all services. `proxy_healthy` tells whether this proxy keeps up.
+    """The servers of all services. `proxy_healthy` returns whether this proxy applies changes in time.
 
-    `refused` is called with service, port and reason where a port cannot be opened. `shares` bounds open
+    `refused` is called with service, port and reason if a port cannot be opened. `shares` bounds open
     connections (`checks`) and listening sockets (`ports`). Raises OSError if it cannot be made.
     """
 
@@ -99,7 +100,7 @@ class ServiceHealth:
     def update(
         self, plans: Iterable[ServicePlan], addresses: Mapping[Family, tuple[str, ...] | None]
     ) -> None:
-        """Take the plans that are applied now; `addresses` are those that accept node ports, None for all.
+        """Use the plans that are applied now; `addresses` are those that accept node ports, None for all.
 
         Returns at once; may be called from any thread.
         """
@@ -126,13 +127,13 @@ class ServiceHealth:
             self._loop.end()
 
     def wake(self) -> None:
-        """Let `run` see that there is news, or that it has to stop."""
+        """Wake `run`, so that it checks for new plans and for the stop."""
         self._loop.call(lambda: None)
 
     def _work(self) -> float | None:
-        """Open and close some of the ports that have to be; the seconds until there is more to do, or None.
+        """Open and close some of the waiting ports; return seconds until more is due, or None.
 
-        All closings come first: a port may move from one service to another.
+        All closings come first, because a port may move from one service to another.
         """
         with self._lock:
             news, self._news = self._news, {}
@@ -146,7 +147,7 @@ class ServiceHealth:
             if self._closing:
                 self._loop.close(self._closing.popleft())
                 self._listening -= 1
-                self._next_try = now  # there is room now
+                self._next_try = now  # a socket is free now
             elif self._opening:
                 key = next(iter(self._opening))
                 del self._opening[key]
@@ -215,7 +216,7 @@ class ServiceHealth:
         return listener
 
     def _answer(self, key: Key) -> Answer:
-        """The same for every path and method, as by kube-proxy: HAProxy asks with OPTIONS."""
+        """The same answer for every path and method, as in kube-proxy: HAProxy uses OPTIONS."""
         check = self._checks.get(key)
         endpoints = check.endpoints if check is not None else 0
         healthy = self._proxy_healthy()
@@ -228,7 +229,7 @@ class ServiceHealth:
 
 
 class _NoRoomError(Exception):
-    """All listening sockets that this process can spare are in use."""
+    """All listening sockets available to health checks are in use."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(

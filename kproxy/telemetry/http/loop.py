@@ -1,12 +1,12 @@
-"""One thread that serves many HTTP clients: what they do, or do not do, costs no thread and few descriptors.
+"""Serve many HTTP clients on one thread, so that slow clients use no threads and few descriptors.
 
-Open connections are bounded, for each listener and together. When a bound is reached, the oldest unfinished
-connection of the client with the most gives way to the new one: slow clients cannot keep out a kubelet's
-probe, which is answered within milliseconds. The whole request has one deadline, and the reading of the
-answer another; neither is extended by a byte that arrives.
+Open connections are bounded, per listener and in total. When a bound is reached, the oldest unfinished
+connection of the client with the most connections is closed in favour of the new one: slow clients cannot
+block a kubelet's probe, which is answered within milliseconds. The whole request has one deadline, and the
+client's reading of the answer another; arriving bytes extend neither.
 
-What takes long to work out (a scrape) runs on a thread of its own, at most once at a time for each kind;
-clients that ask for the same while it runs share the next run.
+An answer that takes long (a scrape) is computed on a thread of its own, at most one per kind at a time;
+clients that request the same during a run share the next run.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from kproxy.telemetry.http.message import Answer, BadRequest, Request, head, rea
 log = structlog.stdlib.get_logger(__name__)
 
 REQUEST_SECONDS = 10.0
-"""For a whole request, from the connection on."""
+"""The limit for a whole request, from the connection on."""
 ANSWER_SECONDS = 30.0
-"""For reading the whole answer."""
+"""The limit for the client's reading of the whole answer."""
 LINGER_SECONDS = 2.0
-"""For a client that still sends after its answer."""
+"""The limit for a client that still sends after its answer."""
 ACCEPT_AGAIN = 1.0
 """Seconds until connections are accepted again after a lack of descriptors or memory."""
 UNREAD_BYTES = 32 << 20
-"""Answers in memory that clients have not taken; beyond that the slowest reader gives way."""
+"""Bytes of answers in memory that clients have not read; beyond that the slowest reader is closed."""
 
 _ACCEPTED_AT_ONCE = 32
 _EVENTS_AT_ONCE = 256
@@ -49,11 +49,11 @@ _LARGE = 1 << 14
 _LINE_SHOWN = 200
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER that discards what was not sent (socket(7))."""
+"""SO_LINGER that discards unsent data (socket(7))."""
 
 
 class _Run:
-    """One kind of work in progress: who gets what is being made, and who asked later."""
+    """Work in progress of one kind: the connections that get its answer, and those that asked later."""
 
     def __init__(self, work: Work, asking: dict[Connection, None]) -> None:
         self.work = work
@@ -62,9 +62,10 @@ class _Run:
 
 
 class HttpLoop:
-    """Serves listeners, a turn at a time. `name` is for the log; `limit` bounds open connections together.
+    """Serves listeners; each `turn` handles the pending events. `limit` bounds all open connections.
 
-    Everything but `call` belongs to the thread that calls `turn`. Raises OSError if it cannot be made.
+    `name` is for the log. All methods except `call` must run on the thread that calls `turn`. The constructor
+    may raise OSError.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -87,14 +88,14 @@ class HttpLoop:
         self._now = time.monotonic()
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have `function` called on the loop's thread; may be called from any thread, and after the end."""
+        """Call `function` on the loop's thread; may be called from any thread, and after the end."""
         self._calls.append(function)
         with self._closing:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     def listen(self, sock: socket.socket, respond: Respond, limit: int) -> Listener:
-        """Serve a listening socket, which belongs to the loop from now on. Raises OSError."""
+        """Serve a listening socket and take over its ownership. Raises OSError."""
         sock.settimeout(0)
         listener = Listener(sock, respond, limit)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -108,12 +109,12 @@ class HttpLoop:
             self._close(listener.socket)
 
     def turn(self, patience: float | None) -> None:
-        """Wait for events, at most so many seconds (None: without end), and act on them."""
+        """Wait for events for at most `patience` seconds (None: no limit), and handle them."""
         timeout = self._timeout(patience)
         events = self._epoll.poll(timeout, _EVENTS_AT_ONCE)
         self._now = time.monotonic()
         accepting: list[Listener] = []
-        for number, event in events:  # clients that have asked are answered before others take their places
+        for number, event in events:  # answer complete requests before accepting new clients
             if number == self._wake:
                 os.eventfd_read(self._wake)
             elif (listener := self._listeners.get(number)) is not None:
@@ -194,7 +195,7 @@ class HttpLoop:
         self._read(connection)
 
     def _pause(self, listener: Listener, error: OSError) -> None:
-        """Leave clients in the kernel's queue for a while: to try at once again would fail at once again."""
+        """Stop accepting for a while, because an immediate retry would fail again."""
         if not self._paused:
             log.warning("accept_failed", server=self._name, reason=error.strerror, retry_seconds=ACCEPT_AGAIN)
         self._paused[listener] = self._now + ACCEPT_AGAIN
@@ -247,7 +248,7 @@ class HttpLoop:
             self._answer(connection, made)
             return
         connection.enter(Stage.WORKING, self._now)
-        if not self._watch(connection, 0):  # a client that hangs up is noticed all the same
+        if not self._watch(connection, 0):  # a client that closes the connection is still noticed
             return
         run = self._runs.get(made.kind)
         if run is None:
@@ -353,7 +354,7 @@ class HttpLoop:
     # -- the end of a connection
 
     def _drop(self, connection: Connection) -> None:
-        """Close a connection and forget it. What its client has not taken is discarded, in the kernel too."""
+        """Close a connection and remove it. Unread data is discarded, in the kernel too."""
         if connection.closed:
             return
         connection.leave()
@@ -372,7 +373,7 @@ class HttpLoop:
             self._unread -= 0 if payload.readers else len(payload.body)
 
     def _watch(self, connection: Connection, events: int) -> bool:
-        """Wait for other events of a connection; False: it had to be dropped."""
+        """Wait for other events of a connection; return False if it had to be dropped."""
         try:
             self._epoll.modify(connection.socket.fileno(), events)
         except OSError:
@@ -381,7 +382,7 @@ class HttpLoop:
         return True
 
     def _close(self, sock: socket.socket) -> None:
-        """Close a socket; a child between fork and exec may hold a copy, which must cause no events."""
+        """Close a socket; a child between fork and exec may have a copy, which must not cause events."""
         with contextlib.suppress(OSError):
             self._epoll.unregister(sock.fileno())
         sock.close()

@@ -1,4 +1,4 @@
-"""HTTP/1.x as bytes, as far as probes and scrapers use it: one request, one answer, end of connection."""
+"""Parse and print HTTP/1.x for probes and scrapers: one request and one answer per connection."""
 
 import re
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from http import HTTPStatus
 import msgspec
 
 LONGEST_REQUEST = 16384
-"""Bytes of request line and headers, as kubelet, cloud load balancers and HAProxy stay far below."""
+"""The limit of request line and headers in bytes; kubelet, load balancers and HAProxy use far fewer."""
 
 _END = re.compile(rb"\r?\n\r?\n")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/([0-9])\.[0-9]\s*\Z")
@@ -21,7 +21,7 @@ _NO_METHOD = re.compile(rb"(?:\r?\n)?[^\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What is answered to one request; `headers` come on top of those of every answer."""
+    """The answer to one request; `headers` are in addition to those of every answer."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -39,7 +39,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class BadRequest(Exception):
-    """Bytes that are no request that can be served; `status` is what HTTP calls that."""
+    """The bytes are no valid or supported request; `status` is the HTTP status for it."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -47,14 +47,14 @@ class BadRequest(Exception):
 
     @property
     def answer(self) -> Answer:
-        """What to tell the client, in the form of Go's net/http."""
+        """The answer to the client, in the form of Go's net/http."""
         return Answer(f"{self.status} {self.status.phrase}".encode(), status=self.status)
 
 
 def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
-    """The request that `data` begins with, and the bytes of its head; None while the head is incomplete.
+    """The request at the start of `data`, and the length of its head; None while the head is incomplete.
 
-    Raises BadRequest as soon as it can be none.
+    Raises BadRequest as soon as the data cannot be a request.
     """
     if _NO_METHOD.match(data):
         raise BadRequest(HTTPStatus.BAD_REQUEST)
@@ -79,7 +79,7 @@ def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
 
 
 def head(answer: Answer) -> bytes:
-    """Status line and headers, with the empty line that ends them."""
+    """The status line and headers, with the empty line at the end."""
     lines = [
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
         "Server: kproxy",

@@ -1,7 +1,7 @@
-"""Where a running kproxy is, and where its time goes: for `enableProfiling`, in place of Go's pprof.
+"""Thread stacks and a CPU profile of a running kproxy, for `enableProfiling` instead of Go's pprof.
 
-Both read what the interpreter knows of every thread anyhow, so nothing is paid while nobody asks. What is
-answered is text: stacks as tracebacks, and a profile as the folded stacks that flame graphs are drawn from.
+Both read the interpreter's frames of every thread, so they cost nothing unless requested. The answers are
+text: stacks as tracebacks, and a profile as the folded stacks of flame graphs.
 """
 
 import sys
@@ -11,9 +11,9 @@ from collections import Counter
 from types import FrameType
 
 SECONDS = 10.0
-"""How long a profile looks."""
+"""The duration of a profile."""
 INTERVAL = 0.01
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 
 
 def threads() -> str:
@@ -27,7 +27,7 @@ def threads() -> str:
 
 
 def profile(seconds: float = SECONDS, interval: float = INTERVAL) -> str:
-    """Stacks by the number of looks that found them, as `thread;outer;...;inner count`, but this thread's."""
+    """Stacks with their number of samples, as `thread;outer;...;inner count`, without this thread's."""
     found: Counter[str] = Counter()
     own, pause = threading.get_ident(), threading.Event()
     for _ in range(max(1, round(seconds / interval))):

@@ -1,7 +1,7 @@
-"""A small HTTP server on a thread of its own, for the paths that operators, kubelets and Prometheus ask.
+"""A small HTTP server on a thread of its own, for operators, kubelets and Prometheus.
 
-A port that is taken must not take the proxy down: it is tried again every few seconds, as in kube-proxy,
-unless the operator wants it otherwise (bindAddressHardFail).
+A port in use must not stop the proxy: binding is retried every few seconds, as in kube-proxy, unless
+bindAddressHardFail is set.
 """
 
 import socket
@@ -22,26 +22,26 @@ __all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Routes"]
 log = structlog.stdlib.get_logger(__name__)
 
 BIND_AGAIN = 5.0
-"""Seconds between tries to bind (cmd/kube-proxy/app/server.go)."""
+"""Seconds between attempts to bind (cmd/kube-proxy/app/server.go)."""
 
 NOT_FOUND = Answer(b"404 page not found\n", status=404)
-"""For all other paths, in the words of Go's net/http, as from kube-proxy."""
+"""The answer for all other paths, with the text of Go's net/http, as from kube-proxy."""
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""As with kube-proxy, every method asks; OPTIONS is how HAProxy does by default."""
+"""Every method is answered like GET, as in kube-proxy; HAProxy uses OPTIONS by default."""
 _NO_METHOD = Answer(b"Not Implemented\n", status=501)
 
 _BACKLOG = 512
 
 Routes = Mapping[str, Callable[[], Answer]]
-"""What answers for each path."""
+"""The handler of each path."""
 
 
 class HttpServer:
-    """Serves `routes` at an address; `name` is what the log calls it. `listening` is set once it is bound.
+    """Serves `routes` at an address; `name` is for the log. `listening` is set once the socket is bound.
 
     At most `limit` connections are open. Routes run on threads of their own, each once at a time; clients
-    that ask for one while it runs share its next run. `quick` routes answer at once, on the server's thread.
+    that request one while it runs share its next run. `quick` routes answer at once, on the server's thread.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, or is going to listen on as soon as it is free."""
+        """The port it listens on, or will listen on once the port is free."""
         return self._port
 
     def start(self, *, hard_fail: bool = True) -> None:
-        """Begin to answer. Raises OSError if the address cannot be bound, unless not `hard_fail`."""
+        """Start serving. With `hard_fail`, raises OSError if the address cannot be bound."""
         loop = HttpLoop(self._name, self._limit)
         try:
             self._bind(loop)
@@ -85,14 +85,14 @@ class HttpServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and free the port."""
+        """Stop serving and release the port."""
         self._stopping = True
         if self._loop is not None and self._thread is not None:
             self._loop.call(lambda: None)
             self._thread.join()
 
     def _run(self, loop: HttpLoop) -> None:
-        """Serve until the end; an idle server does not wake to look."""
+        """Serve until the end; an idle server does not wake up."""
         next_try = time.monotonic() + BIND_AGAIN
         try:
             while not self._stopping:
