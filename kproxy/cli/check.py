@@ -18,9 +18,8 @@ from kproxy.config.settings import NODE
 def check(context: click.Context, /, output: str, **_: Any) -> None:
     """Find out what this node lacks for kproxy with these flags, by trying it.
 
-    Exits 0 if kproxy can do its work here, whatever warnings there are, and 1 if something stands in its way.
-    What is tried is tried in a network namespace of its own or, where none can be made, in chains and sets
-    that nothing uses, and taken away again.
+    Exits 0 if kproxy can work here, even with warnings, and 1 if it cannot. Probes run in a temporary network
+    namespace or, if none can be made, in chains and sets that nothing else uses, and are removed afterwards.
     """
     from kproxy.config.loading import FileError, tell_flags
     from kproxy.config.model import ConfigError

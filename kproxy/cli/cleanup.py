@@ -27,8 +27,8 @@ def cleanup(verbosity: int, peer: str | None, *, stop: bool, on_exit: bool) -> N
     """Remove everything that kproxy made from this node's kernel, and nothing else.
 
     The kubelet's chains stay, and so do rules, sets, virtual servers and tables of other programs. While a
-    kproxy runs on this node, in a pod or not, it would make everything again: then this names it, changes
-    nothing and exits 1, unless --stop or --on-exit is given.
+    kproxy runs on this node, in a pod or not, it would make everything again: then this command names it,
+    changes nothing and exits 1, unless --stop or --on-exit is set.
     """
     from kproxy.modes.leftovers import LeavingError, clean_up, clean_up_on_exit
 
