@@ -2,6 +2,9 @@
 # make test       set everything up and run every check and test: all modes, one family each (15 minutes on 2 cores)
 # make test-fast  the tests that need no root (2 minutes)
 # make test-all   every test in every mode and family, all faults, long and random histories (hours)
+# make bench      time kproxy's rule syncs and packets on this machine
+# make lint       style, types and import contracts
+# make help       this list
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,8 +17,11 @@ SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 export PYTHON
 
-.PHONY: demo test test-fast test-all lint unit bench setup constraints clean
+.PHONY: help demo test test-fast test-all lint unit bench setup constraints clean
 .DEFAULT_GOAL := demo
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(READY)
 	$(BIN)/kproxy demo
