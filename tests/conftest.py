@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from kproxy.addresses import Family
@@ -15,6 +16,14 @@ from tests.suite import kernels, signals
 from tests.suite.matrix import SEED, Matrix
 from tests.suite.outcome import Recorder
 from tests.suite.skips import Skips
+
+
+@pytest.fixture(autouse=True)
+def _own_log_configuration() -> Iterator[None]:
+    """Restore the configuration of logs: a command that runs in this process sets its own level."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session", autouse=True)
