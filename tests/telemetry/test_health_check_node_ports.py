@@ -243,7 +243,7 @@ def test_a_thousand_ports_cost_a_descriptor_each_and_no_thread(running: Running)
     ports = free_ports(1000)
     plans = [plan(port, "10.1.0.1", name=f"svc{number}") for number, port in enumerate(ports)]
     running.health.update(plans, LOOPBACK)
-    for port in ports:  # one that another process took meanwhile is opened once that is gone
+    for port in ports:  # a port that another process holds is opened once it is free
         running.until(port, 200)
     settled(before + len(ports))
     assert threading.active_count() <= threads
