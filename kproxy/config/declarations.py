@@ -17,6 +17,7 @@ _GROUPS = {
     "conntrack": Group.CONNTRACK,
     "iptables": Group.IPTABLES,
     "ipvs": Group.IPVS,
+    "limits": Group.LIMITS,
     "logging": Group.LOGGING,
     "nftables": Group.NFTABLES,
 }

@@ -10,6 +10,7 @@ from kproxy.config.schema import DETECT_LOCAL_MODES, PROXY_MODES, KproxyConfigur
 from kproxy.config.schema_sections import Conntrack as ConntrackSettings
 from kproxy.config.values import LONGEST_INTERFACE, PRIMARY, is_interface
 from kproxy.kernel.xtables.types import Variant
+from kproxy.plan.limits import Limits
 
 __all__ = [
     "DETECT_LOCAL_MODES",
@@ -89,9 +90,21 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_graceful_period: float = _OWN.ipvs.graceful_period
     nftables_reject_unallocated: bool = _OWN.nftables.reject_unallocated
     service_cidrs: tuple[str, ...] = _OWN.nftables.service_cidrs
+    limit_endpoints_per_port: int = _OWN.limits.endpoints_per_port
+    limit_endpoints_per_service: int = _OWN.limits.endpoints_per_service
+    limit_ports_per_service: int = _OWN.limits.ports_per_service
+    limit_frontends_per_service: int = _OWN.limits.frontends_per_service
+    limit_elements_per_service: int = _OWN.limits.elements_per_service
+    limit_source_ranges_per_service: int = _OWN.limits.source_ranges_per_service
+    limit_log_lines_per_minute: int = _OWN.limits.log_lines_per_minute
     cleanup_on_exit: bool = _OWN.cleanup_on_exit
     once: bool = False
     once_timeout: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """What one service may cost."""
+        return Limits(**{name: getattr(self, f"limit_{name}") for name in Limits.__struct_fields__})
 
 
 def cidrs_by_family(texts: tuple[str, ...]) -> dict[Family, list[str]]:

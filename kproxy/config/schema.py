@@ -19,6 +19,7 @@ from kproxy.config.schema_sections import (
     Conntrack,
     DetectLocal,
     OwnExternalIps,
+    OwnLimits,
     OwnMetrics,
     Winkernel,
 )
@@ -240,6 +241,7 @@ class KproxyConfiguration(Section, frozen=True):
     ] = False
     external_ips: OwnExternalIps = msgspec.field(default=OwnExternalIps(), name="externalIPs")
     iptables: OwnIptables = OwnIptables()
+    limits: OwnLimits = OwnLimits()
     metrics: OwnMetrics = OwnMetrics()
     nftables: OwnNftables = OwnNftables()
     ipvs: OwnIpvs = OwnIpvs()

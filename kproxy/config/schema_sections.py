@@ -8,7 +8,17 @@ from typing import Annotated
 import msgspec
 
 from kproxy.config.settings import NODE, RULES, Group, Section, ignored, live, restart
-from kproxy.config.values import Burst, Cidr, Count, EmptyIsDefault, FilePath, NotNegativeDuration, Rate
+from kproxy.config.values import (
+    Bound,
+    Burst,
+    Cidr,
+    Count,
+    EmptyIsDefault,
+    FilePath,
+    NotNegativeDuration,
+    Rate,
+)
+from kproxy.plan.limits import DEFAULT_LIMITS
 
 
 class DetectLocal(Section, frozen=True):
@@ -129,3 +139,56 @@ class OwnMetrics(Section, frozen=True):
             group=Group.SERVERS,
         ),
     ] = 500
+
+
+class OwnLimits(Section, frozen=True):
+    """`limits` of kproxy's own document: what one Service may cost in each family. See kproxy.plan.limits."""
+
+    endpoints_per_port: Annotated[
+        Bound,
+        live(
+            "limit-endpoints-per-port",
+            "Most endpoints of a service port; of more, some are left out.",
+            RULES,
+        ),
+    ] = DEFAULT_LIMITS.endpoints_per_port
+    endpoints_per_service: Annotated[
+        Bound,
+        live(
+            "limit-endpoints-per-service",
+            "Most endpoints of a Service, summed over its ports; of more, some are left out.",
+            RULES,
+        ),
+    ] = DEFAULT_LIMITS.endpoints_per_service
+    ports_per_service: Annotated[
+        Bound,
+        live("limit-ports-per-service", "Most ports of a Service; further ones are not served.", RULES),
+    ] = DEFAULT_LIMITS.ports_per_service
+    frontends_per_service: Annotated[
+        Bound,
+        live(
+            "limit-frontends-per-service",
+            "Most pairs of address and port of a Service; further outside addresses are not served.",
+            RULES,
+        ),
+    ] = DEFAULT_LIMITS.frontends_per_service
+    elements_per_service: Annotated[
+        Bound,
+        live(
+            "limit-elements-per-service",
+            "Most nftables map elements or IPVS destinations of a Service.",
+            RULES,
+        ),
+    ] = DEFAULT_LIMITS.elements_per_service
+    source_ranges_per_service: Annotated[
+        Bound,
+        live(
+            "limit-source-ranges-per-service",
+            "Most loadBalancerSourceRanges of a Service; further ones are not admitted.",
+            RULES,
+        ),
+    ] = DEFAULT_LIMITS.source_ranges_per_service
+    log_lines_per_minute: Annotated[
+        Bound,
+        live("limit-log-lines-per-minute", "Most log lines about the problems of one Service in a minute."),
+    ] = DEFAULT_LIMITS.log_lines_per_minute

@@ -18,6 +18,7 @@ class Group(Enum):
     IPVS = "ipvs"
     NFTABLES = "nftables"
     CONNTRACK = "conntrack"
+    LIMITS = "limits"
     SERVERS = "Servers"
     LOGGING = "Logging"
     IGNORED = "Accepted and ignored"

@@ -221,6 +221,7 @@ FlushFrequency = Annotated[float, Reader(_flush_frequency, format_duration, "DUR
 Quantity = Annotated[str, Reader(_quantity, _same, "QUANTITY")]
 Bit = Annotated[int, within(0, 31)]
 Count = Annotated[int, Check(_not_negative)]
+Bound = Annotated[int, within(1, 100_000_000)]
 Rate = Annotated[float, Reader(_number, _same, "N", numeric=True), EmptyIsDefault()]
 Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
 FilePath = Annotated[str, PathOf(directory=False)]

@@ -77,7 +77,7 @@ def node_facts(
         api_servers=frozenset(api_servers),
         holds_addresses=traits.holds_addresses,
     )
-    view = NodeView(config.node_name, zone, addresses, config.external_ips, limits)
+    view = NodeView(config.node_name, zone, addresses, config.external_ips, limits, config.limits)
     local = _local_traffic(config, node)
     if local is None:
         return None

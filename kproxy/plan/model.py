@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kproxy.addresses import Family
+from kproxy.plan.limits import DEFAULT_LIMITS, Limits
 from kproxy.plan.schedulers import Scheduler
 from kproxy.state.problems import Problem
 
@@ -59,7 +60,7 @@ class NodeView(msgspec.Struct, frozen=True):
 
     `addresses` holds the node's primary address per family; it decides whether a source range includes
     the node itself. With `external_ips` False, spec.externalIPs are not served (KEP-5707). `outside`
-    restricts the addresses for outside clients.
+    restricts the addresses for outside clients, `limits` what one service may cost.
     """
 
     name: str
@@ -67,6 +68,7 @@ class NodeView(msgspec.Struct, frozen=True):
     addresses: Mapping[Family, str] = {}
     external_ips: bool = True
     outside: OutsideLimits = OutsideLimits()
+    limits: Limits = DEFAULT_LIMITS
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):

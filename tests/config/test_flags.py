@@ -90,6 +90,13 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
         ["198.51.100.0/24", "2001:db8::/32"],
     ),
     ("service-cidr", "10.96.0.0/12", "nftables.serviceCIDRs", ["10.96.0.0/12"]),
+    ("limit-elements-per-service", "7", "limits.elementsPerService", 7),
+    ("limit-endpoints-per-port", "7", "limits.endpointsPerPort", 7),
+    ("limit-endpoints-per-service", "7", "limits.endpointsPerService", 7),
+    ("limit-frontends-per-service", "7", "limits.frontendsPerService", 7),
+    ("limit-log-lines-per-minute", "7", "limits.logLinesPerMinute", 7),
+    ("limit-ports-per-service", "7", "limits.portsPerService", 7),
+    ("limit-source-ranges-per-service", "7", "limits.sourceRangesPerService", 7),
     ("metrics-service-limit", "9", "metrics.serviceLimit", 9),
 ]
 
