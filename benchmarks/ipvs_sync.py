@@ -20,12 +20,10 @@ from benchmarks.syncs import Node, Row, measure_syncs, show
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
-from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.kernel.dummy import DummyDevice
 from kproxy.kernel.ipset.netlink import NetlinkIpset
@@ -36,6 +34,7 @@ from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.ipvs.rules import IpvsRules
 from kproxy.plan.schedulers import Scheduler
 from tests.kernel.namespace import enter_new
 
@@ -71,7 +70,7 @@ def measure(size: int, endpoints: int, variant: Variant) -> Row:
     rules = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
     xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
     handles = KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
-    writer = IptablesBackend(IpvsLayout(rules), xtables, ForeignWrites(xtables.generation))
+    writer = IpvsRules(rules, xtables, ForeignWrites(xtables.generation))
     backend = IpvsBackend(IpvsConfig(rules, Scheduler("rr")), handles, writer, lambda: now)
     node = Node(backend, "messages", _CountingSocket().since, time.process_time)
     row = measure_syncs(node, size, endpoints, REPEATS)

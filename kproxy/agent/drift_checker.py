@@ -91,10 +91,8 @@ class DriftChecker:
         return bool(found)
 
     def tell(self, family: Family, drifts: Sequence[Drift]) -> None:
-        """Report and log what drifted."""
+        """Report what drifted, and look for a kube-proxy that may have caused it."""
         self._observer.drifted(family, drifts)
-        shown = [str(drift) for drift in drifts[:10]]
-        log.warning("drift_found", family=family.value, objects=len(drifts), first=shown)
         if self._clock() >= self._next_suspicion:
             self._next_suspicion = self._clock() + SUSPICION_PERIOD
             warn_of_kube_proxy(ask=False)

@@ -166,14 +166,10 @@ class Agent:
         started = self._clock()
         facts = self._facts
         assert facts is not None  # noqa: S101 - only called when `ready`
-        retried = self._schedule.retry_due()
-        if retried:
-            for side in self._family_syncs.values():
-                side.backend.retry()
         inputs = self._store.take(everything=self._replan)
         self._replan = self._drifted = False
         outcomes = {family: side.sync(inputs, facts.view) for family, side in self._family_syncs.items()}
-        return self._conclude(started, inputs, facts, outcomes, retried=retried)
+        return self._conclude(started, inputs, facts, outcomes)
 
     def _conclude(
         self,
@@ -181,11 +177,9 @@ class Agent:
         inputs: Sequence[ServiceInput],
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
-        *,
-        retried: bool,
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
-        self._publisher.publish(inputs, facts, outcomes, self._family_syncs, retried=retried)
+        self._publisher.publish(inputs, facts, outcomes, self._family_syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         failed = {key for report in reports.values() for key in report.failed}
         blocked = any(report.error is not None for report in reports.values())
@@ -196,7 +190,8 @@ class Agent:
             self._store.not_applied()
         if blocked or failed or any(report.leftovers for report in reports.values()):
             stuck = all(report.error is not None for report in reports.values())
-            self._schedule.failed(started, blocked=stuck)
+            retries = (report.retry_in for report in reports.values() if report.retry_in is not None)
+            self._schedule.failed(started, blocked=stuck, retry_in=min(retries, default=None))
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
         if not self._first_sync_done and not blocked:
@@ -234,7 +229,7 @@ class Agent:
         self._facts = facts
         self._adopt(config)
         self._first_sync_done = self._replan = self._drifted = False
-        reports = self._conclude(started, trial.inputs, facts, trial.outcomes, retried=False)
+        reports = self._conclude(started, trial.inputs, facts, trial.outcomes)
         self._observer.switched()
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports

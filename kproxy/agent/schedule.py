@@ -76,16 +76,19 @@ class Schedule:
         self._retry_at = None
         self._blocked = False
 
-    def failed(self, started: float, *, blocked: bool) -> None:
+    def failed(self, started: float, *, blocked: bool, retry_in: float | None = None) -> None:
         """Note that a sync did not apply everything.
 
         `blocked`: nothing could be applied, so new changes wait for the retry too. Otherwise some services
-        were refused, and changes of the others do not wait.
+        were refused, and changes of the others do not wait. `retry_in`: seconds until a backend tries refused
+        services again, if it decides that itself.
         """
         self._ended(started)
         self._failures += 1
         ceiling = min(self._max_period, FIRST_RETRY * 2 ** min(self._failures - 1, 16))
-        self._retry_at = self._clock() + self._chance.uniform(FIRST_RETRY / 4, ceiling)
+        if retry_in is None or blocked:
+            retry_in = self._chance.uniform(FIRST_RETRY / 4, ceiling)
+        self._retry_at = self._clock() + retry_in
         self._blocked = blocked
 
     def retry_due(self) -> bool:

@@ -39,8 +39,6 @@ class SyncPublisher:
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
         sides: Mapping[Family, FamilySync],
-        *,
-        retried: bool,
     ) -> None:
         """Publish each family's outcome, and the problems of the planned services."""
         problems: dict[str, tuple[Problem, ...]] = {each.key: () for each in inputs}
@@ -50,13 +48,13 @@ class SyncPublisher:
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             if report.drifts:
                 self._drift_checker.tell(family, report.drifts)
-            sides[family].tell(outcome)
-            self._observer.synced(family, report, plans, outcome.seconds, retried=retried)
+            self._observer.synced(family, report, plans, outcome.planning, outcome.applying)
             if report.error is not None:
                 self._health.failed(family)
                 continue
             self._health.updated(family)
-            held = {key: plan for key, plan in plans.items() if key not in report.failed}
+            failed = report.failed
+            held = {key: plan for key, plan in plans.items() if key not in failed}
             self._flows.submit(family, sides[family].flows.update(held))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._observer.problems(problems)

@@ -60,9 +60,14 @@ def rules_backend(
 
     The nft rulesets of both families share one change counter, and so one entry of `watches`.
     """
-    ruleset = xtables.variant if xtables.variant is Variant.NFT else layout.family
-    watch = watches.setdefault(ruleset, ForeignWrites(xtables.generation))
+    watch = watch_of(xtables, watches)
     return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
+
+
+def watch_of(xtables: Xtables, watches: dict[object, ForeignWrites]) -> ForeignWrites:
+    """Return the watch of the ruleset that a family's rules are in."""
+    ruleset = xtables.variant if xtables.variant is Variant.NFT else xtables.family
+    return watches.setdefault(ruleset, ForeignWrites(xtables.generation))
 
 
 def find_programs(config: ProxyConfig) -> dict[Family, XtablesTools]:

@@ -1,6 +1,7 @@
-"""Record the run loop's reports for /metrics, /status and Kubernetes Events.
+"""Turn the run loop's reports into log lines, /metrics, /status and Kubernetes Events, in all modes alike.
 
-The run loop calls this after each step. It never blocks the loop: it only computes in memory.
+The run loop calls this after each step. It never blocks the loop: it only computes in memory. A state that
+lasts, such as a quarantined service, is logged when it begins, when its reason changes, and when it ends.
 """
 
 import threading
@@ -19,12 +20,15 @@ from kproxy.telemetry import series
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.metrics import Metrics
 from kproxy.telemetry.status import Failure, FamilyStatus, Repair, ServiceTrouble
+from kproxy.telemetry.sync_log import SyncLog
 from kproxy.telemetry.verdict import RETURNS
 
 log = structlog.stdlib.get_logger(__name__)
 
 SHOWN_DRIFTS = 20
 """The maximum number of drifted objects that the status names."""
+LOGGED_DRIFTS = 10
+"""The maximum number of drifted objects that a log line names."""
 COUNTED_DRIFTS = 1000
 """The maximum number of drifted objects stored, to detect those that return."""
 
@@ -38,6 +42,7 @@ class _FamilyRecord:
         self.comparison_failure: Failure | None = None
         self.quarantined: dict[str, ServiceTrouble] = {}
         self.degraded: dict[str, str] = {}
+        self.leftovers: dict[str, str] = {}
         self.found = 0
         self.repaired = 0
         self.drifting = 0
@@ -75,40 +80,45 @@ class SyncObserver:
         family: Family,
         report: SyncReport,
         plans: Mapping[str, ServicePlan],
-        seconds: float,
-        *,
-        retried: bool,
+        planning: float,
+        applying: float,
     ) -> None:
-        """Record the outcome of one family's sync, its duration in seconds and its plans."""
+        """Record the outcome of one family's sync and its plans; times in seconds."""
         now = datetime.now(UTC)
         name = family.value
         metrics = self._metrics
+        seconds = planning + applying
         metrics.observe(series.SYNC, name, value=seconds)
         metrics.observe(series.SYNC_FULL if report.full else series.SYNC_PARTIAL, name, value=seconds)
         for kind, count in report.changes.items():
             metrics.add(series.WRITES, name, kind, amount=count)
         for table in ("nat", "filter"):
             metrics.set(series.RULES_LAST, table, name, value=report.rules.get(table, 0))
-        if report.leftovers:
+        if report.kept:
             metrics.add(series.NFTABLES_CLEANUP_FAILURES, name)
+        failed = report.failed
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
-            new = [key for key, reason in report.failed.items() if self._is_new(record, key, reason)]
+            before = SyncLog(
+                {key: trouble.reason for key, trouble in record.quarantined.items()},
+                record.degraded,
+                record.leftovers,
+            )
+            new = [key for key, reason in failed.items() if self._is_new(record, key, reason)]
             if report.error is not None:
                 record.last_failure = Failure(now, report.error)
                 record.failing_since = record.failing_since or now
                 metrics.add(series.SYNC_FAILURES, name)
             else:
                 self._succeeded(record, family, report, plans, now, new)
-        if report.error is not None or new or (retried and report.failed):
+        before.log(family, report, len(plans), planning, applying)
+        if report.error is not None or new or report.refusals:
             metrics.add(series.RESTORE_FAILURES, name)
             metrics.add(series.NFTABLES_SYNC_FAILURES, name)
             if not report.full:
                 metrics.add(series.PARTIAL_RESTORE_FAILURES, name)
         for key in new if report.error is None else ():
-            if key.startswith("("):  # an object in the kernel that belongs to no service any more
-                continue
-            self._notify(Notice(Reason.QUARANTINED, key, f"{name}: {report.failed[key]}"))
+            self._notify(Notice(Reason.QUARANTINED, key, f"{name}: {failed[key]}"))
 
     def applied(self, triggers: Iterable[Trigger]) -> None:
         """Record the triggers of changes that are now applied for every family."""
@@ -154,6 +164,8 @@ class SyncObserver:
     def drifted(self, family: Family, drifts: Sequence[Drift]) -> None:
         """Record drift, which the next sync repairs."""
         self._metrics.add(series.DRIFT_FOUND, family.value, amount=len(drifts))
+        first = "; ".join(map(str, drifts[:LOGGED_DRIFTS]))
+        log.warning("drift_found", family=family.value, objects=len(drifts), first=first)
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             record.found += len(drifts)
@@ -216,6 +228,7 @@ class SyncObserver:
                     ),
                     failing_since=record.failing_since,
                     comparison_failure=record.comparison_failure,
+                    leftovers=dict(sorted(record.leftovers.items())),
                 )
                 for family, record in self._families.items()
             }
@@ -249,13 +262,15 @@ class SyncObserver:
             key: known[key] if not self._is_new(record, key, reason) else ServiceTrouble(key, reason, now)
             for key, reason in report.failed.items()
         }
-        record.degraded = dict(report.degraded)
+        record.degraded = report.degraded
+        record.leftovers = dict(report.leftovers)
         metrics.set(series.QUARANTINED, name, value=len(record.quarantined))
         metrics.set(series.DEGRADED, name, value=len(record.degraded))
+        metrics.set(series.LEFTOVERS, name, value=len(record.leftovers))
         if record.repair_due:
             record.unrepaired.update(new)  # refused when they were written again
         record.repair_due = False
-        record.unrepaired &= report.failed.keys()
+        record.unrepaired &= record.quarantined.keys()
         if record.drifting and not record.unrepaired:
             metrics.add(series.DRIFT_REPAIRED, name, amount=record.drifting)
             record.repaired += record.drifting

@@ -199,6 +199,9 @@ QUARANTINED = _gauge(
     "kproxy_quarantined_services", _FAMILY, "Services that the kernel refused and that are tried again."
 )
 DEGRADED = _gauge("kproxy_degraded_services", _FAMILY, "Services that work with a restriction.")
+LEFTOVERS = _gauge(
+    "kproxy_leftover_objects", _FAMILY, "Objects that no service needs and the kernel would not delete yet."
+)
 PROBLEMS = _gauge("kproxy_services_with_problems", (), "Services with a field that cannot be applied.")
 REJECTED = _gauge("kproxy_rejected_objects", (), "Objects that could not be decoded at all.")
 SYNC_FAILURES = _counter("kproxy_sync_failures_total", _FAMILY, "Syncs that failed as a whole.")

@@ -61,7 +61,8 @@ class FamilyStatus(_Camel, frozen=True):
     """One IP family. `degraded` services work with a restriction, which each entry names.
 
     `failing_since`: the time of the first of the latest consecutive failures; None if the last sync
-    succeeded. `comparison_failure`: the time and reason since which the kernel cannot be compared with the
+    succeeded. `leftovers` maps objects that no service needs and that the kernel would not delete yet to the
+    reason. `comparison_failure`: the time and reason since which the kernel cannot be compared with the
     applied state.
     """
 
@@ -73,6 +74,7 @@ class FamilyStatus(_Camel, frozen=True):
     drift: Repair
     failing_since: datetime | None = None
     comparison_failure: Failure | None = None
+    leftovers: dict[str, str] = {}
 
 
 class Condition(_Camel, frozen=True):

@@ -47,6 +47,11 @@ def screen(status: Status, now: datetime) -> str:
         for family, each in status.families.items()
         for service, reason in each.degraded.items()
     ]
+    leftovers = [
+        (family.value, name, reason)
+        for family, each in status.families.items()
+        for name, reason in each.leftovers.items()
+    ]
     broken = [
         (
             watch.kind,
@@ -64,6 +69,7 @@ def screen(status: Status, now: datetime) -> str:
         ("watches that are down", ("KIND", "FOR", "FAILURES", "LAST ERROR"), broken),
         ("quarantined, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
         ("degraded", ("FAMILY", "SERVICE", "REASON"), degraded),
+        ("leftovers, deletion is tried again", ("FAMILY", "OBJECT", "REASON"), leftovers),
         ("invalid fields ignored", fields, _cells(status.problems)),
         ("rejected objects", fields, _cells(status.rejected)),
     ):

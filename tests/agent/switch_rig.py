@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from kproxy.addresses import Family
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.loop import Agent
-from kproxy.backends.core.base import Drift, Measurement, SyncReport
+from kproxy.backends.core.base import Drift, Measurement, SyncReport, quarantined
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
@@ -84,7 +84,7 @@ class FakeBackend:
         if self._pending:
             self._kernel.write(self._mode, self.family, set() if error else self._wanted - failed.keys())
         self._pending = error is not None
-        return SyncReport(failed, error)
+        return SyncReport(quarantined(failed), error)
 
     def invalidate(self) -> None:
         self._pending = True

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import CheckError, Drift
+from kproxy.backends.core.base import CheckError, Difference, Drift
 from kproxy.config.loading import CommandLine
 from kproxy.config.model import ProxyConfig
 from kproxy.config.reload import Reloader
@@ -190,7 +190,7 @@ def test_a_family_whose_sync_fails_is_told_at_once_and_livez_when_its_time_is_ov
 
 def test_a_repair_that_fails_waits_although_no_object_changed(world: World) -> None:
     world.sync()
-    world.observer.drifted(Family.IPV4, [Drift("chain nat/A", "is missing")])
+    world.observer.drifted(Family.IPV4, [Drift("chain", "nat/A", Difference.MISSING)])
     assert world.summary() == ("degraded", 1, ["DriftNotRepaired"])
     world.kernel.errors[MODE, Family.IPV4] = "locked"
     world.sync()
@@ -289,7 +289,9 @@ def test_drift_that_others_make_again_and_again_is_told(
             world.sync()
 
     with monkeypatch.context() as patch:
-        patch.setattr(switch_rig.FakeBackend, "check", lambda *_, **__: (Drift("chain nat/A", "is missing"),))
+        patch.setattr(
+            switch_rig.FakeBackend, "check", lambda *_, **__: (Drift("chain", "nat/A", Difference.MISSING),)
+        )
         for _ in range(2):
             look()
             assert world.summary() == ("healthy", 0, [])

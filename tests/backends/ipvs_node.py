@@ -9,24 +9,24 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
-from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipvs.types import DestinationId, ServerId
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.ipvs.rules import IpvsRules
 from kproxy.plan.schedulers import Scheduler
 from tests.backends.node import Node
 from tests.builders import endpoint, endpoint_slice
 from tests.support.fake_ipvs import FakeDevice, FakeIpset, FakeIpvs, Faults
 from tests.support.fake_xtables import FakeXtables
 
+RULES = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16"))
 CONFIG = IpvsConfig(
-    rules=IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr="10.1.0.0/16")),
+    rules=RULES,
     scheduler=Scheduler("rr"),
     node_addresses=("192.168.0.2", "192.168.0.3"),
     local_addresses=frozenset({"192.168.0.2", "192.168.0.3", "127.0.0.1"}),
@@ -56,9 +56,7 @@ class IpvsNode(Node[IpvsBackend, list[str]]):
 
     def make_backend(self) -> IpvsBackend:
         """A backend over all parts of the kernel."""
-        rules = IptablesBackend(
-            IpvsLayout(self.config.rules), self.xtables, ForeignWrites(self.xtables.generation)
-        )
+        rules = IpvsRules(self.config.rules, self.xtables, ForeignWrites(self.xtables.generation))
         return IpvsBackend(self.config, self.handles, rules, lambda: self.now)
 
     def another(self) -> IpvsNode:

@@ -20,8 +20,8 @@ from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.dryrun import DryRunDevice, DryRunIpset, DryRunIpvs
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant
+from kproxy.modes.ipvs.rules import IpvsRules
 from kproxy.plan.planner import Planner
 from tests.backends.iptables_node import CONFIG, IptablesNode
 from tests.backends.ipvs_node import CONFIG as IPVS_CONFIG
@@ -180,7 +180,7 @@ def _ipvs_changes(node: IpvsNode) -> Iterator[Change]:
     ipvs, ipset = DryRunIpvs(node.ipvs, lambda _: True), DryRunIpset(node.ipset)
     device = DryRunDevice(node.device, exists=node.device.held is not None)
     tables = DryRunXtables(Family.IPV4, Variant.NFT, node.xtables.save())
-    rules = IptablesBackend(IpvsLayout(IPVS_CONFIG.rules), tables, ForeignWrites(tables.generation))
+    rules = IpvsRules(IPVS_CONFIG.rules, tables, ForeignWrites(tables.generation))
     backend = IpvsBackend(IPVS_CONFIG, KernelHandles(ipvs, ipset, device), rules, lambda: node.now)
     node.tables.touch_all()
     backend.update(Planner(Family.IPV4).update(node.tables.dirty(), NODE).values())

@@ -70,7 +70,7 @@ DAMAGE: list[tuple[str, str, str]] = [
     (
         "*nat\n:KUBE-SVC-AAAAAAAAAAAAAAAA - [0:0]\nCOMMIT\n",
         "chain nat/KUBE-SVC-AAAAAAAAAAAAAAAA",
-        "is not wanted",
+        "is unexpected",
     ),
     ("*nat\n-F PREROUTING\nCOMMIT\n", "jump nat/PREROUTING", "is missing"),
     ("*filter\n-F FORWARD\nCOMMIT\n", "jump filter/FORWARD", "is missing"),
@@ -92,7 +92,7 @@ def test_damage_is_noticed_named_and_repaired(
     intact = _sorted(cluster.state())
     cluster.fake.edit(edit)
     drifts = cluster.backend.check()
-    assert any(d.object.startswith(name) and found in d.found for d in drifts), drifts
+    assert any(d.object.startswith(name) and found in str(d) for d in drifts), drifts
     done(cluster)
     assert _sorted(cluster.state()) == intact
     assert cluster.backend.check(full=True) == ()

@@ -311,6 +311,6 @@ def test_damage_that_follows_a_failed_sync_is_named(variant: Variant, committed:
     cluster.fake.fail_next(FailureKind.OTHER)
     drifts = (*cluster.sync().drifts, *cluster.sync().drifts)
     assert [str(drift) for drift in drifts] == [
-        f"chain nat/{SVC1} lacks 3 of its rules and has 0 that are not ours"
+        f"chain nat/{SVC1} is modified: lacks 3 of its rules and has 0 that are not ours"
     ]
     assert cluster.state() == cluster.fresh()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import Drift
+from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.iptables.base_chains import JUMPS
 from kproxy.backends.iptables.cleanup import cleanup, plan_removal
 from kproxy.backends.iptables.config import IptablesConfig
@@ -143,10 +143,16 @@ def test_damage_beside_a_native_rule_is_told_as_it_is() -> None:
     nft(f"delete rule ip nat POSTROUTING handle {handle}")
     drifts = real.backend.check()
     assert drifts == (
-        Drift("chain nat/KUBE-POSTROUTING", "lacks 3 of its rules and has 0 that are not ours"),
         Drift(
-            'jump nat/POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
-            "is missing",
+            "chain",
+            "nat/KUBE-POSTROUTING",
+            Difference.MODIFIED,
+            "lacks 3 of its rules and has 0 that are not ours",
+        ),
+        Drift(
+            "jump",
+            'nat/POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
+            Difference.MISSING,
         ),
     )
     real.sync()

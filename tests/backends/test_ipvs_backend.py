@@ -25,7 +25,7 @@ from kproxy.kernel.ipvs.types import (
     VirtualServer,
 )
 from kproxy.plan.schedulers import Scheduler
-from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, IpvsNode, eps, with_config
+from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, RULES, IpvsNode, eps, with_config
 from tests.builders import NODE, endpoint, endpoint_slice, port, service
 from tests.peer_rules import IPVS_RULES
 
@@ -244,7 +244,7 @@ def test_an_address_that_becomes_the_nodes_own_leaves_the_device() -> None:
 
 def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
     node = IpvsNode()
-    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
+    old = IptablesBackend(StandardLayout(RULES), node.xtables, ForeignWrites(node.xtables.generation))
     node.put(service(), eps("10.1.0.1"))
     old.update(node.planner.update(node.tables.dirty(), NODE).values())
     assert old.sync().error is None
@@ -261,7 +261,7 @@ def test_an_iptables_mode_goes_after_the_virtual_servers_stand() -> None:
 def test_what_an_iptables_mode_serves_is_its_own_until_it_goes() -> None:
     """Virtual servers may stand from before and take no connections: what drains keeps its address."""
     node = IpvsNode()
-    old = IptablesBackend(StandardLayout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
+    old = IptablesBackend(StandardLayout(RULES), node.xtables, ForeignWrites(node.xtables.generation))
     node.put(service(), eps("10.1.0.1"))
     old.update(node.planner.update(node.tables.dirty(), NODE).values())
     assert old.sync().error is None
@@ -304,7 +304,7 @@ def test_pods_reach_themselves_through_virtual_servers_until_rules_translate(
     node.done()
     if damage:
         node.xtables.edit(damage)
-    new = IptablesBackend(layout(CONFIG.rules), node.xtables, ForeignWrites(node.xtables.generation))
+    new = IptablesBackend(layout(RULES), node.xtables, ForeignWrites(node.xtables.generation))
     new.update(node.plans.values())
     restore, states = node.xtables.restore, []
 

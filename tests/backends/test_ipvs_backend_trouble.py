@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import CheckError
+from kproxy.backends.core.base import CheckError, LocalTraffic
+from kproxy.backends.core.retries import LONGEST_RETRY
+from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.teardown import FamilyTeardown
 from kproxy.kernel.ipset.types import SetKind, SetSpec
 from kproxy.kernel.ipvs.types import (
@@ -20,7 +22,7 @@ from kproxy.kernel.ipvs.types import (
 from kproxy.kernel.xtables.types import FailureKind, RestoreError
 from tests.backends.ipvs_node import CLUSTER_IP, CONFIG, IpvsNode, eps, with_config
 from tests.backends.test_ipvs_backend import KNOWN
-from tests.builders import port, service
+from tests.builders import endpoint, endpoint_slice, port, service
 
 
 def test_a_refused_request_costs_only_its_own_service() -> None:
@@ -47,13 +49,34 @@ def test_a_removal_that_is_refused_is_named_and_not_forgotten(what: str) -> None
     node.done()
     node.drop("ns1/svc1")
     node.faults.refuse = lambda change: what in change
-    failed = node.sync().failed
-    assert failed
-    assert "ns1/svc1" not in failed
+    for tried in (True, False):
+        report = node.sync()
+        assert (report.error, report.failed) == (None, {})
+        assert report.leftovers
+        assert bool(report.kept) is tried
     node.faults.refuse = lambda _: False
-    node.backend.retry()
-    node.done()
+    node.now += LONGEST_RETRY
+    assert node.done().leftovers == {}
     assert node.state() == node.fresh()
+
+
+def test_leftovers_are_named_one_by_one_and_are_no_services() -> None:
+    rules = IptablesConfig(Family.IPV6, local_traffic=LocalTraffic(cidr="fd00:1::/64"))
+    node = IpvsNode(with_config(rules=rules, node_addresses=(), local_addresses=frozenset()))
+    ports = [port(53, "dns", "UDP")]
+    for n in (1, 2):
+        pods = endpoint_slice(
+            endpoint(f"fd00:1::{n}", node="node2"), service=f"svc{n}", ports=ports, address_type="IPv6"
+        )
+        node.put(service(f"svc{n}", f"fd00:96::{n}", ports=ports), pods)
+    node.done()
+    for n in (1, 2):
+        node.drop(f"ns1/svc{n}")
+    node.faults.refuse = lambda change: "DEL_SERVICE" in change
+    report = node.done()
+    assert set(report.leftovers) == {f"virtual server UDP fd00:96::{n} port 53" for n in (1, 2)}
+    assert all("DEL_SERVICE" in reason for reason in report.leftovers.values())
+    assert report.services == {}
 
 
 def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
@@ -137,7 +160,7 @@ def test_drift_is_named_and_mended() -> None:
     named = [str(drift) for drift in node.backend.check(full=True)]
     assert named == [
         "address 10.96.0.1 is missing",
-        "destination TCP 10.96.0.1 port 80 -> 10.1.0.9 port 80 is not wanted",
+        "destination TCP 10.96.0.1 port 80 -> 10.1.0.9 port 80 is unexpected",
     ]
     node.done()
     node.drained()
@@ -192,7 +215,7 @@ def test_an_address_that_somebody_added_goes() -> None:
     assert node.device.held is not None
     node.device.held.add("10.9.9.9")
     named = [str(drift) for drift in node.backend.compare_addresses({"10.9.9.9": True})]
-    assert named == ["address 10.9.9.9 is not wanted"]
+    assert named == ["address 10.9.9.9 is unexpected"]
     node.done()
     assert node.device.held == {"10.96.0.1"}
 
@@ -326,7 +349,7 @@ def test_the_mark_of_the_nodes_own_connections_comes_back_and_goes_with_the_mode
     marks = set(node.ipvs.local_marks)
     assert len(marks) == 1
     node.ipvs.local_marks.clear()
-    assert [drift.found for drift in node.backend.check(full=True)] == ["is missing"]
+    assert [drift.found for drift in node.backend.check(full=True)] == ["missing"]
     node.done()
     assert node.ipvs.local_marks == marks
     assert FamilyTeardown(Family.IPV4, node.handles, 0, lambda: node.now).dissolve()

@@ -13,13 +13,13 @@ from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.dump import parse_save
 from kproxy.backends.iptables.layout import StandardLayout
-from kproxy.backends.ipvs.layout import IPVS_JUMPS, IpvsLayout
 from kproxy.backends.ipvs.names import sets
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import IpsetUnavailable
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
+from kproxy.modes.ipvs.layout import IPVS_JUMPS, IpvsLayout
 from kproxy.plan.planner import Planner
 from kproxy.state.tables import Tables
 from tests.backends.ipvs_node import IpvsNode

@@ -165,7 +165,7 @@ def test_damage_that_follows_a_failed_sync_is_named(moment: str) -> None:
     elements(node, "services")["10.96.6.6 . 6 . 80"] = "goto cluster-all-1"
     node.fake.lose = moment
     drifts = [*node.sync().drifts, *node.sync().drifts]
-    assert list(map(str, drifts)) == ["element { 10.96.6.6 . 6 . 80 } of services is new"]
+    assert list(map(str, drifts)) == ["element { 10.96.6.6 . 6 . 80 } of services is unexpected"]
     assert node.state() == node.fresh()
 
 
@@ -239,15 +239,15 @@ def _delete_map(table: FakeTable) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (_delete_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"),
-        (_change_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is changed"),
-        (_add_element, "element { 10.96.6.6 . 6 . 80 } of services is new"),
-        (_flush_chain, "chain nat-output has other rules"),
-        (_change_rule, "chain firewall has other rules"),
-        (_change_class, "chain cluster-all-2 has other rules"),
-        (_add_chain, "chain strange is not ours"),
-        (_flush_pick, "table kproxy is not whole"),
-        (_delete_map, "table kproxy is not whole"),
+        (_delete_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is missing"),
+        (_change_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is modified: has another value"),
+        (_add_element, "element { 10.96.6.6 . 6 . 80 } of services is unexpected"),
+        (_flush_chain, "chain nat-output is modified: has other rules"),
+        (_change_rule, "chain firewall is modified: has other rules"),
+        (_change_class, "chain cluster-all-2 is modified: has other rules"),
+        (_add_chain, "chain strange is unexpected"),
+        (_flush_pick, "table kproxy is modified: not whole"),
+        (_delete_map, "table kproxy is modified: not whole"),
     ],
 )
 def test_drift_is_named_and_repaired(damage: Any, named: str) -> None:
@@ -454,7 +454,7 @@ def _dormant(family: Family) -> None:
     assert node.backend.check() == ()
     nft_oracle.write(switch_off)
     assert "dormant" in nft_oracle.listing(family)
-    assert [str(drift) for drift in node.backend.check()] == ["table kproxy is dormant"]
+    assert [str(drift) for drift in node.backend.check()] == ["table kproxy is modified: dormant"]
     node.done()
     assert "dormant" not in nft_oracle.listing(family)
     assert node.backend.check(full=True) == ()
@@ -502,7 +502,7 @@ def test_both_families_share_one_watch() -> None:
     for backend in backends:
         assert backend.check() == ()
     nft.commit(Transaction(Family.IPV4, "kproxy", [DeleteTable()]))
-    assert [str(drift) for drift in backends[0].check()] == ["table kproxy is not there"]
+    assert [str(drift) for drift in backends[0].check()] == ["table kproxy is missing"]
     assert backends[1].check() == ()
     assert backends[0].sync().error is None
     assert nft.reading(Family.IPV4, "kproxy") is not None
@@ -517,7 +517,9 @@ def test_damage_that_a_sync_meets_is_named_and_repaired_by_it() -> None:
     node.put(web(), pods("a", "10.1.0.2"))
     report = node.sync()
     assert (report.error, dict(report.failed)) == (None, {})
-    assert [str(drift) for drift in report.drifts] == ["element { 10.96.0.1 . 6 . 80 } of endpoint-0 is gone"]
+    assert [str(drift) for drift in report.drifts] == [
+        "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is missing"
+    ]
     assert node.state() == node.fresh()
 
 
@@ -601,7 +603,7 @@ def test_a_map_that_is_not_understood_makes_the_table_anew() -> None:
     node.fake.reading = reading  # type: ignore[method-assign]
     scripts = len(node.fake.scripts)
     assert node.backend.check(full=True) == ()
-    assert [str(each) for each in node.backend.check(full=True)] == ["table kproxy is not whole"]
+    assert [str(each) for each in node.backend.check(full=True)] == ["table kproxy is modified: not whole"]
     node.done()
     assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()

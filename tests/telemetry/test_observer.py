@@ -7,7 +7,14 @@ import pytest
 import structlog.testing
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import Drift, SyncReport
+from kproxy.backends.core.base import (
+    Difference,
+    Drift,
+    ServiceState,
+    ServiceStatus,
+    SyncReport,
+    quarantined,
+)
 from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 from kproxy.state.problems import Problem
 from kproxy.state.slice_index import Trigger
@@ -31,10 +38,14 @@ class World:
         self.observer.begin([IPV4])
 
     def sync(
-        self, plans: Mapping[str, ServicePlan] | None = None, *, retried: bool = False, **report: object
+        self,
+        plans: Mapping[str, ServicePlan] | None = None,
+        *,
+        failed: Mapping[str, str] | None = None,
+        **report: object,
     ) -> None:
-        made = SyncReport(**report)  # type: ignore[arg-type]
-        self.observer.synced(IPV4, made, plans or {}, 0.003, retried=retried)
+        made = SyncReport(quarantined(failed or {}), **report)  # type: ignore[arg-type]
+        self.observer.synced(IPV4, made, plans or {}, 0.001, 0.002)
 
     def value(self, wanted: Series, *labels: str) -> float:
         for sample in self.metrics.samples():
@@ -84,7 +95,7 @@ def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(worl
     world.sync(failed={"ns/a": "line 3 failed"})
     first = world.observer.family_status()[IPV4].quarantined
     world.sync(failed={"ns/a": "line 3 failed"})
-    world.sync(failed={"ns/a": "line 3 failed"}, retried=True)
+    world.sync(failed={"ns/a": "line 3 failed"}, refusals=1)
     assert world.observer.family_status()[IPV4].quarantined == first
     assert [(each.service, each.reason) for each in first] == [("ns/a", "line 3 failed")]
     assert world.notices == [Notice(Reason.QUARANTINED, "ns/a", "IPv4: line 3 failed")]
@@ -101,15 +112,67 @@ def test_failures_count_for_nftables_too_and_so_does_what_could_not_be_deleted(w
     world.sync(failed={"ns/a": "File exists"})
     assert world.value(series.NFTABLES_SYNC_FAILURES, "IPv4") == 2
     assert world.value(series.NFTABLES_CLEANUP_FAILURES, "IPv4") == 0
-    world.sync(leftovers=2)
-    world.sync()
+    world.sync(leftovers={"chain all-1": "busy", "chain all-2": "busy"}, kept=2)
+    world.sync(leftovers={"chain all-1": "busy", "chain all-2": "busy"})
     assert world.value(series.NFTABLES_CLEANUP_FAILURES, "IPv4") == 1
 
 
-def test_what_belongs_to_no_service_is_in_the_status_and_no_event(world: World) -> None:
-    world.sync(failed={"(virtual server TCP 10.0.0.1:80)": "device busy"})
-    assert len(world.observer.family_status()[IPV4].quarantined) == 1
+def test_leftovers_are_in_the_status_and_in_a_number_and_are_no_services(world: World) -> None:
+    left = {f"virtual server TCP fd00::{n} port 80": "device busy" for n in (1, 2)}
+    with structlog.testing.capture_logs() as told:
+        for _ in range(2):
+            world.sync(leftovers=left)
+    status = world.observer.family_status()[IPV4]
+    assert status.leftovers == left
+    assert status.quarantined == []
+    assert world.value(series.LEFTOVERS, "IPv4") == 2
+    assert world.value(series.QUARANTINED, "IPv4") == 0
     assert world.notices == []
+    lines = [(line["object"], line["reason"]) for line in told if line["event"] == "removal_refused"]
+    assert lines == sorted(left.items())
+    world.sync()
+    assert world.observer.family_status()[IPV4].leftovers == {}
+
+
+@pytest.mark.parametrize(
+    ("leftover", "event", "chain"),
+    [
+        ("chain nat/KUBE-SVC-A", "stale_chain_delete_failed", "KUBE-SVC-A"),
+        ("chain cluster-all-1", "chain_delete_failed", "cluster-all-1"),
+    ],
+)
+def test_a_chain_that_cannot_be_deleted_is_logged_once(
+    world: World, leftover: str, event: str, chain: str
+) -> None:
+    with structlog.testing.capture_logs() as told:
+        for _ in range(2):
+            world.sync(leftovers={leftover: "in use"})
+    assert [(line["chain"], line["reason"]) for line in told if line["event"] == event] == [(chain, "in use")]
+
+
+def test_what_becomes_of_a_service_is_logged_once_in_the_same_words_in_every_mode(world: World) -> None:
+    degraded = {"ns/b": ServiceStatus(ServiceState.DEGRADED, "no scheduler sh")}
+    with structlog.testing.capture_logs() as told:
+        for _ in range(2):
+            world.observer.synced(
+                IPV4, SyncReport(quarantined({"ns/a": "no such target"}) | degraded), {}, 0.0, 0.0
+            )
+        world.sync(changes={"rules": 1})
+    lines = [(line["event"], line.get("service"), line.get("reason")) for line in told]
+    assert [line for line in lines if line[0].startswith("service_")] == [
+        ("service_quarantined", "ns/a", "no such target"),
+        ("service_degraded", "ns/b", "no scheduler sh"),
+        ("service_recovered", "ns/a", None),
+    ]
+    assert [line["rules"] for line in told if line["event"] == "synced"] == [1]
+
+
+def test_drift_is_logged_as_text_joined_by_semicolons(world: World) -> None:
+    with structlog.testing.capture_logs() as told:
+        world.observer.drifted(IPV4, DRIFTS)
+    (line,) = told
+    assert (line["event"], line["objects"]) == ("drift_found", 2)
+    assert line["first"] == "chain nat/A is missing; chain nat/B is missing"
 
 
 def test_local_policies_without_local_endpoints_are_counted(world: World) -> None:
@@ -169,7 +232,9 @@ def test_an_address_that_is_not_served_is_told_at_the_service(world: World) -> N
 
 
 def test_drift_counts_as_repaired_once_a_sync_got_through(world: World) -> None:
-    world.observer.drifted(IPV4, [Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing")])
+    world.observer.drifted(
+        IPV4, [Drift("chain", "nat/A", Difference.MISSING), Drift("chain", "nat/B", Difference.MISSING)]
+    )
     world.sync(error="missing: no iptables-restore")
     assert world.value(series.DRIFT_FOUND, "IPv4") == 2
     assert world.value(series.DRIFT_REPAIRED, "IPv4") == 0
@@ -186,7 +251,7 @@ def test_a_look_that_finds_nothing_wrong_is_as_good_as_a_sync(world: World) -> N
     assert world.observed(series.SYNC, "IPv4") == 0
 
 
-DRIFTS = (Drift("chain nat/A", "is missing"), Drift("chain nat/B", "is missing"))
+DRIFTS = (Drift("chain", "nat/A", Difference.MISSING), Drift("chain", "nat/B", Difference.MISSING))
 
 
 def test_a_failing_family_says_since_when_until_a_sync_succeeds(world: World) -> None:

@@ -1,9 +1,11 @@
-"""The interface between plans and kernel that every proxy mode implements.
+"""The interface between plans and kernel that every proxy mode implements, and the result of a sync.
 
 One backend serves one IP family. The agent passes plans to it and calls sync; services that failed are in the
-report and stay pending, so the agent counts only those as applied that the kernel has accepted.
+report and stay pending, so the agent counts only those as applied that the kernel has accepted. The types of
+the result are the same in all modes; telemetry/observer.py turns them into log lines, /status and metrics.
 """
 
+import enum
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -23,27 +25,99 @@ class LocalTraffic(msgspec.Struct, frozen=True):
     interface: str | None = None
 
 
+class ServiceState(enum.StrEnum):
+    """The state of a service that is not applied as planned.
+
+    DEGRADED: it is served with a part missing. QUARANTINED: the kernel refused it; it keeps its former
+    objects and is tried again.
+    """
+
+    DEGRADED = "degraded"
+    QUARANTINED = "quarantined"
+
+
+class ServiceStatus(msgspec.Struct, frozen=True):
+    """The state of one service, and the reason."""
+
+    state: ServiceState
+    reason: str
+
+
+class Difference(enum.StrEnum):
+    """How an object in the kernel differs from the applied state."""
+
+    MISSING = "missing"
+    UNEXPECTED = "unexpected"
+    MODIFIED = "modified"
+
+
+class Drift(msgspec.Struct, frozen=True, order=True):
+    """A kernel object of kproxy that others changed, such as ("chain", "nat/KUBE-SERVICES", MISSING).
+
+    `detail` says what is different in a modified object.
+    """
+
+    kind: str
+    name: str
+    found: Difference
+    detail: str = ""
+
+    @property
+    def object(self) -> str:
+        """Kind and name."""
+        return f"{self.kind} {self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.object} is {self.found}" + (f": {self.detail}" if self.detail else "")
+
+
 class SyncReport(msgspec.Struct, frozen=True):
     """Result of one sync.
 
-    All services are applied as planned, except those in `failed`, which maps services to the reason.
-    `error` is set if the sync failed as a whole; then the state of no service is known.
-    `changes` counts written objects by kind, and `rules` the iptables rules among them by table.
-    `degraded` maps services that are served with a part missing to that part. `leftovers` counts objects that
-    no service needs and that the kernel would not delete yet; deletion is tried again. `full`: the kernel was
-    read first and compared with the desired state completely.
-    `drifts` are changes by others that were found because the kernel refused something, or when it was first
-    read after a failed sync.
+    All services are applied as planned, except those in `services`. `error` is set if the sync failed as a
+    whole; then the state of no service is known. `changes` counts written objects by kind, and `rules` the
+    iptables rules among them by table. `full`: the kernel was read first and compared with the desired state
+    completely.
+
+    `leftovers` maps objects ("chain nat/KUBE-SVC-...") that no service needs and that the kernel would not
+    delete to the reason; deletion is tried again. `drifts` are changes by others that were found because the
+    kernel refused something, or when it was first read after a failed sync. `resynced` says why the kernel
+    was read a second time.
+
+    `refusals` counts services that were refused in this sync, and `kept` leftovers that could not be deleted
+    in it; what waits for its retry is in neither. `retry_in`: seconds until something refused is due to be
+    tried again, None if there is nothing.
     """
 
-    failed: Mapping[str, str] = {}
+    services: Mapping[str, ServiceStatus] = {}
     error: str | None = None
     changes: Mapping[str, int] = {}
-    degraded: Mapping[str, str] = {}
     rules: Mapping[str, int] = {}
     full: bool = False
-    leftovers: int = 0
-    drifts: tuple["Drift", ...] = ()
+    leftovers: Mapping[str, str] = {}
+    drifts: tuple[Drift, ...] = ()
+    resynced: str | None = None
+    refusals: int = 0
+    kept: int = 0
+    retry_in: float | None = None
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Quarantined services, with the reason."""
+        return self._in_state(ServiceState.QUARANTINED)
+
+    @property
+    def degraded(self) -> dict[str, str]:
+        """Degraded services, with the reason."""
+        return self._in_state(ServiceState.DEGRADED)
+
+    def _in_state(self, state: ServiceState) -> dict[str, str]:
+        return {key: status.reason for key, status in self.services.items() if status.state is state}
+
+
+def quarantined(reasons: Mapping[str, str]) -> dict[str, ServiceStatus]:
+    """The status of services that were refused for these reasons."""
+    return {key: ServiceStatus(ServiceState.QUARANTINED, reason) for key, reason in reasons.items()}
 
 
 class PortTraffic(msgspec.Struct, frozen=True, gc=False):
@@ -79,16 +153,6 @@ class CheckError(Exception):
     """The kernel could not be compared with what was applied."""
 
 
-class Drift(msgspec.Struct, frozen=True, order=True):
-    """A kernel object of kproxy that others changed: its kind and name, and the difference found."""
-
-    object: str
-    found: str
-
-    def __str__(self) -> str:
-        return f"{self.object} {self.found}"
-
-
 class Backend(Protocol):
     """A proxy mode for one family."""
 
@@ -104,7 +168,7 @@ class Backend(Protocol):
         """Mark the applied state as stale; the next sync reads the kernel first."""
 
     def retry(self) -> None:
-        """Make the next sync retry the quarantined services although their plans did not change."""
+        """Make the next sync retry all quarantined services and leftovers, due or not."""
 
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the applied state; return the drift and mark it as pending.

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from kproxy.backends.core.base import Drift
+from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.iptables.base_chains import Jump
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.names import ChainId
@@ -189,15 +189,15 @@ def drift_between(expected: AppliedState, observed: Observed, layout: Layout) ->
     for (table, chain), rules in expected.chains.items():
         found = observed.chains.get((table, chain))
         if found is None:
-            drifts.append(Drift(f"chain {table}/{chain}", "is missing"))
+            drifts.append(_missing(table, chain))
         elif layout.fixed.get((table, chain), "") is not None and normalize_to(rules, found) != rules:
-            drifts.append(Drift(f"chain {table}/{chain}", _difference(rules, found)))
+            drifts.append(_modified(table, chain, rules, found))
     drifts += [
-        Drift(f"jump {jump.table}/{jump.line.strip().removeprefix('-A ')}", "is missing")
+        Drift("jump", f"{jump.table}/{jump.line.strip().removeprefix('-A ')}", Difference.MISSING)
         for jump in expected.jumps - observed.jumps
     ]
     drifts += [
-        Drift(f"chain {table}/{chain}", "is not wanted")
+        _unexpected(table, chain)
         for table, chain in observed.chains.keys() - expected.chains.keys()
         if any(holds(placement, (table, chain)) for placement in layout.shared.values())
     ]
@@ -206,18 +206,26 @@ def drift_between(expected: AppliedState, observed: Observed, layout: Layout) ->
         unwanted.discard(chain)
         found_text = observed.services.get(chain)
         if found_text is None:
-            drifts.append(Drift(f"chain nat/{chain}", "is missing"))
+            drifts.append(_missing("nat", chain))
         elif not same_rules(text, found_text):
-            difference = _difference(text.splitlines(), found_text.splitlines())
-            drifts.append(Drift(f"chain nat/{chain}", difference))
-    drifts += [Drift(f"chain nat/{chain}", "is not wanted") for chain in unwanted]
-    unsure = {f"chain {table}/{chain}" for table, chain in expected.unsure}
-    return tuple(sorted(drift for drift in drifts if drift.object not in unsure))
+            drifts.append(_modified("nat", chain, text.splitlines(), found_text.splitlines()))
+    drifts += [_unexpected("nat", chain) for chain in unwanted]
+    unsure = {f"{table}/{chain}" for table, chain in expected.unsure}
+    return tuple(sorted(drift for drift in drifts if drift.kind != "chain" or drift.name not in unsure))
 
 
-def _difference(expected: Iterable[str], found: Iterable[str]) -> str:
+def _missing(table: str, chain: str) -> Drift:
+    return Drift("chain", f"{table}/{chain}", Difference.MISSING)
+
+
+def _unexpected(table: str, chain: str) -> Drift:
+    return Drift("chain", f"{table}/{chain}", Difference.UNEXPECTED)
+
+
+def _modified(table: str, chain: str, expected: Iterable[str], found: Iterable[str]) -> Drift:
     wanted, actual = set(expected), set(found)
     missing, extra = len(wanted - actual), len(actual - wanted)
+    detail = f"lacks {missing} of its rules and has {extra} that are not ours"
     if not missing and not extra:
-        return "has its rules in another order"
-    return f"lacks {missing} of its rules and has {extra} that are not ours"
+        detail = "has its rules in another order"
+    return Drift("chain", f"{table}/{chain}", Difference.MODIFIED, detail)

@@ -118,6 +118,10 @@ class Writer:
         self._nat({}, (), {}, delete=delete)
         self._filter({}, keep_old=False, delete=delete)
 
+    def narrow(self) -> None:
+        """Remove the filter lines that a refused group left beside those of the recorded services."""
+        self._filter({}, keep_old=False, delete=True)
+
     def empty_stale(self, chains: Iterable[str]) -> None:
         """Empty per-service chains that belong to no service, so that they refer to no other chains."""
         self._restore("nat", declare=chains, rules=[])

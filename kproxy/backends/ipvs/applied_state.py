@@ -24,25 +24,28 @@ log = structlog.stdlib.get_logger(__name__)
 class AppliedState:
     """One family's record of the kernel; objects that may differ are marked as pending in `desired`.
 
-    `drifts`: changes by others that the last `look` found. `lost`: addresses that others removed from the
-    device. Virtual servers at an address in one of the `excluded` CIDRs count as foreign unless a service
-    needs them.
+    `lost`: addresses that others removed from the device. Virtual servers at an address in one of the
+    `excluded` CIDRs count as foreign unless a service needs them. `device`: the device is made if missing.
     """
 
     def __init__(
-        self, family: Family, kernel: KernelHandles, desired: Desired, excluded: Collection[str]
+        self,
+        family: Family,
+        kernel: KernelHandles,
+        desired: Desired,
+        excluded: Collection[str],
+        *,
+        device: bool,
     ) -> None:
         self.excluded = tuple(excluded)
-        self.drifts: tuple[Drift, ...] = ()
         self.lost: set[str] = set()
         self._family = family
         self._kernel = kernel
         self._desired = desired
+        self._device = device
         self._sets = sets(family)
         self._record: KernelRecord | None = None
-        self._stale: KernelRecord | None = None
         self._unsure: set[str] = set()
-        self._made: frozenset[ServerId] = frozenset()
         self._theirs: set[ServerId] = set()
         self._looks_for_foreign = False
         self._addresses_known = True
@@ -50,8 +53,8 @@ class AppliedState:
 
     @property
     def record(self) -> KernelRecord:
-        """The objects that the kernel holds; `look()` must be called first."""
-        assert self._record is not None, "look() comes first"  # noqa: S101
+        """The objects that the kernel holds; `observe` must be called first."""
+        assert self._record is not None, "observe() comes first"  # noqa: S101
         return self._record
 
     @property
@@ -60,20 +63,8 @@ class AppliedState:
         record = self._record
         return record is not None and not record.servers and not record.addresses
 
-    def invalidate(self) -> None:
-        """Mark the record as stale, but keep which virtual servers kproxy made; the next `look` reads it."""
-        if self._record is not None:
-            self._made = frozenset(self._record.servers)
-        self._record = self._stale = None
-
-    def fail(self) -> None:
-        """As `invalidate`, but the next `look` reports drift, except for objects of requests under way."""
-        record = self._record or self._stale
-        self.invalidate()
-        self._stale = record
-
-    def retry(self) -> None:
-        """Make the next `look` check whether foreign virtual servers still exist."""
+    def refresh(self) -> None:
+        """Make the next `prepare` check whether foreign virtual servers still exist."""
         self._looks_for_foreign = True
 
     @contextmanager
@@ -90,27 +81,21 @@ class AppliedState:
         self.record.foreign.add(server)
         self._theirs.add(server)
 
-    def look(self, *, device: bool = True) -> bool:
-        """Read the kernel if the record is stale; True if it was read. Creates sets and, if set, `device`."""
-        kernel, record = self._kernel, self._record
-        self.drifts = ()
-        if device and (record is None or not self._device_known):
-            if kernel.device.ensure():
-                log.info("device_created", device=kernel.device.name)
-            self._device_known = True
-        if record is not None:
-            if record.foreign and self._looks_for_foreign:
-                record.foreign &= kernel.ipvs.servers(self._family).keys()
-                self._theirs &= record.foreign
-            self._looks_for_foreign = False
-            return False
+    def observe(self, *, compare: bool) -> tuple[Drift, ...]:
+        """Read the kernel; create sets and the device if they are missing.
+
+        With `compare`, return the changes by others since the former record, without objects of requests
+        whose outcome is unknown. Virtual servers of the former record are kproxy's, whatever sets say.
+        """
+        self._device_known = False
+        self._ensure_device()
         for spec in self._sets.all:
             self._create(spec)
         found = self._observe()
-        if self._stale is not None:
-            drifts = differences(self._stale, found)
-            self.drifts = tuple(drift for drift in drifts if drift.object not in self._unsure)
-        self._stale = None
+        drifts: tuple[Drift, ...] = ()
+        if compare and self._record is not None:
+            named = differences(self._record, found)
+            drifts = tuple(drift for drift in named if drift.object not in self._unsure)
         self._unsure.clear()
         self._record = found
         desired = self._desired
@@ -118,7 +103,22 @@ class AppliedState:
         desired.servers |= found.servers.keys()
         desired.addresses |= found.addresses
         desired.members.update((spec, entry) for spec, entries in found.members.items() for entry in entries)
-        return True
+        return drifts
+
+    def prepare(self) -> None:
+        """Make the device again if others deleted it; forget foreign virtual servers that are gone."""
+        self._ensure_device()
+        record = self.record
+        if record.foreign and self._looks_for_foreign:
+            record.foreign &= self._kernel.ipvs.servers(self._family).keys()
+            self._theirs &= record.foreign
+        self._looks_for_foreign = False
+
+    def _ensure_device(self) -> None:
+        if self._device and not self._device_known:
+            if self._kernel.device.ensure():
+                log.info("device_created", device=self._kernel.device.name)
+            self._device_known = True
 
     def lacks_sets(self) -> bool:
         """Whether a set is missing that rules refer to; without it, the kernel refuses the rules."""
@@ -137,20 +137,15 @@ class AppliedState:
             ipset.create(spec)
 
     def check(self, details_of: Callable[[ServerId], bool], *, full: bool) -> tuple[Drift, ...]:
-        """Compare the kernel with the record; return the drift and mark it as pending.
+        """Compare the kernel with the record; return the drift.
 
         Destinations are compared only for servers with `details_of`. Unless `full`, sets are compared by size
         only, and addresses not at all, because the kernel sends events for them.
         """
-        expected = self._record
-        if expected is None:
-            return ()
+        expected = self.record
         detailed = set(filter(details_of, expected.servers))
         found = self._observe(detailed.__contains__, None if full else expected)
-        drifts = differences(expected, found, detailed.__contains__)
-        if drifts:
-            self.invalidate()
-        return drifts
+        return differences(expected, found, detailed.__contains__)
 
     def compare_addresses(self, events: Mapping[str, bool] | None) -> tuple[Drift, ...]:
         """Compare the device's addresses with the record; return the drift and mark it as pending.
@@ -158,9 +153,7 @@ class AppliedState:
         `events` maps addresses of which events came to whether the device has them; if that equals the
         record, nothing is read. None: events were lost.
         """
-        record, desired = self._record, self._desired
-        if record is None:
-            return ()
+        record, desired = self.record, self._desired
         if events is not None and all((ip in record.addresses) is there for ip, there in events.items()):
             return ()
         self._addresses_known = False
@@ -182,7 +175,7 @@ class AppliedState:
             self._family,
             self._kernel,
             self.excluded,
-            self._made,
+            frozenset() if self._record is None else self._record.servers.keys(),
             self._theirs,
             lambda server: self._desired.owner(server) is not None,
             details_of=details_of,

@@ -1,10 +1,19 @@
 """Configuration of the IPVS mode of one family, from settings and node facts."""
 
+from typing import Protocol
+
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.plan.schedulers import Scheduler
+
+
+class RuleSettings(Protocol):
+    """The settings of the iptables rules around the virtual servers; only their writer reads them."""
+
+    @property
+    def family(self) -> Family:
+        """The family of the tables."""
 
 
 class IpvsConfig(msgspec.Struct, frozen=True):
@@ -17,7 +26,7 @@ class IpvsConfig(msgspec.Struct, frozen=True):
     `look_period`: seconds between quick checks of objects for which the kernel sends no events.
     """
 
-    rules: IptablesConfig
+    rules: RuleSettings
     scheduler: Scheduler
     node_addresses: tuple[str, ...] = ()
     local_addresses: frozenset[str] = frozenset()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 from kproxy.addresses import Family, cidr_contains
-from kproxy.backends.core.base import Drift
+from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.ipvs.handles import KernelHandles
 from kproxy.backends.ipvs.names import PEER_SETS, kube_proxy_servers, sets
 from kproxy.kernel.ipset.types import Entry, EntryChange, SetSpec
@@ -148,7 +148,7 @@ def differences(
         drifts += membership("address", expected.addresses, found.addresses)
     for spec in expected.members.keys() | found.members.keys():
         if spec not in found.members:
-            drifts.append(Drift(f"set {spec.name}", "is missing"))
+            drifts.append(Drift("set", spec.name, Difference.MISSING))
             continue
         entries = expected.members.get(spec, set())
         if entries != found.members[spec]:
@@ -160,18 +160,19 @@ def differences(
         if actual is None:
             continue
         if actual.settings != known.settings:
-            drifts.append(Drift(server_object(server), f"has {actual.settings}"))
+            detail = f"has {actual.settings}"
+            drifts.append(Drift("virtual server", describe(server), Difference.MODIFIED, detail))
         if not details_of(server):
             continue
         for destination in known.destinations.keys() | actual.destinations.keys():
-            name = destination_object(server, destination)
+            name = _destination(server, destination)
             weight = actual.destinations.get(destination)
             if weight is None:
-                drifts.append(Drift(name, "is missing"))
+                drifts.append(Drift("destination", name, Difference.MISSING))
             elif destination not in known.destinations:
-                drifts.append(Drift(name, "is not wanted"))
+                drifts.append(Drift("destination", name, Difference.UNEXPECTED))
             elif weight != known.destinations[destination]:
-                drifts.append(Drift(name, f"has weight {weight}"))
+                drifts.append(Drift("destination", name, Difference.MODIFIED, f"has weight {weight}"))
     return tuple(sorted(drifts))
 
 
@@ -194,7 +195,11 @@ def server_object(server: ServerId) -> str:
 
 def destination_object(server: ServerId, destination: DestinationId) -> str:
     """The name of a destination in drifts."""
-    return f"destination {describe(server)} -> {destination.ip} port {destination.port}"
+    return f"destination {_destination(server, destination)}"
+
+
+def _destination(server: ServerId, destination: DestinationId) -> str:
+    return f"{describe(server)} -> {destination.ip} port {destination.port}"
 
 
 def entry_kind(spec: SetSpec) -> str:
@@ -202,11 +207,16 @@ def entry_kind(spec: SetSpec) -> str:
     return f"set {spec.name} entry"
 
 
+def entry_object(spec: SetSpec, entry: Entry) -> str:
+    """The name of a set's entry in drifts."""
+    return f"{entry_kind(spec)} {entry}"
+
+
 def membership(kind: str, expected: Iterable[object], found: Iterable[object]) -> list[Drift]:
     """Return drifts for names that are in only one of two collections."""
     wanted, actual = set(map(str, expected)), set(map(str, found))
-    return [Drift(f"{kind} {name}", "is missing") for name in wanted - actual] + [
-        Drift(f"{kind} {name}", "is not wanted") for name in actual - wanted
+    return [Drift(kind, name, Difference.MISSING) for name in wanted - actual] + [
+        Drift(kind, name, Difference.UNEXPECTED) for name in actual - wanted
     ]
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.backends.core.quarantine import Quarantine
+from kproxy.backends.core.sync import Sync
+from kproxy.backends.core.work import StaleStateError
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS, sets
-from kproxy.backends.ipvs.reconciler import IpvsReconciler
-from kproxy.backends.ipvs.refusals import StaleStateError
+from kproxy.backends.ipvs.virtual_servers import VirtualServers
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
 from kproxy.kernel.ipvs.types import IpvsError, IpvsUnavailable
 
@@ -53,7 +55,11 @@ class FamilyTeardown:
         self.done = False
         self._kernel = kernel
         self._draining = Draining(period, clock)
-        self._reconciler = IpvsReconciler(family, kernel, self._draining, excluded, withdraws=False)
+        self._clock = clock
+        self._stale = True
+        self._servers = VirtualServers(
+            family, kernel, self._draining, excluded, device=False, withdraws=False
+        )
 
     def run_timers(self) -> float | None:
         """Remove objects without connections; return the seconds until the next call is due, None if done."""
@@ -65,18 +71,18 @@ class FamilyTeardown:
         written: Counter[str] = Counter()
         try:
             if due is not None:
-                self._reconciler.drain()
+                self._servers.drain()
             self._take_away(written)
         except IpvsUnavailable:
             # Without IPVS there are no virtual servers, so there are no connections to wait for.
             return None if self.dissolve() else _AGAIN
         except (*KERNEL_ERRORS, StaleStateError) as error:
-            self._reconciler.known.invalidate()
+            self._stale = True
             log.warning("ipvs_mode_delete_failed", family=self.family.value, reason=str(error))
             return _AGAIN
         if any(written.values()):
             log.info("ipvs_mode_leaving", family=self.family.value, **{k: n for k, n in written.items() if n})
-        if not self._reconciler.known.idle:
+        if not self._servers.known.idle:
             due = self._draining.due_in()
             return _AGAIN if due is None else due
         return None if self.dissolve() else _AGAIN
@@ -89,10 +95,10 @@ class FamilyTeardown:
         except IpvsUnavailable:
             return True
         except (*KERNEL_ERRORS, StaleStateError) as error:
-            self._reconciler.known.invalidate()
+            self._stale = True
             log.error("ipvs_mode_delete_failed", family=self.family.value, reason=str(error))
             return False
-        return self._reconciler.known.idle
+        return self._servers.known.idle
 
     def dissolve(self) -> bool:
         """Destroy the sets with their entries; False if a set is in use by a rule."""
@@ -121,8 +127,12 @@ class FamilyTeardown:
         return self.done
 
     def _take_away(self, written: Counter[str]) -> None:
-        reconciler = self._reconciler
-        reconciler.look(device=False)
-        reconciler.prepare(written)
-        reconciler.serve(written)
-        reconciler.tidy(written)
+        """Remove what has no connections; a refusal makes the kernel be read again at the next try."""
+        servers = self._servers
+        sync = Sync(servers, {}, set(), Quarantine(self._clock), seen_writes=None, assumes=False)
+        sync.written = written
+        if self._stale:
+            servers.observe(sync, compare=False)
+            self._stale = False
+        servers.apply(sync, ())
+        servers.prune(sync)

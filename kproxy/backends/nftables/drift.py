@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import Drift
+from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.element_owners import Contents
@@ -50,14 +50,14 @@ def chain_drifts(
     for name in sorted(written.keys() | found.keys()):
         rules = found.get(name)
         if rules is None:
-            yield Drift(chain_object(name), "is not there")
+            yield Drift("chain", name, Difference.MISSING)
         elif name not in written:
-            yield Drift(chain_object(name), "is not ours")
+            yield Drift("chain", name, Difference.UNEXPECTED)
         elif baseline is not None:
             if rules != baseline.get(name):
-                yield Drift(chain_object(name), "has other rules")
+                yield Drift("chain", name, Difference.MODIFIED, "has other rules")
         elif written[name] is not None and _count(rules) != len(written[name] or ()):
-            yield Drift(chain_object(name), "has other rules")
+            yield Drift("chain", name, Difference.MODIFIED, "has other rules")
 
 
 def _count(lines: Collection[str]) -> int:
@@ -71,6 +71,13 @@ def element_drifts(held: Contents, found: Contents) -> Iterator[Drift]:
         if there == elements:
             continue
         for key in sorted(elements.keys() | there.keys()):
-            if elements.get(key) != there.get(key):
-                state = "is gone" if key not in there else "is new" if key not in elements else "is changed"
-                yield Drift(element_object(container, key), state)
+            if elements.get(key) == there.get(key):
+                continue
+            detail = ""
+            if key not in there:
+                state = Difference.MISSING
+            elif key not in elements:
+                state = Difference.UNEXPECTED
+            else:
+                state, detail = Difference.MODIFIED, "has another value"
+            yield Drift("element", f"{{ {key} }} of {container}", state, detail)

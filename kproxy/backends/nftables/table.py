@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from kproxy.backends.core.base import Drift
+from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
@@ -69,7 +69,7 @@ class AppliedTable:
         """
         found = self._nft.reading(self._config.family, names.TABLE)
         if found is None or not is_whole(self._config.family, found):
-            return (Drift(f"table {names.TABLE}", _state(found)),), False
+            return (_unusable(found),), False
         elements = contents_of(found)
         drifts = (
             *chain_drifts(self.chains, self._baseline, found.chains),
@@ -190,8 +190,8 @@ class AppliedTable:
         self.written["transactions"] += 1
 
 
-def _state(found: Reading | None) -> str:
+def _unusable(found: Reading | None) -> Drift:
     """What is wrong with a table that cannot be kept."""
     if found is None:
-        return "is not there"
-    return "is dormant" if found.dormant else "is not whole"
+        return Drift("table", names.TABLE, Difference.MISSING)
+    return Drift("table", names.TABLE, Difference.MODIFIED, "dormant" if found.dormant else "not whole")

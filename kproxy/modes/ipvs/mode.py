@@ -15,7 +15,6 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import sysctl
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
@@ -23,7 +22,8 @@ from kproxy.kernel.ipvs.types import Ipvs, IpvsError, Timeouts
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant, Xtables
 from kproxy.modes.base import ModeUnavailable
-from kproxy.modes.iptables_rules import rules_backend
+from kproxy.modes.iptables_rules import watch_of
+from kproxy.modes.ipvs.rules import IpvsRules
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
@@ -93,7 +93,8 @@ class IpvsMode:
         config = self._settings(family, facts)
         backend = self._backends.get(family)
         if backend is None:
-            rules = rules_backend(IpvsLayout(config.rules), self._tables[family], self._watches)
+            xtables = self._tables[family]
+            rules = IpvsRules(self._rules(family, facts), xtables, watch_of(xtables, self._watches))
             backend = IpvsBackend(config, self._handles, rules, self._clock)
             self._backends[family] = backend
         else:
@@ -150,9 +151,11 @@ class IpvsMode:
             raise MeasureError(str(error)) from error
 
     def _settings(self, family: Family, facts: FamilyFacts) -> IpvsConfig:
-        config = self._config
-        rules = rules_config(config, family, facts, random_fully=self._tables[family].random_fully)
-        return ipvs_config(config, rules, facts)
+        return ipvs_config(self._config, self._rules(family, facts), facts)
+
+    def _rules(self, family: Family, facts: FamilyFacts) -> IptablesConfig:
+        random_fully = self._tables[family].random_fully
+        return rules_config(self._config, family, facts, random_fully=random_fully)
 
     def _probe(self) -> None:
         ipvs = self._handles.ipvs

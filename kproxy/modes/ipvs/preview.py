@@ -11,19 +11,19 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.dryrun import DryRunDevice, DryRunIpset, DryRunIpvs
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE
-from kproxy.backends.ipvs.text import render_text
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import links
 from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.modes.base import Preview
-from kproxy.modes.iptables_rules import find_programs, read_tables, rules_backend, sync_once
+from kproxy.modes.iptables_rules import find_programs, read_tables, sync_once, watch_of
 from kproxy.modes.ipvs.kernel import ipvs_handles
 from kproxy.modes.ipvs.mode import ipvs_config, rules_config
+from kproxy.modes.ipvs.rules import IpvsRules
 from kproxy.modes.ipvs.teardown import IpvsTeardown
+from kproxy.modes.ipvs.text import render_text
 from kproxy.node.facts import FamilyFacts, NodeFacts
 from kproxy.plan.model import ServicePlan
 from kproxy.state.tables import ServiceInput
@@ -60,7 +60,7 @@ def preview(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFact
     for family, xtables in tables.items():
         of_family = facts.families[family]
         rules = _rules(config, family, of_family, random_fully=xtables.random_fully)
-        writer = rules_backend(IpvsLayout(rules), xtables, {})
+        writer = IpvsRules(rules, xtables, watch_of(xtables, {}))
         settings = ipvs_config(config, rules, of_family)
         backends[family] = IpvsBackend(settings, dry_run.handles, writer, time.monotonic)
     failed, problems = sync_once(backends, inputs, facts)

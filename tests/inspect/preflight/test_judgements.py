@@ -14,7 +14,6 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.text import render_text
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight import evaluate
 from kproxy.inspect.preflight.cluster import judge_access, questions
@@ -24,6 +23,7 @@ from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.findings import Finding, Level, Report, Trial, failed, ok, warning
 from kproxy.modes.ipvs import preflight as ipvs_preflight
+from kproxy.modes.ipvs.layout import IpvsLayout
 from kproxy.modes.ipvs.preflight import SET_MODULES
 from kproxy.modes.registry import MODES
 from kproxy.modes.rule_features import Feature

@@ -1,40 +1,43 @@
-"""Reconcile virtual servers, sets and the device's addresses; send only differences.
+"""The virtual servers, sets and device addresses of one family, as operations of the reconciler.
 
 A sync has three steps, so that rules can be written between them: `prepare` adds set entries, `serve` makes
 virtual servers and then the addresses that lead packets to them, `tidy` removes what no service needs any
-more. A service whose request the kernel refuses is quarantined and retried later; the others are applied.
-The record of the kernel is in applied_state.py.
+more. The kernel answers each request by itself, so no refusal has to be searched for. The record of the
+kernel is in applied_state.py.
 """
 
 import errno
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from kproxy.addresses import Family
+from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
 from kproxy.backends.ipvs.applied_state import AppliedState
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
-from kproxy.backends.ipvs.handles import KernelHandles
+from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.holds import AddressHolds
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import describe, entry_kind, objects_of
-from kproxy.backends.ipvs.refusals import Refusals
-from kproxy.backends.ipvs.render import Frontend, Member, ServiceObjects
+from kproxy.backends.ipvs.record import describe, entry_object, objects_of, server_object
+from kproxy.backends.ipvs.render import Frontend, Member
+from kproxy.kernel.addresses import DeviceMissing
 from kproxy.kernel.ipset.codec import reason as set_reason
 from kproxy.kernel.ipset.types import Entry, EntryChange
 from kproxy.kernel.ipvs.types import Command, Request, ServerId, reason
+from kproxy.plan.model import ServicePlan
 
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 _DELETIONS = frozenset({Command.DEL_SERVICE, Command.DEL_DEST})
 
 
-class IpvsReconciler:
+class VirtualServers:
     """One family's virtual servers, sets and addresses.
 
-    Every method that accesses the kernel may raise IpvsError, IpsetError or DeviceError. Then `known.fail()`
-    must be called, because the record is stale. Leftovers in `refusals` are tried again by every sync,
-    services after `retry()`. `withdraws`: see AddressHolds.
+    `desired` is filled by the owner. `device`: the device is made if it is missing. `withdraws`: see
+    AddressHolds.
     """
+
+    errors: tuple[type[Exception], ...] = KERNEL_ERRORS
+    degraded: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -43,37 +46,63 @@ class IpvsReconciler:
         draining: Draining,
         excluded: Collection[str] = (),
         *,
+        device: bool = True,
         withdraws: bool = True,
     ) -> None:
         self.desired = Desired()
-        self.known = AppliedState(family, kernel, self.desired, excluded)
-        self.refusals = Refusals(family, self.desired)
+        self.known = AppliedState(family, kernel, self.desired, excluded, device=device)
         self._kernel = kernel
         self._draining = draining
         self._sets = sets(family)
+        self._left: dict[str, tuple[ServerId | Member | str, str]] = {}
+        self._refused: set[str] = set()
+        self._held: set[str] = set()
         self.holds = AddressHolds(family, kernel.ipvs, self.desired, draining, withdraws=withdraws)
 
-    def want(self, key: str, objects: ServiceObjects) -> None:
-        """Replace the desired objects of a service."""
-        if self.desired.put(key, objects):
-            self.refusals.services.pop(key, None)
+    def explain(self, error: Exception) -> Failure:
+        """After any error it is unknown what was applied."""
+        return Failure(str(error))
 
-    def retry(self) -> None:
-        """Make the next sync retry refused requests."""
-        self.refusals.retry()
-        self.known.retry()
+    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:  # noqa: ARG002
+        """Nothing changes: the owner fills `desired`."""
+        return Wanted(())
 
-    def look(self, *, device: bool = True) -> bool:
-        """Read the kernel if the record is stale; True if it was read. See AppliedState.look for `device`."""
-        self.refusals.leftovers.clear()
-        if not self.known.look(device=device):
-            return False
+    def foreign_writes(self) -> None:
+        """The kernel does not count changes of virtual servers."""
+
+    def observe(self, work: SyncWork, *, compare: bool) -> Observation:  # noqa: ARG002 - nothing is written
+        """Read the kernel; all desired objects are pending then."""
+        drifts = self.known.observe(compare=compare)
         servers = self.known.record.servers
         self._draining.recall({server: each.destinations for server, each in servers.items()})
-        return True
+        self._left.clear()
+        return Observation(self.desired.services.keys(), drifts)
 
-    def prepare(self, written: Counter[str]) -> None:
-        """Add entries to sets."""
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
+        """Write all pending objects, except those of services that are held."""
+        self.prepare(work, keys)
+        self.serve(work)
+
+    def prune(self, work: SyncWork) -> Mapping[str, str]:
+        """Remove what no service needs; return what the kernel would not remove."""
+        return self.tidy(work)
+
+    def drift(self, *, quiet: bool, full: bool) -> Comparison | None:  # noqa: ARG002
+        """Nothing is compared."""
+        return None
+
+    def refresh(self) -> None:
+        """Check whether foreign virtual servers still exist, before the next `prepare`."""
+        self.known.refresh()
+
+    def prepare(self, work: SyncWork, keys: Sequence[str]) -> None:
+        """Mark what is tried again as pending, then add entries to sets."""
+        for name in self._left.keys() - work.postponed.keys():
+            self._touch(self._left.pop(name)[0])
+        for key in self._refused.intersection(keys):
+            self.desired.touch_service(key)
+        self._held = set(work.held)
+        self.known.prepare()
         desired, record = self.desired, self.known.record
         changes = [
             EntryChange(spec, entry, add=True)
@@ -87,29 +116,29 @@ class IpvsReconciler:
             for server in sorted(desired.servers)
             if server in record.servers and desired.owner(server) is None and not self._is_listed(server)
         ]
-        self._change_sets(changes, written)
+        self._change_sets(changes, work)
 
-    def serve(self, written: Counter[str]) -> None:
+    def serve(self, work: SyncWork) -> None:
         """Create, change and remove virtual servers and destinations; then add addresses."""
         record = self.known.record
         requests: list[Request] = []
         self.holds.touch_given_up(record)
         for server in sorted(self.desired.servers):
             owner = self.desired.owner(server)
-            if owner in self.refusals.services:
+            if owner in self._held:
                 continue
             if owner is not None and server in record.foreign:
-                self.refusals.refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
+                self._refuse(work, [owner], f"{describe(server)}: {_IN_THE_WAY}")
                 continue
             requests += self._requests(server, self.desired.frontend(server))
         # A server that another program has just made must get no destinations: create all servers first.
-        self._send([r for r in requests if r.command is Command.NEW_SERVICE], written)
+        self._send([r for r in requests if r.command is Command.NEW_SERVICE], work)
         rest = [r for r in requests if r.command is not Command.NEW_SERVICE and r.server in record.servers]
-        self._send(rest, written)
-        self._add_addresses(written)
+        self._send(rest, work)
+        self._add_addresses(work)
 
-    def tidy(self, written: Counter[str]) -> None:
-        """Remove addresses and set entries that are not needed."""
+    def tidy(self, work: SyncWork) -> dict[str, str]:
+        """Remove addresses and set entries that are not needed; return what could not be removed."""
         desired, record = self.desired, self.known.record
         unwanted = [ip for ip in desired.addresses & record.addresses if not desired.wants_address(ip)]
         unused = sorted(set(unwanted) - self.holds.needed(record, unwanted))
@@ -120,12 +149,12 @@ class IpvsReconciler:
                 if ip not in failures:
                     record.addresses.discard(ip)
                     desired.members.add((self._sets.addresses, Entry(ip)))
-            written["addresses_removed"] += len(unused) - len(failures)
+            work.written["addresses_removed"] += len(unused) - len(failures)
             for ip, code in failures.items():
                 message = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
-                self.refusals.check_current(message)
-                self.refusals.add_leftover(ip, message)
-        self._list_draining(written)
+                work.check_refusal(message)
+                self._left[f"address {ip}"] = ip, message
+        self._list_draining(work)
         # A virtual server may have been listed elsewhere while it drained.
         listing = (*self._sets.owned_servers, self._sets.draining)
         desired.members.update((spec, _entry(server)) for server in desired.servers for spec in listing)
@@ -136,10 +165,12 @@ class IpvsReconciler:
             and (not desired.wants_member((spec, entry)) or self._is_foreign((spec, entry)))
             and not self._still_needed((spec, entry))
         ]
-        self._change_sets(removals, written)
-        self._forget_pending()
+        self._change_sets(removals, work)
+        self._forget_pending(work)
+        self._left = {name: left for name, left in self._left.items() if self._is_left(left[0])}
+        return {name: message for name, (_, message) in self._left.items()}
 
-    def _list_draining(self, written: Counter[str]) -> None:
+    def _list_draining(self, work: SyncWork) -> None:
         """Add draining virtual servers to their set, so that new connections may reach the node's sockets."""
         if not self.holds.withdraws:
             return
@@ -150,7 +181,7 @@ class IpvsReconciler:
             for server in sorted(desired.servers)
             if server in record.servers and desired.owner(server) is None and _entry(server) not in listed
         ]
-        self._change_sets(changes, written)
+        self._change_sets(changes, work)
 
     def drain(self) -> bool:
         """Check the connections of draining destinations; True if a sync has something to remove."""
@@ -207,7 +238,7 @@ class IpvsReconciler:
             elif standing[destination] != 0:
                 yield Request(Command.SET_DEST, server, destination=destination, weight=0)
 
-    def _send(self, requests: Sequence[Request], written: Counter[str]) -> None:
+    def _send(self, requests: Sequence[Request], work: SyncWork) -> None:
         if not requests:
             return
         record, desired = self.known.record, self.desired
@@ -217,28 +248,28 @@ class IpvsReconciler:
         for index, request in enumerate(requests):
             code = failures.get(index, 0)
             if code == errno.EEXIST and request.command is Command.NEW_SERVICE:
-                self._leave_alone(request.server)
+                self._leave_alone(work, request.server)
                 continue
             if code and not (code in _GONE and request.command in _DELETIONS):
                 refused.append((request, code))
                 continue
             record.done(request)
-            written[_COUNTED[request.command]] += 1
+            work.written[_COUNTED[request.command]] += 1
             if request.command is Command.DEL_DEST:
                 self._draining.forget(request.server, request.destination)
             elif request.command is Command.DEL_SERVICE:
                 self._draining.forget(request.server)
                 self._release(request.server)
         for request, code in refused:  # once the record holds all that was done
-            self._add_refusal(desired.owner(request.server), request, code)
+            self._add_refusal(work, desired.owner(request.server), request, code)
 
-    def _leave_alone(self, server: ServerId) -> None:
+    def _leave_alone(self, work: SyncWork, server: ServerId) -> None:
         """Record a virtual server that another program made since the last read, and remove it from sets."""
         desired, owner = self.desired, self.desired.owner(server)
         self.known.leave_alone(server)
         desired.members.update((spec, _entry(server)) for spec in self._sets.owned_servers)
         if owner is not None:
-            self.refusals.refuse([owner], f"{describe(server)}: {_IN_THE_WAY}")
+            self._refuse(work, [owner], f"{describe(server)}: {_IN_THE_WAY}")
 
     def _is_foreign(self, member: Member) -> bool:
         """Whether an entry would list a foreign virtual server as kproxy's."""
@@ -250,28 +281,31 @@ class IpvsReconciler:
         self.desired.addresses.add(server.ip)
         self.desired.members.update((spec, _entry(server)) for spec in self._sets.owned_servers)
 
-    def _add_addresses(self, written: Counter[str]) -> None:
+    def _add_addresses(self, work: SyncWork) -> None:
         desired, record = self.desired, self.known.record
         wanted = set(filter(desired.wants_address, desired.addresses | self.known.lost))
         missing = sorted((wanted | self.holds.needed(record, self.known.lost)) - record.addresses)
         if not missing:
             return
         with self.known.risking(f"address {ip}" for ip in missing):
-            failures = self._kernel.device.add(missing)
+            try:
+                failures = self._kernel.device.add(missing)
+            except DeviceMissing as error:
+                work.look_again(str(error))
+                raise
         record.addresses.update(ip for ip in missing if ip not in failures)
         self.known.lost -= record.addresses
-        written["addresses"] += len(missing) - len(failures)
+        work.written["addresses"] += len(missing) - len(failures)
         for ip, code in failures.items():
-            self.refusals.check_current(f"address {ip}: {_word(code)}")
-            self.refusals.refuse(
-                desired.wanting_address(ip), f"address {ip} on {self._kernel.device.name}: {_word(code)}"
-            )
+            message = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
+            work.check_refusal(message)
+            self._refuse(work, desired.wanting_address(ip), message)
 
-    def _change_sets(self, changes: Sequence[EntryChange], written: Counter[str]) -> None:
+    def _change_sets(self, changes: Sequence[EntryChange], work: SyncWork) -> None:
         if not changes:
             return
         record = self.known.record
-        with self.known.risking(f"{entry_kind(change.set)} {change.entry}" for change in changes):
+        with self.known.risking(entry_object(change.set, change.entry) for change in changes):
             failures = self._kernel.ipset.apply(changes)
         for index, change in enumerate(changes):
             if index not in failures:
@@ -279,31 +313,56 @@ class IpvsReconciler:
         for index, code in failures.items():
             change = changes[index]
             message = f"set {change.set.name}, entry {change.entry}: {set_reason(code)}"
-            self.refusals.check_current(message)
-            if not change.add:
-                self.refusals.add_leftover((change.set, change.entry), message)
-                continue
-            self.refusals.refuse(self.desired.wanting_member((change.set, change.entry)), message)
-        written["set_entries"] += len(changes) - len(failures)
+            work.check_refusal(message)
+            member = change.set, change.entry
+            if change.add:
+                self._refuse(work, self.desired.wanting_member(member), message)
+            else:
+                self._left[entry_object(*member)] = member, message
+        work.written["set_entries"] += len(changes) - len(failures)
 
-    def _add_refusal(self, owner: str | None, request: Request, code: int) -> None:
+    def _refuse(self, work: SyncWork, keys: Iterable[str], message: str) -> None:
+        refused = tuple(keys)
+        self._held.update(refused)
+        work.refuse(refused, message)
+
+    def _add_refusal(self, work: SyncWork, owner: str | None, request: Request, code: int) -> None:
         message = f"{request.command.name} {describe(request.server)}"
         if request.destination is not None:
             message += f" -> {request.destination.ip} port {request.destination.port}"
         message += f": {reason(request.command, code)}"
-        self.refusals.check_current(message)
+        work.check_refusal(message)
         if owner is not None:
-            self.refusals.refuse([owner], message)
+            self._refuse(work, [owner], message)
         else:
-            self.refusals.add_leftover(request.server, message)
+            self._left[server_object(request.server)] = request.server, message
 
-    def _forget_pending(self) -> None:
+    def _forget_pending(self, work: SyncWork) -> None:
         desired = self.desired
         desired.servers.clear()
         desired.members.clear()
         desired.addresses.clear()
         self.known.lost.clear()
-        self.refusals.touch()
+        self._refused = set(work.held)
+
+    def _touch(self, what: ServerId | Member | str) -> None:
+        """Mark an object as pending; a `str` is an address."""
+        desired = self.desired
+        if isinstance(what, ServerId):
+            desired.servers.add(what)
+        elif isinstance(what, str):
+            desired.addresses.add(what)
+        else:
+            desired.members.add(what)
+
+    def _is_left(self, what: ServerId | Member | str) -> bool:
+        """Whether the kernel still has an object that no service wants."""
+        desired, record = self.desired, self.known.record
+        if isinstance(what, ServerId):
+            return what in record.servers and desired.owner(what) is None
+        if isinstance(what, str):
+            return what in record.addresses and not desired.wants_address(what)
+        return what[1] in record.members.get(what[0], ()) and not desired.wants_member(what)
 
 
 _IN_THE_WAY = "a virtual server that kproxy did not make is there"

@@ -10,11 +10,11 @@ from kproxy.addresses import Family, host_cidr, join_host_port
 from kproxy.backends.iptables.text import render_text as render_rules
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.desired import Desired
-from kproxy.backends.ipvs.layout import IpvsLayout
 from kproxy.backends.ipvs.names import DEVICE, OWN_MARK, sets
 from kproxy.backends.ipvs.render import render_service
 from kproxy.kernel.ipset.types import MAX_ELEMENTS
 from kproxy.kernel.ipvs.types import PERSISTENT, SCHED1, SCHED2, ServerId, VirtualServer
+from kproxy.modes.ipvs.rules import layout_of
 from kproxy.plan.model import ServicePlan
 
 _PROTOCOL_OPTION = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
@@ -35,7 +35,7 @@ def render_text(plans: Iterable[ServicePlan], config: IpvsConfig) -> str:
     for program, section in sections.items():
         lines += [f"# {program}", *section]
     program = "iptables-restore" if config.family is Family.IPV4 else "ip6tables-restore"
-    rules = render_rules(wanted, IpvsLayout(config.rules))
+    rules = render_rules(wanted, layout_of(config.rules))
     return "".join(f"{line}\n" for line in lines) + f"# {program}\n{rules}"
 
 

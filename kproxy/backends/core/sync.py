@@ -1,0 +1,138 @@
+"""One sync as the operations of a mode see it: counters, and where refusals go."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from kproxy.backends.core.base import Drift
+from kproxy.backends.core.bisect import bisect_refused
+from kproxy.backends.core.quarantine import Cause, Quarantine
+from kproxy.backends.core.shapes import Shape, error_kind, shape_of
+from kproxy.backends.core.work import Operations, StaleStateError
+from kproxy.plan.model import ServicePlan
+
+
+class Sync:
+    """A SyncWork. It adds refused services to `quarantine` and `pending`, which the reconciler owns.
+
+    `expected`: kinds of errors for which the services that are tried now were refused before. `looked_again`:
+    why the kernel was read a second time in this sync. `kept`: leftovers that could not be deleted in it.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        plans: Mapping[str, ServicePlan],
+        pending: set[str],
+        quarantine: Quarantine,
+        *,
+        seen_writes: int | None,
+        assumes: bool,
+    ) -> None:
+        self.written: Counter[str] = Counter()
+        self.rules: Counter[str] = Counter()
+        self.drifts: list[Drift] = []
+        self.full = False
+        self.looked_again: str | None = None
+        self.refusals = 0
+        self.kept = 0
+        self.postponed: Mapping[str, str] = {}
+        self.expected: frozenset[str] = frozenset()
+        self.seen_writes = seen_writes
+        self._operations = operations
+        self._plans = plans
+        self._pending = pending
+        self._quarantine = quarantine
+        self._assumes = assumes
+
+    @property
+    def held(self) -> Collection[str]:
+        """The services that are quarantined and not tried now."""
+        return self._quarantine.keys
+
+    def refuse(self, keys: Iterable[str], reason: str) -> None:
+        """Quarantine services; as the error names the request, each is tried again by itself."""
+        for key in keys:
+            self._refuse(key, reason, Cause(reason))
+
+    def bisect(
+        self,
+        keys: Sequence[str],
+        attempt: Callable[[Sequence[str]], None],
+        rescue: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Write a batch of services; find and quarantine those at fault if the kernel refuses it."""
+
+        def give_up(key: str, error: Exception) -> None:
+            if rescue(key):
+                return
+            reason = self._operations.explain(error).message
+            plan = self._plans.get(key)
+            shape = shape_of(plan) if plan is not None and self._assumes else None
+            cause = Cause(error_kind(reason), shape)
+            self._refuse(key, reason, cause)
+            self._quarantine.prove(cause, self._is_applied)
+
+        bisect_refused(
+            keys,
+            attempt,
+            give_up,
+            refusal=self._operations.errors,
+            classify_refusal=self._classify,
+            left=self.without_assumed,
+        )
+
+    def bisect_leftovers(
+        self, names: Sequence[str], attempt: Callable[[Sequence[str]], None]
+    ) -> dict[str, str]:
+        """Delete a batch of objects; return those that the kernel would not delete, with the reason."""
+        kept: dict[str, str] = {}
+
+        def give_up(name: str, error: Exception) -> None:
+            kept[name] = self._operations.explain(error).message
+
+        errors = self._operations.errors
+        bisect_refused(names, attempt, give_up, refusal=errors, classify_refusal=self._classify)
+        return kept
+
+    def without_assumed(self, keys: Sequence[str]) -> Sequence[str]:
+        """Quarantine those services for which a cause is proven; return the others.
+
+        A service that is tried again is always tried.
+        """
+        if self.expected or not self._quarantine.assumes:
+            return keys
+        left = []
+        for key in keys:
+            plan = self._plans.get(key)
+            if plan is None or not self._quarantine.assume(key, shape_of(plan)):
+                left.append(key)
+        return left
+
+    def check_refusal(self, reason: str) -> None:
+        """Raise StaleStateError if a refusal may only mean that the applied state is stale."""
+        if error_kind(reason) in self.expected:
+            return
+        writes = self._operations.foreign_writes()
+        if writes is None or writes != self.seen_writes:
+            self.look_again(reason)
+
+    def look_again(self, reason: str) -> None:
+        """Raise StaleStateError, unless the kernel was read a second time in this sync."""
+        if self.looked_again is None:
+            raise StaleStateError(reason)
+
+    def _refuse(self, key: str, reason: str, cause: Cause) -> None:
+        self.refusals += 1
+        self._pending.add(key)
+        self._quarantine.add(key, reason, cause)
+
+    def _classify(self, error: Exception) -> None:
+        failure = self._operations.explain(error)
+        if not failure.refused:
+            raise error
+        self.check_refusal(failure.message)
+
+    def _is_applied(self, shape: Shape) -> bool:
+        """Whether the kernel holds any service with rules of a kind."""
+        pending = self._pending
+        return any(key not in pending and shape_of(plan) == shape for key, plan in self._plans.items())
