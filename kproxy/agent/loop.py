@@ -310,7 +310,7 @@ class Agent:
             self._replan = True
         else:
             self._drifted = True  # only the base chains have to change
-        self._reconfigured = False
+        reconfigured, self._reconfigured = self._reconfigured, False
         for family in self._mode.families:
             side = facts.families[family]
             backend = self._mode.configure(family, side)
@@ -322,6 +322,8 @@ class Agent:
                 self._family_syncs[family] = FamilySync(family, backend)
             elif before and before.families[family].node_port_addresses != side.node_port_addresses:
                 self._family_syncs[family].flows.invalidate()
+            if reconfigured:
+                backend.retry()  # an operator may wait for what was refused
 
     def _run_timers(self) -> None:
         """Run the due periodic work of the mode, of other modes' leftovers and of the backends."""

@@ -91,6 +91,17 @@ def test_refused_services_do_not_hold_up_changes_of_others(schedule: Schedule, c
     assert later is None or later <= 30.0
 
 
+def test_a_backend_that_decides_when_to_retry_is_obeyed_unless_nothing_works(
+    schedule: Schedule, clock: Clock
+) -> None:
+    schedule.failed(clock.now, blocked=False, retry_in=250.0)
+    assert schedule.due_in(changed=False) == pytest.approx(250.0)
+    schedule.failed(clock.now, blocked=True, retry_in=250.0)
+    due = schedule.due_in(changed=False)
+    assert due is not None
+    assert due <= 1.0
+
+
 def test_backoff_grows_to_the_sync_period_and_ends_with_success(schedule: Schedule, clock: Clock) -> None:
     waits = []
     for _ in range(40):

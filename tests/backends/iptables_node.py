@@ -70,7 +70,9 @@ class WatchedXtables(FakeXtables):
 
 
 class IptablesNode(Node[IptablesBackend, State]):
-    """One node of a variant and a layout."""
+    """One node of a variant and a layout; `now` is its clock."""
+
+    now = 1000.0
 
     def __init__(
         self,
@@ -90,7 +92,9 @@ class IptablesNode(Node[IptablesBackend, State]):
     def make_backend(self) -> IptablesBackend:
         """A backend of the layout."""
         watch = ForeignWrites(self.fake.generation)
-        return IptablesBackend(self.layout(self.config), self.fake, watch, batch_size=self.piece)
+        return IptablesBackend(
+            self.layout(self.config), self.fake, watch, batch_size=self.piece, clock=lambda: self.now
+        )
 
     def another(self) -> IptablesNode:
         """A node with the same settings and an empty kernel."""

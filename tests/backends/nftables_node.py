@@ -27,7 +27,9 @@ _PARTS = re.compile(r"(all|here)-(\d+)\b")
 
 
 class NftablesNode(Node[NftablesBackend, list[str]]):
-    """One node. Without another `nft`, its kernel is a fake."""
+    """One node; `now` is its clock. Without another `nft`, its kernel is a fake."""
+
+    now = 1000.0
 
     def __init__(self, config: NftablesConfig = CONFIG, nft: Nft | None = None, *, piece: int = 40) -> None:
         self.config = config
@@ -39,7 +41,11 @@ class NftablesNode(Node[NftablesBackend, list[str]]):
     def make_backend(self) -> NftablesBackend:
         """A backend over the fake or the real nft."""
         return NftablesBackend(
-            self.config, self.nft, ForeignWrites(self.nft.generation), batch_size=self.piece
+            self.config,
+            self.nft,
+            ForeignWrites(self.nft.generation),
+            batch_size=self.piece,
+            clock=lambda: self.now,
         )
 
     def another(self) -> NftablesNode:

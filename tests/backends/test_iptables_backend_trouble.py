@@ -123,6 +123,34 @@ def test_a_missing_match_costs_only_the_service_that_needs_it(variant: Variant, 
     assert cluster.state() == cluster.fresh()
 
 
+@both_variants
+def test_hundreds_of_services_that_need_a_missing_match_cost_few_restores(variant: Variant) -> None:
+    cluster = programmed(variant)
+    cluster.fake.refuse_rules_matching("-m recent")
+    for n in range(300):
+        sticky = service(f"sticky{n}", f"10.97.{n // 200}.{n % 200 + 1}", sessionAffinity="ClientIP")
+        cluster.put(sticky, pods_of(f"sticky{n}", f"10.1.{n // 200}.{n % 200 + 1}"))
+    cluster.put(None, pods_of("svc1", "10.1.1.9"))
+    before = len(cluster.fake.restores)
+    report = cluster.sync()
+    assert (report.error, len(report.failed)) == (None, 300)
+    assert len(cluster.fake.restores) - before < 60
+    assert outcomes(cluster.fake, Packet("10.96.0.1", 80)) == {"10.1.1.9:8080"}
+    for _ in range(5):
+        assert report.retry_in is not None
+        cluster.now += report.retry_in
+        before = len(cluster.fake.restores)
+        report = cluster.sync()
+        assert (len(report.failed), report.refusals) == (300, 1)
+        assert len(cluster.fake.restores) - before <= 4
+    cluster.fake.accept_all_rules()
+    while report.failed:
+        assert report.retry_in is not None
+        cluster.now += report.retry_in
+        report = cluster.sync()
+    assert cluster.state() == cluster.fresh()
+
+
 @ways
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_refused_service_keeps_what_it_had(variant: Variant, piece: int | None, restart: bool) -> None:

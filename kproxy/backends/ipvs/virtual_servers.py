@@ -16,8 +16,9 @@ from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
 from kproxy.backends.ipvs.holds import AddressHolds
+from kproxy.backends.ipvs.leftovers import RefusedRemovals
 from kproxy.backends.ipvs.names import sets
-from kproxy.backends.ipvs.record import describe, entry_object, objects_of, server_object
+from kproxy.backends.ipvs.record import describe, entry_object, objects_of
 from kproxy.backends.ipvs.render import Frontend, Member
 from kproxy.kernel.addresses import DeviceMissing
 from kproxy.kernel.ipset.codec import reason as set_reason
@@ -54,7 +55,7 @@ class VirtualServers:
         self._kernel = kernel
         self._draining = draining
         self._sets = sets(family)
-        self._left: dict[str, tuple[ServerId | Member | str, str]] = {}
+        self._left = RefusedRemovals(self.desired)
         self._refused: set[str] = set()
         self._held: set[str] = set()
         self.holds = AddressHolds(family, kernel.ipvs, self.desired, draining, withdraws=withdraws)
@@ -97,8 +98,7 @@ class VirtualServers:
 
     def prepare(self, work: SyncWork, keys: Sequence[str]) -> None:
         """Mark what is tried again as pending, then add entries to sets."""
-        for name in self._left.keys() - work.postponed.keys():
-            self._touch(self._left.pop(name)[0])
+        self._left.try_again(work.postponed)
         for key in self._refused.intersection(keys):
             self.desired.touch_service(key)
         self._held = set(work.held)
@@ -153,7 +153,7 @@ class VirtualServers:
             for ip, code in failures.items():
                 message = f"address {ip} on {self._kernel.device.name}: {_word(code)}"
                 work.check_refusal(message)
-                self._left[f"address {ip}"] = ip, message
+                self._left.add(ip, message)
         self._list_draining(work)
         # A virtual server may have been listed elsewhere while it drained.
         listing = (*self._sets.owned_servers, self._sets.draining)
@@ -167,8 +167,7 @@ class VirtualServers:
         ]
         self._change_sets(removals, work)
         self._forget_pending(work)
-        self._left = {name: left for name, left in self._left.items() if self._is_left(left[0])}
-        return {name: message for name, (_, message) in self._left.items()}
+        return self._left.standing(self.known.record)
 
     def _list_draining(self, work: SyncWork) -> None:
         """Add draining virtual servers to their set, so that new connections may reach the node's sockets."""
@@ -318,7 +317,7 @@ class VirtualServers:
             if change.add:
                 self._refuse(work, self.desired.wanting_member(member), message)
             else:
-                self._left[entry_object(*member)] = member, message
+                self._left.add(member, message)
         work.written["set_entries"] += len(changes) - len(failures)
 
     def _refuse(self, work: SyncWork, keys: Iterable[str], message: str) -> None:
@@ -335,7 +334,7 @@ class VirtualServers:
         if owner is not None:
             self._refuse(work, [owner], message)
         else:
-            self._left[server_object(request.server)] = request.server, message
+            self._left.add(request.server, message)
 
     def _forget_pending(self, work: SyncWork) -> None:
         desired = self.desired
@@ -344,25 +343,6 @@ class VirtualServers:
         desired.addresses.clear()
         self.known.lost.clear()
         self._refused = set(work.held)
-
-    def _touch(self, what: ServerId | Member | str) -> None:
-        """Mark an object as pending; a `str` is an address."""
-        desired = self.desired
-        if isinstance(what, ServerId):
-            desired.servers.add(what)
-        elif isinstance(what, str):
-            desired.addresses.add(what)
-        else:
-            desired.members.add(what)
-
-    def _is_left(self, what: ServerId | Member | str) -> bool:
-        """Whether the kernel still has an object that no service wants."""
-        desired, record = self.desired, self.known.record
-        if isinstance(what, ServerId):
-            return what in record.servers and desired.owner(what) is None
-        if isinstance(what, str):
-            return what in record.addresses and not desired.wants_address(what)
-        return what[1] in record.members.get(what[0], ()) and not desired.wants_member(what)
 
 
 _IN_THE_WAY = "a virtual server that kproxy did not make is there"

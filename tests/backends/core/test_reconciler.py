@@ -1,4 +1,4 @@
-"""The reconciler over a mode in memory: nothing is lost, healthy services do not wait, retries are bounded."""
+"""The reconciler over a mode in memory: nothing is lost, healthy work does not wait, retries are bounded."""
 
 from __future__ import annotations
 
