@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
@@ -23,14 +23,14 @@ class ObjectStore:
 
     def __init__(self, required: Collection[Kind], kinds: Collection[Kind] = KINDS) -> None:
         """`required`: the kinds of `kinds` whose first complete lists make the store ready."""
-        self._tables = Tables(kinds)
+        self._tables = Tables(kinds, lambda: time.monotonic())
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._required = frozenset(required)
         self._complete_since: float | None = None
         self._unsynced_since: float | None = time.monotonic()
         self._untaken_since: float | None = None
-        self._refused_since: float | None = None
+        self._failed_since: dict[str, float] = {}
         self._changed_at: float | None = None
         self._incomplete_since: float | None = None
         self._taken = -1
@@ -125,7 +125,7 @@ class ObjectStore:
 
     @property
     def changed(self) -> bool:
-        """Whether anything changed since the last `take`."""
+        """Whether anything changed since the last call of `changed_services` or `take_all`."""
         with self._lock:
             return self._tables.revision != self._taken
 
@@ -137,15 +137,19 @@ class ObjectStore:
         arrived yet.
         """
         with self._lock:
-            both = (self._unsynced_since, self._refused_since)
-            return min((since for since in both if since is not None), default=None)
+            return _oldest(
+                self._unsynced_since,
+                self._tables.pending.new_since,
+                self._tables.pending.taken_since,
+                *self._failed_since.values(),
+            )
 
     @property
     def unsynced_since(self) -> float | None:
         """Monotonic time since when the oldest change waits for a sync to finish, or None if none does.
 
         Before the first lists are complete there is no sync to wait for. A change that the kernel refused in
-        a sync does not wait any more.
+        a sync does not wait any more, and neither does one that only waits for a family that fails.
         """
         with self._lock:
             return self._unsynced()
@@ -154,7 +158,7 @@ class ObjectStore:
     def waiting_since(self) -> float | None:
         """Monotonic time since when the oldest change waits for a sync, or its kind for its first list."""
         with self._lock:
-            return self._unsynced() if self._complete_since is not None else self._unsynced_since
+            return self._unsynced() if self._complete_since is not None else self._oldest_unsynced()
 
     @property
     def changed_at(self) -> float | None:
@@ -163,7 +167,7 @@ class ObjectStore:
 
     @property
     def incomplete_since(self) -> float | None:
-        """Monotonic time since when a service newer than the last `take` is incomplete; None if none is."""
+        """Monotonic time since when a service that changed since the last sync is incomplete, or None."""
         with self._lock:
             return self._incomplete_since
 
@@ -207,38 +211,48 @@ class ObjectStore:
         with self._lock:
             return self._tables.service_ranges
 
-    def take(self, *, everything: bool = False) -> list[ServiceInput]:
-        """Return the services that changed since their last commit, or `everything`."""
+    def changed_services(self) -> list[ServiceInput]:
+        """Return the services that changed since the last call, and treat all current ones as complete."""
         with self._lock:
-            if everything:
-                self._tables.touch_all()
-                self._wait_from_now()
-            self._taken = self._tables.revision
-            self._untaken_since = None
-            self._tables.settle()
-            self._incomplete_since = None
+            self._read_changes()
+            return [self._tables.read(key) for key in self._tables.pending.noted()]
+
+    def take(self, keys: Collection[str], families: Collection[str]) -> list[ServiceInput]:
+        """Return the state of these services, which each family is going to apply, ordered by key."""
+        with self._lock:
+            self._tables.pending.take(keys, families)
+            return [self._tables.read(key) for key in sorted(keys)]
+
+    def take_all(self, families: Collection[str]) -> list[ServiceInput]:
+        """Return all services, which these families, and no other from now on, are going to apply."""
+        with self._lock:
+            self._tables.touch_all()
+            self._wait_from_now()
+            self._read_changes()
+            self._tables.pending.take_all(families)
+            self._failed_since = {f: since for f, since in self._failed_since.items() if f in families}
             return self._tables.dirty()
 
-    def commit(self, applied: Iterable[ServiceInput], *, refused: bool = False) -> list[Trigger]:
-        """Clear the marks of the applied services; the others of the last `take` were refused.
+    def commit(
+        self, refused: Mapping[str, Collection[str]], failed: Collection[str] = ()
+    ) -> list[Trigger]:
+        """Note the end of a sync: which services each family refused, and the families that `failed`.
 
-        `refused`: the kernel also refused a service that was not taken, because it was applied before and had
-        to be written again. Returns the triggers of the applied changes of endpoints.
+        Every other taken service is applied in the families of `refused`. A failed family keeps what it has
+        not applied, and something waits for it even if no object changed. Returns the triggers of the applied
+        changes of endpoints.
         """
         with self._lock:
-            triggers = self._tables.commit(applied)
-            if not refused and not self._tables.is_behind(self._taken):
-                self._refused_since = None
-            elif self._refused_since is None:
+            for family in failed:
                 since = self._unsynced_since
-                self._refused_since = time.monotonic() if since is None else since
-            self._unsynced_since = self._untaken_since
+                self._failed_since.setdefault(family, time.monotonic() if since is None else since)
+            triggers: list[Trigger] = []
+            for family, keys in refused.items():
+                self._failed_since.pop(family, None)
+                triggers += self._tables.pending.commit(family, keys)
+            if refused:
+                self._unsynced_since = self._untaken_since
             return triggers
-
-    def not_applied(self) -> None:
-        """Note that a sync failed: its changes wait for the next one, even if no object changes."""
-        with self._lock:
-            self._wait_from_now()
 
     def wait(self, timeout: float | None) -> None:
         """Block until a change, a call of `wake` or the end of `timeout` seconds."""
@@ -256,9 +270,20 @@ class ObjectStore:
             self._nameless[kind] = dict.fromkeys(nameless, False)
 
     def _unsynced(self) -> float | None:
-        if self._unsynced_since is None or self._complete_since is None:
+        since = self._oldest_unsynced()
+        if since is None or self._complete_since is None:
             return None
-        return max(self._unsynced_since, self._complete_since)
+        return max(since, self._complete_since)
+
+    def _oldest_unsynced(self) -> float | None:
+        return _oldest(self._unsynced_since, self._tables.pending.new_since)
+
+    def _read_changes(self) -> None:
+        """Note that the run loop reads all current changes."""
+        self._taken = self._tables.revision
+        self._untaken_since = None
+        self._tables.settle()
+        self._incomplete_since = None
 
     def _wait_from_now(self) -> None:
         if self._unsynced_since is None:
@@ -277,6 +302,10 @@ class ObjectStore:
             elif self._incomplete_since is None:
                 self._incomplete_since = now
             self._wake.set()
+
+
+def _oldest(*times: float | None) -> float | None:
+    return min((each for each in times if each is not None), default=None)
 
 
 def _log_rejected(problem: Problem) -> None:

@@ -1,18 +1,19 @@
 """The objects in force and the services that changed since the last successful apply.
 
-A service is dirty from a change of any of its objects until `commit` is called with the revision at which it
-was read. A change that arrives while an older one is being applied keeps it dirty, and a failed apply does
-not commit, so no change is lost. The duration of a change of endpoints is measured by the same marks: its
-trigger is kept here until the change is committed.
+A service is dirty from a change of any of its objects until every family has applied it (pending_changes.py).
+A failed apply does not commit, so no change is lost. The duration of a change of endpoints is measured by the
+same marks: its trigger is kept until the change is committed.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import cast
 
 import msgspec
 
 from kproxy.state.incomplete_services import IncompleteServices
 from kproxy.state.kinds import KINDS, Kind
+from kproxy.state.pending_changes import PendingChanges
 from kproxy.state.service_cidrs import ranges_of
 from kproxy.state.slice_index import SliceIndex, Trigger, split_trigger
 from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR, WireObject
@@ -41,16 +42,15 @@ class Tables:
     EndpointSlice also marks its service dirty; `node` and `service_ranges` are views of the other kinds.
     """
 
-    def __init__(self, kinds: Iterable[Kind] = KINDS) -> None:
+    def __init__(self, kinds: Iterable[Kind] = KINDS, clock: Callable[[], float] = time.monotonic) -> None:
         self._objects: dict[Kind, dict[str, WireObject]] = {kind: {} for kind in kinds}
         self._kind_of: dict[type[WireObject], Kind] = {kind.wire: kind for kind in self._objects}
         self._services = cast("dict[str, Service]", self._objects[Kind.SERVICE])
         self._slices = SliceIndex()
-        self._dirty: dict[str, int] = {}
         self._revision = 0
         self._totals = {Kind.SERVICE: 0, Kind.ENDPOINT_SLICE: 0}
-        self._waiting: dict[Kind, dict[str, int]] = {kind: {} for kind in self._totals}
-        self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
+        self.pending = PendingChanges(self._totals.keys(), clock)
+        """What was not applied by every family yet."""
         self._synced: set[Kind] = set()
         self._incomplete = IncompleteServices()
         self.service_ranges: tuple[str, ...] = ()
@@ -81,15 +81,6 @@ class Tables:
         return len(self._services)
 
     @property
-    def pending(self) -> int:
-        """The number of services that changed since their last commit."""
-        return len(self._dirty)
-
-    def is_behind(self, revision: int) -> bool:
-        """Whether a service whose last change is at most this revision waits for its commit."""
-        return any(changed <= revision for changed in self._dirty.values())
-
-    @property
     def has_incomplete(self) -> bool:
         """Whether a service that arrived since the last `settle` lacks its Service or slices."""
         return bool(self._incomplete)
@@ -100,7 +91,7 @@ class Tables:
 
     def changes(self, kind: Kind) -> Changes:
         """The number of changes of Services or EndpointSlices, and of services that wait for a sync."""
-        return Changes(self._totals[kind], len(self._waiting[kind]))
+        return Changes(self._totals[kind], self.pending.counted(kind))
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str] = ()) -> bool:
         """Replace all objects of `kind` except the `unreadable` ones; return True if anything changed."""
@@ -165,33 +156,20 @@ class Tables:
 
     def dirty(self) -> list[ServiceInput]:
         """Every service that changed since its last commit, ordered by key."""
-        return [self.read(key) for key in sorted(self._dirty)]
+        return [self.read(key) for key in sorted(self.pending)]
 
     def read(self, key: str) -> ServiceInput:
         """The current state of one service."""
         slices = self._slices.of(key)
         ordered = tuple(slices[name] for name in sorted(slices))
-        return ServiceInput(key, self._dirty.get(key, 0), self._services.get(key), ordered)
+        return ServiceInput(key, self.pending.revision(key), self._services.get(key), ordered)
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
-        """Clear the dirty mark of applied services that have not changed since they were read.
+        """Clear the dirty mark of services that all families applied and that did not change since they were read.
 
         Returns the triggers of their changes.
         """
-        done: list[Trigger] = []
-        for each in applied:
-            if self._dirty.get(each.key) == each.revision:
-                del self._dirty[each.key]
-            for waiting in self._waiting.values():
-                if waiting.get(each.key, each.revision + 1) <= each.revision:
-                    del waiting[each.key]
-            triggers = self._triggers.pop(each.key, None)
-            if triggers is None:
-                continue
-            done += [trigger for revision, trigger in triggers if revision <= each.revision]
-            if later := [entry for entry in triggers if entry[0] > each.revision]:
-                self._triggers[each.key] = later
-        return done
+        return [trigger for each in applied for trigger in self.pending.settle(each.key, each.revision)]
 
     def _listed(self) -> bool:
         """Whether services can be incomplete: not before the first lists of both kinds are complete."""
@@ -199,11 +177,11 @@ class Tables:
 
     def _touch(self, key: str) -> None:
         self._revision += 1
-        self._dirty[key] = self._revision
+        self.pending.touch(key, self._revision)
 
     def _count(self, kind: Kind, key: str) -> None:
         self._totals[kind] += 1
-        self._waiting[kind][key] = self._revision
+        self.pending.count(kind, key, self._revision)
 
     def _view_changed(self, kind: Kind) -> bool:
         """Count a change of a kind that no single service depends on; False if its view has not changed."""
@@ -233,7 +211,7 @@ class Tables:
         if self._listed():
             self._incomplete.slice_came(owner, self._services.get(owner), siblings, first=first)
         if trigger is not None:
-            self._triggers.setdefault(owner, []).append((self._revision, trigger))
+            self.pending.trigger(owner, self._revision, trigger)
 
     def _slice_gone(self, known: EndpointSlice) -> None:
         owner = _owner(known)
@@ -242,7 +220,7 @@ class Tables:
         self._count(Kind.ENDPOINT_SLICE, owner)
         self._incomplete.forget(owner)
         # The last trigger is that of an earlier change; the API has no time for the deletion of a slice.
-        self._triggers.pop(owner, None)
+        self.pending.forget_triggers(owner)
 
 
 def _owner(piece: EndpointSlice) -> str:
