@@ -6,7 +6,9 @@ The order and the sizes are decided in slices.py.
 from collections.abc import Collection, Mapping
 
 from kproxy.addresses import Family
+from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.agent.slices import FairQueue, SliceMeter, units_for
+from kproxy.plan.model import NodeView
 from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
 
@@ -19,7 +21,7 @@ class Backlog:
         self._queue = FairQueue()
         self._meters: dict[Family, SliceMeter] = {}
         self._applied: dict[str, float] = {}
-        """The cost of each service as last taken: to remove many endpoints costs about as much as to add them."""
+        """The cost of each service as last taken: it costs as much to remove endpoints as to add them."""
         self._units = 0.0
 
     def __len__(self) -> int:
@@ -31,21 +33,46 @@ class Backlog:
         self._units = 0.0
         return self._taken(self._store.take_all(families))
 
-    def take(self, families: Collection[Family], served: Collection[Family]) -> list[ServiceInput]:
-        """Take the next slice for all `families`; its size is what the `served` ones apply in time."""
+    def plan(
+        self, sides: Mapping[Family, FamilySync], view: NodeView, *, everything: bool
+    ) -> list[ServiceInput]:
+        """Take the next slice, or `everything`, and plan it for every family; return what was taken.
+
+        A family that fails gets the plans too and keeps them, but has no part in the size of the slice.
+        """
+        inputs = self.take_all(sides) if everything else self._take_slice(sides)
+        planned = inputs
+        while planned:
+            for side in sides.values():
+                side.plan(planned, view)
+            rivals = self._queue and {key for side in sides.values() for key in side.rivals(planned)}
+            planned = self._take_with(rivals, sides) if rivals else []
+            inputs = inputs + planned
+        return inputs
+
+    def note(self, outcomes: Mapping[Family, SyncOutcome]) -> None:
+        """Learn from the duration of the slice in each family that was synced."""
+        for family, outcome in outcomes.items():
+            if outcome.report.error is None and not outcome.report.full:
+                self._meter(family).note(self._units, outcome.seconds)
+
+    def forget_costs(self) -> None:
+        """Forget what was learned: another mode is in use."""
+        self._meters.clear()
+
+    def _take_slice(self, sides: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         for each in self._store.changed_services():
             self._queue.put(each.key, max(cost_of(each), self._applied.get(each.key, 0.0)))
-        budget = units_for([self._meter(family) for family in served])
         self._units = 0.0
-        return self._take(self._queue.slice(budget), families)
+        return self._take(self._queue.slice(self._room(sides)), sides)
 
-    def take_with(self, keys: Collection[str], families: Collection[Family]) -> list[ServiceInput]:
+    def _take_with(self, keys: Collection[str], sides: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         """Take those of the services that wait, because others of this slice depend on their changes.
 
         An address then passes from one service to another in one sync. Services that would more than double
         a slice of usual size are left: the end state is the same.
         """
-        room = units_for([self._meter(family) for family in families])
+        room = self._room(sides)
         chosen = []
         for key in sorted(each for each in keys if each in self._queue):
             room -= self._queue.cost(key)
@@ -53,14 +80,12 @@ class Backlog:
                 break
             chosen.append(key)
         self._queue.discard(chosen)
-        return self._take(chosen, families)
+        return self._take(chosen, sides)
 
-    def note(self, seconds: Mapping[Family, float]) -> None:
-        """Learn from the duration of the slice in each family that was synced."""
-        for family, duration in seconds.items():
-            self._meter(family).note(self._units, duration)
+    def _room(self, sides: Mapping[Family, FamilySync]) -> float:
+        return units_for([self._meter(family) for family, side in sides.items() if not side.failing])
 
-    def _take(self, keys: Collection[str], families: Collection[Family]) -> list[ServiceInput]:
+    def _take(self, keys: Collection[str], families: Collection[str]) -> list[ServiceInput]:
         return self._taken(self._store.take(keys, families)) if keys else []
 
     def _taken(self, inputs: list[ServiceInput]) -> list[ServiceInput]:

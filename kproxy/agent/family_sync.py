@@ -17,7 +17,7 @@ from kproxy.state.tables import ServiceInput
 
 
 class SyncOutcome(msgspec.Struct, frozen=True):
-    """The changes and the result of one sync; times in seconds."""
+    """The result of one sync, and the plans that it applied or that were refused; times in seconds."""
 
     plans: Mapping[str, ServicePlan]
     report: SyncReport
@@ -26,22 +26,57 @@ class SyncOutcome(msgspec.Struct, frozen=True):
 
 
 class FamilySync:
-    """One family: its planner, its backend, its state of UDP flows, and the services refused last."""
+    """One family: its planner, its backend, its state of UDP flows, and the services refused last.
+
+    `error`: why its last sync failed as a whole, or None. Then the backend keeps the plans, and the next sync
+    that works reports them as its own.
+    """
 
     def __init__(self, family: Family, backend: Backend, flows: ConntrackTracker | None = None) -> None:
         self.family = family
         self.backend = backend
         self.refused: dict[str, str] = {}
         self.flows = flows or ConntrackTracker()
+        self.error: str | None = None
         self._planner = Planner(family)
+        self._plans: dict[str, ServicePlan] = {}
+        """Plans that were not reported as applied yet."""
+        self._planning = 0.0
 
-    def sync(self, inputs: Sequence[ServiceInput], view: NodeView) -> SyncOutcome:
-        """Plan the changes and apply them to the kernel."""
+    @property
+    def failing(self) -> bool:
+        """Whether the last sync failed as a whole."""
+        return self.error is not None
+
+    def plan(self, inputs: Sequence[ServiceInput], view: NodeView) -> None:
+        """Plan changed services and give their plans, and those of affected ones, to the backend."""
         began = time.monotonic()
         plans = self._planner.update(inputs, view)
         self.backend.update(plans.values())
-        planned = time.monotonic()
+        self._plans |= plans
+        self._planning += time.monotonic() - began
+
+    def rivals(self, inputs: Sequence[ServiceInput]) -> set[str]:
+        """The other services that claim a frontend of one of these services, as planned last."""
+        return self._planner.rivals(each.key for each in inputs)
+
+    def apply(self) -> SyncOutcome:
+        """Apply all plans to the kernel."""
+        planning, self._planning = self._planning, 0.0
+        began = time.monotonic()
         report = self.backend.sync()
+        seconds = time.monotonic() - began
+        self.error = report.error
+        plans: dict[str, ServicePlan] = {}
         if report.error is None:
+            plans = self._plans
             self.refused = report.failed
-        return SyncOutcome(plans, report, planned - began, time.monotonic() - planned)
+            self._plans = {key: plans[key] for key in self.refused if key in plans}
+        return SyncOutcome(plans, report, planning, seconds)
+
+
+def apply(sides: Mapping[Family, FamilySync], *, all_families: bool) -> dict[Family, SyncOutcome]:
+    """Apply the plans of every family, or only of those that do not fail, if there is one."""
+    working = [side for side in sides.values() if not side.failing]
+    chosen = sides.values() if all_families or not working else working
+    return {side.family: side.apply() for side in chosen}

@@ -1,7 +1,9 @@
 """The run loop: one thread that plans changes, syncs each family, and checks for drift when idle.
 
-Sources run on threads of their own and only fill the store. A change leaves the store when it is applied for
-every family; a change that fails stays there, is reported, and is tried again.
+Sources run on threads of their own and only fill the store. A sync takes a slice of the changed services
+(backlog.py) and the next sync follows at once while others wait, so that a small change never waits for all
+the changes of somebody else. A change leaves the store family by family when it is applied; a change that
+fails stays there, is reported, and is tried again. A family that fails does not delay the other one.
 """
 
 import gc
@@ -14,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from kproxy.addresses import Family
+from kproxy.agent.backlog import Backlog
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
-from kproxy.agent.desired import Desired
 from kproxy.agent.drift_checker import DriftChecker
-from kproxy.agent.family_sync import FamilySync, SyncOutcome
-from kproxy.agent.mode_switch import check_families, is_switch, plan_switch, try_mode
+from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
+from kproxy.agent.mode_switch import is_switch, make_mode, plan_switch, try_mode
 from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.sync_publisher import SyncPublisher
 from kproxy.backends.core.base import SyncReport
+from kproxy.config.desired import Desired, Refusal, ReportedStatus
 from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
 from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
@@ -39,9 +42,8 @@ log = structlog.stdlib.get_logger(__name__)
 class Agent:
     """Ties store, planners and backends together; used by one thread.
 
-    `modes` makes another mode when the settings name one. When that mode cannot be used, `refused` is called
-    with its settings, the settings that stay in force, and the reason. `api_servers` returns the current
-    (address, port) of each API server.
+    `modes` makes another mode when the settings name one. When that mode cannot be used, `reported` says so.
+    `api_servers` returns the current (address, port) of each API server.
     """
 
     def __init__(
@@ -55,7 +57,6 @@ class Agent:
         service_health: ServiceHealth,
         observer: SyncObserver,
         modes: ModeRegistry,
-        refused: Callable[[ProxyConfig, ProxyConfig, str], None],
         api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset,
     ) -> None:
         self._config = config
@@ -65,7 +66,8 @@ class Agent:
         self._observer = observer
         self._modes = modes
         self._leftovers = modes.leftovers(config)
-        self._refused = refused
+        self.reported = ReportedStatus()
+        self._backlog = Backlog(store)
         self._tracker = NodeTracker(store, health, interfaces, api_servers)
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
@@ -74,7 +76,7 @@ class Agent:
         self._facts: NodeFacts | None = None
         self._desired = Desired(0, config)
         self._observed = 0
-        self._switch_to: ProxyConfig | None = None
+        self._switch_to: Desired | None = None
         self._first_sync_done = False
         self._reconfigured = False
         self._replan = True
@@ -83,7 +85,6 @@ class Agent:
         self._drift_checker = DriftChecker(observer, self._clock)
         self._publisher = SyncPublisher(health, observer, flows, service_health, self._drift_checker)
         self._next_timer: float | None = None
-        self.sync_errors: Mapping[Family, str] = {}
         for family in mode.families:
             health.add_family(family)
         observer.begin(mode.families)
@@ -126,8 +127,7 @@ class Agent:
                 self._store.wait(min((each for each in (delay, left) if each is not None), default=None))
                 continue
             reports = self.sync()
-            self.sync_errors = {f: report.error for f, report in reports.items() if report.error is not None}
-            if not self.sync_errors:
+            if not self.sync_errors and not self._backlog:
                 return not any(report.failed for report in reports.values())
         return False
 
@@ -139,15 +139,21 @@ class Agent:
             self._news.append(news)
         self._store.wake()
 
-    def reconfigure(self, config: ProxyConfig) -> None:
-        """Use new settings from the next sync on; may be called from any thread."""
-        self._desired = Desired(self._desired.revision + 1, config)
+    def reconfigure(self, config: ProxyConfig) -> int:
+        """Use new settings from the next sync on; return their revision. May be called from any thread."""
+        desired = self._desired = Desired(self._desired.revision + 1, config)
         self._store.wake()
+        return desired.revision
 
     @property
     def config(self) -> ProxyConfig:
         """The settings in force; may be read from any thread."""
         return self._config
+
+    @property
+    def sync_errors(self) -> dict[Family, str]:
+        """The families whose last sync failed as a whole, and the reasons."""
+        return {family: side.error for family, side in self._family_syncs.items() if side.error}
 
     @property
     def knows_node(self) -> bool:
@@ -166,9 +172,13 @@ class Agent:
         started = self._clock()
         facts = self._facts
         assert facts is not None  # noqa: S101 - only called when `ready`
-        inputs = self._store.take(everything=self._replan)
-        self._replan = self._drifted = False
-        outcomes = {family: side.sync(inputs, facts.view) for family, side in self._family_syncs.items()}
+        everything, self._replan, self._drifted = self._replan, False, False
+        inputs = self._backlog.plan(self._family_syncs, facts.view, everything=everything)
+        # A family that fails waits for the retry, unless there is nothing else to do.
+        retry = self._schedule.retry_due() or not inputs
+        outcomes = apply(self._family_syncs, all_families=retry)
+        if not everything:
+            self._backlog.note(outcomes)
         return self._conclude(started, inputs, facts, outcomes)
 
     def _conclude(
@@ -179,53 +189,48 @@ class Agent:
         outcomes: Mapping[Family, SyncOutcome],
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
-        self._publisher.publish(inputs, facts, outcomes, self._family_syncs)
+        sides = self._family_syncs
+        self._publisher.publish(inputs, facts, outcomes, sides)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
-        failed = {key for report in reports.values() for key in report.failed}
-        blocked = any(report.error is not None for report in reports.values())
-        if not blocked:
-            applied = (each for each in inputs if each.key not in failed)
-            self._observer.applied(self._store.commit(applied, refused=bool(failed)))
-        else:
-            self._store.not_applied()
-        if blocked or failed or any(report.leftovers for report in reports.values()):
-            stuck = all(report.error is not None for report in reports.values())
-            retries = (report.retry_in for report in reports.values() if report.retry_in is not None)
-            self._schedule.failed(started, blocked=stuck, retry_in=min(retries, default=None))
+        refused = {f.value: report.failed for f, report in reports.items() if report.error is None}
+        failing = [family.value for family, side in sides.items() if side.failing]
+        self._observer.applied(self._store.commit(refused, failing))
+        if failing or any(refused.values()) or any(report.leftovers for report in reports.values()):
+            retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
+            blocked, retry_in = len(failing) == len(sides), min(retries, default=None)
+            self._schedule.failed(started, blocked=blocked, failing=bool(failing), retry_in=retry_in)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
-        if not self._first_sync_done and not blocked:
+        if not self._first_sync_done and not failing:
             self._after_first_sync()
         self._next_timer = self._clock()
         return reports
 
-    def _switch(self, config: ProxyConfig) -> Mapping[Family, SyncReport]:
+    def _switch(self, desired: Desired) -> Mapping[Family, SyncReport]:
         """Apply everything in another mode, beside the rules of this one, and switch to it.
 
         If that fails, this mode goes on, and the objects of the other one are removed.
         """
         self._switch_to = None
+        config = desired.config
         plan = plan_switch(self._modes, self._config, config, self._store.services)
         log.info("mode_switch_planned", **plan.fields())
         started = self._clock()
         try:
-            mode = self._modes.make(config)
-            leftovers = self._modes.leftovers(config)
-            check_families(self._mode, mode)
-            facts = self._tracker.facts(config)
-            if facts is None:
-                raise ModeUnavailable("the node has no pod CIDRs yet")
+            mode, facts = make_mode(self._modes, config, self._mode, self._tracker)
         except ModeUnavailable as error:
-            self._refuse(config, "mode_unavailable", str(error))
+            self._refuse(desired, "mode_unavailable", str(error))
             return {}
-        trial = try_mode(mode, facts, self._family_syncs, self._store.take(everything=True))
+        leftovers = self._modes.leftovers(config)
+        trial = try_mode(mode, facts, self._family_syncs, self._backlog.take_all(mode.families))
         if trial.reason is not None:
-            self._refuse(config, "mode_switch_failed", trial.reason)
+            self._refuse(desired, "mode_switch_failed", trial.reason)
             return self._roll_back()
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._observer.begin(mode.families)
         self._mode, self._leftovers, self._family_syncs = mode, leftovers, trial.sides
+        self._backlog.forget_costs()
         self._facts = facts
         self._adopt(config)
         self._first_sync_done = self._replan = self._drifted = False
@@ -234,11 +239,11 @@ class Agent:
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
 
-    def _refuse(self, config: ProxyConfig, event: str, reason: str) -> None:
-        wanted, kept = mode_name(config), mode_name(self._config)
+    def _refuse(self, desired: Desired, event: str, reason: str) -> None:
+        wanted, kept = mode_name(desired.config), mode_name(self._config)
         log.error(event, mode=wanted, reason=reason, effect=f"{kept} stays")
         self._observer.switch_failed(wanted, kept, reason)
-        self._refused(config, self._config, reason)
+        self.reported.report(Refusal(desired.revision, self._config, reason))
 
     def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Apply this mode again after a failed switch, and remove the objects of the other mode."""
@@ -264,7 +269,8 @@ class Agent:
         if self._switch_to is not None:
             return 0.0
         changed = self._replan or self._drifted or self._store.changed
-        return self._schedule.due_in(changed=changed, incomplete_since=self._store.incomplete_since)
+        incomplete, unfinished = self._store.incomplete_since, bool(self._backlog)
+        return self._schedule.due_in(changed=changed, incomplete_since=incomplete, unfinished=unfinished)
 
     def observe(self) -> None:
         """Read new settings and facts of the node, once all first lists are complete."""
@@ -273,7 +279,7 @@ class Agent:
         desired = self._desired
         if desired.revision != self._observed:
             self._observed = desired.revision
-            self._switch_to = desired.config if is_switch(self._config, desired.config) else None
+            self._switch_to = desired if is_switch(self._config, desired.config) else None
             if self._switch_to is None:
                 self._mode.reconfigure(desired.config)
                 self._adopt(desired.config)
@@ -298,9 +304,7 @@ class Agent:
 
     def _refresh_facts(self) -> None:
         facts = self._tracker.facts_or_wait(self._config)
-        if facts is None:
-            return
-        if facts == self._facts and not self._reconfigured:
+        if facts is None or (facts == self._facts and not self._reconfigured):
             return
         before, self._facts = self._facts, facts
         moved = before is None or before.without_ranges() != facts.without_ranges()
@@ -316,9 +320,8 @@ class Agent:
             backend = self._mode.configure(family, side)
             if family not in self._family_syncs:
                 if side.local_traffic is None:
-                    log.warning(
-                        "no_local_traffic_detection", family=family.value, effect="see --cluster-cidr"
-                    )
+                    effect = "see --cluster-cidr"
+                    log.warning("no_local_traffic_detection", family=family.value, effect=effect)
                 self._family_syncs[family] = FamilySync(family, backend)
             elif before and before.families[family].node_port_addresses != side.node_port_addresses:
                 self._family_syncs[family].flows.invalidate()
@@ -339,8 +342,8 @@ class Agent:
         """Remove leftovers of other modes; freeze long-lived objects for the garbage collector."""
         self._first_sync_done = True
         self._drift_checker.begin()
-        for leftovers in self._leftovers:
-            leftovers.begin(self._mode.variants)
+        for each in self._leftovers:
+            each.begin(self._mode.variants)
         self._mode.on_first_sync()
         gc.unfreeze()
         gc.collect()

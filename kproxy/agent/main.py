@@ -54,7 +54,7 @@ It leaves a margin to the 90 s after which kubelet kills the pod (terminationGra
 manifests) and `kproxy cleanup --stop` gives up, so that this process can log what it could not remove.
 """
 
-ReloaderFor = Callable[[Callable[[ProxyConfig], None]], Reloader]
+ReloaderFor = Callable[[Callable[[ProxyConfig], int]], Reloader]
 """Makes the reloader that passes new settings to a function."""
 
 
@@ -168,9 +168,6 @@ def _work(
     services = ServiceHealth(health.proxy_healthy, observer.port_refused, shares)
     interfaces = AddressWatch(DEVICE)
 
-    def mode_refused(wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
-        reloader.take_back_mode(wanted, kept, reason)
-
     agent = Agent(
         config,
         store,
@@ -181,7 +178,6 @@ def _work(
         services,
         observer,
         modes,
-        mode_refused,
         objects.api_servers,
     )
     instance.follow(lambda: agent.config.proxy_mode)
@@ -209,6 +205,8 @@ def _work(
         if config.once:
             return _once(config, agent, store, objects, stop, began)
         threads.start("settings", functools.partial(_watch, reloader, stop))
+        follow_modes = functools.partial(reloader.follow, agent.reported, stop)
+        threads.start("modes", follow_modes, agent.reported.wake)
         threads.start("health", functools.partial(monitor.run, stop))
         agent.run(stop)
     return True
@@ -251,7 +249,8 @@ class _Settings:
         self._objects = objects
         self._leaving = leaving
 
-    def take(self, config: ProxyConfig) -> None:
+    def take(self, config: ProxyConfig) -> int:
+        """Apply the settings; return the revision by which the run loop reports about them."""
         old, self._config = self._config, config
         logs.configure(config.verbosity, config.logging_format)
         if config.conntrack != old.conntrack:
@@ -260,7 +259,7 @@ class _Settings:
             set_oom_score(config.oom_score_adj)
         self._leaving.configure(cleanup_on_exit=config.cleanup_on_exit)
         self._objects.follow(config)
-        self._agent.reconfigure(config)
+        return self._agent.reconfigure(config)
 
 
 def _watch(reloader: Reloader, stop: threading.Event) -> None:

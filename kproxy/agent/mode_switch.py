@@ -11,6 +11,7 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
+from kproxy.agent.node_tracker import NodeTracker
 from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.config.modes import traits_of
 from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
@@ -74,16 +75,28 @@ def try_mode(
         side = known.get(family)
         backend = mode.configure(family, facts.families[family])
         sides[family] = FamilySync(family, backend, side.flows if side is not None else None)
-    outcomes = {family: side.sync(inputs, facts.view) for family, side in sides.items()}
+    for side in sides.values():
+        side.plan(inputs, facts.view)
+    outcomes = {family: side.apply() for family, side in sides.items()}
     reason = verdict(outcomes, {family: side.refused for family, side in known.items()})
     return Trial(mode, facts, sides, inputs, outcomes, reason)
 
 
-def check_families(old: Mode, new: Mode) -> None:
-    """Raise ModeUnavailable if the new mode cannot serve a family that the old one serves."""
-    missing = [family.value for family in old.families if family not in new.families]
+def make_mode(
+    modes: ModeRegistry, config: ProxyConfig, old: Mode, tracker: NodeTracker
+) -> tuple[Mode, NodeFacts]:
+    """Return the configured mode and the facts for its settings.
+
+    Raises ModeUnavailable if it cannot run here, or cannot serve a family that the `old` mode serves.
+    """
+    mode = modes.make(config)
+    missing = [family.value for family in old.families if family not in mode.families]
     if missing:
         raise ModeUnavailable(f"it cannot serve {', '.join(missing)} here")
+    facts = tracker.facts(config)
+    if facts is None:
+        raise ModeUnavailable("the node has no pod CIDRs yet")
+    return mode, facts
 
 
 def verdict(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:

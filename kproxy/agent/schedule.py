@@ -49,6 +49,7 @@ class Schedule:
         self._cost = 0.0
         self._failures = 0
         self._retry_at: float | None = None
+        self._refused_at: float | None = None
         self._blocked = False
 
     def set_periods(self, min_period: float, max_period: float) -> None:
@@ -58,7 +59,7 @@ class Schedule:
 
     @property
     def failures(self) -> int:
-        """The number of consecutive syncs that did not apply everything."""
+        """The number of consecutive tries that did not apply everything."""
         return self._failures
 
     def succeeded(self, started: float, *, wrote: bool = True) -> None:
@@ -73,33 +74,46 @@ class Schedule:
             now = self._clock()
             self._not_before = now + min(self._min_period, EMPTY_REST * (now - started))
         self._failures = 0
-        self._retry_at = None
+        self._retry_at = self._refused_at = None
         self._blocked = False
 
-    def failed(self, started: float, *, blocked: bool, retry_in: float | None = None) -> None:
+    def failed(
+        self, started: float, *, blocked: bool, failing: bool = False, retry_in: float | None = None
+    ) -> None:
         """Note that a sync did not apply everything.
 
-        `blocked`: nothing could be applied, so new changes wait for the retry too. Otherwise some services
-        were refused, and changes of the others do not wait. `retry_in`: seconds until a backend tries refused
-        services again, if it decides that itself.
+        `blocked`: nothing could be applied, so new changes wait for the retry too. `failing`: a family failed
+        as a whole. Otherwise some services were refused; `retry_in` is the time in seconds until a backend
+        tries them again, if it decides that itself. A sync for other changes postpones no retry.
         """
         self._ended(started)
+        now = self._clock()
+        self._blocked = blocked
+        self._refused_at = None if retry_in is None else now + retry_in
+        if retry_in is not None and not blocked and not failing:
+            self._failures += 1
+            self._retry_at = None
+            return
+        if not blocked and self._retry_at is not None and self._retry_at > started:
+            return
         self._failures += 1
         ceiling = min(self._max_period, FIRST_RETRY * 2 ** min(self._failures - 1, 16))
-        if retry_in is None or blocked:
-            retry_in = self._chance.uniform(FIRST_RETRY / 4, ceiling)
-        self._retry_at = self._clock() + retry_in
-        self._blocked = blocked
+        self._retry_at = now + self._chance.uniform(FIRST_RETRY / 4, ceiling)
 
     def retry_due(self) -> bool:
-        """Whether the retry after a failure is due."""
+        """Whether the retry after a failure as a whole is due."""
         return self._retry_at is not None and self._clock() >= self._retry_at
 
-    def due_in(self, *, changed: bool, incomplete_since: float | None = None) -> float | None:
+    def due_in(
+        self, *, changed: bool, incomplete_since: float | None = None, unfinished: bool = False
+    ) -> float | None:
         """Seconds until a sync is due (0: now); None if none is due before a change.
 
         `incomplete_since`: the time since which a new service is incomplete; None if there is none.
+        `unfinished`: the last sync left changes for the next one, which follows without a rest.
         """
+        if unfinished and not self._blocked:
+            return 0.0
         due: float | None = None
         if changed and not self._blocked:
             due = (
@@ -107,9 +121,10 @@ class Schedule:
                 if incomplete_since is None
                 else max(self._not_before, incomplete_since + COALESCE_DELAY)
             )
-        if self._retry_at is not None:
-            retry = max(self._retry_at, self._not_before)
-            due = retry if due is None else min(due, retry)
+        for retry_at in (self._retry_at, self._refused_at):
+            if retry_at is not None:
+                retry = max(retry_at, self._not_before)
+                due = retry if due is None else min(due, retry)
         return None if due is None else max(0.0, due - self._clock())
 
     def _ended(self, started: float) -> None:

@@ -217,7 +217,7 @@ class SliceMeter:
                 self._adopt(self._us / self._uu)
 
     def _adopt(self, rate: float) -> None:
-        """Use a measured rate; it falls slowly, as a sync that found little to write is no measure of others."""
+        """Use a measured rate; it falls slowly, as a sync that wrote little is no measure of others."""
         low, high = _RATES
         self.rate = min(high, max(low, self.rate / 2, rate))
 

@@ -15,6 +15,7 @@ import structlog
 
 from kproxy.config.codec import flatten, replace
 from kproxy.config.declarations import live_paths
+from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import Settings
 from kproxy.config.loading import MAX_BYTES, CommandLine, tell_settings
 from kproxy.config.model import ConfigError, ProxyConfig, mode_name
@@ -93,50 +94,71 @@ def _merge(old: S, new: S, is_live: Callable[[str], bool]) -> tuple[S, list[str]
 class Reloader:
     """Reads the file again when it changed or on request, from any thread.
 
-    `apply` takes the new configuration and returns quickly.
+    `apply` requests the new configuration, returns quickly, and returns the revision of the request.
     """
 
     def __init__(
-        self, command_line: CommandLine, running: Settings, apply: Callable[[ProxyConfig], None]
+        self, command_line: CommandLine, running: Settings, apply: Callable[[ProxyConfig], int]
     ) -> None:
         self._command_line = command_line
         self._running = running
         self._apply = apply
         self._lock = threading.Lock()
         self._seen = running
-        self._offered: ProxyConfig | None = None
+        self._requested: tuple[int, ProxyConfig] | None = None
+        self._reported: ReportedStatus | None = None
         self._rejected: RejectedConfiguration | None = None
         self._refused_mode: RefusedMode | None = None
         self._content: bytes | None = None
 
     def running(self) -> Settings:
         """The settings in force; callable from any thread."""
+        self._look()
         return self._running
 
     def refused_mode(self) -> RefusedMode | None:
         """The mode that the file names and that could not start; callable from any thread."""
+        self._look()
         return self._refused_mode
 
     def rejected(self) -> RejectedConfiguration | None:
         """The defects of the file as last read; None if it is in force. Callable from any thread."""
         return self._rejected
 
-    def take_back_mode(self, refused: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
-        """Stay in the mode of `kept`, because that of `refused` could not start; apply the rest.
+    def follow(self, reported: ReportedStatus, stop: threading.Event) -> None:
+        """Read what the run loop reports about requested settings, until `stop` is set and it is woken.
 
-        The next reload tries the mode again, even if the file has not changed. Does nothing if settings newer
-        than `refused` have been applied: their result is not known yet. Any thread may call this.
+        Where a mode could not start, the mode in force and the rest of the settings are requested. The next
+        reload requests the refused mode again, even if the file has not changed.
         """
+        self._reported = reported
+        seen: Refusal | None = None
+        self._look()
+        while not stop.is_set():
+            seen = reported.wait(seen, stop)
+            self._look()
+
+    def _look(self) -> None:
+        """Stay in the mode in force if the last request was refused; apply the rest of it.
+
+        A refusal of an older request does not count: the result of the newer one is not known yet.
+        """
+        refusal = self._reported.refusal if self._reported is not None else None
+        if refusal is None:
+            return
         with self._lock:
-            if self._offered is not refused:
+            if self._requested is None or self._requested[0] != refusal.revision:
                 return
-            self._refused_mode = RefusedMode(datetime.now(UTC), mode_name(refused), mode_name(kept), reason)
+            kept, refused = refusal.kept, self._requested[1]
+            self._refused_mode = RefusedMode(
+                datetime.now(UTC), mode_name(refused), mode_name(kept), refusal.reason
+            )
             variant = kept.iptables_variant
             self._running = self._seen = Settings(
                 replace(self._running.kube, "mode", kept.proxy_mode),
                 replace(self._running.own, "iptables.variant", "" if variant is None else variant.value),
             )
-            self._offer()
+            self._request()
 
     def reload(self, reason: str, *, first: bool = False) -> None:
         """Read the file and apply the changes; `reason` is for the log.
@@ -147,6 +169,7 @@ class Reloader:
         if file is None:
             log.info("nothing_to_reload", reason="no --config")
             return
+        self._look()
         with self._lock:
             self._content = _content(file)
             try:
@@ -198,11 +221,11 @@ class Reloader:
             log.warning("restart_needed", settings=list(changes.restart), effect="the old values stay")
         tell_settings(settings)
         if changes.applied:
-            self._offer()
+            self._request()
 
-    def _offer(self) -> None:
-        self._offered = self._command_line.resolve(self._running)
-        self._apply(self._offered)
+    def _request(self) -> None:
+        config = self._command_line.resolve(self._running)
+        self._requested = self._apply(config), config
 
 
 def _content(file: Path) -> bytes | None:

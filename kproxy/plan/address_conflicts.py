@@ -14,7 +14,7 @@ The healthCheckNodePort of a service with policy Local is taken at every address
 a node port of a younger service cannot have it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -74,6 +74,16 @@ class AddressConflicts:
             affected.update(c.service for f, _ in self._of.get(key, ()) for c in self._held(f))
         affected.discard(plan.key)
         return affected
+
+    def rivals(self, keys: Iterable[str]) -> set[str]:
+        """The other services that claim a frontend of one of these services."""
+        chosen = set(keys)
+        return {
+            claim.service
+            for key in chosen
+            for frontend, _ in self._of.get(key, ())
+            for claim in self._held(frontend)
+        } - chosen
 
     def settle(self, plan: ServicePlan, local: Collection[str] = ()) -> ServicePlan:
         """Return the plan without the frontends that other services won; each is added as a problem."""

@@ -55,6 +55,10 @@ class Planner:
                 changed.setdefault(key, self._plans[key])
         return {key: self._claims.settle(plan, limits.local) for key, plan in changed.items()}
 
+    def rivals(self, keys: Iterable[str]) -> set[str]:
+        """The services that claim a frontend which one of these planned services claims too."""
+        return self._claims.rivals(keys)
+
     def _at_api_servers(self, limits: OutsideLimits, endpoints: ApiEndpoints) -> dict[str, ServicePlan]:
         """Plans that the former or the new endpoints of API servers may restrict, before restriction."""
         either = self._api_endpoints | endpoints

@@ -1,8 +1,8 @@
 """The services with changes that a family has not applied yet, and since when each of them waits.
 
 A change is new until the run loop takes its service. Then it waits for every family until that family has
-applied it. A family whose kernel fails keeps only its own changes waiting: the other
-family applies them and is done. A change that arrives while an older one is being applied keeps the service pending.
+applied it. A family whose kernel fails keeps only its own changes waiting: the other family applies them and
+is done. A change that arrives while an older one is being applied keeps the service pending.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -86,14 +86,20 @@ class PendingChanges:
         """The time of the oldest change that was taken and that some family has not applied."""
         return min(self._taken.values(), default=None)
 
-    def take(self, keys: Iterable[str], families: Collection[str]) -> None:
-        """Note that the current state of these services is given to every family."""
+    def take(self, keys: Iterable[str], families: Collection[str]) -> float:
+        """Note that the current state of these services is given to every family.
+
+        Returns the time of the oldest change among them, or now.
+        """
+        now = oldest = self._clock()
         for key in keys:
-            since = self._new.pop(key, None)
-            self._taken.setdefault(key, self._clock() if since is None else since)
+            since = self._new.pop(key, now)
+            oldest = min(oldest, since)
+            self._taken.setdefault(key, since)
             revision = self._revisions.get(key, 0)
             for family in families:
                 self._behind.setdefault(family, {})[key] = revision
+        return oldest
 
     def take_all(self, families: Collection[str]) -> None:
         """Note that every pending service is given to these families, and to no other from now on."""

@@ -23,7 +23,7 @@ class ObjectStore:
 
     def __init__(self, required: Collection[Kind], kinds: Collection[Kind] = KINDS) -> None:
         """`required`: the kinds of `kinds` whose first complete lists make the store ready."""
-        self._tables = Tables(kinds, lambda: time.monotonic())
+        self._tables = Tables(kinds, time.monotonic)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._required = frozenset(required)
@@ -220,7 +220,8 @@ class ObjectStore:
     def take(self, keys: Collection[str], families: Collection[str]) -> list[ServiceInput]:
         """Return the state of these services, which each family is going to apply, ordered by key."""
         with self._lock:
-            self._tables.pending.take(keys, families)
+            since = self._tables.pending.take(keys, families)
+            self._unsynced_since = _oldest(self._unsynced_since, since)
             return [self._tables.read(key) for key in sorted(keys)]
 
     def take_all(self, families: Collection[str]) -> list[ServiceInput]:
@@ -233,9 +234,7 @@ class ObjectStore:
             self._failed_since = {f: since for f, since in self._failed_since.items() if f in families}
             return self._tables.dirty()
 
-    def commit(
-        self, refused: Mapping[str, Collection[str]], failed: Collection[str] = ()
-    ) -> list[Trigger]:
+    def commit(self, refused: Mapping[str, Collection[str]], failed: Collection[str] = ()) -> list[Trigger]:
         """Note the end of a sync: which services each family refused, and the families that `failed`.
 
         Every other taken service is applied in the families of `refused`. A failed family keeps what it has

@@ -165,7 +165,7 @@ class Tables:
         return ServiceInput(key, self.pending.revision(key), self._services.get(key), ordered)
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
-        """Clear the dirty mark of services that all families applied and that did not change since they were read.
+        """Note that every family applied these services; those that changed since they were read stay dirty.
 
         Returns the triggers of their changes.
         """

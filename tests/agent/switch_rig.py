@@ -12,7 +12,7 @@ from kproxy.addresses import Family
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.loop import Agent
 from kproxy.backends.core.base import Drift, Measurement, SyncReport, quarantined
-from kproxy.config.model import ProxyConfig
+from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import Leftovers, Mode, ModeRegistry
@@ -183,7 +183,7 @@ class NoChecks(ServiceHealth):
 
 
 class Rig:
-    """A run loop with two dual-stack services, in any modes; `refused` are settings that were not taken."""
+    """A run loop with two dual-stack services, in any modes."""
 
     def __init__(
         self,
@@ -193,9 +193,7 @@ class Rig:
     ) -> None:
         self.store = ObjectStore(frozenset(KINDS) - {Kind.SERVICE_CIDR})
         self.flows = Flows()
-        self.refused: list[ProxyConfig] = []
         self.api_servers: frozenset[tuple[str, int]] = frozenset()
-        self.on_refusal: Callable[[], None] = lambda: None
         self.notices: list[Notice] = []
         self.metrics = Metrics()
         self.observer = SyncObserver(self.metrics, self.notices.append)
@@ -210,7 +208,6 @@ class Rig:
             NoChecks(lambda: True),
             self.observer,
             modes or modes_of(make),
-            self._take_back,
             lambda: self.api_servers,
         )
         self.store.replace(Kind.NODE, [], [])
@@ -229,6 +226,12 @@ class Rig:
             Kind.ENDPOINT_SLICE, as_slice(endpoint_slice(*ready, service=name, ports=[port(protocol="UDP")]))
         )
 
+    @property
+    def refusal(self) -> tuple[int, str, str] | None:
+        """The revision of the refused settings, the mode that stays, and the reason."""
+        found = self.agent.reported.refusal
+        return None if found is None else (found.revision, mode_name(found.kept), found.reason)
+
     def work(self, config: ProxyConfig | None = None) -> list[str]:
         """One sync, with other settings if any; the events that were logged."""
         if config is not None:
@@ -246,9 +249,3 @@ class Rig:
     def switches(self) -> dict[str, object]:
         """How many switches came to which end, as /metrics tells it."""
         return {each.labels[0]: each.value for each in self.metrics.samples() if each.series is MODE_SWITCHES}
-
-    def _take_back(self, wanted: ProxyConfig, kept: ProxyConfig, reason: str) -> None:
-        assert kept is self.agent.config
-        assert reason
-        self.refused.append(wanted)
-        self.on_refusal()

@@ -73,7 +73,7 @@ def test_new_rules_stand_before_the_old_ones_go_and_the_plan_comes_first(rig: Ri
         "iptables IPv6 gone",
     ]
     assert rig.agent.config.proxy_mode == "nftables"
-    assert rig.refused == []
+    assert rig.refusal is None
 
 
 def test_the_new_mode_takes_the_changes_from_then_on(rig: Rig, kernel: Kernel) -> None:
@@ -118,7 +118,7 @@ def test_a_mode_that_is_unavailable_leaves_everything_as_it_is(kernel: Kernel) -
     told = rig.said("mode_unavailable")
     assert told["reason"] == "--proxy-mode ipvs: the kernel has no IPVS"
     assert told["effect"] == "iptables stays"
-    assert [config.proxy_mode for config in rig.refused] == ["ipvs"]
+    assert rig.refusal == (1, "iptables", "--proxy-mode ipvs: the kernel has no IPVS")
     note = "mode ipvs: --proxy-mode ipvs: the kernel has no IPVS; iptables stays"
     assert rig.notices == [Notice(Reason.MODE, "", note)]
     assert rig.switches() == {"done": 0, "failed": 1}
@@ -163,7 +163,7 @@ def test_a_first_sync_that_fails_is_rolled_back(
     assert rig.agent.mode is mode
     assert rig.agent.config.proxy_mode == "iptables"
     assert rig.health.proxy_healthy()
-    assert [config.proxy_mode for config in rig.refused] == ["ipvs"]
+    assert rig.refusal == (1, "iptables", f"{family.value}: the kernel is out of memory")
 
 
 def test_after_a_rollback_it_is_tried_again_when_asked_and_not_before(rig: Rig, kernel: Kernel) -> None:
@@ -255,7 +255,7 @@ def test_a_rollback_restores_iptables_rules_and_lets_virtual_servers_go(
     rig.work()
     before = rules()
     faults.after = break_down
-    rig.on_refusal = recover
+    monkeypatch.setattr(rig.agent.reported, "report", lambda _: recover())
     assert "mode_switch_rolled_back" in rig.work(IPVS)
     assert "connection lost" in str(rig.said("mode_switch_failed")["reason"])
     assert rules() == before

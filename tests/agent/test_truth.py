@@ -1,5 +1,6 @@
 """A whole agent over a kernel in memory: what the status, the probes and the metrics say of each trouble."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import CheckError, Difference, Drift
+from kproxy.config.desired import Refusal
 from kproxy.config.loading import CommandLine
 from kproxy.config.model import ProxyConfig
 from kproxy.config.reload import Reloader
@@ -57,7 +59,7 @@ class World(Rig):
         self.lists: list[Kind] = []
         super().__init__(self._mode)
         given = CommandLine(None, {})
-        self.reloader = Reloader(given, given.load(), lambda _: None)
+        self.reloader = Reloader(given, given.load(), lambda _: 1)
         self.status_builder = StatusBuilder(
             lambda: self.agent.config,
             self.reloader,
@@ -207,13 +209,12 @@ def test_a_repair_that_fails_waits_although_no_object_changed(world: World) -> N
 def test_a_quarantined_service_is_a_finding_and_its_change_is_pending(world: World) -> None:
     world.sync()
     world.add("c", 3)
-    (given,) = world.store.take()
-    world.kernel.refused = {(MODE, given.key)}
+    world.kernel.refused = {(MODE, "ns1/c")}
     world.sync()
     world.now += 500
     world.sync()
     assert world.summary() == ("healthy", 3, [])
-    assert [each.service for each in world.status.families[Family.IPV4].quarantined] == [given.key]
+    assert [each.service for each in world.status.families[Family.IPV4].quarantined] == ["ns1/c"]
     assert (world.probes(), world.metric(series.OLDEST_PENDING)) == ([200], 500)
     world.kernel.refused.clear()
     world.sync()
@@ -223,8 +224,7 @@ def test_a_quarantined_service_is_a_finding_and_its_change_is_pending(world: Wor
 
 def test_a_kernel_that_refuses_every_service_is_no_matter_of_objects(world: World) -> None:
     world.sync()
-    keys = [given.key for given in world.store.take(everything=True)]
-    world.kernel.refused = {(MODE, key) for key in keys}
+    world.kernel.refused = {(MODE, "ns1/a"), (MODE, "ns1/b")}
     world.sync()
     assert world.summary() == ("failing", 1, ["AllServicesRefused"])
     world.kernel.refused.clear()
@@ -304,8 +304,11 @@ def test_drift_that_others_make_again_and_again_is_told(
 def test_a_refused_mode_is_told(world: World) -> None:
     world.sync()
     config = world.agent.config
-    world.reloader._offered = config
-    world.reloader.take_back_mode(config, config, "no IPVS here")
+    world.reloader._requested = 1, config
+    world.agent.reported.report(Refusal(1, config, "no IPVS here"))
+    ended = threading.Event()
+    ended.set()
+    world.reloader.follow(world.agent.reported, ended)
     assert world.summary() == ("degraded", 1, ["ModeRefused"])
     assert "no IPVS here" in world.status.conditions[0].message
     assert world.metric(series.MODE_REFUSED) == 1

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.config.codec import flatten
+from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import read_documents
 from kproxy.config.loading import CommandLine
 from kproxy.config.model import ProxyConfig
@@ -80,7 +81,21 @@ class Running:
         self.file = file
         self.applied: SimpleQueue[ProxyConfig] = SimpleQueue()
         given = CommandLine(file, flags)
-        self.reloader = Reloader(given, given.load(), self.applied.put)
+        self.reloader = Reloader(given, given.load(), self._apply)
+        self._requests = 0
+        self.reported = ReportedStatus()
+
+    def _apply(self, config: ProxyConfig) -> int:
+        self.applied.put(config)
+        self._requests += 1
+        return self._requests
+
+    def refuse(self, request: int, kept: ProxyConfig) -> None:
+        """Report that the mode of this request could not start, as the run loop does; have it read."""
+        ended = threading.Event()
+        ended.set()
+        self.reported.report(Refusal(request, kept, "no IPVS here"))
+        self.reloader.follow(self.reported, ended)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -195,7 +210,7 @@ def test_a_mode_that_could_not_be_taken_is_asked_for_again_at_the_next_reload_an
     running.reloader.reload("SIGHUP")
     refused = running.applied.get(timeout=0)
     assert (refused.proxy_mode, refused.iptables_variant, refused.min_sync_period) == ("ipvs", Variant.NFT, 3)
-    running.reloader.take_back_mode(refused, before, "no IPVS here")
+    running.refuse(1, before)
     told = running.reloader.refused_mode()
     assert told is not None
     assert (told.mode, told.kept, told.reason) == ("ipvs/nft", "iptables", "no IPVS here")
@@ -214,7 +229,7 @@ def test_a_refused_mode_that_is_no_longer_asked_for_is_forgotten(running: Runnin
     before = CommandLine(running.file, {}).resolve(running.reloader.running())
     running.file.write_text(HEAD + "mode: ipvs\n")
     running.reloader.reload("SIGHUP")
-    running.reloader.take_back_mode(running.applied.get(timeout=0), before, "no IPVS here")
+    running.refuse(1, before)
     running.file.write_text(HEAD + "mode: 7\n")
     running.reloader.reload("SIGHUP")
     assert running.reloader.refused_mode() is not None
@@ -228,11 +243,31 @@ def test_what_was_asked_for_since_is_not_taken_back(running: Running) -> None:
     for mode in ("ipvs", "nftables"):
         running.file.write_text(HEAD + f"mode: {mode}\n")
         running.reloader.reload("SIGHUP")
-    refused, wanted = running.applied.get(timeout=0), running.applied.get(timeout=0)
-    running.reloader.take_back_mode(refused, before, "no IPVS here")
+    _, wanted = running.applied.get(timeout=0), running.applied.get(timeout=0)
+    running.refuse(1, before)
     assert running.applied.empty()
     assert running.reloader.refused_mode() is None
     assert running.reloader.running().kube.mode == wanted.proxy_mode == "nftables"
+
+
+def test_a_refusal_is_read_by_the_thread_that_follows_and_by_a_status(running: Running) -> None:
+    before = CommandLine(running.file, {}).resolve(running.reloader.running())
+    stop = threading.Event()
+    follower = threading.Thread(target=running.reloader.follow, args=(running.reported, stop))
+    follower.start()
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\nmode: ipvs\n")
+    running.reloader.reload("SIGHUP")
+    assert running.applied.get(timeout=30).proxy_mode == "ipvs"
+    running.reported.report(Refusal(1, before, "no IPVS here"))
+    kept = running.applied.get(timeout=30)
+    assert (kept.proxy_mode, kept.cluster_cidrs) == ("iptables", ("10.2.0.0/16",))
+    told = running.reloader.refused_mode()
+    assert told is not None
+    assert told.reason == "no IPVS here"
+    stop.set()
+    running.reported.wake()
+    follower.join(30)
+    assert not follower.is_alive()
 
 
 def test_without_a_file_there_is_nothing_to_reload() -> None:

@@ -136,11 +136,11 @@ def test_it_is_kept_and_a_change_of_it_marks_no_service() -> None:
     store.replace(GADGET, [made("a", 1), made("b", -1)], [])
     assert store.ready
     assert store.objects(GADGET) == {"default/a": made("a", 1)}
-    assert store.take() == []
+    assert store.changed_services() == []
     store.upsert(GADGET, made("a", 1))
     assert not store.changed
     store.upsert(GADGET, made("a", 10))
-    assert (store.changed, store.take()) == (True, [])
+    assert (store.changed, store.changed_services()) == (True, [])
     assert [problem.field for problem in store.rejected()] == ["size"]
     store.upsert(GADGET, made("a", -1))
     assert (store.changed, store.objects(GADGET), store.rejected()) == (True, {}, [])

@@ -30,8 +30,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return moments
 
 
+FAMILIES = ("IPv4", "IPv6")
+
+
 def waiting(store: ObjectStore) -> bool:
     return store.pending_since is not None
+
+
+def changed(store: ObjectStore) -> bool:
+    return store.changed
+
+
+def ages(store: ObjectStore) -> tuple[float | None, float | None]:
+    return store.unsynced_since, store.pending_since
+
+
+def take(store: ObjectStore, *, everything: bool = False) -> list[str]:
+    """Take what changed, or everything, as the run loop does; the names of the services."""
+    if everything:
+        inputs = store.take_all(FAMILIES)
+    else:
+        inputs = store.take([each.key for each in store.changed_services()], FAMILIES)
+    return [each.key.removeprefix("n/") for each in inputs]
+
+
+def done(store: ObjectStore, *refused: str) -> None:
+    """End a sync in which every family applied everything but some services."""
+    keys = [f"n/{name}" for name in refused]
+    store.commit(dict.fromkeys(FAMILIES, keys))
 
 
 def test_nothing_is_ready_before_every_first_list() -> None:
@@ -48,28 +74,26 @@ def test_nothing_is_ready_before_every_first_list() -> None:
 def test_only_real_changes_count() -> None:
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a")], [])
-    assert [given.key for given in store.take()] == ["n/a"]
-    assert not store.changed
+    assert take(store) == ["a"]
+    assert changed(store) is False
     store.upsert(Kind.SERVICE, service("a"))
     store.delete(Kind.SERVICE, "n/unknown")
-    assert [given.key for given in store.take()] == ["n/a"]
-    store.commit(store.take())
+    assert take(store) == []
+    done(store)
     store.upsert(Kind.SERVICE, service("a", 81))
-    assert [given.key for given in store.take()] == ["n/a"]
+    assert changed(store)
+    assert take(store) == ["a"]
 
 
-def test_what_is_not_committed_comes_again() -> None:
+def test_everything_can_be_taken_whether_it_changed_or_not() -> None:
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a"), service("b")], [])
-    assert waiting(store)
-    taken = store.take()
-    store.commit(given for given in taken if given.key == "n/a")
-    assert [given.key for given in store.take()] == ["n/b"]
-    assert waiting(store)
-    store.commit(store.take())
-    assert not waiting(store)
-    assert store.take() == []
-    assert [given.key for given in store.take(everything=True)] == ["n/a", "n/b"]
+    assert take(store) == ["a", "b"]
+    done(store)
+    store.upsert(Kind.SERVICE, service("a", 81))
+    assert take(store, everything=True) == ["a", "b"]
+    assert not store.changed
+    assert take(store) == []
 
 
 def test_under_constant_change_only_what_came_after_the_last_sync_waits(
@@ -78,39 +102,77 @@ def test_under_constant_change_only_what_came_after_the_last_sync_waits(
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a")], [])
-    taken = store.take()
+    take(store)
     for moment in range(1, 100):
         now.append(float(moment))
         store.upsert(Kind.SERVICE, service("a", moment))
         assert store.unsynced_since == store.pending_since == moment - 1
-        store.commit(taken)
+        done(store)
         assert store.unsynced_since == store.pending_since == moment
-        taken = store.take()
+        take(store)
 
 
 def test_what_was_refused_is_pending_but_waits_for_no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a"), service("b")], [])
-    store.commit(given for given in store.take() if given.key == "n/a")
+    take(store)
+    done(store, "b")
     assert (store.unsynced_since, store.pending_since) == (None, 0.0)
     now.append(5.0)
     store.upsert(Kind.SERVICE, service("a", 81))
     assert (store.unsynced_since, store.pending_since) == (5.0, 0.0)
-    store.commit(given for given in store.take() if given.key == "n/a")
+    assert take(store) == ["a"]
+    done(store, "b")
     assert (store.unsynced_since, store.pending_since) == (None, 0.0)
-    store.commit(store.take())
+    done(store)
     assert (store.unsynced_since, store.pending_since) == (None, None)
+
+
+def test_a_change_that_waits_for_a_later_slice_is_as_old_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    store = ObjectStore([Kind.SERVICE])
+    store.replace(Kind.SERVICE, [service("a"), service("b"), service("c")], [])
+    assert len(store.changed_services()) == 3
+    for name in "abc":
+        now.append(now[-1] + 1.0)
+        store.upsert(Kind.SERVICE, service(name, 81))
+        store.changed_services()
+        store.take([f"n/{name}"], FAMILIES)
+        assert store.unsynced_since == store.pending_since == 0.0
+        done(store)
+    assert not waiting(store)
+
+
+def test_a_family_that_fails_keeps_only_its_own_changes_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = clock(monkeypatch)
+    store = ObjectStore([Kind.SERVICE])
+    store.replace(Kind.SERVICE, [service("a")], [])
+    take(store)
+    store.commit({"IPv4": ()}, ["IPv6"])
+    assert (store.unsynced_since, store.pending_since) == (None, 0.0)
+    for moment in range(1, 50):
+        now.append(float(moment))
+        store.upsert(Kind.SERVICE, service("a", moment))
+        store.upsert(Kind.SERVICE, service(f"other-{moment}"))
+        assert ages(store) == (moment, 0.0)
+        assert take(store) == ["a", f"other-{moment}"]
+        store.commit({"IPv4": ()}, ["IPv6"])
+        assert ages(store) == (None, 0.0)
+        assert store.changes()[Kind.SERVICE].pending == 1 + moment
+    store.commit({"IPv4": (), "IPv6": ()})
+    assert not waiting(store)
+    assert store.changes()[Kind.SERVICE].pending == 0
 
 
 def test_a_sync_that_was_not_finished_leaves_its_changes_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a")], [])
-    store.take()
+    take(store)
     now.append(5.0)
     store.upsert(Kind.SERVICE, service("b"))
-    store.take()
+    take(store)
     assert store.unsynced_since == store.pending_since == 0.0
 
 
@@ -124,7 +186,8 @@ def test_no_sync_is_late_before_the_first_lists_are_complete(monkeypatch: pytest
     assert store.missing_lists == [Kind.NODE]
     store.replace(Kind.NODE, [], [])
     assert (store.unsynced_since, store.waiting_since, store.pending_since) == (500.0, 500.0, 0.0)
-    store.commit(store.take())
+    take(store)
+    done(store)
     assert (store.unsynced_since, store.waiting_since, store.pending_since) == (None, None, None)
 
 
@@ -133,14 +196,15 @@ def test_what_is_planned_again_waits_until_it_is_applied(monkeypatch: pytest.Mon
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a")], [])
-    store.commit(store.take())
+    take(store)
+    done(store)
     now.append(5.0)
-    again = store.take(everything=True)
+    take(store, everything=True)
     assert (store.unsynced_since, store.pending_since) == (5.0, 5.0)
     now.append(6.0)
-    store.commit(given for given in again if given.key != "n/a")
+    done(store, "a")
     assert (store.unsynced_since, store.pending_since) == (None, 5.0)
-    store.commit(store.take())
+    done(store)
     assert store.pending_since is None
 
 
@@ -149,13 +213,14 @@ def test_a_service_that_is_refused_as_it_is_repaired_is_pending(monkeypatch: pyt
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [service("a")], [])
-    store.commit(store.take())
-    now.append(7.0)
-    store.commit(store.take(), refused=True)
-    now.append(8.0)
-    store.commit(store.take(), refused=True)
+    take(store)
+    done(store)
+    for moment in (7.0, 8.0):
+        now.append(moment)
+        take(store)
+        done(store, "a")
     assert (store.unsynced_since, store.pending_since) == (None, 7.0)
-    store.commit(store.take())
+    done(store)
     assert store.pending_since is None
 
 
@@ -163,13 +228,15 @@ def test_a_sync_that_fails_without_a_change_leaves_something_waiting(monkeypatch
     now = clock(monkeypatch)
     store = ObjectStore([Kind.SERVICE])
     store.replace(Kind.SERVICE, [], [])
-    store.commit(store.take())
-    now.append(9.0)
-    store.not_applied()
-    now.append(10.0)
-    store.not_applied()
-    assert (store.waiting_since, store.pending_since) == (9.0, 9.0)
-    store.commit(store.take())
+    take(store)
+    done(store)
+    for moment in (9.0, 10.0):
+        now.append(moment)
+        store.commit({}, FAMILIES)
+    assert store.pending_since == 9.0
+    store.commit({"IPv4": ()}, ["IPv6"])
+    assert store.pending_since == 9.0
+    done(store)
     assert store.pending_since is None
 
 
@@ -217,7 +284,7 @@ def test_a_service_that_is_half_here_is_told_since_when_until_it_is_whole_or_tak
     store.upsert(Kind.SERVICE, service("b"))
     store.delete(Kind.SERVICE, "n/a")
     assert halved(store) == since
-    store.take()
+    take(store)
     assert halved(store) is None
     store.upsert(Kind.SERVICE, service("c"))
     assert halved(store) is not None

@@ -24,7 +24,7 @@ def _filled() -> Tables:
     tables.replace(Kind.SERVICE, [as_service(builders.service(n)) for n in ("svc1", "svc2")])
     tables.replace(Kind.ENDPOINT_SLICE, [as_slice(builders.endpoint_slice("10.0.0.1"))])
     tables.commit(tables.dirty())
-    assert tables.pending == 0
+    assert len(tables.pending) == 0
     return tables
 
 
@@ -57,7 +57,7 @@ def test_an_equal_object_changes_nothing() -> None:
     assert not tables.upsert(as_slice(builders.endpoint_slice("10.0.0.1")))
     assert not tables.delete(Kind.SERVICE, "ns1/unknown")
     assert not tables.delete(Kind.ENDPOINT_SLICE, "ns1/unknown")
-    assert tables.pending == 0
+    assert len(tables.pending) == 0
     assert tables.revision == before
 
 
@@ -104,7 +104,7 @@ def test_a_relist_keeps_what_it_could_not_read() -> None:
     tables = _filled()
     assert not tables.replace(Kind.SERVICE, [as_service(builders.service("svc2"))], unreadable=["ns1/svc1"])
     assert not tables.replace(Kind.ENDPOINT_SLICE, [], unreadable=["ns1/svc1-1", "ns1/never-seen"])
-    assert tables.pending == 0
+    assert len(tables.pending) == 0
     assert tables.read("ns1/svc1").service is not None
     assert len(tables.read("ns1/svc1").slices) == 1
 
@@ -178,7 +178,7 @@ def test_the_node() -> None:
     assert tables.replace(Kind.NODE, [])
     assert tables.node is None
     assert tables.revision > before
-    assert tables.pending == 0
+    assert len(tables.pending) == 0
     tables.touch_all()
     assert _dirty(tables) == ["ns1/svc1", "ns1/svc2"]
 

@@ -80,3 +80,26 @@ def test_changes_of_services_and_of_endpoints_are_counted_apart() -> None:
     tables.commit(tables.dirty())
     assert tables.changes(Kind.SERVICE) == Changes(1, 0)
     assert tables.changes(Kind.ENDPOINT_SLICE) == Changes(1, 0)
+
+
+def test_each_family_gives_out_its_own_triggers() -> None:
+    tables = Tables()
+    tables.upsert(piece("a", "10.0.0.1", at="T1"))
+    tables.upsert(piece("b", "fd00::1", at="T2", family="IPv6"))
+    tables.pending.take(["ns/web"], ["IPv4", "IPv6"])
+    assert tables.pending.commit("IPv4", ()) == [Trigger("ns/a", "IPv4", "T1")]
+    assert tables.changes(Kind.ENDPOINT_SLICE) == Changes(2, 1)
+    assert tables.pending.commit("IPv6", ["ns/web"]) == []
+    assert tables.pending.commit("IPv6", ()) == [Trigger("ns/b", "IPv6", "T2")]
+    assert tables.changes(Kind.ENDPOINT_SLICE) == Changes(2, 0)
+
+
+def test_a_family_that_never_applies_keeps_two_triggers_of_a_slice() -> None:
+    tables = Tables()
+    for number in range(100):
+        tables.upsert(piece("a", f"fd00::{number:x}", at=f"T{number}", family="IPv6"))
+        tables.upsert(piece("b", f"fd01::{number:x}", at=f"U{number}", family="IPv6"))
+        tables.pending.take(tables.pending.noted(), ["IPv4", "IPv6"])
+        assert tables.pending.commit("IPv4", ()) == []
+    assert {each.text for each in tables.pending.commit("IPv6", ())} == {"T0", "T99", "U0", "U99"}
+    assert len(tables.pending) == 0
