@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from kproxy.addresses import Family
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.agent.slices import FairQueue, SliceMeter, units_for
+from kproxy.plan.cost import cost_of
 from kproxy.plan.model import NodeView
 from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
@@ -98,10 +99,3 @@ class Backlog:
 
     def _meter(self, family: Family) -> SliceMeter:
         return self._meters.setdefault(family, SliceMeter())
-
-
-def cost_of(each: ServiceInput) -> float:
-    """An estimate of what it costs to plan and write a service, in units."""
-    spec = each.service.spec if each.service is not None else None
-    ports = len(spec.ports or ()) if spec is not None else 0
-    return 1.0 + ports + sum(len(piece.endpoints or ()) for piece in each.slices)
