@@ -148,6 +148,7 @@ def test_an_address_passes_from_one_service_to_another_in_one_sync_although_othe
     backed.syncs.clear()
     backed.step()
     assert {"busy/holder", "calm/heir"} <= backed.syncs[0]
+    assert backed.observer.known_problems() == []
     assert backed.agent._backlog
     backed.drain()
     assert backed.observer.known_problems() == []
