@@ -75,7 +75,9 @@ class Backed(Rig):
         namespace, _, name = key.partition("/")
         ips = [address or f"10.96.{number // 250}.{number % 250 + 3}"]
         obj = service(name, ips, namespace=namespace, ports=[port(protocol="UDP")])
-        pods = [endpoint(f"10.{1 + each // 62500}.{each // 250 % 250}.{each % 250}") for each in range(endpoints)]
+        pods = [
+            endpoint(f"10.{1 + each // 62500}.{each // 250 % 250}.{each % 250}") for each in range(endpoints)
+        ]
         piece = endpoint_slice(*pods, service=name, namespace=namespace, ports=[port(protocol="UDP")])
         self.store.upsert(Kind.SERVICE, as_service(obj))
         self.store.upsert(Kind.ENDPOINT_SLICE, as_slice(piece))

@@ -24,7 +24,9 @@ class IptablesBackend(Reconciler[RuleSet]):
         prepare: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        rules = RuleSet(layout, xtables, watch, larger=larger, batch_size=batch_size, prepare=prepare)
+        rules = RuleSet(
+            layout, xtables, watch, larger=larger, batch_size=batch_size, prepare=prepare, clock=clock
+        )
         super().__init__(layout.family, rules, clock)
 
     def reconfigure(self, layout: Layout, larger: Layout | None = None) -> None:

@@ -4,6 +4,7 @@ Services are rendered into rules; the record of the kernel is read from a dump, 
 restore. A restore that the kernel refuses is bisected by the reconciler.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
@@ -15,7 +16,7 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, AppliedState, drift_between, from_observation
 from kproxy.backends.iptables.layout import Layout
-from kproxy.backends.iptables.layout_selection import select_layout
+from kproxy.backends.iptables.layout_selection import Dwell, select_layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.observed import Observed, read
 from kproxy.backends.iptables.rules import ServiceRules
@@ -45,6 +46,7 @@ class RuleSet:
         larger: Layout | None = None,
         batch_size: int | None = None,
         prepare: Callable[[bool], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family: Family = layout.family
         self._layout = self._smaller = layout
@@ -53,6 +55,7 @@ class RuleSet:
         self._watch = watch
         self._fixed_batch_size = batch_size
         self._prepare = prepare
+        self._dwell = Dwell(clock)
         self._desired: dict[str, ServiceRules] = {}
         self._endpoints = 0
         self._ports = 0
@@ -182,10 +185,12 @@ class RuleSet:
         """Select the layout for the number of service ports and endpoints; True if it changed."""
         size = self._ports + self._endpoints
         wanted = select_layout(self._smaller, self._larger, size, self._layout)
-        if wanted is self._layout:
+        in_use = self._kernel is not None
+        if wanted is self._layout or (in_use and not self._dwell.allows()):
             return False
         self._layout = wanted
-        if self._kernel is not None:
+        if in_use:
+            self._dwell.changed()
             log.info("layout_changed", family=self.family.value, scalable=wanted is self._larger, size=size)
         return True
 
