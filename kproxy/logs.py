@@ -33,6 +33,8 @@ def _without(package: str) -> Iterator[None]:
 with _without("rich"):
     import structlog
 
+    from kproxy.line_limit import LineLimit
+
 _STDERR = 2
 _FIRST = ("timestamp", "level", "event")
 """Keys that begin every line."""
@@ -95,15 +97,24 @@ def clean_values(
     return fields
 
 
-def configure(verbosity: int = 0, form: str = "text") -> None:
+def report_left_out() -> None:
+    """Log how many lines about single objects were left out, once their minute is over."""
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, LineLimit):
+            processor.report()
+
+
+def configure(verbosity: int = 0, form: str = "text", lines_per_minute: int = 0) -> None:
     """Send structlog events to stderr, one per line.
 
     `verbosity` is klog's level: 4 and above shows debug events. `form` is `logging.format`: "text" is logfmt,
-    "json" is one JSON object per line with the same keys and values; both are ASCII only.
+    "json" is one JSON object per line with the same keys and values; both are ASCII only. At most
+    `lines_per_minute` lines about one service or object are logged; 0: all.
     """
     level = logging.DEBUG if verbosity >= 4 else logging.INFO if verbosity >= 0 else logging.ERROR
     structlog.configure(
         processors=[
+            *([LineLimit(lines_per_minute)] if lines_per_minute else []),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -252,7 +252,7 @@ class _Settings:
     def take(self, config: ProxyConfig) -> int:
         """Apply the settings; return the revision by which the run loop reports about them."""
         old, self._config = self._config, config
-        logs.configure(config.verbosity, config.logging_format)
+        logs.configure(config.verbosity, config.logging_format, config.limit_log_lines_per_minute)
         if config.conntrack != old.conntrack:
             set_conntrack(config.conntrack)
         if config.oom_score_adj != old.oom_score_adj:

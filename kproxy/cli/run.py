@@ -48,7 +48,7 @@ def run(
     try:
         settings = parsed.load()
         config = parsed.resolve(settings)
-        logs.configure(config.verbosity, config.logging_format)
+        logs.configure(config.verbosity, config.logging_format, config.limit_log_lines_per_minute)
         tell_flags(parsed)
         tell_settings(settings)
         if write_config_to is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from kproxy import logs
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.verdict import Cause, Condition, State, Verdict
 
@@ -43,7 +44,8 @@ class HealthMonitor:
             self.look()
 
     def look(self) -> None:
-        """Check once."""
+        """Check once; report lines that were left out of the log."""
+        logs.report_left_out()
         verdict = self._verdict()
         known, self._known = self._known, verdict
         if (verdict.state, verdict.causes, verdict.live) != (known.state, known.causes, known.live):

@@ -41,8 +41,7 @@ class Auto(IptablesNode):
             self.done()
         self.changes += sum(line["event"] == "layout_changed" for line in logs)
 
-    @property
-    def scalable(self) -> bool:
+    def is_scalable(self) -> bool:
         return not any(chain.startswith("KUBE-SEP-") for chain in self.state()["nat"])
 
 
@@ -54,11 +53,11 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Auto:
 
 
 def test_a_single_way_there_and_back_is_not_delayed(node: Auto) -> None:
-    assert not node.scalable
+    assert not node.is_scalable()
     node.scale(LARGE)
-    assert node.scalable
+    assert node.is_scalable()
     node.scale(1)
-    assert not node.scalable
+    assert not node.is_scalable()
     assert node.changes == 2
 
 
@@ -76,20 +75,20 @@ def test_a_tenant_that_scales_up_and_down_changes_the_layout_once_in_a_dwell_tim
 def test_growth_that_stays_is_adopted_with_the_first_change_after_the_dwell_time(node: Auto) -> None:
     for count in (LARGE, 1, LARGE):
         node.scale(count)
-    assert (node.scalable, node.changes) == (False, 2)
+    assert (node.is_scalable(), node.changes) == (False, 2)
     node.now += DWELL / 2
     node.scale(LARGE + 1)
-    assert not node.scalable
+    assert not node.is_scalable()
     node.now += DWELL / 2
     node.scale(LARGE + 2)
-    assert node.scalable
+    assert node.is_scalable()
     assert node.state() == node.fresh()
 
 
 def test_a_start_uses_the_layout_for_its_size_at_once(node: Auto) -> None:
     for count in (LARGE, 1, LARGE):
         node.scale(count)
-    assert not node.scalable
+    assert not node.is_scalable()
     node.start()
     node.done()
-    assert node.scalable
+    assert node.is_scalable()
