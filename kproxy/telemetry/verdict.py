@@ -2,10 +2,11 @@
 
 Pure: facts in, verdict out. The facts are ages in seconds, so no clock is read here.
 
-There are two results. /livez reports whether this process works in time, as in kube-proxy (KEP-3836): no
-change waits longer than two sync periods. It tolerates short failures, which a restart does not fix. The
-state reports every problem at once, for an operator. Defects of single objects, such as a tenant's
-annotation, do not affect health.
+There are two results. /livez reports whether this process works, as in kube-proxy (KEP-3836): it does not if
+changes have waited for two sync periods and nothing was applied in that time, because the run loop hangs or
+the kernel fails. It tolerates short failures, which a restart does not fix. A change that waits for others,
+such as for the many changes of another tenant, does not make a node sick. The state reports every problem at
+once, for an operator. Defects of single objects, such as a tenant's annotation, do not affect health.
 """
 
 import enum
@@ -82,9 +83,9 @@ class Trouble(msgspec.Struct, frozen=True):
 class FamilyFacts(msgspec.Struct, frozen=True):
     """One IP family.
 
-    `behind` is the age of the oldest change that waits for a sync of this family. `refused` counts the
-    services that the kernel refused among `services`. `drifted` counts objects that others changed and that
-    no sync repaired; `returning` names those that were repaired and changed again.
+    `behind`: seconds for which changes have waited without any being applied, None if none waits. `refused`
+    counts the services that the kernel refused among `services`. `drifted` counts objects that others changed
+    and that no sync repaired; `returning` names those that were repaired and changed again.
     """
 
     name: str
@@ -108,8 +109,8 @@ class WatchFacts(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True):
     """Everything that health depends on.
 
-    `age` is that of the process, `patience` the longest time that a change may wait, in seconds; `waits_for`
-    says what the first sync waits for besides lists.
+    `age` is that of the process, `patience` how long changes may wait without progress, in seconds.
+    `waits_for` says what the first sync waits for besides lists.
     """
 
     age: float
@@ -145,7 +146,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def in_time(behind: float | None, patience: float) -> bool:
-    """Whether a family applies changes in time, as reported by /healthz and /livez."""
+    """Whether a family that was `behind` so long still applies changes, as /healthz and /livez report."""
     return behind is None or behind <= patience
 
 
@@ -192,7 +193,9 @@ def _of_family(family: FamilyFacts, facts: Facts) -> Iterator[Condition]:
         why = f", it waits for {facts.waits_for}" if facts.waits_for else ""
         yield Condition(Cause.NOT_SYNCED, name, f"{name}: no sync has succeeded yet{why}", facts.age)
     if behind is not None and not in_time(behind, facts.patience):
-        message = f"{name}: a change has waited for {behind:.0f} s, longer than {facts.patience:g} s"
+        message = (
+            f"{name}: changes wait, and none was applied for {behind:.0f} s, longer than {facts.patience:g} s"
+        )
         yield Condition(Cause.CHANGES_LATE, name, message, behind)
     if family.refused >= max(_FEW, family.services):
         message = f"{name}: the kernel refuses every service ({family.refused})"

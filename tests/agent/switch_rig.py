@@ -38,6 +38,7 @@ class Kernel:
     """What each mode has in the kernel, by family; `history` is every change in its order.
 
     A mode in `shares` takes away what others have when it writes, as iptables and IPVS do with each other.
+    `during` is called in each write.
     """
 
     def __init__(self) -> None:
@@ -46,8 +47,10 @@ class Kernel:
         self.errors: dict[tuple[str, Family], str] = {}
         self.refused: set[tuple[str, str]] = set()
         self.shares: set[str] = set()
+        self.during: Callable[[], None] = lambda: None
 
     def write(self, mode: str, family: Family, keys: set[str]) -> None:
+        self.during()
         self.history.append(f"{mode} {family.value}: {' '.join(sorted(keys))}")
         self.rules[mode, family] = keys
         if mode in self.shares:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.agent import backlog
 from kproxy.backends.core.base import CheckError, Difference, Drift
 from kproxy.config.desired import Refusal
 from kproxy.config.loading import CommandLine
@@ -159,6 +160,35 @@ def test_an_idle_agent_stays_healthy(world: World) -> None:
     world.now += 100_000
     assert world.summary() == ("healthy", 0, [])
     assert world.probes() == [200]
+
+
+def test_a_long_backlog_is_healthy_while_it_shrinks_and_late_when_the_loop_hangs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sync()
+    monkeypatch.setattr(backlog, "units_for", lambda _: 1.0)
+    for number in range(3, 23):
+        world.add(f"s{number}", number)
+    for number in range(20):
+        assert world.status.state is State.HEALTHY
+        assert world.metric(series.OLDEST_PENDING) == number * PERIOD
+        world.now += PERIOD
+        world.sync()
+    assert world.metric(series.OLDEST_PENDING) == 0
+
+    def hang() -> None:
+        world.now += 2 * PERIOD + 1
+        seen.append((world.summary(), world.probes()))
+
+    seen: list[object] = []
+    world.kernel.during = hang
+    world.add("c", 30)
+    world.sync()
+    assert seen == [(("failing", 1, ["ChangesLate"]), [503])] * 2
+    world.kernel.during = lambda: None
+    world.add("d", 31)
+    world.sync()
+    assert world.summary() == ("healthy", 0, [])
 
 
 @pytest.mark.parametrize("family", list(Family))

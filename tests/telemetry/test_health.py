@@ -124,6 +124,40 @@ def test_a_family_answers_for_what_came_after_its_own_last_sync(world: World, se
     assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (False, False)
 
 
+def test_a_backlog_that_progresses_is_healthy_and_one_that_does_not_is_not(
+    world: World, server: HealthServer
+) -> None:
+    """A hundred slices of ten seconds, while the oldest change waits all the time; then the loop hangs."""
+    world.pending = world.now
+    for number in range(100):
+        world.now += 10.0
+        progress = world.state.updated if number % 2 else world.state.progressed
+        for family in Family:
+            progress(family)
+        assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 200
+    world.now += 2 * PERIOD
+    assert get(server, "/livez")[0] == 200
+    world.now += 1
+    assert get(server, "/livez")[0] == get(server, "/healthz")[0] == 503
+    world.state.progressed(Family.IPV4)
+    world.state.progressed(Family.IPV6)
+    assert get(server, "/livez")[0] == 200
+
+
+def test_a_family_that_writes_a_part_and_fails_each_time_is_unhealthy(
+    world: World, server: HealthServer
+) -> None:
+    world.pending = world.now
+    for _ in range(10):
+        world.state.progressed(Family.IPV6)
+        world.state.failed(Family.IPV6)
+        world.state.updated(Family.IPV4)
+        world.now += 7.0
+    families = get(server, "/livez")[1]["status"]
+    assert isinstance(families, dict)
+    assert (families["IPv4"]["healthy"], families["IPv6"]["healthy"]) == (True, False)
+
+
 @pytest.mark.parametrize("leaving", ["deleted", "tainted", "gone"])
 def test_a_leaving_node_gets_no_new_traffic_but_its_proxy_lives(
     world: World, server: HealthServer, leaving: str

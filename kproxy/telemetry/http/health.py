@@ -1,8 +1,9 @@
 """/healthz and /livez, compatible with kube-proxy for load balancers and kubelets.
 
-A proxy is healthy as long as no change has waited for the kernel longer than two sync periods, per family
-(kproxy.telemetry.verdict). The same limit applies to the first lists of objects; once they are complete, the
-first sync has as much time again. An idle proxy is healthy.
+A proxy is unhealthy when changes have waited for two sync periods and nothing was applied in that time, per
+family (kproxy.telemetry.verdict): the run loop hangs, or the kernel fails. A long backlog, or a sync of many
+batches, is progress. The same limit applies to the first lists of objects; once they are complete, the first
+sync has as much time again. An idle proxy is healthy.
 
 /healthz also depends on the node: one that is being deleted should get no new traffic, although its proxy
 works (KEP-3836). /livez ignores that, so that the proxy of such a node is not restarted.
@@ -30,7 +31,7 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 class FamilyHealth(msgspec.Struct, frozen=True):
     """Whether one family's changes reach the kernel in time, and when it was last updated.
 
-    `behind`: seconds for which its oldest change has waited, None if none waits.
+    `behind`: seconds for which changes have waited without any being applied, None if none waits.
     """
 
     last_updated: datetime
@@ -40,7 +41,7 @@ class FamilyHealth(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One answer. `patience`: the longest time that a change may wait, in seconds.
+    """One answer. `patience`: the longest time in seconds that changes may wait without progress.
 
     `node_reason`: the reason why the node is not eligible, "" if it is. `waits_for`: the data besides the
     lists of objects that the first sync waits for.
@@ -57,7 +58,7 @@ class HealthState:
     """Collects the run loop's reports; `clock` returns monotonic time.
 
     `pending_since` returns the time of that clock since which a change waits for a sync. It may wait for one
-    family only: each family is responsible for changes after its own last success.
+    family only: each family is responsible for changes after its own last progress.
     """
 
     def __init__(
@@ -68,18 +69,19 @@ class HealthState:
         self._pending_since = pending_since
         self._lock = threading.Lock()
         self._updated: dict[Family, datetime] = {}
-        self._synced: dict[Family, float] = {}
+        self._synced: set[Family] = set()
+        self._progress: dict[Family, float] = {}
         self._behind: dict[Family, float | None] = {}
         self._ineligible = ""
         self._waits_for: str | None = None
 
     def set_sync_period(self, sync_period: float) -> None:
-        """Use another period; changes may wait for two periods."""
+        """Use another period; changes may wait for two periods without progress."""
         with self._lock:
             self._patience = 2 * sync_period
 
     def add_family(self, family: Family) -> None:
-        """Add a family; it counts as healthy until a change has waited for too long."""
+        """Add a family; it counts as healthy until changes have waited for too long."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
             self._behind[family] = None
@@ -88,8 +90,16 @@ class HealthState:
         """Note that a sync of the family has succeeded."""
         with self._lock:
             self._updated[family] = datetime.now(UTC)
-            self._synced[family] = self._clock()
+            self._synced.add(family)
+            self._progress[family] = self._clock()
             self._behind[family] = None
+
+    def progressed(self, family: Family) -> None:
+        """Note that a sync which has not ended yet has applied a batch.
+
+        That does not end a failure: a sync may apply a part each time and then fail.
+        """
+        self._progress[family] = self._clock()
 
     def failed(self, family: Family) -> None:
         """Note that a sync of the family has failed: it is behind since its oldest waiting change."""
@@ -126,11 +136,11 @@ class HealthState:
     def _since(self, family: Family, waiting: float | None) -> float | None:
         behind = self._behind[family]
         if behind is None and waiting is not None:
-            return max(waiting, self._synced.get(family, waiting))
+            return max(waiting, self._progress.get(family, waiting))
         return behind
 
     def proxy_healthy(self) -> bool:
-        """Whether no family is late with its changes."""
+        """Whether every family applies its changes in time."""
         return all(family.healthy for family in self.report().families.values())
 
 
