@@ -24,6 +24,11 @@ class SyncOutcome(msgspec.Struct, frozen=True):
     planning: float
     applying: float
 
+    @property
+    def seconds(self) -> float:
+        """The duration of planning and applying."""
+        return self.planning + self.applying
+
 
 class FamilySync:
     """One family: its planner, its backend, its state of UDP flows, and the services refused last.
