@@ -4,7 +4,8 @@ The outcome is a value: the first sync of a mode on trial counts only if it succ
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -33,13 +34,20 @@ class SyncOutcome(msgspec.Struct, frozen=True):
 class FamilySync:
     """One family: its planner, its backend, its state of UDP flows, and the services refused last.
 
-    `error`: why its last sync failed as a whole, or None. Then the backend keeps the plans, and the next sync
-    that works reports them as its own.
+    `progressed` is called after each write of a sync. `error`: why the last sync failed as a whole, or None.
+    Then the backend keeps the plans, and the next sync that works reports them as its own.
     """
 
-    def __init__(self, family: Family, backend: Backend, flows: ConntrackTracker | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        backend: Backend,
+        progressed: Callable[[Family], None],
+        flows: ConntrackTracker | None = None,
+    ) -> None:
         self.family = family
         self.backend = backend
+        backend.on_progress = partial(progressed, family)
         self.refused: dict[str, str] = {}
         self.flows = flows or ConntrackTracker()
         self.error: str | None = None

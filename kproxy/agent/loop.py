@@ -175,8 +175,7 @@ class Agent:
         everything, self._replan, self._drifted = self._replan, False, False
         inputs = self._backlog.plan(self._family_syncs, facts.view, everything=everything)
         # A family that fails waits for the retry, unless there is nothing else to do.
-        retry = self._schedule.retry_due() or not inputs
-        outcomes = apply(self._family_syncs, all_families=retry)
+        outcomes = apply(self._family_syncs, all_families=self._schedule.retry_due() or not inputs)
         if not everything:
             self._backlog.note(outcomes)
         return self._conclude(started, inputs, facts, outcomes)
@@ -222,7 +221,8 @@ class Agent:
             self._refuse(desired, "mode_unavailable", str(error))
             return {}
         leftovers = self._modes.leftovers(config)
-        trial = try_mode(mode, facts, self._family_syncs, self._backlog.take_all(mode.families))
+        inputs = self._backlog.take_all(mode.families)
+        trial = try_mode(mode, facts, self._family_syncs, inputs, self._health.progressed)
         if trial.reason is not None:
             self._refuse(desired, "mode_switch_failed", trial.reason)
             return self._roll_back()
@@ -322,7 +322,7 @@ class Agent:
                 if side.local_traffic is None:
                     effect = "see --cluster-cidr"
                     log.warning("no_local_traffic_detection", family=family.value, effect=effect)
-                self._family_syncs[family] = FamilySync(family, backend)
+                self._family_syncs[family] = FamilySync(family, backend, self._health.progressed)
             elif before and before.families[family].node_port_addresses != side.node_port_addresses:
                 self._family_syncs[family].flows.invalidate()
             if reconfigured:

@@ -5,7 +5,7 @@ family, the old mode's objects are removed, and established connections continue
 objects are removed. The run loop keeps the mode that works; this module tries and judges the new one.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -68,13 +68,15 @@ def try_mode(
     facts: NodeFacts,
     known: Mapping[Family, FamilySync],
     inputs: Sequence[ServiceInput],
+    progressed: Callable[[Family], None],
 ) -> Trial:
     """Sync every family in a new mode; it takes over the UDP flow state of the old mode's `known` sides."""
     sides = {}
     for family in mode.families:
         side = known.get(family)
         backend = mode.configure(family, facts.families[family])
-        sides[family] = FamilySync(family, backend, side.flows if side is not None else None)
+        flows = side.flows if side is not None else None
+        sides[family] = FamilySync(family, backend, progressed, flows)
     for side in sides.values():
         side.plan(inputs, facts.view)
     outcomes = {family: side.apply() for family, side in sides.items()}

@@ -75,6 +75,7 @@ class FakeBackend:
         self._mode = mode
         self._wanted: set[str] = set()
         self._pending = True
+        self.on_progress: Callable[[], None] = lambda: None
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

@@ -6,7 +6,7 @@ It counts plans and writes nothing. It runs through the run loop, a switch to it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -54,6 +54,7 @@ class NullBackend:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.planned: set[str] = set()
+        self.on_progress: Callable[[], None] = lambda: None
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

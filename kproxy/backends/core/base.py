@@ -6,7 +6,7 @@ the result are the same in all modes; telemetry/observer.py turns them into log 
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -154,9 +154,10 @@ class CheckError(Exception):
 
 
 class Backend(Protocol):
-    """A proxy mode for one family."""
+    """A proxy mode for one family. `on_progress` is called after each write of a sync; it must be quick."""
 
     family: Family
+    on_progress: Callable[[], None]
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Replace the desired state of the plans' services; a plan without ports removes its service."""

@@ -70,6 +70,7 @@ class Reconciler(Generic[AnyOperations]):
         assumes: bool = True,
     ) -> None:
         self.family: Family = family
+        self.on_progress: Callable[[], None] = lambda: None
         self.operations = operations
         self._clock = clock
         self._assumes = assumes
@@ -129,6 +130,7 @@ class Reconciler(Generic[AnyOperations]):
             self._quarantine,
             seen_writes=self._seen_writes,
             assumes=self._assumes,
+            progress=self.on_progress,
         )
         error = None
         try:

@@ -11,6 +11,18 @@ from kproxy.backends.core.work import Operations, StaleStateError
 from kproxy.plan.model import ServicePlan
 
 
+class WriteCounter(Counter[str]):
+    """Counts what a sync has written, by kind. Each write calls `progress`, which must be quick."""
+
+    def __init__(self, progress: Callable[[], None]) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def __setitem__(self, kind: str, count: int) -> None:
+        super().__setitem__(kind, count)
+        self._progress()
+
+
 class Sync:
     """A SyncWork. It adds refused services to `quarantine` and `pending`, which the reconciler owns.
 
@@ -27,8 +39,9 @@ class Sync:
         *,
         seen_writes: int | None,
         assumes: bool,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self.written: Counter[str] = Counter()
+        self.written: Counter[str] = WriteCounter(progress)
         self.rules: Counter[str] = Counter()
         self.drifts: list[Drift] = []
         self.full = False
