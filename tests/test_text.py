@@ -199,8 +199,8 @@ def test_many_defects_of_one_service_are_a_handful_of_lines() -> None:
     )
     with structlog.testing.capture_logs() as told:
         log = ProblemLog()
-        log.tell({"ns/a": problems})
-        log.tell({"ns/a": problems})
+        log.update({"ns/a": problems})
+        log.update({"ns/a": problems})
     assert len(told) == LINES + 1
     assert told[-1]["number"] == 5000 - LINES
 

@@ -76,12 +76,12 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     instance = Instance("run --once" if config.once else "run", __version__, lambda: config.proxy_mode)
 
     def end() -> None:
-        instance.tell(stopping=True)
+        instance.update(stopping=True)
         stop.set()
         store.wake()
 
     with Signals(end, leaving) as signals, instance:
-        leaving.changed = lambda cleans_up: instance.tell(cleanup_on_exit=cleans_up)
+        leaving.changed = lambda cleans_up: instance.update(cleanup_on_exit=cleans_up)
         leaving.changed(leaving.cleans_up)
         try:
             with signals.interruptible():
@@ -111,7 +111,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
                 if not stop.is_set():
                     raise
                 complete = not config.once
-        instance.tell(stopping=True)
+        instance.update(stopping=True)
         if signals.ended and leaving.cleans_up:
             complete = _clean_up(signals) and complete
         else:

@@ -58,4 +58,4 @@ class SyncPublisher:
             self._flows.submit(family, sides[family].flows.update(held))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._observer.problems(problems)
-        self._problem_log.tell(problems)
+        self._problem_log.update(problems)

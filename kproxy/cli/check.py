@@ -21,14 +21,14 @@ def check(context: click.Context, /, output: str, **_: Any) -> None:
     Exits 0 if kproxy can work here, even with warnings, and 1 if it cannot. Probes run in a temporary network
     namespace or, if none can be made, in chains and sets that nothing else uses, and are removed afterwards.
     """
-    from kproxy.config.loading import FileError, tell_flags
+    from kproxy.config.loading import FileError, log_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect.preflight.report import check_node
     from kproxy.modes.registry import mode_registry
 
     logs.configure(-1)
     parsed = command_line(context)
-    tell_flags(parsed)
+    log_flags(parsed)
     try:
         report = check_node(parsed.resolve(parsed.load()), mode_registry())
     except FileError as error:

@@ -35,7 +35,7 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
     Exits 0 if nothing would change, 2 if something would, 1 on an error.
     """
     from kproxy.addresses import Family
-    from kproxy.config.loading import tell_flags
+    from kproxy.config.loading import log_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect import diff
     from kproxy.modes.base import PreviewError
@@ -45,7 +45,7 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
 
     logs.configure(-1)
     parsed = command_line(context)
-    tell_flags(parsed)
+    log_flags(parsed)
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
     try:
         config = parsed.resolve(parsed.load())

@@ -33,7 +33,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     import msgspec
 
     from kproxy.addresses import Family
-    from kproxy.config.loading import FileError, tell_flags
+    from kproxy.config.loading import FileError, log_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect.render import render_manifests
     from kproxy.modes.registry import mode_registry
@@ -41,7 +41,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     logs.configure()
     family = Family.IPV4 if ip_family == "4" else Family.IPV6
     parsed = command_line(context)
-    tell_flags(parsed)
+    log_flags(parsed)
     try:
         config = parsed.resolve(parsed.load())
         if node:

@@ -36,7 +36,7 @@ def run(
     from kproxy.agent.main import prepare
     from kproxy.agent.main import run as run_service
     from kproxy.agent.once import OnceTimeout
-    from kproxy.config.loading import FileError, tell_flags, tell_settings, write_file
+    from kproxy.config.loading import FileError, log_flags, log_settings, write_file
     from kproxy.config.model import ConfigError
     from kproxy.config.reload import Reloader
     from kproxy.modes.base import ModeUnavailable
@@ -49,8 +49,8 @@ def run(
         settings = parsed.load()
         config = parsed.resolve(settings)
         logs.configure(config.verbosity, config.logging_format, config.limit_log_lines_per_minute)
-        tell_flags(parsed)
-        tell_settings(settings)
+        log_flags(parsed)
+        log_settings(settings)
         if write_config_to is not None:
             write_file(write_config_to, settings)
             return

@@ -6,7 +6,7 @@ from kproxy import __version__
 from kproxy.cli.params import flag
 
 
-def _tell(context: click.Context, option: click.Parameter, value: str | None) -> None:
+def _print_version(context: click.Context, option: click.Parameter, value: str | None) -> None:
     del option
     if value is None or context.resilient_parsing:
         return
@@ -32,7 +32,7 @@ version = flag(
     flag_value="true",
     is_eager=True,
     expose_value=False,
-    callback=_tell,
+    callback=_print_version,
     metavar="[raw]",
     help="Show the version and exit; raw: also what it runs on.",
 )

@@ -124,13 +124,13 @@ def write_file(path: Path, settings: Settings) -> None:
     path.write_text(yaml.safe_dump_all(documents, sort_keys=True, default_flow_style=False))
 
 
-def tell_flags(command_line: CommandLine) -> None:
+def log_flags(command_line: CommandLine) -> None:
     """Log the ignored flags."""
     if ignored := command_line.ignored:
         log.warning("flags_ignored", flags=ignored, reason="--config is given, and the file counts")
 
 
-def tell_settings(settings: Settings) -> None:
+def log_settings(settings: Settings) -> None:
     """Log settings without effect, and families whose node ports are not restricted."""
     if paths := [*without_effect(settings.kube), *settings.obsolete]:
         log.info("settings_without_effect", settings=sorted(paths))

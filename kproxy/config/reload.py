@@ -17,7 +17,7 @@ from kproxy.config.codec import flatten, replace
 from kproxy.config.declarations import live_paths
 from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import Settings
-from kproxy.config.loading import MAX_BYTES, CommandLine, tell_settings
+from kproxy.config.loading import MAX_BYTES, CommandLine, log_settings
 from kproxy.config.model import ConfigError, ProxyConfig, mode_name
 from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
 from kproxy.config.settings import Section
@@ -219,7 +219,7 @@ class Reloader:
         log.info("configuration_reloaded", file=str(file), reason=reason, applied=list(changes.applied))
         if changes.restart:
             log.warning("restart_needed", settings=list(changes.restart), effect="the old values stay")
-        tell_settings(settings)
+        log_settings(settings)
         if changes.applied:
             self._request()
 

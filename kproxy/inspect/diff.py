@@ -16,7 +16,7 @@ from kproxy.backends.ipvs.handles import KERNEL_ERRORS
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ConfigError, ProxyConfig, validate
 from kproxy.inspect.render import addresses_of
-from kproxy.inspect.sysctls import look
+from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel import links
 from kproxy.kernel.nft_tables import NftablesError
 from kproxy.kernel.xtables.types import RestoreError
@@ -143,7 +143,7 @@ def _facts(
 def _with_sysctls(config: ProxyConfig, spec: ModeSpec, facts: NodeFacts, found: Difference) -> Difference:
     """Add the kernel parameters that a start would set, and a problem for each that it cannot set."""
     localhost = facts.families[Family.IPV4].localhost_node_ports
-    sysctls = look(config, tuple(Family), spec, localhost=localhost)
+    sysctls = current_sysctls(config, tuple(Family), spec, localhost=localhost)
     wrong = [each for each in sysctls if each.sets and not each.right]
     changes = [
         Change(f"sysctl {each.name}", Sign.CHANGE, f"{each.now} -> {each.wanted}")

@@ -1,7 +1,7 @@
 """Every kernel parameter that kproxy sets or depends on, with its desired and its current value.
 
-`kproxy check` judges them, `kproxy diff` shows which of them a start would change. The code that sets them is
-in node/setup.py and in the modes.
+`kproxy check` reports deviations; `kproxy diff` shows which of them a start would change. The code that sets
+them is in node/setup.py and in the modes.
 """
 
 import os
@@ -65,7 +65,7 @@ class Sysctl(msgspec.Struct, frozen=True):
         return "does not exist" if self.now is None else f"is {self.now}, not {self.wanted}"
 
 
-def look(
+def current_sysctls(
     config: ProxyConfig,
     families: Collection[Family],
     mode: ModeSpec,

@@ -32,7 +32,7 @@ class Finding(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, fit)
 
 
-class Trial(msgspec.Struct, frozen=True):
+class ProbeResult(msgspec.Struct, frozen=True):
     """One probe; `refusal` is the error text of the kernel or a program, "" if it worked."""
 
     subject: str

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
 
-TRIAL = names.PROBE
+PROBE_NAME = names.PROBE
 """The name of the chain and the set of probes; each probe removes them."""
 
 
@@ -56,7 +56,7 @@ def common_features(family: Family) -> tuple[Feature, ...]:
         Feature(
             "match recent",
             "nat",
-            f"-m recent --rcheck --seconds 10800 --reap --name {TRIAL} --mask {_MASK[family]} --rsource",
+            f"-m recent --rcheck --seconds 10800 --reap --name {PROBE_NAME} --mask {_MASK[family]} --rsource",
             "xt_recent",
             essential=False,
             without="services with session affinity are refused",

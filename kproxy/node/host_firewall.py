@@ -33,7 +33,7 @@ _POLICY = re.compile(rb"^:(INPUT|OUTPUT) DROP ", re.MULTILINE)
 _UNCONDITIONAL = re.compile(
     r'-A \S+ (?:-m comment --comment (?:"[^"]*"|\S+) )?-j (?:DROP|REJECT(?: --reject-with \S+)?)'
 )
-_ENTRANCES = (("INPUT", names.KUBE_IPVS_FILTER), ("OUTPUT", names.KUBE_IPVS_FORWARD))
+_ENTRY_CHAINS = (("INPUT", names.KUBE_IPVS_FILTER), ("OUTPUT", names.KUBE_IPVS_FORWARD))
 
 
 def warn_of_firewalls(variant: Variant, runner: Runner | None = None) -> None:
@@ -64,17 +64,17 @@ def shadowing(variant: Variant) -> Iterator[str]:
             chains = parse_save(dump, ["filter"]).get("filter", {})
         except ValueError:
             continue
-        for hook, entrance in _ENTRANCES:
-            place = shadow(chains.get(hook, ()), entrance)
+        for hook, entry in _ENTRY_CHAINS:
+            place = shadowed_by(chains.get(hook, ()), entry)
             if place is not None:
                 yield f"rule {place} of chain {hook} ({family})"
 
 
-def shadow(rules: Iterable[str], entrance: str) -> int | None:
-    """The position, from 1, of a rule that drops everything before the jump to chain `entrance`."""
+def shadowed_by(rules: Iterable[str], entry: str) -> int | None:
+    """The position, from 1, of a rule that drops everything before the jump to chain `entry`."""
     place = None
     for number, rule in enumerate(rules, 1):
-        if rule.endswith(f"-j {entrance}"):
+        if rule.endswith(f"-j {entry}"):
             return place
         if place is None and _UNCONDITIONAL.fullmatch(rule.strip()):
             place = number
@@ -88,12 +88,12 @@ def _dropping(family: Family | None, chains: Iterable[BaseChain], variant: Varia
             continue
         if chain.hook == _HOOKS["INPUT"] and chain.priority > _IPVS_PRIORITY:
             continue
-        ours = variant is Variant.NFT and family is not None and (chain.table, chain.name) in _OURS
-        if not ours:
+        own = variant is Variant.NFT and family is not None and (chain.table, chain.name) in _OWN_CHAINS
+        if not own:
             yield f"chain {chain.name} of nftables table {of} {chain.table}"
 
 
-_OURS = {("filter", hook) for hook in _HOOKS}
+_OWN_CHAINS = {("filter", hook) for hook in _HOOKS}
 """The chains in which kproxy accepts packets to services, with iptables-nft."""
 
 

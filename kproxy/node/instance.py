@@ -243,7 +243,7 @@ class Instance:
         """Call `mode` for the mode from now on; any thread may call this."""
         self._mode = mode
 
-    def tell(self, *, stopping: bool | None = None, cleanup_on_exit: bool | None = None) -> None:
+    def update(self, *, stopping: bool | None = None, cleanup_on_exit: bool | None = None) -> None:
         """Change the report; may be called from any thread."""
         report = self._report
         self._report = msgspec.structs.replace(
@@ -283,7 +283,7 @@ class Instance:
                 if self._woken in ready:
                     if not self._woken.recv(1):
                         break
-                    for watcher in [each for each in watchers if not self._told(each)]:
+                    for watcher in [each for each in watchers if not self._send_report(each)]:
                         self._drop(selector, watchers, watcher)
                 for watcher in watchers & ready:
                     self._drop(selector, watchers, watcher)
@@ -296,7 +296,7 @@ class Instance:
                         paused = True
                         continue
                     watcher.settimeout(0)
-                    if self._told(watcher) and _is_trusted(watcher) and len(watchers) < _WATCHERS:
+                    if self._send_report(watcher) and _is_trusted(watcher) and len(watchers) < _WATCHERS:
                         watchers.add(watcher)
                         selector.register(watcher, selectors.EVENT_READ)
                     else:
@@ -304,7 +304,7 @@ class Instance:
         for watcher in watchers:
             watcher.close()
 
-    def _told(self, watcher: socket.socket) -> bool:
+    def _send_report(self, watcher: socket.socket) -> bool:
         report = msgspec.structs.replace(self._report, mode=self._mode())
         try:
             watcher.send(msgspec.json.encode(report) + b"\n")

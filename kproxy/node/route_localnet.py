@@ -28,14 +28,14 @@ def allow() -> bool:
     return _set(1, reason="node ports on localhost", otherwise="no node ports on localhost")
 
 
-def is_guarded(runner: Runner | None = None) -> bool:
+def is_firewall_present(runner: Runner | None = None) -> bool:
     """Whether KUBE-FIREWALL exists in either variant; False if route_localnet is not set."""
     try:
         if sysctl.read(ROUTE_LOCALNET) != "1":
             return False
     except sysctl.SysctlError:
         return False
-    return any(_has_guard(variant, runner) for variant in Variant)
+    return any(_has_firewall_chain(variant, runner) for variant in Variant)
 
 
 def close() -> None:
@@ -53,7 +53,7 @@ def _set(value: int, *, reason: str, otherwise: str) -> bool:
     return True
 
 
-def _has_guard(variant: Variant, runner: Runner | None) -> bool:
+def _has_firewall_chain(variant: Variant, runner: Runner | None) -> bool:
     try:
         tools = find_tools(Family.IPV4, variant, probe=False, runner=runner)
         tables = SubprocessXtables(Family.IPV4, tools, runner=runner)

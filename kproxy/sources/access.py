@@ -12,7 +12,7 @@ _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 15.0
 
 
-class Question(msgspec.Struct, frozen=True, rename="lower", omit_defaults=True):
+class AccessReview(msgspec.Struct, frozen=True, rename="lower", omit_defaults=True):
     """spec.resourceAttributes of a SelfSubjectAccessReview; without a name it covers all objects."""
 
     verb: str
@@ -33,7 +33,7 @@ class _ReviewStatus(msgspec.Struct):
     allowed: bool = False
 
 
-class _Review(msgspec.Struct):
+class _ReviewAnswer(msgspec.Struct):
     status: _ReviewStatus
 
 
@@ -41,7 +41,7 @@ class _List(msgspec.Struct):
     items: list[msgspec.Raw] | None = None
 
 
-class Inquirer:
+class ApiProbe:
     """Queries one API server. The constructor raises ClusterAccessError for an unusable configuration."""
 
     def __init__(self, access: ClusterAccess) -> None:
@@ -52,14 +52,14 @@ class Inquirer:
         """The server's version. Raises ApiError, ClusterAccessError."""
         return msgspec.json.decode(self._ask("GET", "/version", None), type=_Version).gitVersion
 
-    def may(self, question: Question) -> bool:
+    def can_i(self, review: AccessReview) -> bool:
         """Whether kproxy has this permission. Raises ApiError, ClusterAccessError."""
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": msgspec.to_builtins(question)},
+            "spec": {"resourceAttributes": msgspec.to_builtins(review)},
         }
-        return msgspec.json.decode(self._ask("POST", _REVIEWS, body), type=_Review).status.allowed
+        return msgspec.json.decode(self._ask("POST", _REVIEWS, body), type=_ReviewAnswer).status.allowed
 
     def has_node(self, name: str) -> bool:
         """Whether there is a Node of this name. Raises ApiError, ClusterAccessError."""

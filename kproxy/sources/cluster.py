@@ -17,11 +17,11 @@ from kproxy.sources.credentials import (
     bearer,
     checked,
     from_file,
-    guarded,
+    tls_only,
     without_userinfo,
     yaml_fault,
 )
-from kproxy.sources.simple_kubeconfig import PlainAccess, from_address, from_kubeconfig, from_service_account
+from kproxy.sources.simple_kubeconfig import SimpleAccess, from_address, from_kubeconfig, from_service_account
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "Session", "load_session"]
 
@@ -66,27 +66,27 @@ class Session:
 def load_session(access: ClusterAccess) -> Session:
     """Read the configuration and prepare connections; raises ClusterAccessError with the reason."""
     if access.kubeconfig is not None:
-        plain = from_kubeconfig(access.kubeconfig, access.context, access.master)
+        simple = from_kubeconfig(access.kubeconfig, access.context, access.master)
     elif access.master is not None:
-        plain = from_address(access.master)
+        simple = from_address(access.master)
     else:
-        plain = from_service_account(access.service_account)
-    return _plain_session(plain, access) if plain is not None else _package_session(access)
+        simple = from_service_account(access.service_account)
+    return _simple_session(simple, access) if simple is not None else _package_session(access)
 
 
-def _plain_session(plain: PlainAccess, access: ClusterAccess) -> Session:
-    inline = bearer(plain.token, f"the token in {access.kubeconfig}") if plain.token else {}
+def _simple_session(simple: SimpleAccess, access: ClusterAccess) -> Session:
+    inline = bearer(simple.token, f"the token in {access.kubeconfig}") if simple.token else {}
 
     def headers() -> dict[str, str]:
-        return from_file(plain.token_file) if plain.token_file is not None else dict(inline)
+        return from_file(simple.token_file) if simple.token_file is not None else dict(inline)
 
-    pool = urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, **plain.tls)
-    return _session(plain.host, pool, headers)
+    pool = urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, **simple.tls)
+    return _session(simple.host, pool, headers)
 
 
 def _session(url: str, pool: Any, headers: Headers) -> Session:
     host = without_userinfo(url.rstrip("/"))
-    return Session(host, pool, guarded(host, headers))
+    return Session(host, pool, tls_only(host, headers))
 
 
 def _package_session(access: ClusterAccess) -> Session:
@@ -112,7 +112,7 @@ def _package_session(access: ClusterAccess) -> Session:
                 token_filename=str(token_file), cert_filename=str(access.service_account / "ca.crt")
             ).load_and_set(configuration)
     except _load_errors() as error:
-        raise ClusterAccessError(f"{where} cannot be used: {_told(error)}") from None
+        raise ClusterAccessError(f"{where} cannot be used: {_error_text(error)}") from None
     if access.master is not None:
         configuration.host = access.master
 
@@ -127,14 +127,14 @@ def _package_session(access: ClusterAccess) -> Session:
                 if each["in"] == "header" and each["value"]
             }
         except _load_errors() as error:
-            raise ClusterAccessError(f"the credentials cannot be read: {_told(error)}") from None
+            raise ClusterAccessError(f"the credentials cannot be read: {_error_text(error)}") from None
         return checked(found, f"a credential of {where}")
 
     pool = ApiClient(configuration=configuration).rest_client.pool_manager
     return _session(str(configuration.host), pool, headers)
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return yaml_fault(error) if isinstance(error, yaml.YAMLError) else str(error)
 
 

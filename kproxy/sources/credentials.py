@@ -64,7 +64,7 @@ def without_userinfo(url: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def guarded(server: str, headers: Headers) -> Headers:
+def tls_only(server: str, headers: Headers) -> Headers:
     """Headers with credentials only for a server with TLS or on this host.
 
     An address without a scheme means plain http (urllib3). Raises ClusterAccessError if credentials would be

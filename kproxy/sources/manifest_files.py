@@ -66,10 +66,10 @@ class _TypeMeta(msgspec.Struct):
     items: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Piece(NamedTuple):
+class _RawObject(NamedTuple):
     """An undecoded object: its JSON and first line, the faults found in it, and the kind from its list."""
 
-    raw: bytes | msgspec.Raw
+    json: bytes | msgspec.Raw
     line: int
     faults: list[Fault]
     implied: Kind | None
@@ -106,9 +106,9 @@ def read_manifest(name: str, data: bytes, kinds: Iterable[Kind] = KINDS) -> Mani
     types = _Types(kinds)
     try:
         text = data.decode("utf-8-sig")
-        pieces = _json_pieces(data, text, types) if name.endswith(".json") else _yaml_pieces(text, types)
-        for piece in pieces:
-            _take(content, name, piece, types)
+        found = _json_objects(data, text, types) if name.endswith(".json") else _yaml_objects(text, types)
+        for raw in found:
+            _add(content, name, raw, types)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         _broken(content, name, line, f"not UTF-8: byte {data[error.start]:#04x}", whole=True)
@@ -142,18 +142,18 @@ def _completed(decoded: WireObject) -> WireObject:
     return msgspec.structs.replace(decoded, ports=ports)
 
 
-def _take(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> None:
-    if piece.faults:
-        for fault in piece.faults:
+def _add(content: ManifestFile, name: str, raw: _RawObject, types: _Types) -> None:
+    if raw.faults:
+        for fault in raw.faults:
             _broken(content, name, fault.line, fault.reason)
         return
-    kind = _kind_of(content, name, piece, types)
+    kind = _kind_of(content, name, raw, types)
     if kind is None:
         return
     try:
-        decoded = _completed(decode(kind, piece.raw))
+        decoded = _completed(decode(kind, raw.json))
     except ObjectRejected as rejected:
-        problem = _placed(rejected.problem, name, piece.line)
+        problem = _with_position(rejected.problem, name, raw.line)
         content.rejections.append(Rejection(kind, rejected.key, problem))
         content.intact = content.intact and rejected.key is not None
         return
@@ -162,36 +162,36 @@ def _take(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> Non
         problem = Problem(
             f"{kind} {decoded.key}", "metadata.name", show(decoded.metadata.name), "is in this file already"
         )
-        content.rejections.append(Rejection(kind, None, _placed(problem, name, piece.line)))
+        content.rejections.append(Rejection(kind, None, _with_position(problem, name, raw.line)))
         return
     content.objects[identity] = decoded
 
 
-def _kind_of(content: ManifestFile, name: str, piece: _Piece, types: _Types) -> Kind | None:
-    """The kind of a piece if it is one of the requested kinds; its defects are noted."""
+def _kind_of(content: ManifestFile, name: str, raw: _RawObject, types: _Types) -> Kind | None:
+    """The kind of an object if it is one of the requested kinds; its defects are noted."""
     try:
-        meta = _TYPE_META.decode(piece.raw)
+        meta = _TYPE_META.decode(raw.json)
     except (ValueError, RecursionError):
-        _broken(content, name, piece.line, "not an object: a mapping with apiVersion and kind is expected")
+        _broken(content, name, raw.line, "not an object: a mapping with apiVersion and kind is expected")
         return None
-    if meta.kind is None and meta.api_version is None and piece.implied is not None:
-        return piece.implied
+    if meta.kind is None and meta.api_version is None and raw.implied is not None:
+        return raw.implied
     for key, value in (("kind", meta.kind), ("apiVersion", meta.api_version)):
         if not isinstance(value, str) or not value:
-            _broken(content, name, piece.line, f"{key} is missing or not text")
+            _broken(content, name, raw.line, f"{key} is missing or not text")
             return None
     kind = types.objects.get((str(meta.api_version), str(meta.kind)))
     if kind is None:
-        log.debug("manifest_ignored", file=name, line=piece.line, api=meta.api_version, kind=meta.kind)
+        log.debug("manifest_ignored", file=name, line=raw.line, api=meta.api_version, kind=meta.kind)
     return kind
 
 
-def _placed(problem: Problem, name: str, line: int) -> Problem:
+def _with_position(problem: Problem, name: str, line: int) -> Problem:
     reason = f"{problem.reason} (file {name}, line {line})"
     return Problem(problem.object, problem.field, problem.value, reason)
 
 
-def _yaml_pieces(text: str, types: _Types) -> Iterator[_Piece]:
+def _yaml_objects(text: str, types: _Types) -> Iterator[_RawObject]:
     for document in yaml_documents(text):
         value = document.value
         kind = _list_kind(value, types)
@@ -200,12 +200,12 @@ def _yaml_pieces(text: str, types: _Types) -> Iterator[_Piece]:
             continue
         items = value.get("items")
         if items is not None and not isinstance(items, list):
-            yield _Piece(b"null", document.line, [Fault(document.line, _NO_ITEMS)], None)
+            yield _RawObject(b"null", document.line, [Fault(document.line, _NO_ITEMS)], None)
             continue
         yield from _yaml_items(document, items or [], kind)
 
 
-def _yaml_items(document: YamlDocument, items: list[object], implied: Kind | None) -> Iterator[_Piece]:
+def _yaml_items(document: YamlDocument, items: list[object], implied: Kind | None) -> Iterator[_RawObject]:
     """The items of a list, each with the faults on its own lines; faults outside of all items come first."""
     lines: list[int] = []
     for item in items:
@@ -214,18 +214,18 @@ def _yaml_items(document: YamlDocument, items: list[object], implied: Kind | Non
     for fault in document.faults:
         of_item.setdefault(bisect.bisect_right(lines, fault.line) - 1, []).append(fault)
     if -1 in of_item:
-        yield _Piece(b"null", document.line, of_item[-1], None)
+        yield _RawObject(b"null", document.line, of_item[-1], None)
     for index, (item, line) in enumerate(zip(items, lines, strict=True)):
         yield _encoded(item, line, of_item.get(index, []), implied)
 
 
-def _encoded(value: object, line: int, faults: list[Fault], implied: Kind | None) -> _Piece:
+def _encoded(value: object, line: int, faults: list[Fault], implied: Kind | None) -> _RawObject:
     if faults:
-        return _Piece(b"null", line, faults, implied)
+        return _RawObject(b"null", line, faults, implied)
     try:
-        return _Piece(msgspec.json.encode(value), line, [], implied)
+        return _RawObject(msgspec.json.encode(value), line, [], implied)
     except (OverflowError, ValueError, TypeError, RecursionError) as error:
-        return _Piece(b"null", line, [Fault(line, f"cannot be written as JSON: {error}")], implied)
+        return _RawObject(b"null", line, [Fault(line, f"cannot be written as JSON: {error}")], implied)
 
 
 def _list_kind(value: object, types: _Types) -> Kind | _Special | None:
@@ -238,7 +238,7 @@ def _list_kind(value: object, types: _Types) -> Kind | _Special | None:
     return _Special.NOT_A_LIST
 
 
-def _json_pieces(data: bytes, text: str, types: _Types) -> Iterator[_Piece]:
+def _json_objects(data: bytes, text: str, types: _Types) -> Iterator[_RawObject]:
     body = data.removeprefix(b"\xef\xbb\xbf")
     try:
         documents = [(msgspec.json.decode(body, type=msgspec.Raw), 1)] if body.strip() else []
@@ -271,24 +271,24 @@ def _several_json(text: str) -> list[tuple[msgspec.Raw, int]]:
         position = end
 
 
-def _json_document(raw: msgspec.Raw, line: int, types: _Types) -> Iterator[_Piece]:
+def _json_document(raw: msgspec.Raw, line: int, types: _Types) -> Iterator[_RawObject]:
     try:
         meta = _TYPE_META.decode(raw)
     except (ValueError, RecursionError):
-        yield _Piece(raw, line, [], None)
+        yield _RawObject(raw, line, [], None)
         return
     kind = _list_kind({"apiVersion": meta.api_version, "kind": meta.kind}, types)
     if kind is _Special.NOT_A_LIST:
-        yield _Piece(raw, line, [], None)
+        yield _RawObject(raw, line, [], None)
         return
     try:
         items = _ITEMS.decode(meta.items) if meta.items != _NULL else []
     except ValueError:
-        yield _Piece(raw, line, [Fault(line, _NO_ITEMS)], None)
+        yield _RawObject(raw, line, [Fault(line, _NO_ITEMS)], None)
         return
     body, position = bytes(raw), 0
     for item in items:
         start = body.find(bytes(item), position)
         line += body.count(b"\n", position, start)
         position = start
-        yield _Piece(item, line, [], kind)
+        yield _RawObject(item, line, [], kind)

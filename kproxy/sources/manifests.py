@@ -237,11 +237,11 @@ class ManifestSource:
         for each in changes.conflicts:
             log.warning("manifest_conflict", problem=str(each.problem))
             sink.reject(each.kind, each.key, each.problem)
-        self._tell(sink, changes, files, started)
+        self._publish(sink, changes, files, started)
         if files and isinstance(sink, ProblemSink):
             sink.set_problems(self._problems)
 
-    def _tell(
+    def _publish(
         self, sink: Sink, changes: Changes, files: Mapping[str, ManifestFile | None], started: float
     ) -> None:
         """Pass the first list or later changes to the sink."""
@@ -301,8 +301,8 @@ class ManifestSource:
         if before and not found:
             log.info("manifest_valid_again" if content is not None else "manifest_deleted", file=name)
         elif content is not None:
-            mended = {ObjectKey(each.kind, each.key) for each in before if each.key is not None}
-            for key in sorted(mended & content.objects.keys()):
+            fixed = {ObjectKey(each.kind, each.key) for each in before if each.key is not None}
+            for key in sorted(fixed & content.objects.keys()):
                 log.info("object_valid_again", object=f"{key.kind} {key.key}", file=name)
         for each in found[:_LOGGED]:
             log.warning("manifest_problem", file=name, problem=str(each.problem))

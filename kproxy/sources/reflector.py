@@ -32,7 +32,7 @@ from kproxy.sources.listing import (
     open_streamed_list,
     read_streamed_list,
 )
-from kproxy.sources.resource_version import Order
+from kproxy.sources.resource_version import VersionOrder
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.sources.wire_events import GarbledError, WatchEvent
@@ -90,9 +90,9 @@ class Reflector:
         self._support = support
         self._backoff = Backoff(config)
         self._version: str | None = None
-        self._doubtful = False
+        self._unverified = False
         self._expired = False
-        self._order = Order()
+        self._order = VersionOrder()
         self._flapping = False
         self._silent_stalls = 0
         self._garbled = 0
@@ -150,7 +150,7 @@ class Reflector:
                 self._version = None
                 error = failure
             self._connected_since = None
-            self._do_without(error, sink)
+            self._sync_as_empty(error, sink)
             if not stop.is_set():
                 stop.wait(self._after(error))
 
@@ -171,9 +171,9 @@ class Reflector:
                     self._log.info("streamed_list_failed", reason=str(error), fallback="pages")
             self._broken_streams = 0
             self._list_paged(sink, stop)
-        elif self._doubtful:
+        elif self._unverified:
             self._check_version(self._version)
-        self._doubtful = False
+        self._unverified = False
         self._watch(sink, stop)
 
     def _list_paged(self, sink: Sink, stop: threading.Event) -> None:
@@ -190,7 +190,7 @@ class Reflector:
             events = iter(reader)
             snapshot, version = read_streamed_list(events, stream, self._resource, self._config)
             self._broken_streams = 0
-            self._doubtful = False
+            self._unverified = False
             self._deliver(snapshot, version, sink, stop, started, "streamed")
             self._open()
             for event in events:
@@ -295,7 +295,7 @@ class Reflector:
         self._lost_at = None
         self._last_error = None
 
-    def _do_without(self, error: Exception | None, sink: Sink) -> None:
+    def _sync_as_empty(self, error: Exception | None, sink: Sink) -> None:
         """Mark an optional kind as synced and empty when its first list fails; log once if it is unavailable.
 
         Objects listed before stay in force. While no server is reached, the first list is still awaited.
@@ -334,7 +334,7 @@ class Reflector:
         if error is None:
             error = ApiError(f"the server ended the watch after {lived:.1f} s")
         else:
-            self._doubtful = True
+            self._unverified = True
         self._flapping = self._opened is not None and not steady
         reached = not isinstance(error, UnreachableError)
         wait = self._backoff.next(getattr(error, "retry_after", None), reached=reached)

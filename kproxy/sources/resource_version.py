@@ -7,16 +7,16 @@ reached with silence or with older objects. Versions compare as integers (KEP-55
 from kproxy.sources.errors import ExpiredError
 
 
-class Order:
+class VersionOrder:
     """The order of one kind's versions observed so far."""
 
     def __init__(self) -> None:
-        self._judged = True
+        self._comparable = True
         self._went_back = False
 
     def is_behind(self, version: str, known: str | None) -> bool:
         """Whether a version is older than the known one."""
-        if not self._judged or not known or not (known.isdecimal() and version.isdecimal()):
+        if not self._comparable or not known or not (known.isdecimal() and version.isdecimal()):
             return False
         return int(version) < int(known)
 
@@ -31,7 +31,7 @@ class Order:
             self._went_back = False
             return True
         if self._went_back:
-            self._judged = False
+            self._comparable = False
             return False
         self._went_back = True
         raise ExpiredError(f"the server went back from {known} to {version}")

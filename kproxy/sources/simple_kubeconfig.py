@@ -21,7 +21,7 @@ _PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 
 @dataclass(frozen=True, slots=True)
-class PlainAccess:
+class SimpleAccess:
     """The server and the credentials for it.
 
     `host` is the server's URL, unchanged; `tls` holds arguments of urllib3.PoolManager. A `token_file` takes
@@ -73,7 +73,7 @@ class _Kubeconfig(msgspec.Struct, rename="kebab"):
     current_context: str = ""
 
 
-def from_kubeconfig(path: Path, context: str | None, master: str | None) -> PlainAccess | None:
+def from_kubeconfig(path: Path, context: str | None, master: str | None) -> SimpleAccess | None:
     """The access that a kubeconfig describes; None if it has unsupported fields or a defect.
 
     `context` None: its current one; `master` replaces the server's address.
@@ -106,10 +106,10 @@ def from_kubeconfig(path: Path, context: str | None, master: str | None) -> Plai
     tls["cert_reqs"] = "CERT_NONE" if cluster.insecure_skip_tls_verify else "CERT_REQUIRED"
     if authority:
         tls["ca_cert_data"] = authority
-    return _direct(PlainAccess(master or cluster.server, tls, user.token or None, token_file))
+    return _direct(SimpleAccess(master or cluster.server, tls, user.token or None, token_file))
 
 
-def from_service_account(directory: Path) -> PlainAccess | None:
+def from_service_account(directory: Path) -> SimpleAccess | None:
     """The access of a pod from the files that kubelet mounts; None if one is missing."""
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{what}") for what in ("HOST", "PORT"))
     token, authority = directory / "token", directory / "ca.crt"
@@ -120,15 +120,15 @@ def from_service_account(directory: Path) -> PlainAccess | None:
         return None
     address = f"[{host}]" if ":" in host else host
     tls = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(authority)}
-    return _direct(PlainAccess(f"https://{address}:{port}", tls, token_file=token))
+    return _direct(SimpleAccess(f"https://{address}:{port}", tls, token_file=token))
 
 
-def from_address(url: str) -> PlainAccess | None:
+def from_address(url: str) -> SimpleAccess | None:
     """The access to a server without credentials."""
-    return _direct(PlainAccess(url, {"cert_reqs": "CERT_REQUIRED"}))
+    return _direct(SimpleAccess(url, {"cert_reqs": "CERT_REQUIRED"}))
 
 
-def _direct(access: PlainAccess) -> PlainAccess | None:
+def _direct(access: SimpleAccess) -> SimpleAccess | None:
     """Return `access`, or None if a proxy may be in between or the address is invalid."""
     proxied = any(name.lower() in _PROXY_VARIABLES for name in os.environ)
     plain = access.host.startswith(("http://", "https://"))

@@ -149,7 +149,7 @@ class Transport:
             self._closed = True
             sockets = list(self._sockets)
         for each in sockets:
-            _shut(each)
+            _shut_down(each)
 
     def _prepare(self) -> Session:
         with self._lock:
@@ -212,7 +212,7 @@ class Transport:
                 self._sockets.add(sock)
                 closed = self._closed
             if closed:
-                _shut(sock)
+                _shut_down(sock)
 
     def _note_servers(self, connection: Any) -> None:
         """Record the server of a new connection, and the other addresses of its name."""
@@ -281,7 +281,7 @@ class Transport:
         return StatusError(code, status.text, retry_after)
 
 
-def _shut(sock: socket.socket) -> None:
+def _shut_down(sock: socket.socket) -> None:
     """Wake every reader of a socket; SSLSocket.shutdown would first change state under its reader."""
     try:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -83,7 +83,7 @@ class Api(Protocol):
         """PATCH a path by a JSON merge patch (RFC 7386)."""
 
 
-class _Said:
+class _SentEvent:
     """One Event that exists in the API server."""
 
     def __init__(self, path: str, now: float) -> None:
@@ -110,7 +110,7 @@ class EventRecorder:
         self._errors = errors
         self._clock = clock
         self._queue: queue.Queue[Notice | None] = queue.Queue(_QUEUED)
-        self._said: dict[Notice, _Said] = {}
+        self._sent: dict[Notice, _SentEvent] = {}
         self._tokens = float(BURST)
         self._refilled = clock()
 
@@ -138,28 +138,28 @@ class EventRecorder:
     def send(self, notice: Notice) -> None:
         """Send one notice, unless it was sent recently or the rate limit is reached."""
         now = self._clock()
-        said = self._said.get(notice)
-        if said is not None and now - said.at > REMEMBERED_SECONDS:
-            del self._said[notice]
-            said = None
-        if said is not None:
-            said.count += 1
-            if now - said.updated < UPDATE_SECONDS:
+        sent = self._sent.get(notice)
+        if sent is not None and now - sent.at > REMEMBERED_SECONDS:
+            del self._sent[notice]
+            sent = None
+        if sent is not None:
+            sent.count += 1
+            if now - sent.updated < UPDATE_SECONDS:
                 return
         if not self._allowed(now):
             self._metrics.add(EVENTS, "dropped")
             log.debug("event_dropped", service=notice.service, reason=notice.reason.value)
             return
         try:
-            if said is None:
-                self._remember(notice, _Said(self._create(notice), now))
+            if sent is None:
+                self._remember(notice, _SentEvent(self._create(notice), now))
             else:
-                series = {"count": said.count, "lastObservedTime": _micro_time()}
-                self._api.patch(said.path, {"series": series})
-                said.updated = now
+                series = {"count": sent.count, "lastObservedTime": _micro_time()}
+                self._api.patch(sent.path, {"series": series})
+                sent.updated = now
         except self._errors as error:
             self._metrics.add(EVENTS, "failed")
-            self._said.pop(notice, None)
+            self._sent.pop(notice, None)
             log.warning(
                 "event_not_sent", service=notice.service, about=notice.reason.value, reason=str(error)
             )
@@ -193,10 +193,10 @@ class EventRecorder:
         uid = self._api.uid(f"/api/v1/namespaces/{namespace}/services/{name}")
         return {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": uid}
 
-    def _remember(self, notice: Notice, said: _Said) -> None:
-        self._said[notice] = said
-        if len(self._said) > _REMEMBERED:
-            del self._said[next(iter(self._said))]
+    def _remember(self, notice: Notice, sent: _SentEvent) -> None:
+        self._sent[notice] = sent
+        if len(self._sent) > _REMEMBERED:
+            del self._sent[next(iter(self._sent))]
 
     def _allowed(self, now: float) -> bool:
         self._tokens = min(float(BURST), self._tokens + (now - self._refilled) / REFILL_SECONDS)

@@ -18,7 +18,7 @@ class ProblemLog:
     def __init__(self) -> None:
         self._known: dict[str, tuple[Problem, ...]] = {}
 
-    def tell(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
+    def update(self, found: Mapping[str, tuple[Problem, ...]]) -> None:
         """Log the new problems of these services; an empty tuple: the service has none."""
         for key, problems in found.items():
             known = self._known.get(key, ())

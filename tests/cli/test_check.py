@@ -16,14 +16,14 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.inspect.preflight import probes
-from kproxy.inspect.preflight.evaluate import judge_features
+from kproxy.inspect.preflight.evaluate import feature_findings
 from kproxy.kernel import generations
 from kproxy.kernel.xtables import legacy_rules
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.ipvs.preflight import features as ipvs_features
-from kproxy.modes.rule_features import TRIAL, Feature
+from kproxy.modes.rule_features import PROBE_NAME, Feature
 from kproxy_lab.apiserver import ApiServer
 from kproxy_lab.apiserver.access import write_kubeconfig
 from tests.cli.nodes import EXAMPLES, LIMIT_AS_IT_IS, do, iptables, kproxy, rules
@@ -75,7 +75,7 @@ def test_a_node_with_nothing_wrong_is_left_as_it_was(variant: str, through: tupl
         "rules IPv4: 14 matches and targets work", "rules IPv6: 14 matches and targets work", "conntrack:",
     )  # fmt: skip
     if through:
-        assert TRIAL not in rules()
+        assert PROBE_NAME not in rules()
     else:
         assert (generations.generation(), rules()) == (commits, before)
         assert [generations.legacy_tables(family) for family in Family] == tables
@@ -244,13 +244,13 @@ def test_a_feature_that_is_not_there_is_told_from_those_that_are(variant: Varian
     absent = Feature("match nosuch", "nat", "-m nosuch", "xt_nosuch")
     refused = Feature("match set", "nat", "-m set --match-set nosuch dst", "xt_set")
     features = (*ipvs_features(family, "auto"), absent, refused)
-    tried = probes.try_rules(xtables, features)
+    tried = probes.probe_rules(xtables, features)
     assert [feature.name for feature, trial in tried if trial.refusal] == ["match nosuch", "match set"]
-    findings = list(judge_features(family, tried))
+    findings = list(feature_findings(family, tried))
     assert "extension nosuch" in findings[1].remedy
     assert "modprobe xt_set" in findings[2].remedy
-    assert TRIAL not in rules()
-    assert TRIAL not in do("ipset", "list", "-n")
+    assert PROBE_NAME not in rules()
+    assert PROBE_NAME not in do("ipset", "list", "-n")
 
 
 @fresh_network
@@ -277,7 +277,7 @@ def test_ipvs_on_a_kernel_that_has_it() -> None:
     status, found = check(*flags, through=("setpriv", "--bounding-set", "-sys_admin"))
     assert (status, found["warning"], found["error"]) == (0, [], [])
     assert (do("ipvsadm", "-Sn"), do("ipset", "list", "-n")) == ("", "")
-    assert TRIAL not in rules()
+    assert PROBE_NAME not in rules()
     assert "kproxy-probe0" not in do("ip", "-br", "link")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.config.model import ConntrackSettings, ProxyConfig
-from kproxy.inspect.sysctls import Sysctl, look
+from kproxy.inspect.sysctls import Sysctl, current_sysctls
 from kproxy.modes.registry import mode_registry
 
 BASE = ProxyConfig(node_name="n", conntrack=ConntrackSettings(max_per_core=100, min=50))
@@ -26,7 +26,7 @@ def found(root: Path, *, localhost: bool = True, **changed: object) -> dict[str,
     """The name of each parameter that is not as it should be, with what it should be and is."""
     config = msgspec.structs.replace(BASE, **changed)
     proc, sys = root / "proc", root / "sys"
-    looked = look(
+    looked = current_sysctls(
         config, tuple(Family), mode_registry().spec(config), localhost=localhost, proc=proc, sys=sys, cores=2
     )
     return {each.name: (each.wanted, each.now) for each in looked if not each.right}

@@ -19,7 +19,7 @@ from kproxy.config.model import ConfigError, ProxyConfig, mode_name, validate
 from kproxy.config.modes import TRAITS, ModeTraits
 from kproxy.inspect import diff
 from kproxy.inspect.render import render_manifests
-from kproxy.inspect.sysctls import look
+from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
@@ -232,7 +232,9 @@ def test_it_renders_and_previews(world: World, manifests: ProxyConfig) -> None:
 def test_its_settings_sysctls_and_metrics_are_read(world: World, tmp_path: Path) -> None:
     validate(NULL)
     assert mode_name(msgspec.structs.replace(NULL, iptables_variant=Variant.LEGACY)) == "null"
-    looked = look(NULL, BOTH, world.modes.spec(NULL), localhost=True, proc=tmp_path, sys=tmp_path, cores=2)
+    looked = current_sysctls(
+        NULL, BOTH, world.modes.spec(NULL), localhost=True, proc=tmp_path, sys=tmp_path, cores=2
+    )
     assert "net/null/count" in {each.name for each in looked}
     assert series.RULES.name in world.modes.foreign_metrics("null")
 

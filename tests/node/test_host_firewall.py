@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from kproxy.kernel.xtables.types import Variant
-from kproxy.node.host_firewall import shadow, shadowing, shutting
+from kproxy.node.host_firewall import shadowed_by, shadowing, shutting
 from tests.kernel.namespace import fresh_network
 
 FIREWALL = """
@@ -80,4 +80,4 @@ def test_a_rule_that_drops_everything_counts_where_it_stands_first(variant: Vari
     ],
 )
 def test_only_what_drops_all_before_the_own_rule_shadows_it(rules: list[str], place: int | None) -> None:
-    assert shadow(rules, "X") == place
+    assert shadowed_by(rules, "X") == place

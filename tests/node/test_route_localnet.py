@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.config.documents import read_documents
-from kproxy.config.loading import tell_settings
+from kproxy.config.loading import log_settings
 from kproxy.config.loopback import unserved
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight.report import check_settings
@@ -77,7 +77,7 @@ def test_the_log_says_so_at_the_start_and_a_reload() -> None:
     )
     assert defects == []
     with capture_logs() as logs:
-        tell_settings(settings)
+        log_settings(settings)
     (line,) = [line for line in logs if line["event"] == "node_ports_not_on_loopback"]
     assert (line["log_level"], line["ranges"]) == ("warning", ["127.0.0.0/8"])
     assert "nftables mode" in line["reason"]

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.config.model import ProxyConfig
-from kproxy.inspect.preflight.cluster import judge_access, questions
+from kproxy.inspect.preflight.cluster import access_findings, access_reviews
 from kproxy.modes.findings import Level
 from kproxy.sources.kubernetes import ClusterAccess
 from kproxy.sources.list_once import list_once
@@ -148,9 +148,9 @@ def test_it_is_kept_and_a_change_of_it_marks_no_service() -> None:
 
 def test_check_asks_for_it_and_names_its_loss() -> None:
     config = ProxyConfig(node_name="n1")
-    asked = [each for each in questions(config, ADDED) if each.resource == "gadgets"]
+    asked = [each for each in access_reviews(config, ADDED) if each.resource == "gadgets"]
     assert [str(each) for each in asked] == ["list gadgets.example.org", "watch gadgets.example.org"]
-    found = list(judge_access({asked[0]: True, asked[1]: False}, ADDED))
+    found = list(access_findings({asked[0]: True, asked[1]: False}, ADDED))
     assert [(each.level, each.found) for each in found] == [
         (Level.WARNING, "may not watch gadgets.example.org: gadgets do nothing")
     ]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from structlog.testing import capture_logs
 
-from kproxy.sources.access import Inquirer
+from kproxy.sources.access import ApiProbe
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError, load_session
 from kproxy.sources.credentials import without_userinfo
 from kproxy.sources.errors import ApiError, StatusError
@@ -159,7 +159,7 @@ def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
             Transport(access).send("GET", "/version", None)
         assert refused.value.code == 307
         with pytest.raises(StatusError):
-            Inquirer(access).version()
+            ApiProbe(access).version()
         assert taken == [f"Bearer {SECRET}"] * 2
         assert stolen == []
 

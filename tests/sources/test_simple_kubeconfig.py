@@ -8,7 +8,7 @@ import yaml
 from kubernetes import config as loaders
 from kubernetes.client import Configuration
 
-from kproxy.sources.simple_kubeconfig import PlainAccess, from_address, from_kubeconfig, from_service_account
+from kproxy.sources.simple_kubeconfig import SimpleAccess, from_address, from_kubeconfig, from_service_account
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_an_authority_inside_the_file_is_decoded(tmp_path: Path) -> None:
 def test_another_address_replaces_the_one_of_the_file(tmp_path: Path) -> None:
     path = kubeconfig(tmp_path, user={"token": "secret"})
     plain = from_kubeconfig(path, "here", "https://other")
-    assert plain == PlainAccess("https://other", {"cert_reqs": "CERT_REQUIRED"}, "secret")
+    assert plain == SimpleAccess("https://other", {"cert_reqs": "CERT_REQUIRED"}, "secret")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_service_account_is_used_once_all_of_it_is_there(
     (tmp_path / "ca.crt").write_text(PEM)
     assert from_service_account(tmp_path) is None
     (tmp_path / "token").write_text("secret")
-    assert from_service_account(tmp_path) == PlainAccess(
+    assert from_service_account(tmp_path) == SimpleAccess(
         "https://[fd00::1]:443",
         {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(tmp_path / "ca.crt")},
         token_file=tmp_path / "token",

@@ -7,7 +7,7 @@ import msgspec
 from kproxy.config.model import ProxyConfig
 from kproxy.modes.findings import Finding, failed, ok, warning
 from kproxy.modes.kinds import needed_kinds
-from kproxy.sources.access import Inquirer, Question
+from kproxy.sources.access import AccessReview, ApiProbe
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.errors import ApiError
 from kproxy.state.kinds import KINDS, Kind, Loss
@@ -15,46 +15,46 @@ from kproxy.state.kinds import KINDS, Kind, Loss
 _ROLE = "bind its user or service account to the ClusterRole system:node-proxier"
 
 
-def questions(config: ProxyConfig, kinds: Iterable[Kind] | None = None) -> tuple[Question, ...]:
+def access_reviews(config: ProxyConfig, kinds: Iterable[Kind] | None = None) -> tuple[AccessReview, ...]:
     """The permissions that kproxy needs; `kinds` are by default those that `config` needs."""
     wanted = [
-        Question(verb, kind.group, kind.plural, config.node_name if kind.own_node else "")
+        AccessReview(verb, kind.group, kind.plural, config.node_name if kind.own_node else "")
         for kind in (needed_kinds(config) if kinds is None else kinds)
         for verb in ("list", "watch")
     ]
-    return (*wanted, *(Question(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
+    return (*wanted, *(AccessReview(verb, "events.k8s.io", "events") for verb in ("create", "patch")))
 
 
 def check_cluster(config: ProxyConfig) -> Iterator[Finding]:
-    """Query the API server and judge its answers."""
+    """Query the API server and evaluate its answers."""
     try:
-        inquirer = Inquirer(ClusterAccess(config.kubeconfig, master=config.master or None))
+        api = ApiProbe(ClusterAccess(config.kubeconfig, master=config.master or None))
     except ClusterAccessError as error:
         yield failed("API server", str(error), "give a working --kubeconfig, or run in a pod of the cluster")
         return
     try:
-        version = inquirer.version()
+        version = api.version()
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         remedy = "see that this address is reachable from the node itself, not through a service address"
         yield failed("API server", str(error), remedy)
         return
-    yield ok("API server", f"{inquirer.server} answers, version {version}")
-    answers: dict[Question, bool] = {}
+    yield ok("API server", f"{api.server} answers, version {version}")
+    answers: dict[AccessReview, bool] = {}
     try:
-        for question in questions(config):
-            answers[question] = inquirer.may(question)
+        for review in access_reviews(config):
+            answers[review] = api.can_i(review)
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
         yield warning("permissions in the cluster", f"cannot be asked for: {error}", _ROLE)
         return
-    yield from judge_access(answers)
-    if all(allowed for question, allowed in answers.items() if question.resource == "nodes"):
-        yield from _check_name(inquirer, config.node_name)
+    yield from access_findings(answers)
+    if all(allowed for review, allowed in answers.items() if review.resource == "nodes"):
+        yield from _check_name(api, config.node_name)
 
 
-def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
+def _check_name(api: ApiProbe, node: str) -> Iterator[Finding]:
     """Warn if no Node has that name; it is no failure, because kubelet may still register it."""
     try:
-        if inquirer.has_node(node):
+        if api.has_node(node):
             yield ok("node", f"the API server knows {node}")
             return
     except (ApiError, ClusterAccessError, msgspec.MsgspecError) as error:
@@ -64,18 +64,18 @@ def _check_name(inquirer: Inquirer, node: str) -> Iterator[Finding]:
     yield warning("node", found, "give the Node's name with --hostname-override")
 
 
-def judge_access(answers: Mapping[Question, bool], kinds: Iterable[Kind] = KINDS) -> Iterator[Finding]:
-    """Judge permissions: an optional kind that kproxy may not read is a warning that names the effect."""
+def access_findings(answers: Mapping[AccessReview, bool], kinds: Iterable[Kind] = KINDS) -> Iterator[Finding]:
+    """Findings about permissions; without that for an optional kind, a warning with the effect."""
     losses = {(kind.group, kind.plural): kind.loss for kind in kinds}
-    denied = [question for question, allowed in answers.items() if not allowed]
-    for question in denied:
+    denied = [review for review, allowed in answers.items() if not allowed]
+    for review in denied:
         subject = "permissions in the cluster"
-        if question.resource == "events":
-            yield warning(subject, f"may not {question}: problems are told in the log only", _ROLE)
-        elif (loss := losses.get((question.group, question.resource))) is not None:
-            yield warning(subject, f"may not {question}: {loss.effect}", _remedy(loss))
+        if review.resource == "events":
+            yield warning(subject, f"may not {review}: problems are reported in the log only", _ROLE)
+        elif (loss := losses.get((review.group, review.resource))) is not None:
+            yield warning(subject, f"may not {review}: {loss.effect}", _remedy(loss))
         else:
-            yield failed(subject, f"may not {question}", _ROLE)
+            yield failed(subject, f"may not {review}", _ROLE)
     if not denied:
         yield ok("permissions in the cluster", "all that are needed are given")
 

@@ -7,7 +7,7 @@ from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.xtables.extensions import Revisions
 from kproxy.kernel.xtables.legacy_rules import Counts
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.findings import Finding, Trial, failed, ok, warning
+from kproxy.modes.findings import Finding, ProbeResult, failed, ok, warning
 from kproxy.modes.rule_features import LEAST_REVISIONS, Feature
 
 NET_ADMIN, NET_RAW = 12, 13
@@ -17,8 +17,8 @@ _NOT_IN_PROGRAM = ("Couldn't load", "unknown option", "Can't find library", "Cha
 """Parts of iptables' errors about an extension that the program does not know (both variants of 1.8.9)."""
 
 
-def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Finding]:
-    """Judge the capabilities of the process; `effective` is CapEff as a number."""
+def capability_findings(effective: int, variant: Variant | None) -> Iterator[Finding]:
+    """Findings about the capabilities of the process; `effective` is CapEff as a number."""
     lacking = [
         name
         for name, bit in (("NET_ADMIN", NET_ADMIN), ("NET_RAW", NET_RAW))
@@ -35,8 +35,8 @@ def judge_capabilities(effective: int, variant: Variant | None) -> Iterator[Find
         yield ok("permissions", "the capabilities that are needed are there")
 
 
-def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -> Iterator[Finding]:
-    """Judge the iptables programs by family: `found` describes them, `missing` has the reasons for none."""
+def program_findings(found: Mapping[Family, str], missing: Mapping[Family, str]) -> Iterator[Finding]:
+    """Findings about the iptables programs: `found` describes them, `missing` has the reasons for none."""
     for family, programs in found.items():
         yield ok(f"iptables {family}", programs)
     for family, reason in missing.items():
@@ -47,24 +47,24 @@ def judge_programs(found: Mapping[Family, str], missing: Mapping[Family, str]) -
             yield failed(f"iptables {family}", reason, _family_remedy(reason))
 
 
-def judge_features(family: Family, trials: Sequence[tuple[Feature, Trial]]) -> Iterator[Finding]:
-    """Judge matches and targets of one family; all working ones share one finding."""
-    working = [feature.name for feature, trial in trials if not trial.refusal]
+def feature_findings(family: Family, results: Sequence[tuple[Feature, ProbeResult]]) -> Iterator[Finding]:
+    """Findings about matches and targets of one family; all working ones share one finding."""
+    working = [feature.name for feature, result in results if not result.refusal]
     if working:
         yield ok(f"rules {family}", f"{len(working)} matches and targets work: {_short(working)}")
-    for feature, trial in trials:
-        if not trial.refusal:
+    for feature, result in results:
+        if not result.refusal:
             continue
-        subject, reason = f"{feature.name} {family}", _one_line(trial.refusal)
-        remedy = _feature_remedy(feature, trial.refusal)
+        subject, reason = f"{feature.name} {family}", _one_line(result.refusal)
+        remedy = _feature_remedy(feature, result.refusal)
         if feature.essential:
             yield failed(subject, f"refused: {reason}", remedy)
         else:
             yield warning(subject, f"refused: {reason}; {feature.without}", remedy)
 
 
-def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
-    """Judge the revisions in libxtables of the matches and targets that rules of one family use."""
+def extension_findings(family: Family, found: Revisions) -> Iterator[Finding]:
+    """Findings about the revisions in libxtables of the matches and targets that rules of one family use."""
     missing = [name for name, revision in found.items() if revision is None]
     old = {
         name: revision
@@ -83,8 +83,8 @@ def judge_extensions(family: Family, found: Revisions) -> Iterator[Finding]:
         yield warning(f"extension {name} {family}", reason, "use a newer iptables or kernel")
 
 
-def judge_conntrack(refusal: str) -> Iterator[Finding]:
-    """Judge the access to connection tracking over netlink."""
+def conntrack_findings(refusal: str) -> Iterator[Finding]:
+    """Findings about the access to connection tracking over netlink."""
     if refusal:
         effect = f"{refusal}; UDP flows to endpoints that left are not forgotten"
         yield warning("conntrack", effect, "load the kernel module nf_conntrack_netlink")
@@ -92,8 +92,8 @@ def judge_conntrack(refusal: str) -> Iterator[Finding]:
         yield ok("conntrack", "flows can be read over netlink")
 
 
-def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
-    """Judge kernel parameters; all correct ones share one finding."""
+def sysctl_findings(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
+    """Findings about kernel parameters; all correct ones share one finding."""
     right = [sysctl.name for sysctl in sysctls if sysctl.right]
     if right:
         yield ok("sysctls", f"as needed: {', '.join(right)}")
@@ -111,7 +111,7 @@ def judge_sysctls(sysctls: Sequence[Sysctl]) -> Iterator[Finding]:
             yield warning(subject, f"{deviation}{cannot}; needed so that {sysctl.effect}", sysctl.command)
 
 
-def judge_variants(
+def variant_findings(
     chosen: Variant | None,
     legacy: Mapping[Family, Counts],
     nft: Mapping[Family, Counts],

@@ -1,4 +1,4 @@
-"""Detect other service proxies and their leftovers, and judge the effect on kproxy. Pure."""
+"""Detect other service proxies and their leftovers, with their effect on kproxy. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -24,7 +24,7 @@ class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
     processes: Mapping[int, str] = {}
 
 
-class Peer(msgspec.Struct, frozen=True):
+class ForeignProxy(msgspec.Struct, frozen=True):
     """Another service proxy: the names that identify it, and the remedy."""
 
     name: str
@@ -34,29 +34,29 @@ class Peer(msgspec.Struct, frozen=True):
     remedy: str
 
 
-PEERS = (
-    Peer(
+FOREIGN_PROXIES = (
+    ForeignProxy(
         "Cilium",
         ("CILIUM_", "OLD_CILIUM_"),
         ("cilium_host", "cilium_net"),
         (),
         "set kubeProxyReplacement to false in Cilium's configuration, or do without kproxy",
     ),
-    Peer(
+    ForeignProxy(
         "kube-router's service proxy",
         (),
         ("kube-dummy-if",),
         ("kube-router-svip", "kube-router-local-ips"),
         "run kube-router with --run-service-proxy=false and `kube-router --cleanup-config` once",
     ),
-    Peer(
+    ForeignProxy(
         "Calico's eBPF data plane",
         (),
         ("bpfin.cali", "bpfout.cali"),
         (),
         "set bpfEnabled to false in the FelixConfiguration, or do without kproxy",
     ),
-    Peer(
+    ForeignProxy(
         "OVN-Kubernetes",
         ("OVN-KUBE-",),
         (),
@@ -67,18 +67,18 @@ PEERS = (
 """Prefixes of chains and sets, and names of interfaces."""
 
 
-def judge_peers(seen: NodeInventory) -> Iterator[Finding]:
+def foreign_proxy_findings(seen: NodeInventory) -> Iterator[Finding]:
     """Warn of leftovers of other proxies and of other proxies that run."""
     yield from _kube_proxy(seen)
-    for peer in PEERS:
+    for proxy in FOREIGN_PROXIES:
         found = [
-            *(f"chain {c}" for c in _beginning(seen.chains, peer.chains)),
-            *(f"interface {link}" for link in sorted(seen.links.intersection(peer.links))),
-            *(f"set {s}" for s in _beginning(seen.sets, peer.sets)),
+            *(f"chain {c}" for c in _beginning(seen.chains, proxy.chains)),
+            *(f"interface {link}" for link in sorted(seen.links.intersection(proxy.links))),
+            *(f"set {s}" for s in _beginning(seen.sets, proxy.sets)),
         ]
         if found:
             reason = f"{_some(found)}: two programs must not translate the same addresses"
-            yield warning(peer.name, reason, peer.remedy)
+            yield warning(proxy.name, reason, proxy.remedy)
 
 
 def _kube_proxy(seen: NodeInventory) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`kproxy check`: run the probes and judge them. Findings have the order in which an operator fixes them."""
+"""`kproxy check`: run the probes and report findings, in the order in which an operator fixes them."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -7,9 +7,9 @@ from kproxy.config import loopback
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.inspect.preflight import evaluate, inventory
 from kproxy.inspect.preflight.cluster import check_cluster
-from kproxy.inspect.preflight.foreign_proxies import judge_peers
-from kproxy.inspect.preflight.probes import Trials, run_trials
-from kproxy.inspect.sysctls import look
+from kproxy.inspect.preflight.foreign_proxies import foreign_proxy_findings
+from kproxy.inspect.preflight.probes import ProbeResults, run_probes
+from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables import extensions, python_iptables
 from kproxy.kernel.xtables.detect import find_tools
@@ -43,32 +43,32 @@ def _check_source(config: ProxyConfig) -> Iterator[Finding]:
 def _check_kernel(config: ProxyConfig, modes: ModeRegistry) -> Iterator[Finding]:
     tools, missing = _find_programs(config)
     chosen = next((found.variant for found in tools.values()), None)
-    permissions = tuple(evaluate.judge_capabilities(inventory.capabilities(), chosen))
+    permissions = tuple(evaluate.capability_findings(inventory.capabilities(), chosen))
     yield from permissions
     if not Report(permissions).passed:
-        yield from evaluate.judge_programs(_described(tools), missing)
+        yield from evaluate.program_findings(_described(tools), missing)
         return
     spec = modes.spec(config)
     families: Collection[Family] = tuple(Family)
     variants = {family: found.variant for family, found in tools.items()}
     if spec.traits.writes_iptables:
-        trials = _try(spec, config, tools)
-        usable = {family: found for family, found in tools.items() if family not in trials.unusable}
+        results = _run_probes(spec, config, tools)
+        usable = {family: found for family, found in tools.items() if family not in results.unusable}
         families = tuple(usable)
         variants = {family: found.variant for family, found in usable.items()}
-        yield from evaluate.judge_programs(_described(usable), missing | dict(trials.unusable))
-        for family, tried in trials.rules.items():
-            yield from evaluate.judge_features(family, tried)
-        yield from evaluate.judge_conntrack(trials.conntrack)
-        for family, tried in trials.rules.items():
-            yield from _check_extensions(family, [feature.name for feature, _ in tried])
+        yield from evaluate.program_findings(_described(usable), missing | dict(results.unusable))
+        for family, tested in results.rules.items():
+            yield from evaluate.feature_findings(family, tested)
+        yield from evaluate.conntrack_findings(results.conntrack)
+        for family, tested in results.rules.items():
+            yield from _check_extensions(family, [feature.name for feature, _ in tested])
     own = tuple(spec.check(config, variants))
     yield from own
-    sysctls = look(config, families, spec, localhost=config.localhost_node_ports)
+    sysctls = current_sysctls(config, families, spec, localhost=config.localhost_node_ports)
     # The findings already name missing kernel features; their parameters do not exist without them.
     set_by_mode = {each.name for each in spec.sysctls(config, config.localhost_node_ports)}
     lacking = () if Report(own).passed else set_by_mode
-    yield from evaluate.judge_sysctls(
+    yield from evaluate.sysctl_findings(
         [each for each in sysctls if each.now is not None or each.name not in lacking]
     )
     yield from _check_others(chosen)
@@ -79,17 +79,17 @@ def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]
     if not python_iptables.is_installed():
         return
     try:
-        yield from evaluate.judge_extensions(family, extensions.revisions(family, names))
+        yield from evaluate.extension_findings(family, extensions.revisions(family, names))
     except python_iptables.PythonIptablesError as error:
-        remedy = "what was tried above counts; see that python-iptables fits the node's libxtables"
+        remedy = "what was results above counts; see that python-iptables fits the node's libxtables"
         yield warning(f"extensions {family}", f"libxtables cannot be asked: {error}", remedy)
 
 
 def _check_others(chosen: Variant | None) -> Iterator[Finding]:
     legacy, unreadable = inventory.legacy_counts()
     nft = inventory.nft_counts()
-    yield from evaluate.judge_variants(chosen, legacy, nft, unreadable)
-    yield from judge_peers(inventory.others((legacy, nft)))
+    yield from evaluate.variant_findings(chosen, legacy, nft, unreadable)
+    yield from foreign_proxy_findings(inventory.others((legacy, nft)))
 
 
 def _find_programs(config: ProxyConfig) -> tuple[dict[Family, XtablesTools], dict[Family, str]]:
@@ -110,9 +110,9 @@ def _described(tools: dict[Family, XtablesTools]) -> dict[Family, str]:
     }
 
 
-def _try(spec: ModeSpec, config: ProxyConfig, tools: dict[Family, XtablesTools]) -> Trials:
+def _run_probes(spec: ModeSpec, config: ProxyConfig, tools: dict[Family, XtablesTools]) -> ProbeResults:
     variants: dict[Family, Variant] = {family: found.variant for family, found in tools.items()}
     try:
-        return in_scratch_network(lambda: run_trials(spec, config, variants))
+        return in_scratch_network(lambda: run_probes(spec, config, variants))
     except ScratchUnavailable:
-        return run_trials(spec, config, variants)
+        return run_probes(spec, config, variants)

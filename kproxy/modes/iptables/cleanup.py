@@ -42,7 +42,7 @@ class RuleLeftovers:
     def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
         self._runner = runner
         replaces = config is not None and traits_of(config.proxy_mode).writes_iptables
-        self._was_guarded = replaces and route_localnet.is_guarded(runner)
+        self._was_guarded = replaces and route_localnet.is_firewall_present(runner)
 
     def begin(self, used: Mapping[Family, Variant]) -> None:
         """Remove each family's rules in the variant that is not `used`."""
@@ -50,7 +50,7 @@ class RuleLeftovers:
             remove_rules(self._runner)
             return
         remove_other_rules(used, self._runner)
-        if self._was_guarded and not route_localnet.is_guarded(self._runner):
+        if self._was_guarded and not route_localnet.is_firewall_present(self._runner):
             route_localnet.close()
 
     def run_timers(self) -> float | None:
@@ -72,9 +72,9 @@ def remove_rules(runner: Runner | None = None) -> bool:
     `runner` runs the programs; stopping it ends the removal.
     """
     runner = runner or Runner()
-    was_guarded = route_localnet.is_guarded(runner)
+    was_guarded = route_localnet.is_firewall_present(runner)
     clean = _remove(dict.fromkeys(Family, tuple(Variant)), runner, lock_wait=_LOCK_SECONDS)
-    if was_guarded and not route_localnet.is_guarded(runner):
+    if was_guarded and not route_localnet.is_firewall_present(runner):
         route_localnet.close()
     _remove_counters()
     return clean

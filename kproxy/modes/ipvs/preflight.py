@@ -14,13 +14,13 @@ from kproxy.kernel.ipvs.netlink import NetlinkIpvs
 from kproxy.kernel.ipvs.types import IpvsError
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.findings import Finding, Trial, failed, ok, warning
-from kproxy.modes.rule_features import TRIAL, Feature, common_features
-from kproxy.modes.trial_set import create_set, destroy_set
+from kproxy.modes.findings import Finding, ProbeResult, failed, ok, warning
+from kproxy.modes.probe_set import create_set, destroy_set
+from kproxy.modes.rule_features import PROBE_NAME, Feature, common_features
 from kproxy.node import host_firewall
 from kproxy.plan.schedulers import SCHEDULERS, parse_scheduler
 
-TRIAL_DEVICE = "kproxy-probe0"
+PROBE_DEVICE = "kproxy-probe0"
 
 SET_MODULES: Mapping[SetKind, str] = {
     SetKind.IP: "ip_set_hash_ip",
@@ -31,11 +31,11 @@ SET_MODULES: Mapping[SetKind, str] = {
 """The kernel module of each set type that the mode uses."""
 
 
-class Trials(msgspec.Struct, frozen=True):
+class ProbeResults(msgspec.Struct, frozen=True):
     """The kernel's answer to each probe; texts are refusals, "" where it worked."""
 
     sets: Mapping[tuple[SetKind, Family], str]
-    device: Trial
+    device: ProbeResult
     ipvs: str
     schedulers: Mapping[str, bool]
 
@@ -44,7 +44,7 @@ def features(family: Family, _layout: str) -> tuple[Feature, ...]:
     """The matches and targets of the rules around virtual servers."""
     return (
         *common_features(family),
-        Feature("match set", "nat", f"-m set --match-set {TRIAL} dst", "xt_set"),
+        Feature("match set", "nat", f"-m set --match-set {PROBE_NAME} dst", "xt_set"),
     )
 
 
@@ -52,35 +52,35 @@ def check(config: ProxyConfig, variants: Mapping[Family, Variant]) -> Iterator[F
     """Probe the mode's other needs besides iptables rules, in a temporary network namespace if possible."""
     wanted = parse_scheduler(config.ipvs_scheduler).name
     try:
-        trials = in_scratch_network(lambda: _try(wanted, variants))
+        results = in_scratch_network(lambda: _run_probes(wanted, variants))
     except ScratchUnavailable:
-        trials = _try(wanted, variants)
-    yield from judge_sets(trials.sets)
-    yield from judge_ipvs(wanted, trials.ipvs, trials.schedulers)
-    yield from judge_device(trials.device)
+        results = _run_probes(wanted, variants)
+    yield from set_findings(results.sets)
+    yield from ipvs_findings(wanted, results.ipvs, results.schedulers)
+    yield from device_findings(results.device)
     yield from _check_device_name()
     for variant in tuple(variants.values())[:1]:
-        yield from judge_firewalls(
+        yield from firewall_findings(
             tuple(host_firewall.shutting(variant)),
             tuple(host_firewall.shadowing(variant)),
             host_firewall.REMEDY,
         )
 
 
-def judge_sets(trials: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
-    """Judge set types by family from the kernel's refusals ("": none)."""
-    working = sorted({str(kind) for (kind, _), refusal in trials.items() if not refusal})
+def set_findings(results: Mapping[tuple[SetKind, Family], str]) -> Iterator[Finding]:
+    """Findings about set types by family from the kernel's refusals ("": none)."""
+    working = sorted({str(kind) for (kind, _), refusal in results.items() if not refusal})
     if working:
         yield ok("sets", f"types work: {', '.join(working)}")
-    for (kind, family), refusal in trials.items():
+    for (kind, family), refusal in results.items():
         if refusal:
             module = SET_MODULES[kind]
             remedy = f"load the kernel module {module} (modprobe {module}), or use a kernel that has it"
             yield failed(f"set type {kind} {family}", refusal, remedy)
 
 
-def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
-    """Judge IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
+def ipvs_findings(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> Iterator[Finding]:
+    """Findings about IPVS and its schedulers; `wanted` is that of --ipvs-scheduler."""
     if unavailable:
         yield failed("IPVS", unavailable, "load the kernel module ip_vs, or use --proxy-mode iptables")
         return
@@ -96,18 +96,18 @@ def judge_ipvs(wanted: str, unavailable: str, offered: Mapping[str, bool]) -> It
         )
 
 
-def judge_device(trial: Trial) -> Iterator[Finding]:
-    """Judge dummy devices, which hold service addresses in the IPVS mode."""
-    if trial.refusal:
+def device_findings(result: ProbeResult) -> Iterator[Finding]:
+    """Findings about dummy devices, which hold service addresses in the IPVS mode."""
+    if result.refusal:
         yield failed(
-            trial.subject, trial.refusal, "load the kernel module dummy, or remove the interface in its way"
+            result.subject, result.refusal, "load the kernel module dummy, or remove the interface in its way"
         )
     else:
-        yield ok(trial.subject, "can be made")
+        yield ok(result.subject, "can be made")
 
 
-def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
-    """Judge host rules that drop packets to services, which pass hooks input and output in IPVS mode."""
+def firewall_findings(shutting: Sequence[str], shadowing: Sequence[str], remedy: str) -> Iterator[Finding]:
+    """Findings about host rules that drop packets to services, which pass hooks input and output."""
     for chain in shutting:
         reason = "its policy is drop, and rules of another table do not change that: services are shut"
         yield warning(f"firewall, {chain}", reason, remedy)
@@ -118,28 +118,28 @@ def judge_firewalls(shutting: Sequence[str], shadowing: Sequence[str], remedy: s
         yield ok("firewall", "packets to services are not dropped by the policy of any other chain")
 
 
-def _try(scheduler: str, families: Collection[Family]) -> Trials:
+def _run_probes(scheduler: str, families: Collection[Family]) -> ProbeResults:
     sets = {(kind, family): _set_refusal(kind, family) for family in families for kind in SET_MODULES}
-    ipvs, schedulers = _try_schedulers(scheduler)
-    return Trials(sets, _try_device(), ipvs, schedulers)
+    ipvs, schedulers = _probe_schedulers(scheduler)
+    return ProbeResults(sets, _probe_device(), ipvs, schedulers)
 
 
 def _set_refusal(kind: SetKind, family: Family) -> str:
-    refusal = create_set(SetSpec(TRIAL, kind, family))
+    refusal = create_set(SetSpec(PROBE_NAME, kind, family))
     return refusal or destroy_set()
 
 
-def _try_device() -> Trial:
-    device = DummyDevice(TRIAL_DEVICE)
+def _probe_device() -> ProbeResult:
+    device = DummyDevice(PROBE_DEVICE)
     try:
         device.ensure()
         device.delete()
     except DeviceError as error:
-        return Trial("dummy device", str(error))
-    return Trial("dummy device")
+        return ProbeResult("dummy device", str(error))
+    return ProbeResult("dummy device")
 
 
-def _try_schedulers(wanted: str) -> tuple[str, dict[str, bool]]:
+def _probe_schedulers(wanted: str) -> tuple[str, dict[str, bool]]:
     ipvs = NetlinkIpvs()
     try:
         return "", {name: ipvs.has_scheduler(name) for name in sorted({*SCHEDULERS, wanted})}

@@ -16,12 +16,12 @@ from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.text import render_text
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight import evaluate
-from kproxy.inspect.preflight.cluster import judge_access, questions
-from kproxy.inspect.preflight.foreign_proxies import NodeInventory, judge_peers
+from kproxy.inspect.preflight.cluster import access_findings, access_reviews
+from kproxy.inspect.preflight.foreign_proxies import NodeInventory, foreign_proxy_findings
 from kproxy.inspect.sysctls import Sysctl
 from kproxy.kernel.ipset.types import SetKind
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.findings import Finding, Level, Report, Trial, failed, ok, warning
+from kproxy.modes.findings import Finding, Level, ProbeResult, Report, failed, ok, warning
 from kproxy.modes.ipvs import preflight as ipvs_preflight
 from kproxy.modes.ipvs.layout import IpvsLayout
 from kproxy.modes.ipvs.preflight import SET_MODULES
@@ -68,7 +68,7 @@ def like(found: list[str], expected: list[str]) -> bool:
     ],
 )  # fmt: skip
 def test_capabilities(effective: int, variant: Variant | None, expected: list[str]) -> None:
-    assert like(lines(evaluate.judge_capabilities(effective, variant)), expected)
+    assert like(lines(evaluate.capability_findings(effective, variant)), expected)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_capabilities(effective: int, variant: Variant | None, expected: list[st
     ],
 )  # fmt: skip
 def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
-    assert like(lines(evaluate.judge_programs(found, missing)), expected)
+    assert like(lines(evaluate.program_findings(found, missing)), expected)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_programs(found: Any, missing: Any, expected: list[str]) -> None:
 )  # fmt: skip
 def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
     features = rule_features("iptables", V4)
-    trials = [(each, Trial(each.name, refusal if each.name == name else "")) for each in features]
+    trials = [(each, ProbeResult(each.name, refusal if each.name == name else "")) for each in features]
     assert any(each.name == name for each in features)
-    good, bad = lines(evaluate.judge_features(V4, trials))
+    good, bad = lines(evaluate.feature_findings(V4, trials))
     assert like([bad], [expected])
     assert good.startswith("ok rules IPv4: 13 matches and targets work: ")
     assert f" {name.split()[1]}" not in good.replace(",", "").split(": ", 2)[2].split(" ")
@@ -171,7 +171,7 @@ def test_a_refused_feature(name: str, refusal: str, expected: str) -> None:
     ],
 )
 def test_sysctls(sysctl: Sysctl, expected: str) -> None:
-    assert like(lines(evaluate.judge_sysctls([sysctl])), [expected])
+    assert like(lines(evaluate.sysctl_findings([sysctl])), [expected])
 
 
 SHOW = "iptables-{}-save shows the rules that {} does not: let what wrote them use {}"
@@ -204,23 +204,23 @@ CLEAN = "`kproxy cleanup --peer kube-proxy` removes service rules of both; then 
     ],
 )  # fmt: skip
 def test_variants(chosen: Variant, legacy: Any, nft: Any, expected: str) -> None:
-    assert like(lines(evaluate.judge_variants(chosen, legacy, nft, {})), [expected])
+    assert like(lines(evaluate.variant_findings(chosen, legacy, nft, {})), [expected])
 
 
 def test_legacy_tables_that_cannot_be_read_are_a_warning() -> None:
-    (found,) = evaluate.judge_variants(Variant.NFT, {}, {}, {V4: "nothing reads them"})
+    (found,) = evaluate.variant_findings(Variant.NFT, {}, {}, {V4: "nothing reads them"})
     assert (found.level, found.subject) == (Level.WARNING, "iptables variants IPv4")
     assert "nothing reads them" in found.found
 
 
 def test_ipvs() -> None:
-    assert lines(ipvs_preflight.judge_ipvs("rr", "this kernel has no IPVS", {})) == [
+    assert lines(ipvs_preflight.ipvs_findings("rr", "this kernel has no IPVS", {})) == [
         "error IPVS: this kernel has no IPVS => load the kernel module ip_vs, or use --proxy-mode iptables"
     ]
-    assert lines(ipvs_preflight.judge_ipvs("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
+    assert lines(ipvs_preflight.ipvs_findings("rr", "", {"rr": True, "wlc": True, "fo": False})) == [
         "ok IPVS: schedulers: rr, wlc; not fo"
     ]
-    have, lack = lines(ipvs_preflight.judge_ipvs("fo", "", {"rr": True, "fo": False}))
+    have, lack = lines(ipvs_preflight.ipvs_findings("fo", "", {"rr": True, "fo": False}))
     assert have == "ok IPVS: schedulers: rr; not fo"
     assert like([lack], ["error scheduler fo: ... => load the kernel module ip_vs_fo, or choose one of rr"])
 
@@ -229,16 +229,18 @@ def test_sets_device_and_conntrack() -> None:
     assert SET_MODULES.keys() == set(SetKind)
     refusal = "cannot use sets of type hash:ip,port"
     assert like(
-        lines(ipvs_preflight.judge_sets({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
+        lines(ipvs_preflight.set_findings({(SetKind.IP, V4): "", (SetKind.IP_PORT, V4): refusal})),
         [
             "ok sets: types work: hash:ip",
             f"error set type hash:ip,port IPv4: {refusal} => load ... (modprobe ip_set_hash_ipport), or",
         ],
     )
-    assert [f.level for f in ipvs_preflight.judge_device(Trial("dummy device", "no"))] == [Level.ERROR]
-    assert [f.level for f in ipvs_preflight.judge_device(Trial("dummy device"))] == [Level.OK]
-    assert [f.level for f in evaluate.judge_conntrack("no such subsystem")] == [Level.WARNING]
-    assert [f.level for f in evaluate.judge_conntrack("")] == [Level.OK]
+    assert [f.level for f in ipvs_preflight.device_findings(ProbeResult("dummy device", "no"))] == [
+        Level.ERROR
+    ]
+    assert [f.level for f in ipvs_preflight.device_findings(ProbeResult("dummy device"))] == [Level.OK]
+    assert [f.level for f in evaluate.conntrack_findings("no such subsystem")] == [Level.WARNING]
+    assert [f.level for f in evaluate.conntrack_findings("")] == [Level.OK]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +288,7 @@ def test_sets_device_and_conntrack() -> None:
     ],
 )  # fmt: skip
 def test_other_proxies(seen: NodeInventory, expected: list[str]) -> None:
-    found = lines(judge_peers(seen))
+    found = lines(foreign_proxy_findings(seen))
     assert like(found, expected)
     assert all(" => " in line for line in found if line.startswith("warning"))
 
@@ -300,16 +302,16 @@ def test_other_proxies(seen: NodeInventory, expected: list[str]) -> None:
     ],
 )
 def test_what_is_allowed(mode: str, cidrs: tuple[str, ...], more: list[str]) -> None:
-    asked = questions(ProxyConfig(node_name="node-a", proxy_mode=mode, service_cidrs=cidrs))
+    asked = access_reviews(ProxyConfig(node_name="node-a", proxy_mode=mode, service_cidrs=cidrs))
     assert [str(each) for each in asked] == [
         "list services", "watch services",
         "list endpointslices.discovery.k8s.io", "watch endpointslices.discovery.k8s.io",
         "list nodes node-a", "watch nodes node-a", *more,
         "create events.events.k8s.io", "patch events.events.k8s.io",
     ]  # fmt: skip
-    assert [f.level for f in judge_access(dict.fromkeys(asked, True))] == [Level.OK]
+    assert [f.level for f in access_findings(dict.fromkeys(asked, True))] == [Level.OK]
     for denied in asked:
-        (found,) = judge_access({each: each != denied for each in asked})
+        (found,) = access_findings({each: each != denied for each in asked})
         assert found.found.startswith(f"may not {denied}")
         assert found.level is (
             Level.WARNING if denied.resource in {"events", "servicecidrs"} else Level.ERROR
@@ -425,7 +427,7 @@ def test_a_layout_that_is_not_used_asks_for_nothing() -> None:
     ],
 )
 def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -> None:
-    assert like(lines(evaluate.judge_extensions(V4, found)), [expected])
+    assert like(lines(evaluate.extension_findings(V4, found)), [expected])
 
 
 @pytest.mark.parametrize(
@@ -445,4 +447,4 @@ def test_extensions_of_libxtables(found: dict[str, int | None], expected: str) -
     ],
 )
 def test_what_shuts_services_is_named(shutting: list[str], shadowing: list[str], expected: list[str]) -> None:
-    assert like(lines(ipvs_preflight.judge_firewalls(shutting, shadowing, "R")), expected)
+    assert like(lines(ipvs_preflight.firewall_findings(shutting, shadowing, "R")), expected)

@@ -2,7 +2,7 @@
 
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.ipset.types import IpsetError, SetSpec
-from kproxy.modes.rule_features import TRIAL
+from kproxy.modes.rule_features import PROBE_NAME
 
 
 def create_set(spec: SetSpec) -> str:
@@ -17,7 +17,7 @@ def create_set(spec: SetSpec) -> str:
 def destroy_set() -> str:
     """Destroy the set; return the error text, "" on success."""
     try:
-        NetlinkIpset().destroy(TRIAL)
+        NetlinkIpset().destroy(PROBE_NAME)
     except IpsetError as error:
         return str(error)
     return ""
