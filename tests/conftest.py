@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
         or ("" if config.getoption("--ipvs-kernels") else "--ipvs-kernels is 0")
         or os.environ.get(kernels.NONE, "")
     )
-    if not cannot and with_workers and not is_worker and not looks and (cannot := uml.trial()):
+    if not cannot and with_workers and not is_worker and not looks and (cannot := uml.boot_failure()):
         os.environ[kernels.NONE] = cannot
     if cannot:
         config.pluginmanager.register(kernels.KernelUnavailable(f"{reason}; and {cannot}"))

@@ -69,7 +69,7 @@ def missing() -> str:
     return ""
 
 
-def trial() -> str:
+def boot_failure() -> str:
     """Why the kernel does not boot here although nothing is `missing()`; "" if it does.
 
     Boots it with a program that ends at once. Possible reasons: no ptrace, no executable memory (a shared

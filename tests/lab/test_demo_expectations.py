@@ -12,9 +12,9 @@ from kproxy.inspect.render import render_manifests
 from kproxy.modes.registry import mode_registry
 from kproxy_lab.demo import examples, offline
 from kproxy_lab.demo.changes import Change, _Ask, _blur, _obeyed, planned, subject
+from kproxy_lab.demo.compare import compare
 from kproxy_lab.demo.examples import Examples, Json, UnusableExamplesError
 from kproxy_lab.demo.expect import Asker, Outcome, Question, Source, listeners, topics
-from kproxy_lab.demo.judge import judge
 from kproxy_lab.lab import Answer, AskError, Namespace, Pod, Refused
 from kproxy_lab.lab.topology import NODE, PEER, NodeAddresses
 
@@ -155,7 +155,7 @@ def test_answers_are_judged(outcomes: list[Answer | AskError], wrong: str | None
     question = Question(
         "n/s", "ClusterIP", "10.96.0.1", 80, "TCP", Asker.CLIENT, {"a": Source.OWN, "b": Source.NODE}
     )
-    finding = judge(question, outcomes, NODE_ADDRESSES)
+    finding = compare(question, outcomes, NODE_ADDRESSES)
     if wrong is None:
         assert finding.wrong == ()
         assert finding.counts == Counter(a=50, b=50)
@@ -168,15 +168,15 @@ def test_a_client_with_affinity_must_not_move() -> None:
     answers = {"a": Source.OWN, "b": Source.OWN}
     question = Question("n/s", "ClusterIP", "10.96.0.1", 80, "TCP", Asker.CLIENTS, answers, sticky=True)
     keeps: list[Answer | AskError] = [answer("a", "192.0.2.10")] * 9
-    assert judge(question, keeps, NODE_ADDRESSES).wrong == ()
-    moved = judge(question, [*keeps, answer("b", "192.0.2.10")], NODE_ADDRESSES)
+    assert compare(question, keeps, NODE_ADDRESSES).wrong == ()
+    moved = compare(question, [*keeps, answer("b", "192.0.2.10")], NODE_ADDRESSES)
     assert moved.wrong == ("192.0.2.10 met a, b",)
 
 
 def test_refusal_is_right_when_nobody_is_ready() -> None:
     question = Question("n/s", "ClusterIP", "10.96.0.1", 80, "TCP", Asker.POD, {})
-    assert judge(question, [Refused("")] * 3, NODE_ADDRESSES).wrong == ()
-    assert judge(question, [answer("a", "10.244.1.12")], NODE_ADDRESSES).wrong != ()
+    assert compare(question, [Refused("")] * 3, NODE_ADDRESSES).wrong == ()
+    assert compare(question, [answer("a", "10.244.1.12")], NODE_ADDRESSES).wrong != ()
 
 
 def test_a_change_is_obeyed_when_the_newcomer_answers_or_the_leaver_no_longer_does() -> None:

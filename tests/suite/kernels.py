@@ -53,7 +53,7 @@ class IpvsDeselector:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         there = [item for item in items if item.get_closest_marker("ipvs")]
-        if there and not self._tried and (reason := uml.trial()):
+        if there and not self._tried and (reason := uml.boot_failure()):
             config.pluginmanager.register(KernelUnavailable(reason))
             return
         self.found = bool(there)

@@ -88,7 +88,7 @@ class _Duration(click.ParamType[float]):
     type=click.Path(file_okay=False, path_type=Path),
     default="bench-results",
     show_default=True,
-    help="Where results.json and the plots go.",
+    help="Directory of results.json and the plots.",
 )
 @click.option(
     "--quick",

@@ -20,9 +20,9 @@ from kproxy.cli.params import Command
     type=click.Choice(["legacy", "nft"]),
     help="Which iptables to use, instead of the one this machine uses.",
 )
-@click.option("--keep", is_flag=True, help="Leave the lab standing at the end, until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep the lab running at the end, until Ctrl-C.")
 def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) -> None:
-    """Show kproxy at work: an API server, a node with pods, a client, and who answers whom.
+    """Show kproxy at work: an API server, a node with pods, a client, and the pod that answers each request.
 
     Needs root, and touches nothing outside network namespaces of its own, which it removes at the end.
     Without root it shows some of the rules that `kproxy render` prints. Exits 0 if all went as Kubernetes

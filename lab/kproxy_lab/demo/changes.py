@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
+from kproxy_lab.demo.compare import unfair_shares
 from kproxy_lab.demo.examples import Examples, Json, with_endpoints
 from kproxy_lab.demo.expect import endpoints, usable
-from kproxy_lab.demo.judge import unfair_shares
 from kproxy_lab.demo.program import LogLine, ProgramSilentError, output, start_module
 from kproxy_lab.demo.stage import Stage
 from kproxy_lab.lab import HeldConnection, Pod
@@ -101,7 +101,7 @@ def subject(examples: Examples, pods: Sequence[Pod]) -> Subject | None:
 
 def planned(about: Subject) -> list[Change]:
     """Scale up, readiness lost and regained, scale down."""
-    new, tired = about.newcomer, about.pods[-1]
+    new, unready = about.newcomer, about.pods[-1]
     return [
         Change(
             f"scale up: + {new.name}",
@@ -110,10 +110,16 @@ def planned(about: Subject) -> list[Change]:
             edit=lambda each: [*each["endpoints"], _endpoint(each, new)],
         ),
         Change(
-            f"not ready: {tired.name}", tired, comes=False, edit=lambda each: _ready(each, tired, ready=False)
+            f"not ready: {unready.name}",
+            unready,
+            comes=False,
+            edit=lambda each: _ready(each, unready, ready=False),
         ),
         Change(
-            f"ready again: {tired.name}", tired, comes=True, edit=lambda each: _ready(each, tired, ready=True)
+            f"ready again: {unready.name}",
+            unready,
+            comes=True,
+            edit=lambda each: _ready(each, unready, ready=True),
         ),
         Change(f"scale down: - {new.name}", new, comes=False, edit=lambda each: _without(each, new)),
     ]

@@ -143,7 +143,7 @@ def rules(screen: Screen, stage: Stage, examples: Examples) -> None:
     screen.section("Where to look next")
     for command, what in (
         (offline.render_command(examples.directory), "every rule, without root"),
-        ("kproxy demo --keep", "leave the lab standing and try things in it by hand"),
+        ("kproxy demo --keep", "keep the lab running and try things in it by hand"),
         (
             "kproxy demo --manifests DIR",
             f"your own services; begin with a copy of {shown(examples.directory)}",

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kproxy_lab.demo.changes import Measured
+from kproxy_lab.demo.compare import Finding
 from kproxy_lab.demo.expect import Topic
-from kproxy_lab.demo.judge import Finding
 
 PLAIN_WIDTH: Final = 112
 WIDE: Final = 108

@@ -11,10 +11,10 @@ from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import XtablesTools
 from kproxy.kernel.xtables.types import Variant
 from kproxy_lab.apiserver import ApiError, ApiServer
+from kproxy_lab.demo.compare import Finding, compare
 from kproxy_lab.demo.examples import Examples, UnusableExamplesError, shown
 from kproxy_lab.demo.expect import Asker, Listener, Question
 from kproxy_lab.demo.interruption import Interruption
-from kproxy_lab.demo.judge import Finding, judge
 from kproxy_lab.demo.program import Program
 from kproxy_lab.lab import Lab, LabSpec, Namespace, Pod
 from kproxy_lab.lab.topology import NODE
@@ -109,7 +109,7 @@ class Stage:
             source_ips=SPEC.client_ip4[:CLIENTS] if question.asker is Asker.CLIENTS else (),
             timeout=timeout,
         )
-        return judge(question, outcomes, self.node_addresses)
+        return compare(question, outcomes, self.node_addresses)
 
     def namespace(self, asker: Asker) -> Namespace:
         """Return the namespace of an asker."""

@@ -111,11 +111,11 @@ class Conversation:
         opened = await asyncio.wrap_future(target.namespace.submit(new_socket, family, kind, proto))
         try:
             _bind(opened, target)
-            hear_icmp_errors(opened, hear=True)
+            report_icmp_errors(opened, on=True)
             with outcomes(target, established=False):
                 await _connect(opened, (target.ip, target.port))
             if target.protocol != "UDP":
-                hear_icmp_errors(opened, hear=False)  # an established connection survives them
+                report_icmp_errors(opened, on=False)  # an established connection survives them
         except BaseException:
             opened.close()
             raise
@@ -137,8 +137,8 @@ class Conversation:
         loop = asyncio.get_running_loop()
         datagrams = self.target.protocol == "UDP"
         if datagrams:
-            hear_icmp_errors(self._socket, hear=False)  # errors of earlier datagrams
-            hear_icmp_errors(self._socket, hear=True)
+            report_icmp_errors(self._socket, on=False)  # errors of earlier datagrams
+            report_icmp_errors(self._socket, on=True)
         with outcomes(self.target, established=not datagrams):
             while True:
                 await loop.sock_sendall(self._socket, f"{token}\n".encode())
@@ -280,7 +280,7 @@ async def _connect(opened: socket.socket, destination: tuple[str, int]) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def hear_icmp_errors(opened: socket.socket, *, hear: bool) -> None:
+def report_icmp_errors(opened: socket.socket, *, on: bool) -> None:
     """Have a socket report every ICMP error it meets (ip(7), IP_RECVERR), or forget what is queued.
 
     Otherwise UDP and raw sockets report port and protocol unreachable only, and a TCP socket loses the
@@ -291,7 +291,7 @@ def hear_icmp_errors(opened: socket.socket, *, hear: bool) -> None:
         if opened.family == socket.AF_INET6
         else (socket.IPPROTO_IP, IP_RECVERR)
     )
-    opened.setsockopt(level, option, int(hear))
+    opened.setsockopt(level, option, int(on))
 
 
 def _queued_error(opened: socket.socket) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kproxy_lab.lab.clients import Target, hear_icmp_errors, outcomes
+from kproxy_lab.lab.clients import Target, outcomes, report_icmp_errors
 from kproxy_lab.lab.namespaces import Namespace, family_of, new_socket
 from kproxy_lab.lab.topology import Pod
 
@@ -84,60 +84,60 @@ async def probe(target: Target, pods: Sequence[Pod], seconds: float) -> ArrivedA
     """
     family = family_of(target.ip)
     with contextlib.ExitStack() as opened:
-        ears: list[tuple[Pod, socket.socket]] = []
+        receivers: list[tuple[Pod, socket.socket]] = []
         for pod in pods:
-            ear = opened.enter_context(await _raw(pod.namespace, family))
-            ear.bind((pod.ip6 if family == socket.AF_INET6 else pod.ip4, 0))
-            ears.append((pod, ear))
-        mouth = opened.enter_context(await _raw(target.namespace, family))
-        hear_icmp_errors(mouth, hear=True)
+            receiver = opened.enter_context(await _raw(pod.namespace, family))
+            receiver.bind((pod.ip6 if family == socket.AF_INET6 else pod.ip4, 0))
+            receivers.append((pod, receiver))
+        sender = opened.enter_context(await _raw(target.namespace, family))
+        report_icmp_errors(sender, on=True)
         if target.source_ip is not None:
-            mouth.bind((target.source_ip, 0))
+            sender.bind((target.source_ip, 0))
         with outcomes(target, established=False):
-            return await _send_and_listen(target, mouth, ears, seconds)
+            return await _send_and_listen(target, sender, receivers, seconds)
 
 
 async def _send_and_listen(
-    target: Target, mouth: socket.socket, ears: Sequence[tuple[Pod, socket.socket]], seconds: float
+    target: Target, sender: socket.socket, receivers: Sequence[tuple[Pod, socket.socket]], seconds: float
 ) -> ArrivedAt | None:
     loop = asyncio.get_running_loop()
     tag = secrets.randbits(32) | 1
     source_port = target.source_port or 10000 + secrets.randbelow(50000)
-    mouth.connect((target.ip, 0))  # takes no packet; from now on ICMP errors and only this peer's packets
-    await loop.sock_sendall(mouth, build(Packet(INIT, source_port, target.port, 0, tag)))
-    hearing = [asyncio.create_task(_hear_init(pod, ear, tag)) for pod, ear in ears]
-    reply = asyncio.create_task(_hear_ack(mouth, tag, (target.port, source_port)))
+    sender.connect((target.ip, 0))  # takes no packet; from now on ICMP errors and only this peer's packets
+    await loop.sock_sendall(sender, build(Packet(INIT, source_port, target.port, 0, tag)))
+    receiving = [asyncio.create_task(_receive_init(pod, receiver, tag)) for pod, receiver in receivers]
+    reply = asyncio.create_task(_receive_ack(sender, tag, (target.port, source_port)))
     try:
-        await asyncio.wait({*hearing, reply}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*receiving, reply}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if reply.done():
             reply.result()
-        arrived = next((task.result() for task in hearing if task.done()), None)
+        arrived = next((task.result() for task in receiving if task.done()), None)
         if arrived is not None:
             await asyncio.wait({reply}, timeout=seconds)
             arrived = replace(arrived, answered=reply.done() and reply.exception() is None)
         return arrived
     finally:
-        for task in (*hearing, reply):
+        for task in (*receiving, reply):
             task.cancel()
-        await asyncio.gather(*hearing, reply, return_exceptions=True)
+        await asyncio.gather(*receiving, reply, return_exceptions=True)
 
 
-async def _hear_init(pod: Pod, ear: socket.socket, tag: int) -> ArrivedAt:
+async def _receive_init(pod: Pod, receiver: socket.socket, tag: int) -> ArrivedAt:
     """Wait at a pod for the INIT with this tag, and answer it with an INIT ACK."""
     loop = asyncio.get_running_loop()
     while True:
-        data, source = await loop.sock_recvfrom(ear, 65536)
-        packet = parse(_payload(ear, data))
+        data, source = await loop.sock_recvfrom(receiver, 65536)
+        packet = parse(_payload(receiver, data))
         if packet is not None and packet.kind == INIT and packet.tag == tag:
             ack = build(Packet(INIT_ACK, packet.port, packet.source_port, tag, tag))
-            await loop.sock_sendto(ear, ack, (source[0], 0))
+            await loop.sock_sendto(receiver, ack, (source[0], 0))
             return ArrivedAt(pod.name, source[0], packet.source_port, packet.port, answered=False)
 
 
-async def _hear_ack(mouth: socket.socket, tag: int, ports: tuple[int, int]) -> None:
+async def _receive_ack(sender: socket.socket, tag: int, ports: tuple[int, int]) -> None:
     """Wait for the INIT ACK; the socket is connected, so it receives only from the requested address."""
     while True:
-        packet = parse(_payload(mouth, await asyncio.get_running_loop().sock_recv(mouth, 65536)))
+        packet = parse(_payload(sender, await asyncio.get_running_loop().sock_recv(sender, 65536)))
         if packet is None or packet.kind != INIT_ACK:
             continue
         if packet.verification_tag == tag and (packet.source_port, packet.port) == ports:

@@ -24,7 +24,7 @@ class Finding:
     wrong: tuple[str, ...]
 
 
-def judge(
+def compare(
     question: Question, outcomes: Sequence[Answer | AskError], node_addresses: frozenset[str]
 ) -> Finding:
     """Compare outcomes with the question's expected answer."""
