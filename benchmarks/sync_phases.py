@@ -26,7 +26,8 @@ from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
-from kproxy.backends.iptables.layout_selection import LAYOUTS, layouts
+from kproxy.backends.iptables.layout_selection import layouts
+from kproxy.backends.iptables.names import LAYOUTS
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import Variant

@@ -7,10 +7,8 @@ kube-proxy's `-v` is kept as the switch: 0 shows what an operator must know, 2 a
 import contextlib
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 from kproxy.text import LONGEST, clean
@@ -35,7 +33,6 @@ with _without("rich"):
 
     from kproxy.line_limit import LineLimit
 
-_STDERR = 2
 _FIRST = ("timestamp", "level", "event")
 """Keys that begin every line."""
 _LONGEST_TRACEBACK = 16384
@@ -59,19 +56,6 @@ class _Lossy:
         """Flush the stream, or drop the buffered text if that fails."""
         with contextlib.suppress(OSError):
             self._stream.flush()
-
-
-def keep_descriptors() -> None:
-    """Open /dev/null as descriptors 0, 1 and 2 where they are closed.
-
-    Otherwise the next file or socket would get such a number, and output for stderr would go there.
-    """
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        os.set_inheritable(opened, True)  # noqa: FBT003
-    os.close(opened)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class _Forwarding(logging.Handler):

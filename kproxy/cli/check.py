@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from kproxy import logs
 from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.config.settings import NODE
@@ -21,6 +20,7 @@ def check(context: click.Context, /, output: str, **_: Any) -> None:
     Exits 0 if kproxy can work here, even with warnings, and 1 if it cannot. Probes run in a temporary network
     namespace or, if none can be made, in chains and sets that nothing else uses, and are removed afterwards.
     """
+    from kproxy import logs
     from kproxy.config.loading import FileError, log_flags
     from kproxy.config.model import ConfigError
     from kproxy.inspect.preflight.report import check_node

@@ -4,7 +4,6 @@ import sys
 
 import click
 
-from kproxy import logs
 from kproxy.cli.params import Command
 
 
@@ -30,6 +29,7 @@ def cleanup(verbosity: int, peer: str | None, *, stop: bool, on_exit: bool) -> N
     kproxy runs on this node, in a pod or not, it would make everything again: then this command names it,
     changes nothing and exits 1, unless --stop or --on-exit is set.
     """
+    from kproxy import logs
     from kproxy.modes.leftovers import LeavingError, clean_up, clean_up_on_exit
 
     logs.configure(verbosity)

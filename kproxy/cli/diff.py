@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from kproxy import logs
 from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.config.settings import NODE
@@ -34,6 +33,7 @@ def diff(context: click.Context, /, against: Path | None, ip_family: str, output
 
     Exits 0 if nothing would change, 2 if something would, 1 on an error.
     """
+    from kproxy import logs
     from kproxy.addresses import Family
     from kproxy.config.loading import log_flags
     from kproxy.config.model import ConfigError

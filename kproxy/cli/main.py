@@ -1,19 +1,26 @@
-"""The `kproxy` command."""
+"""The `kproxy` command: a group whose commands are imported when they are used.
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+`kproxy status` runs in scripts and probes, so it must not pay for the imports of `run`. Each command is a
+module of this package that defines it under its own name. `--help` imports all of them; so a module imports
+at its top only what its options need, and in its function what its work needs.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kproxy import __version__, logs
-from kproxy.cli.check import check
-from kproxy.cli.cleanup import cleanup
-from kproxy.cli.diff import diff
+from kproxy import __version__
+from kproxy.cli.descriptors import keep_descriptors
 from kproxy.cli.params import read_environment, words
-from kproxy.cli.render import render
-from kproxy.cli.run import run
-from kproxy.cli.status import status
 from kproxy.text import clean_lines
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+COMMANDS = ("run", "check", "diff", "status", "render", "cleanup")
+"""The names of the commands, which are also the names of their modules."""
 
 EXTENSIONS = "kproxy.commands"
 """Entry points of this group are additional commands: those of the lab, if it is installed."""
@@ -23,6 +30,35 @@ class _BadFlags(click.UsageError):
     """Exits with 1, as kube-proxy does for bad flags; `kproxy diff` uses 2 for a difference."""
 
     exit_code = 1
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """Commands by name; the module of a command is imported at its first use."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._loaded: dict[str, click.Command | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self._loaded[name]
+        if command is None:
+            command = self._loaded[name] = getattr(import_module(f"kproxy.cli.{name}"), name)
+            read_environment(command)
+        return command
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
 
 
 class _Kproxy(click.Group):
@@ -43,7 +79,7 @@ class _Kproxy(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        logs.keep_descriptors()
+        keep_descriptors()
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -57,19 +93,17 @@ class _Kproxy(click.Group):
             raise kind(clean_lines(error.format_message())) from error
 
 
-def _extensions() -> dict[str, EntryPoint]:
+def _extensions() -> "dict[str, EntryPoint]":
+    from importlib.metadata import entry_points
+
     return {each.name: each for each in entry_points(group=EXTENSIONS)}
 
 
 @click.group(
     cls=_Kproxy,
+    commands=_Commands(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": words},
 )
 @click.version_option(__version__, prog_name="kproxy")
 def main() -> None:
     """A Kubernetes service proxy that runs on every node in place of kube-proxy."""
-
-
-for command in (run, check, diff, status, render, cleanup):
-    read_environment(command)
-    main.add_command(command)

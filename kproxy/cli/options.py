@@ -45,6 +45,7 @@ def _option(declared: Declaration) -> Decorator:
     options: dict[str, Any] = {
         "help": setting.help + (f"  [default: {default}]" if default else ""),
         "group": declared.group,
+        "has_variable": not setting.replaced_by,
         "metavar": setting.metavar or None,
     }
     if bare is bool:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kproxy.config.codec import Defect
-from kproxy.config.declarations import replaced_flags
 from kproxy.config.settings import Group
 
 if TYPE_CHECKING:
@@ -79,9 +77,12 @@ def given_variables(ctx: click.Context) -> dict[str, str]:
 class _Flag(click.Option):
     """An option that keeps a bad value until all others are read, so that all are reported at once."""
 
-    def __init__(self, *names: Any, group: Group | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *names: Any, group: Group | None = None, has_variable: bool = True, **settings: Any
+    ) -> None:
         super().__init__(*names, **settings)
         self.group = group
+        self.has_variable = has_variable
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
@@ -98,7 +99,10 @@ class _Flag(click.Option):
 
 
 def flag(*names: str, **settings: Any) -> Decorator:
-    """An option without a default: its value is None if it is not set. `group` is its heading in `--help`."""
+    """An option without a default: its value is None if it is not set.
+
+    `group` is its heading in `--help`. `has_variable` is False if no environment variable sets it.
+    """
     return click.option(*names, default=None, cls=_Flag, **settings)
 
 
@@ -163,17 +167,20 @@ def flag_name(option: click.Parameter) -> str:
 def read_environment(command: click.Command) -> None:
     """Read each flag of a command from a variable: `--cluster-cidr` as KPROXY_CLUSTER_CIDR.
 
-    --healthz-port and --metrics-port are excluded: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods of
-    a namespace that has a Service kproxy-metrics.
+    --healthz-port and --metrics-port have no variable: kubelet sets KPROXY_METRICS_PORT=tcp://... in the pods
+    of a namespace that has a Service kproxy-metrics.
     """
     for option in command.params:
         name = flag_name(option)
-        if isinstance(option, click.Option) and name not in {*replaced_flags(), "help", "version"}:
+        if isinstance(option, _Flag) and not option.has_variable:
+            continue
+        if isinstance(option, click.Option) and name not in {"help", "version"}:
             option.envvar = "KPROXY_" + name.upper().replace("-", "_")
 
 
 def command_line(context: click.Context) -> "CommandLine":
     """Collect the flags of the command line and the environment."""
+    from kproxy.config.codec import Defect
     from kproxy.config.loading import CommandLine
 
     flags: dict[str, object] = {}

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from kproxy import logs
 from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.config.settings import RULES
@@ -32,6 +31,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     """
     import msgspec
 
+    from kproxy import logs
     from kproxy.addresses import Family
     from kproxy.config.loading import FileError, log_flags
     from kproxy.config.model import ConfigError

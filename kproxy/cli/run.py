@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from kproxy import logs
 from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.cli.version import version
@@ -33,6 +32,7 @@ def run(
     configuration again. A second kproxy on the node waits 5 s for the first one to end, then names it and
     exits 1.
     """
+    from kproxy import logs
     from kproxy.agent.main import prepare
     from kproxy.agent.main import run as run_service
     from kproxy.agent.once import OnceTimeout

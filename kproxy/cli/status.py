@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 import click
 
-from kproxy import logs
 from kproxy.cli.params import Command
 
 _TIMEOUT = "1m"
@@ -62,7 +61,6 @@ def status(
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait", context)
-    logs.configure()
     seconds = parse_duration(_TIMEOUT) if timeout is None else timeout
     try:
         found = status_client.wait(address, seconds) if wait else status_client.fetch(address)

@@ -19,6 +19,7 @@ from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import Settings
 from kproxy.config.loading import MAX_BYTES, CommandLine, log_settings
 from kproxy.config.model import ConfigError, ProxyConfig, mode_name
+from kproxy.config.refusals import RefusedMode, RejectedConfiguration
 from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
 from kproxy.config.settings import Section
 from kproxy.config.translate import has_no_effect
@@ -38,23 +39,6 @@ SETTLE = 0.1
 """Seconds without further events before a changed file is read."""
 RESCAN = 30.0
 """Seconds between checks of the file, as events can be missing: network file systems, symbolic links."""
-
-
-class RefusedMode(msgspec.Struct, frozen=True, rename="camel", order=True):
-    """A mode that the file names and that could not start; `kept` stays in use."""
-
-    at: datetime
-    mode: str
-    kept: str
-    reason: str
-
-
-class RejectedConfiguration(msgspec.Struct, frozen=True, rename="camel", order=True):
-    """A rejected configuration file: time, path and every defect. The previous one stays in force."""
-
-    at: datetime
-    file: str
-    problems: list[str]
 
 
 class Changes(msgspec.Struct, frozen=True):

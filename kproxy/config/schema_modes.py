@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from kproxy.backends.iptables.layout_selection import LAYOUTS
+from kproxy.backends.iptables.names import LAYOUTS
 from kproxy.config.settings import NODE, RULES, Group, Section, live
 from kproxy.config.values import (
     Bit,

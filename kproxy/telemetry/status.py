@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.config.reload import RefusedMode, RejectedConfiguration
+from kproxy.config.refusals import RefusedMode, RejectedConfiguration
 from kproxy.state.problems import Problem
 from kproxy.telemetry.verdict import State
 from kproxy.text import clean_all

@@ -1,8 +1,8 @@
 """Request the status of the kproxy that runs on this node, once or until it is healthy."""
 
+import contextlib
 import http.client
 import time
-import urllib.request
 from collections.abc import Callable
 
 import msgspec
@@ -28,9 +28,11 @@ def fetch(address: str, seconds: float = REQUEST_SECONDS) -> Status:
     """Request the status of the kproxy that listens at `host:port`. Raises StatusUnavailable."""
     url = f"http://{address}/status"
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            url, timeout=seconds
-        ) as answer:
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=seconds)) as connection:
+            connection.request("GET", "/status")
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise StatusUnavailable(f"no status from {url}: {answer.status} {answer.reason}")
             return msgspec.json.decode(answer.read(), type=Status)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise StatusUnavailable(f"no status from {url}: {error}") from error

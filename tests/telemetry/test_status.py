@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.config.reload import RefusedMode, RejectedConfiguration
+from kproxy.config.refusals import RefusedMode, RejectedConfiguration
 from kproxy.state.problems import Problem
 from kproxy.telemetry.http.server import Answer, HttpServer
 from kproxy.telemetry.status import (

@@ -12,8 +12,6 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
 from kproxy.backends.iptables.scalable import ScalableLayout
 
-LAYOUTS = ("auto", "standard", "scalable")
-
 LARGE, SMALL = 5_000, 3_500
 """Service ports plus endpoints of one family: a cluster is large from LARGE on, and small below SMALL."""
 

@@ -6,6 +6,9 @@ separator (pkg/proxy/iptables/proxier.go).
 
 from kproxy.backends.core.hashes import digest
 
+LAYOUTS = ("auto", "standard", "scalable")
+"""The layouts that --iptables-layout accepts; layout_selection.py says what `auto` does."""
+
 ChainId = tuple[str, str]
 """(table, chain)."""
 

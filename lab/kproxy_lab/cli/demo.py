@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from kproxy import logs
 from kproxy.cli.params import Command
 
 
@@ -28,6 +27,7 @@ def demo(manifests: Path | None, iptables_variant: str | None, *, keep: bool) ->
     Without root it shows some of the rules that `kproxy render` prints. Exits 0 if all went as Kubernetes
     says it should.
     """
+    from kproxy import logs
     from kproxy_lab.demo.examples import UnusableExamplesError
     from kproxy_lab.demo.story import run
 
