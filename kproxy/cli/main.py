@@ -42,7 +42,6 @@ class _Commands(MutableMapping[str, click.Command]):
         command = self._loaded[name]
         if command is None:
             command = self._loaded[name] = getattr(import_module(f"kproxy.cli.{name}"), name)
-            read_environment(command)
         return command
 
     def __setitem__(self, name: str, command: click.Command) -> None:

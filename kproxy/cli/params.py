@@ -24,7 +24,11 @@ _FLAG = re.compile(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)")
 
 
 class Command(click.Command):
-    """A command whose errors name the environment variable if a flag's value came from one."""
+    """A command whose flags have variables; its errors name the variable if a value came from one."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        read_environment(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments. Raises BadParameter."""

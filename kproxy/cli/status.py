@@ -55,12 +55,14 @@ def status(
     context: click.Context, /, address: str, output: str | None, wait: bool, timeout: float | None
 ) -> None:
     """Show what runs on this node, since when, and what is wrong."""
+    from kproxy import logs
     from kproxy.config.durations import format_duration, parse_duration
     from kproxy.telemetry import status_client
     from kproxy.telemetry.status import UNHEALTHY, encode
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait", context)
+    logs.configure()
     seconds = parse_duration(_TIMEOUT) if timeout is None else timeout
     try:
         found = status_client.wait(address, seconds) if wait else status_client.fetch(address)
