@@ -23,7 +23,10 @@ CONFIG = NftablesConfig(
 )
 """The second node address is also one that services contest as an external one."""
 
-_PARTS = re.compile(r"(all|here)-(\d+)\b")
+_PARTS = re.compile(r"\b(all|here)-(\d{1,3}(?:-\d+)?\b|[A-Z2-7]{16}\b)")
+_NUMBERED = re.compile(r"numgen random mod (\d+) map @(\S+)")
+_FIRST = re.compile(r"dport map @(\S+)")
+_OFFSETS = re.compile(r"numgen inc mod 1 offset (\d+) \. ")
 
 
 class NftablesNode(Node[NftablesBackend, list[str]]):
@@ -72,15 +75,27 @@ class NftablesNode(Node[NftablesBackend, list[str]]):
         elements = {name: c.elements for name, c in table.containers.items()}
         found = set()
         for asked, verdict in elements["services"].items():
-            way = elements["admitted"][asked] if verdict == "goto firewall" else verdict
+            way = elements["admitted"][asked] if verdict.startswith("goto firewall-") else verdict
             assert way.removeprefix("goto ") in table.chains
-            for part, count in _PARTS.findall(way):
-                prefix = "local-" if part == "here" else ""
-                assert asked in elements[f"{prefix}endpoint-0"], (asked, way)
-                for number in range(1, int(count)):
-                    assert f"{asked} . {number}" in elements[f"{prefix}endpoints-{count}"], (asked, way)
+            for part, rest in _PARTS.findall(way):
+                self._leads_somewhere(asked, f"{part}-{rest}")
             found.add(asked)
         return found
+
+    def _leads_somewhere(self, asked: str, chain: str) -> None:
+        """Fail unless a chain finds an endpoint for a frontend, whatever number is drawn."""
+        table = self.fake.table(self.config.family)
+        rules = table.chains[chain][1]
+        if any("@affinity-" in rule for rule in rules):
+            return
+        firsts = [table.containers[name].elements for rule in rules for name in _FIRST.findall(rule)]
+        assert any(asked in first for first in firsts), (asked, chain)
+        for rule in rules:
+            for count, name in _NUMBERED.findall(rule):
+                numbers = _OFFSETS.findall(rule)
+                prefix = " . ".join(numbers) if numbers else asked
+                for number in range(0 if numbers else 1, int(count)):
+                    assert f"{prefix} . {number}" in table.containers[name].elements, (asked, chain, number)
 
 
 def with_config(**settings: Any) -> NftablesConfig:

@@ -44,8 +44,8 @@ def test_a_moved_endpoint_is_one_element() -> None:
     node.put(None, pods("a", "10.1.0.1", "10.1.0.3"))
     assert node.done().changes == {"transactions": 1, "elements": 1}
     assert node.fake.scripts[-1].splitlines() == [
-        "delete element ip kproxy endpoints-2 { 10.96.0.1 . 6 . 80 . 1 }",
-        "add element ip kproxy endpoints-2 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.3 . 8080 }",
+        "delete element ip kproxy endpoints-2-19 { 10.96.0.1 . 6 . 80 . 1 }",
+        "add element ip kproxy endpoints-2-19 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.3 . 8080 }",
     ]
 
 
@@ -63,8 +63,8 @@ def test_a_new_count_brings_its_chains_and_the_old_ones_go() -> None:
     }
     table = node.fake.table(Family.IPV4)
     assert {"all-1", "cluster-all-1"} <= set(table.chains)
-    assert not {"all-2", "cluster-all-2"} & set(table.chains)
-    assert "endpoints-2" not in table.containers
+    assert not {"all-2-19", "cluster-all-2-19"} & set(table.chains)
+    assert "endpoints-2-19" not in table.containers
 
 
 def test_a_big_change_is_cut_between_services() -> None:
@@ -183,7 +183,7 @@ def test_a_node_port_gives_way_to_an_external_address(external_first: bool) -> N
     assert elements(node, "endpoint-0")[asked] == "10.1.0.9 . 8080"
     node.drop("ns1/b")
     node.done()
-    assert elements(node, "services")[asked] == "goto external-all-2"
+    assert elements(node, "services")[asked] == "goto external-all-2-19"
     assert elements(node, "endpoint-0")[asked] == "10.1.0.1 . 8080"
     assert node.state() == node.fresh()
 
@@ -217,11 +217,11 @@ def _flush_chain(table: FakeTable) -> None:
 
 
 def _change_rule(table: FakeTable) -> None:
-    table.chains["firewall"] = ("", [table.chains["firewall"][1][0], "accept"])
+    table.chains["refuse"] = ("", ["accept"])
 
 
 def _change_class(table: FakeTable) -> None:
-    table.chains["cluster-all-2"] = ("", ["goto all-2"])
+    table.chains["cluster-all-2-19"] = ("", ["goto all-2-19"])
 
 
 def _add_chain(table: FakeTable) -> None:
@@ -229,7 +229,7 @@ def _add_chain(table: FakeTable) -> None:
 
 
 def _flush_pick(table: FakeTable) -> None:
-    table.chains["all-2"] = ("", [])
+    table.chains["all-2-19"] = ("", [])
 
 
 def _delete_map(table: FakeTable) -> None:
@@ -243,8 +243,8 @@ def _delete_map(table: FakeTable) -> None:
         (_change_element, "element { 10.96.0.1 . 6 . 80 } of endpoint-0 is modified: has another value"),
         (_add_element, "element { 10.96.6.6 . 6 . 80 } of services is unexpected"),
         (_flush_chain, "chain nat-output is modified: has other rules"),
-        (_change_rule, "chain firewall is modified: has other rules"),
-        (_change_class, "chain cluster-all-2 is modified: has other rules"),
+        (_change_rule, "chain refuse is modified: has other rules"),
+        (_change_class, "chain cluster-all-2-19 is modified: has other rules"),
         (_add_chain, "chain strange is unexpected"),
         (_flush_pick, "table kproxy is modified: not whole"),
         (_delete_map, "table kproxy is modified: not whole"),
@@ -365,10 +365,10 @@ def test_a_chain_that_others_use_is_left_and_tried_again() -> None:
     node = NftablesNode()
     node.put(web(), pods("a", "10.1.0.1", "10.1.0.2"))
     node.done()
-    node.fake.table(Family.IPV4).chains["strange"] = ("", ["goto cluster-all-2"])
+    node.fake.table(Family.IPV4).chains["strange"] = ("", ["goto cluster-all-2-19"])
     node.put(None, pods("a", "10.1.0.1"))
     node.done()
-    assert "cluster-all-2" in node.fake.table(Family.IPV4).chains
+    assert "cluster-all-2-19" in node.fake.table(Family.IPV4).chains
     del node.fake.table(Family.IPV4).chains["strange"]
     node.backend.retry()
     node.done()

@@ -16,7 +16,8 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import base_chains, fixed_chains
-from kproxy.backends.nftables.render import MAX_SLOTS, canonical, render_service, slots
+from kproxy.backends.nftables.render import canonical, render_service
+from kproxy.backends.nftables.shares import MAX_SLOTS, slots
 from kproxy.cli.main import main
 from tests.backends.nftables_node import CONFIG, with_config
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
@@ -32,10 +33,15 @@ DNAT = f"meta l4proto {{ 6, 17, 132 }} dnat ip to {ASKED}"
 MARK = "meta mark set meta mark | 0x4000"
 TO_ONE = f"all-1 | {DNAT} map @endpoint-0"
 TO_TWO = (
-    f"all-2 | {DNAT} . numgen random mod 2 map @endpoints-2",
-    f"all-2 | {DNAT} map @endpoint-0",
+    f"all-2-0 | {DNAT} . numgen random mod 2 map @endpoints-2-0",
+    f"all-2-0 | {DNAT} map @endpoint-0",
 )
 CLUSTER_IP = "cluster-ips { 10.96.0.1 }"
+FIREWALL = "firewall-TSIDNUUWGIUOLYR3"
+TO_ADMITTED = (
+    f"{FIREWALL} | ip saddr @ranges-TSIDNUUWGIUOLYR3 {ASKED} vmap @admitted",
+    f"{FIREWALL} | drop",
+)
 HAIRPIN = "hairpin { 10.1.0.1 . 10.1.0.1 . 6 . 8080 }"
 
 
@@ -94,18 +100,18 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             [HERE, THERE],
             [
                 CLUSTER_IP,
-                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-2 }",
+                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-2-0 }",
                 "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.1 . 8080 }",
-                "endpoints-2 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
+                "endpoints-2-0 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
                 "endpoint-0 { 192.168.0.2 . 6 . 30001 : 10.1.0.1 . 8080 }",
-                "endpoints-2 { 192.168.0.2 . 6 . 30001 . 1 : 10.1.0.2 . 8080 }",
-                "services { 192.168.0.2 . 6 . 30001 : goto external-all-2 }",
+                "endpoints-2-0 { 192.168.0.2 . 6 . 30001 . 1 : 10.1.0.2 . 8080 }",
+                "services { 192.168.0.2 . 6 . 30001 : goto external-all-2-0 }",
                 HAIRPIN,
                 *TO_TWO,
-                f"cluster-all-2 | ip saddr != 10.1.0.0/16 {MARK}",
-                "cluster-all-2 | goto all-2",
-                f"external-all-2 | {MARK}",
-                "external-all-2 | goto all-2",
+                f"cluster-all-2-0 | ip saddr != 10.1.0.0/16 {MARK}",
+                "cluster-all-2-0 | goto all-2-0",
+                f"external-all-2-0 | {MARK}",
+                "external-all-2-0 | goto all-2-0",
             ],
             id="node port",
         ),
@@ -119,26 +125,27 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             [HERE, THERE],
             [
                 CLUSTER_IP,
-                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-2 }",
+                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-2-0 }",
                 "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.1 . 8080 }",
-                "endpoints-2 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
+                "endpoints-2-0 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
                 "endpoint-0 { 203.0.113.7 . 6 . 80 : 10.1.0.1 . 8080 }",
-                "endpoints-2 { 203.0.113.7 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
+                "endpoints-2-0 { 203.0.113.7 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
                 "local-endpoint-0 { 203.0.113.7 . 6 . 80 : 10.1.0.1 . 8080 }",
-                "services { 203.0.113.7 . 6 . 80 : goto firewall }",
-                "admitted { 203.0.113.7 . 6 . 80 : goto local-all-2-here-1 }",
-                "source-ranges { 203.0.113.7 . 6 . 80 . 192.168.0.2 }",
-                "source-ranges { 203.0.113.7 . 6 . 80 . 198.18.0.0/15 }",
-                "source-ranges { 203.0.113.7 . 6 . 80 . 203.0.113.7 }",
+                "services { 203.0.113.7 . 6 . 80 : goto " + FIREWALL + " }",
+                "admitted { 203.0.113.7 . 6 . 80 : goto local-all-2-0-here-1 }",
                 HAIRPIN,
+                "ranges-TSIDNUUWGIUOLYR3 { 192.168.0.2 }",
+                "ranges-TSIDNUUWGIUOLYR3 { 198.18.0.0/15 }",
+                "ranges-TSIDNUUWGIUOLYR3 { 203.0.113.7 }",
                 *TO_TWO,
-                f"cluster-all-2 | ip saddr != 10.1.0.0/16 {MARK}",
-                "cluster-all-2 | goto all-2",
+                f"cluster-all-2-0 | ip saddr != 10.1.0.0/16 {MARK}",
+                "cluster-all-2-0 | goto all-2-0",
                 f"here-1 | {DNAT} map @local-endpoint-0",
-                "local-all-2-here-1 | ip saddr 10.1.0.0/16 goto all-2",
-                f"local-all-2-here-1 | fib saddr type local {MARK}",
-                "local-all-2-here-1 | fib saddr type local goto all-2",
-                "local-all-2-here-1 | goto here-1",
+                "local-all-2-0-here-1 | ip saddr 10.1.0.0/16 goto all-2-0",
+                f"local-all-2-0-here-1 | fib saddr type local {MARK}",
+                "local-all-2-0-here-1 | fib saddr type local goto all-2-0",
+                "local-all-2-0-here-1 | goto here-1",
+                *TO_ADMITTED,
             ],
             id="restricted load balancer with the Local policy",
         ),
@@ -155,14 +162,15 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
                 "services { 10.96.0.1 . 6 . 80 : goto cluster-all-1 }",
                 "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.2 . 8080 }",
                 "endpoint-0 { 203.0.113.7 . 6 . 80 : 10.1.0.2 . 8080 }",
-                "services { 203.0.113.7 . 6 . 80 : goto firewall }",
+                "services { 203.0.113.7 . 6 . 80 : goto " + FIREWALL + " }",
                 "admitted { 203.0.113.7 . 6 . 80 : goto external-all-1 }",
-                "source-ranges { 203.0.113.7 . 6 . 80 . 198.18.0.0/15 }",
+                "ranges-TSIDNUUWGIUOLYR3 { 198.18.0.0/15 }",
                 TO_ONE,
                 f"cluster-all-1 | ip saddr != 10.1.0.0/16 {MARK}",
                 "cluster-all-1 | goto all-1",
                 f"external-all-1 | {MARK}",
                 "external-all-1 | goto all-1",
+                *TO_ADMITTED,
             ],
             id="a restricted load balancer's address that is an external one too",
         ),
@@ -175,15 +183,16 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             [THERE],
             [
                 CLUSTER_IP,
-                "services { 10.96.0.1 . 6 . 80 : goto firewall }",
+                "services { 10.96.0.1 . 6 . 80 : goto " + FIREWALL + " }",
                 "admitted { 10.96.0.1 . 6 . 80 : goto cluster-all-1 }",
                 "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.2 . 8080 }",
-                "source-ranges { 10.96.0.1 . 6 . 80 . 198.18.0.0/15 }",
+                "ranges-TSIDNUUWGIUOLYR3 { 198.18.0.0/15 }",
                 TO_ONE,
                 f"cluster-all-1 | ip saddr != 10.1.0.0/16 {MARK}",
                 "cluster-all-1 | goto all-1",
                 f"external-all-1 | {MARK}",
                 "external-all-1 | goto all-1",
+                *TO_ADMITTED,
             ],
             id="a restricted load balancer's address that is the cluster IP too",
         ),
@@ -211,15 +220,15 @@ def lines(document: dict[str, Any], *endpoints: Any, config: Any = ONE_NODE) -> 
             [HERE, THERE],
             [
                 CLUSTER_IP,
-                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-3 }",
+                "services { 10.96.0.1 . 6 . 80 : goto cluster-all-3-0 }",
                 "endpoint-0 { 10.96.0.1 . 6 . 80 : 10.1.0.1 . 8080 }",
-                "endpoints-3 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
-                "endpoints-3 { 10.96.0.1 . 6 . 80 . 2 : 10.1.0.2 . 8080 }",
+                "endpoints-3-0 { 10.96.0.1 . 6 . 80 . 1 : 10.1.0.2 . 8080 }",
+                "endpoints-3-0 { 10.96.0.1 . 6 . 80 . 2 : 10.1.0.2 . 8080 }",
                 HAIRPIN,
-                f"all-3 | {DNAT} . numgen random mod 3 map @endpoints-3",
-                f"all-3 | {DNAT} map @endpoint-0",
-                f"cluster-all-3 | ip saddr != 10.1.0.0/16 {MARK}",
-                "cluster-all-3 | goto all-3",
+                f"all-3-0 | {DNAT} . numgen random mod 3 map @endpoints-3-0",
+                f"all-3-0 | {DNAT} map @endpoint-0",
+                f"cluster-all-3-0 | ip saddr != 10.1.0.0/16 {MARK}",
+                "cluster-all-3-0 | goto all-3-0",
             ],
             id="weights",
         ),
@@ -232,19 +241,20 @@ def test_a_service_is_its_elements(document: Any, endpoints: list[Any], expected
 def test_affinity_has_a_chain_that_remembers() -> None:
     resting = endpoint("10.1.0.3", node="node2", ready=False, serving=False)
     found = lines(service(sessionAffinity="ClientIP"), HERE, THERE, resting)
-    chain = "all-XPGD46QRK7WJZT7O"  # the hash of the iptables mode's KUBE-SVC- chain
+    hashed = "XPGD46QRK7WJZT7O"  # as in the iptables mode's KUBE-SVC- chain
+    chain, clients = f"all-{hashed}", f"@affinity-{hashed}"
     first, second, third = "849589998", "1838941021", "221053072"
 
     def remember(number: str, ip: str) -> str:
         key = f"ip saddr . numgen inc mod 1 offset {number}"
-        return f"update @affinity {{ {key} timeout 10800s }} meta l4proto 6 dnat ip to {ip}:8080"
+        return f"update {clients} {{ {key} timeout 10800s }} meta l4proto 6 dnat ip to {ip}:8080"
 
     both = "0 : 10.1.0.1 . 8080, 1 : 10.1.0.2 . 8080"
     assert [line for line in found if chain in line] == [
         f"services {{ 10.96.0.1 . 6 . 80 : goto cluster-{chain} }}",
-        f"{chain} | delete @affinity {{ ip saddr . numgen inc mod 1 offset {third} }}",
-        f"{chain} | ip saddr . numgen inc mod 1 offset {first} @affinity {remember(first, '10.1.0.1')}",
-        f"{chain} | ip saddr . numgen inc mod 1 offset {second} @affinity {remember(second, '10.1.0.2')}",
+        f"{chain} | delete {clients} {{ ip saddr . numgen inc mod 1 offset {third} }}",
+        f"{chain} | ip saddr . numgen inc mod 1 offset {first} {clients} {remember(first, '10.1.0.1')}",
+        f"{chain} | ip saddr . numgen inc mod 1 offset {second} {clients} {remember(second, '10.1.0.2')}",
         f"{chain} | numgen random mod 2 < 1 {remember(first, '10.1.0.1')}",
         f"{chain} | {remember(second, '10.1.0.2')}",
         f"{chain} | meta l4proto 6 dnat ip to numgen random mod 2 map {{ {both} }}",
@@ -257,7 +267,10 @@ def test_a_service_made_anew_under_its_name_remembers_nobody() -> None:
     def remembered(created: str) -> set[str]:
         found = lines(service(sessionAffinity="ClientIP", created=created), HERE, THERE)
         return set(
-            re.findall(r"update @affinity \{ ip saddr \. numgen inc mod 1 offset (\d+)", "\n".join(found))
+            re.findall(
+                r"update @affinity-XPGD46QRK7WJZT7O \{ ip saddr \. numgen inc mod 1 offset (\d+)",
+                "\n".join(found),
+            )
         )
 
     first, again = remembered("2026-01-01T00:00:00Z"), remembered("2026-01-01T00:00:01Z")
@@ -346,7 +359,7 @@ def _through_the_kernel(family: Family) -> None:
     assert sorted(found) == sorted(wanted)
     config = with_config(family=family)
     assert set(names.declarations(family)) <= read_containers(listed)
-    assert {*fixed_chains(config), *base_chains(config)} <= set(read_chains(listed))
+    assert {*fixed_chains(), *base_chains(config)} <= set(read_chains(listed))
 
 
 def test_a_service_cidr_that_is_none_is_named() -> None:
@@ -373,4 +386,4 @@ def test_everything_of_a_service_is_in_a_map_that_exists() -> None:
     found = render_service(
         plan_of(service(ports=[port()]), endpoint_slice(HERE, THERE, ports=[port(8080)])), CONFIG
     )
-    assert {e.container for e in found.elements} - declared == {names.numbered(2)}
+    assert {e.container for e in found.elements} - declared == {names.numbered(2, 0)}

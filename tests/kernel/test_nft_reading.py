@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kproxy.addresses import Family
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import pick
+from kproxy.backends.nftables.chains import Chain, OwnList, Target, firewall, own, pick, sticky
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.drift import is_whole
 from kproxy.backends.nftables.listing import contents_of
@@ -27,8 +27,9 @@ from tests.kernel.namespace import fresh_network
 from tests.kernel.nft_oracle import listing, nft, read_chains, read_containers, read_elements, write
 from tests.suite.matrix import examples
 
-NUMBERED = 3
-VERDICTS = ("drop", "accept", "return", "continue", "goto all-3", "jump here-3", f"goto {'n' * 127}")
+NUMBERED, PART = 3, 7
+HASHED = "A" * 16
+VERDICTS = ("drop", "accept", "return", "continue", "goto all-3-7", "jump here-3-7", f"goto {'n' * 127}")
 
 
 def _addresses(family: Family) -> st.SearchStrategy[str]:
@@ -37,6 +38,24 @@ def _addresses(family: Family) -> st.SearchStrategy[str]:
     else:
         edges, drawn = ["::", "::1", "::ffff:1.2.3.4", "::1.2.3.4", "2001:db8::"], st.ip_addresses(v=6)
     return st.one_of(st.sampled_from(edges), drawn.map(str).map(canonical))
+
+
+def _cidr(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    text = canonical(str(network.network_address))
+    return f"{text}/{network.prefixlen}" if network.prefixlen < network.max_prefixlen else text
+
+
+def chains_of(family: Family) -> dict[str, Chain]:
+    """Chains that read every kind of map and set that exists only on demand."""
+    target = Target("10.0.0.1" if family is Family.IPV4 else "fd00::1", 80, 1, 1)
+    return {
+        **dict(
+            [pick(family, NUMBERED, PART), pick(family, NUMBERED, PART, local=True), firewall(family, HASHED)]
+        ),
+        "own": own(family, OwnList((1, 2), 5, PART), [False]),
+        "sticky": sticky(family, HASHED, 6, [target], 60),
+        "n" * 127: (),
+    }
 
 
 @st.composite
@@ -68,15 +87,18 @@ def tables(draw: st.DrawFn) -> tuple[Family, dict[str, dict[str, str]]]:
         names.REFUSALS: (asked, st.sampled_from(["drop", "goto refuse"])),
         names.ENDPOINT_0: (asked, endpoint),
         names.LOCAL_ENDPOINT_0: (asked, endpoint),
-        names.numbered(NUMBERED): (key(asked, number), endpoint),
-        names.numbered(NUMBERED, local=True): (key(asked, number), endpoint),
+        names.numbered(NUMBERED, PART): (key(asked, number), endpoint),
+        names.numbered(NUMBERED, PART, local=True): (key(asked, number), endpoint),
+        names.slots(PART): (key(number, number, number), endpoint),
         names.HAIRPIN: (key(ips, asked), nothing),
         names.CLUSTER_IPS: (ips, nothing),
     }
     drawn = {name: draw(st.dictionaries(*kind, max_size=5)) for name, kind in kinds.items()}
-    # Ranges of one frontend must not overlap.
-    ranges = draw(st.dictionaries(asked, _ranges(family), max_size=5))
-    drawn[names.SOURCE_RANGES] = {f"{frontend} . {each}": "" for frontend, each in ranges.items()}
+    # Ranges must not overlap, and nft prints a range of several prefixes otherwise.
+    networks = ipaddress.collapse_addresses(
+        map(ipaddress.ip_network, draw(st.lists(_ranges(family), max_size=5)))
+    )
+    drawn[names.ranges(HASHED)] = dict.fromkeys(map(_cidr, networks), "")
     return family, drawn
 
 
@@ -86,7 +108,7 @@ def _write(family: Family, elements: dict[str, dict[str, str]]) -> None:
     script.remove_table()
     script.declare(config)
     script.fixed(config)
-    script.chains(dict([pick(family, NUMBERED), pick(family, NUMBERED, local=True), ("n" * 127, ())]))
+    script.chains(chains_of(family))
     for name, content in elements.items():
         script.add_elements(name, content)
     write(str(script))
@@ -156,11 +178,11 @@ def _many(family: Family) -> None:
     first = ipaddress.ip_address("10.0.0.0" if family is Family.IPV4 else "2001:db8::")
     asked = [f"{first + number} . 6 . 80" for number in range(3000)]
     elements = {
-        names.SERVICES: dict.fromkeys(asked, "goto all-3"),
-        names.numbered(NUMBERED): {
+        names.SERVICES: dict.fromkeys(asked, "goto all-3-7"),
+        names.numbered(NUMBERED, PART): {
             f"{key} . {number}": f"{key.split()[0]} . 8080" for key in asked for number in (1, 2)
         },
-        names.SOURCE_RANGES: {f"{key} . {key.split()[0]}": "" for key in asked},
+        names.ranges(HASHED): {f"{first + 4 * number}": "" for number in range(3000)},
     }
     _write(family, elements)
     reading = dump.reading(family, names.TABLE, elements=True)
@@ -208,30 +230,32 @@ def test_elements_with_comments_of_others_are_read_by_their_keys() -> None:
     table = f"ip6 {names.TABLE}"
     write(
         f'add element {table} {names.CLUSTER_IPS} {{ fd00::2 comment "a : b" }}\n'
-        f'add element {table} {names.SERVICES} {{ fd00::2 . 6 . 80 comment "x" : goto all-3 }}\n'
+        f'add element {table} {names.SERVICES} {{ fd00::2 . 6 . 80 comment "x" : goto all-3-7 }}\n'
         f'add element {table} {names.ENDPOINT_0} {{ fd00::2 . 6 . 80 comment "x" : fd01::1 . 8 }}\n'
-        f'add element {table} {names.SOURCE_RANGES} {{ fd00::2 . 6 . 80 . fd03::/16 comment "y" }}\n'
+        f'add element {table} {names.ranges(HASHED)} {{ fd03::/16 comment "y" }}\n'
     )
     reading = NetlinkNft().reading(Family.IPV6, names.TABLE)
     assert reading is not None
     assert contents_of(reading) == {
         names.CLUSTER_IPS: {"fd00::1": "", "fd00::2": ""},
-        names.SERVICES: {"fd00::1 . 6 . 80": "drop", "fd00::2 . 6 . 80": "goto all-3"},
+        names.SERVICES: {"fd00::1 . 6 . 80": "drop", "fd00::2 . 6 . 80": "goto all-3-7"},
         names.ENDPOINT_0: {"fd00::2 . 6 . 80": "fd01::1 . 8"},
-        names.SOURCE_RANGES: {"fd00::2 . 6 . 80 . fd03::/16": ""},
+        names.ranges(HASHED): {"fd03::/16": ""},
     }
 
 
 @fresh_network
 def test_what_packets_fill_is_not_read() -> None:
     _write(Family.IPV4, {})
-    write(f"add element ip {names.TABLE} {names.AFFINITY} {{ 10.1.0.1 . 7 timeout 1h }}\n")
+    write(f"add element ip {names.TABLE} {names.affinity(HASHED)} {{ 10.1.0.1 . 7 timeout 1h }}\n")
     reading = dump.reading(Family.IPV4, names.TABLE, elements=True)
     assert reading is not None
     assert reading.elements is not None
-    assert reading.containers == {f"set {names.AFFINITY}"} | {
-        what for what in names.declarations(Family.IPV4) if what.split()[1] in reading.elements
-    } | {f"map {names.numbered(NUMBERED, local=local)}" for local in (False, True)}
+    assert reading.containers == set(
+        map(names.object_of, [names.affinity(HASHED), names.ranges(HASHED), names.slots(PART)])
+    ) | {what for what in names.declarations(Family.IPV4) if what.split()[1] in reading.elements} | {
+        f"map {names.numbered(NUMBERED, PART, local=local)}" for local in (False, True)
+    }
 
 
 @fresh_network

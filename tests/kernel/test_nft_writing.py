@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import pick
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.script import Script
 from kproxy.backends.nftables.text import whole_table
@@ -35,7 +35,7 @@ from tests.builders import endpoint, endpoint_slice, plan_of, port, service
 from tests.kernel import nft_oracle
 from tests.kernel.namespace import enter_new, fresh_network
 from tests.kernel.nft_raw import RawTable, raw_table
-from tests.kernel.test_nft_reading import NUMBERED, tables
+from tests.kernel.test_nft_reading import HASHED, chains_of, tables
 
 V4, V6 = Family.IPV4, Family.IPV6
 FAMILIES = pytest.mark.parametrize("family", list(Family))
@@ -153,7 +153,7 @@ def test_any_elements_are_written_as_nft_writes_them_and_deleted() -> None:
         script = Script(NftablesConfig(family))
         script.declare(NftablesConfig(family))
         script.fixed(NftablesConfig(family))
-        script.chains(dict([pick(family, NUMBERED), pick(family, NUMBERED, local=True), ("n" * 127, ())]))
+        script.chains(chains_of(family))
         for name, content in elements.items():
             script.add_elements(name, content)
         ours, theirs = _both_ways(script, family)
@@ -162,7 +162,9 @@ def test_any_elements_are_written_as_nft_writes_them_and_deleted() -> None:
         for name, content in elements.items():
             deletion.delete_elements(name, content)
         NetlinkNft().commit(deletion.transaction())
-        assert not any(each.elements for each in raw_table(family, names.TABLE).sets.values())
+        left = {name: each.elements for name, each in raw_table(family, names.TABLE).sets.items()}
+        assert len(left.pop(names.ranges(HASHED))) <= 1  # the bound at zero, with which no range begins
+        assert not any(left.values())
 
     compare()
 
@@ -187,20 +189,40 @@ def apart(draw: st.DrawFn) -> tuple[Family, list[str]]:
 
 
 @fresh_network
-def test_any_ranges_of_concatenations_are_written_as_nft_writes_them() -> None:
-    @given(apart())
+def test_any_ranges_are_written_as_nft_writes_them_and_change() -> None:
+    kernel = NetlinkNft()
+
+    @given(apart(), st.randoms(use_true_random=False))
     @settings(SETTINGS, max_examples=25)
-    def compare(drawn: tuple[Family, list[str]]) -> None:
+    def compare(drawn: tuple[Family, list[str]], random: Random) -> None:
         family, ranges = drawn
-        script = Script(NftablesConfig(family))
-        script.declare(NftablesConfig(family))
-        asked = f"{_ip(family, 1)} . 132 . 65535"
-        script.add_elements(names.SOURCE_RANGES, {f"{asked} . {each}": "" for each in ranges})
+        config, container = NftablesConfig(family), names.ranges(HASHED)
+        script = Script(config)
+        script.declare(config)
+        script.declare_missing([container])
+        script.add_elements(container, dict.fromkeys(ranges, ""))
         ours, theirs = _both_ways(script, family)
         assert ours == theirs
-        assert len(ours.sets[names.SOURCE_RANGES].elements) == len(ranges)
+        held = set(_held(kernel, family, container))
+        assert len(held) == len(ranges)
+        for _ in range(4):
+            gone = set(random.sample(sorted(held), len(held) // 2))
+            script = Script(config)
+            script.delete_elements(container, sorted(gone))
+            back = set(random.sample(sorted(gone), len(gone) // 2))
+            script.add_elements(container, dict.fromkeys(sorted(back), ""))
+            kernel.commit(script.transaction())
+            held = held - gone | back
+            assert set(_held(kernel, family, container)) == held
 
     compare()
+
+
+def _held(kernel: NetlinkNft, family: Family, container: str) -> dict[str, str]:
+    reading = kernel.reading(family, names.TABLE)
+    assert reading is not None
+    assert reading.elements is not None
+    return reading.elements[container]
 
 
 @st.composite
@@ -238,13 +260,14 @@ def _many(family: Family) -> None:
     elements = {
         names.SERVICES: dict.fromkeys(asked, "goto refuse"),
         names.ENDPOINT_0: {key: f"{key.split()[0]} . 8080" for key in asked},
-        names.SOURCE_RANGES: {f"{key} . {key.split()[0]}": "" for key in asked},
+        names.ranges(HASHED): {key.split()[0]: "" for key in asked[::2]},
         names.CLUSTER_IPS: {key.split()[0]: "" for key in asked},
     }
     config = NftablesConfig(family)
     nft, script = NetlinkNft(), Script(config)
     script.declare(config)
     script.fixed(config)
+    script.declare_missing([names.ranges(HASHED)])
     for name, content in elements.items():
         script.add_elements(name, content)
     generation = nft.generation()
@@ -267,7 +290,7 @@ def _many(family: Family) -> None:
     assert after.elements == reading.elements
     script = Script(config)
     script.delete_elements(names.SERVICES, asked)
-    script.delete_elements(names.SOURCE_RANGES, elements[names.SOURCE_RANGES])
+    script.delete_elements(names.ranges(HASHED), elements[names.ranges(HASHED)])
     nft.commit(script.transaction())
     found = nft.reading(family, names.TABLE)
     assert found is not None

@@ -2,8 +2,8 @@
 
 A script is a transaction: it is applied to a copy, which replaces the ruleset if no command was refused. As
 the kernel and nft 1.0 do, the fake refuses names that do not exist, deletion of referenced chains and maps,
-elements that exist with another value or in an overlapping range, and rules that look up a numbered map
-without declaring it.
+elements that exist with another value or in an overlapping range, and rules that look up a map of drawn
+numbers without declaring it.
 """
 
 import copy
@@ -232,10 +232,5 @@ def _elements(table: FakeTable, line: str, verb: str, name: str, rest: str) -> N
 def _overlaps(container: FakeContainer, key: str) -> bool:
     if "interval" not in container.declaration or key in container.elements:
         return False
-    before, _, last = key.rpartition(" . ")
-    network = ipaddress.ip_network(last)
-    return any(
-        other.startswith(f"{before} . ")
-        and ipaddress.ip_network(other.rpartition(" . ")[2]).overlaps(network)
-        for other in container.elements
-    )
+    network = ipaddress.ip_network(key)
+    return any(ipaddress.ip_network(other).overlaps(network) for other in container.elements)

@@ -1,8 +1,9 @@
 """Every chain of the table: the fixed chains, and the class chains that services share.
 
 A frontend's verdict leads to a class chain, which decides about masquerading and policy, and from there to a
-chain that picks one of N endpoints; the rules of both depend only on their names. Only a service with
-affinity has chains of its own, because the kernel can store a client's endpoint only by rules that name it.
+chain that picks one of N endpoints; the rules of both depend only on their names. A service port has chains
+of its own if its list of endpoints is long or would be repeated for many frontends, and if it has affinity,
+because the kernel can store a client's endpoint only by rules that name it.
 """
 
 import re
@@ -19,7 +20,6 @@ Chain = tuple[str, ...]
 """Rules, as nft reads them."""
 
 REFUSE = "refuse"
-FIREWALL = "firewall"
 
 _TRANSPORT = "meta l4proto { 6, 17, 132 }"
 
@@ -66,50 +66,73 @@ def base_chains(config: NftablesConfig) -> dict[str, BaseChain]:
     }
 
 
-def fixed_chains(config: NftablesConfig) -> dict[str, Chain]:
+def fixed_chains() -> dict[str, Chain]:
     """The chains that elements lead to and that do not depend on services, by name."""
-    destination = frontend(config.ip)
-    return {
-        names.LAYOUT: (),
-        REFUSE: ("reject",),
-        FIREWALL: (
-            f"{destination} . {config.ip} saddr @{names.SOURCE_RANGES} {destination} vmap @{names.ADMITTED}",
-            "drop",
-        ),
-    }
+    return {names.LAYOUT: (), REFUSE: ("reject",)}
 
 
-@lru_cache(maxsize=4096)
-def pick(family: Family, count: int, *, local: bool = False) -> tuple[str, Chain]:
+def firewall(family: Family, digest: str) -> tuple[str, Chain]:
+    """Return the chain for the restricted frontends of a service: sources in its ranges are admitted."""
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    admit = f"{ip} saddr @{names.ranges(digest)} {frontend(ip)} vmap @{names.ADMITTED}"
+    return f"firewall-{digest}", (admit, "drop")
+
+
+@lru_cache(maxsize=8192)
+def pick(family: Family, count: int, part: int, *, local: bool = False) -> tuple[str, Chain]:
     """Return the name and rules of the chain that picks one of `count` endpoints of the frontend.
 
     Number 0 is in no numbered map, so the last rule serves its share. It also serves a packet that was
     matched before a change of the number of endpoints and is translated after it.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
-    destination = frontend(ip)
-    rules = [f"{destination} map @{names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0}"]
-    if count > 1:
-        container = names.numbered(count, local=local)
-        rules.insert(0, f"{destination} . numgen random mod {count} map @{container}")
-    return f"{'here' if local else 'all'}-{count}", tuple(
-        f"{_TRANSPORT} dnat {ip} to {rule}" for rule in rules
-    )
+    first = _first(ip, local=local)
+    kind = "here" if local else "all"
+    if count == 1:
+        return f"{kind}-1", (first,)
+    numbered = f"{frontend(ip)} . numgen random mod {count} map @{names.numbered(count, part, local=local)}"
+    return f"{kind}-{count}-{part}", (f"{_TRANSPORT} dnat {ip} to {numbered}", first)
 
 
-_PICK = re.compile(r"(all|here)-(\d{1,5})")
+_PICK = re.compile(r"(all|here)-(\d{1,3})(?:-(\d{1,2}))?")
 
 
-def pick_of(family: Family, name: str) -> tuple[str | None, Chain] | None:
-    """Return the numbered map and the rules of the picking chain of that name; None for another chain.
-
-    The map is None if there is only one endpoint.
-    """
+def pick_of(family: Family, name: str) -> Chain | None:
+    """Return the rules of the picking chain of that name; None for another chain."""
     found = _PICK.fullmatch(name)
     if found is None:
         return None
-    count, local = int(found[2]), found[1] == "here"
-    return names.numbered(count, local=local) if count > 1 else None, pick(family, count, local=local)[1]
+    return pick(family, int(found[2]), int(found[3] or 0), local=found[1] == "here")[1]
+
+
+class OwnList(msgspec.Struct, frozen=True):
+    """A list of endpoints in the map of slots: its two numbers, its length, and the part of the map."""
+
+    numbers: tuple[int, int]
+    count: int
+    part: int
+
+    def key(self, slot: int) -> str:
+        """The key of one of its elements."""
+        return f"{self.numbers[0]} . {self.numbers[1]} . {slot}"
+
+
+def own(family: Family, listed: OwnList, first: Sequence[bool]) -> Chain:
+    """Return the rules of the chain that picks an endpoint of a list; see OwnList.
+
+    The other rules serve packets that were matched before the list was changed and are translated after it,
+    by the first endpoint of the frontend. `first`: whether it is the local one.
+    """
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    constant = " . ".join(f"numgen inc mod 1 offset {number}" for number in listed.numbers)
+    drawn = f"{constant} . numgen random mod {listed.count} map @{names.slots(listed.part)}"
+    return f"{_TRANSPORT} dnat {ip} to {drawn}", *(_first(ip, local=local) for local in first)
+
+
+def _first(ip: str, *, local: bool) -> str:
+    """The rule that translates to the first endpoint of the frontend."""
+    container = names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0
+    return f"{_TRANSPORT} dnat {ip} to {frontend(ip)} map @{container}"
 
 
 @lru_cache(maxsize=4096)
@@ -159,29 +182,36 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def sticky(
-    family: Family, protocol: int, targets: Sequence[Target], seconds: int, idle: Sequence[int] = ()
+    family: Family,
+    digest: str,
+    protocol: int,
+    targets: Sequence[Target],
+    seconds: int,
+    idle: Sequence[int] = (),
 ) -> Chain:
     """Return the rules of an affinity chain: known clients go to their endpoint, others are added to the set.
 
-    `idle` are the numbers of endpoints that cannot be chosen now. Their clients are deleted from the set, so
-    that they keep their new endpoint when the old one is available again, as with kube-proxy.
+    `digest`: of the service port, whose set it is. `idle` are the numbers of endpoints that cannot be chosen
+    now. Their clients are deleted from the set, so that they keep their new endpoint when the old one is
+    available again, as with kube-proxy.
 
     nft 1.0 rejects a look-up of a concatenation with a constant, but accepts a number generator of one value.
     If the set is full, the last rule balances without affinity.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
+    clients = names.affinity(digest)
 
     def key(number: int) -> str:
         return f"{ip} saddr . numgen inc mod 1 offset {number}"
 
     def remember(target: Target) -> str:
         return (
-            f"update @{names.AFFINITY} {{ {key(target.number)} timeout {seconds}s }} "
+            f"update @{clients} {{ {key(target.number)} timeout {seconds}s }} "
             f"meta l4proto {protocol} dnat {ip} to {join_host_port(target.ip, target.port)}"
         )
 
-    rules = [f"delete @{names.AFFINITY} {{ {key(number)} }}" for number in idle]
-    rules += [f"{key(target.number)} @{names.AFFINITY} {remember(target)}" for target in targets]
+    rules = [f"delete @{clients} {{ {key(number)} }}" for number in idle]
+    rules += [f"{key(target.number)} @{clients} {remember(target)}" for target in targets]
     left = sum(target.weight for target in targets)
     for target in targets:
         share = f"numgen random mod {left} < {target.weight} " if left > target.weight else ""

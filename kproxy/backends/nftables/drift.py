@@ -20,12 +20,14 @@ def is_whole(family: Family, found: Reading) -> bool:
         return False
     if any(map(is_filled, found.unreadable)):
         return False
+    standing = {each.split(" ")[1]: each for each in found.containers}
+    if any(names.object_of(name) not in {None, each} for name, each in standing.items()):
+        return False
     for name, rules in found.chains.items():
-        picking = pick_of(family, name)
-        if picking is None:
-            continue
-        container, expected = picking
-        if len(rules) != len(expected) or (container and f"map {container}" not in found.containers):
+        expected = pick_of(family, name)
+        if expected is not None and not (
+            len(rules) == len(expected) and names.read_by(expected) <= standing.keys()
+        ):
             return False
     return True
 

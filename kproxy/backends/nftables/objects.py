@@ -13,9 +13,8 @@ from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.desired import LEADING, DesiredElements
+from kproxy.backends.nftables.desired import DesiredElements
 from kproxy.backends.nftables.render import NOTHING, render_service
-from kproxy.backends.nftables.script import rules_of
 from kproxy.backends.nftables.table import AppliedTable
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.plan.model import ServicePlan
@@ -32,7 +31,7 @@ class TableObjects:
         self._nft = nft
         self._watch = watch
         self._batch_size = batch_size
-        self._desired = DesiredElements()
+        self._desired = DesiredElements(batch_size)
         self._table: AppliedTable | None = None
         self._sweep = False
 
@@ -103,18 +102,10 @@ class TableObjects:
         if self._sweep:
             self._remove_unowned(work, table, tuple(table.held))
             self._sweep = False
-        fixed = rules_of(self._config).keys()
-        idle = {
-            f"chain {name}": name
-            for name in table.chains
-            if name not in self._desired.chains and name not in fixed
-        }
+        idle = {each if " " in each else f"chain {each}": each for each in table.idle(self._desired)}
         left = {each: work.postponed[each] for each in idle if each in work.postponed}
-        # Referring chains first, so that one that cannot be deleted keeps only the chains that it refers to.
-        doomed = sorted(
-            idle.keys() - left.keys(), key=lambda each: (not idle[each].startswith(LEADING), each)
-        )
-        left |= work.bisect_leftovers(doomed, lambda some: table.delete_chains(idle[each] for each in some))
+        doomed = [each for each in idle if each not in left]
+        left |= work.bisect_leftovers(doomed, lambda some: table.delete_idle([idle[each] for each in some]))
         return left
 
     def drift(self, *, quiet: bool, full: bool) -> Comparison | None:
@@ -177,8 +168,7 @@ class TableObjects:
         """Write a group of services as one transaction."""
         change = self._desired.change(keys, table.held, table.chains)
         table.apply(change.chains, change.doomed, change.fresh)
-        for key in keys:
-            del self._desired.pending[key]
+        self._desired.written(keys, change)
 
     def _remove_unowned(self, work: SyncWork, table: AppliedTable, containers: Iterable[str]) -> None:
         """Delete elements that no service wants, such as those of services deleted while kproxy did not run.

@@ -1,7 +1,8 @@
 """Probe whether this kernel supports the nftables mode, before anything is written."""
 
+from kproxy.backends.core.hashes import digest
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import Target, pick, sticky
+from kproxy.backends.nftables.chains import OwnList, Target, firewall, own, pick, sticky
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft.types import Nft
@@ -14,12 +15,24 @@ def probe(nft: Nft, config: NftablesConfig) -> None:
     script = Script(config, table=f"{names.TABLE}-probe")
     script.declare(config)
     script.fixed(config)
-    picks = dict([pick(config.family, 2), pick(config.family, 2, local=True)])
+    hashed = digest("probe")
+    listed = OwnList((1, 2), 2, 0)
     target = Target(ip, 80, 1, 1)
-    picks["sticky"] = sticky(config.family, names.PROTOCOL_NUMBERS[Protocol.TCP], [target, target], 60, [2])
-    script.chains(picks)
-    script.add_elements(names.SERVICES, {f"{ip} . 6 . 80": "goto all-2"})
+    protocol = names.PROTOCOL_NUMBERS[Protocol.TCP]
+    script.chains(
+        dict(
+            [
+                pick(config.family, 2, 0),
+                pick(config.family, 2, 0, local=True),
+                firewall(config.family, hashed),
+                ("own", own(config.family, listed, [False, True])),
+                ("sticky", sticky(config.family, hashed, protocol, [target, target], 60, [2])),
+            ]
+        )
+    )
+    script.add_elements(names.SERVICES, {f"{ip} . 6 . 80": f"goto firewall-{hashed}"})
     script.add_elements(names.ENDPOINT_0, {f"{ip} . 6 . 80": f"{ip} . 80"})
-    script.add_elements(names.SOURCE_RANGES, {f"{ip} . 6 . 80 . {ip}": ""})
+    script.add_elements(names.slots(listed.part), {listed.key(1): f"{ip} . 80"})
+    script.add_elements(names.ranges(hashed), {f"{ip}": ""})
     script.remove_table()
     nft.commit(script.transaction())

@@ -2,21 +2,27 @@
 
 import hashlib
 import ipaddress
-import math
 import socket
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from kproxy.backends.core.hashes import port_hash
+from kproxy.backends.core.hashes import digest, port_hash
 from kproxy.backends.nftables import chains, names
-from kproxy.backends.nftables.chains import Chain, Target
+from kproxy.backends.nftables.chains import Chain, OwnList, Target
 from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.shares import in_order, scattered, slots
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 
-MAX_SLOTS = 1024
-"""Greatest number of elements for the weighted endpoints of one frontend; shares are rounded to fit."""
+SHARED_SLOTS = 64
+"""Greatest length of a list of endpoints without chains of its own; it bounds the number of numbered maps."""
+
+SHARED_COPIES = 64
+"""Greatest number of elements that repeat a list of endpoints for further frontends of its port.
+
+A list of its own takes about as much time to write: a chain or two with two rules each.
+"""
 
 
 class Element(msgspec.Struct, frozen=True, gc=False):
@@ -46,23 +52,35 @@ def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
     elements: dict[tuple[str, str], Element] = {}
     needed: dict[str, Chain] = {}
     for port in plan.ports:
-        for element in _PortRenderer(port, plan.created, config, needed).elements():
+        for element in _PortRenderer(port, plan, config, needed).elements():
             elements.setdefault((element.container, element.key), element)
+    restricted = [port for port in plan.ports if _is_restricted(port)]
+    if restricted:
+        of_service = digest(plan.key)
+        name, rules = chains.firewall(config.family, of_service)
+        needed[name] = rules
+        container = names.ranges(of_service)
+        for source in _sources(restricted):
+            elements[container, source] = Element(container, source)
     return ServiceObjects(tuple(elements.values()), needed)
 
 
-def slots(weights: Sequence[int]) -> list[int]:
-    """Return how many of the numbers 0..N-1 each endpoint gets, in proportion to the weights.
+def _is_restricted(port: PortPlan) -> bool:
+    """Whether source ranges restrict the load-balancer addresses of a port."""
+    return port.source_ranges is not None and port.has_endpoints and bool(port.load_balancer_ips)
 
-    Exact up to MAX_SLOTS numbers; else rounded, but each endpoint of positive weight gets at least one.
+
+def _sources(ports: Sequence[PortPlan]) -> Iterator[str]:
+    """The sources that are allowed at a service's load-balancer addresses; they do not overlap.
+
+    The node's own packets may have such an address as source.
     """
-    divisor = math.gcd(*weights) or 1
-    counts = [weight // divisor for weight in weights]
-    total = sum(counts)
-    most = max(MAX_SLOTS, len(counts))
-    if total <= most:
-        return counts
-    return [max(1, round(count * most / total)) if count else 0 for count in counts]
+    texts = {cidr for port in ports for cidr in port.source_ranges or ()}
+    texts |= {ip for port in ports if port.node_in_source_ranges for ip in port.load_balancer_ips}
+    for network in ipaddress.collapse_addresses(map(ipaddress.ip_network, texts)):  # type: ignore[type-var]
+        ip = canonical(str(network.network_address))
+        host = network.prefixlen == network.max_prefixlen
+        yield ip if host else f"{ip}/{network.prefixlen}"
 
 
 def canonical(ip: str) -> str:
@@ -73,19 +91,19 @@ def canonical(ip: str) -> str:
 
 
 class _PortRenderer:
-    """Renders one service port; chains that it needs are added to `needed`.
-
-    `created` distinguishes its service from an earlier one of the same name.
-    """
+    """Renders one port of a service; chains that it needs are added to `needed`."""
 
     def __init__(
-        self, port: PortPlan, created: str, config: NftablesConfig, needed: dict[str, Chain]
+        self, port: PortPlan, plan: ServicePlan, config: NftablesConfig, needed: dict[str, Chain]
     ) -> None:
         self.port = port
-        self._created = created
+        self._plan = plan
         self.config = config
         self.number = names.PROTOCOL_NUMBERS[port.protocol]
         self._needed = needed
+        self._restricted = _is_restricted(port)
+        self._part = names.shard(port.name, port.protocol.value)
+        self._lists: dict[bool, _List] = {}
 
     def elements(self) -> Iterator[Element]:
         """All elements of the port; of two with the same key, the first counts."""
@@ -97,8 +115,6 @@ class _PortRenderer:
                 yield from self._external(self._frontend(ip, port.port))
         for ip in port.load_balancer_ips:
             yield from self._external(self._frontend(ip, port.port), restricted=self._restricted)
-            if self._restricted:
-                yield from self._admissions(self._frontend(ip, port.port))
         if port.node_port:
             for ip in self.config.node_addresses:
                 yield from self._external(self._frontend(ip, port.node_port), late=True)
@@ -106,11 +122,11 @@ class _PortRenderer:
             if endpoint.may_be_here:
                 ip = canonical(endpoint.ip)
                 yield Element(names.HAIRPIN, f"{ip} . {ip} . {self.number} . {endpoint.port}")
-
-    @property
-    def _restricted(self) -> bool:
-        """Whether source ranges restrict the load-balancer addresses."""
-        return self.port.source_ranges is not None and self.port.has_endpoints
+        for listed in {each.own: each for each in self._lists.values()}.values():
+            if listed.own is not None:
+                container = names.slots(listed.own.part)
+                for slot, target in enumerate(listed.targets):
+                    yield Element(container, listed.own.key(slot), target)
 
     def _frontend(self, ip: str, port: int) -> str:
         return f"{canonical(ip)} . {self.number} . {port}"
@@ -125,24 +141,23 @@ class _PortRenderer:
         if port.internal is not Verdict.FORWARD:
             yield self._refusal(frontend, port.internal)
             return
-        endpoints = port.local if port.internal_local else port.cluster
-        target = self._spread(endpoints, policy_local=port.internal_local)
+        target = self._spread(local=port.internal_local)
         chain = self._need(chains.internal(self.config, target))
         yield from self._leading(
             frontend, chain, restricted=self._restricted and port.cluster_ip in port.load_balancer_ips
         )
-        yield from self._numbered(frontend, endpoints)
+        yield from self._endpoints(frontend, local=port.internal_local)
 
     def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
         port = self.port
         if port.has_endpoints:
-            everywhere = self._spread(port.cluster, policy_local=False)
-            yield from self._numbered(frontend, port.cluster, late=late)
+            everywhere = self._spread(local=False)
+            yield from self._endpoints(frontend, local=False, late=late)
             if port.external_local:
                 here = ""
                 if port.local:
-                    here = self._spread(port.local, policy_local=True, apart=True)
-                    yield from self._numbered(frontend, port.local, apart=True, late=late)
+                    here = self._spread(local=True, apart=True)
+                    yield from self._endpoints(frontend, local=True, apart=True, late=late)
                 chain = self._need(chains.external_local(self.config, everywhere, here))
             else:
                 chain = self._need(chains.external(self.config, everywhere))
@@ -155,7 +170,7 @@ class _PortRenderer:
     ) -> Iterator[Element]:
         """The elements that lead all packets to a chain, or if `restricted`, those of admitted sources."""
         if restricted:
-            yield Element(names.SERVICES, frontend, f"goto {chains.FIREWALL}")
+            yield Element(names.SERVICES, frontend, f"goto firewall-{digest(self._plan.key)}")
             yield Element(names.ADMITTED, frontend, f"goto {chain}")
         else:
             yield Element(names.SERVICES, frontend, f"goto {chain}", late)
@@ -164,14 +179,59 @@ class _PortRenderer:
         value = "drop" if verdict is Verdict.DROP else f"goto {chains.REFUSE}"
         return Element(names.REFUSALS, frontend, value, late)
 
-    def _spread(self, endpoints: Sequence[EndpointPlan], *, policy_local: bool, apart: bool = False) -> str:
-        """Return the chain that picks one of these; `apart`: the local one of a frontend's two lists."""
+    def _spread(self, *, local: bool, apart: bool = False) -> str:
+        """Return the chain that picks an endpoint; `apart`: the local one of a frontend's two lists."""
         port = self.port
-        if port.affinity_seconds is None:
-            count = sum(slots(effective(endpoints)))
-            return self._need(chains.pick(self.config.family, count, local=apart))
-        digest = port_hash(port.name, port.protocol.value.lower())
-        name = f"{'here' if policy_local else 'all'}-{digest}"
+        if port.affinity_seconds is not None:
+            return self._sticky(local=local)
+        listed = self._list(local=local)
+        if listed.own is None:
+            return self._need(chains.pick(self.config.family, len(listed.targets), self._part, local=apart))
+        name = f"{'here' if local else 'all'}-{port_hash(port.name, port.protocol.value.lower())}"
+        if name not in self._needed:
+            first = [True] * (local and port.external_local) + [False] * (not local or port.internal_local)
+            self._needed[name] = chains.own(self.config.family, listed.own, first)
+        return name
+
+    def _list(self, *, local: bool) -> "_List":
+        found = self._lists.get(local)
+        if found is None:
+            found = self._lists[local] = self._new_list(local=local)
+        return found
+
+    def _new_list(self, *, local: bool) -> "_List":
+        port = self.port
+        endpoints = port.local if local else port.cluster
+        texts = [f"{canonical(endpoint.ip)} . {endpoint.port}" for endpoint in endpoints]
+        counts = slots(effective(endpoints))
+        targets = in_order(texts, counts)
+        copies = (self._frontends(local=local) - 1) * (len(targets) - 1)
+        if len(targets) <= SHARED_SLOTS and copies <= SHARED_COPIES:
+            return _List(targets, targets[0], None)
+        if local and port.local == port.cluster:
+            other = self._lists.get(False)
+            if other is not None and other.own is not None:
+                return other
+        kind = "here" if local else "all"
+        hashed = hashlib.sha256(f"{port.name} {port.protocol} {kind}".encode()).digest()
+        numbers = (int.from_bytes(hashed[:4], "big") >> 1, int.from_bytes(hashed[4:8], "big") >> 1)
+        own = OwnList(numbers, len(targets), self._part)
+        return _List(scattered(texts, counts), targets[0], own)
+
+    def _frontends(self, *, local: bool) -> int:
+        """The number of frontends that lead to one of the port's two lists."""
+        port = self.port
+        outside = len({*port.external_ips, *port.load_balancer_ips})
+        if port.node_port:
+            outside += len(self.config.node_addresses)
+        inside = local == port.internal_local and port.internal is Verdict.FORWARD
+        return inside + (outside if not local or port.external_local else 0)
+
+    def _sticky(self, *, local: bool) -> str:
+        port = self.port
+        endpoints = port.local if local else port.cluster
+        hashed = port_hash(port.name, port.protocol.value.lower())
+        name = f"{'here' if local else 'all'}-{hashed}"
         if name not in self._needed:
             targets = [
                 Target(canonical(e.ip), e.port, weight, self._remembered_as(e))
@@ -180,43 +240,37 @@ class _PortRenderer:
             ]
             idle = [self._remembered_as(endpoint) for endpoint in port.idle]
             self._needed[name] = chains.sticky(
-                self.config.family, self.number, targets, port.affinity_seconds, idle
+                self.config.family, hashed, self.number, targets, port.affinity_seconds or 0, idle
             )
         return name
 
     def _remembered_as(self, endpoint: EndpointPlan) -> int:
         """The 31-bit number that stands for one endpoint of this port in the affinity set.
 
-        Entries expire with their timeout, not with their service; so a new service of the same name has other
-        numbers.
+        Entries expire with their timeout, not with their service; so a new service of the same name, which
+        its creation time distinguishes, has other numbers.
         """
-        text = f"{self.port.name} {self._created} {self.port.protocol} {endpoint.text}"
+        text = f"{self.port.name} {self._plan.created} {self.port.protocol} {endpoint.text}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
-    def _numbered(
-        self, frontend: str, endpoints: Sequence[EndpointPlan], *, apart: bool = False, late: bool = False
+    def _endpoints(
+        self, frontend: str, *, local: bool, apart: bool = False, late: bool = False
     ) -> Iterator[Element]:
+        """The elements of a frontend for its endpoints; those of lists of their own are not repeated."""
         if self.port.affinity_seconds is not None:
             return
-        shares = slots(effective(endpoints))
-        chosen = [
-            f"{canonical(e.ip)} . {e.port}"
-            for e, share in zip(endpoints, shares, strict=True)
-            for _ in range(share)
-        ]
+        listed = self._list(local=local)
         first = names.LOCAL_ENDPOINT_0 if apart else names.ENDPOINT_0
-        yield Element(first, frontend, chosen[0], late)
-        container = names.numbered(len(chosen), local=apart)
-        for number, endpoint in enumerate(chosen[1:], 1):
-            yield Element(container, f"{frontend} . {number}", endpoint, late)
+        yield Element(first, frontend, listed.first, late)
+        if listed.own is None:
+            container = names.numbered(len(listed.targets), self._part, local=apart)
+            for number, target in enumerate(listed.targets[1:], 1):
+                yield Element(container, f"{frontend} . {number}", target, late)
 
-    def _admissions(self, frontend: str) -> Iterator[Element]:
-        """The sources allowed at a load-balancer address; the node's own packets may have it as source."""
-        port = self.port
-        ranges = [ipaddress.ip_network(cidr) for cidr in port.source_ranges or ()]
-        if port.node_in_source_ranges:
-            ranges += [ipaddress.ip_network(ip) for ip in port.load_balancer_ips]
-        for network in ipaddress.collapse_addresses(ranges):  # type: ignore[type-var]
-            ip = canonical(str(network.network_address))
-            host = network.prefixlen == network.max_prefixlen
-            yield Element(names.SOURCE_RANGES, f"{frontend} . {ip if host else f'{ip}/{network.prefixlen}'}")
+
+class _List(msgspec.Struct, frozen=True):
+    """A list of endpoints: the target of each slot, the first of them by name, and its numbers, if any."""
+
+    targets: Sequence[str]
+    first: str
+    own: OwnList | None

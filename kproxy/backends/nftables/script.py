@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import BaseChain, Chain, base_chains, fixed_chains, pick_of
+from kproxy.backends.nftables.chains import BaseChain, Chain, base_chains, fixed_chains
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.kernel.nft.commands import (
     AddChain,
@@ -52,32 +52,34 @@ class Script:
 
     def fixed(self, config: NftablesConfig) -> None:
         """Write every chain that depends on no service, base chains last."""
-        self.chains(fixed_chains(config))
+        self.chains(fixed_chains())
         base = base_chains(config)
         self._commands += [AddChain(name, chain.hook) for name, chain in base.items()]
         for name, chain in base.items():
             self._rules(name, chain.rules)
 
     def chains(self, chains: Mapping[str, Chain]) -> None:
-        """Make or rewrite chains; picking chains must not exist, and are made with their map."""
-        for name in chains:
-            picking = pick_of(self._family, name)
-            if picking is not None and picking[0] is not None:
-                declaration = names.numbered_declaration(self._family)
-                self._commands.append(AddContainer("map", picking[0], declaration))
+        """Make or rewrite chains, with the maps and sets that exist only while a chain reads them."""
+        self.declare_missing({name for rules in chains.values() for name in names.read_by(rules)})
         self._commands += map(AddChain, chains)
         for name, rules in chains.items():
             self._rules(name, rules)
 
+    def declare_missing(self, some: Iterable[str]) -> None:
+        """Make those of these maps and sets that exist only while a chain reads them."""
+        for what in sorted(what for name in some if (what := names.object_of(name))):
+            kind, name = what.split(" ")
+            self._commands.append(AddContainer(kind, name, self._declaration(name)))
+
     def delete_chains(self, chains: Iterable[str]) -> None:
-        """Delete chains that may refer to each other, with the maps of picking chains."""
+        """Delete chains that may refer to each other."""
         doomed = tuple(chains)
         self._commands += map(FlushChain, doomed)
         self._commands += map(DeleteChain, doomed)
-        for name in doomed:
-            picking = pick_of(self._family, name)
-            if picking is not None and picking[0] is not None:
-                self._commands.append(DeleteContainer("map", picking[0]))
+
+    def delete_containers(self, objects: Iterable[str]) -> None:
+        """Delete maps and sets, by `map NAME` or `set NAME`, with their elements."""
+        self._commands += [DeleteContainer(*each.split(" ")) for each in objects]
 
     def delete_elements(self, container: str, keys: Iterable[str]) -> None:
         """Delete elements that exist."""
@@ -103,4 +105,4 @@ class Script:
 def rules_of(config: NftablesConfig) -> dict[str, Chain]:
     """The rules of every chain that depends on no service, by name."""
     base: Mapping[str, BaseChain] = base_chains(config)
-    return fixed_chains(config) | {name: chain.rules for name, chain in base.items()}
+    return fixed_chains() | {name: chain.rules for name, chain in base.items()}

@@ -9,6 +9,7 @@ from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.desired import LEADING, DesiredElements
 from kproxy.backends.nftables.drift import (
     chain_drifts,
     chain_object,
@@ -25,6 +26,7 @@ from kproxy.kernel.nft.types import Nft, NftError, NftFailure, Reading
 class AppliedTable:
     """One family's table: `held` are its elements, `chains` the rules by chain, None where these are unknown.
 
+    `containers` are the names of its maps and sets that exist only while a chain reads them.
     A new AppliedTable is empty. `exists`: the kernel has a table of the name; `based`: its fixed chains are
     written. Every method that writes may raise NftError; the record is then as before, although the
     transaction may have been committed: `unsure` holds the names, as in drifts, of the objects to be changed.
@@ -33,6 +35,7 @@ class AppliedTable:
     def __init__(self, config: NftablesConfig, nft: Nft, watch: ForeignWrites) -> None:
         self.held: Contents = no_contents()
         self.chains: dict[str, Chain | None] = {}
+        self.containers: set[str] = set()
         self.exists = False
         self.based = False
         self.unsure: set[str] = set()
@@ -53,7 +56,7 @@ class AppliedTable:
         self.exists = found is not None
         if found is None or not is_whole(self._config.family, found):
             return False
-        self._adopt(contents_of(found), found.chains)
+        self._adopt(contents_of(found), found)
         return True
 
     def read_baseline(self) -> None:
@@ -76,7 +79,7 @@ class AppliedTable:
             *element_drifts(self.held, elements),
         )
         if drifts or not trust:
-            self._adopt(elements, found.chains)
+            self._adopt(elements, found)
         else:
             self._baseline = found.chains
         named = tuple(drift for drift in drifts if drift.object not in self.unsure)
@@ -100,7 +103,8 @@ class AppliedTable:
         for container, elements in wanted.items():
             script.add_elements(container, elements)
         self._commit(script)
-        self.chains = {**rules_of(self._config), **chains}
+        self.chains = {}
+        self._note_chains({**rules_of(self._config), **chains})
         self.based = True
         for container, elements in wanted.items():
             self.held[container].update(elements)
@@ -122,6 +126,7 @@ class AppliedTable:
     ) -> None:
         """Write chains, delete elements (keys by container), and add some (values by key by container)."""
         script = Script(self._config)
+        script.declare_missing(name for name in fresh if name not in self.containers)
         script.chains(chains)
         for container, keys in doomed.items():
             script.delete_elements(container, keys)
@@ -132,6 +137,7 @@ class AppliedTable:
         changes = itertools.chain(doomed.items(), fresh.items())
         self._commit(script, chains, ((each, key) for each, keys in changes for key in keys))
         self._note_chains(chains)
+        self.containers.update(name for name in fresh if names.object_of(name))
         for container, keys in doomed.items():
             for key in keys:
                 del self.held[container][key]
@@ -143,24 +149,39 @@ class AppliedTable:
             key not in fresh.get(container, ()) for container, keys in doomed.items() for key in keys
         )
 
-    def delete_chains(self, some: Iterable[str]) -> None:
-        """Delete chains that may refer to each other."""
-        doomed = tuple(some)
-        script = Script(self._config)
-        script.delete_chains(doomed)
-        self._commit(script, doomed)
-        for name in doomed:
-            del self.chains[name]
-        self._baseline = None
-        self.written["chains_deleted"] += len(doomed)
+    def idle(self, desired: DesiredElements) -> list[str]:
+        """What no service needs: chains, referring ones first, then `map NAME` and `set NAME`."""
+        fixed = rules_of(self._config)
+        chains = [name for name in self.chains if name not in desired.chains and name not in fixed]
+        # Referring chains first, so that one that cannot be deleted keeps only the chains that it refers to.
+        chains.sort(key=lambda name: not name.startswith(LEADING))
+        unread = sorted(name for name in self.containers if not desired.reads(name))
+        return chains + [what for name in unread if (what := names.object_of(name))]
 
-    def _adopt(self, held: Contents, chains: Iterable[str]) -> None:
+    def delete_idle(self, some: Iterable[str]) -> None:
+        """Delete chains that may refer to each other, and maps and sets; see `idle`."""
+        doomed = tuple(some)
+        chains = [name for name in doomed if " " not in name]
+        objects = [name for name in doomed if " " in name]
+        script = Script(self._config)
+        script.delete_chains(chains)
+        script.delete_containers(objects)
+        self._commit(script, chains)
+        for name in chains:
+            del self.chains[name]
+        for each in objects:
+            name = each.split(" ")[1]
+            self.containers.discard(name)
+            self.held.pop(name, None)
+        self._baseline = None
+        self.written["chains_deleted"] += len(chains)
+
+    def _adopt(self, held: Contents, found: Reading) -> None:
         """Replace the record; picking chains have their expected rules, which is_whole has checked."""
         self.held = held
-        self.chains = {}
-        for name in chains:
-            picking = pick_of(self._config.family, name)
-            self.chains[name] = picking[1] if picking is not None else None
+        self.chains = {name: pick_of(self._config.family, name) for name in found.chains}
+        standing = (each.split(" ")[1] for each in found.containers)
+        self.containers = {name for name in standing if names.object_of(name)}
         self.based = False
         self._baseline = None
 
@@ -174,6 +195,8 @@ class AppliedTable:
     def _note_chains(self, chains: Mapping[str, Chain]) -> None:
         if chains:
             self.chains |= chains
+            for rules in chains.values():
+                self.containers |= names.read_by(rules)
             self._baseline = None
 
     def _commit(

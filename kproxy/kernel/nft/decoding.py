@@ -37,6 +37,7 @@ _KEY, _DATA, _FLAGS, _EXPRESSION, _KEY_END = 1, 2, 3, 7, 10
 _VALUE, _VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _ELEMENT = 1  # NFTA_LIST_ELEM
+_INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 _WORDS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 """NF_DROP, NF_ACCEPT, and enum nft_verdicts."""
 _TO_CHAIN = ("jump", "goto")
@@ -131,8 +132,9 @@ class ElementDecoder:
             raise UndecodableError(f"{declared.name}: its elements have a {declared.expression}")
         self._key = _fields(declared, declared.key_type, declared.key_length)
         self._ranges = bool(declared.flags & _INTERVAL)
-        if self._ranges and len(self._key) < 2:
-            raise UndecodableError(f"{declared.name}: an interval set of one field")
+        self._bounds = self._ranges and len(self._key) == 1
+        if self._bounds and (not self._key[0].family or declared.data_type is not None):
+            raise UndecodableError(f"{declared.name}: intervals of something other than addresses")
         self._verdicts = declared.data_type == _VERDICT_TYPE
         self._data: Sequence[_Field] = ()
         if declared.data_type is not None and not self._verdicts:
@@ -148,6 +150,8 @@ class ElementDecoder:
 
     def texts(self, messages: Iterable[bytes]) -> dict[str, str]:
         """Return the elements in messages: key -> value, "" in sets, as nft prints both."""
+        if self._bounds:
+            return dict.fromkeys(self._intervals(messages), "")
         found: dict[str, str] = {}
         for matches in map(self._matches, messages):
             if not matches:
@@ -167,6 +171,31 @@ class ElementDecoder:
                 if packets:
                     found[key] = int.from_bytes(packets, "big"), int.from_bytes(size, "big")
         return found
+
+    def _intervals(self, messages: Iterable[bytes]) -> Iterator[str]:
+        """The ranges between the bounds in messages, which are in any order.
+
+        An end is the address after the last; one without a start, such as nft's at zero, ends nothing.
+        """
+        bounds: list[tuple[bytes, bool]] = []
+        for message in messages:
+            for _, element in every_attribute(attributes(message).get(_LIST_ELEMENTS, b"")):
+                held = attributes(element)
+                key = attributes(held.get(_KEY, b"")).get(_VALUE, b"")
+                flags = _number(held.get(_FLAGS))
+                if len(key) != self._key[0].size or flags & ~_INTERVAL_END:
+                    raise UndecodableError(f"{self._name}: an element of another shape")
+                bounds.append((key, not flags))
+        size = self._key[0].size
+        start: bytes | None = None
+        for key, starts in sorted(bounds):
+            if start is not None:
+                if starts:
+                    raise UndecodableError(f"{self._name}: intervals that overlap")
+                yield self._range(start, (int.from_bytes(key, "big") - 1).to_bytes(size, "big"))
+            start = key if starts else None
+        if start is not None:
+            yield self._range(start, b"\xff" * size)
 
     def _matches(self, message: bytes) -> list[tuple[bytes, ...]]:
         """(whole, key, end of key, data or verdict, chain, bytes, packets) of each element of a message."""

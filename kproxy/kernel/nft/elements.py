@@ -28,6 +28,8 @@ MOST_BYTES = 64000
 
 def encode(kind: SetType, elements: Mapping[str, str]) -> list[bytes]:
     """Encode each element (value by key) of a map or set. Raises ValueError or OSError for an invalid one."""
+    if _is_intervals(kind):
+        return _intervals(kind.key[0], elements, with_start=True)
     keys = _keys(kind, elements)
     if kind.verdicts:
         values = elements.values()
@@ -45,7 +47,36 @@ def encode(kind: SetType, elements: Mapping[str, str]) -> list[bytes]:
 
 def encode_keys(kind: SetType, keys: Iterable[str]) -> list[bytes]:
     """Encode each element by its key alone, for deletion. Raises ValueError or OSError for an invalid one."""
+    if _is_intervals(kind):
+        return _intervals(kind.key[0], keys, with_start=False)
     return _join(repeat(_head(_key_length(kind))), *_keys(kind, tuple(keys)))
+
+
+def _is_intervals(kind: SetType) -> bool:
+    """Whether it is a set of ranges of one field, in which each range is two elements of the kernel."""
+    return kind.ranges and len(kind.key) == 1
+
+
+def _intervals(field: Field, ranges: Iterable[str], *, with_start: bool) -> list[bytes]:
+    """Encode each range, by its first address and one after its last, in one item.
+
+    `with_start`: as nft does, an element at zero ends nothing; it comes last, so that item and range have
+    the same number.
+    """
+    found = []
+    end = x.number(_FLAGS, _INTERVAL_END)
+    for text in ranges:
+        first, last = (int.from_bytes(bound, "big") for bound in bounds(text, field))
+        if last + 1 < 1 << field.width:
+            found.append(
+                nested(_ELEMENT, _bound(field, first)) + nested(_ELEMENT, _bound(field, last + 1), end)
+            )
+        else:
+            found.append(nested(_ELEMENT, _bound(field, first), attribute(_USERDATA, _OPEN_INTERVAL)))
+        with_start &= first > 0
+    if with_start and found:
+        found.append(nested(_ELEMENT, _bound(field, 0), end))
+    return found
 
 
 def encode_ranges(field: Field, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -76,12 +107,12 @@ def chunks(elements: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
         yield start, nested(LIST_ELEMENTS, *elements[start : start + step])
 
 
-def number_at(listed: bytes, offset: int) -> int | None:
-    """Return the number of the element that starts at an offset of an encoded list, or None."""
+def number_at(listed: bytes, offset: int, kind: SetType) -> int | None:
+    """Return the number of the item whose element starts at an offset of an encoded list, or None."""
     place = NLA.size
     for number, (_, content) in enumerate(every_attribute(listed[NLA.size :])):
         if place == offset:
-            return number
+            return number // 2 if _is_intervals(kind) else number
         place += NLA.size + len(pad(content))
     return None
 

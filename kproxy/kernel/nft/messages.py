@@ -63,9 +63,6 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     def describe(self, table: str, offset: int | None) -> str:
         """The command as text, shortened, or its element at an offset of the body."""
-        number = None
-        if self.listed and offset is not None:
-            number = e.number_at(self.body[self.listed :], offset - self.listed)
         match self.command:
             case AddElements(container=container, elements=elements):
                 shown = [element_text(*each) for each in itertools.islice(elements.items(), self.first, None)]
@@ -73,7 +70,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
                 shown = list(keys[self.first :])
             case _:
                 return _shortened(self.command.line(table))
-        named = ", ".join(shown) if number is None else shown[number]
+        number = None
+        if self.listed and offset is not None:
+            kind = set_type(self.command.declaration)
+            number = e.number_at(self.body[self.listed :], offset - self.listed, kind)
+        named = ", ".join(shown) if number is None else shown[min(number, len(shown) - 1)]
         return _shortened(f"element {table} {container} {{ {named} }}")
 
 
