@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import threading
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -19,9 +21,9 @@ from kproxy.backends.nftables.listing import contents_of
 from kproxy.backends.nftables.render import canonical
 from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft import dump
+from kproxy.kernel.nft.commands import AddChain, AddTable, Transaction
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
-from kproxy.kernel.xtables.types import RulesetGeneration
 from tests.backends.strategies import SETTINGS
 from tests.kernel.namespace import fresh_network
 from tests.kernel.nft_oracle import listing, nft, read_chains, read_containers, read_elements, write
@@ -293,31 +295,93 @@ def test_a_table_that_is_not_there_is_none_and_an_empty_one_is_empty() -> None:
     assert reading == Reading({}, frozenset(), {})
 
 
-class _Disturbed(NetlinkNft):
-    """Somebody commits something during each of the next `times` readings."""
+class _Disturbed:
+    """Commits something during each of the next `times` readings; `script` has a place for a number."""
 
-    times = 0
+    def __init__(self, script: str, times: int) -> None:
+        self.readings = 0
+        self._script = script
+        self._times = times
+        self._reading = dump.reading
 
-    def generation(self) -> RulesetGeneration | None:
-        found = super().generation()
-        if self.times:
-            self.times -= 1
-            write(f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{ 10.0.1.{self.times} }}\n")
+    def reading(self, family: Family, table: str, *, elements: bool, portable: bool) -> Reading | None:
+        self.readings += 1
+        found = self._reading(family, table, elements=elements, portable=portable)
+        if self.readings <= self._times:
+            write(self._script.format(self.readings))
         return found
+
+    def read(self, kernel: NetlinkNft) -> Reading | None:
+        with patch.object(dump, "reading", self.reading):
+            return kernel.reading(Family.IPV4, names.TABLE)
+
+
+OWN = f"add element ip {names.TABLE} {names.CLUSTER_IPS} {{{{ 10.0.1.{{}} }}}}\n"
 
 
 @fresh_network
 def test_what_changes_while_it_is_read_is_read_again_within_bounds() -> None:
-    kernel = _Disturbed()
     _write(Family.IPV4, {})
-    kernel.times = 3
-    reading = kernel.reading(Family.IPV4, names.TABLE)
+    disturbed = _Disturbed(OWN, 3)
+    reading = disturbed.read(NetlinkNft())
     assert reading is not None
-    assert contents_of(reading) == {names.CLUSTER_IPS: {f"10.0.1.{number}": "" for number in range(3)}}
-    kernel.times = 100
-    with pytest.raises(NftError, match="kept changing") as caught:
-        kernel.reading(Family.IPV4, names.TABLE)
+    assert contents_of(reading) == {names.CLUSTER_IPS: {f"10.0.1.{n}": "" for n in (1, 2, 3)}}
+    disturbed = _Disturbed(OWN.replace("10.0.1", "10.0.3"), 100)
+    with pytest.raises(NftError, match="table ip kproxy kept changing") as caught:
+        disturbed.read(NetlinkNft())
     assert caught.value.kind is NftFailure.INTERRUPTED
+    assert disturbed.readings == 4
+    times = iter((0.0, 29.0, 31.0))
+    disturbed = _Disturbed(OWN.replace("10.0.1", "10.0.2"), 100)
+    with pytest.raises(NftError, match="kept changing"):
+        disturbed.read(NetlinkNft(lambda: next(times)))
+    assert disturbed.readings == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "add table ip other{}\n",
+        "add table ip6 kproxy\nadd chain ip6 kproxy c{}\n",
+        "add table ip kproxy2\nadd set ip kproxy2 s {{ type ipv4_addr; elements = {{ 10.0.0.{} }}; }}\n",
+    ],
+)
+def test_changes_of_other_tables_do_not_repeat_a_reading(other: str) -> None:
+    _others(other)
+
+
+@fresh_network
+def _others(script: str) -> None:
+    _write(Family.IPV4, {names.CLUSTER_IPS: {"10.0.0.1": ""}})
+    disturbed = _Disturbed(script, 100)
+    reading = disturbed.read(NetlinkNft())
+    assert disturbed.readings == 1
+    assert reading is not None
+    assert contents_of(reading) == {names.CLUSTER_IPS: {"10.0.0.1": ""}}
+
+
+@fresh_network
+def test_a_reading_of_many_messages_is_whole_while_other_tables_change() -> None:
+    """The kernel says "interrupted" of every answer."""
+    many = {f"10.1.{number // 256}.{number % 256}": "" for number in range(20000)}
+    _write(Family.IPV4, {names.CLUSTER_IPS: many})
+    stop = threading.Event()
+
+    def disturb() -> None:
+        kernel, number = NetlinkNft(), 0
+        while not stop.is_set():
+            number += 1
+            kernel.commit(Transaction(Family.IPV4, "other", [AddTable(), AddChain(f"c{number}")]))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        reading = NetlinkNft().reading(Family.IPV4, names.TABLE)
+    finally:
+        stop.set()
+        thread.join()
+    assert reading is not None
+    assert contents_of(reading) == {names.CLUSTER_IPS: many}
 
 
 _RULES = [

@@ -81,14 +81,15 @@ class NetlinkSocket:
             failures |= self._chunk(requests, start, end)
         return failures
 
-    def dump(self, kind: int, payload: bytes) -> list[bytes]:
+    def dump(self, kind: int, payload: bytes, *, repeat: bool = True) -> list[bytes]:
         """Return the payloads of a dump request's answers; repeat it if the objects changed meantime.
 
-        Raises OSError with the errno of a refusal, NetlinkLost.
+        Without `repeat`, the answers count although the kernel says that objects changed. Raises OSError with
+        the errno of a refusal, NetlinkLost.
         """
         for _ in range(_DUMP_ATTEMPTS):
             try:
-                return self._dump(kind, payload)
+                return self._dump(kind, payload, accept_interrupted=not repeat)
             except InterruptedError:
                 continue
         raise NetlinkLost(errno.EINTR, "the kernel's objects kept changing while they were read")
@@ -129,7 +130,7 @@ class NetlinkSocket:
                     failures[start + sequence - first] = code
         return failures
 
-    def _dump(self, kind: int, payload: bytes) -> list[bytes]:
+    def _dump(self, kind: int, payload: bytes, *, accept_interrupted: bool) -> list[bytes]:
         self._reserve(1)
         self._send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, payload))
         found: list[bytes] = []
@@ -141,7 +142,7 @@ class NetlinkSocket:
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if answer in {NLMSG_ERROR, NLMSG_DONE}:
                     _raise(error_code(content))
-                    if interrupted:
+                    if interrupted and not accept_interrupted:
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     return found
                 found.append(content)

@@ -32,13 +32,13 @@ _LOOKUP_SET = 1
 
 
 def reading(family: Family, table: str, *, elements: bool, portable: bool = False) -> Reading | None:
-    """Read the table; None if it does not exist. Each map is read atomically, the table as a whole is not.
+    """Read the table; None if it does not exist. It is not consistent if the table is changed meantime.
 
     `portable`: see Reading.chains. Raises OSError.
     """
     with _socket() as sock:
         try:
-            answers = sock.dump(SUBSYSTEM << 8 | _GET_SET, _request(family, table))
+            answers = _dump(sock, _GET_SET, _request(family, table))
             declared = [declaration(attributes(answer[NFGENMSG.size :])) for answer in answers]
             named = [each for each in declared if not each.of_rules]
             found: dict[str, dict[str, str]] = {}
@@ -88,8 +88,13 @@ def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
 
 
 def _elements(sock: NetlinkSocket, family: Family, table: str, name: str) -> Iterator[bytes]:
-    for answer in sock.dump(SUBSYSTEM << 8 | _GET_ELEMENTS, _request(family, table, name)):
+    for answer in _dump(sock, _GET_ELEMENTS, _request(family, table, name)):
         yield answer[NFGENMSG.size :]
+
+
+def _dump(sock: NetlinkSocket, kind: int, request: bytes) -> list[bytes]:
+    # Not repeated: the kernel says "interrupted" for a change of any table, see kproxy.kernel.nft.events.
+    return sock.dump(SUBSYSTEM << 8 | kind, request, repeat=False)
 
 
 def _listed(messages: Iterable[bytes]) -> Iterator[bytes]:
@@ -134,7 +139,7 @@ def _without_names(expressions: bytes, inner: Mapping[str, bytes]) -> Iterator[b
 
 
 def _of_table(sock: NetlinkSocket, kind: int, family: Family, table: str) -> Iterator[dict[int, bytes]]:
-    for answer in sock.dump(SUBSYSTEM << 8 | kind, _request(family, table)):
+    for answer in _dump(sock, kind, _request(family, table)):
         held = attributes(answer[NFGENMSG.size :])
         if text(held[_TABLE]) == table:
             yield held

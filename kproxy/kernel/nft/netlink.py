@@ -6,23 +6,27 @@ crashes on objects of another version that it cannot read (Kubernetes issue 1367
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import NLM_F_REQUEST, attributes, message
 from kproxy.kernel.nft import batch, dump
-from kproxy.kernel.nft.commands import Transaction
+from kproxy.kernel.nft.commands import TABLE_FAMILY, Transaction
 from kproxy.kernel.nft.connection import Connection
 from kproxy.kernel.nft.decoding import Counts, UndecodableError
+from kproxy.kernel.nft.events import table_events
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM, encode
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import RulesetGeneration
 
 _NEW_GENERATION, _GET_GENERATION = 15, 16  # enum nf_tables_msg_types
 _GENERATION_ID = 1
-_READINGS = 10
-"""Greatest number of attempts to read a table if others commit during the reading."""
+_READINGS = 4
+_READING_SECONDS = 30.0
+"""Bounds of the attempts to read a table that others change during the reading: number, and time in which the
+next one may begin. The largest tables measured take 3 s."""
 
 T = TypeVar("T")
 
@@ -30,8 +34,9 @@ T = TypeVar("T")
 class NetlinkNft:
     """nftables in the network namespace of the calling thread; see Nft."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection = Connection()
+        self._clock = clock
 
     def commit(self, transaction: Transaction) -> None:
         """See Nft.commit."""
@@ -44,13 +49,16 @@ class NetlinkNft:
     def reading(
         self, family: Family, table: str, *, elements: bool = True, portable: bool = False
     ) -> Reading | None:
-        """See Nft.reading. Raises NftError also if the ruleset changes faster than it can be read."""
+        """See Nft.reading. Raises NftError also if others change this table faster than it can be read."""
+        deadline = self._clock() + _READING_SECONDS
         for _ in range(_READINGS):
-            before = self.generation()
-            found = _call(lambda: dump.reading(family, table, elements=elements, portable=portable))
-            if self.generation() == before:
+            found, consistent = _call(lambda: _reading(family, table, elements=elements, portable=portable))
+            if consistent:
                 return found
-        raise NftError(NftFailure.INTERRUPTED, "the ruleset kept changing while it was read")
+            if self._clock() >= deadline:
+                break
+        message = f"table {TABLE_FAMILY[family]} {table} kept changing while it was read"
+        raise NftError(NftFailure.INTERRUPTED, message)
 
     def counts(self, family: Family, table: str, name: str) -> Mapping[str, Counts] | None:
         """See Nft.counts."""
@@ -70,6 +78,13 @@ class NetlinkNft:
                 count = int.from_bytes(attributes(content[NFGENMSG.size :])[_GENERATION_ID], "big")
                 return RulesetGeneration(("nft", count), commits=count)
         return None
+
+
+def _reading(family: Family, table: str, *, elements: bool, portable: bool) -> tuple[Reading | None, bool]:
+    """Read a table once; return the reading, and whether no transaction changed the table during it."""
+    with table_events(family, table) as events:
+        found = dump.reading(family, table, elements=elements, portable=portable)
+        return found, not events.changed()
 
 
 def _generation_request(sequence: int) -> bytes:
