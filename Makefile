@@ -4,6 +4,7 @@
 # make test-all   every test in every mode and family, all faults, long and random histories (hours)
 # make bench      time kproxy's rule syncs and packets on this machine
 # make lint       style, types and import contracts
+# make mutants    plant faults in each room and print what the tests miss (ROOM=plan N=40 SEED=7)
 # make help       this list
 PYTHON ?= python3
 VENV := .venv
@@ -12,12 +13,14 @@ READY := $(VENV)/.ready
 # One more than processors: tests wait for packets and time limits. Memory bounds the number.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 5 : n + 1)))
 SUITE := $(BIN)/python -m tests.suite
-# The seed of the random histories: make test-all SEED=N repeats them.
+# The seed of the random histories and of planted faults: make test-all SEED=N repeats them.
+ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
 
 export PYTHON
 
-.PHONY: help demo test test-fast test-all lint unit bench setup constraints clean
+.PHONY: help demo test test-fast test-all lint unit mutants bench setup constraints clean
 .DEFAULT_GOAL := demo
 
 help:
@@ -43,6 +46,10 @@ test-fast: $(READY)
 test-all: lint
 	KPROXY_MATRIX=all KPROXY_FAULTS=all $(SUITE) -n $(WORKERS) --dist loadgroup
 	KPROXY_SEED=$(SEED) $(SUITE) -n $(WORKERS) -m "hypothesis and not ipvs" --hypothesis-seed $(SEED)
+
+mutants: $(READY)
+	$(BIN)/python -m tools.mutants --workers $(WORKERS) --seed $(SEED) $(if $(N),--number $(N)) \
+	  $(if $(ROOM),--rooms $(ROOM)) $(if $(TESTS),--tests $(TESTS))
 
 bench: $(READY)
 	$(BIN)/kproxy bench

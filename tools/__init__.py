@@ -1,0 +1,1 @@
+"""Equipment of this repository; never in the wheel."""
