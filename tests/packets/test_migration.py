@@ -1,91 +1,32 @@
-"""manifests/MIGRATION.md under traffic: from kube-proxy's rules to kproxy, through its modes, and back.
+"""manifests/MIGRATION.md under traffic: from kube-proxy to kproxy, through its modes, and back.
 
-kube-proxy is represented by its rules, written as it writes them (pkg/proxy/iptables/proxier.go): missing
-jumps are inserted, its chains are rewritten in one restore per family.
+kube-proxy is represented by the objects that it writes (tests/packets/kube_proxy.py).
 """
 
 import functools
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kproxy.backends.core.hashes import port_hash
-from kproxy.backends.iptables.names import endpoint_chain
 from kproxy_lab.lab import Pod
-from kproxy_lab.lab.topology import NODE_IP4, Family
+from kproxy_lab.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
+from tests.packets.kube_proxy import KubeProxy
 from tests.packets.modes import Capability
-from tests.packets.objects import FAMILIES, NAMESPACE, TARGET, Service
+from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import Target, Traffic, names
 from tests.packets.pages import status
 from tests.packets.program import Kproxy
-from tests.packets.switching import choose, remains
+from tests.packets.switching import choose, ipvs_remains, remains
 
-pytestmark = [pytest.mark.root, pytest.mark.needs(Capability.NFTABLES)]
+pytestmark = pytest.mark.root
 
 KPROXY = [sys.executable, "-m", "kproxy"]
-JUMPS = (
-    ("nat", "OUTPUT", "KUBE-SERVICES", "kubernetes service portals"),
-    ("nat", "PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
-    ("nat", "POSTROUTING", "KUBE-POSTROUTING", "kubernetes postrouting rules"),
-    ("filter", "FORWARD", "KUBE-FORWARD", "kubernetes forwarding rules"),
-)
-
-
-def kube_proxy_takes_over(cluster: Cluster, service: Service, pods: list[Pod]) -> None:
-    """Write what a kube-proxy in iptables mode writes when it starts with this one service."""
-    for family in FAMILIES:
-        program = f"ip{'' if family == 4 else '6'}tables-nft"
-        text = "".join(f"{line}\n" for line in restore_lines(service, pods, family))
-        cluster.lab.node.run([f"{program}-restore", "--noflush"], stdin=text)
-        for table, chain, target, comment in JUMPS:
-            rule = [chain, "-m", "comment", "--comment", comment, "-j", target]
-            if cluster.lab.node.run([program, "-t", table, "-C", *rule], check=False).returncode:
-                cluster.lab.node.run([program, "-t", table, "-I", *rule])
-
-
-def restore_lines(service: Service, pods: list[Pod], family: Family) -> Iterator[str]:
-    (port,) = service.ports
-    name = f"{NAMESPACE}/{service.name}" + (f":{port.name}" if port.name else "")
-    comment = f'-m comment --comment "{name}'
-    chain, external = (f"KUBE-{kind}-{port_hash(name, 'tcp')}" for kind in ("SVC", "EXT"))
-    host = "32" if family == 4 else "128"
-    ips = [pod.ip4 if family == 4 else pod.ip6 for pod in pods]
-    places = [f"{ip}:{TARGET}" if family == 4 else f"[{ip}]:{TARGET}" for ip in ips]
-    ends = [endpoint_chain(name, "tcp", place) for place in places]
-    yield "*filter"
-    yield from (f":KUBE-{each} - [0:0]" for each in ("SERVICES", "NODEPORTS", "FORWARD"))
-    yield from (f":KUBE-{each} - [0:0]" for each in ("EXTERNAL-SERVICES", "PROXY-FIREWALL"))
-    yield "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP"
-    yield "-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"
-    yield "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-    yield "COMMIT"
-    yield "*nat"
-    yield from (f":KUBE-{each} - [0:0]" for each in ("SERVICES", "NODEPORTS", "POSTROUTING", "MARK-MASQ"))
-    yield from (f":{each} - [0:0]" for each in (chain, external, *ends))
-    yield f'-A KUBE-NODEPORTS -p tcp {comment}" -m tcp --dport {service.node_port} -j {external}'
-    yield f'-A {external} {comment} external" -j KUBE-MARK-MASQ'
-    yield f"-A {external} -j {chain}"
-    yield (
-        f'-A KUBE-SERVICES -d {service.ip(family)}/{host} -p tcp {comment} cluster IP" '
-        f"-m tcp --dport {port.number} -j {chain}"
-    )
-    yield "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
-    for number, (ip, place, end) in enumerate(zip(ips, places, ends, strict=True)):
-        left = len(ips) - number
-        match = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
-        yield f'-A {chain} {comment} -> {place}"{match} -j {end}'
-        yield f'-A {end} -s {ip}/{host} {comment}" -j KUBE-MARK-MASQ'
-        yield f'-A {end} -p tcp {comment}" -m tcp -j DNAT --to-destination {place}'
-    yield "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN"
-    yield "-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000"
-    yield "-A KUBE-POSTROUTING -j MASQUERADE --random-fully"
-    yield "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000"
-    yield "COMMIT"
 
 
 def run_kproxy(cluster: Cluster, file: File) -> Kproxy:
@@ -108,62 +49,145 @@ def targets(cluster: Cluster, service: Service) -> list[Target]:
     return found
 
 
+class Watched:
+    """Requests without a pause and two open connections; `check` asserts that nothing was interrupted."""
+
+    def __init__(self, cluster: Cluster, traffic: Traffic, service: Service) -> None:
+        lab = cluster.lab
+        self._traffic = traffic
+        self._held = [lab.hold(lab.client, service.ip(family), 80) for family in FAMILIES]
+        self._who = [held.exchange("who?").pod for held in self._held]
+
+    def check(self) -> None:
+        self._traffic.flow()
+        assert [held.exchange("still?").pod for held in self._held] == self._who
+        assert self._traffic.failures == []
+
+
+@contextmanager
+def watched(cluster: Cluster, service: Service) -> Iterator[Watched]:
+    with Traffic(cluster.lab, targets(cluster, service)) as traffic:
+        found = Watched(cluster, traffic, service)
+        yield found
+        found.check()
+
+
+def go_through(cluster: Cluster, program: Kproxy, file: File, modes: list[str], traffic: Watched) -> None:
+    """ "Another mode": nothing is interrupted, and the rules of the former mode go."""
+    for mode in modes:
+        since = program.mark()
+        choose(file, mode)
+        program.wait_log("mode_switched", f"mode={mode}", since=since)
+        traffic.check()
+        program.until(functools.partial(remaining, cluster, mode), 0)
+
+
+def refuse_beside(cluster: Cluster, program: Kproxy) -> None:
+    """A cleanup beside a running kproxy, and a second kproxy: both are refused."""
+    for command in ([*KPROXY, "cleanup"], [*KPROXY, *cluster.command("--once")]):
+        done = cluster.lab.node.run(command, check=False)
+        assert (done.returncode, f"pid {program.pid}" in done.stderr) == (1, True)
+
+
+def prepare(cluster: Cluster) -> tuple[Service, list[Pod]]:
+    """Clean the node; make a service with node ports on two of its pods."""
+    cluster.lab.node.run([*KPROXY, "cleanup"])
+    pods = list(cluster.lab.local_pods[:2])
+    service = cluster.service(type="NodePort")
+    cluster.slices(service, pods)
+    return service, pods
+
+
+@pytest.mark.needs(Capability.NFTABLES)
 def test_from_kube_proxy_through_the_modes_and_back(spare: Cluster, tmp_path: Path) -> None:
     lab, node = spare.lab, spare.lab.node
-    node.run([*KPROXY, "cleanup"])
-    pods = list(lab.local_pods[:2])
-    service = spare.service(type="NodePort")
-    spare.slices(service, pods)
+    service, pods = prepare(spare)
+    kube_proxy = KubeProxy(spare, "nft", service, pods)
     file = File(tmp_path / "config.conf", spare)
     choose(file, "iptables/nft")
-    kube_proxy_takes_over(spare, service, pods)
-    with (
-        lab.hold(lab.client, service.ip(4), 80) as held,
-        lab.hold(lab.client, service.ip(6), 80) as held6,
-        Traffic(lab, targets(spare, service)) as traffic,
-    ):
-        who = held.exchange("who?").pod, held6.exchange("who?").pod
-
-        def undisturbed() -> None:
-            traffic.flow()
-            assert (held.exchange("still?").pod, held6.exchange("still?").pod) == who
-            assert traffic.failures == []
-
+    kube_proxy.write_iptables_mode()
+    with watched(spare, service) as traffic:
         # "Move one node"
         program = run_kproxy(spare, file)
-        undisturbed()
-        # "Another mode"
-        for mode in ("nftables", "iptables/legacy", "nftables", "iptables/nft"):
-            since = program.mark()
-            choose(file, mode)
-            program.wait_log("mode_switched", f"mode={mode}", since=since)
-            undisturbed()
-            program.until(functools.partial(remaining, spare, mode), 0)
-        # A cleanup beside a running kproxy, and a second kproxy: both are refused and change nothing.
-        for command in ([*KPROXY, "cleanup"], [*KPROXY, *spare.command("--once")]):
-            done = node.run(command, check=False)
-            assert (done.returncode, f"pid {program.pid}" in done.stderr) == (1, True)
-        undisturbed()
+        traffic.check()
+        go_through(spare, program, file, ["nftables", "iptables/legacy", "nftables", "iptables/nft"], traffic)
+        refuse_beside(spare, program)
+        traffic.check()
         # "The way back", in iptables mode: kube-proxy takes the rules over.
         assert program.end(signal.SIGTERM) == 0
-        undisturbed()
-        kube_proxy_takes_over(spare, service, pods)
-        undisturbed()
+        traffic.check()
+        kube_proxy.write_iptables_mode()
+        traffic.check()
         assert spare.ask(lab.client, service.ip(4), 80).pods == names(pods)
     # Another round, and back from nftables mode: the rules go with kproxy.
     choose(file, "nftables")
-    with Traffic(lab, targets(spare, service)) as traffic:
+    with Traffic(lab, targets(spare, service)) as requests:
         program = run_kproxy(spare, file)
         program.until(functools.partial(remaining, spare, "nftables"), 0)
         node.run([*KPROXY, "cleanup", "--on-exit"])
-        traffic.flow()
-    assert traffic.failures == []
+        requests.flow()
+    assert requests.failures == []
     with lab.hold(lab.client, service.ip(4), 80) as held:
         who4 = held.exchange("who?").pod
         assert program.end(signal.SIGTERM) == 0
         assert remains(spare, but="none") == []
-        kube_proxy_takes_over(spare, service, pods)
+        kube_proxy.write_iptables_mode()
         assert held.exchange("still there?").pod == who4
     assert spare.ask(lab.client, service.ip(6), 80).pods == names(pods)
     node.run([*KPROXY, "cleanup"])
     assert remains(spare, but="none") == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs(Capability.VIRTUAL_SERVERS)
+@pytest.mark.parametrize("left", ["iptables", "ipvs"])
+def test_from_kube_proxy_to_virtual_servers_and_back(spare: Cluster, tmp_path: Path, left: str) -> None:
+    """This kernel has no nat in nftables: the iptables mode uses legacy, and nftables mode is refused."""
+    lab, node = spare.lab, spare.lab.node
+    service, pods = prepare(spare)
+    kube_proxy = KubeProxy(spare, "legacy", service, pods)
+    write = kube_proxy.write_iptables_mode if left == "iptables" else kube_proxy.write_ipvs_mode
+    file = File(tmp_path / "config.conf", spare)
+    file.set_own(ipvs={"gracefulPeriod": "1h"})
+    choose(file, "ipvs/legacy")
+    write()
+    with watched(spare, service) as traffic:
+        # "Move one node", straight to IPVS mode.
+        program = run_kproxy(spare, file)
+        traffic.check()
+        assert [name for name in ipvs_remains(spare) if name.startswith("KUBE-")] == []
+        since = program.mark()
+        choose(file, "nftables/legacy")
+        assert "mode=nftables" in program.wait_log("mode_unavailable", since=since)
+        traffic.check()
+        go_through(spare, program, file, ["iptables/legacy", "ipvs/legacy"], traffic)
+        refuse_beside(spare, program)
+        traffic.check()
+        # "The way back", through iptables mode, which interrupts nothing.
+        go_through(spare, program, file, ["iptables/legacy"], traffic)
+        assert program.end(signal.SIGTERM) == 0
+        traffic.check()
+        kube_proxy.write_iptables_mode()
+        traffic.check()
+        assert spare.ask(lab.client, service.ip(4), 80).pods == names(pods)
+    # Another round, and back from IPVS mode: the rules go with kproxy; connections through IPVS end.
+    choose(file, "ipvs/legacy")
+    if left == "iptables":
+        file.set_own(cleanupOnExit=True)
+        choose(file, "ipvs/legacy")
+    with Traffic(lab, targets(spare, service)) as requests:
+        program = run_kproxy(spare, file)
+        if left == "ipvs":
+            node.run([*KPROXY, "cleanup", "--on-exit"])
+        requests.flow()
+    assert requests.failures == []
+    assert program.end(signal.SIGTERM) == 0
+    assert remains(spare, but="none") + ipvs_remains(spare) == []
+    write()
+    with Traffic(lab, targets(spare, service)) as requests:
+        requests.flow()
+    assert requests.failures == []
+    for family in FAMILIES:
+        assert spare.ask(lab.client, service.ip(family), 80).pods == names(pods)
+    node.run([*KPROXY, "cleanup"])
+    assert remains(spare, but="none") + ipvs_remains(spare) == []
