@@ -80,3 +80,12 @@ def _escape(character: str) -> str:
     if character in _SHORT:
         return _SHORT[character]
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+class Joined(tuple[str, ...]):
+    """Texts that a log line shows joined by semicolons, not as Python prints a list."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "; ".join(self)

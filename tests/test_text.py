@@ -27,7 +27,7 @@ from kproxy.telemetry.metrics import Metrics
 from kproxy.telemetry.problem_log import LINES, ProblemLog
 from kproxy.telemetry.status import Failure, FamilyStatus, Pending, Repair, ServiceTrouble, Status, encode
 from kproxy.telemetry.status_screen import screen
-from kproxy.text import LONGEST, clean
+from kproxy.text import LONGEST, Joined, clean
 from tests import builders
 
 BAD = "a\x1b[31m\r\n\x00\x7f\x85\u2028\u2029\u202e\u2066\u200b\ufeff\ud800\U000e0001z"
@@ -281,3 +281,13 @@ def test_a_finding_is_one_line() -> None:
     found = warning(BAD, BAD, f"Bearer {JWT}")
     assert all(text.isprintable() for text in (found.subject, found.found, found.remedy))
     assert JWT not in found.remedy
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_several_texts_are_joined_by_semicolons(form: str) -> None:
+    written = io.StringIO()
+    with redirect_stderr(written):
+        logs.configure(0, form)
+        structlog.get_logger().info("configuration_rejected", problems=Joined(["a: b", "c\x1b"]))
+    assert "a: b; c" in written.getvalue()
+    assert not {"[", "(", "\x1b"} & set(written.getvalue())

@@ -185,7 +185,14 @@ def _work(
     reloader = reloader_for(settings.take)
     signals.follow_reloads(reloader.reload)
     status_builder = StatusBuilder(
-        lambda: agent.config, reloader, store, health, observer, objects.watches, time.monotonic
+        lambda: agent.config,
+        reloader,
+        store,
+        health,
+        observer,
+        objects.watches,
+        time.monotonic,
+        services.problems,
     )
     exposition = Exposition(
         metrics,

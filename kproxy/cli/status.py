@@ -24,6 +24,11 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
     return seconds
 
 
+def _with_host(_context: click.Context, _option: click.Parameter, address: str) -> str:
+    """Complete an address without a host, which binds to every address of the node: ask this node."""
+    return f"127.0.0.1{address}" if address.startswith(":") else address
+
+
 @click.command(
     cls=Command,
     epilog="Exit status: 0 if the agent is healthy; 1 if it is not, or does not answer; 3 if it is healthy, "
@@ -34,8 +39,9 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
     "--address",
     default="127.0.0.1:10249",
     show_default=True,
+    callback=_with_host,
     metavar="ADDRESS",
-    help="The --metrics-bind-address of the kproxy to ask.",
+    help="The --metrics-bind-address of the kproxy to ask; without a host, 127.0.0.1.",
 )
 @click.option(
     "-o",

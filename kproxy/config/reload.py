@@ -24,6 +24,7 @@ from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
 from kproxy.config.settings import Section
 from kproxy.config.translate import has_no_effect
 from kproxy.sources.directory_watch import DirectoryWatch
+from kproxy.text import Joined
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -194,7 +195,7 @@ class Reloader:
         if self._rejected is not None and self._rejected.problems == problems:
             return
         self._rejected = RejectedConfiguration(datetime.now(UTC), str(file), problems)
-        log.error("configuration_rejected", problems=problems, effect="the old one stays")
+        log.error("configuration_rejected", problems=Joined(problems), effect="the old one stays")
 
     def _take(self, file: Path, settings: Settings, reason: str) -> None:
         changes = changes_between(self._running, settings)

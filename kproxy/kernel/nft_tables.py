@@ -1,4 +1,4 @@
-"""Foreign nftables tables, without the program nft: list them and their base chains, delete one.
+"""Foreign nftables tables, without the program nft: list them and their base chains, wake or delete one.
 
 A former proxy may have left nftables on a node that has no program to read them.
 
@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -29,10 +29,11 @@ from kproxy.kernel.netlink.messages import (
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_GET_TABLE, _DELETE_TABLE = 1, 2
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GET_CHAIN = 4
-_NAME = 1  # NFTA_TABLE_NAME
+_NAME, _FLAGS = 1, 2  # NFTA_TABLE_*
+_DORMANT = 1  # NFT_TABLE_F_DORMANT
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5  # NFTA_CHAIN_*
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2  # NFTA_HOOK_*
 _NUMBER = struct.Struct("!I")
@@ -50,18 +51,50 @@ class NftablesError(Exception):
     """Listing or deleting a table failed; the message names the table and the reason."""
 
 
+class WakeError(Exception):
+    """A dormant table cannot be found or switched on; the message names the reason."""
+
+
 def tables(family: Family | None) -> frozenset[str]:
     """Return the names of a family's tables (None: of family inet); empty if there is no nftables.
 
     Raises NftablesError.
     """
+    return frozenset(map(_name, _listed(family)))
+
+
+def _listed(family: Family | None) -> list[dict[int, bytes]]:
     try:
-        answers = nfnetlink.request(_SUBSYSTEM, _GET_TABLE, NLM_F_DUMP, family=_FAMILIES[family])
+        return list(nfnetlink.request(_SUBSYSTEM, _GET_TABLE, NLM_F_DUMP, family=_FAMILIES[family]))
     except OSError as error:
         if error.errno in NO_NFTABLES:
-            return frozenset()
+            return []
         raise NftablesError(f"cannot list nftables tables: {error.strerror or error}") from error
-    return frozenset(answer[_NAME].rstrip(b"\0").decode("utf-8", "replace") for answer in answers)
+
+
+def _name(table: Mapping[int, bytes]) -> str:
+    return table[_NAME].rstrip(b"\0").decode("utf-8", "replace")
+
+
+def wake(family: Family, names: Collection[str]) -> tuple[str, ...]:
+    """Switch on those tables of these names that are dormant, and return their names.
+
+    No packet passes the chains of a dormant table, and iptables-save prints it like any other. Their other
+    flags stay. Raises WakeError.
+    """
+    woken = []
+    try:
+        listed = _listed(family)
+    except NftablesError as error:
+        raise WakeError(str(error)) from error
+    for table in listed:
+        name, flags = _name(table), _NUMBER.unpack(table.get(_FLAGS, bytes(_NUMBER.size)))[0]
+        if name in names and flags & _DORMANT:
+            kept = attribute(_FLAGS, _NUMBER.pack(flags & ~_DORMANT))
+            if code := _change(family, _NEW_TABLE, name, kept):
+                raise WakeError(f"nftables table {name} of {family} stays dormant: {os.strerror(code)}")
+            woken.append(name)
+    return tuple(woken)
 
 
 class BaseChain(msgspec.Struct, frozen=True):
@@ -108,17 +141,22 @@ def _base_chain(answer: Mapping[int, bytes]) -> BaseChain:
 
 def delete(family: Family, name: str) -> None:
     """Delete a table with its contents; a missing one is no error. Raises NftablesError."""
-    body = _NFGENMSG.pack(_FAMILIES[family], 0, 0) + attribute(_NAME, name.encode() + b"\0")
-    bound = _NFGENMSG.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
-    batch = message(_BATCH_BEGIN, NLM_F_REQUEST, 1, bound)
-    batch += message(_SUBSYSTEM << 8 | _DELETE_TABLE, NLM_F_REQUEST | NLM_F_ACK, 2, body)
-    batch += message(_BATCH_END, NLM_F_REQUEST, 3, bound)
-    try:
-        code = _send(batch)
-    except OSError as error:
-        code = error.errno or errno.EIO
+    code = _change(family, _DELETE_TABLE, name)
     if code not in (0, errno.ENOENT):
         raise NftablesError(f"cannot delete nftables table {name} of {family}: {os.strerror(code)}")
+
+
+def _change(family: Family, kind: int, name: str, rest: bytes = b"") -> int:
+    """Send one message about a table as a transaction; return its errno, 0 if it was committed."""
+    body = _NFGENMSG.pack(_FAMILIES[family], 0, 0) + attribute(_NAME, name.encode() + b"\0") + rest
+    bound = _NFGENMSG.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
+    batch = message(_BATCH_BEGIN, NLM_F_REQUEST, 1, bound)
+    batch += message(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | NLM_F_ACK, 2, body)
+    batch += message(_BATCH_END, NLM_F_REQUEST, 3, bound)
+    try:
+        return _send(batch)
+    except OSError as error:
+        return error.errno or errno.EIO
 
 
 def _send(batch: bytes) -> int:

@@ -12,6 +12,7 @@ from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.dryrun import DryRunXtables
 from kproxy.backends.iptables.layout import Layout
 from kproxy.config.model import ProxyConfig
+from kproxy.kernel import nft_tables
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.detect import detect_variant, find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
@@ -61,6 +62,7 @@ def rules_backend(
     The nft rulesets of both families share one change counter, and so one entry of `watches`.
     """
     watch = watch_of(xtables, watches)
+    prepare = preparation(layout, xtables, prepare)
     return IptablesBackend(layout, xtables, watch, larger=larger, prepare=prepare)
 
 
@@ -68,6 +70,37 @@ def watch_of(xtables: Xtables, watches: dict[object, ForeignWrites]) -> ForeignW
     """Return the watch of the ruleset that a family's rules are in."""
     ruleset = xtables.variant if xtables.variant is Variant.NFT else xtables.family
     return watches.setdefault(ruleset, ForeignWrites(xtables.generation))
+
+
+def preparation(layout: Layout, xtables: Xtables, prepare: Callable[[bool], None]) -> Callable[[bool], None]:
+    """Return what a backend does before it writes or compares rules: `prepare`, and wake dormant tables."""
+    if xtables.variant is Variant.NFT:
+        return functools.partial(_prepare_nft, layout, prepare, set())
+    return prepare
+
+
+def _prepare_nft(layout: Layout, prepare: Callable[[bool], None], failed: set[str], writing: bool) -> None:
+    """Also switch on a table that others made dormant: its rules are whole, but no packet passes them.
+
+    A failure is logged once for each reason.
+    """
+    prepare(writing)
+    tables = {jump.table for jump in layout.jumps}
+    try:
+        woken = nft_tables.wake(layout.family, tables)
+    except nft_tables.WakeError as error:
+        if str(error) not in failed:
+            failed.add(str(error))
+            log.warning("table_check_failed", family=layout.family.value, reason=str(error))
+        return
+    failed.clear()
+    for table in woken:
+        log.warning(
+            "table_switched_on",
+            family=layout.family.value,
+            table=table,
+            reason="others made it dormant: no packet passed its rules",
+        )
 
 
 def find_programs(config: ProxyConfig) -> dict[Family, XtablesTools]:

@@ -12,6 +12,7 @@ import structlog
 from kproxy import logs
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.verdict import Cause, Condition, State, Verdict
+from kproxy.text import Joined
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -65,7 +66,7 @@ class HealthMonitor:
             "state": verdict.state.value,
             "was": known.state.value,
             "livez": "200" if verdict.live else "503",
-            "reasons": [each.value for each in verdict.causes],
+            "reasons": Joined(each.value for each in verdict.causes),
         }
         if verdict.state in (State.HEALTHY, State.STARTING):
             log.info("health_changed", **said)

@@ -58,6 +58,7 @@ class World(Rig):
         self.kernel = Kernel()
         self.watches: list[Watch] = [SERVICE]
         self.lists: list[Kind] = []
+        self.unopened_ports: list[Problem] = []
         super().__init__(self._mode)
         given = CommandLine(None, {})
         self.reloader = Reloader(given, given.load(), lambda _: 1)
@@ -69,6 +70,7 @@ class World(Rig):
             self.observer,
             lambda: self.watches,
             lambda: self.now,
+            lambda: self.unopened_ports,
         )
 
     def _health(self, *_: object) -> HealthState:
@@ -128,6 +130,15 @@ class World(Rig):
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
+
+
+def test_a_health_check_port_that_is_not_open_is_a_problem_of_the_service(world: World) -> None:
+    world.sync()
+    taken = Problem("Service ns/a", "spec.healthCheckNodePort", "30100", "in use", refused=True)
+    world.unopened_ports.append(taken)
+    assert (world.status.problems, world.summary()) == ([taken], ("healthy", 3, []))
+    world.unopened_ports.clear()
+    assert world.summary() == ("healthy", 0, [])
 
 
 def test_an_agent_without_a_sync_starts_and_fails_when_its_time_is_over(world: World) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.cli.nodes import FLAGS, PATIENCE
+from tests.suite import mounts
 
 NO_SERVERS = ("--healthz-bind-address", "", "--metrics-bind-address", "127.0.0.1:10249")
 
@@ -26,6 +27,8 @@ class Running:
         environment: Mapping[str, str] | None = None,
         objects: tuple[str, ...] = tuple(FLAGS),
     ) -> None:
+        if through:
+            mounts.needed()
         command = [*through, sys.executable, "-m", "kproxy", "run", *objects, *NO_SERVERS, *flags]
         self.lines: list[str] = []
         self._process = subprocess.Popen(

@@ -126,6 +126,12 @@ def test_addresses_that_are_none_are_named_all_at_once() -> None:
     assert '--healthz-bind-address: "here:http" is not IP:port' in errors
 
 
+def test_an_address_without_a_host_is_this_node() -> None:
+    status, _, errors = run("status", "--address", ":1")
+    assert status == 1
+    assert "http://127.0.0.1:1/status" in errors
+
+
 @pytest.mark.parametrize("flags", [(), ("--wait", "--timeout", "0s")])
 def test_status_says_where_it_found_nobody(flags: tuple[str, ...]) -> None:
     status, text, errors = run("status", "--address", "127.0.0.1:1", *flags)

@@ -20,7 +20,7 @@ from kproxy.kernel.ipset.types import IpsetUnavailable
 
 P = ParamSpec("P")
 _CLONE_NEWNET = 0x40000000
-_PARAMETER = Path("/proc/sys/net/ipv4/ip_forward")
+_PARAMETER = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 
 
 def fresh_network(test: Callable[P, None]) -> Callable[P, None]:
@@ -50,12 +50,16 @@ def fresh_network(test: Callable[P, None]) -> Callable[P, None]:
 
 
 def enter_new() -> None:
-    """Put the calling thread in a new network namespace; skips the test where the kernel refuses."""
+    """Put the calling thread in a new network namespace; skips the test where the kernel refuses.
+
+    A new namespace takes over the machine's parameters below conf (net.core.devconf_inherit_init_net); on a
+    node with a proxy, route_localnet is set.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         pytest.skip(f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}")
     try:
-        _PARAMETER.write_text(_PARAMETER.read_text())
+        _PARAMETER.write_text("0")
     except OSError as error:
         pytest.skip(f"kernel parameters cannot be set: {error}")
 

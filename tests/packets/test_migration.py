@@ -73,7 +73,7 @@ def watched(cluster: Cluster, service: Service) -> Iterator[Watched]:
 
 
 def go_through(cluster: Cluster, program: Kproxy, file: File, modes: list[str], traffic: Watched) -> None:
-    """ "Another mode": nothing is interrupted, and the rules of the former mode go."""
+    """Change the mode as "Another mode" says: nothing is interrupted, the former mode's rules go."""
     for mode in modes:
         since = program.mark()
         choose(file, mode)
@@ -142,7 +142,7 @@ def test_from_kube_proxy_through_the_modes_and_back(spare: Cluster, tmp_path: Pa
 @pytest.mark.needs(Capability.VIRTUAL_SERVERS)
 @pytest.mark.parametrize("left", ["iptables", "ipvs"])
 def test_from_kube_proxy_to_virtual_servers_and_back(spare: Cluster, tmp_path: Path, left: str) -> None:
-    """This kernel has no nat in nftables: the iptables mode uses legacy, and nftables mode is refused."""
+    """Without nat in nftables, as in this kernel: iptables mode uses legacy, nftables mode is refused."""
     lab, node = spare.lab, spare.lab.node
     service, pods = prepare(spare)
     kube_proxy = KubeProxy(spare, "legacy", service, pods)

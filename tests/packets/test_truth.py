@@ -14,6 +14,7 @@ from tests.packets.file import File
 from tests.packets.modes import Capability
 from tests.packets.pages import get, scrape, status, value
 from tests.packets.program import Kproxy
+from tests.suite import mounts
 from tests.support.faultinjection import BrokenSockets, BrokenTools, NetlinkFault, Sandbox, ToolFault
 from tests.support.faultinjection.sockets import NETFILTER
 
@@ -40,6 +41,7 @@ def livez(cluster: Cluster) -> int:
 def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_another_code(
     spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mounts.needed()
     tools, sockets = BrokenTools(tmp_path / "tools"), BrokenSockets(tmp_path / "sockets")
     sandbox = Sandbox(tools=tools.directory, sockets=sockets.directory)
     monkeypatch.setattr(spare, "prefix", sandbox.command())

@@ -186,8 +186,16 @@ def test_a_port_that_is_taken_is_tried_again(running: Running, monkeypatch: pyte
         port = int(taken.getsockname()[1])
         running.health.update([plan(port, "10.1.0.1")], LOOPBACK)
         assert running.refused.get(timeout=5)[:2] == ("ns1/svc1", port)
+        (problem,) = running.health.problems()
+        assert (problem.object, problem.field, problem.value) == (
+            "Service ns1/svc1",
+            "spec.healthCheckNodePort",
+            str(port),
+        )
+        assert problem.reason == "not opened for IPv4: Address already in use"
     running.until(port, 200)
     assert running.refused.empty()
+    assert running.health.problems() == []
 
 
 def test_changes_count_in_their_order(running: Running) -> None:

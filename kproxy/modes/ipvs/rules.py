@@ -8,6 +8,7 @@ from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.rule_set import RuleSet
 from kproxy.backends.ipvs.config import RuleSettings
 from kproxy.kernel.xtables.types import Xtables
+from kproxy.modes.iptables_rules import preparation
 from kproxy.modes.ipvs.layout import IpvsLayout
 
 
@@ -15,7 +16,9 @@ class IpvsRules(RuleSet):
     """One family's rules. `settings` are an IptablesConfig, which the IPVS backend only passes on."""
 
     def __init__(self, settings: RuleSettings, xtables: Xtables, watch: ForeignWrites) -> None:
-        super().__init__(layout_of(settings), xtables, watch)
+        layout = layout_of(settings)
+        prepare = preparation(layout, xtables, lambda _: None)
+        super().__init__(layout, xtables, watch, prepare=prepare)
 
     def use_settings(self, settings: RuleSettings) -> bool:
         """Change to other settings of the same family; False if they are equal."""

@@ -18,6 +18,7 @@ from kproxy.config.modes import traits_of
 from kproxy.config.reload import Reloader
 from kproxy.config.schema import KUBE_PROXY
 from kproxy.state.kinds import Kind
+from kproxy.state.problems import Problem
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry.exposition import CONTENT_TYPE, Exposition, slis
 from kproxy.telemetry.http import profiling
@@ -46,7 +47,9 @@ class StatusBuilder:
         observer: SyncObserver,
         watches: Watches,
         clock: Callable[[], float],
+        unopened_ports: Callable[[], list[Problem]] = list,
     ) -> None:
+        self._unopened_ports = unopened_ports
         self._config = config
         self._reloader = reloader
         self._store = store
@@ -85,7 +88,7 @@ class StatusBuilder:
                 None if oldest is None else round(self._clock() - oldest, 3),
             ),
             families=families,
-            problems=self._observer.known_problems(),
+            problems=[*self._observer.known_problems(), *self._unopened_ports()],
             rejected=self._store.rejected(),
             watches=list(watches),
             refused_mode=self._reloader.refused_mode(),

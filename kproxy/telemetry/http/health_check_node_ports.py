@@ -20,6 +20,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.node.descriptors import DescriptorShares
 from kproxy.plan.model import ServicePlan
+from kproxy.state.problems import Problem
 from kproxy.telemetry.http.connection import Listener
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.message import Answer
@@ -117,6 +118,17 @@ class ServiceHealth:
             new = bool(self._news)
         if new:
             self.wake()
+
+    def problems(self) -> list[Problem]:
+        """The ports that could not be opened; may be called from any thread."""
+        found = []
+        for (family, service), reason in sorted(dict(self._refused).items()):
+            check = self._checks.get((family, service))
+            if check is not None:
+                field, value = "spec.healthCheckNodePort", str(check.port)
+                why = f"not opened for {family.value}: {reason}"
+                found.append(Problem(f"Service {service}", field, value, why, refused=True))
+        return found
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set and `wake` called."""
