@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.__main__ import SECOND, main
+from tests.suite.__main__ import SECOND, _pytest, main
 from tests.suite.outcome import Outcome, Recorder, read
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,13 @@ def session(tmp_path: Path, *arguments: str, **files: str) -> tuple[int, Outcome
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
     return done.returncode, read(tmp_path / "outcome.json")
+
+
+def test_the_outcome_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
+    outcome = tmp_path / "outcome.json"
+    outcome.write_text("of an earlier run", encoding="utf-8")
+    status = _pytest(["--collect-only", "-q", "-n0", "--ipvs-kernels=0", "--ignore-glob=tests/*/*"], outcome)
+    assert (status, read(outcome)) == (0, Outcome())
 
 
 def test_failures_and_their_output_are_recorded(tmp_path: Path) -> None:

@@ -62,8 +62,12 @@ def _judge(first: Outcome, status: int, second: Outcome, report: Path) -> int:
 
 
 def _pytest(arguments: Sequence[str], outcome: Path) -> int:
-    """Run pytest in a process of its own, which gets the signals that this one gets."""
-    argv = [sys.executable, "-m", "pytest", "--outcome-to", str(outcome), *arguments]
+    """Run pytest in a process of its own, which gets the signals that this one gets.
+
+    The option and its value are one argument: pytest reads its arguments first without the options of
+    conftest, and would look for conftest beside the file of an earlier run.
+    """
+    argv = [sys.executable, "-m", "pytest", f"--outcome-to={outcome}", *arguments]
     with subprocess.Popen(argv) as process:
 
         def pass_on(number: int, _frame: object) -> None:
