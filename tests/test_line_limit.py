@@ -85,7 +85,7 @@ def test_problems_that_come_and_go_all_the_time_are_bounded_by_the_minute(logged
     problems = ProblemLog()
     for number in range(6000):
         found = Problem("Service ns/bad", "spec.ports", str(number), "is no port")
-        problems.tell({"ns/bad": (found,) if number % 2 else ()})
+        problems.update({"ns/bad": (found,) if number % 2 else ()})
         logged.now += 0.1
     lines = logged.lines()
     assert len(lines) <= 11 * (LINES + 1)

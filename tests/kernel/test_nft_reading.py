@@ -97,7 +97,7 @@ def tables(draw: st.DrawFn) -> tuple[Family, dict[str, dict[str, str]]]:
     }
     drawn = {name: draw(st.dictionaries(*kind, max_size=5)) for name, kind in kinds.items()}
     # Ranges must not overlap, and nft prints a range of several prefixes otherwise.
-    networks = ipaddress.collapse_addresses(
+    networks = ipaddress.collapse_addresses(  # type: ignore[type-var]
         map(ipaddress.ip_network, draw(st.lists(_ranges(family), max_size=5)))
     )
     drawn[names.ranges(HASHED)] = dict.fromkeys(map(_cidr, networks), "")

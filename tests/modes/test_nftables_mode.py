@@ -54,9 +54,7 @@ def test_a_kernel_that_refuses_both_is_an_error_with_the_reasons() -> None:
     with pytest.raises(NoFamilyUsable) as caught:
         make(fake)
     assert set(caught.value.reasons) == set(Family)
-    assert "--proxy-mode nftables: injected refusal: add set ip kproxy-probe ranges-" in str(
-        caught.value
-    )
+    assert "--proxy-mode nftables: injected refusal: add set ip kproxy-probe ranges-" in str(caught.value)
 
 
 def test_a_trial_without_an_end_leaves_no_family_out() -> None:
