@@ -15,6 +15,7 @@ a node port of a younger service cannot have it.
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -23,6 +24,9 @@ from kproxy.state.problems import Problem, show
 
 Frontend = tuple[str, int, str]
 """(address, or "" for a node port; port; protocol)."""
+
+RIVAL_CLAIMS = 1_000
+"""Claims of which `rivals` reads the service, for each service: many may share many addresses."""
 
 _NEWEST = "~"
 _HOME, _BALANCER, _BALANCER_REFUSED, _OTHER, _OTHER_REFUSED = range(5)
@@ -76,14 +80,13 @@ class AddressConflicts:
         return affected
 
     def rivals(self, keys: Iterable[str]) -> set[str]:
-        """The other services that claim a frontend of one of these services."""
+        """The other services that claim a frontend of one of these services; see `RIVAL_CLAIMS`."""
         chosen = set(keys)
-        return {
-            claim.service
-            for key in chosen
-            for frontend, _ in self._of.get(key, ())
-            for claim in self._held(frontend)
-        } - chosen
+        found: set[str] = set()
+        for key in chosen:
+            claims = (c.service for frontend, _ in self._of.get(key, ()) for c in self._held(frontend))
+            found.update(islice(claims, RIVAL_CLAIMS))
+        return found - chosen
 
     def settle(self, plan: ServicePlan, local: Collection[str] = ()) -> ServicePlan:
         """Return the plan without the frontends that other services won; each is added as a problem."""
