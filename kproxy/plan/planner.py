@@ -11,6 +11,7 @@ from kproxy.plan.address_conflicts import AddressConflicts
 from kproxy.plan.model import NodeView, OutsideLimits, ServicePlan
 from kproxy.plan.outside import API_SERVICE, ApiEndpoints, concerns_api_servers, restrict
 from kproxy.plan.services import known_endpoints, plan_service
+from kproxy.plan.weights import WeightsCache
 from kproxy.state.tables import ServiceInput
 
 
@@ -23,6 +24,7 @@ class Planner:
     def __init__(self, family: Family) -> None:
         self.family = family
         self._claims = AddressConflicts()
+        self._weights = WeightsCache()
         self._plans: dict[str, ServicePlan] = {}
         self._unrestricted: dict[str, ServicePlan] = {}
         """Plans from which restrictions removed something, before that removal."""
@@ -32,7 +34,7 @@ class Planner:
         """Plan the services of `inputs`; return their plans and those of affected services, by key."""
         planned = {each.key: each for each in inputs}
         limits = node.outside
-        changed = {key: plan_service(each, self.family, node) for key, each in planned.items()}
+        changed = {key: plan_service(each, self.family, node, self._weights) for key, each in planned.items()}
         if API_SERVICE in planned:
             endpoints = known_endpoints(planned[API_SERVICE], self.family, node)
             if endpoints != self._api_endpoints:

@@ -8,6 +8,9 @@ import msgspec
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos")
 """net/netfilter/ipvs/ip_vs_*.c; twos since Linux 5.12."""
 
+_LONGEST = 64
+"""The longest text that is read; every valid one is shorter."""
+
 _TAKES_FLAGS = frozenset({"sh", "mh"})
 
 
@@ -38,6 +41,8 @@ def parse_scheduler(text: str) -> Scheduler:
     Named flags replace the defaults: sh falls back, mh hashes ports too. Raises ValueError, which lists the
     known names, for an unknown name or flag.
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"not one of {', '.join(SCHEDULERS)}")
     name, *flags = (part.strip() for part in text.split(","))
     if name not in SCHEDULERS:
         raise ValueError(f"not one of {', '.join(SCHEDULERS)}")

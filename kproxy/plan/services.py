@@ -2,7 +2,7 @@
 
 A defect costs as little as possible: a bad external IP only that address, a bad port only that port. A field
 that cannot be read never admits more traffic than intended: if no source range is readable, no client is
-admitted.
+admitted. Lists are cut where kproxy.plan.limits bounds them.
 """
 
 import re
@@ -12,20 +12,20 @@ import msgspec
 
 from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
 from kproxy.plan.endpoints import PortKey, collect
+from kproxy.plan.limits import RANGES_BY_PORTS
 from kproxy.plan.model import (
     AFFINITY_DEFAULT_SECONDS,
     EndpointPlan,
     NodeView,
-    OutsideLimits,
     PortPlan,
     Protocol,
     ServicePlan,
 )
 from kproxy.plan.outside import refusal_of_address, refusal_of_external_ip
+from kproxy.plan.problem_list import ProblemList
 from kproxy.plan.schedulers import Scheduler, parse_scheduler
 from kproxy.plan.topology import Candidate, select
-from kproxy.plan.weights import Weights, WeightsError, parse_weights
-from kproxy.state.problems import Problem, show
+from kproxy.plan.weights import Weights, WeightsCache, WeightsError
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import PORT_MAX, Service, ServicePort, ServiceSpec
 
@@ -39,17 +39,17 @@ _PROTOCOLS = {p.value: p for p in Protocol}
 class _Reader:
     """Reads the fields of one Service for one family and collects their defects in `problems`."""
 
-    def __init__(self, service: Service, family: Family, limits: OutsideLimits) -> None:
-        self.limits = limits
+    def __init__(self, service: Service, family: Family, node: NodeView, weights: WeightsCache) -> None:
+        self.outside = node.outside
+        self.limits = node.limits
         self.service = service
         self.spec = service.spec or ServiceSpec()
         self.family = family
-        self.problems: list[Problem] = []
+        self.problems = ProblemList(f"Service {service.key}")
+        self._weights = weights
 
     def problem(self, field: str, value: object, reason: str, *, refused: bool = False) -> None:
-        self.problems.append(
-            Problem(f"Service {self.service.key}", field, show(value), reason, refused=refused)
-        )
+        self.problems.add(field, value, reason, refused=refused)
 
     def cluster_ip(self) -> str | None:
         """The cluster IP of this family; None if headless, ExternalName, or only of the other family."""
@@ -101,7 +101,7 @@ class _Reader:
         """The accepted addresses of spec.externalIPs."""
 
         def refusal(ip: str) -> str | None:
-            return refusal_of_address(ip) or refusal_of_external_ip(ip, self.limits)
+            return refusal_of_address(ip) or refusal_of_external_ip(ip, self.outside)
 
         texts = enumerate(self.spec.external_ips or ())
         return self.addresses("spec.externalIPs[{}]", texts, refusal)
@@ -113,8 +113,22 @@ class _Reader:
         texts = [(i, e.ip) for i, e in enumerate(ingress) if e.ip and e.ip_mode in {None, "VIP"}]
         return self.addresses("status.loadBalancer.ingress[{}].ip", texts, refusal_of_address)
 
-    def source_ranges(self) -> tuple[str, ...] | None:
-        """Allowed client CIDRs of this family, or None if clients are not restricted."""
+    def fitting(self, field: str, addresses: tuple[str, ...], room: int) -> tuple[str, ...]:
+        """The first `room` of a service's outside addresses; the others are a problem."""
+        if len(addresses) <= room:
+            return addresses
+        reason = (
+            f"addresses x ports beyond limits.frontendsPerService={self.limits.frontends_per_service} or "
+            f"limits.elementsPerService={self.limits.elements_per_service}: the first {room} are served"
+        )
+        self.problem(field, len(addresses), reason, refused=True)
+        return addresses[:room]
+
+    def source_ranges(self, ports: int) -> tuple[str, ...] | None:
+        """Allowed client CIDRs of this family, or None if clients are not restricted.
+
+        `ports` is the number of ports that they apply to.
+        """
         found: dict[str, None] = {}
         unreadable = False
         for index, text in enumerate(self.spec.load_balancer_source_ranges or ()):
@@ -128,7 +142,13 @@ class _Reader:
                 found[cidr] = None
         if any(cidr.endswith("/0") for cidr in found):
             return None
-        return tuple(found) if found or unreadable else None
+        kept = min(self.limits.source_ranges_per_service, max(1, RANGES_BY_PORTS // max(1, ports)))
+        if len(found) > kept:
+            reason = (
+                f"more than {kept} for {ports} ports (limits.sourceRangesPerService): only these are admitted"
+            )
+            self.problem("spec.loadBalancerSourceRanges", len(found), reason, refused=True)
+        return tuple(found)[:kept] if found or unreadable else None
 
     def affinity_seconds(self) -> int | None:
         """Timeout of ClientIP affinity in seconds, or None without affinity."""
@@ -156,9 +176,10 @@ class _Reader:
         annotations = self.service.metadata.annotations
         text = annotations.weights if annotations is not None else None
         if not text:
+            self._weights.forget(self.service.key)
             return ()
         try:
-            return parse_weights(text)
+            return self._weights.read(self.service.key, text)
         except WeightsError as error:
             self.problem("metadata.annotations[kproxy.io/weights]", text, str(error))
             return ()
@@ -200,7 +221,12 @@ class _Reader:
         usable: list[tuple[int, ServicePort, Protocol]] = []
         names: set[PortKey] = set()
         numbers: set[tuple[int, str]] = set()
-        for index, port in enumerate(self.spec.ports or ()):
+        listed = self.spec.ports or ()
+        for index, port in enumerate(listed):
+            if len(usable) >= self.limits.ports_per_service:
+                reason = f"more than {len(usable)} (limits.portsPerService): further ones are not served"
+                self.problem("spec.ports", len(listed), reason, refused=True)
+                break
             field = f"spec.ports[{index}]"
             protocol = _PROTOCOLS.get(port.protocol)
             name = port.name or ""
@@ -221,26 +247,33 @@ class _Reader:
         return usable
 
 
-def plan_service(inputs: ServiceInput, family: Family, node: NodeView) -> ServicePlan:
-    """Plan one service for one family on one node. Defects of the objects become problems, not exceptions."""
+def plan_service(
+    inputs: ServiceInput, family: Family, node: NodeView, weights: WeightsCache | None = None
+) -> ServicePlan:
+    """Plan one service for one family on one node. Defects of the objects become problems, not exceptions.
+
+    `weights` keeps the annotation between plans.
+    """
+    weights = WeightsCache() if weights is None else weights
     service = inputs.service
     if service is None:
+        weights.forget(inputs.key)
         return ServicePlan(inputs.key, family)
-    reader = _Reader(service, family, node.outside)
+    reader = _Reader(service, family, node, weights)
     created = service.metadata.creation_timestamp or ""
     cluster_ip = reader.cluster_ip()
     if cluster_ip is None:
-        return ServicePlan(inputs.key, family, created, (), tuple(reader.problems))
-    candidates = collect(inputs.slices, family, node, reader.problems, reader.weights())
-    ports = _plan_ports(reader, cluster_ip, candidates, node)
-    here = {c.plan.ip for known in candidates.values() for c in known if c.ready and c.plan.local}
-    problems = tuple(dict.fromkeys(reader.problems))
-    return ServicePlan(inputs.key, family, created, ports, problems, len(here))
+        return ServicePlan(inputs.key, family, created, (), reader.problems.result())
+    listed = reader.ports()
+    wanted = frozenset((port.name or "", protocol.value) for _, port, protocol in listed)
+    found = collect(inputs.slices, family, node, reader.problems, wanted, reader.weights())
+    ports = _plan_ports(reader, cluster_ip, listed, found.ports, node)
+    return ServicePlan(inputs.key, family, created, ports, reader.problems.result(), found.local_ready)
 
 
 def known_endpoints(inputs: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:
     """The (address, port) of every TCP endpoint of a service, ready or not, under any policy."""
-    candidates = collect(inputs.slices, family, node, [])
+    candidates = collect(inputs.slices, family, node, ProblemList(f"Service {inputs.key}")).ports
     tcp = Protocol.TCP.value
     return frozenset(
         (c.plan.ip, c.plan.port)
@@ -251,12 +284,20 @@ def known_endpoints(inputs: ServiceInput, family: Family, node: NodeView) -> fro
 
 
 def _plan_ports(
-    reader: _Reader, cluster_ip: str, candidates: dict[PortKey, list[Candidate]], node: NodeView
+    reader: _Reader,
+    cluster_ip: str,
+    listed: Sequence[tuple[int, ServicePort, Protocol]],
+    candidates: dict[PortKey, list[Candidate]],
+    node: NodeView,
 ) -> tuple[PortPlan, ...]:
     spec = reader.spec
     external_ips = reader.external_ips() if node.external_ips else ()
     load_balancer_ips = reader.load_balancer_ips()
-    source_ranges = reader.source_ranges()
+    if external_ips or load_balancer_ips:
+        room = _room(listed, candidates, node)
+        load_balancer_ips = reader.fitting("status.loadBalancer.ingress", load_balancer_ips, room)
+        external_ips = reader.fitting("spec.externalIPs", external_ips, room - len(load_balancer_ips))
+    source_ranges = reader.source_ranges(len(listed))
     affinity = reader.affinity_seconds()
     scheduler = reader.scheduler()
     internal_local = reader.is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy)
@@ -271,7 +312,7 @@ def _plan_ports(
         cidr_contains(cidr, own_address) for cidr in source_ranges or ()
     )
     plans = []
-    for index, port, protocol in reader.ports():
+    for index, port, protocol in listed:
         name = f"{reader.service.key}:{port.name}" if port.name else reader.service.key
         known = candidates.get((port.name or "", protocol.value), [])
         plan = PortPlan(
@@ -304,6 +345,22 @@ def _plan_ports(
             )
         )
     return tuple(plans)
+
+
+def _room(
+    listed: Sequence[tuple[int, ServicePort, Protocol]],
+    candidates: dict[PortKey, list[Candidate]],
+    node: NodeView,
+) -> int:
+    """The number of outside addresses that a service may have; its cluster IP and node ports come first."""
+    limits = node.limits
+    node_ports = sum(bool(port.node_port) for _, port, _ in listed)
+    room = (limits.frontends_per_service - len(listed) - node_ports) // max(1, len(listed))
+    endpoints = sum(map(len, candidates.values()))
+    if node.outside.holds_addresses and endpoints:
+        # IPVS has a destination for each pair of frontend and endpoint.
+        room = min(room, limits.elements_per_service // endpoints - 1 - bool(node_ports))
+    return max(0, room)
 
 
 def _idle(known: Sequence[Candidate], reachable: tuple[EndpointPlan, ...]) -> tuple[EndpointPlan, ...]:

@@ -38,6 +38,8 @@ class Problem(msgspec.Struct, frozen=True, gc=False, order=True):
 
 def show(value: object) -> str:
     """Print an untrusted value on one line, quoted and escaped, cut after 120 characters."""
+    if isinstance(value, str) and len(value) > _SHOWN:
+        value = value[: _SHOWN + 1]
     try:
         text = json.dumps(value, default=str)
     except RecursionError:

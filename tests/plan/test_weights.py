@@ -57,6 +57,7 @@ def test_what_nothing_matches_weighs_one() -> None:
         ("", "not a mapping"),
         ("[" * 5000, "neither JSON nor YAML"),
         ("x" * 70000, "longer than"),
+        ("[" * 4000, "not a mapping"),
     ],
 )
 def test_bad_text_has_a_reason(text: str, reason: str) -> None:

@@ -1,0 +1,165 @@
+"""Claims of service ports to frontends, kept in order, so that a winner is known without a search.
+
+Each frontend has a list of its valid claims, the winner first. A change withdraws and adds the claims of the
+ports that changed, and only services at frontends with another winner are affected. The work is linear in the
+claims of the changed ports and of the affected services, however many services share an address.
+"""
+
+import enum
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+Frontend = tuple[str, int, str]
+"""(address, or "" for a node port; port; protocol)."""
+
+
+class Rank(enum.IntEnum):
+    """What wins: a cluster IP, a load balancer's address, any other; of the latter two those with endpoints."""
+
+    HOME = 0
+    BALANCER = 1
+    BALANCER_REFUSED = 2
+    OTHER = 3
+    OTHER_REFUSED = 4
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
+    """A service port's claim to a frontend; the smallest wins. `identity` is the name of the port."""
+
+    rank: int
+    created: str
+    identity: str
+    service: str
+
+
+class PortClaims(msgspec.Struct, frozen=True, gc=False):
+    """All claims of one port: to its cluster IP, `home`, and to its other frontends."""
+
+    created: str
+    identity: str
+    service: str
+    home: Frontend
+    ranks: Mapping[Frontend, Rank]
+
+    def claim(self, rank: Rank) -> Claim:
+        """The port's claim of this rank."""
+        return Claim(int(rank), self.created, self.identity, self.service)
+
+    def claims(self) -> Iterator[tuple[Frontend, Claim]]:
+        """Every claim; equal ones share one object."""
+        of_rank = {rank: self.claim(rank) for rank in {Rank.HOME, *self.ranks.values()}}
+        yield self.home, of_rank[Rank.HOME]
+        for frontend, rank in self.ranks.items():
+            yield frontend, of_rank[rank]
+
+
+class Claims:
+    """The claims of all services of one family. Those of a port that lost its cluster IP are not valid."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, PortClaims]] = {}
+        """Service -> port -> its claims."""
+        self._ports: dict[str, PortClaims] = {}
+        self._homes: dict[Frontend, list[Claim]] = {}
+        """The claims to each cluster IP, also those that are not valid, in order."""
+        self._held: dict[Frontend, list[Claim]] = {}
+        """The valid claims to each frontend, in order."""
+
+    def winner(self, frontend: Frontend) -> Claim | None:
+        """The claim that has a frontend."""
+        held = self._held.get(frontend)
+        return held[0] if held else None
+
+    def services_at(self, frontend: Frontend) -> set[str]:
+        """The services with a valid claim to a frontend."""
+        return {claim.service for claim in self._held.get(frontend, ())}
+
+    def beside(self, service: str) -> Iterator[str]:
+        """The services of all claims, this one's included, to the frontends that a service claims."""
+        for port in self._of.get(service, {}).values():
+            for frontend in (port.home, *port.ranks):
+                claims = self._homes if frontend == port.home else self._held
+                yield from (claim.service for claim in claims.get(frontend, ()))
+
+    def replace(self, service: str, ports: Iterable[PortClaims]) -> set[str]:
+        """Replace the claims of a service; return the services at frontends that have another winner now."""
+        before = self._of.pop(service, {})
+        after = {each.identity: each for each in ports}
+        if after:
+            self._of[service] = after
+        changes = _Changes(self._held, self._homes)
+        for identity, known in before.items():
+            if after.get(identity) != known:
+                self._leave_home(known, changes)
+        for identity, new in after.items():
+            if before.get(identity) != new:
+                self._come_home(new, changes)
+        return changes.affected()
+
+    def _come_home(self, port: PortClaims, changes: "_Changes") -> None:
+        self._ports[port.identity] = port
+        homes = self._homes.setdefault(port.home, [])
+        insort(homes, port.claim(Rank.HOME))
+        if homes[0].identity != port.identity:
+            return
+        if len(homes) > 1:
+            changes.withdraw(self._ports[homes[1].identity])
+        changes.add(port)
+
+    def _leave_home(self, port: PortClaims, changes: "_Changes") -> None:
+        del self._ports[port.identity]
+        homes = self._homes[port.home]
+        served = homes[0].identity == port.identity
+        del homes[bisect_left(homes, port.claim(Rank.HOME))]
+        if not served:
+            return
+        changes.withdraw(port)
+        if homes:
+            changes.add(self._ports[homes[0].identity])
+        else:
+            del self._homes[port.home]
+
+
+class _Changes:
+    """Changes lists of valid claims, and remembers which frontends had which winner before."""
+
+    def __init__(self, held: dict[Frontend, list[Claim]], homes: Mapping[Frontend, list[Claim]]) -> None:
+        self._held = held
+        self._homes = homes
+        self._before: dict[Frontend, Claim | None] = {}
+        self._noted: set[str] = set()
+
+    def add(self, port: PortClaims) -> None:
+        """Make all claims of a port valid."""
+        self._noted.add(port.service)
+        for frontend, claim in port.claims():
+            held = self._held.get(frontend)
+            self._before.setdefault(frontend, held[0] if held else None)
+            if held is None:
+                self._held[frontend] = [claim]
+            else:
+                insort(held, claim)
+
+    def withdraw(self, port: PortClaims) -> None:
+        """Make all claims of a port void."""
+        self._noted.add(port.service)
+        for frontend, claim in port.claims():
+            held = self._held[frontend]
+            self._before.setdefault(frontend, held[0])
+            del held[bisect_left(held, claim)]
+            if not held:
+                del self._held[frontend]
+
+    def affected(self) -> set[str]:
+        """The services that were changed, and those at frontends that have another winner than before."""
+        found = self._noted
+        for frontend, before in self._before.items():
+            held = self._held.get(frontend)
+            now = held[0] if held else None
+            if (now and now.identity) == (before and before.identity):
+                continue
+            found.update(claim.service for claim in held or ())
+            found.update(claim.service for claim in self._homes.get(frontend, ()))
+        return found
