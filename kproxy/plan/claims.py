@@ -16,7 +16,7 @@ Frontend = tuple[str, int, str]
 
 
 class Rank(enum.IntEnum):
-    """What wins: a cluster IP, a load balancer's address, any other; of the latter two those with endpoints."""
+    """The smallest wins: a cluster IP, then a load balancer's address, then any other."""
 
     HOME = 0
     BALANCER = 1

@@ -94,13 +94,13 @@ def collect(
         pieces.append(_Piece(found, list(_numbers(piece, problems))))
     local_ready = _local_ready(pieces)
     if wanted is not None:
-        for each in pieces:
-            each.ports = [port for port in each.ports if port[0] in wanted]
+        for known in pieces:
+            known.ports = [port for port in known.ports if port[0] in wanted]
     _limit(pieces, node.limits, problems)
     into: dict[PortKey, dict[str, tuple[_Found, int]]] = {}
-    for each in pieces:
-        for key, number in each.ports:
-            _add(into.setdefault(key, {}), each.endpoints, number)
+    for known in pieces:
+        for key, number in known.ports:
+            _add(into.setdefault(key, {}), known.endpoints, number)
     return Collected(
         {
             key: [_candidate(*entries[text], text) for text in sorted(entries)]
@@ -194,7 +194,7 @@ def _limit(pieces: list[_Piece], limits: Limits, problems: ProblemList) -> None:
 
 def _about(number: int) -> str:
     """A number without its last digits, so that it does not change with every endpoint."""
-    unit = 10 ** max(0, len(str(number)) - 2)
+    unit = int("1" + "0" * (len(str(number)) - 2)) if number > 99 else 1
     return f"{number // unit * unit}" + "+" * (unit > 1)
 
 

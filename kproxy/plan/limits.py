@@ -59,6 +59,3 @@ PROBLEMS_PER_SERVICE = 100
 
 EXAMPLES = 3
 """Equal problems, such as addresses that one other Service has, that are named one by one."""
-
-SLICE_PORTS_SHARED = 64
-"""Longest list of slice ports of which equal copies share memory; longer ones are not kept."""

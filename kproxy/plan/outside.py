@@ -21,7 +21,7 @@ import msgspec
 
 from kproxy.addresses import cidr_contains, is_loopback
 from kproxy.plan.model import OutsideLimits, PortPlan, Protocol, ServicePlan, without_unused_endpoints
-from kproxy.state.problems import Problem, show
+from kproxy.plan.problem_list import ProblemList
 
 API_SERVICE = "default/kubernetes"
 """The Service whose endpoints the API servers write themselves (pkg/controlplane/reconcilers)."""
@@ -90,11 +90,22 @@ def restrict(plan: ServicePlan, limits: OutsideLimits, endpoints: ApiEndpoints) 
     """Return the plan without the frontends refused on this node; each is added as a problem."""
     if not any(port.externally_accessible for port in plan.ports):
         return plan
-    problems: list[Problem] = []
-    ports = tuple(_Restriction(plan.key, port, limits, endpoints, problems).port() for port in plan.ports)
+    problems = ProblemList(f"Service {plan.key}")
+    servers = _Servers(limits, endpoints)
+    ports = tuple(_Restriction(plan.key, port, servers, problems).port() for port in plan.ports)
     if not problems:
         return plan
-    return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems))
+    return msgspec.structs.replace(plan, ports=ports, problems=(*plan.problems, *problems.result()))
+
+
+class _Servers:
+    """What outside addresses must not divert on this node, ready to be looked up for each frontend."""
+
+    def __init__(self, limits: OutsideLimits, endpoints: ApiEndpoints) -> None:
+        self.limits = limits
+        self.endpoints = endpoints
+        self.api = limits.api_servers | endpoints
+        self.api_addresses = frozenset(ip for ip, _ in self.api)
 
 
 class _Restriction:
@@ -104,15 +115,14 @@ class _Restriction:
         self,
         key: str,
         port: PortPlan,
-        limits: OutsideLimits,
-        endpoints: ApiEndpoints,
-        problems: list[Problem],
+        servers: _Servers,
+        problems: ProblemList,
     ) -> None:
-        self._key = key
         self._port = port
-        self._limits = limits
-        self._endpoints = endpoints
-        self._servers = limits.api_servers | endpoints
+        self._limits = servers.limits
+        self._endpoints = servers.endpoints
+        self._servers = servers.api
+        self._api_addresses = servers.api_addresses
         self._problems = problems
         self._trusted = key.startswith(f"{TRUSTED_NAMESPACE}/")
         self._narrowed = False
@@ -146,7 +156,7 @@ class _Restriction:
         if is_tcp and (ip, number) in self._servers:
             return self._leads_to_api_server(field, ip)
         may_hold = self._trusted or not limits.holds_addresses or ip in limits.local
-        if not may_hold and any(ip == address for address, _ in self._servers):
+        if not may_hold and ip in self._api_addresses:
             reason = "the API server's address is not served in IPVS mode: the node would hold it itself"
             self._refuse(field, ip, reason)
             return False
@@ -181,7 +191,7 @@ class _Restriction:
         return None
 
     def _refuse(self, field: str, value: object, reason: str) -> None:
-        self._problems.append(Problem(f"Service {self._key}", field, show(value), reason, refused=True))
+        self._problems.add_similar((field, reason), field, value, reason, refused=True)
 
 
 def _is_listener(ip: str, number: int, limits: OutsideLimits) -> bool:

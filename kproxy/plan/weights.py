@@ -29,6 +29,8 @@ WEIGHT_MAX = 65535
 
 _KINDS = ("pod", "node", "zone")
 _NOT_A_MAPPING = "not a mapping of selectors to weights"
+_INTEGER = "tag:yaml.org,2002:int"
+_DECIMAL = re.compile(r"0[0-7]{0,8}|[1-9][0-9]{0,8}")
 _SHOWN = 120
 
 
@@ -183,18 +185,17 @@ def _yaml_pairs(text: str) -> Iterator[tuple[object, object]]:
         )
         if not isinstance(next(events), yaml.MappingStartEvent):
             raise WeightsError(_NOT_A_MAPPING)
-        resolver = yaml.resolver.Resolver()
         for key in events:
             if isinstance(key, yaml.MappingEndEvent):
                 break
             value = next(events)
             if not isinstance(key, yaml.ScalarEvent) or not isinstance(value, yaml.ScalarEvent):
                 raise WeightsError(_NOT_A_MAPPING)
-            yield key.value, _plain(value, resolver)
+            yield key.value, _plain(value)
         if not isinstance(next(events), yaml.DocumentEndEvent) or not isinstance(
             next(events), yaml.StreamEndEvent
         ):
-            raise WeightsError("more than one document")
+            raise WeightsError("neither JSON nor YAML: more than one document")
     except yaml.YAMLError as error:
         raise WeightsError(f"neither JSON nor YAML: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:
@@ -203,12 +204,10 @@ def _yaml_pairs(text: str) -> Iterator[tuple[object, object]]:
         raise WeightsError("neither JSON nor YAML") from error
 
 
-def _plain(event: yaml.ScalarEvent, resolver: yaml.resolver.Resolver) -> object:
+def _plain(event: yaml.ScalarEvent) -> object:
     """An integer for a plain decimal number; otherwise the text, which the error shows."""
-    tag = event.tag or resolver.resolve(yaml.ScalarNode, event.value, event.implicit)
-    if tag == "tag:yaml.org,2002:int" and re.fullmatch(r"\d{1,9}", event.value):
-        return int(event.value)
-    return event.value
+    is_number = (event.implicit[0] or event.tag == _INTEGER) and _DECIMAL.fullmatch(event.value)
+    return int(event.value) if is_number else event.value
 
 
 def _show(value: object) -> str:

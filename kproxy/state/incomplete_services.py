@@ -4,9 +4,14 @@ Objects that are created together arrive through two watches. A sync may wait br
 because one sync for both costs half as much as two. That part may never arrive, so a sync waits only once.
 """
 
+import itertools
 from collections.abc import Iterable
 
 from kproxy.state.wire import EndpointSlice, Service
+
+_MOST_SLICES = 100
+_MOST_PORTS = 2000
+"""Ports of all slices together."""
 
 
 class IncompleteServices:
@@ -51,8 +56,14 @@ def lacks_slices(service: Service, slices: Iterable[EndpointSlice]) -> bool:
     """Whether a slice is missing: of one of the Service's families, or with one of its ports.
 
     The controller keeps at least one slice for each family of a Service; one that has no endpoints has no
-    ports either.
+    ports either. A service with very many slices or ports counts as complete: this is asked for each of its
+    slices, and to look at all the others each time would take longer than a sync without the missing part.
     """
+    slices = list(itertools.islice(slices, _MOST_SLICES + 1))
+    if len(slices) > _MOST_SLICES:
+        return False
+    if sum(len(piece.ports or ()) for piece in slices) > _MOST_PORTS:
+        return False
     ports = _ports(service)
     named: dict[str, set[str]] = {}
     for piece in slices:

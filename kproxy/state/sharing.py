@@ -1,7 +1,7 @@
 """Share equal values of endpoints in memory: node names, zones, conditions, ports.
 
 100,000 endpoints on 1,000 nodes have few different conditions and ports, but each decoded object has its own
-copies.
+copies. Long lists of ports are not shared: they are rare, and the cache would keep those of a tenant.
 """
 
 import sys
@@ -11,12 +11,15 @@ from msgspec.structs import force_setattr
 
 from kproxy.state.wire import EndpointConditions, EndpointPort, EndpointSlice
 
+_LONGEST_SHARED = 64
+"""Most ports of a list that is shared; the API allows 20,000."""
+
 Ports = tuple[EndpointPort, ...]
 
 
 def share(decoded: EndpointSlice) -> None:
     """Replace parts of a newly decoded slice by equal shared ones; nothing else may refer to it yet."""
-    if decoded.ports is not None:
+    if decoded.ports is not None and len(decoded.ports) <= _LONGEST_SHARED:
         force_setattr(decoded, "ports", _ports(decoded.ports))
     for endpoint in decoded.endpoints or ():
         if endpoint.conditions is not None:

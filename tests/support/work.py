@@ -1,4 +1,4 @@
-"""Count elementary work: the calls of functions that a piece of code makes, which no machine's load changes."""
+"""Count elementary work: the calls of functions, which do not depend on the load of the machine."""
 
 from __future__ import annotations
 
