@@ -45,6 +45,7 @@ class Attacker:
         self._stop.wait(seconds)
 
     def begin(self) -> None:
+        """Begin an attack: `pause` waits again, and `written` counts from 0."""
         self._stop.clear()
         self.written = 0
 

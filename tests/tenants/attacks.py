@@ -84,7 +84,7 @@ def selectors(attacker: Attacker, *, count: int, ports_: int, endpoints: int, wr
     attacker.write(*slices_of("selectors", pod_ips(endpoints), listed))
     number = attacker.number()
     for n in range(writes):
-        text = json.dumps({f"pod:*a{n}?{k}*": 2 for k in range(count)})
+        text = json.dumps({f"pod:*{k}?{n}": 2 for k in range(count)}, separators=(",", ":"))
         attacker.write(service("selectors", number, listed, annotations={"kproxy.io/weights": text}))
         attacker.pause(0.1)
 

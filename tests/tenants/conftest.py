@@ -39,7 +39,7 @@ def rig(request: pytest.FixtureRequest, session_rig: TenantRig) -> Iterator[Tena
     for counts in session_rig.counts:
         request.node.user_properties.append(("tenant", asdict(counts)))
         if counts.lost or not counts.same:
-            session_rig.stop()
+            session_rig.renew()
     session_rig.counts.clear()
     session_rig.attacker.vanish()
 

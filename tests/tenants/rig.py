@@ -9,6 +9,7 @@ objects are deleted, and the kernel must hold exactly what it held before.
 import itertools
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class TenantRig:
         self._marks = itertools.count(FIRST_MARK + 1)
         cluster.slices(self._mark, cluster.lab.local_pods[:1])
         self.counts: list[Counts] = []
+        self.differences: list[str] = []
         self._started: tuple[tuple[str, ...], Sandbox] | None = None
 
     def start(self, *flags: str, sandbox: Sandbox | None = None) -> Kproxy:
@@ -114,22 +116,35 @@ class TenantRig:
         if program is not None and program.running:
             program.end(signal.SIGKILL)
 
+    def renew(self) -> None:
+        """End kproxy and remove its rules: after a lost attack they may be gigabytes."""
+        self.stop()
+        self.attacker.vanish()
+        argv = [sys.executable, "-m", "kproxy", "cleanup"]
+        self.cluster.lab.node.run(argv, check=False, timeout=LIMIT)
+
     def suffer(
         self,
         title: str,
         work: Callable[[Attacker], None],
         prepare: Callable[[Attacker], None] = lambda _: None,
+        longest: float = LONGEST,
+        returns: bool = True,
     ) -> Counts:
         """Measure the victim and the node during an attack; see the module's docstring.
 
-        `prepare` writes what stands before the attack; it is not measured.
+        `prepare` writes what stands before the attack; it is not measured. An attack that has not ended after
+        `longest` seconds is ended. Without `returns` changes may wait at the end, and the former state of the
+        kernel is not waited for.
         """
-        victim = self.victim
-        victim.rest(LIMIT)
+        self._set_mark(FIRST_MARK)
+        self.victim.rest(LIMIT)
         before = self.state()
         usual = [self._change() for _ in range(USUAL)]
+        self.attacker.begin()
         prepare(self.attacker)
-        self._settle()
+        if returns:
+            self._settle()
         delays: list[float] = []
         lost = 0
         with Meter(self.cluster) as meter:
@@ -137,18 +152,22 @@ class TenantRig:
             began = time.monotonic()
             try:
                 mark: int | None = None
-                while time.monotonic() < began + LONGEST:
+                while time.monotonic() < began + longest:
                     if mark is None and not strike.going_on:
                         mark = self._write_mark()
                     delays.append(self._change())
-                    if mark is not None and len(delays) >= AFTER and self._settled(mark):
+                    if (
+                        mark is not None
+                        and len(delays) >= AFTER
+                        and self._settled(mark, LOOKS if returns else 0)
+                    ):
                         break
             except VictimLost:
                 lost += 1
                 delays.append(LIMIT)
             strike.end(LIMIT)
             events = self.attacker.events()
-        same = not lost and self._returns_to(before)
+        same = not lost and (not returns or self._returns_to(before))
         counts = Counts(
             attack=title,
             mode=str(self.cluster.mode),
@@ -200,17 +219,20 @@ class TenantRig:
     def _set_mark(self, number: int) -> None:
         self.cluster.edit(self._mark, lambda spec: spec["ports"][0].update(port=number))
 
-    def _settled(self, mark: int) -> bool:
-        """Whether packets meet the mark and nothing waits; the victim's last change may for a moment."""
+    def _settled(self, mark: int, looks: int = LOOKS) -> bool:
+        """Whether packets meet the mark and nothing waits; the victim's last change may for a moment.
+
+        Without `looks`, changes may wait.
+        """
         lab = self.cluster.lab
         met = self.cluster.outcome(lab.client, self._mark.ip(4), mark, timeout=0.2)
         if met != lab.local_pods[0].name:
             return False
-        for _ in range(LOOKS):
+        for _ in range(looks):
             if not self.waits():
                 return True
             self.victim.pause(0.01)
-        return False
+        return not looks
 
     def _change(self) -> float:
         delay = self.victim.change(LIMIT)
@@ -226,8 +248,9 @@ class TenantRig:
         except VictimLost:
             return False
         deadline = time.monotonic() + LIMIT
-        while reference_sync.differences(self.state(), before):
+        while found := reference_sync.differences(self.state(), before):
             if time.monotonic() > deadline:
+                self.differences = found
                 return False
             self.victim.pause(0.05)
         return True

@@ -3,7 +3,20 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from tests.packets.modes import MODES, Mode
+
 FULL = os.environ.get("KPROXY_TENANTS") == "all"
+
+_MODES = {str(each if isinstance(each, Mode) else each.id): each for each in MODES}
+
+
+def modes(*small: str, never: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Run a test in these modes; in full runs in all modes except `never`."""
+    names = [name for name in _MODES if name not in never] if FULL else small
+    return pytest.mark.parametrize("mode", [_MODES[name] for name in names], indirect=True, ids=str)
+
 
 MINUTES = float(os.environ.get("KPROXY_TENANTS_MINUTES", "10" if FULL else "0"))
 """How long random objects are thrown; 0: a few objects."""

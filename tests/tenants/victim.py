@@ -34,30 +34,36 @@ class Victim:
         self._turns = itertools.count(1)
         self._gap = threading.Event()
         self.service: Service = cluster.service("victim", ports=[Port(80)])
-        self.delays: list[float] = []
+        self._families: tuple[Family, ...] = FAMILIES
         cluster.slices(self.service, [self._pods[0]])
 
     def change(self, limit: float) -> float:
         """Make one change and return its delay in seconds. Raises VictimLost after `limit` seconds."""
-        turn = next(self._turns)
-        return self._move(FAMILIES[turn % 2], turn // 2 % 2, limit)
+        turn, families = next(self._turns), self._families
+        return self._move(families[turn % len(families)], turn // len(families) % 2, limit)
+
+    def only(self, *families: Family) -> None:
+        """Change the endpoints of these families from now on."""
+        self._families = families
 
     def rest(self, limit: float) -> None:
-        """Return to the first endpoint, in both families."""
-        for family in FAMILIES:
+        """Return to the first endpoint."""
+        for family in self._families:
             self._move(family, 0, limit)
         self._turns = itertools.count(1)
+
+    def write(self, family: Family, index: int) -> None:
+        """Write a family's endpoint, without waiting for the kernel."""
+        name = f"{self.service.name}-a-{family}"
+        obj: JSON = slice_json(self.service.name, name, family, [self._pods[index]], self.service.ports, {})
+        self._cluster.api.apply(obj, validate=False)
 
     def pause(self, seconds: float) -> None:
         self._gap.wait(seconds)
 
     def _move(self, family: Family, index: int, limit: float) -> float:
-        pod, api = self._pods[index], self._cluster.api
-        obj: JSON = slice_json(
-            self.service.name, f"{self.service.name}-a-{family}", family, [pod], self.service.ports, {}
-        )
-        began = time.monotonic()
-        api.apply(obj, validate=False)
+        pod, began = self._pods[index], time.monotonic()
+        self.write(family, index)
         outcome = ""
         while (left := began + limit - time.monotonic()) > 0:
             outcome = self._cluster.outcome(
