@@ -176,7 +176,7 @@ class OwnLimits(Section, frozen=True):
         Bound,
         live(
             "limit-elements-per-service",
-            "Most nftables map elements or IPVS destinations of a Service.",
+            "Most map elements or destinations of a Service in the kernel.",
             RULES,
         ),
     ] = DEFAULT_LIMITS.elements_per_service
