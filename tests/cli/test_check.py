@@ -31,6 +31,11 @@ from tests.kernel.namespace import fresh_network
 
 OFFLINE = ["--manifests", str(EXAMPLES), LIMIT_AS_IT_IS]
 FORWARDING = [Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding")]
+AS_AT_BOOT = {
+    "ipv4/conf/all/route_localnet": "0",
+    "netfilter/nf_conntrack_tcp_timeout_established": "432000",
+    "netfilter/nf_conntrack_tcp_timeout_close_wait": "60",
+}
 variants = pytest.mark.parametrize("variant", ["legacy", "nft"])
 
 
@@ -110,6 +115,8 @@ def test_without_the_capability_nothing_is_tried(variant: str) -> None:
 @fresh_network
 def test_parameters_that_cannot_be_set() -> None:
     good_node()
+    for name, value in AS_AT_BOOT.items():  # a new namespace has the values of the machine's own
+        Path("/proc/sys/net", name).write_text(value)
     FORWARDING[0].write_text("0")
     readonly = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
     through = ("unshare", "--mount", "sh", "-c", readonly, "sh")

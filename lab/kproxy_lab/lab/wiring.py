@@ -47,7 +47,8 @@ EVERYWHERE: Final = {
     "ipv6/conf/default/accept_redirects": "0",
     "ipv6/conf/default/router_solicitations": "0",
 }
-FORWARDING: Final = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
+FORWARDING: Final = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+"""A new namespace has the values of the machine's own, which may forward or not."""
 WHERE_PRESENT: Final = {
     "bridge/bridge-nf-call-iptables": "0",
     "bridge/bridge-nf-call-ip6tables": "0",
@@ -77,7 +78,7 @@ class Wiring:
     def prepare(self, namespace: Namespace, *, forwarding: bool) -> None:
         """Set the sysctls of a new namespace and bring its loopback up."""
         namespace.visit()
-        for name, value in (EVERYWHERE | (FORWARDING if forwarding else {})).items():
+        for name, value in (EVERYWHERE | dict.fromkeys(FORWARDING, str(int(forwarding)))).items():
             Path("/proc/sys/net", name).write_text(value)
         for name, value in WHERE_PRESENT.items():
             with contextlib.suppress(FileNotFoundError, PermissionError):
