@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import http.client
 import queue
+import random
 import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,20 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports that no process has, and that the kernel gives to no connection meanwhile."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = list(range(1024, first_ephemeral))
+    random.shuffle(candidates)
+    found: list[int] = []
     with ExitStack() as probes:
-        made = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in made:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in made]
+        for port in candidates:
+            probe = probes.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise AssertionError(f"only {len(found)} of {count} ports are free")
 
 
 def plan(port: int, *local: str, name: str = "svc1", **spec: Any) -> ServicePlan:

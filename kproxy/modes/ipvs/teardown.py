@@ -78,4 +78,4 @@ class IpvsTeardown:
             if left_in(family, self._kernel)
         ]
         if self._teardowns:
-            log.info("ipvs_mode_leaving", families=[r.family.value for r in self._teardowns])
+            log.info("ipvs_mode_leaving", families=", ".join(r.family.value for r in self._teardowns))
