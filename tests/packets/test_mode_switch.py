@@ -91,7 +91,7 @@ def test_after_the_last_connection_nothing_of_ipvs_is_left(spare: Cluster) -> No
     spare.stop()
     # The service that `settle()` asks has connections that ended a moment ago; these are waited for.
     spare.start(*TO_IPTABLES, "--ipvs-graceful-period", "3s")
-    spare.running.until(lambda: ipvs_remains(spare), [])
+    spare.running.until(lambda: "\n".join(ipvs_remains(spare)), "")
     for family in FAMILIES:
         assert spare.outcome(spare.lab.client, service.ip(family), 80) in names(spare.lab.local_pods)
 
