@@ -35,7 +35,8 @@ class FamilySync:
     """One family: its planner, its backend, its state of UDP flows, and the services refused last.
 
     `progressed` is called after each write of a sync. `error`: why the last sync failed as a whole, or None.
-    Then the backend keeps the plans, and the next sync that works reports them as its own.
+    Then the backend keeps the plans, and the next sync that works reports them as its own. `unfinished`: the
+    services that the last sync left to the next one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FamilySync:
         self.refused: dict[str, str] = {}
         self.flows = flows or ConntrackTracker()
         self.error: str | None = None
+        self.unfinished: frozenset[str] = frozenset()
         self._planner = Planner(family)
         self._plans: dict[str, ServicePlan] = {}
         """Plans that were not reported as applied yet."""
@@ -73,23 +75,30 @@ class FamilySync:
         """The other services that claim a frontend of one of these services, as planned last."""
         return self._planner.rivals(each.key for each in inputs)
 
-    def apply(self) -> SyncOutcome:
-        """Apply all plans to the kernel."""
+    def apply(self, budget: float | None = None) -> SyncOutcome:
+        """Apply all plans to the kernel; see Backend.sync for `budget`."""
         planning, self._planning = self._planning, 0.0
         began = time.monotonic()
-        report = self.backend.sync()
+        report = self.backend.sync(budget)
         seconds = time.monotonic() - began
         self.error = report.error
         plans: dict[str, ServicePlan] = {}
+        self.unfinished = report.unfinished
         if report.error is None:
-            plans = self._plans
             self.refused = report.failed
-            self._plans = {key: plans[key] for key in self.refused if key in plans}
+            plans = {key: plan for key, plan in self._plans.items() if key not in report.unfinished}
+            kept = self.refused.keys() | report.unfinished
+            self._plans = {key: plan for key, plan in self._plans.items() if key in kept}
         return SyncOutcome(plans, report, planning, seconds)
 
 
-def apply(sides: Mapping[Family, FamilySync], *, all_families: bool) -> dict[Family, SyncOutcome]:
-    """Apply the plans of every family, or only of those that do not fail, if there is one."""
+def apply(
+    sides: Mapping[Family, FamilySync], *, all_families: bool, budget: float | None = None
+) -> dict[Family, SyncOutcome]:
+    """Apply the plans of every family, or only of those that do not fail, if there is one.
+
+    `budget`: the seconds of each; see Backend.sync.
+    """
     working = [side for side in sides.values() if not side.failing]
     chosen = sides.values() if all_families or not working else working
-    return {side.family: side.apply() for side in chosen}
+    return {side.family: side.apply(budget) for side in chosen}

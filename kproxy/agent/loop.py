@@ -23,6 +23,7 @@ from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
 from kproxy.agent.mode_switch import is_switch, make_mode, plan_switch, try_mode
 from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
+from kproxy.agent.slices import SLICE_SECONDS
 from kproxy.agent.sync_publisher import SyncPublisher
 from kproxy.backends.core.base import SyncReport
 from kproxy.config.desired import Desired, Refusal, ReportedStatus
@@ -175,7 +176,9 @@ class Agent:
         everything, self._replan, self._drifted = self._replan, False, False
         inputs = self._backlog.plan(self._family_syncs, facts.view, everything=everything)
         # A family that fails waits for the retry, unless there is nothing else to do.
-        outcomes = apply(self._family_syncs, all_families=self._schedule.retry_due() or not inputs)
+        every = self._schedule.retry_due() or not inputs
+        budget = None if everything or not self._first_sync_done else SLICE_SECONDS[0]
+        outcomes = apply(self._family_syncs, all_families=every, budget=budget)
         if not everything:
             self._backlog.note(outcomes)
         return self._conclude(started, inputs, facts, outcomes)
@@ -191,10 +194,10 @@ class Agent:
         sides = self._family_syncs
         self._publisher.publish(inputs, facts, outcomes, sides)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
-        refused = {f.value: report.failed for f, report in reports.items() if report.error is None}
+        refused = {f.value: r.failed.keys() | r.unfinished for f, r in reports.items() if r.error is None}
         failing = [family.value for family, side in sides.items() if side.failing]
         self._observer.applied(self._store.commit(refused, failing))
-        if failing or any(refused.values()) or any(report.leftovers for report in reports.values()):
+        if failing or any(report.failed or report.leftovers for report in reports.values()):
             retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
             blocked, retry_in = len(failing) == len(sides), min(retries, default=None)
             self._schedule.failed(started, blocked=blocked, failing=bool(failing), retry_in=retry_in)
@@ -269,7 +272,8 @@ class Agent:
         if self._switch_to is not None:
             return 0.0
         changed = self._replan or self._drifted or self._store.changed
-        incomplete, unfinished = self._store.incomplete_since, bool(self._backlog)
+        incomplete = self._store.incomplete_since
+        unfinished = bool(self._backlog) or any(side.unfinished for side in self._family_syncs.values())
         return self._schedule.due_in(changed=changed, incomplete_since=incomplete, unfinished=unfinished)
 
     def observe(self) -> None:

@@ -82,7 +82,7 @@ class FakeBackend:
             (self._wanted.add if plan.ports else self._wanted.discard)(plan.key)
             self._pending = True
 
-    def sync(self) -> SyncReport:
+    def sync(self, budget: float | None = None) -> SyncReport:
         failed = {key: "no such rule" for key in self._wanted if (self._mode, key) in self._kernel.refused}
         error = self._kernel.errors.get((self._mode, self.family))
         if self._pending:

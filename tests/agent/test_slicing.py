@@ -33,11 +33,11 @@ class Recording(FakeBackend):
         self.updates += len(chosen)
         super().update(chosen)
 
-    def sync(self) -> SyncReport:
+    def sync(self, budget: float | None = None) -> SyncReport:
         if self.family is Family.IPV4:
             self._syncs.append(self.given)
         self.given = set()
-        return super().sync()
+        return super().sync(budget)
 
 
 class RecordingMode(FakeMode):

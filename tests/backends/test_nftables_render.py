@@ -17,7 +17,7 @@ from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import base_chains, fixed_chains
 from kproxy.backends.nftables.render import canonical, render_service
-from kproxy.backends.nftables.shares import MAX_SLOTS, slots
+from kproxy.backends.nftables.shares import FEWEST_SLOTS, MAX_SLOTS, SERVICE_SLOTS, slots, slots_of_port
 from kproxy.cli.main import main
 from tests.backends.nftables_node import CONFIG, with_config
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
@@ -319,6 +319,13 @@ def test_shares_follow_weights(weights: list[int]) -> None:
         wanted = weight / sum(weights)
         assert abs(count / total - wanted) <= (len(weights) + 2) / MAX_SLOTS
     assert counts[weights.index(heaviest)] == max(counts)
+
+
+@given(st.integers(1, 20_000), st.lists(st.integers(0, 65535), min_size=1, max_size=3).filter(any))
+def test_all_ports_of_a_service_share_a_number_of_slots(ports: int, weights: list[int]) -> None:
+    counts = slots(weights, slots_of_port(ports))
+    assert ports * sum(counts) <= max(SERVICE_SLOTS, ports * FEWEST_SLOTS) + ports * len(weights)
+    assert [bool(count) for count in counts] == [bool(weight) for weight in weights]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30))

@@ -60,7 +60,7 @@ class NullBackend:
         for plan in plans:
             (self.planned.add if plan.ports else self.planned.discard)(plan.key)
 
-    def sync(self) -> SyncReport:
+    def sync(self, budget: float | None = None) -> SyncReport:
         return SyncReport({}, None)
 
     def invalidate(self) -> None:

@@ -87,6 +87,9 @@ class SyncReport(msgspec.Struct, frozen=True):
     `refusals` counts services that were refused in this sync, and `kept` leftovers that could not be deleted
     in it; what waits for its retry is in neither. `retry_in`: seconds until something refused is due to be
     tried again, None if there is nothing.
+
+    `unfinished`: services that are not applied yet, or in part, because the time of the sync was over. The
+    next sync goes on with them.
     """
 
     services: Mapping[str, ServiceStatus] = {}
@@ -100,6 +103,7 @@ class SyncReport(msgspec.Struct, frozen=True):
     refusals: int = 0
     kept: int = 0
     retry_in: float | None = None
+    unfinished: frozenset[str] = frozenset()
 
     @property
     def failed(self) -> dict[str, str]:
@@ -162,8 +166,11 @@ class Backend(Protocol):
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Replace the desired state of the plans' services; a plan without ports removes its service."""
 
-    def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state; write only the difference from the applied state."""
+    def sync(self, budget: float | None = None) -> SyncReport:
+        """Bring the kernel to the desired state; write only the difference from the applied state.
+
+        After `budget` seconds a mode that writes in parts may leave the rest to the next sync.
+        """
 
     def invalidate(self) -> None:
         """Mark the applied state as stale; the next sync reads the kernel first."""

@@ -121,8 +121,9 @@ class Reconciler(Generic[AnyOperations]):
         self._leftovers.retry()
         self._refresh()
 
-    def sync(self) -> SyncReport:
-        """Bring the kernel to the desired state, writing only what differs."""
+    def sync(self, budget: float | None = None) -> SyncReport:
+        """Bring the kernel to the desired state, writing only what differs; see Backend for `budget`."""
+        ends = None if budget is None else self._clock() + budget
         sync = Sync(
             self.operations,
             self._plans,
@@ -131,6 +132,7 @@ class Reconciler(Generic[AnyOperations]):
             seen_writes=self._seen_writes,
             assumes=self._assumes,
             progress=self.on_progress,
+            expires=None if ends is None else lambda: self._clock() >= ends,
         )
         error = None
         try:
@@ -196,10 +198,14 @@ class Reconciler(Generic[AnyOperations]):
         if retries:
             self._refresh()
         fresh = sync.without_assumed(sorted(self._pending - self._quarantine.keys))
-        operations.apply(sync, fresh)
-        self._pending.intersection_update(self._quarantine.keys)
+        left = frozenset(operations.apply(sync, fresh))
+        self._pending.intersection_update(self._quarantine.keys | left)
+        sync.unfinished = left - self._quarantine.keys
+        if sync.unfinished:
+            return  # what these services still use is not to be pruned
         self._prune(sync)
         if retries:
+            sync.expires = None  # retries have a limit of their own
             self._retry(sync)
             self._prune(sync)
 
@@ -269,6 +275,7 @@ class Reconciler(Generic[AnyOperations]):
             resynced=sync.looked_again,
             refusals=sync.refusals,
             kept=sync.kept,
+            unfinished=sync.unfinished if error is None else frozenset(),
         )
         if error is not None:
             return result

@@ -26,8 +26,10 @@ class WriteCounter(Counter[str]):
 class Sync:
     """A SyncWork. It adds refused services to `quarantine` and `pending`, which the reconciler owns.
 
-    `expected`: kinds of errors for which the services that are tried now were refused before. `looked_again`:
-    why the kernel was read a second time in this sync. `kept`: leftovers that could not be deleted in it.
+    `expires`: tells whether the time of the sync is over; None if that has no limit. `expected`: kinds of
+    errors for which the services that are tried now were refused before. `looked_again`: why the kernel was
+    read a second time in this sync. `kept`: leftovers that could not be deleted in it. `unfinished`: services
+    that wait for the next sync because the time was over.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Sync:
         seen_writes: int | None,
         assumes: bool,
         progress: Callable[[], None] = lambda: None,
+        expires: Callable[[], bool] | None = None,
     ) -> None:
         self.written: Counter[str] = WriteCounter(progress)
         self.rules: Counter[str] = Counter()
@@ -56,6 +59,18 @@ class Sync:
         self._pending = pending
         self._quarantine = quarantine
         self._assumes = assumes
+        self.expires = expires
+        self.unfinished: frozenset[str] = frozenset()
+
+    @property
+    def limited(self) -> bool:
+        """Whether the sync has a limited time."""
+        return self.expires is not None
+
+    @property
+    def expired(self) -> bool:
+        """Whether that time is over."""
+        return self.expires is not None and self.expires()
 
     @property
     def held(self) -> Collection[str]:

@@ -83,6 +83,14 @@ class SyncWork(Protocol):
         """See above."""
 
     @property
+    def limited(self) -> bool:
+        """Whether the sync has a limited time."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether that time is over."""
+
+    @property
     def refusals(self) -> int:
         """The number of services refused in this sync so far."""
 
@@ -142,8 +150,11 @@ class Operations(Protocol):
     def observe(self, work: SyncWork, *, compare: bool) -> Observation:
         """Read the kernel into the applied state. With `compare`, name changes since the former record."""
 
-    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
-        """Write what all services share, then these services; report those that the kernel refuses."""
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> Collection[str]:
+        """Write what all services share, then these services; report those that the kernel refuses.
+
+        Return the services that are not written, or in part, because the time of the sync is over.
+        """
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         """Delete objects that no service needs; return all that remain, with the reason."""

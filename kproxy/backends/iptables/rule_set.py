@@ -115,7 +115,7 @@ class RuleSet:
         drifts = drift_between(expected, observed, self._layout) if expected is not None else ()
         return Observation(self._adopt(observed), drifts)
 
-    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> tuple[str, ...]:
         """Write the fixed chains, then the services, a big change in parts, each in batches."""
         self._prepare(True)  # noqa: FBT003
         writer = self._writer(work)
@@ -137,6 +137,7 @@ class RuleSet:
             writer.narrow()
         self._settled = True
         writer.base(keep_outgoing=False)
+        return ()
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         """Delete chains of former modes and of deleted services; one that others refer to is emptied."""

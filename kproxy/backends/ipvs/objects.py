@@ -100,12 +100,13 @@ class IpvsObjects:
         rules = self._rules.observe(work, compare=compare)
         return Observation({*servers.pending, *rules.pending}, (*servers.drifts, *rules.drifts))
 
-    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> tuple[str, ...]:
         """Fill the sets, write the rules, then the virtual servers and their addresses."""
         self.servers.prepare(work, keys)
         with self._sets_ensured(work):
             self._rules.apply(work, keys)
         self.servers.serve(work)
+        return ()
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         """Remove rules, sets and addresses that are not needed any more."""

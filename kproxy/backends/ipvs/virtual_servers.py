@@ -79,10 +79,11 @@ class VirtualServers:
         self._left.clear()
         return Observation(self.desired.services.keys(), drifts)
 
-    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> tuple[str, ...]:
         """Write all pending objects, except those of services that are held."""
         self.prepare(work, keys)
         self.serve(work)
+        return ()
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         """Remove what no service needs; return what the kernel would not remove."""

@@ -20,10 +20,6 @@ HeldChains = Mapping[str, Chain | None]
 """Rules by chain, None where these are unknown."""
 
 
-SLICE = 10000
-"""Greatest number of elements of one service in one transaction, which takes about 60 ms."""
-
-
 class Change(msgspec.Struct, frozen=True):
     """The change of one transaction: chains to write, keys to delete and elements to add, by container.
 
@@ -39,12 +35,11 @@ class Change(msgspec.Struct, frozen=True):
 class DesiredElements:
     """The objects of every service; `pending` maps services to slots that may differ from the table.
 
-    A pending service without slots has only chains to be written. A service with more than `slice_size` slots
-    is changed in several transactions; see _slice.
+    A pending service without slots has only chains to be written. A service with more slots than a
+    transaction may have is changed in several; see _slice.
     """
 
-    def __init__(self, slice_size: int = SLICE) -> None:
-        self._slice_size = slice_size
+    def __init__(self) -> None:
         self.chains: dict[str, Chain] = {}
         self.pending: dict[str, set[Slot]] = {}
         self._owners = ElementOwners()
@@ -133,10 +128,10 @@ class DesiredElements:
         size = 0
         for key in keys:
             left = len(self.pending[key])
-            if left > self._slice_size and group:
+            if left > limit and group:
                 yield group
                 group, size = [], 0
-            while left > self._slice_size:
+            while left > limit:
                 yield [key]
                 before, left = left, len(self.pending.get(key, ()))
                 if left >= before:
@@ -151,8 +146,11 @@ class DesiredElements:
         if group:
             yield group
 
-    def change(self, keys: Sequence[str], held: Contents, chains: HeldChains) -> Change:
-        """The change that applies a batch of pending services to a table with these contents."""
+    def change(self, keys: Sequence[str], held: Contents, chains: HeldChains, limit: int) -> Change:
+        """The change that applies a batch of pending services to a table with these contents.
+
+        Of a single service with more than `limit` elements it is the next part.
+        """
         slots = set().union(*(self.pending[key] for key in keys))
         missing: dict[str, Chain] = {}
         # A slot that a service gives up may belong to another one now, whose chains may not be written yet.
@@ -160,8 +158,8 @@ class DesiredElements:
             objects = self._objects.get(key, NOTHING)
             missing |= {name: rules for name, rules in objects.chains.items() if chains.get(name) != rules}
         left: frozenset[Slot] = frozenset()
-        if len(keys) == 1 and len(slots) > self._slice_size:
-            taken, with_chains = self._slice(slots, held, chains_missing=bool(missing))
+        if len(keys) == 1 and len(slots) > limit:
+            taken, with_chains = self._slice(slots, held, limit, chains_missing=bool(missing))
             left = frozenset(slots - taken)
             slots = taken
             if not with_chains:
@@ -187,7 +185,9 @@ class DesiredElements:
             else:
                 del self.pending[key]
 
-    def _slice(self, slots: set[Slot], held: Contents, *, chains_missing: bool) -> tuple[set[Slot], bool]:
+    def _slice(
+        self, slots: set[Slot], held: Contents, size: int, *, chains_missing: bool
+    ) -> tuple[set[Slot], bool]:
         """Choose what the next transaction of a large service changes, and whether it writes the chains.
 
         First the lists of endpoints get what they lack: as long as the chain draws from the former numbers,
@@ -208,9 +208,8 @@ class DesiredElements:
             else:
                 group = " . ".join(key.split(" . ")[:3]) if names.is_by_frontend(container) else container
                 groups.setdefault(group, []).append(slot)
-        size = self._slice_size
         if early:
-            return right | set(sorted(early)[:size]), False
+            return right | set(early[:size]), False
         if groups or chains_missing:
             taken: set[Slot] = set()
             for group in sorted(groups):
@@ -218,7 +217,7 @@ class DesiredElements:
                 if len(taken) >= size:
                     break
             return right | taken, True
-        return right | set(sorted(late)[:size]), False
+        return right | set(late[:size]), False
 
     def classes(self, chains: HeldChains) -> dict[str, Chain]:
         """The class chains with other rules in the table; base chains need the mark that these set."""

@@ -11,7 +11,7 @@ from kproxy.backends.core.hashes import digest, port_hash
 from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.chains import Chain, OwnList, Target
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.shares import in_order, scattered, slots
+from kproxy.backends.nftables.shares import in_order, scattered, slots, slots_of_port
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 
@@ -203,7 +203,7 @@ class _PortRenderer:
         port = self.port
         endpoints = port.local if local else port.cluster
         texts = [f"{canonical(endpoint.ip)} . {endpoint.port}" for endpoint in endpoints]
-        counts = slots(effective(endpoints))
+        counts = slots(effective(endpoints), slots_of_port(len(self._plan.ports)))
         targets = in_order(texts, counts)
         copies = (self._frontends(local=local) - 1) * (len(targets) - 1)
         if len(targets) <= SHARED_SLOTS and copies <= SHARED_COPIES:

@@ -93,10 +93,14 @@ class FakeOperations:
         self._adopt()
         return Observation(self._pending(), drifts)
 
-    def apply(self, work: SyncWork, keys: Sequence[str]) -> None:
+    def apply(self, work: SyncWork, keys: Sequence[str]) -> Sequence[str]:
         wanted = [key for key in keys if key in self._desired]
-        for start in range(0, len(wanted), 64):
-            work.bisect(wanted[start : start + 64], lambda some: self._write(work, some))
+        size = 2 if work.limited else 64
+        for start in range(0, len(wanted), size):
+            work.bisect(wanted[start : start + size], lambda some: self._write(work, some))
+            if work.expired:
+                return wanted[start + size :]
+        return ()
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         unneeded = {f"value {key}": key for key in self._applied if key not in self._desired}

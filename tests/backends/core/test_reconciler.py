@@ -68,6 +68,7 @@ STEP = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.1, 2.0, 1000.0])),
     st.tuples(st.just("check"), st.booleans()),
     st.tuples(st.just("invalidate")),
+    st.tuples(st.just("part")),
     st.tuples(st.just("sync"), st.none() | st.tuples(st.integers(0, 3), st.booleans(), st.booleans())),
 )
 
@@ -99,6 +100,8 @@ def play(node: Node, step: tuple[Any, ...]) -> None:
             node.backend.check(full=full)
         case ("invalidate",):
             node.backend.invalidate()
+        case ("part",):
+            node.backend.sync(0.0)
         case "sync", failure:
             sync_with(node, failure)
 
@@ -418,6 +421,19 @@ def test_leftovers_are_named_until_they_are_gone_and_tried_at_growing_intervals(
     node.now += LONGEST_RETRY
     assert node.done().leftovers == {}
     assert node.kernel.kernel == {}
+
+
+def test_a_sync_whose_time_is_over_leaves_the_rest_to_the_next_one() -> None:
+    node = Node()
+    node.done()
+    node.update(*(plan(key, 1) for key in KEYS))
+    report = node.backend.sync(0.0)
+    assert len(report.unfinished) == len(KEYS) - 2
+    assert node.kernel.kernel.keys() == set(KEYS) - report.unfinished
+    node.update(plan(KEYS[0], gone=True))
+    while (report := node.backend.sync(0.0)).unfinished:
+        assert report.error is None
+    assert node.kernel.kernel.keys() == set(KEYS[1:])
 
 
 def test_a_sync_without_changes_looks_at_no_service() -> None:
