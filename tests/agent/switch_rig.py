@@ -237,13 +237,13 @@ class Rig:
         return None if found is None else (found.revision, mode_name(found.kept), found.reason)
 
     def work(self, config: ProxyConfig | None = None) -> list[str]:
-        """One sync, with other settings if any; the events that were logged."""
+        """One sync, with other settings if any; the events that were logged, but for those of the machine."""
         if config is not None:
             self.agent.reconfigure(msgspec.structs.replace(config))
         with capture_logs() as logs:
             self.agent.run_once(threading.Event())
         self.logs = logs
-        return [line["event"] for line in logs]
+        return [line["event"] for line in logs if line["event"] != "tables_not_listed"]
 
     def said(self, event: str) -> dict[str, object]:
         """The only line of an event in the last work."""

@@ -148,7 +148,7 @@ def test_a_missing_program_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="not root: the kernel is asked for its tables first")
+@fresh_network  # the kernel is asked for its tables first
 def test_a_missing_program_is_missing_for_a_reader(tmp_path: Path) -> None:
     tools = XtablesTools(str(tmp_path / "gone"), str(tmp_path / "gone"), Variant.NFT, (1, 8, 9))
     with pytest.raises(RestoreError, match="gone") as caught:

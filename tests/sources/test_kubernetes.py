@@ -263,7 +263,9 @@ def test_service_cidrs_that_cannot_be_had_are_done_without(make_source: MakeSour
             assert sink.keys(Kind.SERVICE_CIDR) == set()
             assert api.faults.wait(refused, hits=3)
             sink.wait(lambda: sink.keys(Kind.SERVICE_CIDR) == {"kubernetes"})
-        told = [each for each in logs if each["kind"] == "ServiceCIDR" and each["event"] != "list_complete"]
+        told = [
+            each for each in logs if each.get("kind") == "ServiceCIDR" and each["event"] != "list_complete"
+        ]
         assert [(each["event"], "--service-cidr" in each["effect"]) for each in told] == [
             ("kind_unavailable", True)
         ]
