@@ -39,7 +39,7 @@ def cleanup(verbosity: int, peer: str | None, *, stop: bool, on_exit: bool) -> N
         if on_exit:
             clean_up_on_exit()
             return
-        clean = clean_up(peer=peer is not None, stop=stop)
+        clean = clean_up(kube_proxy=peer is not None, stop=stop)
     except LeavingError as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0 if clean else 1)

@@ -18,7 +18,7 @@ from kproxy.kernel.links import AddressNews
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.findings import Finding
-from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.rule_features import Feature
 from kproxy.node.facts import FamilyFacts, NodeFacts
 from kproxy.plan.model import ServicePlan
@@ -94,10 +94,10 @@ class Leftovers(Protocol):
     def run_timers(self) -> float | None:
         """Remove deferred objects; return seconds until the next call, or None once nothing is left."""
 
-    def clear(self, *, peer: bool) -> bool:
+    def clear(self, *, kube_proxy: bool) -> bool:
         """Remove everything except the objects that mark ownership; True if it is gone.
 
-        With `peer`, objects that only kube-proxy makes are removed too.
+        With `kube_proxy`, objects that only kube-proxy makes are removed too.
         """
 
     def dissolve(self) -> bool:
@@ -213,7 +213,7 @@ class ModeRegistry:
 
     def make(self, config: ProxyConfig) -> Mode:
         """Make the configured mode and warn of kube-proxy's tables. Raises ModeUnavailable."""
-        warn_of_peer_tables()
+        warn_of_kube_proxy_tables()
         return self.spec(config).make(config, self._runner)
 
     def foreign_metrics(self, mode: str) -> frozenset[str]:

@@ -3,20 +3,20 @@
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.nftables.names import PEER_TABLE
+from kproxy.backends.nftables.names import KUBE_PROXY_TABLE
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.commands import TABLE_FAMILY
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-def warn_of_peer_tables() -> None:
+def warn_of_kube_proxy_tables() -> None:
     """Log one warning that names kube-proxy's tables in this network namespace, if there are any."""
     try:
         found = [
-            f"{TABLE_FAMILY[family]} {PEER_TABLE}"
+            f"{TABLE_FAMILY[family]} {KUBE_PROXY_TABLE}"
             for family in Family
-            if PEER_TABLE in nft_tables.tables(family)
+            if KUBE_PROXY_TABLE in nft_tables.tables(family)
         ]
     except nft_tables.NftablesError as error:
         log.info("tables_not_listed", reason=str(error))

@@ -11,7 +11,7 @@ import structlog
 from kproxy import __version__
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ModeSpec
-from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.registry import MODES
 from kproxy.node.instance import (
     CLEAN_UP_NOW,
@@ -31,24 +31,24 @@ _TAKEN = 10.0
 
 
 def remove_everything(
-    modes: Iterable[ModeSpec] = MODES, *, peer: bool = False, runner: Runner | None = None
+    modes: Iterable[ModeSpec] = MODES, *, kube_proxy: bool = False, runner: Runner | None = None
 ) -> bool:
     """Remove all objects of kproxy; False if any could not be removed (each failure is logged).
 
     `runner` runs the programs; stopping it ends a long removal.
 
     kube-proxy's iptables and IPVS modes write the chains, sets and device that kproxy knows as its own; with
-    `peer`, the tables of its nftables mode are removed too; without, they are logged and stay.
+    `kube_proxy`, the tables of its nftables mode are removed too; without, they are logged and stay.
 
     There are two steps: first the objects of each mode that carry traffic, then the marks of ownership and
     the objects to which rules of another mode may refer (IP sets). If the first step of a mode fails, its
     second step is skipped.
     """
-    if not peer:
-        warn_of_peer_tables()
+    if not kube_proxy:
+        warn_of_kube_proxy_tables()
     runner = runner or Runner()
     found = [spec.leftovers(None, runner) for spec in reversed(tuple(modes))]
-    cleared = [each.clear(peer=peer) for each in found]
+    cleared = [each.clear(kube_proxy=kube_proxy) for each in found]
     dissolved = [each.dissolve() for each, done in zip(found, cleared, strict=True) if done]
     return all(cleared) and all(dissolved)
 
@@ -57,7 +57,7 @@ class LeavingError(RuntimeError):
     """A running kproxy prevents a cleanup; the message gives the remedy."""
 
 
-def clean_up(*, peer: bool = False, stop: bool = False) -> bool:
+def clean_up(*, kube_proxy: bool = False, stop: bool = False) -> bool:
     """Remove everything while no kproxy runs; with `stop`, a running one does so and ends first.
 
     False if anything could not be removed. Raises LeavingError.
@@ -69,7 +69,7 @@ def clean_up(*, peer: bool = False, stop: bool = False) -> bool:
             instance.acquire(wait=0)
         except InstanceRunning as error:
             raise LeavingError(_remedy(error.holder, stopped=stop)) from error
-        return remove_everything(peer=peer)
+        return remove_everything(kube_proxy=kube_proxy)
 
 
 def clean_up_on_exit() -> None:

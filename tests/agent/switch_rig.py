@@ -142,7 +142,7 @@ class NoLeftovers:
     def run_timers(self) -> float | None:
         return None
 
-    def clear(self, *, peer: bool) -> bool:
+    def clear(self, *, kube_proxy: bool) -> bool:
         return True
 
     def dissolve(self) -> bool:

@@ -12,7 +12,7 @@ from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
-from kproxy.modes.kube_proxy_tables import warn_of_peer_tables
+from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.nftables.mode import NftablesMode, nftables_config
 from kproxy.node.facts import node_facts
 from kproxy.state.wire import Node
@@ -110,7 +110,7 @@ def test_tables_of_kube_proxy_are_named(
 ) -> None:
     monkeypatch.setattr(nft_tables, "tables", lambda family: tables.get(family, set()))
     with structlog.testing.capture_logs() as logs:
-        warn_of_peer_tables()
+        warn_of_kube_proxy_tables()
     assert [each["tables"] for each in logs] == ([warned] if warned else [])
 
 

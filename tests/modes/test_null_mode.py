@@ -118,7 +118,7 @@ class Asked:
     def run_timers(self) -> float | None:
         return None
 
-    def clear(self, *, peer: bool) -> bool:
+    def clear(self, *, kube_proxy: bool) -> bool:
         self._journal.append(f"{self._mode} cleared")
         return self.cleared
 
@@ -255,7 +255,7 @@ def test_cleanup_asks_every_mode_in_two_steps(world: World, *, failing: bool) ->
         ]
     else:
         specs = list(world.specs)
-    assert remove_everything(specs, peer=True) is not failing
+    assert remove_everything(specs, kube_proxy=True) is not failing
     order = ["null", "nftables", "ipvs", "iptables"]
     second = [mode for mode in order if not (failing and mode == "ipvs")]
     assert world.journal == [

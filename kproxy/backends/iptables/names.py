@@ -34,8 +34,8 @@ POLICY_INPUT = ("cali-INPUT", "KUBE-ROUTER-INPUT", "CILIUM_INPUT")
 POLICY_OUTPUT = ("cali-OUTPUT", "KUBE-ROUTER-OUTPUT", "CILIUM_OUTPUT")
 """Chains of network policy engines: they filter before packets enter virtual servers or leave them."""
 
-PEER_IPVS_NAT = ("KUBE-LOAD-BALANCER", "KUBE-NODE-PORT")
-PEER_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-OUT-FILTER")
+KUBE_PROXY_IPVS_NAT = ("KUBE-LOAD-BALANCER", "KUBE-NODE-PORT")
+KUBE_PROXY_IPVS_FILTER = ("KUBE-NODE-PORT", "KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-OUT-FILTER")
 """Further chains of kube-proxy's own IPVS mode (pkg/proxy/ipvs/proxier.go)."""
 
 PROBE = "KPROXY-PROBE"

@@ -24,7 +24,7 @@ OWNED_CHAINS: dict[str, frozenset[str]] = {
             names.KUBE_IPVS_SERVICES,
             names.KUBE_IPVS_LOCAL,
             names.KUBE_IPVS_SHORTCUT,
-            *names.PEER_IPVS_NAT,
+            *names.KUBE_PROXY_IPVS_NAT,
         }
     ),
     "filter": frozenset(
@@ -38,7 +38,7 @@ OWNED_CHAINS: dict[str, frozenset[str]] = {
             names.CANARY,
             names.KUBE_IPVS_FILTER,
             names.KUBE_IPVS_FORWARD,
-            *names.PEER_IPVS_FILTER,
+            *names.KUBE_PROXY_IPVS_FILTER,
         }
     ),
 }

@@ -83,7 +83,7 @@ def sets(family: Family) -> Sets:
     )
 
 
-_PEER_SETS = (
+_KUBE_PROXY_SET_NAMES = (
     "CLUSTER-IP",
     "EXTERNAL-IP",
     "EXTERNAL-IP-LOCAL",
@@ -102,19 +102,19 @@ _PEER_SETS = (
     "NODE-PORT-TCP",
     "NODE-PORT-UDP",
 )
-_PEER_PREFIX = {Family.IPV4: "KUBE-", Family.IPV6: "KUBE-6-"}
+_KUBE_PROXY_PREFIX = {Family.IPV4: "KUBE-", Family.IPV6: "KUBE-6-"}
 _NAME_MAX = 31
 
-PEER_SETS: Mapping[Family, frozenset[str]] = {
-    family: frozenset((prefix + name)[:_NAME_MAX] for name in _PEER_SETS)
-    for family, prefix in _PEER_PREFIX.items()
+KUBE_PROXY_SETS: Mapping[Family, frozenset[str]] = {
+    family: frozenset((prefix + name)[:_NAME_MAX] for name in _KUBE_PROXY_SET_NAMES)
+    for family, prefix in _KUBE_PROXY_PREFIX.items()
 }
 """The sets of kube-proxy's IPVS mode (pkg/proxy/ipvs/ipset.go); it cuts long names."""
 
 
 def kube_proxy_servers(family: Family) -> tuple[SetSpec, ...]:
     """The sets in which kube-proxy lists addresses and ports of its virtual servers (not its node ports)."""
-    prefix = _PEER_PREFIX[family]
+    prefix = _KUBE_PROXY_PREFIX[family]
     return tuple(
         SetSpec(prefix + name, SetKind.IP_PORT, family)
         for name in ("CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER")

@@ -26,7 +26,7 @@ from kproxy.backends.core.work import (
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
-from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS
+from kproxy.backends.ipvs.names import KUBE_PROXY_SETS, OWN_MARK
 from kproxy.backends.ipvs.render import NOTHING, render_service
 from kproxy.backends.ipvs.virtual_servers import VirtualServers
 from kproxy.kernel.ipset.types import IpsetError
@@ -60,7 +60,7 @@ class IpvsObjects:
         self._draining = draining
         self._clock = clock
         self._schedulers: dict[str, bool] = {config.scheduler.name: True}
-        self._peer_sets_removed = False
+        self._kube_proxy_sets_removed = False
         self._has_mark = False
         self._rules_seen: int | None = None
         self._next_look = 0.0
@@ -94,7 +94,7 @@ class IpvsObjects:
     def observe(self, work: SyncWork, *, compare: bool) -> Observation:
         """Read all kernel interfaces; make the virtual server for the node's own connections."""
         servers = self.servers.observe(work, compare=compare)
-        self._peer_sets_removed = self._has_mark = False
+        self._kube_proxy_sets_removed = self._has_mark = False
         self._leave_own_connections()
         self._rules_seen = self._rules.foreign_writes()
         rules = self._rules.observe(work, compare=compare)
@@ -112,9 +112,9 @@ class IpvsObjects:
         """Remove rules, sets and addresses that are not needed any more."""
         with self._sets_ensured(work):
             left = self._rules.prune(work)
-        if not self._peer_sets_removed:
-            self._remove_peer_sets()
-            self._peer_sets_removed = True
+        if not self._kube_proxy_sets_removed:
+            self._remove_kube_proxy_sets()
+            self._kube_proxy_sets_removed = True
         return {**left, **self.servers.tidy(work)}
 
     def drift(self, *, quiet: bool, full: bool) -> Comparison | None:  # noqa: ARG002 - writes are not counted
@@ -197,10 +197,10 @@ class IpvsObjects:
         else:
             self._has_mark = True
 
-    def _remove_peer_sets(self) -> None:
+    def _remove_kube_proxy_sets(self) -> None:
         """Destroy the sets of kube-proxy's IPVS mode; its virtual servers and device have been taken over."""
         ipset = self._kernel.ipset
-        for name in sorted(PEER_SETS[self._config.family] & ipset.headers().keys()):
+        for name in sorted(KUBE_PROXY_SETS[self._config.family] & ipset.headers().keys()):
             try:
                 ipset.destroy(name)
             except IpsetError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from kproxy.addresses import Family, cidr_contains
 from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.ipvs.handles import KernelHandles
-from kproxy.backends.ipvs.names import PEER_SETS, kube_proxy_servers, sets
+from kproxy.backends.ipvs.names import KUBE_PROXY_SETS, kube_proxy_servers, sets
 from kproxy.kernel.ipset.types import Entry, EntryChange, SetSpec
 from kproxy.kernel.ipvs.types import (
     MASQUERADE,
@@ -116,7 +116,7 @@ def observe(
         else:
             record.members[spec] = set(ipset.entries(spec))
     record.addresses = set(device.addresses(family) if addresses is None else addresses)
-    kube_proxy = not PEER_SETS[family].isdisjoint(headers)
+    kube_proxy = not KUBE_PROXY_SETS[family].isdisjoint(headers)
     entries = [entry for spec in sets(family).owned_servers for entry in record.members.get(spec, ())]
     for spec in kube_proxy_servers(family):
         if spec.name in headers and headers[spec.name].type == spec.kind:

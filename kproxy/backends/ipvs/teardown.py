@@ -16,7 +16,7 @@ from kproxy.backends.core.sync import Sync
 from kproxy.backends.core.work import StaleStateError
 from kproxy.backends.ipvs.draining import Draining
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS, KernelHandles
-from kproxy.backends.ipvs.names import OWN_MARK, PEER_SETS, sets
+from kproxy.backends.ipvs.names import KUBE_PROXY_SETS, OWN_MARK, sets
 from kproxy.backends.ipvs.virtual_servers import VirtualServers
 from kproxy.kernel.ipset.types import IpsetError, IpsetUnavailable
 from kproxy.kernel.ipvs.types import IpvsError, IpvsUnavailable
@@ -31,7 +31,7 @@ def left_in(family: Family, kernel: KernelHandles) -> bool:
     """Whether an IPVS mode of kproxy or kube-proxy has left objects of this family; False after an error."""
     try:
         names = kernel.ipset.headers().keys()
-        owned = {spec.name for spec in sets(family).all} | PEER_SETS[family]
+        owned = {spec.name for spec in sets(family).all} | KUBE_PROXY_SETS[family]
         return not owned.isdisjoint(names) or bool(kernel.device.addresses(family))
     except IpsetUnavailable:
         return False
@@ -103,7 +103,7 @@ class FamilyTeardown:
     def dissolve(self) -> bool:
         """Destroy the sets with their entries; False if a set is in use by a rule."""
         ipset = self._kernel.ipset
-        names = {spec.name for spec in sets(self.family).all} | PEER_SETS[self.family]
+        names = {spec.name for spec in sets(self.family).all} | KUBE_PROXY_SETS[self.family]
         self.done = True
         try:
             self._kernel.ipvs.remove_local_mark(self.family, OWN_MARK)

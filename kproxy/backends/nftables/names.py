@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from kproxy.addresses import Family
 from kproxy.plan.model import Protocol
 
-PEER_TABLE = "kube-proxy"
+KUBE_PROXY_TABLE = "kube-proxy"
 """The table of kube-proxy's nftables mode, in families ip and ip6 (pkg/proxy/nftables/proxier.go)."""
 
 TABLE = "kproxy"

@@ -6,8 +6,8 @@ import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
-from kproxy.backends.ipvs.names import PEER_SETS
-from kproxy.backends.nftables.names import PEER_TABLE
+from kproxy.backends.ipvs.names import KUBE_PROXY_SETS
+from kproxy.backends.nftables.names import KUBE_PROXY_TABLE
 from kproxy.modes.findings import Finding, ok, warning
 
 
@@ -89,15 +89,15 @@ def _kube_proxy(seen: NodeInventory) -> Iterator[Finding]:
             f"it runs here, as process {', '.join(map(str, running))}, and writes the same chains",
             "stop it before kproxy starts: give its DaemonSet a nodeSelector that this node does not match",
         )
-    left = sorted(f"{family} {table}" for family, table in seen.tables if table == PEER_TABLE)
+    left = sorted(f"{family} {table}" for family, table in seen.tables if table == KUBE_PROXY_TABLE)
     if left:
         yield warning(
             "kube-proxy",
             f"its nftables mode left rules (nftables tables {', '.join(left)}), which translate too",
             "`kproxy cleanup --peer kube-proxy` once it is stopped; then start kproxy",
         )
-    sets = seen.sets & frozenset().union(*PEER_SETS.values())
-    chains = seen.chains & {*names.PEER_IPVS_NAT, *names.PEER_IPVS_FILTER}
+    sets = seen.sets & frozenset().union(*KUBE_PROXY_SETS.values())
+    chains = seen.chains & {*names.KUBE_PROXY_IPVS_NAT, *names.KUBE_PROXY_IPVS_FILTER}
     if sets or chains:
         yield ok(
             "kube-proxy", f"its IPVS mode left {len(sets)} sets and {len(chains)} chains: kproxy takes over"

@@ -57,7 +57,7 @@ class RuleLeftovers:
         """Do nothing; no removal is deferred."""
         return None
 
-    def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's rules have the same names
+    def clear(self, *, kube_proxy: bool) -> bool:  # noqa: ARG002 - kube-proxy's rules have the same names
         """Remove all rules; True if they are gone."""
         return remove_rules(self._runner)
 

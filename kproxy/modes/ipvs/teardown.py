@@ -49,7 +49,7 @@ class IpvsTeardown:
         self._delete_device()
         return None
 
-    def clear(self, *, peer: bool) -> bool:  # noqa: ARG002 - kube-proxy's objects have the same names
+    def clear(self, *, kube_proxy: bool) -> bool:  # noqa: ARG002 - kube-proxy's objects have the same names
         """Remove everything now except the sets, to which rules may still refer; True if it is gone."""
         self._find()
         cleared = [teardown.clear() for teardown in self._teardowns]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.backends.nftables.names import PEER_TABLE, TABLE
+from kproxy.backends.nftables.names import KUBE_PROXY_TABLE, TABLE
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nft_tables
 from kproxy.kernel.processes import Runner
@@ -31,10 +31,10 @@ class TableLeftovers:
         """Do nothing; no removal is deferred."""
         return None
 
-    def clear(self, *, peer: bool) -> bool:
-        """Remove the tables, and with `peer` those of kube-proxy's nftables mode; True if they are gone."""
+    def clear(self, *, kube_proxy: bool) -> bool:
+        """Remove the tables, with `kube_proxy` also those of its nftables mode; True if they are gone."""
         clean = remove_tables()
-        return (remove_tables(PEER_TABLE) and clean) if peer else clean
+        return (remove_tables(KUBE_PROXY_TABLE) and clean) if kube_proxy else clean
 
     def dissolve(self) -> bool:
         """Do nothing; `clear` has removed everything."""
