@@ -1,6 +1,6 @@
 """One family's part of a sync: plan the changes, and apply them through the backend.
 
-The outcome is a value: the first sync of a mode on trial counts only if it succeeded for every family.
+The outcome is a value: the first sync of a new mode counts only if it succeeded for every family.
 """
 
 import time

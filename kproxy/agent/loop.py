@@ -20,7 +20,7 @@ from kproxy.agent.backlog import Backlog
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
-from kproxy.agent.mode_switch import is_switch, make_mode, plan_switch, try_mode
+from kproxy.agent.mode_switch import is_switch, make_mode, plan_switch, attempt_switch
 from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.slices import SLICE_SECONDS
@@ -225,19 +225,19 @@ class Agent:
             return {}
         leftovers = self._modes.leftovers(config)
         inputs = self._backlog.take_all(mode.families)
-        trial = try_mode(mode, facts, self._family_syncs, inputs, self._health.progressed)
-        if trial.reason is not None:
-            self._refuse(desired, "mode_switch_failed", trial.reason)
+        attempt = attempt_switch(mode, facts, self._family_syncs, inputs, self._health.progressed)
+        if attempt.reason is not None:
+            self._refuse(desired, "mode_switch_failed", attempt.reason)
             return self._roll_back()
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._observer.begin(mode.families)
-        self._mode, self._leftovers, self._family_syncs = mode, leftovers, trial.sides
+        self._mode, self._leftovers, self._family_syncs = mode, leftovers, attempt.sides
         self._backlog.forget_costs()
         self._facts = facts
         self._adopt(config)
         self._first_sync_done = self._replan = self._drifted = False
-        reports = self._conclude(started, trial.inputs, facts, trial.outcomes)
+        reports = self._conclude(started, attempt.inputs, facts, attempt.outcomes)
         self._observer.switched()
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports
@@ -320,14 +320,14 @@ class Agent:
             self._drifted = True  # only the base chains have to change
         reconfigured, self._reconfigured = self._reconfigured, False
         for family in self._mode.families:
-            side = facts.families[family]
-            backend = self._mode.configure(family, side)
+            known = facts.families[family]
+            backend = self._mode.configure(family, known)
             if family not in self._family_syncs:
-                if side.local_traffic is None:
+                if known.local_traffic is None:
                     effect = "see --cluster-cidr"
                     log.warning("no_local_traffic_detection", family=family.value, effect=effect)
                 self._family_syncs[family] = FamilySync(family, backend, self._health.progressed)
-            elif before and before.families[family].node_port_addresses != side.node_port_addresses:
+            elif before and before.families[family].node_port_addresses != known.node_port_addresses:
                 self._family_syncs[family].flows.invalidate()
             if reconfigured:
                 backend.retry()  # an operator may wait for what was refused

@@ -1,8 +1,8 @@
-"""Switching the proxy mode of a running process: detection, plan, and verdict on the first sync.
+"""Switching the proxy mode of a running process: detection, plan, and the result of the first sync.
 
 The new mode writes all of its objects beside those of the old one. If its first sync succeeds for every
 family, the old mode's objects are removed, and established connections continue. Otherwise the new mode's
-objects are removed. The run loop keeps the mode that works; this module tries and judges the new one.
+objects are removed. The run loop keeps the mode that works; this module attempts the switch.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ def plan_switch(modes: ModeRegistry, old: ProxyConfig, new: ProxyConfig, service
     return SwitchPlan(mode_name(old), mode_name(new), services, written, taken_away)
 
 
-class Trial(msgspec.Struct, frozen=True):
+class SwitchAttempt(msgspec.Struct, frozen=True):
     """A new mode after its first sync with `inputs`; `reason` says why it failed, None if it did not."""
 
     mode: Mode
@@ -63,13 +63,13 @@ class Trial(msgspec.Struct, frozen=True):
     reason: str | None
 
 
-def try_mode(
+def attempt_switch(
     mode: Mode,
     facts: NodeFacts,
     known: Mapping[Family, FamilySync],
     inputs: Sequence[ServiceInput],
     progressed: Callable[[Family], None],
-) -> Trial:
+) -> SwitchAttempt:
     """Sync every family in a new mode; it takes over the UDP flow state of the old mode's `known` sides."""
     sides = {}
     for family in mode.families:
@@ -80,8 +80,8 @@ def try_mode(
     for side in sides.values():
         side.plan(inputs, facts.view)
     outcomes = {family: side.apply() for family, side in sides.items()}
-    reason = verdict(outcomes, {family: side.refused for family, side in known.items()})
-    return Trial(mode, facts, sides, inputs, outcomes, reason)
+    reason = failure_reason(outcomes, {family: side.refused for family, side in known.items()})
+    return SwitchAttempt(mode, facts, sides, inputs, outcomes, reason)
 
 
 def make_mode(
@@ -101,7 +101,7 @@ def make_mode(
     return mode, facts
 
 
-def verdict(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:
+def failure_reason(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:
     """Return why the first sync of a new mode failed; None if it succeeded.
 
     It failed if a family's sync failed as a whole, or if every service of a family was refused that the old
