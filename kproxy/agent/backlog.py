@@ -35,19 +35,19 @@ class Backlog:
         return self._taken(self._store.take_all(families))
 
     def plan(
-        self, sides: Mapping[Family, FamilySync], view: NodeView, *, everything: bool
+        self, syncs: Mapping[Family, FamilySync], view: NodeView, *, everything: bool
     ) -> list[ServiceInput]:
         """Take the next slice, or `everything`, and plan it for every family; return what was taken.
 
         A family that fails gets the plans too and keeps them, but has no part in the size of the slice.
         """
-        inputs = self.take_all(sides) if everything else self._take_slice(sides)
+        inputs = self.take_all(syncs) if everything else self._take_slice(syncs)
         planned = inputs
         while planned:
-            for side in sides.values():
-                side.plan(planned, view)
-            rivals = self._queue and {key for side in sides.values() for key in side.rivals(planned)}
-            planned = self._take_with(rivals, sides) if rivals else []
+            for sync in syncs.values():
+                sync.plan(planned, view)
+            rivals = self._queue and {key for sync in syncs.values() for key in sync.rivals(planned)}
+            planned = self._take_with(rivals, syncs) if rivals else []
             inputs = inputs + planned
         return inputs
 
@@ -61,19 +61,19 @@ class Backlog:
         """Forget what was learned: another mode is in use."""
         self._meters.clear()
 
-    def _take_slice(self, sides: Mapping[Family, FamilySync]) -> list[ServiceInput]:
+    def _take_slice(self, syncs: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         for each in self._store.changed_services():
             self._queue.put(each.key, max(cost_of(each), self._applied.get(each.key, 0.0)))
         self._units = 0.0
-        return self._take(self._queue.slice(self._room(sides)), sides)
+        return self._take(self._queue.slice(self._room(syncs)), syncs)
 
-    def _take_with(self, keys: Collection[str], sides: Mapping[Family, FamilySync]) -> list[ServiceInput]:
+    def _take_with(self, keys: Collection[str], syncs: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         """Take those of the services that wait, because others of this slice depend on their changes.
 
         An address then passes from one service to another in one sync. Services that would more than double
         a slice of usual size are left: the end state is the same.
         """
-        room = self._room(sides)
+        room = self._room(syncs)
         chosen = []
         for key in sorted(each for each in keys if each in self._queue):
             room -= self._queue.cost(key)
@@ -81,10 +81,10 @@ class Backlog:
                 break
             chosen.append(key)
         self._queue.discard(chosen)
-        return self._take(chosen, sides)
+        return self._take(chosen, syncs)
 
-    def _room(self, sides: Mapping[Family, FamilySync]) -> float:
-        return units_for([self._meter(family) for family, side in sides.items() if not side.failing])
+    def _room(self, syncs: Mapping[Family, FamilySync]) -> float:
+        return units_for([self._meter(family) for family, sync in syncs.items() if not sync.failing])
 
     def _take(self, keys: Collection[str], families: Collection[str]) -> list[ServiceInput]:
         return self._taken(self._store.take(keys, families)) if keys else []

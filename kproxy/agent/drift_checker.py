@@ -46,7 +46,7 @@ class DriftChecker:
         """Start the periods: everything was just read and written, so a full comparison can wait."""
         self._next_full = self._clock() + FULL_PERIOD
 
-    def look(self, sides: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
+    def look(self, syncs: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
         """Compare if a comparison is due; return True if anything drifted.
 
         `in_step` returns whether no change waits to be applied: a comparison without drift then confirms
@@ -58,19 +58,19 @@ class DriftChecker:
             return False
         full = now >= self._next_full
         drifted = False
-        for side in sides:
+        for sync in syncs:
             try:
-                drifts = side.backend.check(full=full)
+                drifts = sync.backend.check(full=full)
             except CheckError as error:
-                log.warning("check_failed", family=side.family.value, reason=str(error))
-                self._observer.not_compared(side.family, str(error))
+                log.warning("check_failed", family=sync.family.value, reason=str(error))
+                self._observer.not_compared(sync.family, str(error))
                 continue
-            self._observer.compared(side.family, clean=not drifts)
+            self._observer.compared(sync.family, clean=not drifts)
             if drifts:
-                self.tell(side.family, drifts)
+                self.tell(sync.family, drifts)
                 drifted = True
             elif in_step():
-                self._observer.confirmed(side.family)
+                self._observer.confirmed(sync.family)
         cost = self._clock() - now
         self._next_check = self._clock() + CHECK_SHARE * cost
         if full:

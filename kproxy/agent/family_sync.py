@@ -93,12 +93,12 @@ class FamilySync:
 
 
 def apply(
-    sides: Mapping[Family, FamilySync], *, all_families: bool, budget: float | None = None
+    syncs: Mapping[Family, FamilySync], *, all_families: bool, budget: float | None = None
 ) -> dict[Family, SyncOutcome]:
     """Apply the plans of every family, or only of those that do not fail, if there is one.
 
     `budget`: the seconds of each; see Backend.sync.
     """
-    working = [side for side in sides.values() if not side.failing]
-    chosen = sides.values() if all_families or not working else working
-    return {side.family: side.apply(budget) for side in chosen}
+    working = [sync for sync in syncs.values() if not sync.failing]
+    chosen = syncs.values() if all_families or not working else working
+    return {sync.family: sync.apply(budget) for sync in chosen}

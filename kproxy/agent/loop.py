@@ -20,7 +20,7 @@ from kproxy.agent.backlog import Backlog
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
-from kproxy.agent.mode_switch import is_switch, make_mode, plan_switch, attempt_switch
+from kproxy.agent.mode_switch import attempt_switch, is_switch, make_mode, plan_switch
 from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.slices import SLICE_SECONDS
@@ -154,7 +154,7 @@ class Agent:
     @property
     def sync_errors(self) -> dict[Family, str]:
         """The families whose last sync failed as a whole, and the reasons."""
-        return {family: side.error for family, side in self._family_syncs.items() if side.error}
+        return {family: sync.error for family, sync in self._family_syncs.items() if sync.error}
 
     @property
     def knows_node(self) -> bool:
@@ -191,15 +191,15 @@ class Agent:
         outcomes: Mapping[Family, SyncOutcome],
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
-        sides = self._family_syncs
-        self._publisher.publish(inputs, facts, outcomes, sides)
+        syncs = self._family_syncs
+        self._publisher.publish(inputs, facts, outcomes, syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         refused = {f.value: r.failed.keys() | r.unfinished for f, r in reports.items() if r.error is None}
-        failing = [family.value for family, side in sides.items() if side.failing]
+        failing = [family.value for family, sync in syncs.items() if sync.failing]
         self._observer.applied(self._store.commit(refused, failing))
         if failing or any(report.failed or report.leftovers for report in reports.values()):
             retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
-            blocked, retry_in = len(failing) == len(sides), min(retries, default=None)
+            blocked, retry_in = len(failing) == len(syncs), min(retries, default=None)
             self._schedule.failed(started, blocked=blocked, failing=bool(failing), retry_in=retry_in)
         else:
             self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
@@ -232,7 +232,7 @@ class Agent:
         for family in set(mode.families).difference(self._mode.families):
             self._health.add_family(family)
         self._observer.begin(mode.families)
-        self._mode, self._leftovers, self._family_syncs = mode, leftovers, attempt.sides
+        self._mode, self._leftovers, self._family_syncs = mode, leftovers, attempt.syncs
         self._backlog.forget_costs()
         self._facts = facts
         self._adopt(config)
@@ -251,8 +251,8 @@ class Agent:
     def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Apply this mode again after a failed switch, and remove the objects of the other mode."""
         self._first_sync_done, self._replan = False, True
-        for side in self._family_syncs.values():
-            side.backend.invalidate()
+        for sync in self._family_syncs.values():
+            sync.backend.invalidate()
         if self._facts is None:
             return {}
         reports = self.sync()
@@ -273,7 +273,7 @@ class Agent:
             return 0.0
         changed = self._replan or self._drifted or self._store.changed
         incomplete = self._store.incomplete_since
-        unfinished = bool(self._backlog) or any(side.unfinished for side in self._family_syncs.values())
+        unfinished = bool(self._backlog) or any(sync.unfinished for sync in self._family_syncs.values())
         return self._schedule.due_in(changed=changed, incomplete_since=incomplete, unfinished=unfinished)
 
     def observe(self) -> None:
@@ -335,7 +335,7 @@ class Agent:
     def _run_timers(self) -> None:
         """Run the due periodic work of the mode, of other modes' leftovers and of the backends."""
         waits = [self._mode.run_timers(), *(each.run_timers() for each in self._leftovers)]
-        waits += [side.backend.run_timers() for side in self._family_syncs.values()]
+        waits += [sync.backend.run_timers() for sync in self._family_syncs.values()]
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._next_timer = None if soonest is None else self._clock() + soonest
 

@@ -57,7 +57,7 @@ class SwitchAttempt(msgspec.Struct, frozen=True):
 
     mode: Mode
     facts: NodeFacts
-    sides: dict[Family, FamilySync]
+    syncs: dict[Family, FamilySync]
     inputs: Sequence[ServiceInput]
     outcomes: Mapping[Family, SyncOutcome]
     reason: str | None
@@ -70,18 +70,18 @@ def attempt_switch(
     inputs: Sequence[ServiceInput],
     progressed: Callable[[Family], None],
 ) -> SwitchAttempt:
-    """Sync every family in a new mode; it takes over the UDP flow state of the old mode's `known` sides."""
-    sides = {}
+    """Sync every family in a new mode; it takes over the UDP flow state of the old mode's `known` syncs."""
+    syncs = {}
     for family in mode.families:
-        side = known.get(family)
+        sync = known.get(family)
         backend = mode.configure(family, facts.families[family])
-        flows = side.flows if side is not None else None
-        sides[family] = FamilySync(family, backend, progressed, flows)
-    for side in sides.values():
-        side.plan(inputs, facts.view)
-    outcomes = {family: side.apply() for family, side in sides.items()}
-    reason = failure_reason(outcomes, {family: side.refused for family, side in known.items()})
-    return SwitchAttempt(mode, facts, sides, inputs, outcomes, reason)
+        flows = sync.flows if sync is not None else None
+        syncs[family] = FamilySync(family, backend, progressed, flows)
+    for sync in syncs.values():
+        sync.plan(inputs, facts.view)
+    outcomes = {family: sync.apply() for family, sync in syncs.items()}
+    reason = failure_reason(outcomes, {family: sync.refused for family, sync in known.items()})
+    return SwitchAttempt(mode, facts, syncs, inputs, outcomes, reason)
 
 
 def make_mode(
@@ -101,7 +101,9 @@ def make_mode(
     return mode, facts
 
 
-def failure_reason(outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]) -> str | None:
+def failure_reason(
+    outcomes: Mapping[Family, SyncOutcome], refused: Mapping[Family, Collection[str]]
+) -> str | None:
     """Return why the first sync of a new mode failed; None if it succeeded.
 
     It failed if a family's sync failed as a whole, or if every service of a family was refused that the old

@@ -38,7 +38,7 @@ class SyncPublisher:
         inputs: Sequence[ServiceInput],
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
-        sides: Mapping[Family, FamilySync],
+        syncs: Mapping[Family, FamilySync],
     ) -> None:
         """Publish each family's outcome, and the problems of the planned services."""
         problems: dict[str, tuple[Problem, ...]] = {each.key: () for each in inputs}
@@ -55,7 +55,7 @@ class SyncPublisher:
             self._health.updated(family)
             failed = report.failed
             held = {key: plan for key, plan in plans.items() if key not in failed}
-            self._flows.submit(family, sides[family].flows.update(held))
+            self._flows.submit(family, syncs[family].flows.update(held))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._observer.problems(problems)
         self._problem_log.update(problems)
