@@ -32,13 +32,13 @@ SUSPICION_PERIOD = 60.0
 
 
 class DriftChecker:
-    """Decides when the kernel is compared with the applied state; `next_look` is that time of `clock`."""
+    """Decides when the kernel is compared with the applied state; `next_check` is that time of `clock`."""
 
     def __init__(self, observer: SyncObserver, clock: Callable[[], float]) -> None:
-        self.next_look = 0.0
+        self.next_check = 0.0
         self._observer = observer
         self._clock = clock
-        self._next_check = 0.0
+        self._compare_from = 0.0
         self._next_full = 0.0
         self._next_suspicion = 0.0
 
@@ -46,15 +46,15 @@ class DriftChecker:
         """Start the periods: everything was just read and written, so a full comparison can wait."""
         self._next_full = self._clock() + FULL_PERIOD
 
-    def look(self, syncs: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
+    def check(self, syncs: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
         """Compare if a comparison is due; return True if anything drifted.
 
         `in_step` returns whether no change waits to be applied: a comparison without drift then confirms
         the applied state.
         """
         now = self._clock()
-        self.next_look = now + QUICK_PERIOD
-        if now < self._next_check:
+        self.next_check = now + QUICK_PERIOD
+        if now < self._compare_from:
             return False
         full = now >= self._next_full
         drifted = False
@@ -67,12 +67,12 @@ class DriftChecker:
                 continue
             self._observer.compared(sync.family, clean=not drifts)
             if drifts:
-                self.tell(sync.family, drifts)
+                self.log_drifts(sync.family, drifts)
                 drifted = True
             elif in_step():
                 self._observer.confirmed(sync.family)
         cost = self._clock() - now
-        self._next_check = self._clock() + CHECK_SHARE * cost
+        self._compare_from = self._clock() + CHECK_SHARE * cost
         if full:
             self._next_full = self._clock() + max(FULL_PERIOD, 500 * cost)
         return drifted
@@ -87,11 +87,11 @@ class DriftChecker:
                 self._observer.not_compared(family, str(error))
             return False
         for family, drifts in found.items():
-            self.tell(family, drifts)
+            self.log_drifts(family, drifts)
         return bool(found)
 
-    def tell(self, family: Family, drifts: Sequence[Drift]) -> None:
-        """Report what drifted, and look for a kube-proxy that may have caused it."""
+    def log_drifts(self, family: Family, drifts: Sequence[Drift]) -> None:
+        """Report the drift to the observer, and look for a kube-proxy that may have caused it."""
         self._observer.drifted(family, drifts)
         if self._clock() >= self._next_suspicion:
             self._next_suspicion = self._clock() + SUSPICION_PERIOD

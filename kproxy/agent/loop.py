@@ -110,8 +110,8 @@ class Agent:
             self.sync()
         elif self._family_syncs and self._next_timer is not None and self._next_timer <= now:
             self._run_timers()
-        elif self._family_syncs and self._drift_checker.next_look <= now:
-            self._drifted |= self._drift_checker.look(self._family_syncs.values(), self._in_step)
+        elif self._family_syncs and self._drift_checker.next_check <= now:
+            self._drifted |= self._drift_checker.check(self._family_syncs.values(), self._in_step)
         else:
             return self._next_deadline(now)
         return now
@@ -296,7 +296,7 @@ class Agent:
         sync = self.sync_due_in()
         due = [] if sync is None else [now + sync]
         if self._family_syncs:
-            due.append(self._drift_checker.next_look)
+            due.append(self._drift_checker.next_check)
             if self._next_timer is not None:
                 due.append(self._next_timer)
         return min(due, default=None)

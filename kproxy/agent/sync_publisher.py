@@ -47,7 +47,7 @@ class SyncPublisher:
             for key, plan in plans.items():
                 problems[key] = tuple(dict.fromkeys((*problems.get(key, ()), *plan.problems)))
             if report.drifts:
-                self._drift_checker.tell(family, report.drifts)
+                self._drift_checker.log_drifts(family, report.drifts)
             self._observer.synced(family, report, plans, outcome.planning, outcome.applying)
             if report.error is not None:
                 self._health.failed(family)

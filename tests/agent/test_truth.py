@@ -309,7 +309,7 @@ def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
 
     def look() -> None:
         world.agent._drift_checker._next_check = 0.0
-        world.agent._drift_checker.look(world.agent._family_syncs.values(), world.agent._in_step)
+        world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step)
 
     with monkeypatch.context() as patch:
         patch.setattr(switch_rig.FakeBackend, "check", unreadable)
@@ -326,7 +326,7 @@ def test_drift_that_others_make_again_and_again_is_told(
 
     def look() -> None:
         world.agent._drift_checker._next_check = 0.0
-        if world.agent._drift_checker.look(world.agent._family_syncs.values(), world.agent._in_step):
+        if world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step):
             world.sync()
 
     with monkeypatch.context() as patch:
