@@ -227,7 +227,7 @@ def test_news_of_what_we_did_ourselves_cost_nothing() -> None:
     reads = node.device.reads
     assert node.backend.compare_addresses({"10.96.0.1": True, "10.96.0.7": False}) == ()
     assert node.device.reads == reads
-    node.now += CONFIG.look_period
+    node.now += CONFIG.drift_check_interval
     assert node.backend.check() == ()
     assert node.device.reads == reads
 
@@ -242,7 +242,7 @@ def test_lost_news_make_all_addresses_be_read() -> None:
     assert node.device.held == {"10.96.0.1"}
 
 
-def test_addresses_that_could_not_be_read_are_read_at_the_next_look() -> None:
+def test_addresses_that_could_not_be_read_are_read_at_the_next_check() -> None:
     node = IpvsNode()
     node.put(service(), eps("10.1.0.1"))
     node.done()
@@ -251,7 +251,7 @@ def test_addresses_that_could_not_be_read_are_read_at_the_next_look() -> None:
     with pytest.raises(CheckError):
         node.backend.compare_addresses({"10.96.0.1": False})
     node.faults.unavailable = ""
-    node.now += CONFIG.look_period
+    node.now += CONFIG.drift_check_interval
     assert [str(drift) for drift in node.backend.check()] == ["address 10.96.0.1 is missing"]
 
 

@@ -23,7 +23,7 @@ class IpvsConfig(msgspec.Struct, frozen=True):
     node ports. `local_addresses`: all addresses of other interfaces; an external address among them is not
     assigned to the device. `graceful_period`: greatest number of seconds that a removed destination is kept
     for its connections. `exclude_cidrs`: foreign virtual servers in them are never removed.
-    `look_period`: seconds between quick checks of objects for which the kernel sends no events.
+    `drift_check_interval`: seconds between quick checks of objects for which the kernel sends no events.
     """
 
     rules: RuleSettings
@@ -32,7 +32,7 @@ class IpvsConfig(msgspec.Struct, frozen=True):
     local_addresses: frozenset[str] = frozenset()
     graceful_period: float = 3600.0
     exclude_cidrs: tuple[str, ...] = ()
-    look_period: float = 30.0
+    drift_check_interval: float = 30.0
 
     @property
     def family(self) -> Family:

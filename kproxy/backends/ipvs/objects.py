@@ -63,7 +63,7 @@ class IpvsObjects:
         self._kube_proxy_sets_removed = False
         self._has_mark = False
         self._rules_seen: int | None = None
-        self._next_look = 0.0
+        self._next_check = 0.0
         self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
 
     def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:
@@ -125,7 +125,7 @@ class IpvsObjects:
             self._rules_seen = writes
             if of_rules.drifts:
                 return of_rules
-        if not full and self._clock() < self._next_look:
+        if not full and self._clock() < self._next_check:
             return None
         turn = next(self._turns)
 
@@ -135,7 +135,7 @@ class IpvsObjects:
         drifts = self.servers.known.check(details_of, full=full)
         if self._has_mark and OWN_MARK not in self._kernel.ipvs.marks(self._config.family):
             drifts += (Drift("virtual server", f"of mark {OWN_MARK:#x}", Difference.MISSING),)
-        self._next_look = self._clock() + self._config.look_period
+        self._next_check = self._clock() + self._config.drift_check_interval
         return Comparison(drifts)
 
     def refresh(self) -> None:

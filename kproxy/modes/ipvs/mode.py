@@ -73,7 +73,7 @@ class IpvsMode:
         self._watches: dict[object, ForeignWrites] = {}
         self._lenient_arp: dict[str, str] = {}
         self._clock = clock
-        self._next_look = 0.0
+        self._next_check = 0.0
         self._unsettable: set[str] = set()
         self._probe()
         self._set_sysctls()
@@ -120,10 +120,10 @@ class IpvsMode:
     def run_timers(self) -> float | None:
         """Check that the kernel parameters still have their values; the backends run their own timers."""
         now = self._clock()
-        if now >= self._next_look:
+        if now >= self._next_check:
             self._repair_sysctls()
-            self._next_look = now + self._config.sync_period
-        return self._next_look - now
+            self._next_check = now + self._config.sync_period
+        return self._next_check - now
 
     def compare_addresses(self, news: AddressNews) -> Mapping[Family, tuple[Drift, ...]]:
         """Compare the addresses of the device, in each family that the news concern."""
@@ -234,7 +234,7 @@ def ipvs_config(config: ProxyConfig, rules: IptablesConfig, facts: FamilyFacts) 
         local_addresses=frozenset(local),
         graceful_period=config.ipvs_graceful_period,
         exclude_cidrs=config.ipvs_exclude_cidrs,
-        look_period=config.sync_period,
+        drift_check_interval=config.sync_period,
     )
 
 
