@@ -33,7 +33,7 @@ class _Found(msgspec.Struct, frozen=True, gc=False):
 
     ip: str
     local: bool
-    placed: bool
+    has_node: bool
     weight: int
     ready: bool
     serving: bool
@@ -44,7 +44,7 @@ class _Found(msgspec.Struct, frozen=True, gc=False):
     @property
     def rank(self) -> tuple[bool, bool, bool, bool, bool, int]:
         """Of two entries for one address the greater counts."""
-        return not self.terminating, self.ready, self.serving, self.local, self.placed, self.weight
+        return not self.terminating, self.ready, self.serving, self.local, self.has_node, self.weight
 
     @property
     def useless(self) -> tuple[bool, bool, bool, str]:
@@ -208,7 +208,7 @@ def _add(into: dict[str, tuple[_Found, int]], endpoints: Iterable[_Found], numbe
 
 def _candidate(found: _Found, number: int, text: str) -> Candidate:
     return Candidate(
-        EndpointPlan(found.ip, number, text, found.local, found.placed, found.weight),
+        EndpointPlan(found.ip, number, text, found.local, found.has_node, found.weight),
         found.ready,
         found.serving,
         found.terminating,

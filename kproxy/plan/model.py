@@ -72,30 +72,30 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint: `text` is `ip:port` as chain names and DNAT targets print it.
+    """One endpoint: `address_port` is `ip:port` as chain names and DNAT targets print it.
 
-    `placed` is False if the EndpointSlice names no node. `weight` (0-65535) is its share of new connections;
-    see kproxy.plan.weights.effective for a list that has only zeroes.
+    `has_node` is False if the EndpointSlice names no node. `weight` (0-65535) is its share of new
+    connections; see kproxy.plan.weights.effective for a list that has only zeroes.
     """
 
     ip: str
     port: int
-    text: str
+    address_port: str
     local: bool = False
-    placed: bool = True
+    has_node: bool = True
     weight: int = 1
 
     @property
     def may_be_here(self) -> bool:
         """Whether it may be on this node, so that it can reach itself through its service (hairpin)."""
-        return self.local or not self.placed
+        return self.local or not self.has_node
 
 
 class PortPlan(msgspec.Struct, frozen=True, gc=False):
     """One service port. `name` is `namespace/service:port` (without `:port` if the port has no name).
 
     `cluster` are the endpoints under the Cluster policy, `local` those under Local, `reachable` the union
-    of both; each ordered by `text`. `endpoints` counts all known ones, usable or not.
+    of both; each ordered by `address_port`. `endpoints` counts all known ones, usable or not.
     `serving` are, for UDP only, the `ip:port` of all that still answer, under any policy.
     `idle` are, with affinity only, the known endpoints that are not in `reachable`: affinity entries may
     still name them. `scheduler` is the one that the service's annotation names, or None; only IPVS uses it.

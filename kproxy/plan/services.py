@@ -364,9 +364,9 @@ def _room(
 
 
 def _idle(known: Sequence[Candidate], reachable: tuple[EndpointPlan, ...]) -> tuple[EndpointPlan, ...]:
-    used = {endpoint.text for endpoint in reachable}
-    return tuple(c.plan for c in known if c.plan.text not in used)
+    used = {endpoint.address_port for endpoint in reachable}
+    return tuple(c.plan for c in known if c.plan.address_port not in used)
 
 
 def _serving(known: Sequence[Candidate]) -> frozenset[str]:
-    return frozenset(c.plan.text for c in known if c.ready or c.serving)
+    return frozenset(c.plan.address_port for c in known if c.ready or c.serving)

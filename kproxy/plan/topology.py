@@ -69,7 +69,7 @@ def select(
         return Usable((), local, local, has_endpoints)
     if preference is _Preference.ANY and not local_is_draining:
         return Usable(cluster, local, cluster, has_endpoints)
-    union = {e.text: e for e in (*cluster, *local)}
+    union = {e.address_port: e for e in (*cluster, *local)}
     reachable = tuple(union[text] for text in sorted(union))
     return Usable(cluster, local, reachable, has_endpoints)
 

@@ -307,15 +307,15 @@ def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
     def unreadable(*_: object, **__: object) -> tuple[Drift, ...]:
         raise CheckError("iptables-nft-save: table `nat' is incompatible")
 
-    def look() -> None:
-        world.agent._drift_checker._next_check = 0.0
+    def check() -> None:
+        world.agent._drift_checker._compare_from = 0.0
         world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step)
 
     with monkeypatch.context() as patch:
         patch.setattr(switch_rig.FakeBackend, "check", unreadable)
-        look()
+        check()
         assert world.summary() == ("degraded", 1, ["ComparisonFailing"])
-    look()
+    check()
     assert world.summary() == ("healthy", 0, [])
 
 
@@ -324,8 +324,8 @@ def test_drift_that_others_make_again_and_again_is_told(
 ) -> None:
     world.sync()
 
-    def look() -> None:
-        world.agent._drift_checker._next_check = 0.0
+    def check() -> None:
+        world.agent._drift_checker._compare_from = 0.0
         if world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step):
             world.sync()
 
@@ -334,11 +334,11 @@ def test_drift_that_others_make_again_and_again_is_told(
             switch_rig.FakeBackend, "check", lambda *_, **__: (Drift("chain", "nat/A", Difference.MISSING),)
         )
         for _ in range(2):
-            look()
+            check()
             assert world.summary() == ("healthy", 0, [])
-        look()
+        check()
         assert world.summary() == ("degraded", 1, ["DriftNotRepaired"])
-    look()
+    check()
     assert world.summary() == ("healthy", 0, [])
 
 

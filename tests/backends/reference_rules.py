@@ -178,11 +178,11 @@ def _port(port: PortPlan, config: IptablesConfig, large: bool, out: Rules) -> No
     if port.local and uses_local:
         _balance(port, svl, port.local, large, out)
     for ep in port.reachable:
-        sep = f"KUBE-SEP-{_hash(spn + p + ep.text)}"
+        sep = f"KUBE-SEP-{_hash(spn + p + ep.address_port)}"
         told = "" if large else f"-m comment --comment {spn} "
         recent = f"-m recent --name {sep} --set " if port.affinity_seconds is not None else ""
         add("nat", sep, f"{told}-s {ep.ip} -j KUBE-MARK-MASQ")
-        add("nat", sep, f"{told}{recent}-m {p} -p {p} -j DNAT --to-destination {ep.text}")
+        add("nat", sep, f"{told}{recent}-m {p} -p {p} -j DNAT --to-destination {ep.address_port}")
 
 
 def _firewall(port: PortPlan, config: IptablesConfig, fw: str, ext: str, *, add_rule: object) -> None:
@@ -203,17 +203,17 @@ def _balance(port: PortPlan, chain: str, eps: Iterable[EndpointPlan], large: boo
     rules = out.setdefault(("nat", chain), [])
 
     def told(ep: EndpointPlan) -> str:
-        return "" if large else f'-m comment --comment "{port.name} -> {ep.text}" '
+        return "" if large else f'-m comment --comment "{port.name} -> {ep.address_port}" '
 
     if port.affinity_seconds is not None:
         for ep in ordered:
-            sep = f"KUBE-SEP-{_hash(port.name + p + ep.text)}"
+            sep = f"KUBE-SEP-{_hash(port.name + p + ep.address_port)}"
             rules.append(
                 f"-A {chain} {told(ep)}-m recent --name {sep} --rcheck --seconds {port.affinity_seconds} "
                 f"--reap -j {sep}"
             )
     for i, ep in enumerate(ordered):
         n = len(ordered)
-        sep = f"KUBE-SEP-{_hash(port.name + p + ep.text)}"
+        sep = f"KUBE-SEP-{_hash(port.name + p + ep.address_port)}"
         share = f"-m statistic --mode random --probability {1 / (n - i):.10f} " if i < n - 1 else ""
         rules.append(f"-A {chain} {told(ep)}{share}-j {sep}")

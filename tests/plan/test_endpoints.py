@@ -34,7 +34,7 @@ def test_the_better_of_two_entries_wins(one: dict[str, Any], other: dict[str, An
     for conditions in ((one, other), (other, one)):
         slices = [endpoint_slice(endpoint("10.1.0.1", **c), name=f"s{n}") for n, c in enumerate(conditions)]
         planned = builders.port_of(service(), *slices)
-        assert [e.text for e in planned.cluster] == (["10.1.0.1:80"] if used else [])
+        assert [e.address_port for e in planned.cluster] == (["10.1.0.1:80"] if used else [])
         assert planned.endpoints == 1
 
 
@@ -56,7 +56,7 @@ def test_the_order_of_slices_never_matters() -> None:
 def test_the_same_pod_on_two_ports_is_two_endpoints() -> None:
     ports = [builders.port(80, "a"), builders.port(81, "b")]
     plan = builders.plan_of(service(ports=ports), endpoint_slice("10.1.0.1", ports=ports))
-    assert [[e.text for e in p.cluster] for p in plan.ports] == [["10.1.0.1:80"], ["10.1.0.1:81"]]
+    assert [[e.address_port for e in p.cluster] for p in plan.ports] == [["10.1.0.1:80"], ["10.1.0.1:81"]]
 
 
 def test_slices_with_different_target_ports_add_up() -> None:
@@ -64,12 +64,12 @@ def test_slices_with_different_target_ports_add_up() -> None:
     old = endpoint_slice("10.1.0.1", name="old", ports=[builders.port(8080)])
     new = endpoint_slice("10.1.0.2", name="new", ports=[builders.port(9090)])
     planned = builders.port_of(service(), old, new)
-    assert [e.text for e in planned.cluster] == ["10.1.0.1:8080", "10.1.0.2:9090"]
+    assert [e.address_port for e in planned.cluster] == ["10.1.0.1:8080", "10.1.0.2:9090"]
 
 
 @pytest.mark.parametrize("entry", [{}, {"addresses": None}, {"addresses": []}], ids=str)
 def test_an_endpoint_without_addresses_costs_only_itself(entry: dict[str, Any]) -> None:
     plan = plan_of(service(), endpoint_slice(entry, "10.1.0.1", address_type="IPv4"))
-    assert [e.text for e in plan.ports[0].cluster] == ["10.1.0.1:80"]
+    assert [e.address_port for e in plan.ports[0].cluster] == ["10.1.0.1:80"]
     (problem,) = plan.problems
     assert (problem.object, problem.field) == ("EndpointSlice ns1/svc1-1", "endpoints[0].addresses")

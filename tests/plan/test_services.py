@@ -16,7 +16,7 @@ both_families = pytest.mark.parametrize("family", [V4, V6])
 
 
 def _texts(endpoints: tuple[Any, ...]) -> list[str]:
-    return [e.text for e in endpoints]
+    return [e.address_port for e in endpoints]
 
 
 def test_a_cluster_ip_service() -> None:

@@ -64,7 +64,7 @@ def _oracle(endpoints: list[Candidate], node: NodeView, uses_cluster: bool, uses
         return _usable([], local, local, has_any)
     if mode == "" and not terminating:
         return _usable(cluster, local, cluster, has_any)
-    union = {e.plan.text: e for e in cluster + local}
+    union = {e.plan.address_port: e for e in cluster + local}
     return _usable(cluster, local, [union[text] for text in sorted(union)], has_any)
 
 
@@ -94,7 +94,7 @@ def _clusters(draw: st.DrawFn) -> list[Candidate]:
         )
         for n in numbers
     ]
-    return sorted(built, key=lambda c: c.plan.text)
+    return sorted(built, key=lambda c: c.plan.address_port)
 
 
 @given(

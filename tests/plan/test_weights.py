@@ -102,8 +102,8 @@ def test_the_rules_give_each_endpoint_its_share(weights: list[int]) -> None:
     assert left == 0
     wanted = effective(endpoints)
     for endpoint, weight in zip(endpoints, wanted, strict=True):
-        assert shares.get(endpoint.text, 0.0) == pytest.approx(weight / sum(wanted), abs=1e-8)
-        assert (endpoint.text in shares) == (weight > 0)
+        assert shares.get(endpoint.address_port, 0.0) == pytest.approx(weight / sum(wanted), abs=1e-8)
+        assert (endpoint.address_port in shares) == (weight > 0)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

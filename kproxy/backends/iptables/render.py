@@ -95,9 +95,9 @@ class _PortRenderer:
         )
 
     def _endpoint_names(self) -> dict[str, str]:
-        """The chain of each endpoint, by the endpoint's text."""
-        port = self.port
-        return {e.text: names.endpoint_chain(port.name, self.proto, e.text) for e in port.reachable}
+        """The chain of each endpoint, by its `address_port`."""
+        texts = [endpoint.address_port for endpoint in self.port.reachable]
+        return {text: names.endpoint_chain(self.port.name, self.proto, text) for text in texts}
 
     def render(self) -> None:
         port = self.port
@@ -276,7 +276,7 @@ class _PortRenderer:
 
     def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
         """The rule that leads a client to its endpoint of the last `seconds` (session affinity)."""
-        chain = self.sep[endpoint.text]
+        chain = self.sep[endpoint.address_port]
         return (
             f"{self._to_endpoint(endpoint)}-m recent --rcheck --seconds {seconds} --reap "
             f"--name {chain} --mask {self._recent_mask} --rsource -j {chain}\n"
@@ -284,23 +284,24 @@ class _PortRenderer:
 
     def _chosen(self, endpoint: EndpointPlan, share: str) -> str:
         """The rule that leads a share of the other connections to an endpoint."""
-        return f"{self._to_endpoint(endpoint)}{share}-j {self.sep[endpoint.text]}\n"
+        return f"{self._to_endpoint(endpoint)}{share}-j {self.sep[endpoint.address_port]}\n"
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
         """Masquerade hairpin traffic, then translate."""
         port, proto = self.port, self.proto
-        chain = self.sep[endpoint.text]
+        target = endpoint.address_port
+        chain = self.sep[target]
         comment = self._comment(port.name)
         recent = ""
         if port.affinity_seconds is not None:
             recent = f"-m recent --set --name {chain} --mask {self._recent_mask} --rsource "
         self.lines.chains[chain] = (
             f"-A {chain} -s {host_cidr(endpoint.ip)} {comment}-j {names.KUBE_MARK_MASQ}\n"
-            f"-A {chain} -p {proto} {comment}{recent}-m {proto} -j DNAT --to-destination {endpoint.text}\n"
+            f"-A {chain} -p {proto} {comment}{recent}-m {proto} -j DNAT --to-destination {target}\n"
         )
 
     def _to_endpoint(self, endpoint: EndpointPlan) -> str:
-        return self._comment(f"{self.port.name} -> {endpoint.text}")
+        return self._comment(f"{self.port.name} -> {endpoint.address_port}")
 
     def _comment(self, text: str) -> str:
         return f'-m comment --comment "{text}" ' if self.comments else ""
@@ -326,13 +327,14 @@ class _CompactPortRenderer(_PortRenderer):
         return super()._masquerade_comment() if self.comments else ""
 
     def _remembered(self, endpoint: EndpointPlan, seconds: int) -> str:
-        recent = f"-m recent --update --seconds {seconds} --reap --name {self.sep[endpoint.text]} "
+        recent = f"-m recent --update --seconds {seconds} --reap --name {self.sep[endpoint.address_port]} "
         return self._translation(endpoint, f"{recent}--mask {self._recent_mask} --rsource ")
 
     def _chosen(self, endpoint: EndpointPlan, share: str) -> str:
         recent = ""
         if self.port.affinity_seconds is not None:
-            recent = f"-m recent --set --name {self.sep[endpoint.text]} --mask {self._recent_mask} --rsource "
+            chain = self.sep[endpoint.address_port]
+            recent = f"-m recent --set --name {chain} --mask {self._recent_mask} --rsource "
         return self._translation(endpoint, share + recent)
 
     def _endpoint_chain(self, endpoint: EndpointPlan) -> None:
@@ -340,7 +342,7 @@ class _CompactPortRenderer(_PortRenderer):
 
     def _translation(self, endpoint: EndpointPlan, match: str) -> str:
         comment = self._to_endpoint(endpoint)
-        return f"-p {self.proto} {comment}{match}-j DNAT --to-destination {endpoint.text}\n"
+        return f"-p {self.proto} {comment}{match}-j DNAT --to-destination {endpoint.address_port}\n"
 
 
 @lru_cache(maxsize=4096)

@@ -250,7 +250,7 @@ class _PortRenderer:
         Entries expire with their timeout, not with their service; so a new service of the same name, which
         its creation time distinguishes, has other numbers.
         """
-        text = f"{self.port.name} {self._plan.created} {self.port.protocol} {endpoint.text}"
+        text = f"{self.port.name} {self._plan.created} {self.port.protocol} {endpoint.address_port}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _endpoints(
