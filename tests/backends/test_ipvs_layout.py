@@ -86,7 +86,7 @@ def test_the_kernel_prints_what_was_written_and_a_switch_leaves_nothing(
     assert (report.error, report.failed) == (None, {})
     assert backend.check(full=True) == ()
     saved = parse_save(xtables.save())
-    for (table, chain), text in wanted.fixed.items():
+    for (table, chain), text in wanted.base.items():
         assert saved[table][chain] == (text or "").splitlines()
     assert len(saved["nat"]["KUBE-IPVS-SHORTCUT"]) == 1
     backend.reconfigure(StandardLayout(wanted.config))
@@ -113,7 +113,7 @@ def test_services_add_no_rules_but_for_local_external_policies() -> None:
 
 def test_every_jump_leads_to_a_chain_of_the_layout() -> None:
     wanted = layout(Family.IPV4)
-    chains = {*wanted.fixed, *(placement.root for placement in wanted.shared.values())}
+    chains = {*wanted.base, *(placement.root for placement in wanted.shared.values())}
     assert {(jump.table, jump.line.split()[-1]) for jump in IPVS_JUMPS} <= chains
 
 
@@ -133,7 +133,7 @@ def test_network_policy_judges_before_packets_enter_virtual_servers_and_leave_th
 
 def test_what_services_have_is_accepted_after_what_is_refused_and_nothing_else_is() -> None:
     known = sets(Family.IPV4)
-    rules = (layout(Family.IPV4).fixed["filter", "KUBE-IPVS-FILTER"] or "").splitlines()
+    rules = (layout(Family.IPV4).base["filter", "KUBE-IPVS-FILTER"] or "").splitlines()
     accepted = [rule for rule in rules if rule.endswith("-j ACCEPT") and "RELATED" not in rule]
     assert accepted == [
         f"-A KUBE-IPVS-FILTER -m set --match-set {spec.name} dst,dst -j ACCEPT"

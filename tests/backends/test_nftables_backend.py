@@ -529,7 +529,7 @@ def test_a_service_that_the_kernel_refuses_is_named_and_the_others_are_written()
     nft = NetlinkNft()
     small = Script(CONFIG)
     small.declare(CONFIG)
-    small.fixed(CONFIG)
+    small.base(CONFIG)
     commands = [
         msgspec.structs.replace(command, declaration=command.declaration + " size 3;")
         if isinstance(command, AddContainer) and command.name == "services"

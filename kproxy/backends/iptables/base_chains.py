@@ -1,4 +1,4 @@
-"""The rules that do not depend on services: fixed chains, and the jumps into them.
+"""The rules that do not depend on services: base chains, and the jumps into them.
 
 Order matters in two places. Jumps are inserted at the head of the built-in chains one after the other, so the
 last one ends up first, as with kube-proxy. All masquerade rules are in table nat, which is written before any
@@ -88,8 +88,8 @@ JUMPS: tuple[Jump, ...] = (
 """In the order in which kube-proxy ensures them; the kubelet makes the last two as well."""
 
 
-def static_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
-    """The fixed chains and their rules; None for a chain that must exist but whose rules others write."""
+def base_chains(config: IptablesConfig) -> dict[ChainId, str | None]:
+    """The base chains and their rules; None for a chain that must exist but whose rules others write."""
     chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
     invalid = ""
     if config.drop_invalid:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.base_chains import static_chains
+from kproxy.backends.iptables.base_chains import base_chains
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.names import ChainId
 
@@ -29,7 +29,7 @@ def ipvs_loop_backs(rules: Iterable[str]) -> tuple[str, ...]:
 
 
 def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:
-    """The fixed chains that differ from kube-proxy's: hairpin packets are marked and accepted in FORWARD."""
+    """The base chains that differ from kube-proxy's: hairpin packets are marked and accepted in FORWARD."""
     mark, match = config.mark, hairpin_match(config.family)
     ends = {
         ("nat", names.KUBE_POSTROUTING): (
@@ -38,7 +38,7 @@ def hairpin_chains(config: IptablesConfig) -> dict[ChainId, str]:
         ),
         ("filter", names.KUBE_FORWARD): ("", f"-A {names.KUBE_FORWARD} {match}-j ACCEPT\n"),
     }
-    standard = static_chains(config)
+    standard = base_chains(config)
     return {chain: f"{first}{standard[chain]}{last}" for chain, (first, last) in ends.items()}
 
 

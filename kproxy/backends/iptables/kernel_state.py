@@ -26,11 +26,11 @@ _TARGET = re.compile(r" -j (KUBE-\S+)$", re.MULTILINE)
 class AppliedState:
     """kproxy's rules in the kernel. Writer changes it; it equals the kernel while no other program writes.
 
-    `chains`: fixed and shared chains that exist, with their rules. `services`: per service, its own chains
+    `chains`: base and shared chains that exist, with their rules. `services`: per service, its own chains
     and the version of its shared lines that the shared chains hold. `entries`: by field of SharedLines, the
     lines of the shared chains, once these were written as a whole. `widened`: services of which table filter
     may hold lines of two versions. `emptied`: shared chains that are not needed and could not be deleted.
-    `stale`: service chains that no service needs. `retired`: fixed and shared chains of other layouts, to be
+    `stale`: service chains that no service needs. `retired`: base and shared chains of other layouts, to be
     deleted. `unsure`: chains that a restore of unknown outcome was to change. `places`: as in Observed.
     """
 
@@ -80,15 +80,15 @@ def from_observation(observed: Observed, desired: Mapping[str, ServiceRules], la
     state = AppliedState()
     state.jumps = set(observed.jumps)
     state.places = dict(observed.places)
-    fixed, placements = layout.fixed, layout.shared
-    own = {*fixed, *(placement.root for placement in placements.values())}
+    base, placements = layout.base, layout.shared
+    own = {*base, *(placement.root for placement in placements.values())}
     for chain_id, lines in observed.chains.items():
         if chain_id not in own and not any(holds(p, chain_id) for p in placements.values()):
             if not (observed.kubelet and chain_id in KUBELETS_TOO):
                 state.retired.add(chain_id)
             continue
         text = "".join(lines)
-        words = (fixed.get(chain_id), layout.outgoing.get(chain_id))
+        words = (base.get(chain_id), layout.transitional.get(chain_id))
         same = next((each for each in words if each is not None and same_rules(each, text)), None)
         state.chains[chain_id] = lines if same is None else tuple(same.splitlines(keepends=True))
     standing = {
@@ -190,7 +190,7 @@ def drift_between(expected: AppliedState, observed: Observed, layout: Layout) ->
         found = observed.chains.get((table, chain))
         if found is None:
             drifts.append(_missing(table, chain))
-        elif layout.fixed.get((table, chain), "") is not None and normalize_to(rules, found) != rules:
+        elif layout.base.get((table, chain), "") is not None and normalize_to(rules, found) != rules:
             drifts.append(_modified(table, chain, rules, found))
     drifts += [
         Drift("jump", f"{jump.table}/{jump.line.strip().removeprefix('-A ')}", Difference.MISSING)

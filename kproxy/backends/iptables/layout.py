@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Protocol
 
 from kproxy.addresses import Family
-from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, node_port_jumps, static_chains
+from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, base_chains, node_port_jumps
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.names import ChainId
@@ -28,7 +28,7 @@ class Layout(Protocol):
         """The family of the tables."""
 
     @property
-    def fixed(self) -> Mapping[ChainId, str | None]:
+    def base(self) -> Mapping[ChainId, str | None]:
         """Chains that depend on no service, with their rules; None for a chain whose rules others write."""
 
     @property
@@ -36,8 +36,8 @@ class Layout(Protocol):
         """Chains that services share, by the field of SharedLines with a service's lines in them."""
 
     @property
-    def outgoing(self) -> Mapping[ChainId, str]:
-        """Fixed chains of another layout that also serve this one; kept until services are written."""
+    def transitional(self) -> Mapping[ChainId, str]:
+        """Base chains of another layout that also serve this one; kept until services are written."""
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
@@ -77,9 +77,9 @@ class StandardLayout(ConfiguredLayout):
     """kube-proxy's chains of its iptables mode."""
 
     @cached_property
-    def fixed(self) -> Mapping[ChainId, str | None]:
+    def base(self) -> Mapping[ChainId, str | None]:
         """Chains that depend on no service."""
-        return static_chains(self.config)
+        return base_chains(self.config)
 
     @cached_property
     def shared(self) -> Mapping[str, Placement]:
@@ -88,7 +88,7 @@ class StandardLayout(ConfiguredLayout):
         return {field: Flat(chain_id, tails.get(field, ())) for field, chain_id in SHARED.items()}
 
     @cached_property
-    def outgoing(self) -> Mapping[ChainId, str]:
+    def transitional(self) -> Mapping[ChainId, str]:
         """The chains with hairpin masquerade for all services; in this layout, endpoint chains do that."""
         return hairpin_chains(self.config)
 

@@ -15,7 +15,7 @@ from kproxy.backends.iptables.owned_chains import is_known
 class Observed(msgspec.Struct, frozen=True):
     """The owned chains found in the kernel.
 
-    `chains`: rules of the fixed and shared chains; `services`: rules of per-service nat chains by name;
+    `chains`: rules of the base and shared chains; `services`: rules of per-service nat chains by name;
     `jumps`: the jumps that exist; `kubelet`: the kubelet's own chains exist. `places`: the position in its
     built-in chain where a jump belongs, counted from 1, if not first.
     """

@@ -1,4 +1,4 @@
-"""Every fixed chain that kproxy or kube-proxy makes in any mode, so that it can be removed.
+"""Every base chain that kproxy or kube-proxy makes in any mode, so that it can be removed.
 
 The running mode keeps its own chains. Those of a former mode, or of a former kube-proxy, are removed once the
 new rules are written; a cleanup removes all.

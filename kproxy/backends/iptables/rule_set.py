@@ -116,10 +116,10 @@ class RuleSet:
         return Observation(self._adopt(observed), drifts)
 
     def apply(self, work: SyncWork, keys: Sequence[str]) -> tuple[str, ...]:
-        """Write the fixed chains, then the services, a big change in parts, each in batches."""
+        """Write the base chains, then the services, a big change in parts, each in batches."""
         self._prepare(True)  # noqa: FBT003
         writer = self._writer(work)
-        writer.base(keep_outgoing=True)
+        writer.base(keep_transitional=True)
         settled, self._settled = self._settled, False
         refusals, size = work.refusals, self._batch_size
         if size is None or len(keys) <= size:
@@ -136,7 +136,7 @@ class RuleSet:
         elif work.refusals > refusals:
             writer.narrow()
         self._settled = True
-        writer.base(keep_outgoing=False)
+        writer.base(keep_transitional=False)
         return ()
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:

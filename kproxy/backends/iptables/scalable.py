@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kproxy.backends.iptables import names
-from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, node_port_jumps, static_chains
+from kproxy.backends.iptables.base_chains import JUMPS, SHARED, Jump, base_chains, node_port_jumps
 from kproxy.backends.iptables.dispatch import LONGEST, Tree
 from kproxy.backends.iptables.hairpin import hairpin_chains
 from kproxy.backends.iptables.layout import ConfiguredLayout
@@ -37,9 +37,9 @@ class ScalableLayout(ConfiguredLayout):
     longest: int = LONGEST
 
     @cached_property
-    def fixed(self) -> Mapping[ChainId, str | None]:
+    def base(self) -> Mapping[ChainId, str | None]:
         """Chains that depend on no service."""
-        return {**static_chains(self.config), **hairpin_chains(self.config)}
+        return {**base_chains(self.config), **hairpin_chains(self.config)}
 
     @cached_property
     def shared(self) -> Mapping[str, Placement]:
@@ -60,7 +60,7 @@ class ScalableLayout(ConfiguredLayout):
         }
 
     @property
-    def outgoing(self) -> Mapping[ChainId, str]:
+    def transitional(self) -> Mapping[ChainId, str]:
         """No chains."""
         return {}
 

@@ -17,7 +17,7 @@ _TABLES = ("mangle", "filter", "nat")
 def render_text(plans: Iterable[ServicePlan], layout: Layout) -> str:
     """The complete restore input: tables mangle, filter and nat, each with sorted declarations.
 
-    Within a table: the fixed chains and the chains that services share, by name; the jumps as insertions, in
+    Within a table: the base chains and the chains that services share, by name; the jumps as insertions, in
     the order in which they are made; the services' own chains by name. `plans` are settled plans of
     the layout's family, in any order.
     """
@@ -27,7 +27,7 @@ def render_text(plans: Iterable[ServicePlan], layout: Layout) -> str:
     services = {plan.key: layout.render(plan, comments=comments) for plan in wanted}
 
     chains: dict[str, dict[str, str]] = {table: {} for table in _TABLES}
-    for (table, chain), rules in layout.fixed.items():
+    for (table, chain), rules in layout.base.items():
         chains[table][chain] = rules or ""
     for field, placement in layout.shared.items():
         lines = {key: getattr(rules.shared, field) for key, rules in services.items()}

@@ -69,14 +69,14 @@ class Writer:
         self._watch = watch
         self._layout = layout
 
-    def base(self, *, keep_outgoing: bool) -> None:
-        """Write fixed chains that differ, create missing shared chains and insert missing jumps.
+    def base(self, *, keep_transitional: bool) -> None:
+        """Write base chains that differ, create missing shared chains and insert missing jumps.
 
-        With `keep_outgoing`, rules that services need until their own are written stay: chains of another
+        With `keep_transitional`, rules that services need until their own are written stay: chains of another
         layout that serve this one too, and an IPVS mode's hairpin masquerade.
         """
         for table in ("nat", "filter", "mangle"):
-            self._base_of(table, keep_outgoing=keep_outgoing)
+            self._base_of(table, keep_transitional=keep_transitional)
 
     def group(self, changes: Mapping[str, ServiceRules], part: Part = Part.ALL) -> None:
         """Write a group of services; an empty ServiceRules removes one."""
@@ -133,7 +133,7 @@ class Writer:
         self.kernel.stale.difference_update(doomed)
 
     def remove(self, removal: Removal) -> Removal:
-        """Remove fixed chains of a former mode, with the jumps to them; return the removal done."""
+        """Remove base chains of a former mode, with the jumps to them; return the removal done."""
         try:
             with self._watch.writing():
                 self._xtables.restore(removal.text())
@@ -145,18 +145,18 @@ class Writer:
         self.written["chains_deleted"] += len(removal.chains) - len(removal.kept)
         return removal
 
-    def _base_of(self, table: str, *, keep_outgoing: bool) -> None:
+    def _base_of(self, table: str, *, keep_transitional: bool) -> None:
         kernel = self.kernel
-        outgoing = self._layout.outgoing if keep_outgoing else {}
+        transitional = self._layout.transitional if keep_transitional else {}
         declared: dict[ChainId, tuple[str, ...]] = {}
-        for chain_id, text in self._layout.fixed.items():
+        for chain_id, text in self._layout.base.items():
             if chain_id[0] != table:
                 continue
             rules = tuple(text.splitlines(keepends=True)) if text is not None else None
             standing = kernel.chains.get(chain_id)
-            if standing is not None and "".join(standing) == outgoing.get(chain_id):
+            if standing is not None and "".join(standing) == transitional.get(chain_id):
                 continue
-            if keep_outgoing and rules and standing and not ipvs_loop_backs(rules):
+            if keep_transitional and rules and standing and not ipvs_loop_backs(rules):
                 rules = ipvs_loop_backs(standing) + rules
             if standing is None or (rules is not None and standing != rules):
                 declared[chain_id] = rules or ()

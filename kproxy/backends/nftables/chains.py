@@ -1,4 +1,4 @@
-"""Every chain of the table: the fixed chains, and the class chains that services share.
+"""Every chain of the table: the base chains, and the class chains that services share.
 
 A frontend's verdict leads to a class chain, which decides about masquerading and policy, and from there to a
 chain that picks one of N endpoints; the rules of both depend only on their names. A service port has chains

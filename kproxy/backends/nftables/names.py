@@ -104,8 +104,8 @@ def declarations(family: Family) -> dict[str, str]:
 @functools.lru_cache(maxsize=4096)
 def declaration_of(family: Family, name: str) -> str | None:
     """The declaration of a map or set of that name; None if kproxy has no such map or set."""
-    fixed = _fixed_declarations(family).get(name)
-    return fixed if fixed is not None else (_on_demand(family, name) or ("", None))[1]
+    base = _base_declarations(family).get(name)
+    return base if base is not None else (_on_demand(family, name) or ("", None))[1]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -159,5 +159,5 @@ def _on_demand(family: Family, name: str) -> tuple[str, str] | None:
 
 
 @functools.cache
-def _fixed_declarations(family: Family) -> dict[str, str]:
+def _base_declarations(family: Family) -> dict[str, str]:
     return {what.split(" ")[1]: declared for what, declared in declarations(family).items()}

@@ -56,7 +56,7 @@ class TableObjects:
             return False
         if self._table is not None:
             self._table.based = False
-        # Only the fixed chains depend on service CIDRs.
+        # Only the base chains depend on service CIDRs.
         return msgspec.structs.replace(before, service_cidrs=config.service_cidrs) != config
 
     def explain(self, error: Exception) -> Failure:
@@ -89,7 +89,7 @@ class TableObjects:
         return Observation(self._desired.pending.keys(), drifts, rewritten)
 
     def apply(self, work: SyncWork, keys: Sequence[str]) -> Collection[str]:
-        """Write the fixed chains if they differ, then the services.
+        """Write the base chains if they differ, then the services.
 
         If the time is limited, small changes come first; a large one gets at least one transaction.
         """

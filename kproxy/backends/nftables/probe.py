@@ -14,7 +14,7 @@ def probe(nft: Nft, config: NftablesConfig) -> None:
     ip = "192.0.2.1" if config.ip == "ip" else "2001:db8::1"
     script = Script(config, table=f"{names.TABLE}-probe")
     script.declare(config)
-    script.fixed(config)
+    script.base(config)
     hashed = digest("probe")
     listed = OwnList((1, 2), 2, 0)
     target = Target(ip, 80, 1, 1)

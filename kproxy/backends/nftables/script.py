@@ -50,7 +50,7 @@ class Script:
             kind, name = what.split(" ")
             self._commands.append(AddContainer(kind, name, declaration))
 
-    def fixed(self, config: NftablesConfig) -> None:
+    def base(self, config: NftablesConfig) -> None:
         """Write every chain that depends on no service, base chains last."""
         self.chains(fixed_chains())
         base = base_chains(config)

@@ -27,7 +27,7 @@ class AppliedTable:
     """One family's table: `held` are its elements, `chains` the rules by chain, None where these are unknown.
 
     `containers` are the names of its maps and sets that exist only while a chain reads them.
-    A new AppliedTable is empty. `exists`: the kernel has a table of the name; `based`: its fixed chains are
+    A new AppliedTable is empty. `exists`: the kernel has a table of the name; `based`: its base chains are
     written. Every method that writes may raise NftError; the record is then as before, although the
     transaction may have been committed: `unsure` holds the names, as in drifts, of the objects to be changed.
     """
@@ -99,7 +99,7 @@ class AppliedTable:
         script.remove_table()
         script.declare(self._config)
         script.chains(chains)
-        script.fixed(self._config)
+        script.base(self._config)
         for container, elements in wanted.items():
             script.add_elements(container, elements)
         self._commit(script)
@@ -112,7 +112,7 @@ class AppliedTable:
         self.written["chains"] += len(self.chains)
 
     def base(self, config: NftablesConfig, along: Mapping[str, Chain]) -> None:
-        """Write the fixed chains for these settings, and the chains `along` in the same transaction."""
+        """Write the base chains for these settings, and the chains `along` in the same transaction."""
         self._config = config
         script = Script(config)
         script.chains(along)
@@ -151,8 +151,8 @@ class AppliedTable:
 
     def idle(self, desired: DesiredElements) -> list[str]:
         """What no service needs: chains, referring ones first, then `map NAME` and `set NAME`."""
-        fixed = rules_of(self._config)
-        chains = [name for name in self.chains if name not in desired.chains and name not in fixed]
+        base = rules_of(self._config)
+        chains = [name for name in self.chains if name not in desired.chains and name not in base]
         # Referring chains first, so that one that cannot be deleted keeps only the chains that it refers to.
         chains.sort(key=lambda name: not name.startswith(LEADING))
         unread = sorted(name for name in self.containers if not desired.reads(name))
@@ -186,7 +186,7 @@ class AppliedTable:
         self._baseline = None
 
     def _base(self, script: Script, along: Mapping[str, Chain] | None = None) -> None:
-        script.fixed(self._config)
+        script.base(self._config)
         chains = {**rules_of(self._config), **(along or {})}
         self._commit(script, chains)
         self._note_chains(chains)

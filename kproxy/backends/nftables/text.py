@@ -21,7 +21,7 @@ def render_text(plans: Iterable[ServicePlan], config: NftablesConfig) -> str:
 def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
     """Return the script that makes the table.
 
-    Maps and sets, fixed chains, the chains that services need by name, elements by map and key.
+    Maps and sets, base chains, the chains that services need by name, elements by map and key.
     """
     owners = ElementOwners()
     chains: dict[str, Chain] = {}
@@ -31,7 +31,7 @@ def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
         chains |= objects.chains
     script = Script(config)
     script.declare(config)
-    script.fixed(config)
+    script.base(config)
     script.chains(dict(sorted(chains.items())))
     for container, elements in sorted(owners.wanted.items()):
         for key in sorted(elements):

@@ -78,7 +78,7 @@ class IpvsLayout(ConfiguredLayout):
     """The chains of one family."""
 
     @cached_property
-    def fixed(self) -> Mapping[ChainId, str | None]:
+    def base(self) -> Mapping[ChainId, str | None]:
         """Chains that depend on no service."""
         known = sets(self.family)
         chains: dict[ChainId, str | None] = {(table, names.CANARY): "" for table in TABLES}
@@ -98,7 +98,7 @@ class IpvsLayout(ConfiguredLayout):
         return _SHARED
 
     @property
-    def outgoing(self) -> Mapping[ChainId, str]:
+    def transitional(self) -> Mapping[ChainId, str]:
         """No chains."""
         return {}
 
