@@ -28,8 +28,8 @@ def cost_of(inputs: ServiceInput, limits: Limits = DEFAULT_LIMITS) -> float:
         return cost
     ports = min(len(service.spec.ports or ()), limits.ports_per_service)
     endpoints = pairs = 0
-    for piece in inputs.slices:
-        known, numbers = len(piece.endpoints or ()), len(piece.ports or ())
+    for endpoint_slice in inputs.slices:
+        known, numbers = len(endpoint_slice.endpoints or ()), len(endpoint_slice.ports or ())
         endpoints += known
         pairs += known * min(numbers, ports)
         cost += numbers / _UNREAD_PER_UNIT

@@ -56,7 +56,7 @@ class _Found(msgspec.Struct, frozen=True, gc=False):
         return not usable, not self.local, not self.ready, self.ip
 
 
-class _Piece(msgspec.Struct, gc=False):
+class _ReadSlice(msgspec.Struct, gc=False):
     """The endpoints of one slice, and its ports that matter with their numbers."""
 
     endpoints: list[_Found]
@@ -82,23 +82,28 @@ def collect(
 
     `weights` are those of the service's annotation.
     """
-    pieces: list[_Piece] = []
-    for piece in slices:
-        if piece.address_type != family.value or not piece.endpoints or not piece.ports:
+    read_slices: list[_ReadSlice] = []
+    for endpoint_slice in slices:
+        if (
+            endpoint_slice.address_type != family.value
+            or not endpoint_slice.endpoints
+            or not endpoint_slice.ports
+        ):
             continue
         found = [
             each
-            for index, endpoint in enumerate(piece.endpoints)
-            if (each := _read(piece, index, endpoint, family, node.name, weights, problems)) is not None
+            for index, endpoint in enumerate(endpoint_slice.endpoints)
+            if (each := _read(endpoint_slice, index, endpoint, family, node.name, weights, problems))
+            is not None
         ]
-        pieces.append(_Piece(found, list(_numbers(piece, problems))))
-    local_ready = _local_ready(pieces)
+        read_slices.append(_ReadSlice(found, list(_numbers(endpoint_slice, problems))))
+    local_ready = _local_ready(read_slices)
     if wanted is not None:
-        for known in pieces:
+        for known in read_slices:
             known.ports = [port for port in known.ports if port[0] in wanted]
-    _limit(pieces, node.limits, problems)
+    _limit(read_slices, node.limits, problems)
     into: dict[PortKey, dict[str, tuple[_Found, int]]] = {}
-    for known in pieces:
+    for known in read_slices:
         for key, number in known.ports:
             _add(into.setdefault(key, {}), known.endpoints, number)
     return Collected(
@@ -111,7 +116,7 @@ def collect(
 
 
 def _read(
-    piece: EndpointSlice,
+    endpoint_slice: EndpointSlice,
     index: int,
     endpoint: Endpoint,
     family: Family,
@@ -119,7 +124,7 @@ def _read(
     weights: Weights,
     problems: ProblemList,
 ) -> _Found | None:
-    ip = _address(piece, index, endpoint, family, problems)
+    ip = _address(endpoint_slice, index, endpoint, family, problems)
     if ip is None:
         return None
     conditions = endpoint.conditions or _NO_CONDITIONS
@@ -137,20 +142,20 @@ def _read(
     )
 
 
-def _numbers(piece: EndpointSlice, problems: ProblemList) -> Iterator[tuple[PortKey, int]]:
-    for index, port in enumerate(piece.ports or ()):
+def _numbers(endpoint_slice: EndpointSlice, problems: ProblemList) -> Iterator[tuple[PortKey, int]]:
+    for index, port in enumerate(endpoint_slice.ports or ()):
         number = port.port
         if not number or port.name is None:  # as kube-proxy; the API server always sets the name
             continue
         if not 0 < number <= PORT_MAX:
-            _report(problems, piece, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})")
+            _report(problems, endpoint_slice, f"ports[{index}].port", number, f"not a port (1-{PORT_MAX})")
             continue
         yield (port.name, port.protocol or "TCP"), number
 
 
-def _local_ready(pieces: Iterable[_Piece]) -> int:
+def _local_ready(read_slices: Iterable[_ReadSlice]) -> int:
     """The number of addresses of ready endpoints on this node, whatever their ports."""
-    entries = [each for piece in pieces if piece.ports for each in piece.endpoints]
+    entries = [each for read_slice in read_slices if read_slice.ports for each in read_slice.endpoints]
     here = {each.ip for each in entries if each.local and each.ready}
     best: dict[str, _Found] = {}
     for each in entries:
@@ -159,28 +164,28 @@ def _local_ready(pieces: Iterable[_Piece]) -> int:
     return sum(each.local and each.ready for each in best.values())
 
 
-def _limit(pieces: list[_Piece], limits: Limits, problems: ProblemList) -> None:
+def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList) -> None:
     """Leave out endpoints, so that no port and no sum of all ports is beyond its limit."""
-    pieces[:] = [piece for piece in pieces if piece.ports and piece.endpoints]
+    read_slices[:] = [read_slice for read_slice in read_slices if read_slice.ports and read_slice.endpoints]
     of_port: Counter[PortKey] = Counter()
-    for piece in pieces:
-        for key, _ in piece.ports:
-            of_port[key] += len(piece.endpoints)
+    for read_slice in read_slices:
+        for key, _ in read_slice.ports:
+            of_port[key] += len(read_slice.endpoints)
     total, greatest = of_port.total(), max(of_port.values(), default=0)
     if total <= limits.endpoints_per_service and greatest <= limits.endpoints_per_port:
         return
-    ports = max(len(piece.ports) for piece in pieces)
+    ports = max(len(read_slice.ports) for read_slice in read_slices)
     kept = max(1, min(limits.endpoints_per_port, limits.endpoints_per_service // ports))
     entries = sorted(
         (each.useless, number, index)
-        for number, piece in enumerate(pieces)
-        for index, each in enumerate(piece.endpoints)
+        for number, read_slice in enumerate(read_slices)
+        for index, each in enumerate(read_slice.endpoints)
     )
     chosen: dict[int, list[_Found]] = {}
     for _, number, index in entries[:kept]:
-        chosen.setdefault(number, []).append(pieces[number].endpoints[index])
-    for number, piece in enumerate(pieces):
-        piece.endpoints = chosen.get(number, [])
+        chosen.setdefault(number, []).append(read_slices[number].endpoints[index])
+    for number, read_slice in enumerate(read_slices):
+        read_slice.endpoints = chosen.get(number, [])
     if greatest > limits.endpoints_per_port:
         value, reason = (
             greatest,
@@ -224,24 +229,26 @@ def _weight(endpoint: Endpoint, weights: Weights) -> int:
 
 
 def _address(
-    piece: EndpointSlice, index: int, endpoint: Endpoint, family: Family, problems: ProblemList
+    endpoint_slice: EndpointSlice, index: int, endpoint: Endpoint, family: Family, problems: ProblemList
 ) -> str | None:
     if not endpoint.addresses:
-        _report(problems, piece, f"endpoints[{index}].addresses", [], "no address")
+        _report(problems, endpoint_slice, f"endpoints[{index}].addresses", [], "no address")
         return None
     # Only the first address counts: since 1.32 the API requires consumers to ignore the others.
     text = endpoint.addresses[0]
     try:
         actual, ip = parse_ip(text)
     except ValueError as error:
-        _report(problems, piece, f"endpoints[{index}].addresses[0]", text, str(error))
+        _report(problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, str(error))
         return None
     if actual is not family:
         reason = f"an {actual} address in a slice of addressType {family}"
-        _report(problems, piece, f"endpoints[{index}].addresses[0]", text, reason)
+        _report(problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, reason)
         return None
     return ip
 
 
-def _report(problems: ProblemList, piece: EndpointSlice, field: str, value: object, reason: str) -> None:
-    problems.add(field, value, reason, owner=f"EndpointSlice {piece.key}")
+def _report(
+    problems: ProblemList, endpoint_slice: EndpointSlice, field: str, value: object, reason: str
+) -> None:
+    problems.add(field, value, reason, owner=f"EndpointSlice {endpoint_slice.key}")

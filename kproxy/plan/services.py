@@ -113,7 +113,7 @@ class _Reader:
         texts = [(i, e.ip) for i, e in enumerate(ingress) if e.ip and e.ip_mode in {None, "VIP"}]
         return self.addresses("status.loadBalancer.ingress[{}].ip", texts, refusal_of_address)
 
-    def fitting(self, field: str, addresses: tuple[str, ...], room: int) -> tuple[str, ...]:
+    def first_addresses(self, field: str, addresses: tuple[str, ...], room: int) -> tuple[str, ...]:
         """The first `room` of a service's outside addresses; the others are a problem."""
         if len(addresses) <= room:
             return addresses
@@ -295,8 +295,8 @@ def _plan_ports(
     load_balancer_ips = reader.load_balancer_ips()
     if external_ips or load_balancer_ips:
         room = _room(listed, candidates, node)
-        load_balancer_ips = reader.fitting("status.loadBalancer.ingress", load_balancer_ips, room)
-        external_ips = reader.fitting("spec.externalIPs", external_ips, room - len(load_balancer_ips))
+        load_balancer_ips = reader.first_addresses("status.loadBalancer.ingress", load_balancer_ips, room)
+        external_ips = reader.first_addresses("spec.externalIPs", external_ips, room - len(load_balancer_ips))
     source_ranges = reader.source_ranges(len(listed))
     affinity = reader.affinity_seconds()
     scheduler = reader.scheduler()

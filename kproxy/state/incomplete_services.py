@@ -62,13 +62,15 @@ def lacks_slices(service: Service, slices: Iterable[EndpointSlice]) -> bool:
     slices = list(itertools.islice(slices, _MOST_SLICES + 1))
     if len(slices) > _MOST_SLICES:
         return False
-    if sum(len(piece.ports or ()) for piece in slices) > _MOST_PORTS:
+    if sum(len(endpoint_slice.ports or ()) for endpoint_slice in slices) > _MOST_PORTS:
         return False
     ports = _ports(service)
     named: dict[str, set[str]] = {}
-    for piece in slices:
-        names = {port.name or "" for port in piece.ports or ()} if piece.endpoints else ports
-        named.setdefault(piece.address_type, set()).update(names)
+    for endpoint_slice in slices:
+        names = (
+            {port.name or "" for port in endpoint_slice.ports or ()} if endpoint_slice.endpoints else ports
+        )
+        named.setdefault(endpoint_slice.address_type, set()).update(names)
     return bool(ports) and any(not ports <= named.get(family, set()) for family in _families(service))
 
 

@@ -15,18 +15,20 @@ class Trigger(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-def split_trigger(piece: EndpointSlice) -> tuple[EndpointSlice, Trigger | None]:
+def split_trigger(endpoint_slice: EndpointSlice) -> tuple[EndpointSlice, Trigger | None]:
     """Return the slice without annotations, and its trigger.
 
     The trigger is not part of a slice's state: slices that differ only in it must compare equal.
     """
-    annotations = piece.metadata.annotations
+    annotations = endpoint_slice.metadata.annotations
     if annotations is None:
-        return piece, None
-    bare = msgspec.structs.replace(piece, metadata=msgspec.structs.replace(piece.metadata, annotations=None))
+        return endpoint_slice, None
+    bare = msgspec.structs.replace(
+        endpoint_slice, metadata=msgspec.structs.replace(endpoint_slice.metadata, annotations=None)
+    )
     if annotations.trigger_time is None:
         return bare, None
-    return bare, Trigger(piece.key, piece.address_type, annotations.trigger_time)
+    return bare, Trigger(endpoint_slice.key, endpoint_slice.address_type, annotations.trigger_time)
 
 
 class SliceIndex:
@@ -43,10 +45,10 @@ class SliceIndex:
         """The keys of all services that have slices."""
         return self._of.keys()
 
-    def put(self, service: str, piece: EndpointSlice) -> Collection[EndpointSlice]:
+    def put(self, service: str, endpoint_slice: EndpointSlice) -> Collection[EndpointSlice]:
         """Add or replace a slice; return all slices of its service."""
         siblings = self._of.setdefault(service, {})
-        siblings[piece.key] = piece
+        siblings[endpoint_slice.key] = endpoint_slice
         return siblings.values()
 
     def remove(self, service: str, key: str) -> None:

@@ -200,12 +200,14 @@ class Tables:
         if self._listed():
             self._incomplete.service_came(known, service, self._slices.of(key).values())
 
-    def _slice_came(self, known: EndpointSlice | None, piece: EndpointSlice, trigger: Trigger | None) -> None:
-        owner = _owner(piece)
+    def _slice_came(
+        self, known: EndpointSlice | None, endpoint_slice: EndpointSlice, trigger: Trigger | None
+    ) -> None:
+        owner = _owner(endpoint_slice)
         if known is not None and known.service_key != owner:
             self._slice_gone(known)
         first = not self._slices.of(owner)
-        siblings = self._slices.put(owner, piece)
+        siblings = self._slices.put(owner, endpoint_slice)
         self._touch(owner)
         self._count(Kind.ENDPOINT_SLICE, owner)
         if self._listed():
@@ -223,6 +225,6 @@ class Tables:
         self.pending.forget_triggers(owner)
 
 
-def _owner(piece: EndpointSlice) -> str:
+def _owner(endpoint_slice: EndpointSlice) -> str:
     """The key of a slice's service; every relevant slice has one."""
-    return cast("str", piece.service_key)
+    return cast("str", endpoint_slice.service_key)
