@@ -149,6 +149,6 @@ def _claims_of(plan: ServicePlan) -> Iterator[PortClaims]:
         ranks |= {(ip, port.port, protocol): balancer for ip in port.load_balancer_ips}
         if port.node_port:
             ranks["", port.node_port, protocol] = other
-        home = (port.cluster_ip, port.port, protocol)
-        ranks.pop(home, None)
-        yield PortClaims(created, _identity(port), plan.key, home, ranks)
+        cluster_ip_frontend = (port.cluster_ip, port.port, protocol)
+        ranks.pop(cluster_ip_frontend, None)
+        yield PortClaims(created, _identity(port), plan.key, cluster_ip_frontend, ranks)

@@ -18,7 +18,7 @@ Frontend = tuple[str, int, str]
 class Rank(enum.IntEnum):
     """The smallest wins: a cluster IP, then a load balancer's address, then any other."""
 
-    HOME = 0
+    CLUSTER_IP = 0
     BALANCER = 1
     BALANCER_REFUSED = 2
     OTHER = 3
@@ -35,12 +35,12 @@ class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class PortClaims(msgspec.Struct, frozen=True, gc=False):
-    """All claims of one port: to its cluster IP, `home`, and to its other frontends."""
+    """All claims of one port: to its cluster IP, `cluster_ip_frontend`, and to its other frontends."""
 
     created: str
     identity: str
     service: str
-    home: Frontend
+    cluster_ip_frontend: Frontend
     ranks: Mapping[Frontend, Rank]
 
     def claim(self, rank: Rank) -> Claim:
@@ -49,8 +49,8 @@ class PortClaims(msgspec.Struct, frozen=True, gc=False):
 
     def claims(self) -> Iterator[tuple[Frontend, Claim]]:
         """Every claim; equal ones share one object."""
-        of_rank = {rank: self.claim(rank) for rank in {Rank.HOME, *self.ranks.values()}}
-        yield self.home, of_rank[Rank.HOME]
+        of_rank = {rank: self.claim(rank) for rank in {Rank.CLUSTER_IP, *self.ranks.values()}}
+        yield self.cluster_ip_frontend, of_rank[Rank.CLUSTER_IP]
         for frontend, rank in self.ranks.items():
             yield frontend, of_rank[rank]
 
@@ -62,7 +62,7 @@ class Claims:
         self._of: dict[str, dict[str, PortClaims]] = {}
         """Service -> port -> its claims."""
         self._ports: dict[str, PortClaims] = {}
-        self._homes: dict[Frontend, list[Claim]] = {}
+        self._at_cluster_ips: dict[Frontend, list[Claim]] = {}
         """The claims to each cluster IP, also those that are not valid, in order."""
         self._held: dict[Frontend, list[Claim]] = {}
         """The valid claims to each frontend, in order."""
@@ -79,8 +79,8 @@ class Claims:
     def beside(self, service: str) -> Iterator[str]:
         """The services of all claims, this one's included, to the frontends that a service claims."""
         for port in self._of.get(service, {}).values():
-            for frontend in (port.home, *port.ranks):
-                claims = self._homes if frontend == port.home else self._held
+            for frontend in (port.cluster_ip_frontend, *port.ranks):
+                claims = self._at_cluster_ips if frontend == port.cluster_ip_frontend else self._held
                 yield from (claim.service for claim in claims.get(frontend, ()))
 
     def replace(self, service: str, ports: Iterable[PortClaims]) -> set[str]:
@@ -89,45 +89,45 @@ class Claims:
         after = {each.identity: each for each in ports}
         if after:
             self._of[service] = after
-        changes = _Changes(self._held, self._homes)
+        changes = _Changes(self._held, self._at_cluster_ips)
         for identity, known in before.items():
             if after.get(identity) != known:
-                self._leave_home(known, changes)
+                self._withdraw(known, changes)
         for identity, new in after.items():
             if before.get(identity) != new:
-                self._come_home(new, changes)
+                self._add(new, changes)
         return changes.affected()
 
-    def _come_home(self, port: PortClaims, changes: "_Changes") -> None:
+    def _add(self, port: PortClaims, changes: "_Changes") -> None:
         self._ports[port.identity] = port
-        homes = self._homes.setdefault(port.home, [])
-        insort(homes, port.claim(Rank.HOME))
-        if homes[0].identity != port.identity:
+        rivals = self._at_cluster_ips.setdefault(port.cluster_ip_frontend, [])
+        insort(rivals, port.claim(Rank.CLUSTER_IP))
+        if rivals[0].identity != port.identity:
             return
-        if len(homes) > 1:
-            changes.withdraw(self._ports[homes[1].identity])
+        if len(rivals) > 1:
+            changes.withdraw(self._ports[rivals[1].identity])
         changes.add(port)
 
-    def _leave_home(self, port: PortClaims, changes: "_Changes") -> None:
+    def _withdraw(self, port: PortClaims, changes: "_Changes") -> None:
         del self._ports[port.identity]
-        homes = self._homes[port.home]
-        served = homes[0].identity == port.identity
-        del homes[bisect_left(homes, port.claim(Rank.HOME))]
+        rivals = self._at_cluster_ips[port.cluster_ip_frontend]
+        served = rivals[0].identity == port.identity
+        del rivals[bisect_left(rivals, port.claim(Rank.CLUSTER_IP))]
         if not served:
             return
         changes.withdraw(port)
-        if homes:
-            changes.add(self._ports[homes[0].identity])
+        if rivals:
+            changes.add(self._ports[rivals[0].identity])
         else:
-            del self._homes[port.home]
+            del self._at_cluster_ips[port.cluster_ip_frontend]
 
 
 class _Changes:
     """Changes lists of valid claims, and remembers which frontends had which winner before."""
 
-    def __init__(self, held: dict[Frontend, list[Claim]], homes: Mapping[Frontend, list[Claim]]) -> None:
+    def __init__(self, held: dict[Frontend, list[Claim]], rivals: Mapping[Frontend, list[Claim]]) -> None:
         self._held = held
-        self._homes = homes
+        self._at_cluster_ips = rivals
         self._before: dict[Frontend, Claim | None] = {}
         self._noted: set[str] = set()
 
@@ -161,5 +161,5 @@ class _Changes:
             if (now and now.identity) == (before and before.identity):
                 continue
             found.update(claim.service for claim in held or ())
-            found.update(claim.service for claim in self._homes.get(frontend, ()))
+            found.update(claim.service for claim in self._at_cluster_ips.get(frontend, ()))
         return found

@@ -13,8 +13,10 @@ def of_service(service: Service) -> bool:
     return labels is None or labels.service_proxy_name is None
 
 
-def of_slice(piece: EndpointSlice) -> bool:
+def of_slice(endpoint_slice: EndpointSlice) -> bool:
     """False for a slice of no Service, of a headless Service, or of names instead of addresses."""
-    labels = piece.metadata.labels
+    labels = endpoint_slice.metadata.labels
     headless = labels is not None and labels.headless is not None
-    return piece.service_key is not None and not headless and piece.address_type in _FAMILIES
+    return (
+        endpoint_slice.service_key is not None and not headless and endpoint_slice.address_type in _FAMILIES
+    )

@@ -20,7 +20,7 @@ from tests.suite.matrix import examples
 from tests.support.work import calls, growth
 
 _FRONTENDS: list[Frontend] = [(ip, 80, "TCP") for ip in ("10.0.0.1", "10.0.0.2", "1.2.3.4", "1.2.3.5", "")]
-_ANY_RANK = st.sampled_from([rank for rank in Rank if rank is not Rank.HOME])
+_ANY_RANK = st.sampled_from([rank for rank in Rank if rank is not Rank.CLUSTER_IP])
 
 
 def _winner(ports: Mapping[str, PortClaims], frontend: Frontend) -> str | None:
@@ -28,18 +28,24 @@ def _winner(ports: Mapping[str, PortClaims], frontend: Frontend) -> str | None:
 
     def smallest(at: Frontend, found: list[PortClaims]) -> PortClaims | None:
         def order(each: PortClaims) -> tuple[int, str, str]:
-            rank = Rank.HOME if each.home == at else each.ranks[at]
+            rank = Rank.CLUSTER_IP if each.cluster_ip_frontend == at else each.ranks[at]
             return int(rank), each.created, each.identity
 
         return min(found, key=order, default=None)
 
     def is_served(each: PortClaims) -> bool:
-        return smallest(each.home, [other for other in ports.values() if other.home == each.home]) is each
+        return (
+            smallest(
+                each.cluster_ip_frontend,
+                [other for other in ports.values() if other.cluster_ip_frontend == each.cluster_ip_frontend],
+            )
+            is each
+        )
 
     found = [
         each
         for each in ports.values()
-        if (each.home == frontend or frontend in each.ranks) and is_served(each)
+        if (each.cluster_ip_frontend == frontend or frontend in each.ranks) and is_served(each)
     ]
     winner = smallest(frontend, found)
     return winner.identity if winner is not None else None
@@ -47,10 +53,10 @@ def _winner(ports: Mapping[str, PortClaims], frontend: Frontend) -> str | None:
 
 @st.composite
 def _port_claims(draw: st.DrawFn, owner: str, name: str) -> PortClaims:
-    home = draw(st.sampled_from(_FRONTENDS[:3]))
+    cluster_ip_frontend = draw(st.sampled_from(_FRONTENDS[:3]))
     ranks = draw(st.dictionaries(st.sampled_from(_FRONTENDS), _ANY_RANK, max_size=4))
-    ranks.pop(home, None)
-    return PortClaims(draw(st.sampled_from("xyz")), f"{owner}:{name} TCP", owner, home, ranks)
+    ranks.pop(cluster_ip_frontend, None)
+    return PortClaims(draw(st.sampled_from("xyz")), f"{owner}:{name} TCP", owner, cluster_ip_frontend, ranks)
 
 
 _EVENT = st.sampled_from("abcd").flatmap(
@@ -83,8 +89,8 @@ def test_the_winner_is_that_of_a_plain_search_and_every_service_that_it_concerns
                 concerned |= {
                     each.service
                     for each in ports.values()
-                    if frontend == each.home
-                    or (frontend in each.ranks and _winner(ports, each.home) == each.identity)
+                    if frontend == each.cluster_ip_frontend
+                    or (frontend in each.ranks and _winner(ports, each.cluster_ip_frontend) == each.identity)
                 }
         assert affected >= concerned - {owner}
 

@@ -49,7 +49,7 @@ def in_order(endpoints: Sequence[str], counts: Sequence[int]) -> list[str]:
 def scattered(endpoints: Sequence[str], counts: Sequence[int]) -> list[str]:
     """The endpoint of each slot, in an order in which one more endpoint or one less moves few others.
 
-    Each copy of an endpoint has a home, and takes the first free slot from there. The order of the copies is
+    Each copy of an endpoint takes the first free slot from its `_first_slot` on. The order of the copies is
     that of their hashes, so the result is unique (ordered hash tables, Amble and Knuth 1974).
     """
     total = sum(counts)
@@ -58,7 +58,7 @@ def scattered(endpoints: Sequence[str], counts: Sequence[int]) -> list[str]:
     for endpoint, count in zip(endpoints, counts, strict=True):
         for number in range(count):
             hashed = zlib.crc32(f"{endpoint} {number}".encode())
-            copies.append((hashed * _GOLDEN & _WORD, endpoint, _home(hashed, total, level)))
+            copies.append((hashed * _GOLDEN & _WORD, endpoint, _first_slot(hashed, total, level)))
     copies.sort()
     after = list(range(total))
     found = [""] * total
@@ -71,7 +71,7 @@ def scattered(endpoints: Sequence[str], counts: Sequence[int]) -> list[str]:
     return found
 
 
-def _home(hashed: int, total: int, level: int) -> int:
+def _first_slot(hashed: int, total: int, level: int) -> int:
     """A slot below `total`, which is at most 2**level; for most hashes it is the same with total + 1.
 
     A number is drawn from each power of two: the upper half counts if it is below the total, the lower half
