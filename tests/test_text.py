@@ -25,7 +25,7 @@ from kproxy.telemetry.events import NOTE_MAX, EventRecorder, Notice, Reason
 from kproxy.telemetry.exposition import Exposition
 from kproxy.telemetry.metrics import Metrics
 from kproxy.telemetry.problem_log import LINES, ProblemLog
-from kproxy.telemetry.status import Failure, FamilyStatus, Pending, Repair, ServiceTrouble, Status, encode
+from kproxy.telemetry.status import Failure, FamilyStatus, Pending, QuarantinedService, Repair, Status, encode
 from kproxy.telemetry.status_screen import screen
 from kproxy.text import LONGEST, Joined, clean
 from tests import builders
@@ -211,7 +211,7 @@ def _status() -> Status:
         services=1,
         last_success=now,
         last_failure=Failure(now, BAD * 10_000),
-        quarantined=[ServiceTrouble(BAD, f"Bearer {JWT}", now)],
+        quarantined=[QuarantinedService(BAD, f"Bearer {JWT}", now)],
         degraded={BAD: BAD},
         drift=Repair(1, 1, now, (BAD,)),
     )

@@ -48,7 +48,7 @@ _UNUSABLE = frozenset(
 )
 
 
-class Trouble(enum.Enum):
+class FailureReason(enum.Enum):
     """Why a program did not run until its exit."""
 
     ABSENT = enum.auto()
@@ -62,9 +62,9 @@ class Trouble(enum.Enum):
 class ProcessError(Exception):
     """A program did not run until its exit; the message names the program and the reason."""
 
-    def __init__(self, trouble: Trouble, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
-        self.trouble = trouble
+        self.reason = reason
         self.message = message
 
 
@@ -128,14 +128,14 @@ class Runner:
         try:
             ended = self._run([*guard, path, "--version"], b"", TIMEOUT, path)
         except ProcessError as error:
-            if error.trouble is not Trouble.ABSENT:
+            if error.reason is not FailureReason.ABSENT:
                 raise
             return ()
         return guard if ended.status == 0 else ()
 
     def _run(self, argv: Sequence[str], stdin: bytes, timeout: float, name: str) -> Ended:
         if self._stop is not None and self._stop.is_set():
-            raise ProcessError(Trouble.NOT_STARTED, f"{name} was not started: kproxy is stopping")
+            raise ProcessError(FailureReason.NOT_STARTED, f"{name} was not started: kproxy is stopping")
         with contextlib.ExitStack() as files:
             try:
                 standard_input = files.enter_context(_memory_file("stdin", stdin))
@@ -155,7 +155,7 @@ class Runner:
                 status = self._wait(process, timeout, name)
                 return Ended(status, _content(output), _content(errors))
             except OSError as error:
-                raise ProcessError(Trouble.UNFINISHED, f"{name}: {error.strerror or error}") from error
+                raise ProcessError(FailureReason.UNFINISHED, f"{name}: {error.strerror or error}") from error
             finally:
                 if process.returncode is None:
                     _end(process)
@@ -184,7 +184,7 @@ class Runner:
                     sooner = time.monotonic() + GRACE
                     if sooner < deadline:
                         deadline, reason = sooner, "was ended: kproxy is stopping"
-        raise ProcessError(Trouble.UNFINISHED, f"{name} {reason}")
+        raise ProcessError(FailureReason.UNFINISHED, f"{name} {reason}")
 
     @staticmethod
     def _raise_if_not_executed(ended: Ended, name: str) -> None:
@@ -197,8 +197,8 @@ class Runner:
 
 
 def _not_started(name: str, error: OSError) -> ProcessError:
-    trouble = Trouble.ABSENT if error.errno in _UNUSABLE else Trouble.NOT_STARTED
-    return ProcessError(trouble, f"cannot run {name}: {error.strerror or error}")
+    kind = FailureReason.ABSENT if error.errno in _UNUSABLE else FailureReason.NOT_STARTED
+    return ProcessError(kind, f"cannot run {name}: {error.strerror or error}")
 
 
 def _end_descriptor(pid: int) -> int | None:

@@ -19,7 +19,7 @@ from kproxy.state.slice_index import Trigger
 from kproxy.telemetry import series
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.metrics import Metrics
-from kproxy.telemetry.status import Failure, FamilyStatus, Repair, ServiceTrouble
+from kproxy.telemetry.status import Failure, FamilyStatus, QuarantinedService, Repair
 from kproxy.telemetry.sync_log import SyncLog
 from kproxy.telemetry.verdict import RETURNS
 
@@ -40,7 +40,7 @@ class _FamilyRecord:
         self.last_failure: Failure | None = None
         self.failing_since: datetime | None = None
         self.comparison_failure: Failure | None = None
-        self.quarantined: dict[str, ServiceTrouble] = {}
+        self.quarantined: dict[str, QuarantinedService] = {}
         self.degraded: dict[str, str] = {}
         self.leftovers: dict[str, str] = {}
         self.found = 0
@@ -100,7 +100,7 @@ class SyncObserver:
         with self._lock:
             record = self._families.setdefault(family, _FamilyRecord())
             before = SyncLog(
-                {key: trouble.reason for key, trouble in record.quarantined.items()},
+                {key: service.reason for key, service in record.quarantined.items()},
                 record.degraded,
                 record.leftovers,
             )
@@ -259,7 +259,7 @@ class SyncObserver:
         metrics.set(series.LAST_SYNC, name, value=now.timestamp())
         known = record.quarantined
         record.quarantined = {
-            key: known[key] if not self._is_new(record, key, reason) else ServiceTrouble(key, reason, now)
+            key: known[key] if not self._is_new(record, key, reason) else QuarantinedService(key, reason, now)
             for key, reason in report.failed.items()
         }
         record.degraded = report.degraded

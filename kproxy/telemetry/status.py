@@ -35,7 +35,7 @@ class Failure(_Camel, frozen=True):
     reason: str
 
 
-class ServiceTrouble(_Camel, frozen=True):
+class QuarantinedService(_Camel, frozen=True):
     """A service that the kernel refused, the reason and its first time; the service is tried again."""
 
     service: str
@@ -69,7 +69,7 @@ class FamilyStatus(_Camel, frozen=True):
     services: int
     last_success: datetime | None
     last_failure: Failure | None
-    quarantined: list[ServiceTrouble]
+    quarantined: list[QuarantinedService]
     degraded: dict[str, str]
     drift: Repair
     failing_since: datetime | None = None

@@ -38,9 +38,9 @@ def screen(status: Status, now: datetime) -> str:
     families = [(family.value, *_family(each, now)) for family, each in status.families.items()]
     lines += ["", *_table(("FAMILY", "SERVICES", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families)]
     quarantined = [
-        (family.value, trouble.service, age(trouble.since, now), trouble.reason)
+        (family.value, service.service, age(service.since, now), service.reason)
         for family, each in status.families.items()
-        for trouble in each.quarantined
+        for service in each.quarantined
     ]
     degraded = [
         (family.value, service, reason)

@@ -73,7 +73,7 @@ _STATES = {
 }
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class Outage(msgspec.Struct, frozen=True):
     """A lasting failure: its duration in seconds, and the reason."""
 
     seconds: float
@@ -91,36 +91,36 @@ class FamilyFacts(msgspec.Struct, frozen=True):
     name: str
     synced: bool
     behind: float | None = None
-    failing: Trouble | None = None
+    failing: Outage | None = None
     services: int = 0
     refused: int = 0
     drifted: int = 0
     returning: tuple[str, ...] = ()
-    uncompared: Trouble | None = None
+    uncompared: Outage | None = None
 
 
 class WatchFacts(msgspec.Struct, frozen=True):
     """The watch of one kind; `down` is None while it is connected. Without an error its reason is empty."""
 
     kind: str
-    down: Trouble | None = None
+    down: Outage | None = None
 
 
 class Facts(msgspec.Struct, frozen=True):
     """Everything that health depends on.
 
-    `age` is that of the process, `patience` how long changes may wait without progress, in seconds.
+    `age` is that of the process, `longest_wait` how long changes may wait without progress, in seconds.
     `waits_for` says what the first sync waits for besides lists.
     """
 
     age: float
-    patience: float
+    longest_wait: float
     families: tuple[FamilyFacts, ...]
     missing_lists: tuple[str, ...] = ()
     waits_for: str | None = None
     watches: tuple[WatchFacts, ...] = ()
-    mode_refused: Trouble | None = None
-    configuration_rejected: Trouble | None = None
+    mode_refused: Outage | None = None
+    configuration_rejected: Outage | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -145,14 +145,14 @@ class Verdict(msgspec.Struct, frozen=True):
         return tuple(dict.fromkeys(each.cause for each in self.conditions))
 
 
-def in_time(behind: float | None, patience: float) -> bool:
+def in_time(behind: float | None, longest_wait: float) -> bool:
     """Whether a family that was `behind` so long still applies changes, as /healthz and /livez report."""
-    return behind is None or behind <= patience
+    return behind is None or behind <= longest_wait
 
 
-def judge(facts: Facts) -> Verdict:
-    """The verdict on these facts."""
-    live = all(in_time(family.behind, facts.patience) for family in facts.families)
+def evaluate(facts: Facts) -> Verdict:
+    """Return the verdict on these facts."""
+    live = all(in_time(family.behind, facts.longest_wait) for family in facts.families)
     order = list(Cause)
     conditions = sorted(_conditions(facts), key=lambda each: order.index(each.cause))
     states = {each.cause.state for each in conditions}
@@ -172,15 +172,15 @@ def _conditions(facts: Facts) -> Iterator[Condition]:
         if watch.down is not None and watch.down.seconds >= _tolerance(watch.down):
             message = f"the watch of {watch.kind} is down: {watch.down.reason or 'it does not begin'}"
             yield Condition(Cause.WATCH_DOWN, watch.kind, message, watch.down.seconds)
-    for cause, trouble in (
+    for cause, outage in (
         (Cause.MODE_REFUSED, facts.mode_refused),
         (Cause.CONFIGURATION_REJECTED, facts.configuration_rejected),
     ):
-        if trouble is not None:
-            yield Condition(cause, "", trouble.reason, trouble.seconds)
+        if outage is not None:
+            yield Condition(cause, "", outage.reason, outage.seconds)
 
 
-def _tolerance(down: Trouble) -> float:
+def _tolerance(down: Outage) -> float:
     return WATCH_TOLERANCE if down.reason else LIST_TOLERANCE
 
 
@@ -192,10 +192,9 @@ def _of_family(family: FamilyFacts, facts: Facts) -> Iterator[Condition]:
     elif not family.synced:
         why = f", it waits for {facts.waits_for}" if facts.waits_for else ""
         yield Condition(Cause.NOT_SYNCED, name, f"{name}: no sync has succeeded yet{why}", facts.age)
-    if behind is not None and not in_time(behind, facts.patience):
-        message = (
-            f"{name}: changes wait, and none was applied for {behind:.0f} s, longer than {facts.patience:g} s"
-        )
+    if behind is not None and not in_time(behind, facts.longest_wait):
+        limit = facts.longest_wait
+        message = f"{name}: changes wait, and none was applied for {behind:.0f} s, longer than {limit:g} s"
         yield Condition(Cause.CHANGES_LATE, name, message, behind)
     if family.refused >= max(_FEW, family.services):
         message = f"{name}: the kernel refuses every service ({family.refused})"

@@ -109,7 +109,7 @@ def _write(family: Family, elements: dict[str, dict[str, str]]) -> None:
     script = Script(config)
     script.remove_table()
     script.declare(config)
-    script.fixed(config)
+    script.base(config)
     script.chains(chains_of(family))
     for name, content in elements.items():
         script.add_elements(name, content)

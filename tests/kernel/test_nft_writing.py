@@ -152,7 +152,7 @@ def test_any_elements_are_written_as_nft_writes_them_and_deleted() -> None:
         family, elements = drawn
         script = Script(NftablesConfig(family))
         script.declare(NftablesConfig(family))
-        script.fixed(NftablesConfig(family))
+        script.base(NftablesConfig(family))
         script.chains(chains_of(family))
         for name, content in elements.items():
             script.add_elements(name, content)
@@ -266,7 +266,7 @@ def _many(family: Family) -> None:
     config = NftablesConfig(family)
     nft, script = NetlinkNft(), Script(config)
     script.declare(config)
-    script.fixed(config)
+    script.base(config)
     script.declare_missing([names.ranges(HASHED)])
     for name, content in elements.items():
         script.add_elements(name, content)

@@ -21,7 +21,7 @@ import pytest
 
 from kproxy.addresses import Family
 from kproxy.kernel import processes
-from kproxy.kernel.processes import ProcessError, Runner, StopEvent, Trouble
+from kproxy.kernel.processes import FailureReason, ProcessError, Runner, StopEvent
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.lock import lock_file_in_use
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
@@ -116,7 +116,7 @@ def test_a_stop_ends_a_hung_program_with_its_group(tmp_path: Path, kind: str) ->
     pidfds = hung.pidfds()
     stop.set()
     thread.join(PATIENCE)
-    assert [error.trouble for error in caught] == [Trouble.UNFINISHED]
+    assert [error.reason for error in caught] == [FailureReason.UNFINISHED]
     assert "kproxy is stopping" in caught[0].message
     assert all(map(ended, pidfds))
     assert not hung.later.exists()
@@ -135,7 +135,7 @@ def test_after_a_stop_no_program_is_started(tmp_path: Path) -> None:
     stop.set()
     with pytest.raises(ProcessError, match="was not started") as caught:
         Runner(stop).run([program(tmp_path, f"touch {tmp_path}/started")])
-    assert caught.value.trouble is Trouble.NOT_STARTED
+    assert caught.value.reason is FailureReason.NOT_STARTED
     assert not (tmp_path / "started").exists()
 
 
@@ -147,7 +147,7 @@ def test_a_time_limit_ends_a_program_with_its_group(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="did not finish in 1 s") as caught:
         Runner().run([hung.path], timeout=1)
     thread.join(PATIENCE)
-    assert caught.value.trouble is Trouble.UNFINISHED
+    assert caught.value.reason is FailureReason.UNFINISHED
     assert all(map(ended, reader[0]))
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_program_is_absent(tmp_path: Path, make: Callable[[Path], str
     path = make(tmp_path)
     with pytest.raises(ProcessError, match=f"cannot run {path}: ") as caught:
         Runner().run([path])
-    assert caught.value.trouble is Trouble.ABSENT
+    assert caught.value.reason is FailureReason.ABSENT
 
 
 @pytest.mark.usefixtures("kind")
@@ -210,7 +210,7 @@ def test_a_program_that_is_being_written_can_be_started_later(tmp_path: Path) ->
     runner = Runner()
     with path.open("r+b"), pytest.raises(ProcessError, match="Text file busy") as caught:
         runner.run([str(path)])
-    assert caught.value.trouble is Trouble.NOT_STARTED
+    assert caught.value.reason is FailureReason.NOT_STARTED
     assert runner.run([str(path)]).status == 0
 
 
@@ -227,8 +227,8 @@ def test_no_error_of_the_system_gets_out(monkeypatch: pytest.MonkeyPatch, call: 
         with pytest.raises(ProcessError) as caught:
             runner.run(["/bin/true"])
     # Once a program was started, it may have done what it was to do.
-    expected = Trouble.UNFINISHED if call == "pidfd_open" else Trouble.NOT_STARTED
-    assert caught.value.trouble is expected
+    expected = FailureReason.UNFINISHED if call == "pidfd_open" else FailureReason.NOT_STARTED
+    assert caught.value.reason is expected
     assert runner.run(["/bin/true"]).status == 0
 
 

@@ -222,6 +222,6 @@ def test_the_report_says_what_was_synced_how_far_it_is_behind_and_what_it_waits_
     world.state.updated(Family.IPV4)
     world.now += 7
     report = world.state.report()
-    assert (report.patience, report.waits_for) == (2 * PERIOD, "the pod CIDRs of the node")
+    assert (report.longest_wait, report.waits_for) == (2 * PERIOD, "the pod CIDRs of the node")
     assert [report.families[each].synced for each in Family] == [True, False]
     assert [report.families[each].behind for each in Family] == [7.0, 7.0]

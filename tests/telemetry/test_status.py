@@ -14,8 +14,8 @@ from kproxy.telemetry.status import (
     Failure,
     FamilyStatus,
     Pending,
+    QuarantinedService,
     Repair,
-    ServiceTrouble,
     Status,
     Watch,
     encode,
@@ -50,7 +50,7 @@ TROUBLED = msgspec.structs.replace(
             12,
             None,
             Failure(AN_HOUR_AGO, "locked: another program\nholds it"),
-            [ServiceTrouble("ns/a", "line 3 failed", AN_HOUR_AGO)],
+            [QuarantinedService("ns/a", "line 3 failed", AN_HOUR_AGO)],
             {"ns/b": "the kernel has no scheduler mh, rr is used"},
             Repair(3, 2, AN_HOUR_AGO, ("chain nat/A is missing",)),
         )
@@ -137,7 +137,7 @@ def test_a_status_arrives_as_it_was_sent(status: Status) -> None:
 FINDINGS_ONLY = {Family.IPV4: msgspec.structs.replace(FINE.families[Family.IPV4], degraded={"a": "no mh"})}
 QUARANTINED = {
     Family.IPV4: msgspec.structs.replace(
-        FINE.families[Family.IPV4], quarantined=[ServiceTrouble("ns/a", "line 3 failed", AN_HOUR_AGO)]
+        FINE.families[Family.IPV4], quarantined=[QuarantinedService("ns/a", "line 3 failed", AN_HOUR_AGO)]
     )
 }
 

@@ -8,18 +8,18 @@ from kproxy.telemetry.verdict import (
     Cause,
     Facts,
     FamilyFacts,
+    Outage,
     State,
-    Trouble,
     WatchFacts,
+    evaluate,
     in_time,
-    judge,
 )
 
 PATIENCE = 60.0
 IPV4 = FamilyFacts("IPv4", synced=True, services=10)
 IPV6 = FamilyFacts("IPv6", synced=True, services=10)
-FINE = Facts(age=1000.0, patience=PATIENCE, families=(IPV4, IPV6), watches=(WatchFacts("Service"),))
-BROKEN = Trouble(3.0, "nft ended with signal 11")
+FINE = Facts(age=1000.0, longest_wait=PATIENCE, families=(IPV4, IPV6), watches=(WatchFacts("Service"),))
+BROKEN = Outage(3.0, "nft ended with signal 11")
 
 
 def ipv6(**facts: object) -> Facts:
@@ -31,11 +31,11 @@ def changed(**facts: object) -> Facts:
 
 
 def down(seconds: float, kind: str = "Service") -> WatchFacts:
-    return WatchFacts(kind, Trouble(seconds, "connection refused"))
+    return WatchFacts(kind, Outage(seconds, "connection refused"))
 
 
 def test_an_idle_agent_is_healthy() -> None:
-    verdict = judge(FINE)
+    verdict = evaluate(FINE)
     assert (verdict.state, verdict.live, verdict.conditions) == (State.HEALTHY, True, ())
 
 
@@ -75,9 +75,9 @@ def test_an_idle_agent_is_healthy() -> None:
             True,
             [Cause.WATCH_DOWN],
         ),
-        (changed(watches=(WatchFacts("Service", Trouble(59.0, "")),)), State.HEALTHY, True, []),
+        (changed(watches=(WatchFacts("Service", Outage(59.0, "")),)), State.HEALTHY, True, []),
         (
-            changed(watches=(WatchFacts("Service", Trouble(60.0, "")),)),
+            changed(watches=(WatchFacts("Service", Outage(60.0, "")),)),
             State.DEGRADED,
             True,
             [Cause.WATCH_DOWN],
@@ -93,7 +93,7 @@ def test_an_idle_agent_is_healthy() -> None:
     ],
 )
 def test_each_trouble_has_its_state(facts: Facts, state: State, live: bool, causes: list[Cause]) -> None:
-    verdict = judge(facts)
+    verdict = evaluate(facts)
     assert (verdict.state, verdict.live, list(verdict.causes)) == (state, live, causes)
     assert (verdict.state is State.HEALTHY) == (not verdict.conditions)
 
@@ -105,12 +105,12 @@ def test_each_cause_has_a_case_above() -> None:
 
 def test_messages_name_the_family_and_the_reason() -> None:
     facts = ipv6(failing=BROKEN)
-    (condition,) = judge(facts).conditions
+    (condition,) = evaluate(facts).conditions
     assert condition.message == "IPv6: the last sync failed: nft ended with signal 11"
     assert (condition.subject, condition.seconds) == ("IPv6", 3.0)
     waiting = changed(families=(FamilyFacts("IPv4", synced=False, behind=1.0),), waits_for="pod CIDRs")
-    assert "pod CIDRs" in judge(waiting).conditions[0].message
-    (again,) = judge(ipv6(returning=("chain A", "chain B"))).conditions
+    assert "pod CIDRs" in evaluate(waiting).conditions[0].message
+    (again,) = evaluate(ipv6(returning=("chain A", "chain B"))).conditions
     assert "chain A and 1 more" in again.message
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from kproxy.addresses import Family
 from kproxy.kernel import generations
 from kproxy.kernel.nft_tables import NO_NFTABLES
-from kproxy.kernel.processes import PATH, ProcessError, Runner, Trouble
+from kproxy.kernel.processes import PATH, FailureReason, ProcessError, Runner
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables.programs import SubprocessXtables, XtablesTools
 from kproxy.kernel.xtables.types import (
@@ -183,7 +183,7 @@ def _available(
             status, stdout, stderr = runner.run([restore, "--version"], timeout=_SECONDS)
             variant, version = program_version((stdout or stderr).decode("utf-8", "replace"))
         except ProcessError as error:
-            if error.trouble is not Trouble.ABSENT:
+            if error.reason is not FailureReason.ABSENT:
                 raise XtablesStalled(error.message) from error
             continue
         except ValueError:
@@ -254,7 +254,7 @@ def _probe(family: Family, tools: XtablesTools, runner: Runner) -> None:
     try:
         status, _, stderr = runner.run([tools.restore, "--noflush"], text, _SECONDS)
     except ProcessError as error:
-        if error.trouble is not Trouble.ABSENT:
+        if error.reason is not FailureReason.ABSENT:
             raise XtablesStalled(error.message) from error
         raise XtablesUnavailable(error.message) from error
     if status < 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from kproxy.kernel.processes import ProcessError, Trouble
+from kproxy.kernel.processes import FailureReason, ProcessError
 from kproxy.kernel.xtables.types import FailureKind, RestoreError
 
 _LINE = re.compile(
@@ -37,9 +37,9 @@ _MISSING = (
     "can't open lock file",
 )
 _KINDS = {
-    Trouble.ABSENT: FailureKind.MISSING,
-    Trouble.NOT_STARTED: FailureKind.OTHER,
-    Trouble.UNFINISHED: FailureKind.INTERRUPTED,
+    FailureReason.ABSENT: FailureKind.MISSING,
+    FailureReason.NOT_STARTED: FailureKind.OTHER,
+    FailureReason.UNFINISHED: FailureKind.INTERRUPTED,
 }
 _BASE_CHAIN = re.compile(
     r"CHAIN_ADD failed \([^)]*\): chain (?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$", re.MULTILINE
@@ -60,7 +60,7 @@ def from_exit(status: int, stderr: bytes) -> RestoreError:
 
 def from_process(error: ProcessError) -> RestoreError:
     """Return the error for a program that did not run until its exit."""
-    return RestoreError(_KINDS[error.trouble], error.message)
+    return RestoreError(_KINDS[error.reason], error.message)
 
 
 def named_line(message: str) -> int | None:

@@ -27,7 +27,7 @@ from kproxy.telemetry.http.server import Answer, Routes
 from kproxy.telemetry.metrics import Metrics, observe_check
 from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.status import Condition, FamilyStatus, Pending, Status, Watch, encode
-from kproxy.telemetry.verdict import Facts, FamilyFacts, State, Trouble, Verdict, WatchFacts, judge
+from kproxy.telemetry.verdict import Facts, FamilyFacts, Outage, State, Verdict, WatchFacts, evaluate
 
 Watches = Callable[[], Sequence[Watch]]
 
@@ -62,7 +62,9 @@ class StatusBuilder:
     def verdict(self) -> Verdict:
         """The current health of the agent."""
         now = datetime.now(UTC)
-        return judge(self._facts(self._health.report(), self._observer.family_status(), self._watches(), now))
+        return evaluate(
+            self._facts(self._health.report(), self._observer.family_status(), self._watches(), now)
+        )
 
     def status(self) -> Status:
         """The current status."""
@@ -71,7 +73,7 @@ class StatusBuilder:
         health = self._health.report()
         families = self._observer.family_status()
         watches = self._watches()
-        verdict = judge(self._facts(health, families, watches, now))
+        verdict = evaluate(self._facts(health, families, watches, now))
         changes = self._store.changes()
         oldest = self._store.pending_since
         return Status(
@@ -111,7 +113,7 @@ class StatusBuilder:
         mode, file = self._reloader.refused_mode(), self._reloader.rejected()
         return Facts(
             age=_seconds(self._since, now),
-            patience=health.patience,
+            longest_wait=health.longest_wait,
             families=tuple(
                 _family_facts(family, of.synced, of.behind, families[family], now)
                 for family, of in health.families.items()
@@ -120,18 +122,18 @@ class StatusBuilder:
             missing_lists=tuple(kind.name for kind in self._store.missing_lists),
             waits_for=health.waits_for,
             watches=tuple(
-                WatchFacts(each.kind, Trouble(_seconds(each.down_since, now), each.last_error or ""))
+                WatchFacts(each.kind, Outage(_seconds(each.down_since, now), each.last_error or ""))
                 for each in watches
                 if each.down_since is not None
             ),
             mode_refused=None
             if mode is None
-            else Trouble(
+            else Outage(
                 _seconds(mode.at, now), f"mode {mode.mode} is refused, {mode.kept} stays: {mode.reason}"
             ),
             configuration_rejected=None
             if file is None
-            else Trouble(_seconds(file.at, now), "; ".join(file.problems)),
+            else Outage(_seconds(file.at, now), "; ".join(file.problems)),
         )
 
     def routes(self, exposition: Exposition, metrics: Metrics) -> Routes:
@@ -163,12 +165,12 @@ def _family_facts(
         behind=behind,
         failing=None
         if failing is None or failure is None
-        else Trouble(_seconds(failing, now), failure.reason),
+        else Outage(_seconds(failing, now), failure.reason),
         services=status.services,
         refused=sum(not each.service.startswith("(") for each in status.quarantined),
         drifted=status.drift.outstanding,
         returning=status.drift.returning,
-        uncompared=None if compared is None else Trouble(_seconds(compared.at, now), compared.reason),
+        uncompared=None if compared is None else Outage(_seconds(compared.at, now), compared.reason),
     )
 
 

@@ -41,7 +41,7 @@ class FamilyHealth(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One answer. `patience`: the longest time in seconds that changes may wait without progress.
+    """One answer. `longest_wait`: the longest time in seconds that changes may wait without progress.
 
     `node_reason`: the reason why the node is not eligible, "" if it is. `waits_for`: the data besides the
     lists of objects that the first sync waits for.
@@ -49,7 +49,7 @@ class Health(msgspec.Struct, frozen=True):
 
     families: dict[Family, FamilyHealth]
     node_eligible: bool
-    patience: float = 0.0
+    longest_wait: float = 0.0
     waits_for: str | None = None
     node_reason: str = ""
 
@@ -64,7 +64,7 @@ class HealthState:
     def __init__(
         self, sync_period: float, clock: Callable[[], float], pending_since: Callable[[], float | None]
     ) -> None:
-        self._patience = 2 * sync_period
+        self._longest_wait = 2 * sync_period
         self._clock = clock
         self._pending_since = pending_since
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class HealthState:
     def set_sync_period(self, sync_period: float) -> None:
         """Use another period; changes may wait for two periods without progress."""
         with self._lock:
-            self._patience = 2 * sync_period
+            self._longest_wait = 2 * sync_period
 
     def add_family(self, family: Family) -> None:
         """Add a family; it counts as healthy until changes have waited for too long."""
@@ -128,10 +128,10 @@ class HealthState:
             for family, updated in self._updated.items():
                 since = self._since(family, waiting)
                 behind = None if since is None else max(0.0, now - since)
-                healthy = in_time(behind, self._patience)
+                healthy = in_time(behind, self._longest_wait)
                 families[family] = FamilyHealth(updated, healthy, family in self._synced, behind)
             reason = self._ineligible
-            return Health(families, not reason, self._patience, self._waits_for, reason)
+            return Health(families, not reason, self._longest_wait, self._waits_for, reason)
 
     def _since(self, family: Family, waiting: float | None) -> float | None:
         behind = self._behind[family]

@@ -108,9 +108,9 @@ class HttpLoop:
         if self._listeners.pop(listener.socket.fileno(), None) is not None:
             self._close(listener.socket)
 
-    def turn(self, patience: float | None) -> None:
-        """Wait for events for at most `patience` seconds (None: no limit), and handle them."""
-        timeout = self._timeout(patience)
+    def turn(self, longest_wait: float | None) -> None:
+        """Wait for events for at most `longest_wait` seconds (None: no limit), and handle them."""
+        timeout = self._timeout(longest_wait)
         events = self._epoll.poll(timeout, _EVENTS_AT_ONCE)
         self._now = time.monotonic()
         accepting: list[Listener] = []
@@ -141,9 +141,9 @@ class HttpLoop:
 
     # -- time
 
-    def _timeout(self, patience: float | None) -> float | None:
+    def _timeout(self, longest_wait: float | None) -> float | None:
         now = time.monotonic()
-        waits = [] if patience is None else [patience]
+        waits = [] if longest_wait is None else [longest_wait]
         waits += [until - now for until in self._paused.values()]
         for stage, seconds in _seconds():
             if (first := self._queue.first(stage)) is not None:
