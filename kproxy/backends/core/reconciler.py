@@ -46,12 +46,12 @@ RETRY_SHARE = 0.1
 AnyOperations = TypeVar("AnyOperations", bound=Operations)
 
 
-class _Knowledge(enum.Enum):
-    """What is known of the kernel: nothing; the record before a failure; the record."""
+class _Applied(enum.Enum):
+    """Whether the applied state is unknown, was known before a failure, or is known."""
 
-    NOTHING = enum.auto()
+    UNKNOWN = enum.auto()
     BEFORE_FAILURE = enum.auto()
-    ALL = enum.auto()
+    KNOWN = enum.auto()
 
 
 class Reconciler(Generic[AnyOperations]):
@@ -78,7 +78,7 @@ class Reconciler(Generic[AnyOperations]):
         self._pending: set[str] = set()
         self._quarantine = Quarantine(clock)
         self._leftovers = Leftovers(clock)
-        self._knowledge = _Knowledge.NOTHING
+        self._applied = _Applied.UNKNOWN
         self._seen_writes: int | None = None
         self._next_retry = clock()
 
@@ -90,7 +90,7 @@ class Reconciler(Generic[AnyOperations]):
     @property
     def in_step(self) -> bool:
         """Whether the applied state is known, not stale."""
-        return self._knowledge is _Knowledge.ALL
+        return self._applied is _Applied.KNOWN
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Replace the desired state of the plans' services; a plan without ports removes its service."""
@@ -113,7 +113,7 @@ class Reconciler(Generic[AnyOperations]):
 
     def invalidate(self) -> None:
         """Mark the applied state as stale: the next sync reads and compares the kernel."""
-        self._knowledge = _Knowledge.NOTHING
+        self._applied = _Applied.UNKNOWN
 
     def retry(self) -> None:
         """Make the next sync retry all quarantined services and leftovers."""
@@ -157,7 +157,7 @@ class Reconciler(Generic[AnyOperations]):
 
         Raises CheckError if the kernel cannot be read.
         """
-        if self._knowledge is not _Knowledge.ALL:
+        if self._applied is not _Applied.KNOWN:
             return ()
         writes = self.operations.foreign_writes()
         quiet = writes is not None and writes == self._seen_writes
@@ -182,11 +182,11 @@ class Reconciler(Generic[AnyOperations]):
 
     def _run(self, sync: Sync) -> None:
         operations = self.operations
-        if self._knowledge is not _Knowledge.ALL:
+        if self._applied is not _Applied.KNOWN:
             writes = operations.foreign_writes()
-            seen = operations.observe(sync, compare=self._knowledge is _Knowledge.BEFORE_FAILURE)
+            seen = operations.observe(sync, compare=self._applied is _Applied.BEFORE_FAILURE)
             self._seen_writes = sync.seen_writes = writes
-            self._knowledge = _Knowledge.ALL
+            self._applied = _Applied.KNOWN
             sync.full = True
             sync.drifts += seen.drifts
             if seen.rewritten:
@@ -262,8 +262,8 @@ class Reconciler(Generic[AnyOperations]):
             self._quarantine.discard(key)
 
     def _fail(self) -> None:
-        if self._knowledge is _Knowledge.ALL:
-            self._knowledge = _Knowledge.BEFORE_FAILURE
+        if self._applied is _Applied.KNOWN:
+            self._applied = _Applied.BEFORE_FAILURE
 
     def _report(self, sync: Sync, error: str | None) -> SyncReport:
         result = SyncReport(
