@@ -13,7 +13,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import sysctl
-from kproxy.modes.base import ModeSpec, WantedSysctl
+from kproxy.modes.base import ModeSpec, RequiredSysctl
 from kproxy.node.setup import CONNTRACK_MAX, HASH_SIZE, conntrack_max, conntrack_sysctls
 
 FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
@@ -90,7 +90,7 @@ def current_sysctls(
 
 
 def _wanted(
-    config: ProxyConfig, families: Collection[Family], own: Iterable[WantedSysctl], cores: int
+    config: ProxyConfig, families: Collection[Family], own: Iterable[RequiredSysctl], cores: int
 ) -> Iterator[Sysctl]:
     """The desired values, before the kernel is read; `own` are those of the mode."""
     set_by_mode = set()

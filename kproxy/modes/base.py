@@ -104,7 +104,7 @@ class Leftovers(Protocol):
         """Remove the rest, to which rules of other modes may refer until `clear`; True if it is gone."""
 
 
-class WantedSysctl(msgspec.Struct, frozen=True):
+class RequiredSysctl(msgspec.Struct, frozen=True):
     """A kernel parameter that a mode sets: its name below /proc/sys, its value and its effect.
 
     `essential`: the mode does not start where it cannot be set.
@@ -177,7 +177,7 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     metrics: frozenset[str]
     make: Callable[[ProxyConfig, Runner], Mode]
     set_sysctls: Callable[[ProxyConfig], None]
-    sysctls: Callable[[ProxyConfig, bool], Iterable[WantedSysctl]]
+    sysctls: Callable[[ProxyConfig, bool], Iterable[RequiredSysctl]]
     render: Callable[[ProxyConfig, Family, FamilyFacts, Collection[ServicePlan]], str]
     preview: Callable[[ProxyConfig, Sequence[ServiceInput], NodeFacts], Preview]
     leftovers: Callable[[ProxyConfig | None, Runner], Leftovers]

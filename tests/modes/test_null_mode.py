@@ -23,7 +23,7 @@ from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel.links import AddressNews
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.base import ModeRegistry, ModeSpec, Preview, WantedSysctl
+from kproxy.modes.base import ModeRegistry, ModeSpec, Preview, RequiredSysctl
 from kproxy.modes.findings import Finding, ok
 from kproxy.modes.leftovers import remove_everything
 from kproxy.modes.registry import MODES, mode_registry
@@ -165,8 +165,8 @@ class World:
         return self.null
 
 
-def _sysctls(_config: ProxyConfig, _localhost: bool) -> Iterator[WantedSysctl]:
-    yield WantedSysctl("net/null/count", "1", "plans are counted")
+def _sysctls(_config: ProxyConfig, _localhost: bool) -> Iterator[RequiredSysctl]:
+    yield RequiredSysctl("net/null/count", "1", "plans are counted")
 
 
 def _render(config: ProxyConfig, family: Family, facts: FamilyFacts, plans: Collection[ServicePlan]) -> str:

@@ -34,7 +34,7 @@ from kproxy.backends.core.quarantine import Cause, Quarantine
 from kproxy.backends.core.retries import Leftovers
 from kproxy.backends.core.shapes import error_kind
 from kproxy.backends.core.sync import Sync
-from kproxy.backends.core.work import Operations, StaleStateError, Wanted
+from kproxy.backends.core.work import DesiredChange, Operations, StaleStateError
 from kproxy.plan.model import ServicePlan
 
 RETRY_SECONDS = 0.1
@@ -101,7 +101,7 @@ class Reconciler(Generic[AnyOperations]):
                 self._plans[plan.key] = plan
             else:
                 self._plans.pop(plan.key, None)
-        self._adopt(self.operations.want(changes, self._plans))
+        self._adopt(self.operations.set_desired(changes, self._plans))
         for _, plan in changes:
             if not plan.ports:
                 self._quarantine.discard(plan.key)
@@ -109,7 +109,7 @@ class Reconciler(Generic[AnyOperations]):
     def replan(self) -> None:
         """Render all services again, with other settings."""
         self._quarantine.clear()
-        self._adopt(self.operations.want([(plan, plan) for plan in self._plans.values()], self._plans))
+        self._adopt(self.operations.set_desired([(plan, plan) for plan in self._plans.values()], self._plans))
 
     def invalidate(self) -> None:
         """Mark the applied state as stale: the next sync reads and compares the kernel."""
@@ -241,7 +241,7 @@ class Reconciler(Generic[AnyOperations]):
         self._pending.difference_update(taken.keys() - refused)
         self._quarantine.tried(cause, accepted=len(refused) < len(taken), refused=bool(refused))
 
-    def _adopt(self, wanted: Wanted) -> None:
+    def _adopt(self, wanted: DesiredChange) -> None:
         self._pending.update(wanted.changed)
         for key in wanted.changed:
             if self._quarantine.discard(key):
@@ -253,7 +253,7 @@ class Reconciler(Generic[AnyOperations]):
         self.operations.refresh()
         degraded = [self._plans[key] for key in self.operations.degraded if key in self._plans]
         if degraded:
-            self._adopt(self.operations.want([(plan, plan) for plan in degraded], self._plans))
+            self._adopt(self.operations.set_desired([(plan, plan) for plan in degraded], self._plans))
 
     def _set_pending(self, pending: Collection[str]) -> None:
         self._pending.clear()

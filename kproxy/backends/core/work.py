@@ -53,7 +53,7 @@ class Comparison(msgspec.Struct, frozen=True):
     pending: Collection[str] | None = None
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class DesiredChange(msgspec.Struct, frozen=True):
     """The services whose desired objects changed; `stale`: all objects have to be compared."""
 
     changed: Collection[str]
@@ -141,7 +141,7 @@ class Operations(Protocol):
     def explain(self, error: Exception) -> Failure:
         """The meaning of one of `errors`."""
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
         """Replace the desired objects of some services; `plans` are those of all services, as of now."""
 
     def foreign_writes(self) -> int | None:

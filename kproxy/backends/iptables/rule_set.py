@@ -11,7 +11,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.core.foreign_writes import ForeignWrites
-from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
+from kproxy.backends.core.work import Changes, Comparison, DesiredChange, Failure, Observation, SyncWork
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.cleanup import plan_removal
 from kproxy.backends.iptables.kernel_state import NO_RULES, AppliedState, drift_between, from_observation
@@ -64,7 +64,7 @@ class RuleSet:
         self._settled = False
         self._emptied: set[str] = set()
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
         """Render some services; all of them if another layout, or rules without comments, are to be used."""
         changed: set[str] = set()
         for old, new in changes:
@@ -82,7 +82,7 @@ class RuleSet:
             if self._desired.get(plan.key) != rules:
                 self._desired[plan.key] = rules
                 changed.add(plan.key)
-        return Wanted(changed, stale)
+        return DesiredChange(changed, stale)
 
     def use_layout(self, layout: Layout, larger: Layout | None = None) -> bool:
         """Change to other layouts of the same family; False if they are equal. Then all is to be rendered."""

@@ -17,11 +17,11 @@ from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.core.work import (
     Changes,
     Comparison,
+    DesiredChange,
     Failure,
     Observation,
     Operations,
     SyncWork,
-    Wanted,
 )
 from kproxy.backends.ipvs.config import IpvsConfig
 from kproxy.backends.ipvs.draining import Draining
@@ -66,11 +66,11 @@ class IpvsObjects:
         self._next_check = 0.0
         self._turns = itertools.cycle(range(SHARE_OF_DESTINATIONS))
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
         """Render some services."""
         changed = {plan.key for _, plan in changes if self._want(plan)}
-        of_rules = self._rules.want(changes, plans)
-        return Wanted(changed.union(of_rules.changed), of_rules.stale)
+        of_rules = self._rules.set_desired(changes, plans)
+        return DesiredChange(changed.union(of_rules.changed), of_rules.stale)
 
     def use_config(self, config: IpvsConfig) -> bool:
         """Change to other settings of the same family; return whether all services are to be rendered."""

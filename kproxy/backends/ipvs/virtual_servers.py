@@ -10,7 +10,7 @@ import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from kproxy.addresses import Family
-from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
+from kproxy.backends.core.work import Changes, Comparison, DesiredChange, Failure, Observation, SyncWork
 from kproxy.backends.ipvs.applied_state import AppliedState
 from kproxy.backends.ipvs.desired import Desired
 from kproxy.backends.ipvs.draining import Draining
@@ -64,9 +64,9 @@ class VirtualServers:
         """After any error it is unknown what was applied."""
         return Failure(str(error))
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:  # noqa: ARG002
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:  # noqa: ARG002
         """Nothing changes: the owner fills `desired`."""
-        return Wanted(())
+        return DesiredChange(())
 
     def foreign_writes(self) -> None:
         """The kernel does not count changes of virtual servers."""

@@ -61,7 +61,7 @@ class DesiredElements:
         """The service whose element a slot is to hold, or None."""
         return self._owners.owner(slot)
 
-    def want(self, key: str, new: ServiceObjects) -> bool:
+    def replace(self, key: str, new: ServiceObjects) -> bool:
         """Replace the desired objects of a service; False if they are equal."""
         old = self._objects.get(key, NOTHING)
         if old == new:

@@ -10,7 +10,7 @@ import msgspec
 
 from kproxy.backends.core.base import Drift
 from kproxy.backends.core.foreign_writes import ForeignWrites
-from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
+from kproxy.backends.core.work import Changes, Comparison, DesiredChange, Failure, Observation, SyncWork
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.desired import DesiredElements
@@ -38,14 +38,14 @@ class TableObjects:
         self._table: AppliedTable | None = None
         self._sweep = False
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:  # noqa: ARG002
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:  # noqa: ARG002
         """Render some services."""
         desired, config = self._desired, self._config
-        return Wanted(
+        return DesiredChange(
             [
                 plan.key
                 for _, plan in changes
-                if desired.want(plan.key, render_service(plan, config) if plan.ports else NOTHING)
+                if desired.replace(plan.key, render_service(plan, config) if plan.ports else NOTHING)
             ]
         )
 

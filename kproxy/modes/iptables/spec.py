@@ -9,7 +9,7 @@ from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import traits_of
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
-from kproxy.modes.base import Mode, ModeSpec, WantedSysctl
+from kproxy.modes.base import Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.findings import Finding
 from kproxy.modes.iptables.cleanup import RuleLeftovers
 from kproxy.modes.iptables.mode import IptablesMode
@@ -43,9 +43,9 @@ def _set_sysctls(config: ProxyConfig) -> None:
         route_localnet.allow()
 
 
-def _sysctls(_config: ProxyConfig, localhost: bool) -> Iterator[WantedSysctl]:
+def _sysctls(_config: ProxyConfig, localhost: bool) -> Iterator[RequiredSysctl]:
     if localhost:
-        yield WantedSysctl(route_localnet.ROUTE_LOCALNET, "1", "node ports answer on 127.0.0.1")
+        yield RequiredSysctl(route_localnet.ROUTE_LOCALNET, "1", "node ports answer on 127.0.0.1")
 
 
 def _check(_config: ProxyConfig, _variants: Mapping[Family, Variant]) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import traits_of
 from kproxy.kernel.processes import Runner
-from kproxy.modes.base import Leftovers, Mode, ModeSpec, WantedSysctl
+from kproxy.modes.base import Leftovers, Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.iptables_rules import find_tables
 from kproxy.modes.ipvs.kernel import ipvs_handles
 from kproxy.modes.ipvs.mode import CONNTRACK, IpvsMode, set_sysctls, wanted_sysctls
@@ -27,10 +27,10 @@ def _set_sysctls(config: ProxyConfig) -> None:
     set_sysctls(strict_arp=config.ipvs_strict_arp)
 
 
-def _sysctls(config: ProxyConfig, _localhost: bool) -> Iterator[WantedSysctl]:
-    yield WantedSysctl(CONNTRACK, "1", "connections can be masqueraded", essential=True)
+def _sysctls(config: ProxyConfig, _localhost: bool) -> Iterator[RequiredSysctl]:
+    yield RequiredSysctl(CONNTRACK, "1", "connections can be masqueraded", essential=True)
     for name, (value, effect) in wanted_sysctls(strict_arp=config.ipvs_strict_arp).items():
-        yield WantedSysctl(name, str(value), effect)
+        yield RequiredSysctl(name, str(value), effect)
 
 
 def _leftovers(config: ProxyConfig | None, _runner: Runner) -> Leftovers:

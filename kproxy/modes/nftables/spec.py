@@ -6,7 +6,7 @@ from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import traits_of
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.processes import Runner
-from kproxy.modes.base import Mode, ModeSpec, WantedSysctl
+from kproxy.modes.base import Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.nftables.cleanup import TableLeftovers
 from kproxy.modes.nftables.mode import NftablesMode
 from kproxy.modes.nftables.preflight import check
@@ -21,7 +21,7 @@ def _set_sysctls(_config: ProxyConfig) -> None:
     """The mode depends on no kernel parameter of its own."""
 
 
-def _sysctls(_config: ProxyConfig, _localhost: bool) -> Iterator[WantedSysctl]:
+def _sysctls(_config: ProxyConfig, _localhost: bool) -> Iterator[RequiredSysctl]:
     return iter(())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Difference, Drift
-from kproxy.backends.core.work import Changes, Comparison, Failure, Observation, SyncWork, Wanted
+from kproxy.backends.core.work import Changes, Comparison, DesiredChange, Failure, Observation, SyncWork
 from kproxy.plan.model import PortPlan, Protocol, ServicePlan
 
 
@@ -70,7 +70,7 @@ class FakeOperations:
         assert isinstance(error, KernelError)
         return Failure(str(error), refused=error.refused, stale=error.stale)
 
-    def want(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> Wanted:
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
         changed = set()
         for _, new in changes:
             self.wanted += 1
@@ -82,7 +82,7 @@ class FakeOperations:
                 del self._desired[new.key]
             else:
                 self._desired[new.key] = value
-        return Wanted(changed)
+        return DesiredChange(changed)
 
     def foreign_writes(self) -> int:
         return self.writes_by_others
