@@ -2,7 +2,7 @@
 
 Sources run on threads of their own and only fill the store. A sync takes a slice of the changed services
 (backlog.py) and the next sync follows at once while others wait, so that a small change never waits for all
-the changes of somebody else. A change leaves the store family by family when it is applied; a change that
+the changes of another tenant. A change leaves the store family by family when it is applied; a change that
 fails stays there, is reported, and is tried again. A family that fails does not delay the other one.
 """
 
@@ -289,7 +289,7 @@ class Agent:
                 self._adopt(desired.config)
                 self._reconfigured = True
                 self._tracker.invalidate()
-        if self._tracker.look(self._config):
+        if self._tracker.refresh(self._config):
             self._refresh_facts()
 
     def _next_deadline(self, now: float) -> float | None:

@@ -37,10 +37,10 @@ class NodeTracker:
         self._stale = True
 
     def invalidate(self) -> None:
-        """Make the next `look` report a change; may be called from any thread."""
+        """Make the next `refresh` report a change; may be called from any thread."""
         self._stale = True
 
-    def look(self, config: ProxyConfig) -> bool:
+    def refresh(self, config: ProxyConfig) -> bool:
         """Read the current inputs; return whether the facts may differ from those derived last."""
         seen = self._store.node(), self._store.service_ranges, self._api_servers()
         if not self._stale and seen == self._seen:

@@ -40,11 +40,11 @@ class HealthMonitor:
 
     def run(self, stop: threading.Event) -> None:
         """Check until `stop` is set."""
-        self.look()
+        self.check()
         while not stop.wait(PERIOD):
-            self.look()
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check once; report lines that were left out of the log."""
         logs.report_left_out()
         verdict = self._verdict()

@@ -27,7 +27,7 @@ def watched(*verdicts: Verdict) -> tuple[list[tuple[str, str, str, str]], list[N
     monitor = HealthMonitor(lambda: next(coming), notices.append)
     with capture_logs() as logs:
         for _ in verdicts:
-            monitor.look()
+            monitor.check()
     told = [(line["log_level"], line["was"], line["state"], line["livez"]) for line in logs]
     assert {line["event"] for line in logs} <= {"health_changed"}
     return told, notices

@@ -139,7 +139,7 @@ class Reconciler(Generic[AnyOperations]):
             try:
                 self._run(sync)
             except StaleStateError as stale:
-                sync.looked_again = str(stale)
+                sync.resynced = str(stale)
                 self._fail()
                 self._run(sync)
         except self.operations.errors as failed:
@@ -272,7 +272,7 @@ class Reconciler(Generic[AnyOperations]):
             rules=dict(sync.rules),
             full=sync.full,
             drifts=tuple(sync.drifts),
-            resynced=sync.looked_again,
+            resynced=sync.resynced,
             refusals=sync.refusals,
             kept=sync.kept,
             unfinished=sync.unfinished if error is None else frozenset(),

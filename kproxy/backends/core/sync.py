@@ -27,7 +27,7 @@ class Sync:
     """A SyncWork. It adds refused services to `quarantine` and `pending`, which the reconciler owns.
 
     `expires`: tells whether the time of the sync is over; None if that has no limit. `expected`: kinds of
-    errors for which the services that are tried now were refused before. `looked_again`: why the kernel was
+    errors for which the services that are tried now were refused before. `resynced`: why the kernel was
     read a second time in this sync. `kept`: leftovers that could not be deleted in it. `unfinished`: services
     that wait for the next sync because the time was over.
     """
@@ -48,7 +48,7 @@ class Sync:
         self.rules: Counter[str] = Counter()
         self.drifts: list[Drift] = []
         self.full = False
-        self.looked_again: str | None = None
+        self.resynced: str | None = None
         self.refusals = 0
         self.kept = 0
         self.postponed: Mapping[str, str] = {}
@@ -86,12 +86,12 @@ class Sync:
         self,
         keys: Sequence[str],
         attempt: Callable[[Sequence[str]], None],
-        rescue: Callable[[str], bool] = lambda _: False,
+        write_otherwise: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Write a batch of services; find and quarantine those at fault if the kernel refuses it."""
 
         def give_up(key: str, error: Exception) -> None:
-            if rescue(key):
+            if write_otherwise(key):
                 return
             reason = self._operations.explain(error).message
             plan = self._plans.get(key)
@@ -142,11 +142,11 @@ class Sync:
             return
         writes = self._operations.foreign_writes()
         if writes is None or writes != self.seen_writes:
-            self.look_again(reason)
+            self.resync(reason)
 
-    def look_again(self, reason: str) -> None:
+    def resync(self, reason: str) -> None:
         """Raise StaleStateError, unless the kernel was read a second time in this sync."""
-        if self.looked_again is None:
+        if self.resynced is None:
             raise StaleStateError(reason)
 
     def _refuse(self, key: str, reason: str, cause: Cause) -> None:

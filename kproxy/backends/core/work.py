@@ -101,11 +101,12 @@ class SyncWork(Protocol):
         self,
         keys: Sequence[str],
         attempt: Callable[[Sequence[str]], None],
-        rescue: Callable[[str], bool] = lambda _: False,
+        write_otherwise: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Write a batch of services; find and quarantine those at fault if the kernel refuses it.
 
-        `rescue` is asked before a service is quarantined, and returns whether it was written in another way.
+        `write_otherwise` is called before a service is quarantined; it returns whether it wrote the service
+        in another way.
         """
 
     def bisect_leftovers(
@@ -120,7 +121,7 @@ class SyncWork(Protocol):
         write constantly; and not for a service that was refused before for the same reason.
         """
 
-    def look_again(self, reason: str) -> None:
+    def resync(self, reason: str) -> None:
         """Raise StaleStateError, unless the kernel was read a second time in this sync."""
 
 
@@ -166,4 +167,4 @@ class Operations(Protocol):
         """
 
     def refresh(self) -> None:
-        """Forget which abilities the kernel lacks: what was refused for that is tried again."""
+        """Forget which capabilities the kernel lacks: what was refused for that is tried again."""

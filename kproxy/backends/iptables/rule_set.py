@@ -227,7 +227,7 @@ class RuleSet:
         def attempt(some: Sequence[str]) -> None:
             writer.group({key: desired.get(key, NO_RULES) for key in some}, part)
 
-        def rescue(key: str) -> bool:
+        def write_otherwise(key: str) -> bool:
             """Write a service without deletions: a foreign rule may refer to one of its former chains."""
             if Part.DELETIONS not in part:
                 return False
@@ -241,7 +241,7 @@ class RuleSet:
             writer.defer_delete(key, new)
             return True
 
-        work.bisect(keys, attempt, rescue)
+        work.bisect(keys, attempt, write_otherwise)
 
     def _settle(self, work: SyncWork, writer: Writer) -> None:
         """Write the shared chains; one to delete that foreign rules refer to is emptied instead."""

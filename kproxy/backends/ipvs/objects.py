@@ -183,7 +183,7 @@ class IpvsObjects:
             yield
         except self._rules.errors as error:
             if self.servers.known.lacks_sets():
-                work.look_again(self._rules.explain(error).text)
+                work.resync(self._rules.explain(error).text)
             raise
 
     def _leave_own_connections(self) -> None:

@@ -291,7 +291,7 @@ class VirtualServers:
             try:
                 failures = self._kernel.device.add(missing)
             except DeviceMissing as error:
-                work.look_again(str(error))
+                work.resync(str(error))
                 raise
         record.addresses.update(ip for ip in missing if ip not in failures)
         self.known.lost -= record.addresses

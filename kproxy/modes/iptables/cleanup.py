@@ -42,7 +42,7 @@ class RuleLeftovers:
     def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
         self._runner = runner
         replaces = config is not None and traits_of(config.proxy_mode).writes_iptables
-        self._was_guarded = replaces and route_localnet.is_firewall_present(runner)
+        self._firewall_was_present = replaces and route_localnet.is_firewall_present(runner)
 
     def begin(self, used: Mapping[Family, Variant]) -> None:
         """Remove each family's rules in the variant that is not `used`."""
@@ -50,7 +50,7 @@ class RuleLeftovers:
             remove_rules(self._runner)
             return
         remove_other_rules(used, self._runner)
-        if self._was_guarded and not route_localnet.is_firewall_present(self._runner):
+        if self._firewall_was_present and not route_localnet.is_firewall_present(self._runner):
             route_localnet.close()
 
     def run_timers(self) -> float | None:
@@ -72,9 +72,9 @@ def remove_rules(runner: Runner | None = None) -> bool:
     `runner` runs the programs; stopping it ends the removal.
     """
     runner = runner or Runner()
-    was_guarded = route_localnet.is_firewall_present(runner)
+    firewall_was_present = route_localnet.is_firewall_present(runner)
     clean = _remove(dict.fromkeys(Family, tuple(Variant)), runner, lock_wait=_LOCK_SECONDS)
-    if was_guarded and not route_localnet.is_firewall_present(runner):
+    if firewall_was_present and not route_localnet.is_firewall_present(runner):
         route_localnet.close()
     _remove_counters()
     return clean
@@ -139,7 +139,7 @@ class _Removing:
                 self._log.warning("chain_delete_failed", table=removal.table, chain=chain, used_by=rule)
                 self.clean = False
         if removals and self.clean and not self._readable_only:
-            self._look_again(xtables)
+            self._read_again(xtables)
 
     def failed(self, reason: str, **where: str) -> None:
         """Log that something could not be removed."""
@@ -161,7 +161,7 @@ class _Removing:
         if found:
             self.failed(f"{reason}, and {len(found)} chains are there, as {'/'.join(found[0])}")
 
-    def _look_again(self, xtables: Xtables) -> None:
+    def _read_again(self, xtables: Xtables) -> None:
         try:
             remaining = list(plan_removal(xtables.save()))
         except RestoreError as error:

@@ -38,13 +38,13 @@ class Capabilities(msgspec.Struct, frozen=True):
     """The capabilities of the kernel and its iptables for one family that the rules depend on.
 
     `layout` is the requested one, if the kernel supports it. `counters` maps names of nfacct counters to
-    whether rules may use them. `liberal`: conntrack does not mark out-of-window packets as invalid.
+    whether rules may use them. `be_liberal`: conntrack does not mark out-of-window packets as invalid.
     """
 
     layout: str
     counters: Mapping[str, bool] = {}
     random_fully: bool = True
-    liberal: bool = False
+    be_liberal: bool = False
 
 
 class IptablesMode:
@@ -61,8 +61,8 @@ class IptablesMode:
         self.tables = tables
         self._backends: dict[Family, IptablesBackend] = {}
         self._watches: dict[object, ForeignWrites] = {}
-        self._localnet: dict[Family, bool] = {}
-        self._liberal = is_liberal()
+        self._route_localnet: dict[Family, bool] = {}
+        self._be_liberal = conntrack_is_liberal()
         self._counters_of = _legacy_counters(tables, runner)
         self._layouts = {family: usable_layout(config, xtables) for family, xtables in tables.items()}
         self._counters = {
@@ -84,7 +84,7 @@ class IptablesMode:
         """Return the backend of a family."""
         config = self._settings(family, facts)
         # Where the parameter is read-only, one warning is enough.
-        self._localnet[family] = config.localhost and route_localnet.allow()
+        self._route_localnet[family] = config.localhost and route_localnet.allow()
         layout, larger = layouts(config, self._layouts[family])
         backend = self._backends.get(family)
         if backend is None:
@@ -137,8 +137,8 @@ class IptablesMode:
 
     def _prepare(self, family: Family, writing: bool) -> None:
         """Create the objects that the rules need, if others have removed them."""
-        if self._localnet.get(family):
-            self._localnet[family] = route_localnet.allow()
+        if self._route_localnet.get(family):
+            self._route_localnet[family] = route_localnet.allow()
         if not writing:
             return
         for name, usable in self._counters[family].items():
@@ -153,7 +153,7 @@ class IptablesMode:
             layout=self._layouts[family],
             counters=self._counters[family],
             random_fully=self.tables[family].random_fully,
-            liberal=self._liberal,
+            be_liberal=self._be_liberal,
         )
         return iptables_config(self._config, family, facts, capabilities)
 
@@ -181,13 +181,13 @@ def iptables_config(
         localhost_node_ports=facts.localhost_node_ports,
         node_port_addresses=facts.node_port_addresses,
         random_fully=capabilities.random_fully,
-        drop_invalid=not capabilities.liberal,
+        drop_invalid=not capabilities.be_liberal,
         count_invalid=capabilities.counters.get(INVALID_COUNTER, False),
         count_localhost=capabilities.counters.get(LOCALHOST_COUNTER, False),
     )
 
 
-def is_liberal() -> bool:
+def conntrack_is_liberal() -> bool:
     """Whether conntrack treats out-of-window packets as valid, so that no rule needs to drop them."""
     try:
         return sysctl.read(TCP_BE_LIBERAL) != "0"

@@ -20,9 +20,9 @@ from kproxy.modes.base import Preview
 from kproxy.modes.iptables.mode import (
     COUNTERS,
     Capabilities,
+    conntrack_is_liberal,
     countable,
     iptables_config,
-    is_liberal,
     usable_layout,
 )
 from kproxy.modes.iptables_rules import find_programs, read_tables, rules_backend, sync_once
@@ -114,7 +114,7 @@ def _former_rules(family: Family, used: Variant | None = None) -> Iterator[Chang
 
 def _capabilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> dict[Family, Capabilities]:
     """The kernel's capabilities, probed where that changes nothing, else derived from the existing rules."""
-    liberal = is_liberal()
+    be_liberal = conntrack_is_liberal()
 
     def tried() -> dict[Family, Capabilities]:
         found = {}
@@ -122,7 +122,7 @@ def _capabilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> 
             xtables = SubprocessXtables(family, programs)
             counters = {name: countable(xtables, name) for name in COUNTERS}
             layout = usable_layout(config, xtables)
-            found[family] = Capabilities(layout, counters, xtables.random_fully, liberal)
+            found[family] = Capabilities(layout, counters, xtables.random_fully, be_liberal)
         return found
 
     try:
@@ -131,7 +131,7 @@ def _capabilities(config: ProxyConfig, tools: Mapping[Family, XtablesTools]) -> 
         standing = _standing_counters()
         return {
             family: Capabilities(
-                config.iptables_layout, standing, SubprocessXtables(family, programs).random_fully, liberal
+                config.iptables_layout, standing, SubprocessXtables(family, programs).random_fully, be_liberal
             )
             for family, programs in tools.items()
         }
@@ -147,6 +147,6 @@ def _standing_counters() -> dict[str, bool]:
 
 def _capabilities_in(dump: bytes, config: ProxyConfig) -> Capabilities:
     counters = {name: name.encode() in dump for name in COUNTERS}
-    liberal = b":KUBE-FORWARD " in dump and b"--ctstate INVALID" not in dump
+    be_liberal = b":KUBE-FORWARD " in dump and b"--ctstate INVALID" not in dump
     plain = b"-j MASQUERADE\n" in dump and b"--random-fully" not in dump
-    return Capabilities(config.iptables_layout, counters, not plain, liberal)
+    return Capabilities(config.iptables_layout, counters, not plain, be_liberal)
