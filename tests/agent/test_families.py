@@ -1,4 +1,4 @@
-"""IPv4 and IPv6 side by side in one run loop: the trouble of one is not the other's."""
+"""IPv4 and IPv6 side by side in one run loop: a failure of one is not one of the other."""
 
 from __future__ import annotations
 

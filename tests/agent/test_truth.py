@@ -1,4 +1,4 @@
-"""A whole agent over a kernel in memory: what the status, the probes and the metrics say of each trouble."""
+"""A whole agent over a kernel in memory: what the status, the probes and the metrics say of each failure."""
 
 import threading
 from datetime import UTC, datetime, timedelta
