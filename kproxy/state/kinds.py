@@ -119,6 +119,7 @@ Kind.SERVICE = Kind(
     label_selector="!service.kubernetes.io/service-proxy-name",
     field_selector="spec.clusterIP!=None",
     relevant=relevance.of_service,
+    prepare=sharing.share_service,
 )
 
 Kind.ENDPOINT_SLICE = Kind(
@@ -128,7 +129,7 @@ Kind.ENDPOINT_SLICE = Kind(
     wire=EndpointSlice,
     label_selector="!service.kubernetes.io/headless",
     relevant=relevance.of_slice,
-    prepare=sharing.share,
+    prepare=sharing.share_slice,
 )
 
 Kind.NODE = Kind(name="Node", api_version="v1", plural="nodes", wire=Node, own_node=True)

@@ -1,42 +1,72 @@
-"""Share equal values of endpoints in memory: node names, zones, conditions, ports.
+"""Share equal values of decoded objects in memory: names of namespaces, policies, conditions, ports.
 
-100,000 endpoints on 1,000 nodes have few different conditions and ports, but each decoded object has its own
-copies. Long lists of ports are not shared: they are rare, and the cache would keep those of a tenant.
+100,000 endpoints on 1,000 nodes have few different conditions and ports, and 10,000 services few different
+ports and policies, but each decoded object has its own copies. Long lists of ports are not shared: they are
+rare, and the cache would keep those of a tenant.
 """
 
 import sys
 from functools import lru_cache
 
+import msgspec
 from msgspec.structs import force_setattr
 
-from kproxy.state.wire import EndpointConditions, EndpointPort, EndpointSlice
+from kproxy.state.compact_endpoints import compact
+from kproxy.state.wire import EndpointPort, EndpointSlice, Service, ServicePort, ServiceSpec
 
 _LONGEST_SHARED = 64
 """Most ports of a list that is shared; the API allows 20,000."""
 
-Ports = tuple[EndpointPort, ...]
+_POLICIES = ("type", "session_affinity", "external_traffic_policy", "internal_traffic_policy")
 
 
-def share(decoded: EndpointSlice) -> None:
+def share_slice(decoded: EndpointSlice) -> None:
     """Replace parts of a newly decoded slice by equal shared ones; nothing else may refer to it yet."""
+    _intern(decoded.metadata, "namespace")
+    _intern(decoded, "address_type")
+    if decoded.metadata.labels is not None:
+        _intern(decoded.metadata.labels, "service_name")
     if decoded.ports is not None and len(decoded.ports) <= _LONGEST_SHARED:
         force_setattr(decoded, "ports", _ports(decoded.ports))
-    for endpoint in decoded.endpoints or ():
-        if endpoint.conditions is not None:
-            force_setattr(endpoint, "conditions", _conditions(endpoint.conditions))
-        if endpoint.node_name is not None:
-            force_setattr(endpoint, "node_name", sys.intern(endpoint.node_name))
-        if endpoint.zone is not None:
-            force_setattr(endpoint, "zone", sys.intern(endpoint.zone))
-        if endpoint.target_ref is not None and endpoint.target_ref.kind is not None:
-            force_setattr(endpoint.target_ref, "kind", sys.intern(endpoint.target_ref.kind))
+    if isinstance(decoded.endpoints, tuple):
+        force_setattr(decoded, "endpoints", compact(decoded.endpoints))
 
 
-@lru_cache(maxsize=64)
-def _conditions(conditions: EndpointConditions) -> EndpointConditions:
-    return conditions
+def share_service(decoded: Service) -> None:
+    """Replace parts of a newly decoded Service by equal shared ones; nothing else may refer to it yet."""
+    _intern(decoded.metadata, "namespace")
+    _intern(decoded.metadata, "name")
+    spec = decoded.spec
+    if spec is None:
+        return
+    for policy in _POLICIES:
+        _intern(spec, policy)
+    if spec.cluster_ips and spec.cluster_ip == spec.cluster_ips[0]:
+        force_setattr(spec, "cluster_ip", spec.cluster_ips[0])
+    if spec.ports is not None and len(spec.ports) <= _LONGEST_SHARED:
+        _share_ports(spec, spec.ports)
+
+
+def _share_ports(spec: ServiceSpec, ports: tuple[ServicePort, ...]) -> None:
+    if any(port.node_port for port in ports):  # a node port belongs to one service
+        for port in ports:
+            _intern(port, "name")
+            _intern(port, "protocol")
+    else:
+        force_setattr(spec, "ports", _service_ports(ports))
+
+
+def _intern(owner: msgspec.Struct, name: str) -> None:
+    value = getattr(owner, name)
+    if value is not None:
+        force_setattr(owner, name, sys.intern(value))
 
 
 @lru_cache(maxsize=4096)
-def _ports(ports: Ports) -> Ports:
+def _ports(ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
+    return ports
+
+
+@lru_cache(maxsize=4096)
+def _service_ports(ports: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
     return ports

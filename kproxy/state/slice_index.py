@@ -1,6 +1,7 @@
 """The index from services to their EndpointSlices. It refers to the objects of the tables."""
 
-from collections.abc import Collection, KeysView, Mapping
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -32,28 +33,46 @@ def split_trigger(endpoint_slice: EndpointSlice) -> tuple[EndpointSlice, Trigger
 
 
 class SliceIndex:
-    """Service key -> slice key -> slice. A service without slices has no entry. Not thread-safe."""
+    """Service key -> its slices. A service without slices has no entry. Not thread-safe.
+
+    Most services have one slice, which has no dictionary of its own.
+    """
 
     def __init__(self) -> None:
-        self._of: dict[str, dict[str, EndpointSlice]] = {}
+        self._single: dict[str, EndpointSlice] = {}
+        self._several: dict[str, dict[str, EndpointSlice]] = {}
 
-    def of(self, service: str) -> Mapping[str, EndpointSlice]:
-        """The slices of one service by key."""
-        return self._of.get(service, {})
+    def of(self, service: str) -> Collection[EndpointSlice]:
+        """The slices of one service."""
+        single = self._single.get(service)
+        return self._several.get(service, {}).values() if single is None else (single,)
 
-    def services(self) -> KeysView[str]:
+    def services(self) -> AbstractSet[str]:
         """The keys of all services that have slices."""
-        return self._of.keys()
+        return self._single.keys() | self._several.keys()
 
     def put(self, service: str, endpoint_slice: EndpointSlice) -> Collection[EndpointSlice]:
         """Add or replace a slice; return all slices of its service."""
-        siblings = self._of.setdefault(service, {})
+        single = self._single.get(service)
+        if service not in self._several and (single is None or single.key == endpoint_slice.key):
+            self._single[service] = endpoint_slice
+            return (endpoint_slice,)
+        if single is not None:
+            self._several[service] = {single.key: self._single.pop(service)}
+        siblings = self._several[service]
         siblings[endpoint_slice.key] = endpoint_slice
         return siblings.values()
 
     def remove(self, service: str, key: str) -> None:
         """Remove a slice of a service. Raises KeyError if the service has no such slice."""
-        siblings = self._of[service]
+        single = self._single.get(service)
+        if single is not None:
+            if single.key != key:
+                raise KeyError(key)
+            del self._single[service]
+            return
+        siblings = self._several[service]
         del siblings[key]
-        if not siblings:
-            del self._of[service]
+        if len(siblings) == 1:
+            del self._several[service]
+            self._single[service] = next(iter(siblings.values()))

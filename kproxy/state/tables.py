@@ -5,6 +5,7 @@ A failed apply does not commit, so no change is lost. The duration of a change o
 same marks: its trigger is kept until the change is committed.
 """
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import cast
@@ -109,7 +110,7 @@ class Tables:
     def upsert(self, obj: WireObject) -> bool:
         """Add or replace one object; False if nothing relevant changed."""
         kind = self._kind_of[type(obj)]
-        objects, key = self._objects[kind], obj.key
+        objects, key = self._objects[kind], sys.intern(obj.key)
         known = objects.get(key)
         if known == obj:
             return False
@@ -160,8 +161,7 @@ class Tables:
 
     def read(self, key: str) -> ServiceInput:
         """The current state of one service."""
-        slices = self._slices.of(key)
-        ordered = tuple(slices[name] for name in sorted(slices))
+        ordered = tuple(sorted(self._slices.of(key), key=_name))
         return ServiceInput(key, self.pending.revision(key), self._services.get(key), ordered)
 
     def commit(self, applied: Iterable[ServiceInput]) -> list[Trigger]:
@@ -198,7 +198,7 @@ class Tables:
         self._touch(key)
         self._count(Kind.SERVICE, key)
         if self._listed():
-            self._incomplete.service_came(known, service, self._slices.of(key).values())
+            self._incomplete.service_came(known, service, self._slices.of(key))
 
     def _slice_came(
         self, known: EndpointSlice | None, endpoint_slice: EndpointSlice, trigger: Trigger | None
@@ -227,4 +227,8 @@ class Tables:
 
 def _owner(endpoint_slice: EndpointSlice) -> str:
     """The key of a slice's service; every relevant slice has one."""
-    return cast("str", endpoint_slice.service_key)
+    return sys.intern(cast("str", endpoint_slice.service_key))
+
+
+def _name(endpoint_slice: EndpointSlice) -> str:
+    return endpoint_slice.metadata.name

@@ -5,7 +5,8 @@ are structs too: only the keys that service proxies use are kept. No struct has 
 structs are equal, nothing relevant changed.
 """
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta, field
@@ -199,6 +200,13 @@ class Endpoint(_Wire, frozen=True):
     target_ref: TargetRef | None = None
 
 
+if TYPE_CHECKING:
+    Endpoints = Sequence[Endpoint]
+else:
+    Endpoints = tuple[Endpoint, ...]
+"""endpoints of an EndpointSlice: decoded as a tuple, and kept in the form of kproxy.state.compact_endpoints."""
+
+
 class EndpointPort(_Wire, frozen=True):
     """ports[] of an EndpointSlice."""
 
@@ -212,7 +220,7 @@ class EndpointSlice(NamespacedObject, frozen=True):
 
     metadata: SliceMeta
     address_type: str = "IPv4"
-    endpoints: tuple[Endpoint, ...] | None = None
+    endpoints: Endpoints | None = None
     ports: tuple[EndpointPort, ...] | None = None
 
     @property
