@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
-from kproxy.addresses import Family, join_host_port, parse_ip
+from kproxy.addresses import Family, parse_ip
 from kproxy.plan.limits import Limits
 from kproxy.plan.model import EndpointPlan, NodeView
 from kproxy.plan.problem_list import ProblemList
 from kproxy.plan.topology import Candidate
 from kproxy.plan.weights import DEFAULT_WEIGHT, Weights, weight_of
-from kproxy.state.wire import PORT_MAX, Endpoint, EndpointConditions, EndpointSlice
+from kproxy.state.compact_endpoints import columns_of
+from kproxy.state.wire import PORT_MAX, Endpoint, EndpointConditions, Endpoints, EndpointSlice
 
 PortKey = tuple[str, str]
 """(port name, protocol): what links an EndpointSlice port to a Service port."""
@@ -28,10 +29,9 @@ _NO_CONDITIONS = EndpointConditions()
 _NO_HINTS: frozenset[str] = frozenset()
 
 
-class _Found(msgspec.Struct, frozen=True, gc=False):
-    """An endpoint of a slice before it is combined with ports."""
+class _Traits(msgspec.Struct, frozen=True, gc=False):
+    """All that planning needs of an endpoint besides its address; endpoints of a slice share most of them."""
 
-    ip: str
     local: bool
     has_node: bool
     weight: int
@@ -47,13 +47,17 @@ class _Found(msgspec.Struct, frozen=True, gc=False):
         return not self.terminating, self.ready, self.serving, self.local, self.has_node, self.weight
 
     @property
-    def useless(self) -> tuple[bool, bool, bool, str]:
-        """The order in which endpoints beyond a limit are left out: the greatest first.
+    def useless(self) -> tuple[bool, bool, bool]:
+        """The order in which endpoints beyond a limit are left out, before their address: the greatest first.
 
         Those of this node count for policy Local, so they precede others.
         """
         usable = self.ready or (self.serving and self.terminating)
-        return not usable, not self.local, not self.ready, self.ip
+        return not usable, not self.local, not self.ready
+
+
+_Found = tuple[str, _Traits]
+"""The address of an endpoint of a slice, before it is combined with ports, and its traits."""
 
 
 class _ReadSlice(msgspec.Struct, gc=False):
@@ -83,6 +87,7 @@ def collect(
     `weights` are those of the service's annotation.
     """
     read_slices: list[_ReadSlice] = []
+    reader = _Reader(family, node.name, weights, problems)
     for endpoint_slice in slices:
         if (
             endpoint_slice.address_type != family.value
@@ -90,56 +95,99 @@ def collect(
             or not endpoint_slice.ports
         ):
             continue
-        found = [
-            each
-            for index, endpoint in enumerate(endpoint_slice.endpoints)
-            if (each := _read(endpoint_slice, index, endpoint, family, node.name, weights, problems))
-            is not None
-        ]
-        read_slices.append(_ReadSlice(found, list(_numbers(endpoint_slice, problems))))
-    local_ready = _local_ready(read_slices)
+        read_slices.append(
+            _ReadSlice(
+                reader.read(endpoint_slice, endpoint_slice.endpoints),
+                list(_numbers(endpoint_slice, problems)),
+            )
+        )
+    local_ready = _local_ready(read_slices) if reader.any_local_ready else 0
     if wanted is not None:
         for known in read_slices:
             known.ports = [port for port in known.ports if port[0] in wanted]
     _limit(read_slices, node.limits, problems)
-    into: dict[PortKey, dict[str, tuple[_Found, int]]] = {}
+    into: dict[PortKey, dict[str, tuple[str, int, _Traits]]] = {}
     for known in read_slices:
         for key, number in known.ports:
-            _add(into.setdefault(key, {}), known.endpoints, number)
+            _add(into.setdefault(key, {}), known.endpoints, number, family)
     return Collected(
-        {
-            key: [_candidate(*entries[text], text) for text in sorted(entries)]
-            for key, entries in into.items()
-        },
+        {key: [_candidate(*entry) for _, entry in sorted(entries.items())] for key, entries in into.items()},
         local_ready,
     )
 
 
-def _read(
-    endpoint_slice: EndpointSlice,
-    index: int,
-    endpoint: Endpoint,
-    family: Family,
-    node_name: str,
-    weights: Weights,
-    problems: ProblemList,
-) -> _Found | None:
-    ip = _address(endpoint_slice, index, endpoint, family, problems)
-    if ip is None:
-        return None
-    conditions = endpoint.conditions or _NO_CONDITIONS
-    hints = endpoint.hints
-    return _Found(
-        ip,
-        endpoint.node_name == node_name,
-        bool(endpoint.node_name),
-        _weight(endpoint, weights) if weights else DEFAULT_WEIGHT,
-        conditions.ready is not False,
-        conditions.serving is not False,
-        conditions.terminating is True,
-        frozenset(z.name for z in hints.for_zones) if hints and hints.for_zones else _NO_HINTS,
-        frozenset(n.name for n in hints.for_nodes) if hints and hints.for_nodes else _NO_HINTS,
-    )
+class _Reader:
+    """Reads endpoints of one service; those that have all but address and pod in common share their traits."""
+
+    def __init__(self, family: Family, node: str, weights: Weights, problems: ProblemList) -> None:
+        self.any_local_ready = False
+        self._family = family
+        self._node = node
+        self._weights = weights
+        self._problems = problems
+        self._known: dict[tuple[int, str], _Traits] = {}
+        """By identity of the shared part, because to hash one takes longer; the slices keep them alive."""
+
+    def read(self, endpoint_slice: EndpointSlice, endpoints: Endpoints) -> list[_Found]:
+        """The endpoints of a slice that can be used."""
+        found: list[_Found] = []
+        last: Endpoint | None = None
+        traits: _Traits | None = None
+        for index, (text, common, pod) in enumerate(columns_of(endpoints)):
+            ip = self._address(endpoint_slice, index, text)
+            if ip is None:
+                continue
+            if traits is None or common is not last or self._weights:
+                traits, last = self._traits(common, pod), common
+            found.append((ip, traits))
+        return found
+
+    def _traits(self, common: Endpoint, pod: str) -> _Traits:
+        key = (id(common), pod if self._weights else "")
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._new_traits(common, pod)
+            self.any_local_ready |= known.local and known.ready
+        return known
+
+    def _new_traits(self, common: Endpoint, pod: str) -> _Traits:
+        conditions = common.conditions or _NO_CONDITIONS
+        hints = common.hints
+        return _Traits(
+            common.node_name == self._node,
+            bool(common.node_name),
+            self._weight(common, pod) if self._weights else DEFAULT_WEIGHT,
+            conditions.ready is not False,
+            conditions.serving is not False,
+            conditions.terminating is True,
+            frozenset(z.name for z in hints.for_zones) if hints and hints.for_zones else _NO_HINTS,
+            frozenset(n.name for n in hints.for_nodes) if hints and hints.for_nodes else _NO_HINTS,
+        )
+
+    def _weight(self, common: Endpoint, pod: str) -> int:
+        target = common.target_ref
+        is_pod = target is not None and target.kind in {None, "", "Pod"}
+        return weight_of(
+            self._weights,
+            pod=pod if is_pod else "",
+            node=common.node_name or "",
+            zone=common.zone or "",
+        )
+
+    def _address(self, endpoint_slice: EndpointSlice, index: int, text: str) -> str | None:
+        if not text:
+            _report(self._problems, endpoint_slice, f"endpoints[{index}].addresses", [], "no address")
+            return None
+        try:
+            actual, ip = parse_ip(text)
+        except ValueError as error:
+            _report(self._problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, str(error))
+            return None
+        if actual is not self._family:
+            reason = f"an {actual} address in a slice of addressType {self._family}"
+            _report(self._problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, reason)
+            return None
+        return ip
 
 
 def _numbers(endpoint_slice: EndpointSlice, problems: ProblemList) -> Iterator[tuple[PortKey, int]]:
@@ -156,11 +204,11 @@ def _numbers(endpoint_slice: EndpointSlice, problems: ProblemList) -> Iterator[t
 def _local_ready(read_slices: Iterable[_ReadSlice]) -> int:
     """The number of addresses of ready endpoints on this node, whatever their ports."""
     entries = [each for read_slice in read_slices if read_slice.ports for each in read_slice.endpoints]
-    here = {each.ip for each in entries if each.local and each.ready}
-    best: dict[str, _Found] = {}
-    for each in entries:
-        if each.ip in here and (each.ip not in best or each.rank >= best[each.ip].rank):
-            best[each.ip] = each
+    here = {ip for ip, traits in entries if traits.local and traits.ready}
+    best: dict[str, _Traits] = {}
+    for ip, traits in entries:
+        if ip in here and (ip not in best or traits.rank >= best[ip].rank):
+            best[ip] = traits
     return sum(each.local and each.ready for each in best.values())
 
 
@@ -177,12 +225,12 @@ def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList)
     ports = max(len(read_slice.ports) for read_slice in read_slices)
     kept = max(1, min(limits.endpoints_per_port, limits.endpoints_per_service // ports))
     entries = sorted(
-        (each.useless, number, index)
+        (*traits.useless, ip, number, index)
         for number, read_slice in enumerate(read_slices)
-        for index, each in enumerate(read_slice.endpoints)
+        for index, (ip, traits) in enumerate(read_slice.endpoints)
     )
     chosen: dict[int, list[_Found]] = {}
-    for _, number, index in entries[:kept]:
+    for *_, number, index in entries[:kept]:
         chosen.setdefault(number, []).append(read_slices[number].endpoints[index])
     for number, read_slice in enumerate(read_slices):
         read_slice.endpoints = chosen.get(number, [])
@@ -203,49 +251,26 @@ def _about(number: int) -> str:
     return f"{number // unit * unit}" + "+" * (unit > 1)
 
 
-def _add(into: dict[str, tuple[_Found, int]], endpoints: Iterable[_Found], number: int) -> None:
-    for each in endpoints:
-        text = join_host_port(each.ip, number)
+def _add(
+    into: dict[str, tuple[str, int, _Traits]], endpoints: Iterable[_Found], number: int, family: Family
+) -> None:
+    form = "%s:%d" if family is Family.IPV4 else "[%s]:%d"  # as join_host_port
+    for ip, traits in endpoints:
+        text = form % (ip, number)
         rival = into.get(text)
-        if rival is None or each.rank >= rival[0].rank:
-            into[text] = (each, number)
+        if rival is None or traits.rank >= rival[2].rank:
+            into[text] = (ip, number, traits)
 
 
-def _candidate(found: _Found, number: int, text: str) -> Candidate:
+def _candidate(ip: str, number: int, traits: _Traits) -> Candidate:
     return Candidate(
-        EndpointPlan(found.ip, number, text, found.local, found.has_node, found.weight),
-        found.ready,
-        found.serving,
-        found.terminating,
-        found.zones,
-        found.nodes,
+        EndpointPlan(ip, number, traits.local, traits.has_node, traits.weight),
+        traits.ready,
+        traits.serving,
+        traits.terminating,
+        traits.zones,
+        traits.nodes,
     )
-
-
-def _weight(endpoint: Endpoint, weights: Weights) -> int:
-    target = endpoint.target_ref
-    pod = target.name if target is not None and target.kind in {None, "", "Pod"} else ""
-    return weight_of(weights, pod=pod or "", node=endpoint.node_name or "", zone=endpoint.zone or "")
-
-
-def _address(
-    endpoint_slice: EndpointSlice, index: int, endpoint: Endpoint, family: Family, problems: ProblemList
-) -> str | None:
-    if not endpoint.addresses:
-        _report(problems, endpoint_slice, f"endpoints[{index}].addresses", [], "no address")
-        return None
-    # Only the first address counts: since 1.32 the API requires consumers to ignore the others.
-    text = endpoint.addresses[0]
-    try:
-        actual, ip = parse_ip(text)
-    except ValueError as error:
-        _report(problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, str(error))
-        return None
-    if actual is not family:
-        reason = f"an {actual} address in a slice of addressType {family}"
-        _report(problems, endpoint_slice, f"endpoints[{index}].addresses[0]", text, reason)
-        return None
-    return ip
 
 
 def _report(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kproxy.addresses import Family
+from kproxy.addresses import Family, join_host_port
 from kproxy.plan.limits import DEFAULT_LIMITS, Limits
 from kproxy.plan.schedulers import Scheduler
 from kproxy.state.problems import Problem
@@ -72,7 +72,7 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint: `address_port` is `ip:port` as chain names and DNAT targets print it.
+    """One endpoint.
 
     `has_node` is False if the EndpointSlice names no node. `weight` (0-65535) is its share of new
     connections; see kproxy.plan.weights.effective for a list that has only zeroes.
@@ -80,10 +80,14 @@ class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
 
     ip: str
     port: int
-    address_port: str
     local: bool = False
     has_node: bool = True
     weight: int = 1
+
+    @property
+    def address_port(self) -> str:
+        """`ip:port`, as chain names and DNAT targets print it; made on demand, because there are many."""
+        return join_host_port(self.ip, self.port)
 
     @property
     def may_be_here(self) -> bool:

@@ -52,8 +52,11 @@ def select(
     cluster: tuple[EndpointPlan, ...] = ()
     preference = _Preference.ANY
     if uses_cluster:
-        preference = _preference(candidates, node)
-        cluster = tuple(c.plan for c in candidates if c.ready and _preferred(c, preference, node))
+        ready = [c for c in candidates if c.ready]
+        preference = _preference(ready, node)
+        if preference is not _Preference.ANY:
+            ready = [c for c in ready if _preferred(c, preference, node)]
+        cluster = tuple([c.plan for c in ready])
         if not cluster:
             cluster = tuple(c.plan for c in candidates if c.draining)
     if not uses_local:

@@ -31,10 +31,9 @@ def _ports(draw: st.DrawFn, family: Family, name: str) -> PortPlan:
         text = "203.0.113.{}" if family is V4 else "2001:db8::{}"
         return tuple(text.format(prefix + str(n)) for n in range(draw(st.integers(0, 2))))
 
-    form = "{}:8080" if family is V4 else "[{}]:8080"
     known = [
         Candidate(
-            EndpointPlan(ip, 8080, form.format(ip), draw(st.booleans())),
+            EndpointPlan(ip, 8080, draw(st.booleans())),
             *draw(st.sampled_from([(True, True, False), (False, True, True), (False, False, False)])),
             draw(st.sampled_from([frozenset({"zone-a"}), frozenset({"zone-b"}), frozenset()])),
         )

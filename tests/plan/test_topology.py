@@ -25,7 +25,7 @@ def _candidate(
 ) -> Candidate:
     """`state` holds r(eady), s(erving), t(erminating)."""
     ip = f"10.0.0.{number}"
-    plan = EndpointPlan(ip, 80, f"{ip}:80", local)
+    plan = EndpointPlan(ip, 80, local)
     return Candidate(plan, "r" in state, "s" in state, "t" in state, zones, nodes)
 
 

@@ -80,13 +80,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_zeroes_serve_where_there_is_nothing_else(
     weights: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    assert effective([EndpointPlan("10.0.0.1", 80, "10.0.0.1:80", weight=w) for w in weights]) == expected
+    assert effective([EndpointPlan("10.0.0.1", 80, weight=w) for w in weights]) == expected
 
 
 @given(st.lists(st.integers(0, WEIGHT_MAX), min_size=1, max_size=12))
 def test_the_rules_give_each_endpoint_its_share(weights: list[int]) -> None:
     endpoints = tuple(
-        EndpointPlan(f"10.0.0.{n}", 80, f"10.0.0.{n}:80", weight=w) for n, w in enumerate(weights, 1)
+        EndpointPlan(f"10.0.0.{n}", 80, weight=w) for n, w in enumerate(weights, 1)
     )
     port = PortPlan(
         "ns/a", Protocol.TCP, "10.96.0.1", 80, cluster=endpoints, reachable=endpoints, has_endpoints=True
