@@ -16,15 +16,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 NODE = "node-0"
 COLUMNS = ("RSS MB", "peak MB", "objects MB", "cpu ms")
@@ -70,7 +68,7 @@ class Ruler:
 
 
 def _parts(each: object) -> Iterator[object]:
-    if isinstance(each, Mapping):
+    if isinstance(each, dict):
         yield from each.keys()
         yield from each.values()
     elif isinstance(each, (list, tuple, set, frozenset)):
@@ -94,6 +92,7 @@ def measure(folder: Path) -> list[Row]:
     """Take the steps of a first sync in this process."""
     ruler = Ruler()
     ruler.stage("interpreter and benchmark")
+    import kproxy.logs  # first, as in the program: it keeps structlog from loading rich
     import kproxy.agent.main
     import kproxy.cli.run
     import kproxy.modes.nftables.mode  # noqa: F401
@@ -111,7 +110,7 @@ def measure(folder: Path) -> list[Row]:
     ruler.stage("imports")
     store = ObjectStore((Kind.SERVICE, Kind.ENDPOINT_SLICE))
     for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
-        _in_thread(lambda kind=kind: _list(folder, kind, store))
+        _in_thread(_list, folder, kind, store)
         ruler.stage(f"list of {kind.plural}", store.objects(kind))
     ruler.stage("indexes and marks", store._tables, store._rejected)
     inputs = store.take_all([family.value for family in Family])
@@ -121,10 +120,10 @@ def measure(folder: Path) -> list[Row]:
     for family in Family:
         cidr = "10.128.0.0/9" if family is Family.IPV4 else "fd00::/64"
         config = NftablesConfig(family, local_traffic=LocalTraffic(cidr=cidr))
-        sides.append(FamilySync(family, NftablesBackend(config, nft, ForeignWrites(nft.generation)), bool))
+        backend = NftablesBackend(config, nft, ForeignWrites(nft.generation))
+        sides.append(FamilySync(family, backend, lambda _: None))
     for side in sides:
-        began = side._planner
-        plans = began.update(inputs, NodeView(NODE))
+        plans = side._planner.update(inputs, NodeView(NODE))
         ruler.stage(f"plan {side.family}", plans, side._planner)
         side.backend.update(plans.values())
         side._plans |= plans
@@ -143,8 +142,8 @@ def measure(folder: Path) -> list[Row]:
     return ruler.result()
 
 
-def _in_thread(work: Callable[[], None]) -> None:
-    thread = threading.Thread(target=work)
+def _in_thread(work: Callable[..., None], *arguments: object) -> None:
+    thread = threading.Thread(target=work, args=arguments)
     thread.start()
     thread.join()
 
@@ -238,6 +237,9 @@ def _show(title: str, rows: list[Row], *, as_json: bool) -> None:
         for row in rows:
             print(json.dumps({"of": title} | row))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title)
     table.add_column("stage")
     for name in COLUMNS:

@@ -4,14 +4,22 @@ No I/O: the contents of the table are a parameter, and the change to be written 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import msgspec
 
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, leads_to
-from kproxy.backends.nftables.element_owners import Contents, ElementOwners, Slot
-from kproxy.backends.nftables.render import NOTHING, ServiceObjects
+from kproxy.backends.nftables.element_owners import (
+    Contents,
+    ElementOwners,
+    Slot,
+    no_contents,
+    value_at,
+    values_by_key,
+)
+from kproxy.backends.nftables.render import Element, Entry, Numbered, ServiceObjects
+from kproxy.backends.nftables.runs import Runs, runs_from
 
 LEADING = ("cluster-", "external-", "local-")
 """Prefixes of class chains, which refer to picking chains."""
@@ -32,18 +40,28 @@ class Change(msgspec.Struct, frozen=True):
     left: frozenset[Slot] = frozenset()
 
 
+class _Objects(msgspec.Struct, frozen=True, gc=False):
+    """The desired objects of one service; the rules of its chains are known by name."""
+
+    entries: tuple[Entry, ...] = ()
+    chains: tuple[str, ...] = ()
+
+
+_NOTHING = _Objects()
+
+
 class DesiredElements:
     """The objects of every service; `pending` maps services to slots that may differ from the table.
 
-    A pending service without slots has only chains to be written. A service with more slots than a
+    A pending service without slots has only chains to be written. A service with more elements than a
     transaction may have is changed in several; see _slice.
     """
 
     def __init__(self) -> None:
         self.chains: dict[str, Chain] = {}
-        self.pending: dict[str, set[Slot]] = {}
+        self.pending: dict[str, tuple[Slot, ...]] = {}
         self._owners = ElementOwners()
-        self._objects: dict[str, ServiceObjects] = {}
+        self._objects: dict[str, _Objects] = {}
         self._uses: Counter[str] = Counter()
         self._read: dict[str, frozenset[str]] = {}
         self._readers: Counter[str] = Counter()
@@ -63,16 +81,17 @@ class DesiredElements:
 
     def replace(self, key: str, new: ServiceObjects) -> bool:
         """Replace the desired objects of a service; False if they are equal."""
-        old = self._objects.get(key, NOTHING)
-        if old == new:
+        old = self._objects.get(key, _NOTHING)
+        if old.entries == new.entries and self._has_chains(old, new.chains):
             return False
-        before, after = set(old.elements), set(new.elements)
+        entries = _with_known_text(new.entries, old.entries) if old.entries else new.entries
+        before, after = set(old.entries), set(entries)
         slots = self._owners.replace(
             key,
-            [element for element in old.elements if element not in after],
-            [element for element in new.elements if element not in before],
+            [entry for entry in old.entries if entry not in after],
+            [entry for entry in entries if entry not in before],
         )
-        self.pending.setdefault(key, set()).update(slots)
+        self.pending[key] = tuple(slots.union(self.pending.get(key, ())))
         for name, rules in new.chains.items():
             self._uses[name] += 1
             self._set_chain(name, rules)
@@ -81,11 +100,26 @@ class DesiredElements:
             if not self._uses[name]:
                 del self._uses[name]
                 self._set_chain(name, None)
-        if new.elements:
-            self._objects[key] = new
+        if entries:
+            self._objects[key] = _Objects(entries, tuple(new.chains))
         else:
             self._objects.pop(key, None)
         return True
+
+    def size(self, key: str) -> int:
+        """The greatest number of elements that a pending service may have to change."""
+        return _size(self.pending[key])
+
+    def _has_chains(self, objects: _Objects, chains: Mapping[str, Chain]) -> bool:
+        """Whether a service has these chains, with these rules."""
+        return objects.chains == tuple(chains) and all(
+            self.chains.get(name) == rules for name, rules in chains.items()
+        )
+
+    def _lacking(self, objects: _Objects, chains: HeldChains) -> dict[str, Chain]:
+        """The chains of a service that have other rules in the table, or are not there."""
+        wanted = self.chains
+        return {name: wanted[name] for name in objects.chains if chains.get(name) != wanted[name]}
 
     def _set_chain(self, name: str, rules: Chain | None) -> None:
         if rules is not None and self.chains.get(name) == rules:
@@ -110,13 +144,11 @@ class DesiredElements:
             held[container] = _shared(held[container], elements)
         pending, self.pending = self.pending, {}
         for key in pending.keys() | self._objects.keys():
-            objects = self._objects.get(key, NOTHING)
-            slots = pending.get(key, set())
-            slots.update((element.container, element.key) for element in objects.elements)
-            differing = {
-                (name, slot) for name, slot in slots if held[name].get(slot) != wanted[name].get(slot)
-            }
-            if differing or any(chains.get(name) != rules for name, rules in objects.chains.items()):
+            objects = self._objects.get(key, _NOTHING)
+            slots = {(entry.container, entry.key) for entry in objects.entries}
+            slots.update(pending.get(key, ()))
+            differing = tuple(slot for slot in slots if value_at(held, slot) != value_at(wanted, slot))
+            if differing or self._lacking(objects, chains):
                 self.pending[key] = differing
 
     def batches(self, keys: Iterable[str], limit: int) -> Iterator[list[str]]:
@@ -127,13 +159,13 @@ class DesiredElements:
         group: list[str] = []
         size = 0
         for key in keys:
-            left = len(self.pending[key])
+            left = self.size(key)
             if left > limit and group:
                 yield group
                 group, size = [], 0
             while left > limit:
                 yield [key]
-                before, left = left, len(self.pending.get(key, ()))
+                before, left = left, _size(self.pending.get(key, ()))
                 if left >= before:
                     break
             else:
@@ -151,37 +183,41 @@ class DesiredElements:
 
         Of a single service with more than `limit` elements it is the next part.
         """
-        slots = set().union(*(self.pending[key] for key in keys))
+        slots = {slot for key in keys for slot in self.pending[key]}
         missing: dict[str, Chain] = {}
         # A slot that a service gives up may belong to another one now, whose chains may not be written yet.
         for key in {*keys, *(owner for slot in slots if (owner := self.owner(slot)))}:
-            objects = self._objects.get(key, NOTHING)
-            missing |= {name: rules for name, rules in objects.chains.items() if chains.get(name) != rules}
+            missing |= self._lacking(self._objects.get(key, _NOTHING), chains)
         left: frozenset[Slot] = frozenset()
-        if len(keys) == 1 and len(slots) > limit:
+        if len(keys) == 1 and _size(slots) > limit:
             taken, with_chains = self._slice(slots, held, limit, chains_missing=bool(missing))
             left = frozenset(slots - taken)
             slots = taken
             if not with_chains:
                 missing = {}
         doomed: dict[str, list[str]] = {}
-        fresh: dict[str, dict[str, str]] = {}
-        for container, key in sorted(slots):
-            have = held[container].get(key)
-            want = self.elements[container].get(key)
+        fresh = no_contents()
+        for slot in sorted(slots):
+            container, key = slot
+            have, want = value_at(held, slot), value_at(self.elements, slot)
             if have == want:
                 continue
-            if have is not None:
-                doomed.setdefault(container, []).append(key)
-            if want is not None:
-                fresh.setdefault(container, {})[key] = want
-        return Change(missing, doomed, fresh, left)
+            added = fresh[container]
+            if have is None and isinstance(added, Runs) and isinstance(want, tuple):
+                added.set_run(key, want)
+                continue
+            before, after = dict(values_by_key(slot, have)), dict(values_by_key(slot, want))
+            gone = [each for each, value in before.items() if after.get(each) != value]
+            if gone:
+                doomed.setdefault(container, []).extend(gone)
+            added.update({each: value for each, value in after.items() if before.get(each) != value})
+        return Change(missing, doomed, {name: some for name, some in fresh.items() if some}, left)
 
     def written(self, keys: Iterable[str], change: Change) -> None:
         """Record that the kernel has committed the change of these services."""
         for key in keys:
             if change.left:
-                self.pending[key] = set(change.left)
+                self.pending[key] = tuple(change.left)
             else:
                 del self.pending[key]
 
@@ -200,8 +236,8 @@ class DesiredElements:
         right: set[Slot] = set()
         for slot in slots:
             container, key = slot
-            want = self.elements[container].get(key)
-            if held[container].get(key) == want:
+            want = value_at(self.elements, slot)
+            if value_at(held, slot) == want:
                 right.add(slot)
             elif names.is_slots(container):
                 (late if want is None else early).append(slot)
@@ -214,7 +250,7 @@ class DesiredElements:
             taken: set[Slot] = set()
             for group in sorted(groups):
                 taken.update(groups[group])
-                if len(taken) >= size:
+                if _size(taken) >= size:
                     break
             return right | taken, True
         return right | set(late[:size]), False
@@ -232,11 +268,49 @@ class DesiredElements:
     def unowned(self, container: str, held: Contents, refused: Collection[str]) -> list[str]:
         """The keys that no service wants, except those that quarantined services keep."""
         kept = {slot for key in refused for slot in self.pending.get(key, ())}
-        wanted = self.elements[container]
-        return [key for key in held[container] if key not in wanted and (container, key) not in kept]
+        wanted, found = self.elements[container], held[container]
+        if isinstance(wanted, Runs) and isinstance(found, Runs):
+            return [
+                key
+                for prefix, run in found.runs().items()
+                if run is not wanted.run(prefix) and (container, prefix) not in kept
+                for key, _ in values_by_key((container, prefix), run)
+                if key not in wanted
+            ]
+        return [key for key in found if key not in wanted and (container, _slot_key(container, key)) not in kept]
 
 
-def _shared(found: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+def _slot_key(container: str, key: str) -> str:
+    """The key of the slot to which an element belongs."""
+    return key.rpartition(" . ")[0] if names.is_numbered(container) else key
+
+
+def _size(slots: Iterable[Slot]) -> int:
+    """The greatest number of elements in some slots."""
+    return sum(names.most_elements(container) for container, _ in slots)
+
+
+def _shared(found: MutableMapping[str, str], wanted: Mapping[str, str]) -> MutableMapping[str, str]:
     """Return `found` with equal strings replaced by those of `wanted`."""
+    if isinstance(wanted, Runs):
+        return runs_from(found, wanted)
     same = {key: value for key, value in wanted.items() if found.get(key) == value}
     return same | {key: value for key, value in found.items() if key not in same}
+
+
+def _with_known_text(new: Iterable[Entry], old: Iterable[Entry]) -> tuple[Entry, ...]:
+    """The new entries with the texts of equal old ones, which the record of the table keeps alive anyway."""
+    known: dict[object, Entry] = {entry: entry for entry in old}
+    texts = {text: text for entry in old if isinstance(entry, Numbered) for text in entry.value}
+    keys = {entry.key: entry.key for entry in old}
+
+    def known_text(entry: Entry) -> Entry:
+        if (same := known.get(entry)) is not None:
+            return same
+        key = keys.get(entry.key, entry.key)
+        if isinstance(entry, Element):
+            return Element(entry.container, key, entry.value, entry.late)
+        run = tuple([texts.get(text, text) for text in entry.value])
+        return Numbered(entry.container, key, run, entry.late)
+
+    return tuple(map(known_text, new))

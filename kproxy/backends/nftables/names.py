@@ -132,7 +132,19 @@ def is_slots(name: str) -> bool:
 
 def is_by_frontend(name: str) -> bool:
     """Whether its keys begin with a frontend."""
-    return name in _BY_FRONTEND or _NUMBERED.fullmatch(name) is not None
+    return name in _BY_FRONTEND or is_numbered(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_numbered(name: str) -> bool:
+    """Whether it is the name of a map with numbered endpoints, whose keys are `frontend . number`."""
+    return _NUMBERED.fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def most_elements(name: str) -> int:
+    """The greatest number of elements that one frontend has in a map or set."""
+    return max(1, int(name.split("-")[-2]) - 1) if is_numbered(name) else 1
 
 
 def read_by(rules: Iterable[str]) -> frozenset[str]:

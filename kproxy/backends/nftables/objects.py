@@ -98,14 +98,14 @@ class TableObjects:
             table.base(self._config, self._desired.classes(table.chains))
         if self._sweep:
             self._remove_unowned(work, table, names.FRONTENDS)
-        pending = self._desired.pending
+        pending, cost = self._desired.pending, self._desired.size
         differing = [key for key in keys if key in pending]
         if not work.limited:
             self._write(work, table, differing, self._batch_size)
             return ()
         size = self._batch_size // PARTS
-        differing.sort(key=lambda key: len(pending[key]))
-        large = [key for key in differing if len(pending[key]) > size]
+        differing.sort(key=cost)
+        large = [key for key in differing if cost(key) > size]
         small = differing[: len(differing) - len(large)]
         for some in (small, large):
             self._write(work, table, some, size)

@@ -11,11 +11,12 @@ from kproxy.backends.core.hashes import digest, port_hash
 from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.chains import Chain, OwnList, Target
 from kproxy.backends.nftables.config import NftablesConfig
+from kproxy.backends.nftables.runs import MOST_NUMBERS, Run
 from kproxy.backends.nftables.shares import in_order, scattered, slots, slots_of_port
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 
-SHARED_SLOTS = 64
+SHARED_SLOTS = MOST_NUMBERS
 """Greatest length of a list of endpoints without chains of its own; it bounds the number of numbered maps."""
 
 SHARED_COPIES = 64
@@ -37,11 +38,38 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     late: bool = False
 
 
+class Numbered(msgspec.Struct, frozen=True, gc=False):
+    """All elements of one frontend, `key`, in a numbered map: the value of each number."""
+
+    container: str
+    key: str
+    value: Run
+    late: bool = False
+
+    def elements(self) -> Iterator[Element]:
+        """The elements one by one."""
+        for number, value in enumerate(self.value):
+            if value is not None:
+                yield Element(self.container, f"{self.key} . {number}", value, self.late)
+
+
+Entry = Element | Numbered
+
+
 class ServiceObjects(msgspec.Struct, frozen=True, gc=False):
     """All objects of one service: its elements, and the chains that they need, by name."""
 
-    elements: tuple[Element, ...] = ()
+    entries: tuple[Entry, ...] = ()
     chains: dict[str, Chain] = {}
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """All elements one by one."""
+        return tuple(
+            each
+            for entry in self.entries
+            for each in ((entry,) if isinstance(entry, Element) else entry.elements())
+        )
 
 
 NOTHING = ServiceObjects()
@@ -49,11 +77,11 @@ NOTHING = ServiceObjects()
 
 def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
     """Render one service."""
-    elements: dict[tuple[str, str], Element] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     needed: dict[str, Chain] = {}
     for port in plan.ports:
-        for element in _PortRenderer(port, plan, config, needed).elements():
-            elements.setdefault((element.container, element.key), element)
+        for entry in _PortRenderer(port, plan, config, needed).entries():
+            entries.setdefault((entry.container, entry.key), entry)
     restricted = [port for port in plan.ports if _is_restricted(port)]
     if restricted:
         of_service = digest(plan.key)
@@ -61,8 +89,8 @@ def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
         needed[name] = rules
         container = names.ranges(of_service)
         for source in _sources(restricted):
-            elements[container, source] = Element(container, source)
-    return ServiceObjects(tuple(elements.values()), needed)
+            entries[container, source] = Element(container, source)
+    return ServiceObjects(tuple(entries.values()), needed)
 
 
 def _is_restricted(port: PortPlan) -> bool:
@@ -105,7 +133,7 @@ class _PortRenderer:
         self._part = names.shard(port.name, port.protocol.value)
         self._lists: dict[bool, _List] = {}
 
-    def elements(self) -> Iterator[Element]:
+    def entries(self) -> Iterator[Entry]:
         """All elements of the port; of two with the same key, the first counts."""
         port = self.port
         yield Element(names.CLUSTER_IPS, canonical(port.cluster_ip))
@@ -135,7 +163,7 @@ class _PortRenderer:
         self._needed[chain[0]] = chain[1]
         return chain[0]
 
-    def _cluster_ip(self) -> Iterator[Element]:
+    def _cluster_ip(self) -> Iterator[Entry]:
         port = self.port
         frontend = self._frontend(port.cluster_ip, port.port)
         if port.internal is not Verdict.FORWARD:
@@ -148,7 +176,7 @@ class _PortRenderer:
         )
         yield from self._endpoints(frontend, local=port.internal_local)
 
-    def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
+    def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Entry]:
         port = self.port
         if port.has_endpoints:
             everywhere = self._spread(local=False)
@@ -207,7 +235,7 @@ class _PortRenderer:
         targets = in_order(texts, counts)
         copies = (self._frontends(local=local) - 1) * (len(targets) - 1)
         if len(targets) <= SHARED_SLOTS and copies <= SHARED_COPIES:
-            return _List(targets, targets[0], None)
+            return _List(targets, targets[0], None, (None, *targets[1:]) if len(targets) > 1 else ())
         if local and port.local == port.cluster:
             other = self._lists.get(False)
             if other is not None and other.own is not None:
@@ -255,22 +283,25 @@ class _PortRenderer:
 
     def _endpoints(
         self, frontend: str, *, local: bool, apart: bool = False, late: bool = False
-    ) -> Iterator[Element]:
+    ) -> Iterator[Entry]:
         """The elements of a frontend for its endpoints; those of lists of their own are not repeated."""
         if self.port.affinity_seconds is not None:
             return
         listed = self._list(local=local)
         first = names.LOCAL_ENDPOINT_0 if apart else names.ENDPOINT_0
         yield Element(first, frontend, listed.first, late)
-        if listed.own is None:
+        if listed.run:
             container = names.numbered(len(listed.targets), self._part, local=apart)
-            for number, target in enumerate(listed.targets[1:], 1):
-                yield Element(container, f"{frontend} . {number}", target, late)
+            yield Numbered(container, frontend, listed.run, late)
 
 
 class _List(msgspec.Struct, frozen=True):
-    """A list of endpoints: the target of each slot, the first of them by name, and its numbers, if any."""
+    """A list of endpoints: the target of each slot, the first of them by name, and its numbers, if any.
+
+    `run`: the elements of each frontend in a numbered map, if the list has more than one and no chain of its own.
+    """
 
     targets: Sequence[str]
     first: str
     own: OwnList | None
+    run: Run = ()

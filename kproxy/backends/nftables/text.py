@@ -27,7 +27,7 @@ def whole_table(plans: Iterable[ServicePlan], config: NftablesConfig) -> Script:
     chains: dict[str, Chain] = {}
     for plan in plans:
         objects = render_service(plan, config)
-        owners.replace(plan.key, (), objects.elements)
+        owners.replace(plan.key, (), objects.entries)
         chains |= objects.chains
     script = Script(config)
     script.declare(config)
