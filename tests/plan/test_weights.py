@@ -85,9 +85,7 @@ def test_zeroes_serve_where_there_is_nothing_else(
 
 @given(st.lists(st.integers(0, WEIGHT_MAX), min_size=1, max_size=12))
 def test_the_rules_give_each_endpoint_its_share(weights: list[int]) -> None:
-    endpoints = tuple(
-        EndpointPlan(f"10.0.0.{n}", 80, weight=w) for n, w in enumerate(weights, 1)
-    )
+    endpoints = tuple(EndpointPlan(f"10.0.0.{n}", 80, weight=w) for n, w in enumerate(weights, 1))
     port = PortPlan(
         "ns/a", Protocol.TCP, "10.96.0.1", 80, cluster=endpoints, reachable=endpoints, has_endpoints=True
     )

@@ -14,11 +14,11 @@ from kproxy.backends.nftables.element_owners import (
     Contents,
     ElementOwners,
     Slot,
+    elements_at,
     no_contents,
     value_at,
-    values_by_key,
 )
-from kproxy.backends.nftables.render import Element, Entry, Numbered, ServiceObjects
+from kproxy.backends.nftables.render import Element, ServiceObjects
 from kproxy.backends.nftables.runs import Runs, runs_from
 
 LEADING = ("cluster-", "external-", "local-")
@@ -43,7 +43,7 @@ class Change(msgspec.Struct, frozen=True):
 class _Objects(msgspec.Struct, frozen=True, gc=False):
     """The desired objects of one service; the rules of its chains are known by name."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Element, ...] = ()
     chains: tuple[str, ...] = ()
 
 
@@ -203,10 +203,10 @@ class DesiredElements:
             if have == want:
                 continue
             added = fresh[container]
-            if have is None and isinstance(added, Runs) and isinstance(want, tuple):
+            if have is None and want is not None and isinstance(added, Runs):
                 added.set_run(key, want)
                 continue
-            before, after = dict(values_by_key(slot, have)), dict(values_by_key(slot, want))
+            before, after = elements_at(slot, have), elements_at(slot, want)
             gone = [each for each, value in before.items() if after.get(each) != value]
             if gone:
                 doomed.setdefault(container, []).extend(gone)
@@ -273,11 +273,13 @@ class DesiredElements:
             return [
                 key
                 for prefix, run in found.runs().items()
-                if run is not wanted.run(prefix) and (container, prefix) not in kept
-                for key, _ in values_by_key((container, prefix), run)
+                if run != wanted.run(prefix) and (container, prefix) not in kept
+                for key in elements_at((container, prefix), run)
                 if key not in wanted
             ]
-        return [key for key in found if key not in wanted and (container, _slot_key(container, key)) not in kept]
+        return [
+            key for key in found if key not in wanted and (container, _slot_key(container, key)) not in kept
+        ]
 
 
 def _slot_key(container: str, key: str) -> str:
@@ -298,19 +300,13 @@ def _shared(found: MutableMapping[str, str], wanted: Mapping[str, str]) -> Mutab
     return same | {key: value for key, value in found.items() if key not in same}
 
 
-def _with_known_text(new: Iterable[Entry], old: Iterable[Entry]) -> tuple[Entry, ...]:
+def _with_known_text(new: Iterable[Element], old: Iterable[Element]) -> tuple[Element, ...]:
     """The new entries with the texts of equal old ones, which the record of the table keeps alive anyway."""
-    known: dict[object, Entry] = {entry: entry for entry in old}
-    texts = {text: text for entry in old if isinstance(entry, Numbered) for text in entry.value}
-    keys = {entry.key: entry.key for entry in old}
-
-    def known_text(entry: Entry) -> Entry:
-        if (same := known.get(entry)) is not None:
-            return same
-        key = keys.get(entry.key, entry.key)
-        if isinstance(entry, Element):
-            return Element(entry.container, key, entry.value, entry.late)
-        run = tuple([texts.get(text, text) for text in entry.value])
-        return Numbered(entry.container, key, run, entry.late)
-
-    return tuple(map(known_text, new))
+    known = {element: element for element in old}
+    keys = {element.key: element.key for element in old}
+    return tuple(
+        [
+            known.get(each) or Element(each.container, keys.get(each.key, each.key), each.value, each.late)
+            for each in new
+        ]
+    )

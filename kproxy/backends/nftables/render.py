@@ -11,7 +11,7 @@ from kproxy.backends.core.hashes import digest, port_hash
 from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.chains import Chain, OwnList, Target
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.runs import MOST_NUMBERS, Run
+from kproxy.backends.nftables.runs import MOST_NUMBERS, Run, elements_of, run_of_values
 from kproxy.backends.nftables.shares import in_order, scattered, slots, slots_of_port
 from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
@@ -27,8 +27,9 @@ A list of its own takes about as much time to write: a chain or two with two rul
 
 
 class Element(msgspec.Struct, frozen=True, gc=False):
-    """An element of a map, or with value "" of a set.
+    """An element of a map, or with value "" of a set; or all elements of one frontend in a numbered map.
 
+    For these the key is the frontend, and the value the run of their values.
     `late`: another service's element of the same key wins, as external addresses do over node ports.
     """
 
@@ -38,38 +39,26 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     late: bool = False
 
 
-class Numbered(msgspec.Struct, frozen=True, gc=False):
-    """All elements of one frontend, `key`, in a numbered map: the value of each number."""
-
-    container: str
-    key: str
-    value: Run
-    late: bool = False
-
-    def elements(self) -> Iterator[Element]:
-        """The elements one by one."""
-        for number, value in enumerate(self.value):
-            if value is not None:
-                yield Element(self.container, f"{self.key} . {number}", value, self.late)
-
-
-Entry = Element | Numbered
-
-
 class ServiceObjects(msgspec.Struct, frozen=True, gc=False):
-    """All objects of one service: its elements, and the chains that they need, by name."""
+    """All objects of one service: its entries in maps and sets, and the chains that they need, by name.
 
-    entries: tuple[Entry, ...] = ()
+    `entries`: those of one frontend in a numbered map are one.
+    """
+
+    entries: tuple[Element, ...] = ()
     chains: dict[str, Chain] = {}
 
     @property
     def elements(self) -> tuple[Element, ...]:
         """All elements one by one."""
-        return tuple(
-            each
-            for entry in self.entries
-            for each in ((entry,) if isinstance(entry, Element) else entry.elements())
-        )
+        found: list[Element] = []
+        for each in self.entries:
+            if names.is_numbered(each.container):
+                one_by_one = elements_of(each.key, each.value)
+                found += [Element(each.container, key, value, each.late) for key, value in one_by_one]
+            else:
+                found.append(each)
+        return tuple(found)
 
 
 NOTHING = ServiceObjects()
@@ -77,7 +66,7 @@ NOTHING = ServiceObjects()
 
 def render_service(plan: ServicePlan, config: NftablesConfig) -> ServiceObjects:
     """Render one service."""
-    entries: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], Element] = {}
     needed: dict[str, Chain] = {}
     for port in plan.ports:
         for entry in _PortRenderer(port, plan, config, needed).entries():
@@ -133,7 +122,7 @@ class _PortRenderer:
         self._part = names.shard(port.name, port.protocol.value)
         self._lists: dict[bool, _List] = {}
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Element]:
         """All elements of the port; of two with the same key, the first counts."""
         port = self.port
         yield Element(names.CLUSTER_IPS, canonical(port.cluster_ip))
@@ -163,7 +152,7 @@ class _PortRenderer:
         self._needed[chain[0]] = chain[1]
         return chain[0]
 
-    def _cluster_ip(self) -> Iterator[Entry]:
+    def _cluster_ip(self) -> Iterator[Element]:
         port = self.port
         frontend = self._frontend(port.cluster_ip, port.port)
         if port.internal is not Verdict.FORWARD:
@@ -176,7 +165,7 @@ class _PortRenderer:
         )
         yield from self._endpoints(frontend, local=port.internal_local)
 
-    def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Entry]:
+    def _external(self, frontend: str, *, restricted: bool = False, late: bool = False) -> Iterator[Element]:
         port = self.port
         if port.has_endpoints:
             everywhere = self._spread(local=False)
@@ -235,7 +224,7 @@ class _PortRenderer:
         targets = in_order(texts, counts)
         copies = (self._frontends(local=local) - 1) * (len(targets) - 1)
         if len(targets) <= SHARED_SLOTS and copies <= SHARED_COPIES:
-            return _List(targets, targets[0], None, (None, *targets[1:]) if len(targets) > 1 else ())
+            return _List(targets, targets[0], None, run_of_values(["", *targets[1:]]))
         if local and port.local == port.cluster:
             other = self._lists.get(False)
             if other is not None and other.own is not None:
@@ -283,7 +272,7 @@ class _PortRenderer:
 
     def _endpoints(
         self, frontend: str, *, local: bool, apart: bool = False, late: bool = False
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Element]:
         """The elements of a frontend for its endpoints; those of lists of their own are not repeated."""
         if self.port.affinity_seconds is not None:
             return
@@ -292,7 +281,7 @@ class _PortRenderer:
         yield Element(first, frontend, listed.first, late)
         if listed.run:
             container = names.numbered(len(listed.targets), self._part, local=apart)
-            yield Numbered(container, frontend, listed.run, late)
+            yield Element(container, frontend, listed.run, late)
 
 
 class _List(msgspec.Struct, frozen=True):
@@ -304,4 +293,4 @@ class _List(msgspec.Struct, frozen=True):
     targets: Sequence[str]
     first: str
     own: OwnList | None
-    run: Run = ()
+    run: Run = ""

@@ -1,25 +1,36 @@
-"""The elements of a numbered endpoint map, a tuple for each frontend.
+"""The elements of a numbered endpoint map, one text for each frontend.
 
-Such an element has the key `frontend . number` and an endpoint as value. Half a million keys as text take 40 MB,
-and each dictionary that holds them 20 MB more. Here a frontend has one entry with the values in order of their
-numbers, and the desired and the applied elements share it.
+Such an element has the key `frontend . number` and an endpoint as value. Half a million keys and values take
+80 MB, and each dictionary that holds them 20 MB more. Here a frontend has one entry, whose text has a line for
+the value of each number: 18 bytes each, and the desired and the applied elements share it.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping, ValuesView
-from itertools import compress
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence, ValuesView
 
-Run = tuple[str | None, ...]
-"""The value of each number of one frontend; None: there is no such element."""
+Run = str
+"""The value of each number of one frontend, a line each; an empty line: there is no such element."""
 
 MOST_NUMBERS = 64
 """The longest run: numbers of elements are below it."""
 
+_END = "\n"
+
+
+def run_of_values(values: Sequence[str]) -> Run:
+    """The run with these values, "" for none; empty ones at the end do not count."""
+    return _END.join(values).rstrip(_END)
+
 
 def run_of(elements: Mapping[str, str], prefix: str) -> Run:
-    """The run of a frontend in a map's elements; () if it has none."""
+    """The run of a frontend in a map's elements; "" if it has none."""
     if isinstance(elements, Runs):
         return elements.run(prefix)
-    return _trimmed([elements.get(f"{prefix} . {number}") for number in range(MOST_NUMBERS)])
+    return run_of_values([elements.get(f"{prefix} . {number}", "") for number in range(MOST_NUMBERS)])
+
+
+def elements_of(prefix: str, run: Run) -> Iterator[tuple[str, str]]:
+    """The keys and values of a frontend's elements."""
+    return ((f"{prefix} . {number}", value) for number, value in enumerate(run.split(_END)) if value)
 
 
 class Runs(MutableMapping[str, str]):
@@ -32,8 +43,8 @@ class Runs(MutableMapping[str, str]):
         self._count = 0
 
     def run(self, prefix: str) -> Run:
-        """The run of a frontend; () if it has none."""
-        return self._runs.get(prefix, ())
+        """The run of a frontend; "" if it has none."""
+        return self._runs.get(prefix, "")
 
     def runs(self) -> Mapping[str, Run]:
         """Every run by frontend; a view that follows changes."""
@@ -41,7 +52,7 @@ class Runs(MutableMapping[str, str]):
 
     def set_run(self, prefix: str, run: Run) -> None:
         """Replace the run of a frontend."""
-        self._count += _size(run) - _size(self._runs.get(prefix, ()))
+        self._count += _size(run) - _size(self._runs.get(prefix, ""))
         if run:
             self._runs[prefix] = run
         else:
@@ -58,9 +69,9 @@ class Runs(MutableMapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         prefix, number = _split(key)
-        run = self._runs.get(prefix, ())
-        value = run[number] if number < len(run) else None
-        if value is None:
+        values = self._runs.get(prefix, "").split(_END)
+        value = values[number] if number < len(values) else ""
+        if not value:
             raise KeyError(key)
         return value
 
@@ -68,24 +79,23 @@ class Runs(MutableMapping[str, str]):
         prefix, number = _split(key)
         if number >= MOST_NUMBERS:
             raise ValueError(f"no number below {MOST_NUMBERS}: {key}")
-        self.set_run(prefix, _merged(self._runs.get(prefix, ()), (*(None,) * number, value)))
+        self.set_run(prefix, _merged(self._runs.get(prefix, ""), _END * number + value))
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
         prefix, number = _split(key)
-        run = list(self._runs[prefix])
-        run[number] = None
-        self.set_run(prefix, _trimmed(run))
+        values = self._runs[prefix].split(_END)
+        values[number] = ""
+        self.set_run(prefix, run_of_values(values))
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
         for prefix, run in self._runs.items():
-            for number, value in enumerate(run):
-                if value is not None:
-                    yield f"{prefix} . {number}"
+            for key, _ in elements_of(prefix, run):
+                yield key
 
     def values(self) -> ValuesView[str]:
         """The values in the order of the keys."""
@@ -99,29 +109,27 @@ class _Values(ValuesView[str]):
 
     def __iter__(self) -> Iterator[str]:
         for run in self._mapping.runs().values():
-            for value in run:
-                if value is not None:
-                    yield value
+            yield from filter(None, run.split(_END))
 
 
 def runs_from(elements: Mapping[str, str], wanted: Runs) -> MutableMapping[str, str]:
     """The same elements as runs, those that are `wanted` shared; as a dictionary if numbers are too large."""
-    lists: dict[str, list[str | None]] = {}
+    lists: dict[str, list[str]] = {}
     for key, value in elements.items():
         prefix, number = _split(key)
         if number >= MOST_NUMBERS:
             return dict(elements)
-        run = lists.setdefault(prefix, [])
-        if number >= len(run):
-            run += [None] * (number + 1 - len(run))
-        run[number] = value
+        values = lists.setdefault(prefix, [])
+        if number >= len(values):
+            values += [""] * (number + 1 - len(values))
+        values[number] = value
     found = Runs()
     for prefix, same in wanted.runs().items():
-        if lists.get(prefix) == list(same):
+        if prefix in lists and _END.join(lists[prefix]) == same:
             del lists[prefix]
             found.set_run(prefix, same)
     for prefix, values in lists.items():
-        found.set_run(prefix, tuple(values))
+        found.set_run(prefix, run_of_values(values))
     return found
 
 
@@ -131,17 +139,13 @@ def _split(key: str) -> tuple[str, int]:
 
 
 def _size(run: Run) -> int:
-    return len(run) - run.count(None)
+    """The number of elements."""
+    return sum(map(bool, run.split(_END))) if run else 0
 
 
 def _merged(known: Run, new: Run) -> Run:
     """The values of `new`, and of `known` where there are none."""
-    length = max(len(known), len(new))
-    known, new = known + (None,) * (length - len(known)), new + (None,) * (length - len(new))
-    return tuple([old if value is None else value for old, value in zip(known, new, strict=True)])
-
-
-def _trimmed(run: list[str | None]) -> Run:
-    """A run without the empty places at its end."""
-    last = max(compress(range(len(run)), [value is not None for value in run]), default=-1)
-    return tuple(run[: last + 1])
+    values, added = known.split(_END), new.split(_END)
+    values += [""] * (len(added) - len(values))
+    values[: len(added)] = [value or old for value, old in zip(added, values, strict=False)]
+    return run_of_values(values)
