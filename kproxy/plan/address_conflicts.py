@@ -28,6 +28,8 @@ RIVAL_CLAIMS = 1_000
 """Claims of which `rivals` reads the service, for each service: many may share many addresses."""
 
 _NEWEST = "~"
+_NO_RANKS: dict[Frontend, Rank] = {}
+"""Shared by all ports that have a cluster IP only."""
 
 
 class AddressConflicts:
@@ -90,6 +92,8 @@ class AddressConflicts:
 
         if not mine(port.cluster_ip, port.port, "spec.clusterIP"):
             return None
+        if not port.externally_accessible:
+            return port
         external = tuple(ip for ip in port.external_ips if mine(ip, port.port, "spec.externalIPs"))
         balancer = tuple(
             ip for ip in port.load_balancer_ips if mine(ip, port.port, "status.loadBalancer.ingress")
@@ -142,6 +146,10 @@ def _claims_of(plan: ServicePlan) -> Iterator[PortClaims]:
     created = plan.created or _NEWEST
     for port in plan.ports:
         protocol = port.protocol.value
+        cluster_ip_frontend = (port.cluster_ip, port.port, protocol)
+        if not port.externally_accessible:
+            yield PortClaims(created, _identity(port), plan.key, cluster_ip_frontend, _NO_RANKS)
+            continue
         refused = port.external is Verdict.REJECT
         other = Rank.OTHER_REFUSED if refused else Rank.OTHER
         ranks: dict[Frontend, Rank] = {(ip, port.port, protocol): other for ip in port.external_ips}
@@ -149,6 +157,5 @@ def _claims_of(plan: ServicePlan) -> Iterator[PortClaims]:
         ranks |= {(ip, port.port, protocol): balancer for ip in port.load_balancer_ips}
         if port.node_port:
             ranks["", port.node_port, protocol] = other
-        cluster_ip_frontend = (port.cluster_ip, port.port, protocol)
         ranks.pop(cluster_ip_frontend, None)
         yield PortClaims(created, _identity(port), plan.key, cluster_ip_frontend, ranks)
