@@ -92,9 +92,9 @@ def measure(folder: Path) -> list[Row]:
     """Take the steps of a first sync in this process."""
     ruler = Ruler()
     ruler.stage("interpreter and benchmark")
-    import kproxy.logs  # first, as in the program: it keeps structlog from loading rich
     import kproxy.agent.main
     import kproxy.cli.run
+    import kproxy.logs  # first, as in the program: it keeps structlog from loading rich
     import kproxy.modes.nftables.mode  # noqa: F401
     from kproxy.addresses import Family
     from kproxy.agent.family_sync import FamilySync

@@ -8,7 +8,6 @@ Each endpoint is read and weighed once, and only the ports of the Service are lo
 the one product here; before it is made, endpoints beyond the limits are left out, the most useful ones last.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
@@ -205,6 +204,8 @@ def _local_ready(read_slices: Iterable[_ReadSlice]) -> int:
     """The number of addresses of ready endpoints on this node, whatever their ports."""
     entries = [each for read_slice in read_slices if read_slice.ports for each in read_slice.endpoints]
     here = {ip for ip, traits in entries if traits.local and traits.ready}
+    if len({ip for ip, _ in entries}) == len(entries):
+        return len(here)
     best: dict[str, _Traits] = {}
     for ip, traits in entries:
         if ip in here and (ip not in best or traits.rank >= best[ip].rank):
@@ -215,11 +216,11 @@ def _local_ready(read_slices: Iterable[_ReadSlice]) -> int:
 def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList) -> None:
     """Leave out endpoints, so that no port and no sum of all ports is beyond its limit."""
     read_slices[:] = [read_slice for read_slice in read_slices if read_slice.ports and read_slice.endpoints]
-    of_port: Counter[PortKey] = Counter()
+    of_port: dict[PortKey, int] = {}
     for read_slice in read_slices:
         for key, _ in read_slice.ports:
-            of_port[key] += len(read_slice.endpoints)
-    total, greatest = of_port.total(), max(of_port.values(), default=0)
+            of_port[key] = of_port.get(key, 0) + len(read_slice.endpoints)
+    total, greatest = sum(of_port.values()), max(of_port.values(), default=0)
     if total <= limits.endpoints_per_service and greatest <= limits.endpoints_per_port:
         return
     ports = max(len(read_slice.ports) for read_slice in read_slices)

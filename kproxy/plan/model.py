@@ -95,6 +95,19 @@ class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
         return self.local or not self.has_node
 
 
+def uses_cluster(internal_local: bool, externally_accessible: bool) -> bool:
+    """Whether any traffic of a port follows the Cluster policy.
+
+    A Local external policy still lets pods and the node itself use all endpoints.
+    """
+    return not internal_local or externally_accessible
+
+
+def uses_local(internal_local: bool, external_local: bool, externally_accessible: bool) -> bool:
+    """Whether any traffic of a port follows the Local policy."""
+    return internal_local or (external_local and externally_accessible)
+
+
 class PortPlan(msgspec.Struct, frozen=True, gc=False):
     """One service port. `name` is `namespace/service:port` (without `:port` if the port has no name).
 
@@ -135,16 +148,13 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def uses_cluster(self) -> bool:
-        """Whether any traffic follows the Cluster policy.
-
-        A Local external policy still lets pods and the node itself use all endpoints.
-        """
-        return not self.internal_local or self.externally_accessible
+        """Whether any traffic follows the Cluster policy."""
+        return uses_cluster(self.internal_local, self.externally_accessible)
 
     @property
     def uses_local(self) -> bool:
         """Whether any traffic follows the Local policy."""
-        return self.internal_local or (self.external_local and self.externally_accessible)
+        return uses_local(self.internal_local, self.external_local, self.externally_accessible)
 
     @property
     def internal(self) -> Verdict:

@@ -8,8 +8,6 @@ admitted. Lists are cut where kproxy.plan.limits bounds them.
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
 from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
 from kproxy.plan.endpoints import PortKey, collect
 from kproxy.plan.limits import RANGES_BY_PORTS
@@ -20,6 +18,8 @@ from kproxy.plan.model import (
     PortPlan,
     Protocol,
     ServicePlan,
+    uses_cluster,
+    uses_local,
 )
 from kproxy.plan.outside import refusal_of_address, refusal_of_external_ip
 from kproxy.plan.problem_list import ProblemList
@@ -290,7 +290,7 @@ def _plan_ports(
     candidates: dict[PortKey, list[Candidate]],
     node: NodeView,
 ) -> tuple[PortPlan, ...]:
-    spec = reader.spec
+    spec, key = reader.spec, reader.service.key
     external_ips = reader.external_ips() if node.external_ips else ()
     load_balancer_ips = reader.load_balancer_ips()
     if external_ips or load_balancer_ips:
@@ -313,33 +313,36 @@ def _plan_ports(
     )
     plans = []
     for index, port, protocol in listed:
-        name = f"{reader.service.key}:{port.name}" if port.name else reader.service.key
         known = candidates.get((port.name or "", protocol.value), [])
-        plan = PortPlan(
-            name=name,
-            protocol=protocol,
-            cluster_ip=cluster_ip,
-            port=port.port,
-            node_port=reader.optional_port(f"spec.ports[{index}].nodePort", port.node_port),
-            external_ips=external_ips,
-            load_balancer_ips=load_balancer_ips,
-            source_ranges=source_ranges,
-            node_in_source_ranges=node_included,
-            health_check_node_port=health_check,
-            internal_local=internal_local,
-            external_local=external_local,
-            affinity_seconds=affinity,
-            scheduler=scheduler,
-            endpoints=len(known),
+        node_port = reader.optional_port(f"spec.ports[{index}].nodePort", port.node_port)
+        outside = bool(node_port or external_ips or load_balancer_ips)
+        usable = select(
+            known,
+            node,
+            uses_cluster=uses_cluster(internal_local, outside),
+            uses_local=uses_local(internal_local, external_local, outside),
         )
-        usable = select(known, node, uses_cluster=plan.uses_cluster, uses_local=plan.uses_local)
         plans.append(
-            msgspec.structs.replace(
-                plan,
+            PortPlan(
+                name=f"{key}:{port.name}" if port.name else key,
+                protocol=protocol,
+                cluster_ip=cluster_ip,
+                port=port.port,
+                node_port=node_port,
+                external_ips=external_ips,
+                load_balancer_ips=load_balancer_ips,
+                source_ranges=source_ranges,
+                node_in_source_ranges=node_included,
+                health_check_node_port=health_check,
+                internal_local=internal_local,
+                external_local=external_local,
+                affinity_seconds=affinity,
+                scheduler=scheduler,
                 cluster=usable.cluster,
                 local=usable.local,
                 reachable=usable.reachable,
                 has_endpoints=usable.has_endpoints,
+                endpoints=len(known),
                 serving=_serving(known) if protocol is Protocol.UDP else frozenset(),
                 idle=_idle(known, usable.reachable) if affinity is not None else (),
             )

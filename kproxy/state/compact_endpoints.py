@@ -131,7 +131,7 @@ def _common(
     node: str | None,
     zone: str | None,
     hints: EndpointHints | None,
-    has_target: bool,  # noqa: FBT001 - lru_cache takes positional arguments faster
+    has_target: bool,
     kind: str | None,
 ) -> Endpoint:
     return Endpoint(
