@@ -2,11 +2,11 @@
 
     python -m benchmarks.memory --sizes 10000 --endpoints 5,50
 
-Each measurement runs in a process of its own, which takes the steps of a first sync without a kernel: imports,
-streamed lists into the store, plans, rendered objects, encoded transactions, the end of the sync. A stage's row
-has the resident memory after it, its peak, the bytes of the new objects that it keeps, and its CPU time. What a
-table does not explain is imports, the allocators' free blocks and buffers. The API objects are written to files
-by another process, so that making them is not measured.
+Each measurement runs in a process of its own, which takes the steps of a first sync without a kernel:
+imports, streamed lists into the store, plans, rendered objects, encoded transactions, the end of the sync. A
+row has the resident memory after a stage, its peak, the bytes of the new objects that it keeps, and its CPU
+time. What a table does not explain is imports, free blocks, and buffers. The API objects are
+written to files by another process, so that making them is not measured.
 """
 
 import gc
@@ -97,13 +97,13 @@ def measure(folder: Path) -> list[Row]:
     import kproxy.logs  # first, as in the program: it keeps structlog from loading rich
     import kproxy.modes.nftables.mode  # noqa: F401
     from kproxy.addresses import Family
-    from kproxy.agent.family_sync import FamilySync
     from kproxy.backends.core.base import LocalTraffic
     from kproxy.backends.core.foreign_writes import ForeignWrites
     from kproxy.backends.nftables.backend import NftablesBackend
     from kproxy.backends.nftables.config import NftablesConfig
     from kproxy.kernel.nft.messages import encode
     from kproxy.plan.model import NodeView
+    from kproxy.plan.planner import Planner
     from kproxy.state.kinds import Kind
     from kproxy.state.store import ObjectStore
 
@@ -112,33 +112,31 @@ def measure(folder: Path) -> list[Row]:
     for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
         _in_thread(_list, folder, kind, store)
         ruler.stage(f"list of {kind.plural}", store.objects(kind))
-    ruler.stage("indexes and marks", store._tables, store._rejected)
+    ruler.stage("indexes and marks", store)
     inputs = store.take_all([family.value for family in Family])
     ruler.stage("take", inputs)
     nft = _encoder(encode)
-    sides = []
+    backends, planners = [], []
     for family in Family:
         cidr = "10.128.0.0/9" if family is Family.IPV4 else "fd00::/64"
         config = NftablesConfig(family, local_traffic=LocalTraffic(cidr=cidr))
-        backend = NftablesBackend(config, nft, ForeignWrites(nft.generation))
-        sides.append(FamilySync(family, backend, lambda _: None))
-    for side in sides:
-        plans = side._planner.update(inputs, NodeView(NODE))
-        ruler.stage(f"plan {side.family}", plans, side._planner)
-        side.backend.update(plans.values())
-        side._plans |= plans
-        del plans
-        ruler.stage(f"render {side.family}", side.backend)
-    for side in sides:
-        outcome = side.apply()
-        assert outcome.report.error is None, outcome.report.error
-        ruler.stage(f"write {side.family}", side.backend)
-        store.commit({side.family.value: ()})
-        del outcome
+        backends.append(NftablesBackend(config, nft, ForeignWrites(nft.generation)))
+        planners.append(Planner(family))
+        plans = planners[-1].update(inputs, NodeView(NODE))
+        ruler.stage(f"plan {family}", plans, planners[-1])
+        backends[-1].update(plans.values())
+        ruler.stage(f"render {family}", backends[-1])
+    del plans
+    for backend in backends:
+        report = backend.sync()
+        if report.error is not None:
+            raise click.ClickException(report.error)
+        store.commit({backend.family.value: ()})
+        ruler.stage(f"write {backend.family}", report)
     del inputs
     gc.collect()
     gc.freeze()
-    ruler.stage("collect and freeze", store._tables, sides)
+    ruler.stage("collect and freeze")
     return ruler.result()
 
 

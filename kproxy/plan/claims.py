@@ -56,7 +56,7 @@ class PortClaims(msgspec.Struct, frozen=True, gc=False):
 
 
 InOrder = tuple[Claim, ...]
-"""Claims to one frontend in order. Nearly all frontends have one, for which a tuple is the smallest object."""
+"""Claims to one frontend in order. Most frontends have one, for which a tuple is the smallest object."""
 
 
 def _with(claims: InOrder, claim: Claim) -> InOrder:

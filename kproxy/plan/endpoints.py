@@ -116,7 +116,7 @@ def collect(
 
 
 class _Reader:
-    """Reads endpoints of one service; those that have all but address and pod in common share their traits."""
+    """Reads endpoints of one service; those that differ in address and pod only share their traits."""
 
     def __init__(self, family: Family, node: str, weights: Weights, problems: ProblemList) -> None:
         self.any_local_ready = False

@@ -17,7 +17,7 @@ _MOST_HINTS = 16
 """Most hints of an endpoint that are kept in the cache; the API allows 8 zones and 8 nodes."""
 
 Columns = Iterator[tuple[str, Endpoint, str]]
-"""For each endpoint its first address or "", an endpoint that has all but address and pod, and its pod or ""."""
+"""Of each endpoint: its first address or "", an endpoint that has all but address and pod, its pod or ""."""
 
 
 class CompactEndpoints(Sequence[Endpoint]):

@@ -204,7 +204,7 @@ if TYPE_CHECKING:
     Endpoints = Sequence[Endpoint]
 else:
     Endpoints = tuple[Endpoint, ...]
-"""endpoints of an EndpointSlice: decoded as a tuple, and kept in the form of kproxy.state.compact_endpoints."""
+"""endpoints of an EndpointSlice: decoded as a tuple, kept in the form of kproxy.state.compact_endpoints."""
 
 
 class EndpointPort(_Wire, frozen=True):

@@ -287,7 +287,7 @@ class _PortRenderer:
 class _List(msgspec.Struct, frozen=True):
     """A list of endpoints: the target of each slot, the first of them by name, and its numbers, if any.
 
-    `run`: the elements of each frontend in a numbered map, if the list has more than one and no chain of its own.
+    `run`: the elements of each frontend in a numbered map, if the list has no chain of its own.
     """
 
     targets: Sequence[str]

@@ -1,8 +1,8 @@
 """The elements of a numbered endpoint map, one text for each frontend.
 
 Such an element has the key `frontend . number` and an endpoint as value. Half a million keys and values take
-80 MB, and each dictionary that holds them 20 MB more. Here a frontend has one entry, whose text has a line for
-the value of each number: 18 bytes each, and the desired and the applied elements share it.
+80 MB, and each dictionary that holds them 20 MB more. Here a frontend has one entry, whose text has a line
+for the value of each number: 18 bytes each, and the desired and the applied elements share it.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence, ValuesView
