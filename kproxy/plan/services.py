@@ -32,6 +32,7 @@ from kproxy.state.wire import PORT_MAX, Service, ServicePort, ServiceSpec
 AFFINITY_MAX_SECONDS = 86400
 """Upper bound of sessionAffinityConfig.clientIP.timeoutSeconds (core/v1 validation)."""
 
+_NONE: frozenset[str] = frozenset()
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PROTOCOLS = {p.value: p for p in Protocol}
 
@@ -343,7 +344,7 @@ def _plan_ports(
                 reachable=usable.reachable,
                 has_endpoints=usable.has_endpoints,
                 endpoints=len(known),
-                serving=_serving(known) if protocol is Protocol.UDP else frozenset(),
+                serving=_serving(known) if protocol is Protocol.UDP else _NONE,
                 idle=_idle(known, usable.reachable) if affinity is not None else (),
             )
         )

@@ -194,7 +194,7 @@ class Tables:
         return True
 
     def _service_came(self, known: Service | None, service: Service) -> None:
-        key = service.key
+        key = sys.intern(service.key)
         self._touch(key)
         self._count(Kind.SERVICE, key)
         if self._listed():

@@ -53,13 +53,13 @@ _NOTHING = _Objects()
 class DesiredElements:
     """The objects of every service; `pending` maps services to slots that may differ from the table.
 
-    A pending service without slots has only chains to be written. A service with more elements than a
+    None stands for all slots of the service, so that a first sync makes no list of every element. A pending service without slots has only chains to be written. A service with more elements than a
     transaction may have is changed in several; see _slice.
     """
 
     def __init__(self) -> None:
         self.chains: dict[str, Chain] = {}
-        self.pending: dict[str, tuple[Slot, ...]] = {}
+        self.pending: dict[str, tuple[Slot, ...] | None] = {}
         self._owners = ElementOwners()
         self._objects: dict[str, _Objects] = {}
         self._uses: Counter[str] = Counter()
@@ -85,13 +85,15 @@ class DesiredElements:
         if old.entries == new.entries and self._has_chains(old, new.chains):
             return False
         entries = _with_known_text(new.entries, old.entries) if old.entries else new.entries
+        is_new = old is _NOTHING and key not in self.pending
+        pending = set(self._slots(key))
         before, after = set(old.entries), set(entries)
         slots = self._owners.replace(
             key,
             [entry for entry in old.entries if entry not in after],
             [entry for entry in entries if entry not in before],
         )
-        self.pending[key] = tuple(slots.union(self.pending.get(key, ())))
+        self.pending[key] = None if is_new else tuple(pending | slots)
         for name, rules in new.chains.items():
             self._uses[name] += 1
             self._set_chain(name, rules)
@@ -108,7 +110,14 @@ class DesiredElements:
 
     def size(self, key: str) -> int:
         """The greatest number of elements that a pending service may have to change."""
-        return _size(self.pending[key])
+        return _size(self._slots(key))
+
+    def _slots(self, key: str) -> Iterable[Slot]:
+        """The slots of a service that may differ from the table; () if it is not pending."""
+        slots = self.pending.get(key, ())
+        if slots is None:
+            return [(each.container, each.key) for each in self._objects.get(key, _NOTHING).entries]
+        return slots
 
     def _has_chains(self, objects: _Objects, chains: Mapping[str, Chain]) -> bool:
         """Whether a service has these chains, with these rules."""
@@ -146,7 +155,7 @@ class DesiredElements:
         for key in pending.keys() | self._objects.keys():
             objects = self._objects.get(key, _NOTHING)
             slots = {(entry.container, entry.key) for entry in objects.entries}
-            slots.update(pending.get(key, ()))
+            slots.update(pending.get(key) or ())
             differing = tuple(slot for slot in slots if value_at(held, slot) != value_at(wanted, slot))
             if differing or self._lacking(objects, chains):
                 self.pending[key] = differing
@@ -165,7 +174,7 @@ class DesiredElements:
                 group, size = [], 0
             while left > limit:
                 yield [key]
-                before, left = left, _size(self.pending.get(key, ()))
+                before, left = left, self.size(key)
                 if left >= before:
                     break
             else:
@@ -183,7 +192,7 @@ class DesiredElements:
 
         Of a single service with more than `limit` elements it is the next part.
         """
-        slots = {slot for key in keys for slot in self.pending[key]}
+        slots = {slot for key in keys for slot in self._slots(key)}
         missing: dict[str, Chain] = {}
         # A slot that a service gives up may belong to another one now, whose chains may not be written yet.
         for key in {*keys, *(owner for slot in slots if (owner := self.owner(slot)))}:
@@ -267,7 +276,7 @@ class DesiredElements:
 
     def unowned(self, container: str, held: Contents, refused: Collection[str]) -> list[str]:
         """The keys that no service wants, except those that quarantined services keep."""
-        kept = {slot for key in refused for slot in self.pending.get(key, ())}
+        kept = {slot for key in refused for slot in self._slots(key)}
         wanted, found = self.elements[container], held[container]
         if isinstance(wanted, Runs) and isinstance(found, Runs):
             return [

@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -188,9 +189,9 @@ class _PortRenderer:
         """The elements that lead all packets to a chain, or if `restricted`, those of admitted sources."""
         if restricted:
             yield Element(names.SERVICES, frontend, f"goto firewall-{digest(self._plan.key)}")
-            yield Element(names.ADMITTED, frontend, f"goto {chain}")
+            yield Element(names.ADMITTED, frontend, sys.intern(f"goto {chain}"))
         else:
-            yield Element(names.SERVICES, frontend, f"goto {chain}", late)
+            yield Element(names.SERVICES, frontend, sys.intern(f"goto {chain}"), late)
 
     def _refusal(self, frontend: str, verdict: Verdict, *, late: bool = False) -> Element:
         value = "drop" if verdict is Verdict.DROP else f"goto {chains.REFUSE}"
