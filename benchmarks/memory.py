@@ -101,12 +101,14 @@ def measure(folder: Path) -> list[Row]:
     from kproxy.backends.core.foreign_writes import ForeignWrites
     from kproxy.backends.nftables.backend import NftablesBackend
     from kproxy.backends.nftables.config import NftablesConfig
+    from kproxy.kernel.malloc import trim, use_one_arena
     from kproxy.kernel.nft.messages import encode
     from kproxy.plan.model import NodeView
     from kproxy.plan.planner import Planner
     from kproxy.state.kinds import Kind
     from kproxy.state.store import ObjectStore
 
+    use_one_arena()
     ruler.stage("imports")
     store = ObjectStore((Kind.SERVICE, Kind.ENDPOINT_SLICE))
     for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
@@ -136,6 +138,7 @@ def measure(folder: Path) -> list[Row]:
     del inputs
     gc.collect()
     gc.freeze()
+    trim()
     ruler.stage("collect and freeze")
     return ruler.result()
 

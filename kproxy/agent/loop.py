@@ -29,6 +29,7 @@ from kproxy.backends.core.base import SyncReport
 from kproxy.config.desired import Desired, Refusal, ReportedStatus
 from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
+from kproxy.kernel.malloc import trim
 from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
 from kproxy.node.facts import NodeFacts
 from kproxy.state.store import ObjectStore
@@ -352,3 +353,4 @@ class Agent:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        trim()

@@ -21,6 +21,7 @@ from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.reload import Reloader
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.limits import raise_descriptor_limit
+from kproxy.kernel.malloc import use_one_arena
 from kproxy.kernel.processes import Runner, StopEvent
 from kproxy.modes.base import ModeUnavailable
 from kproxy.modes.kinds import needed_kinds
@@ -68,6 +69,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
     """
     validate(config)
     began = time.monotonic()
+    use_one_arena()
     stop = StopEvent()
     store = ObjectStore(needed_kinds(config))
     metrics = Metrics()

@@ -53,8 +53,9 @@ _NOTHING = _Objects()
 class DesiredElements:
     """The objects of every service; `pending` maps services to slots that may differ from the table.
 
-    None stands for all slots of the service, so that a first sync makes no list of every element. A pending service without slots has only chains to be written. A service with more elements than a
-    transaction may have is changed in several; see _slice.
+    None stands for all slots of a service, so that a first sync makes no list of every element. A pending
+    service without slots has only chains to be written. A service with more elements than a transaction may
+    have is changed in several; see _slice.
     """
 
     def __init__(self) -> None:

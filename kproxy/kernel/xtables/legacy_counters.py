@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kproxy.addresses import Family
 from kproxy.kernel import generations
+from kproxy.kernel.malloc import trim
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.python_iptables import PythonIptablesError, is_installed, run_apart
 
@@ -69,7 +70,7 @@ class LegacyCounters:
             raise PythonIptablesError(f"libiptc: {error}") from error
         finally:
             opened.close()
-            _give_back()
+            trim()  # libiptc frees 100 MB in small blocks for a big table, which glibc keeps
 
     def _walk(self, table: Any, start: Iterable[str], follow: Callable[[str], bool]) -> Iterator[CountedRule]:
         waiting = list(start)
@@ -105,13 +106,6 @@ class LegacyCounters:
                 return raw[place + _MATCH.size : place + size].partition(b"\0")[0].decode("utf-8", "replace")
             place += size
         return ""
-
-
-def _give_back() -> None:
-    """Return memory freed by libiptc to the kernel: a big table is 100 MB in small blocks, kept by glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _text(name: bytes | str) -> str:
