@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.nftables.element_owners import Contents, no_contents
+from kproxy.backends.nftables.element_owners import Contents
 from kproxy.backends.nftables.names import SERVICES, TABLE
 from kproxy.kernel.nft.commands import TABLE_FAMILY
 
@@ -40,7 +41,7 @@ def listing(family: Family, table: str = TABLE) -> str:
 
 def read_elements(text: str) -> Contents:
     """The elements of each map and set of a listing that has any."""
-    contents = no_contents()
+    contents: Contents = defaultdict(dict)
     for name, body in _CONTAINER.findall(text):
         found = contents[name]
         if name == SERVICES:
