@@ -1,10 +1,7 @@
-"""The samples of a run, the machine they come from, and the figures computed from them."""
+"""The samples of a run, and the figures computed from them."""
 
 import math
-import os
-import platform
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -12,48 +9,79 @@ Row = dict[str, Any]
 
 
 class Figure(NamedTuple):
-    """One line of the table: how to read it from a row's result."""
+    """One line of the table: how to read it from a row's result.
+
+    `floor` is what cannot be told from less, in the figure's unit: a comparison takes smaller values for it.
+    """
 
     title: str
     key: str
     quantile: float | None = None
+    floor: float = 0.0
 
     def of(self, row: Row) -> float | None:
-        """Its value; None where it was not measured."""
+        """Its value, from samples or from quantiles of them; None where it was not measured."""
         value = row["result"].get(self.key)
         if value is None or value == []:
             return None
-        if isinstance(value, list):
-            return quantile(value, 0.5 if self.quantile is None else self.quantile)
-        return float(value)
+        share = 0.5 if self.quantile is None else self.quantile
+        if isinstance(value, dict):
+            return float(value[f"p{share * 100:g}"])
+        return quantile(value, share) if isinstance(value, list) else float(value)
+
+    def samples(self, row: Row) -> int:
+        """Return from how many samples the value comes; a total is one."""
+        value = row["result"].get(self.key)
+        if isinstance(value, dict):
+            return int(value["samples"])
+        return len(value) if isinstance(value, list) else 1
 
 
 FIGURES = (
-    Figure("cold start ms", "cold_start_ms"),
-    Figure("cold start CPU s", "cold_start_cpu_s"),
-    Figure("endpoint changed ms p50", "endpoint_changed_ms", 0.5),
-    Figure("endpoint changed ms p99", "endpoint_changed_ms", 0.99),
-    Figure("CPU ms per change", "endpoint_changed_cpu_ms"),
-    Figure("service added ms", "service_added_ms"),
-    Figure("service deleted ms", "service_deleted_ms"),
-    Figure("rolling update ms", "rolling_update_ms"),
-    Figure("churn ms p50", "churn_ms", 0.5),
-    Figure("churn ms p90", "churn_ms", 0.9),
-    Figure("churn ms p99", "churn_ms", 0.99),
-    Figure("churn backlog ms", "churn_backlog_ms"),
-    Figure("churn CPU s", "churn_cpu_s"),
-    Figure("restart ms", "restart_ms"),
-    Figure("idle % of a core", "idle_cpu_percent"),
-    Figure("memory MB", "memory_mb"),
-    Figure("with children MB", "memory_with_children_mb"),
-    Figure("connect us p50, first", "connect_first_us", 0.5),
-    Figure("connect us p50, last", "connect_last_us", 0.5),
-    Figure("connect us p99, last", "connect_last_us", 0.99),
+    Figure("cold start ms", "cold_start_ms", floor=10),
+    Figure("cold start CPU s", "cold_start_cpu_s", floor=0.05),
+    Figure("endpoint changed ms p50", "endpoint_changed_ms", 0.5, floor=1),
+    Figure("endpoint changed ms p99", "endpoint_changed_ms", 0.99, floor=1),
+    Figure("CPU ms per change", "endpoint_changed_cpu_ms", floor=2),
+    Figure("service added ms", "service_added_ms", floor=1),
+    Figure("service deleted ms", "service_deleted_ms", floor=1),
+    Figure("rolling update ms", "rolling_update_ms", floor=1),
+    Figure("churn ms p50", "churn_ms", 0.5, floor=1),
+    Figure("churn ms p90", "churn_ms", 0.9, floor=1),
+    Figure("churn ms p99", "churn_ms", 0.99, floor=1),
+    Figure("churn backlog ms", "churn_backlog_ms", floor=100),
+    Figure("churn CPU s", "churn_cpu_s", floor=0.05),
+    Figure("churn % of a core", "churn_cpu_percent", floor=1),
+    Figure("restart ms", "restart_ms", floor=10),
+    Figure("restart CPU s", "restart_cpu_s", floor=0.05),
+    Figure("idle % of a core", "idle_cpu_percent", floor=1),
+    Figure("memory MB", "memory_mb", floor=1),
+    Figure("memory at rest MB", "memory_at_rest_mb", floor=1),
+    Figure("with children MB", "memory_with_children_mb", floor=1),
+    Figure("connect us p50, first", "connect_first_us", 0.5, floor=5),
+    Figure("connect us p50, last", "connect_last_us", 0.5, floor=5),
+    Figure("connect us p99, last", "connect_last_us", 0.99, floor=5),
     Figure("connections/s, last", "connections_per_second_last"),
 )
-"""What the table shows; less is better, but for the last one."""
+"""What the table shows of every contender; less is better, but for the last one."""
+
+OWN_FIGURES = (
+    Figure("kproxy --help ms", "help_ms", floor=10),
+    Figure("decode ms", "decode_ms", floor=1),
+    Figure("plan ms", "plan_ms", floor=1),
+    Figure("render ms", "render_ms", floor=1),
+    Figure("write ms", "write_ms", floor=1),
+)
+"""What is measured of kproxy only: its start, and the parts of a first sync one by one, in one process."""
 
 MORE_IS_BETTER = frozenset({"connections_per_second_first", "connections_per_second_last"})
+
+
+def measured(rows: Iterable[Row]) -> list[Figure]:
+    """Return the figures of a table of these rows."""
+    found = list(rows)
+    own = (figure for figure in OWN_FIGURES if any(figure.of(row) is not None for row in found))
+    return [*FIGURES, *own]
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
@@ -73,25 +101,10 @@ def ratio(figure: Figure, own: Row, peer: Row) -> float | None:
 def pairs(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Each row of a peer with kproxy's row of the same mode and size."""
     found = list(rows)
-    own = {_case(row): row for row in found if row["contender"] == "kproxy"}
-    return [(own[_case(row)], row) for row in found if row["contender"] != "kproxy" and _case(row) in own]
+    own = {case(row): row for row in found if row["contender"] == "kproxy"}
+    return [(own[case(row)], row) for row in found if row["contender"] != "kproxy" and case(row) in own]
 
 
-def _case(row: Row) -> tuple[str, int, int]:
+def case(row: Row) -> tuple[str, int, int]:
+    """Return the mode and the size of a row."""
     return row["mode"], row["plan"]["services"], row["plan"]["endpoints"]
-
-
-def machine() -> dict[str, Any]:
-    """Return the properties of the machine on which the figures depend."""
-    memory = Path("/proc/meminfo").read_text().split()[1]
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(int(memory) / 2**20, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load": [round(load, 2) for load in os.getloadavg()],
-    }

@@ -3,12 +3,11 @@
     python -m benchmarks.bench.scenarios '{"contender": {...}, "services": 1000, ...}'
 
 runs all scenarios for one contender at one size in the current network namespace, prints progress on stderr
-and one JSON object on stdout.
+and one JSON object on stdout. What was measured when the time of the stage is over is printed too.
 """
 
 import itertools
 import json
-import re
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from benchmarks import cluster
+from benchmarks.bench import own_log
 from benchmarks.bench.contenders import Contender
 from benchmarks.bench.stage import GLANCE, GaveUp, MemoryWatch, Stage
 
@@ -34,7 +34,8 @@ class Plan:
 
     `rest` are seconds between changes that are timed alone: longer than a contender's pause between syncs.
     `churn_rate` are services a second that get new endpoints, all of them. `limit` are seconds that a
-    contender may take to come up.
+    contender may take to come up. `starts` is the number of cold starts, each in a new network namespace, and
+    of restarts.
     """
 
     services: int
@@ -46,6 +47,11 @@ class Plan:
     churn_seconds: float
     churn_rate: float
     limit: float
+    starts: int = 1
+
+
+class OutOfTime(Exception):
+    """The time of the stage is over."""
 
 
 class Scenarios:
@@ -54,14 +60,20 @@ class Scenarios:
     def __init__(self, stage: Stage, plan: Plan, progress: Callable[[str], None]) -> None:
         self.stage = stage
         self.plan = plan
-        self.progress = progress
+        self._say = progress
+        self.doing = ""
         self.result: dict[str, Any] = {}
         self._moved = itertools.count(1)
         self._last = plan.services - 1
         self._lost_after = LOST_AFTER
 
-    def run(self) -> None:
-        """All of them; what was measured stays in `result`.
+    def progress(self, what: str) -> None:
+        """Say what is measured now."""
+        self.doing = what
+        self._say(what)
+
+    def run(self, *, only_cold: bool = False) -> None:
+        """All of them, or the cold start only; what was measured stays in `result`.
 
         Raises GaveUp if the program did not come up, ended, or lost something. A lost change ends its
         scenario only, but without a cold start there is nothing else to time.
@@ -71,6 +83,10 @@ class Scenarios:
         api.apply_many(
             [cluster.endpoint_slice(i, plan.endpoints) for i in range(plan.services)], validate=False
         )
+        if only_cold:
+            self.progress("cold start again")
+            self.result["cold_start_ms"] = [self._cold_start()]
+            return
         lost: list[str] = []
         with MemoryWatch(self.stage) as memory:
             try:
@@ -100,15 +116,20 @@ class Scenarios:
 
     def cold_start(self) -> None:
         """From exec to the answer of the last service, and of some others."""
+        took = self._cold_start()
+        self.result["cold_start_ms"] = [took]
+        self._lost_after = max(LOST_AFTER, 2 * took / 1000)
+        self.stage.calm(CALM_WITHIN)
+        self.result["cold_start_cpu_s"] = self.stage.cpu_seconds()
+        self.result["cold_start_phases"] = own_log.phases(self.stage.log())
+        self.result["memory_at_rest_mb"] = self.stage.resident_mb()
+
+    def _cold_start(self) -> float:
         began = self.stage.start()
         end = began
         for index in {self._last, 0, self._last // 2}:
             end = max(end, self._came_up(began, cluster.cluster_ip(index)))
-        self.result["cold_start_ms"] = [(end - began) * 1000]
-        self._lost_after = max(LOST_AFTER, 2 * (end - began))
-        self.stage.calm(CALM_WITHIN)
-        self.result["cold_start_cpu_s"] = self.stage.cpu_seconds()
-        self.result["cold_start_phases"] = _phases(self.stage.log())
+        return (end - began) * 1000
 
     def endpoint_changed(self) -> None:
         """One of a service's endpoints moves; until the new one answers."""
@@ -118,7 +139,7 @@ class Scenarios:
         self._rest()
         self.result["endpoint_changed_ms"] = samples
         self.result["endpoint_changed_cpu_ms"] = (self.stage.cpu_seconds() - before) / len(samples) * 1000
-        self.result["endpoint_changed_phases"] = _phases(self.stage.log()[seen:])
+        self.result["endpoint_changed_phases"] = own_log.phases(self.stage.log()[seen:])
 
     def service_added_and_deleted(self) -> None:
         """A service comes, until it answers, and goes, until it does not."""
@@ -200,7 +221,7 @@ class Scenarios:
                 watched.clear()
                 busy.clear()
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=watch, daemon=True)
         before, began = self.stage.cpu_seconds(), time.monotonic()
         watcher.start()
         count = int(plan.churn_rate * plan.churn_seconds)
@@ -219,29 +240,37 @@ class Scenarios:
                 watched.append((index, generation, now))
         done.set()
         watcher.join()
+        cpu, seconds = self.stage.cpu_seconds() - before, time.monotonic() - began
         self.result |= {
             "churn_ms": samples,
             "churn_lost": len(lost),
             "churn_changes": count,
             "churn_backlog_ms": samples[-1] if samples else None,
-            "churn_cpu_s": self.stage.cpu_seconds() - before,
-            "churn_seconds": time.monotonic() - began,
+            "churn_cpu_s": cpu,
+            "churn_cpu_percent": cpu / seconds * 100,
+            "churn_seconds": seconds,
         }
 
     def restart(self) -> None:
         """Restart with all rules in place: from exec until a change made in between is obeyed."""
         self.result["memory_mb"] = self.stage.peak_mb()
-        self.stage.stop()
         index = 5 % self.plan.services
-        moved = next(self._moved)
-        self.stage.api.apply(cluster.endpoint_slice(index, self.plan.endpoints, moved=moved), validate=False)
-        new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
-        began = self.stage.start()
-        self.result["restart_ms"] = [
-            (self._came_up(began, cluster.cluster_ip(index), among=new) - began) * 1000
-        ]
-        self.stage.calm(CALM_WITHIN)
-        self.result["restart_rules_written"] = _rules_written(self.stage.log())
+        took, cpu = [], []
+        for _ in range(self.plan.starts):
+            self.stage.stop()
+            moved = next(self._moved)
+            slice_ = cluster.endpoint_slice(index, self.plan.endpoints, moved=moved)
+            self.stage.api.apply(slice_, validate=False)
+            new = cluster.pods(index, self.plan.endpoints, moved=moved)[-1:]
+            began = self.stage.start()
+            took.append((self._came_up(began, cluster.cluster_ip(index), among=new) - began) * 1000)
+            self.stage.calm(CALM_WITHIN)
+            cpu.append(self.stage.cpu_seconds())
+        self.result |= {
+            "restart_ms": took,
+            "restart_cpu_s": cpu,
+            "restart_rules_written": own_log.rules_written(self.stage.log()),
+        }
 
     def _came_up(self, began: float, address: str, **wanted: Any) -> float:
         left = max(GLANCE, began + self.plan.limit - time.monotonic())
@@ -267,27 +296,6 @@ class Scenarios:
         threading.Event().wait(self.plan.rest)
 
 
-_SYNCED: Final = re.compile(r"event=synced family=IPv4 .*?plan_ms=([\d.]+) apply_ms=([\d.]+)(.*)")
-
-
-def _phases(log: str) -> dict[str, float] | None:
-    """Kproxy's own split of its syncs so far, milliseconds each; None for a program that does not say."""
-    found = _SYNCED.findall(log)
-    if not found:
-        return None
-    return {
-        "plan": sum(float(plan) for plan, _, _ in found) / len(found),
-        "apply": sum(float(apply) for _, apply, _ in found) / len(found),
-    }
-
-
-def _rules_written(log: str) -> int | None:
-    """How many rules kproxy wrote since its start; None for a program that does not say."""
-    if "event=synced" not in log:
-        return None
-    return sum(int(n) for _, _, rest in _SYNCED.findall(log) for n in re.findall(r"\brules=(\d+)", rest))
-
-
 def main() -> None:
     """Run one contender at one size."""
     setting = json.loads(sys.argv[1])
@@ -295,16 +303,26 @@ def main() -> None:
     plan = Plan(**setting["plan"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
 
+    def over(*_: object) -> None:
+        raise OutOfTime
+
+    signal.signal(signal.SIGALRM, over)
+
     def progress(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
 
     answer: dict[str, Any] = {"contender": contender.name, "mode": contender.mode, "plan": asdict(plan)}
     with Stage(contender) as stage:
         scenarios = Scenarios(stage, plan, progress)
+        signal.setitimer(signal.ITIMER_REAL, setting["seconds"])
         try:
-            scenarios.run()
+            scenarios.run(only_cold=setting["only_cold"])
         except GaveUp as error:
             answer["gave_up"] = str(error)
+        except OutOfTime:
+            answer["gave_up"] = f"not finished in {setting['seconds']:.0f} s: {scenarios.doing}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         answer["result"] = scenarios.result
     print(json.dumps(answer))
 

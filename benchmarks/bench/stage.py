@@ -135,6 +135,10 @@ class Stage:
         """The most memory the contender's own process has held."""
         return processes.peak_mb(self._pid())
 
+    def resident_mb(self) -> float:
+        """The memory of the contender and its children now."""
+        return processes.resident_mb(self._pid())
+
     def _pid(self) -> int:
         if self.program is None or not self.runs():
             raise GaveUp("it does not run")

@@ -1,7 +1,7 @@
 """`kproxy bench`: measures the speed of this proxy, or of another one, on this machine."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,27 @@ _QUICK: Mapping[str, Any] = {
     "rest": 0.3,
     "idle": 1.0,
     "churn_time": 2.0,
+    "starts": 1,
 }
 """The settings of --quick; times in seconds."""
+
+
+_SETTINGS: Mapping[str, str] = {
+    "modes": "modes",
+    "peers": "peers",
+    "sizes": "sizes",
+    "endpoints": "endpoints",
+    "flags": "flags",
+    "repeats": "repeats",
+    "rest": "rest",
+    "connects": "connects",
+    "idle": "idle_seconds",
+    "churn_time": "churn_seconds",
+    "churn": "churn",
+    "limit": "limit",
+    "starts": "starts",
+}
+"""Parameters that say what is measured -> their names in the file of a run."""
 
 
 class _List(click.ParamType[tuple[str, ...]]):
@@ -83,6 +102,7 @@ class _Duration(click.ParamType[float]):
     show_default=True,
     help="How long a contender may take to come up; after that, the next one is timed.",
 )
+@click.option("--starts", default=3, show_default=True, help="How many cold starts and restarts to time.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -90,6 +110,42 @@ class _Duration(click.ParamType[float]):
     show_default=True,
     help="Directory of results.json and the plots.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the finished stages of the run in --output, with its settings; start one if there is none.",
+)
+@click.option(
+    "--time-limit",
+    type=_Duration(),
+    default=None,
+    help="Begin no stage that would probably end later than this; exit status 3 if any is left.",
+)
+@click.option(
+    "--stage-limit",
+    type=_Duration(),
+    default="9m",
+    show_default=True,
+    help="How long one contender at one size may take; what it has measured by then is kept.",
+)
+@click.option(
+    "--against",
+    metavar="FILE|COMMIT",
+    help="Measure what that run measured, and compare. Exit status 2 if a figure is 1.3 times worse.",
+)
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare this finished run with --against; measure nothing.",
+)
+@click.option(
+    "--history",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Directory that keeps finished runs.  [default: benchmarks/results of the source tree]",
+)
+@click.option("--no-history", is_flag=True, help="Do not keep the finished run in the history.")
 @click.option(
     "--quick",
     is_flag=True,
@@ -111,8 +167,16 @@ def bench(
     churn_time: float,
     churn: float,
     limit: float,
+    starts: int,
     output: Path,
+    time_limit: float | None,
+    stage_limit: float,
+    against: str | None,
+    results: Path | None,
+    history: Path | None,
     *,
+    resume: bool,
+    no_history: bool,
     quick: bool,
 ) -> None:
     """Time rule syncs and packets from outside, against an embedded API server, on this kernel.
@@ -121,42 +185,69 @@ def bench(
     part of the source tree, and needs root.
     """
     try:
-        from benchmarks.bench.command import BenchError, Order, run
+        from benchmarks.bench import command
+        from benchmarks.bench.runs import BenchError
     except ImportError as error:
         raise click.ClickException(f"the benchmark runs from kproxy's source tree: {error}") from error
 
-    quickly = _quickly(context) if quick else {}
-    order = Order(
-        modes=list(modes),
-        peers=list(peers),
-        sizes=_counts("--sizes", quickly.get("sizes", sizes)),
-        endpoints=_counts("--endpoints", endpoints),
-        flags=flags,
-        repeats=quickly.get("repeats", repeats),
-        rest=quickly.get("rest", rest),
-        connects=quickly.get("connects", connects),
-        idle_seconds=quickly.get("idle", idle),
-        churn_seconds=quickly.get("churn_time", churn_time),
-        churn=churn,
-        limit=limit,
-        output=output,
-    )
+    if results is not None and against is None:
+        raise click.UsageError("--results is compared with --against")
+    values: dict[str, Any] = {
+        "modes": list(modes),
+        "peers": list(peers),
+        "sizes": sizes,
+        "endpoints": endpoints,
+        "flags": list(flags),
+        "repeats": _positive("--repeats", repeats),
+        "rest": rest,
+        "connects": connects,
+        "idle_seconds": idle,
+        "churn_seconds": churn_time,
+        "churn": churn,
+        "limit": limit,
+        "starts": _positive("--starts", starts),
+    }
+    quickly = {_SETTINGS[name]: value for name, value in _quickly(context).items()} if quick else {}
     try:
-        sys.exit(run(order))
+        if results is not None and against is not None:
+            sys.exit(command.compare(results, against, history))
+        stored = command.stored(output, against, history, resume=resume)
+        if stored is not None:
+            given = {field for name, field in _SETTINGS.items() if _is_given(context, name)}
+            values |= {name: getattr(stored, name) for name in values if name not in given}
+        values |= quickly
+        values["sizes"] = _counts("--sizes", values["sizes"])
+        values["endpoints"] = _counts("--endpoints", values["endpoints"])
+        order = command.Order(
+            **values,
+            output=output,
+            resume=resume,
+            time_limit=time_limit,
+            stage_limit=stage_limit,
+            against=against,
+            history=None if no_history else history or command.HISTORY,
+        )
+        sys.exit(command.run(order))
     except BenchError as error:
         raise click.ClickException(str(error)) from error
 
 
 def _quickly(context: click.Context) -> dict[str, Any]:
     """Return the values of --quick for parameters without a flag on the command line."""
-    return {
-        name: value
-        for name, value in _QUICK.items()
-        if context.get_parameter_source(name) is ParameterSource.DEFAULT
-    }
+    return {name: value for name, value in _QUICK.items() if not _is_given(context, name)}
 
 
-def _counts(flag: str, texts: tuple[str, ...]) -> list[int]:
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _positive(flag: str, value: int) -> int:
+    if value < 1:
+        raise click.UsageError(f"{flag}: a number below 1")
+    return value
+
+
+def _counts(flag: str, texts: Sequence[str | int]) -> list[int]:
     try:
         counts = [int(text) for text in texts]
     except ValueError as error:
