@@ -20,6 +20,7 @@ from benchmarks.bench.scenarios import Plan
 
 FORMAT = 1
 QUANTILES = (0.5, 0.9, 0.99)
+SOURCE = ("commit", "changed", "source")
 
 
 class BenchError(Exception):
@@ -100,6 +101,7 @@ class Run:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise BenchError(f"{path}: not a run of format {FORMAT}")
         try:
+            found["source"] = {name: found[name] for name in SOURCE}
             return cls(**{each.name: found[each.name] for each in dataclasses.fields(cls)})
         except KeyError as error:
             raise BenchError(f"{path}: {error} is missing") from error
@@ -124,7 +126,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the file; a reader or a kill in between finds the file before or after."""
-        _replace(path, {"format": FORMAT, **_shallow(self)})
+        _write(path, self)
 
     def keep(self, history: Path) -> Path:
         """Write the run into the history and return its file. Raises OSError."""
@@ -141,7 +143,7 @@ class Run:
         history.mkdir(parents=True, exist_ok=True)
         changed = "-changed" if self.source["changed"] else ""
         path = history / f"{day}-{(self.source['commit'] or self.source['source'])[:12]}{changed}.json"
-        _replace(path, {"format": FORMAT, **_shallow(kept)})
+        _write(path, kept)
         return path
 
 
@@ -214,10 +216,6 @@ def key_of(contender: Contender, plan: Plan) -> tuple[str, str, dict[str, Any]]:
     return contender.name, contender.mode, dataclasses.asdict(plan)
 
 
-def _shallow(run: Run) -> dict[str, Any]:
-    return {each.name: getattr(run, each.name) for each in dataclasses.fields(run)}
-
-
 def _key(row: Row) -> tuple[str, str, dict[str, Any]]:
     return row["contender"], row["mode"], row["plan"]
 
@@ -231,7 +229,10 @@ def _quantiles(value: Any) -> Any:
     return {"samples": len(value), **found, "least": round(min(value), 3), "most": round(max(value), 3)}
 
 
-def _replace(path: Path, data: dict[str, Any]) -> None:
+def _write(path: Path, run: Run) -> None:
+    data = {each.name: getattr(run, each.name) for each in dataclasses.fields(run)}
     written = path.with_name(f".{path.name}.new")
-    written.write_text(json.dumps(data, indent=1) + "\n")
+    written.write_text(
+        json.dumps({"format": FORMAT, **run.source, **data, "source": run.source["source"]}, indent=1) + "\n"
+    )
     written.replace(path)

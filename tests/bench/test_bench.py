@@ -22,13 +22,13 @@ from rich.console import Console
 from benchmarks.bench import command, prober, processes
 from benchmarks.bench.plots import draw
 from benchmarks.bench.report import markdown, show
-from benchmarks.bench.results import FIGURES, Row, pairs, quantile, ratio
+from benchmarks.bench.results import FIGURES, OWN_FIGURES, Row, pairs, quantile, ratio
 from benchmarks.cluster import pods
 from kproxy.cli.main import main
 from kproxy_lab.lab import Lab
 from tests.kernel.namespace import fresh_network
 
-SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20"]
+SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20", "--starts", "1"]
 SHORT = ["--rest", "200ms", "--idle", "100ms", "--churn-time", "500ms", "--churn", "2"]
 
 
@@ -43,7 +43,8 @@ def row(contender: str, mode: str = "nft", services: int = 10, **result: Any) ->
 
 def bench(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "kproxy", "bench", "--modes", "nft", *SMALL, *SHORT, *flags]
-    return subprocess.run([*argv, "--output", str(folder)], capture_output=True, text=True, check=False)
+    argv += ["--output", str(folder), "--history", str(folder / "history")]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.root
@@ -60,8 +61,13 @@ def test_every_figure_is_measured_for_kproxy_and_for_a_peer(tmp_path: Path) -> N
         assert each["result"]["churn_lost"] == 0
         assert each["result"]["churn_changes"] == 10
     assert "how many times better kproxy is" in done.stdout
+    assert [figure.title for figure in OWN_FIGURES if figure.of(found["rows"][0]) is None] == []
     plots = {f"{name}.{suffix}" for name in ("latency", "churn", "phases") for suffix in ("png", "svg")}
-    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "table.md", *plots}
+    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "table.md", "history", *plots}
+    (kept,) = (tmp_path / "history").iterdir()
+    assert [figure.of(each) for figure in FIGURES for each in json.loads(kept.read_text())["rows"]] == (
+        pytest.approx([figure.of(each) for figure in FIGURES for each in found["rows"]], abs=0.001)
+    )
 
 
 @pytest.mark.root
@@ -86,6 +92,17 @@ def test_a_peer_that_does_not_come_up_costs_the_run_its_limit_only(tmp_path: Pat
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [each["contender"] for each in rows] == ["kproxy", "slow", "kproxy", "slow"]
     assert [each["result"].keys() for each in rows[1::2]] == [{"memory_with_children_mb"}] * 2
+
+
+@pytest.mark.root
+@NEEDS_A_LAB
+def test_a_stage_that_takes_too_long_keeps_what_it_measured(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--idle", "60s", "--stage-limit", "6s")
+    assert done.returncode == 1
+    assert "kproxy nft 10 x 2: not finished in 6 s: " in done.stdout
+    (found,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert len(found["result"]["cold_start_ms"]) == 1
+    assert "churn_ms" not in found["result"]
 
 
 @pytest.mark.root
