@@ -57,16 +57,22 @@ def source(root: Path = ROOT) -> dict[str, Any]:
     """Return which program this is.
 
     `source` is a digest of the product's modules: equal for two commits that differ elsewhere only. `commit`
-    is None outside a git tree. `changed` says whether the product differs from that commit.
+    is the last that changed the product, None outside a git tree. `changed` says whether the product differs
+    from it.
     """
     digest = hashlib.sha256()
     for file in sorted((root / "kproxy").rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
     return {
-        "commit": _git(root, "rev-parse", "HEAD") or None,
+        "commit": product_commit("HEAD", root),
         "changed": bool(_git(root, "status", "--porcelain", "--", "kproxy")),
         "source": digest.hexdigest()[:16],
     }
+
+
+def product_commit(name: str, root: Path = ROOT) -> str | None:
+    """Return the last commit up to a named one that changed the product; None if there is none."""
+    return _git(root, "log", "-1", "--format=%H", "--end-of-options", name, "--", "kproxy") or None
 
 
 def _flat(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.bench.contenders import Contender, contenders
-from benchmarks.bench.machine import differences
+from benchmarks.bench.machine import differences, product_commit
 from benchmarks.bench.results import Row, quantile
 from benchmarks.bench.scenarios import Plan
 
@@ -159,14 +159,15 @@ def described(source: Mapping[str, Any]) -> str:
 
 
 def find(name: str, history: Path) -> Path:
-    """Return the file of that name, or the latest in the history of the commit. Raises BenchError."""
+    """Return the file of that name, or the latest in the history of that commit's product. Raises BenchError."""
     path = Path(name)
     if path.is_file():
         return path
+    wanted = product_commit(name) or (name if re.fullmatch(r"[0-9a-f]{4,40}", name) else None)
     found: list[tuple[str, Path]] = []
-    for file in history.glob("*.json") if re.fullmatch(r"[0-9a-f]{4,40}", name) else ():
+    for file in history.glob("*.json") if wanted else ():
         run = Run.load(file)
-        if (run.source["commit"] or "").startswith(name):
+        if (run.source["commit"] or "").startswith(wanted or ""):
             found.append((run.began, file))
     if not found:
         raise BenchError(f"--against {name!r}: neither a file nor a commit with a run in {history}")

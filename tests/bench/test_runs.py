@@ -344,6 +344,9 @@ def test_sources_are_known_by_their_content(tmp_path: Path) -> None:
     assert len(committed["commit"]) == 40
     assert (committed["source"], committed["changed"]) == (alone["source"], False)
     module.write_text("x = 2\n")
+    (tmp_path / "notes").write_text("x")
+    subprocess.run(["git", "-C", str(tmp_path), "add", "notes"], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), *who, "commit", "-q", "-m", "notes"], check=True)
     changed = source(tmp_path)
     assert changed["commit"] == committed["commit"]
     assert changed["changed"]
