@@ -159,7 +159,7 @@ def described(source: Mapping[str, Any]) -> str:
 
 
 def find(name: str, history: Path) -> Path:
-    """Return the file of that name, or the latest in the history of that commit's product. Raises BenchError."""
+    """Return the file of that name, or the latest in the history of a commit. Raises BenchError."""
     path = Path(name)
     if path.is_file():
         return path
