@@ -92,9 +92,9 @@ def compare(results: Path, against: str, history: Path | None) -> int:
     return SLOWER if comparison.show(old, new, console) else FINISHED
 
 
-def stored(order_output: Path, against: str | None, history: Path | None, *, resume: bool) -> Settings | None:
+def stored(output: Path, against: str | None, history: Path | None, *, resume: bool) -> Settings | None:
     """Return the settings of the run to continue, or else of the run to compare with. Raises BenchError."""
-    path = order_output / "results.json"
+    path = output / "results.json"
     if resume and path.exists():
         return Settings(**Run.load(path).settings)
     if against is not None:

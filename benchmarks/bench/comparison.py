@@ -90,6 +90,9 @@ def show(old: Run, new: Run, console: Console) -> int:
         console.print("[bold red]The machines differ, so the ratios say little about the program:[/]")
         for difference in differing:
             console.print(f"  {difference}", highlight=False)
+    for identity in _by_identity(old.rows).keys() - _by_identity(new.rows).keys():
+        contender, mode, services, endpoints = identity
+        console.print(f"not in the new run: {contender} {mode} {services} x {endpoints}", highlight=False)
     found = worse(cases)
     for each, pair in found:
         ratio = "not measured" if pair.ratio is None else f"{pair.ratio:.2f} times worse"

@@ -118,6 +118,7 @@ def test_only_cases_of_both_runs_are_compared() -> None:
 
 def test_what_makes_runs_unlike_is_said() -> None:
     old, new = one_case(memory_mb=1.0), one_case(memory_mb=1.0)
+    old.rows.append({**old.rows[0], "mode": "legacy"})
     new.machine = {**MACHINE, "cores": 4, "tools": {"nft": "1.1.0"}, "load": [9.0]}
     new.rows[0]["plan"]["repeats"] = 7
     old.rows[0]["gave_up"] = "churn: it ended\nand why"
@@ -129,6 +130,7 @@ def test_what_makes_runs_unlike_is_said() -> None:
     assert "tools.nft: 1.0.6, 1.1.0" in said
     assert "the runs differ in repeats: 1, 7" in said
     assert "the old run gave up: churn: it ended" in said
+    assert "not in the new run: kproxy legacy 10 x 5" in said
     assert "load" not in said
 
 
