@@ -30,6 +30,16 @@ def cpu_seconds(program: int) -> float:
     return sum(stat.ticks for _, stat in _family(program)) / _TICKS
 
 
+def share_priority(program: int) -> None:
+    """Give the session of a program this process's nice value.
+
+    Linux schedules sessions as groups (sched(7), autogroup): between them, the nice value of a process does not
+    count, but that of its group.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{program}/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
+
+
 def resident_mb(program: int) -> float:
     """Resident memory of a program and its children now, each address space once."""
     spaces = {stat.space: stat.pages for _, stat in _family(program)}

@@ -70,6 +70,7 @@ class Stage:
                 stderr=log,
                 start_new_session=True,
             )
+        processes.share_priority(self.program.pid)
         return began
 
     def stop(self) -> None:
