@@ -33,7 +33,7 @@ def cpu_seconds(program: int) -> float:
 def share_priority(program: int) -> None:
     """Give the session of a program this process's nice value.
 
-    Linux schedules sessions as groups (sched(7), autogroup): between them, the nice value of a process does not
+    Linux schedules sessions as groups (sched(7), autogroup): between them, a process's nice value does not
     count, but that of its group.
     """
     with contextlib.suppress(OSError):
