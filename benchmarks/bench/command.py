@@ -142,7 +142,7 @@ def _measure(order: Order, measured: Run, path: Path, console: Console) -> int:
             title = f"{contender.name} {contender.mode} {plan.services} x {plan.endpoints}"
             if measured.row_of(contender, plan) is None:
                 left = None if order.time_limit is None else began + order.time_limit - time.monotonic()
-                if fresh and left is not None and measuring.expected(plan, measured.rows) > left:
+                if fresh and left is not None and measuring.expected(contender, plan, measured.rows) > left:
                     break
 
                 def say(what: str, title: str = title) -> None:

@@ -61,18 +61,29 @@ def measure(contender: Contender, plan: Plan, seconds: float, progress: Callable
     return {**row, "seconds": round(time.monotonic() - began, 1)}
 
 
-def expected(plan: Plan, rows: Sequence[Row]) -> float:
+def expected(contender: Contender, plan: Plan, rows: Sequence[Row]) -> float:
     """Return about how many seconds a stage will take: its pauses, and work that grows with its size.
 
-    Work is taken from the rows measured so far. 0 if there are none.
+    The work is on the line through the contender's two largest sizes so far; if there is one, proportional to
+    its size. For a contender without a row those of all count. 0 if there are none.
     """
     size = plan.services * plan.endpoints
-    found = [0.0]
-    for row in rows:
+    own = [row for row in rows if (row["contender"], row["mode"]) == (contender.name, contender.mode)]
+    work: dict[int, float] = {}
+    for row in own or rows:
         known = Plan(**row["plan"])
-        work = max(0.0, row["seconds"] - _pauses(known))
-        found.append(_pauses(plan) + work * max(1.0, size / (known.services * known.endpoints)))
-    return max(found)
+        spent = max(0.0, row["seconds"] - _pauses(known))
+        of_size = known.services * known.endpoints
+        work[of_size] = max(spent, work.get(of_size, 0.0))
+    if not work:
+        return 0.0
+    *smaller, largest = sorted(work)
+    if size <= largest:
+        return _pauses(plan) + work[largest]
+    if not smaller:
+        return _pauses(plan) + work[largest] * size / largest
+    slope = max(0.0, work[largest] - work[smaller[-1]]) / (largest - smaller[-1])
+    return _pauses(plan) + work[largest] + slope * (size - largest)
 
 
 def _pauses(plan: Plan) -> float:

@@ -319,13 +319,18 @@ def test_what_was_measured_before_is_measured_again_and_compared(measured: list[
 
 
 def test_work_grows_with_the_size_and_pauses_do_not() -> None:
-    (contender, small), *_, (_, large) = SETTINGS.stages()
+    stages = dataclasses.replace(SETTINGS, sizes=[10, 20, 100]).stages()
+    (own, ten), (other, _), (_, twenty), _, (_, hundred), _ = stages
     pauses = 3 * SETTINGS.rest + 2.0
-    assert measuring.expected(large, []) == 0
-    assert measuring.expected(small, [a_row(contender, small)]) == pytest.approx(10.0)
-    assert measuring.expected(large, [a_row(contender, small)]) == pytest.approx(
-        pauses + (10.0 - pauses) * 10
-    )
+    rows = [a_row(own, ten) | {"seconds": pauses + 8}]
+    assert measuring.expected(own, hundred, []) == 0
+    assert measuring.expected(own, ten, rows) == pytest.approx(pauses + 8)
+    assert measuring.expected(own, hundred, rows) == pytest.approx(pauses + 80)
+    assert measuring.expected(other, twenty, rows) == pytest.approx(pauses + 16)
+    rows.append(a_row(own, twenty) | {"seconds": pauses + 9})
+    assert measuring.expected(own, hundred, rows) == pytest.approx(pauses + 9 + 80 / 10)
+    rows.append(a_row(other, ten) | {"seconds": pauses + 50})
+    assert measuring.expected(own, twenty, rows) == pytest.approx(pauses + 9)
 
 
 def test_the_load_of_a_machine_is_no_difference() -> None:
