@@ -210,13 +210,13 @@ def test_the_recorded_command_measures_the_same(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stages that `kproxy bench` measures, each in ten seconds; none really is."""
+    """The stages that `kproxy bench` measures, each in a second for a service; none really is."""
     stages: list[str] = []
 
     def measure(contender: Contender, plan: Plan, seconds: float, progress: Callable[[str], None]) -> Row:
         del seconds, progress
         stages.append(f"{contender.mode} {plan.services}")
-        return a_row(contender, plan, cold_start_ms=[100.0])
+        return {**a_row(contender, plan, cold_start_ms=[100.0]), "seconds": float(plan.services)}
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(measuring, "measure", measure)
