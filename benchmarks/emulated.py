@@ -9,6 +9,7 @@ nanosecond for each instruction, whatever else this machine does: times in it ar
 know nothing of caches. The root file system is this machine's, read-only.
 """
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -52,7 +53,10 @@ BEGIN, END = "-- output --", "-- status --"
 
 
 def run(kernel: Path, command: str, folder: Path, seconds: float) -> int:
-    """Boot, run a shell command in a folder, print what it prints; returns its exit status."""
+    """Boot, run a shell command in a folder, print what it prints; returns its exit status.
+
+    If it did not end in time, or did not start, everything that the machine printed goes to standard error.
+    """
     (image,) = (kernel / "boot").glob("vmlinuz-*")
     version = image.name.removeprefix("vmlinuz-")
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,24 +72,14 @@ def run(kernel: Path, command: str, folder: Path, seconds: float) -> int:
         )
         memory = _first_file_system(kernel.resolve(), version, Path(temporary), inner)
         devices = "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"
-        argv = [
-            "qemu-system-x86_64",
-            "-icount",
-            "shift=0",
-            "-smp",
-            "1",
-            "-m",
-            "2G",
-            "-nographic",
-            "-no-reboot",
-        ]
-        argv += ["-kernel", str(image), "-initrd", str(memory), "-net", "none", "-fsdev", devices]
-        argv += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
-        argv += ["-append", "console=ttyS0 quiet panic=-1"]
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=seconds, check=True
-        )
-    printed = done.stdout.decode(errors="replace").replace("\r", "")
+        machine = ["-icount", "shift=0", "-smp", "1", "-m", "2G", "-nographic", "-no-reboot", "-net", "none"]
+        started = ["-kernel", str(image), "-initrd", str(memory), "-append", "console=ttyS0 quiet panic=-1"]
+        shared = ["-fsdev", devices, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
+        console = Path(temporary) / "console"
+        argv = ["qemu-system-x86_64", *machine, *started, *shared]
+        with console.open("wb") as out, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out, timeout=seconds, check=True)
+        printed = console.read_bytes().decode(errors="replace").replace("\r", "")
     output = re.search(rf"^{BEGIN}\n(.*)^{END} (\d+)$", printed, re.DOTALL | re.MULTILINE)
     if output is None:
         print(printed, file=sys.stderr)
@@ -120,7 +114,7 @@ def _first_file_system(kernel: Path, version: str, folder: Path, inner: Path) ->
 
 @click.command()
 @click.option("--kernel", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--timeout", "seconds", default=900.0, show_default=True, help="Seconds of this machine.")
+@click.option("--timeout", "seconds", default=1800.0, show_default=True, help="Seconds of this machine.")
 @click.argument("command", nargs=-1, required=True)
 def main(kernel: Path, seconds: float, command: tuple[str, ...]) -> None:
     """Run COMMAND in the current directory, as root of the emulated machine."""
