@@ -9,7 +9,7 @@ from rich.table import Table
 from benchmarks.bench.machine import differences
 from benchmarks.bench.report import number, size_of
 from benchmarks.bench.results import FIGURES, MORE_IS_BETTER, OWN_FIGURES, Figure, Row, case
-from benchmarks.bench.runs import Run, described
+from benchmarks.bench.runs import BenchError, Run, described
 
 LIMIT = 1.3
 """A figure so many times worse is a regression."""
@@ -70,8 +70,13 @@ def worse(cases: Sequence[Case]) -> list[tuple[Case, Pair]]:
 
 
 def show(old: Run, new: Run, console: Console) -> int:
-    """Print a table of each case, what makes the runs unlike, and the regressions; returns their number."""
+    """Print a table of each case, what makes the runs unlike, and the regressions; returns their number.
+
+    Raises BenchError if the runs have no case in common.
+    """
     cases = compare(old, new)
+    if not cases:
+        raise BenchError("nothing to compare: no contender was measured at the same size in both runs")
     for each in cases:
         table = Table(title=each.title)
         for title in ("", "old", "new", "times worse", ""):

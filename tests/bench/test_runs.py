@@ -149,6 +149,14 @@ def test_two_files_are_compared_in_one_command(tmp_path: Path) -> None:
     assert invoke("--results", old, "--against", slower).exit_code == 0
 
 
+def test_runs_without_a_common_case_cannot_be_compared(tmp_path: Path) -> None:
+    one_case().save(tmp_path / "old.json")
+    a_run(dataclasses.replace(SETTINGS, modes=["legacy"])).save(tmp_path / "new.json")
+    found = invoke("--results", tmp_path / "new.json", "--against", tmp_path / "old.json")
+    assert found.exit_code == 1
+    assert "no contender was measured at the same size in both runs" in found.output
+
+
 def test_a_commit_of_the_history_can_be_named(tmp_path: Path) -> None:
     for began, memory in (("2026-01-02T03:04:05Z", 1.0), ("2026-01-03T03:04:05Z", 2.0)):
         dataclasses.replace(one_case(memory_mb=memory), began=began).keep(tmp_path)
