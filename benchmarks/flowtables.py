@@ -12,13 +12,14 @@ the pod's address and the node has no rules: so much of the work is not the prox
 import contextlib
 import ctypes
 import os
+import re
 import select
 import socket
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -259,9 +260,11 @@ def _pktgen(target: tuple[str, int], count: int) -> float:
         f"udp_dst_max {port}",
     )
     _tell(folder / "eth0", *settings, *ports, f"src_min {CLIENT}", f"src_max {CLIENT}")
-    began = time.perf_counter()
     _tell(folder / "pgctrl", "start")
-    return (time.perf_counter() - began) / count * 1e9
+    result = re.search(r"Result: OK: (\d+)\(", (folder / "eth0").read_text())
+    if result is None:
+        raise click.ClickException("pktgen has no result")
+    return int(result[1]) * 1000 / count
 
 
 def _tell(file: Path, *lines: str) -> None:
@@ -336,31 +339,6 @@ def stale(variant: str) -> tuple[float, int]:
         network.close()
 
 
-def device_cost(before: int) -> float:
-    """Milliseconds for each further device of a flowtable that has so many, without the start of nft."""
-    network, more = Network(), 20
-    try:
-        with network.inside("node"):
-            _run("nft -f -", FLOWTABLE)
-            for number in range(before + more):
-                _run(f"ip link add pod-{number} type veth peer name peer-{number}")
-            _nft(range(before))
-            _nft(())
-            alone = min(_nft(()) for _ in range(3))
-            return (_nft(range(before, before + more)) - alone) / more * 1000
-    finally:
-        network.close()
-
-
-def _nft(numbers: Sequence[int]) -> float:
-    """Run nft with a line for each device; seconds."""
-    add = "add flowtable ip bypass services {{ devices = {{ pod-{} }}; }}\n"
-    lines = "".join(add.format(number) for number in numbers)
-    began = time.perf_counter()
-    _run("nft -f -", f"add table ip bypass\n{lines}")
-    return time.perf_counter() - began
-
-
 @click.command()
 @click.option("--seconds", default=1.0, show_default=True, help="How long each bulk transfer takes.")
 def main(seconds: float) -> None:
@@ -383,8 +361,6 @@ def main(seconds: float) -> None:
             f"{variant}: a UDP flow reaches its new endpoint after {milliseconds:.1f} ms, {late} packets late"
         )
         print(f"{variant}: {policy_passes(variant)} of 20 packets pass a later rule that drops them")
-    for count in (2, 110):
-        print(f"a further device of a flowtable of {count}: {device_cost(count):.2f} ms")
 
 
 if __name__ == "__main__":
