@@ -31,12 +31,14 @@ _SPLIT: Final = "backends"
 """The directory whose subdirectories are rooms."""
 
 _WITH_ROOT: Final = {
-    "kernel": "tests/kernel",
-    "modes": "tests/modes",
-    "node": "tests/node",
-    "inspect": "tests/inspect",
+    "agent": ("tests/agent", "tests/cli"),
+    "cli": ("tests/cli",),
+    "inspect": ("tests/cli", "tests/inspect"),
+    "kernel": ("tests/kernel",),
+    "modes": ("tests/cli", "tests/modes"),
+    "node": ("tests/cli", "tests/node"),
 }
-"""Rooms whose code needs a kernel, and the tests that have one."""
+"""Rooms whose code needs a kernel or a process of its own, and the tests that have one."""
 
 
 def rooms(root: Path) -> list[str]:
@@ -46,6 +48,15 @@ def rooms(root: Path) -> list[str]:
         inner = sorted(directory.iterdir()) if directory.name == _SPLIT else [directory]
         found += [str(each.relative_to(root / "kproxy")) for each in inner if (each / "__init__.py").exists()]
     return found
+
+
+def _tests(root: Path) -> list[str]:
+    """Return the directories and modules under tests/ that have tests."""
+    return [
+        str(path.relative_to(root))
+        for path in sorted((root / "tests").iterdir())
+        if path.match("test_*.py") or [*path.rglob("test_*.py")]
+    ]
 
 
 def sample(root: Path, room: str, number: int, seed: int) -> list[Fault]:
@@ -81,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     root = Path.cwd()
     chosen = options.rooms or rooms(root)
     as_root = os.geteuid() == 0
-    with_root = [_WITH_ROOT[room] for room in chosen if room in _WITH_ROOT and as_root]
+    with_root = sorted({path for room in chosen if as_root for path in _WITH_ROOT.get(room, ())})
     print(f"seed {options.seed}: {options.number} faults in each of {', '.join(chosen)}")
     for room in sorted(set(chosen) & _WITH_ROOT.keys()):
         print(f"{room}: " + ("with root tests" if as_root else "NEEDS ROOT: only rootless tests run"))
@@ -90,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         ready = [Copy(root, Path(temporary) / str(number)) for number in range(options.workers)]
         cache = root / ".cache" / "mutants"
         print("recording which test executes which line ...", flush=True)
-        coverage = record(ready[0], cache, options.tests or ["tests"], with_root, options.workers)
+        coverage = record(ready[0], cache, options.tests or _tests(root), with_root, options.workers)
         skipped = len(coverage.not_passed)
         print(f"{len(coverage.seconds)} tests; {skipped} left out, which skip or fail without a fault")
         copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()

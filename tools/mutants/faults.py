@@ -2,12 +2,15 @@
 
 The kinds are those that a programmer makes and a reviewer overlooks: a comparison flipped or moved by one, a
 condition negated, `and` and `or` exchanged, a small number off by one, a flag inverted, a returned value
-dropped. Annotations, docstrings, log calls and numbers above SMALL stay as they are: a fault there changes no
-behaviour that a test could state, or only the size of a limit.
+dropped. Some code stays as it is, because a fault there changes no behaviour that a test could state:
+annotations, docstrings and log calls; numbers above SMALL and sizes in kilobytes, which are limits; whether a
+time is reached a clock's tick earlier; how a class is stored (STORED); whether the end of the process waits
+for a thread that ends by itself.
 """
 
 import ast
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,15 @@ from typing import Final
 
 SMALL: Final = 16
 """The largest number that is changed by one; a limit of 1,000 or 1,001 is the same to users."""
+
+STORED: Final = frozenset({"frozen", "gc", "kw_only", "slots", "weakref"})
+"""Keywords of classes that say how objects are stored and called, which mypy checks; not what they hold."""
+
+_KILOBYTE: Final = 10
+"""The power of two from which `1 << number` is a size."""
+
+_CLOCK: Final = re.compile(r"\b(now|monotonic|_?clock|time)\b|deadline|_at\b|_by\b|until")
+"""The names of readings of a clock in this product."""
 
 _LOG_METHODS: Final = frozenset({"debug", "info", "warning", "error", "exception"})
 
@@ -73,7 +85,7 @@ def _wrong(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
     for node in _code(tree):
         match node:
             case ast.Compare(ops=[operator, *_]):
-                for flipped in _FLIPPED[type(operator)]:
+                for flipped in _FLIPPED[type(operator)][_skips_boundary(node) :]:
                     wrong = copy.copy(node)
                     wrong.ops = [flipped(), *node.ops[1:]]
                     yield node, wrong
@@ -100,6 +112,12 @@ def _wrong(tree: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
                     yield from _negated(test)
 
 
+def _skips_boundary(node: ast.Compare) -> int:
+    """Return how many replacements to skip: 1 where the first only moves a time by a tick of a clock."""
+    ordered = isinstance(node.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+    return int(ordered and _CLOCK.search(ast.unparse(node)) is not None)
+
+
 def _negated(test: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
     """Negate a condition, unless that is the same as a flipped comparison or a dropped `not`."""
     if not isinstance(test, ast.Compare | ast.Constant | ast.UnaryOp):
@@ -123,6 +141,10 @@ def _is_ignored(node: ast.AST) -> bool:
             return True
         case ast.Call(func=ast.Attribute(attr=attribute)):
             return attribute in _LOG_METHODS
+        case ast.keyword(arg=name) if name in STORED or name == "daemon":
+            return True
+        case ast.BinOp(op=ast.LShift(), right=ast.Constant(value=int() as bits)):
+            return bits >= _KILOBYTE
         case ast.FunctionDef(name="__repr__" | "__str__") | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True
     return False

@@ -1,7 +1,8 @@
 """The pytest plugin of `make mutants`: records which test executes which line, and selects tests.
 
 With KPROXY_MUTANTS_RECORD=DIRECTORY each process of pytest writes `.coverage` data with a context per test,
-and the first one writes `tests.json`: the seconds and the outcome of each test. With
+and the first one writes `tests.json`: the seconds and the outcome of each test. A kproxy that a test starts
+finds the name of the test in KPROXY_MUTANTS_TEST and measures itself (site/sitecustomize.py). With
 KPROXY_MUTANTS_TESTS=FILE only the tests that the file names run, in its order.
 """
 
@@ -15,6 +16,7 @@ import coverage
 import pytest
 
 RECORD: Final = "KPROXY_MUTANTS_RECORD"
+TEST: Final = "KPROXY_MUTANTS_TEST"
 TESTS: Final = "KPROXY_MUTANTS_TESTS"
 
 
@@ -34,7 +36,9 @@ class _Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self._coverage.switch_context(item.nodeid)
+        os.environ[TEST] = item.nodeid
         yield
+        del os.environ[TEST]
         self._coverage.switch_context("")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -1,9 +1,10 @@
 """Runs tests in temporary copies of the repository: all of them once, then some for each fault.
 
-The first run records which test executes which line. It is kept in `.cache/mutants` until the product or the
-tests change. A fault is then tried with the tests that execute its line: those of its own directory first,
-the quickest first. Lines that run at import, or in a process that a test starts, get the tests of the whole
-module and of the directory. The work tree is never changed.
+The first run records which test executes which line, itself or in a kproxy that it starts. The record of a
+directory of tests is kept in `.cache/mutants` until its tests, the equipment of tests or the product change.
+A fault is then tried with the tests that execute its line: those of its own directory first, the quickest
+first. Lines that run at import get the tests of the whole module and of the directory. The work tree is never
+changed.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,13 @@ from pathlib import Path
 from typing import Final
 
 import coverage
+import msgspec
 
 from tools.mutants import plugin
 from tools.mutants.faults import Fault
 
 ROOTLESS: Final = "not root and not ipvs"
+ROOT: Final = "root and not ipvs"
 BUDGET: Final = 40.0
 """Seconds of tests per fault, as the first run measured them; the slowest of a central line are left out."""
 
@@ -98,7 +102,7 @@ class Copy:
         variables = {
             **os.environ,
             **environment,
-            "PYTHONPATH": f"{self.root}:{self.root / 'lab'}",
+            "PYTHONPATH": f"{self.root}:{self.root / 'lab'}:{self.root / 'tools/mutants/site'}",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         argv = [sys.executable, "-m", "pytest", "-p", plugin.__name__, "--ipvs-kernels", "0", *arguments]
@@ -156,45 +160,82 @@ def record(
 
     Raises RuntimeError where pytest cannot run them.
     """
-    place = cache / _digest(copy.root, (*paths, "+", *root_paths))
-    if not (place / "complete").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        for name, marker, where in (("rootless", ROOTLESS, paths), ("root", "root and not ipvs", root_paths)):
-            if where:
-                (place / name).mkdir(parents=True)
-                arguments = ["-n", str(workers), "--dist", "loadgroup", "-m", marker, *where]
-                status = copy.run(arguments, {plugin.RECORD: str(place / name)})
-                if status not in {0, 1, _NO_TESTS}:
-                    raise RuntimeError(
-                        f"pytest ended with {status}:\n{copy.output.read_text('utf-8')[-4000:]}"
-                    )
-        (place / "complete").touch()
-    return _read(place)
+    cache.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for marker, where in ((ROOTLESS, paths), (ROOT, root_paths)):
+        places = {path: cache / f"{_digest(copy.root, marker, path)}.json" for path in where}
+        if missing := [path for path, place in places.items() if not place.exists()]:
+            measured = _measure(copy, marker, missing, workers)
+            for path in missing:
+                places[path].write_bytes(msgspec.json.encode(_of(path, measured)))
+        parts += [msgspec.json.decode(place.read_bytes(), type=_Measured) for place in places.values()]
+    return _together(parts)
 
 
-def _read(place: Path) -> Coverage:
-    lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    seconds: dict[str, float] = {}
-    not_passed: list[str] = []
-    for tests in sorted(place.glob("*/tests.json")):
-        outcome = json.loads(tests.read_text(encoding="utf-8"))
-        seconds |= outcome["passed"]
-        not_passed += outcome["not passed"]
-        for file in tests.parent.glob(".coverage*"):
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What some tests executed: names of tests by line and module; and the tests' seconds and failures."""
+
+    lines: dict[str, dict[int, list[str]]]
+    seconds: dict[str, float]
+    not_passed: list[str]
+
+
+def _measure(copy: Copy, marker: str, paths: Sequence[str], workers: int) -> _Measured:
+    with tempfile.TemporaryDirectory(prefix="mutants-record-") as temporary:
+        place = Path(temporary)
+        arguments = ["-n", str(workers), "--dist", "loadgroup", "-m", marker, *paths]
+        status = copy.run(arguments, {plugin.RECORD: temporary})
+        if status not in {0, 1, _NO_TESTS}:
+            raise RuntimeError(f"pytest ended with {status}:\n{copy.output.read_text('utf-8')[-4000:]}")
+        outcome = json.loads((place / "tests.json").read_text(encoding="utf-8"))
+        lines: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for file in place.glob(".coverage*"):
             data = coverage.CoverageData(str(file))
             data.read()
-            for measured in data.measured_files():
-                relative = measured[measured.rindex("/kproxy/") + 1 :]
-                for line, contexts in data.contexts_by_lineno(measured).items():
-                    lines[relative][line].update(filter(None, contexts))
-    frozen = {path: {line: frozenset(tests) for line, tests in each.items()} for path, each in lines.items()}
-    return Coverage(frozen, seconds, not_passed)
+            for path in data.measured_files():
+                module = lines[path[path.rindex("/kproxy/") + 1 :]]
+                for line, tests in data.contexts_by_lineno(path).items():
+                    module[line] += filter(None, tests)
+    return _Measured(lines, outcome["passed"], outcome["not passed"])
 
 
-def _digest(root: Path, words: Sequence[str]) -> str:
-    digest = hashlib.sha256("\n".join(words).encode())
-    for directory in ("kproxy", "lab", "tests", "tools/mutants"):
+def _of(path: str, measured: _Measured) -> _Measured:
+    """Return the part of the tests under a path."""
+
+    def under(test: str) -> bool:
+        return test.startswith((f"{path}/", f"{path}::"))
+
+    return _Measured(
+        {
+            module: {line: sorted(set(filter(under, tests))) for line, tests in lines.items()}
+            for module, lines in measured.lines.items()
+        },
+        {test: seconds for test, seconds in measured.seconds.items() if under(test)},
+        [test for test in measured.not_passed if under(test)],
+    )
+
+
+def _together(parts: Sequence[_Measured]) -> Coverage:
+    lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for part in parts:
+        for path, module in part.lines.items():
+            for line, tests in module.items():
+                lines[path][line].update(tests)
+    return Coverage(
+        {path: {line: frozenset(tests) for line, tests in each.items()} for path, each in lines.items()},
+        {test: seconds for part in parts for test, seconds in part.seconds.items()},
+        [test for part in parts for test in part.not_passed],
+    )
+
+
+def _digest(root: Path, marker: str, path: str) -> str:
+    """Hash what the record of these tests depends on: the product, the equipment and the tests themselves."""
+    digest = hashlib.sha256(f"{marker}\n{path}\n".encode())
+    for directory in ("kproxy", "lab", "tests", "tools/mutants/site"):
         for file in sorted((root / directory).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+            name = str(file.relative_to(root))
+            of_others = file.match("test_*.py") and name != path and not name.startswith(f"{path}/")
+            if file.is_file() and "__pycache__" not in file.parts and not of_others:
+                digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
