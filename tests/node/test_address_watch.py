@@ -99,6 +99,20 @@ def test_news_are_passed_on_and_all_is_missed_before_the_first(kernel: Kernel, r
     assert running.next().device == {"10.0.0.1": True}
 
 
+def test_a_read_is_tried_again_in_its_time_and_news_come_before_it(
+    kernel: Kernel, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.next() == links.MISSED
+    assert running.watch.addresses() == ("10.0.0.1",)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 1000.0)
+    kernel.read_fails = True
+    assert running.watch.addresses() == ("10.0.0.1",)
+    for _ in range(3):
+        kernel.theirs[0].send(b"x")
+        assert running.next().device == {"10.0.0.1": True}
+    assert running.news.empty()
+
+
 def test_news_that_cannot_be_had_are_missed_until_they_can(kernel: Kernel) -> None:
     kernel.listen_fails = 3
     running = Running(kernel)

@@ -71,7 +71,10 @@ def read(
         )
     )
     while True:
-        yield {(each.series, each.labels): each.value for each in cast("list[Sample]", parts[part]())}
+        yield {
+            (each.series, each.labels): cast("float", each.value)
+            for each in cast("list[Sample]", parts[part]())
+        }
 
 
 def connections(found: dict[tuple[Series, tuple[str, ...]], float]) -> dict[str, float]:

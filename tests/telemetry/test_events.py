@@ -1,7 +1,10 @@
 """Events as the API server gets them: complete, at their service, few, and never in anybody's way."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from kproxy.sources.api_client import ObjectApi
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.errors import ApiError
 from kproxy.sources.transport import Transport
+from kproxy.telemetry import events as module
 from kproxy.telemetry import series
 from kproxy.telemetry.events import (
     BURST,
@@ -114,6 +118,58 @@ def test_a_flood_becomes_a_handful(world: World) -> None:
     world.now += REFILL_SECONDS
     world.recorder.send(notices[-1])
     assert len(world.events()) == BURST + 1
+
+
+class FakeApi:
+    """An API server that takes everything."""
+
+    def __init__(self) -> None:
+        self.notes: queue.Queue[str] = queue.Queue()
+
+    def uid(self, path: str) -> str:
+        return path
+
+    def create(self, path: str, body: Mapping[str, Any]) -> None:
+        self.notes.put(body["note"])
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+        raise AssertionError("no Event is sent twice here")
+
+
+def test_notices_are_sent_from_their_own_thread_until_the_stop() -> None:
+    api, stop = FakeApi(), threading.Event()
+    recorder = EventRecorder(api, "node-a", Metrics(), ())
+    recorder.notify(NOTICE)
+    thread = threading.Thread(target=recorder.run, args=(stop,))
+    thread.start()
+    assert api.notes.get(timeout=20) == f"node node-a: {NOTICE.note}"
+    recorder.wake()
+    recorder.notify(Notice(Reason.MODE, "", "second"))
+    assert api.notes.get(timeout=20) == "node node-a: second"
+    stop.set()
+    recorder.notify(Notice(Reason.MODE, "", "third"))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert api.notes.empty()
+
+
+def test_notices_that_are_not_sent_in_time_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_QUEUED", 2)
+    metrics = Metrics()
+    recorder = EventRecorder(FakeApi(), "node-a", metrics, ())
+    for _ in range(5):
+        recorder.notify(NOTICE)
+    recorder.wake()
+    assert [s.value for s in metrics.samples() if s.series is series.EVENTS] == [3]
+
+
+def test_events_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    api = FakeApi()
+    recorder = EventRecorder(api, "node-a", Metrics(), ())
+    for note in ("a", "b", "b", "c", "b", "a"):
+        recorder.send(Notice(Reason.MODE, "", note))
+    assert [api.notes.get_nowait()[-1] for _ in range(api.notes.qsize())] == ["a", "b", "c", "a"]
 
 
 def test_a_failure_is_counted_and_the_next_notice_is_sent(world: World) -> None:

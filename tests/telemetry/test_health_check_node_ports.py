@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,6 +207,121 @@ def test_a_port_that_is_taken_is_tried_again(running: Running, monkeypatch: pyte
     running.until(port, 200)
     assert running.refused.empty()
     assert running.health.problems() == []
+
+
+class Stepped:
+    """A ServiceHealth whose work is done step by step, at the test's time; sockets are real."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shares: DescriptorShares | None = None) -> None:
+        self.now = 100.0
+        self.refused: list[tuple[str, str]] = []
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.health = ServiceHealth(
+            lambda: True, lambda name, _, reason: self.refused.append((name, reason)), shares
+        )
+
+    def work(self) -> float | None:
+        """Work until there is nothing to do; the seconds until there is."""
+        for _ in range(10):
+            due = self.health._work()
+            if due != 0:
+                return due
+        raise AssertionError("it does not rest")
+
+    def end(self) -> None:
+        stop = threading.Event()
+        stop.set()
+        self.health.run(stop)
+
+
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
+    made = Stepped(monkeypatch)
+    yield made
+    made.end()
+
+
+@contextmanager
+def taken_port() -> Iterator[tuple[int, socket.socket]]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield int(taken.getsockname()[1]), taken
+
+
+def test_ports_that_are_taken_are_tried_together_and_seldom(stepped: Stepped) -> None:
+    with taken_port() as (first, _), taken_port() as (second, _):
+        stepped.health.update([plan(first, name="a")], LOOPBACK)
+        assert stepped.work() == module._LISTEN_AGAIN
+        stepped.now += 3
+        stepped.health.update([plan(second, name="b")], LOOPBACK)
+        assert stepped.work() == module._LISTEN_AGAIN - 3
+        stepped.now += module._LISTEN_AGAIN - 3
+        assert stepped.work() == module._LISTEN_AGAIN
+        assert [name for name, _ in stepped.refused] == ["ns1/a", "ns1/b"]
+    assert not listens("127.0.0.1", first)
+    stepped.now += module._LISTEN_AGAIN - 1
+    assert stepped.work() == 1
+    assert len(stepped.health.problems()) == 2
+    stepped.now += 1
+    assert stepped.work() is None
+    assert stepped.health.problems() == []
+    assert listens("127.0.0.1", first)
+    assert listens("127.0.0.1", second)
+
+
+def test_another_reason_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped = Stepped(monkeypatch, DescriptorShares(ports=1))
+    with taken_port() as (port, _), taken_port() as (other, _):
+        stepped.health.update([plan(port, name="a")], LOOPBACK)
+        stepped.work()
+        elsewhere = free_port()
+        stepped.health.update([plan(elsewhere, name="b"), plan(other, name="c")], LOOPBACK)
+        stepped.work()
+        stepped.now += module._LISTEN_AGAIN
+        stepped.work()
+    told = [
+        (name, "in use" in reason, reason.startswith("all 1 sockets")) for name, reason in stepped.refused
+    ]
+    assert told == [
+        ("ns1/a", True, False),
+        ("ns1/c", True, True),
+        ("ns1/a", True, True),
+    ]
+    stepped.health.update([plan(0, name="a", externalTrafficPolicy="Cluster")], LOOPBACK)
+    stepped.work()
+    assert [problem.object for problem in stepped.health.problems()] == ["Service ns1/c"]
+    stepped.end()
+
+
+def test_a_service_that_goes_while_its_port_waits_leaves_nothing(stepped: Stepped) -> None:
+    with taken_port() as (port, _):
+        stepped.health.update([plan(port, name="a")], LOOPBACK)
+        stepped.work()
+        gone = plan(0, name="a", externalTrafficPolicy="Cluster")
+        stepped.health.update([gone], LOOPBACK)
+        assert stepped.work() is None
+        assert stepped.health.problems() == []
+    stepped.now += module._LISTEN_AGAIN
+    assert stepped.work() is None
+    assert not listens("127.0.0.1", port)
+
+
+def test_both_families_of_a_service_have_the_same_port(stepped: Stepped) -> None:
+    port = free_port()
+    six = plan_of(
+        service(
+            "svc1", "fd00::1", type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=port
+        ),
+        endpoint_slice(endpoint("fd00:1::1", node="node1"), service="svc1", address_type="IPv6"),
+        family=Family.IPV6,
+    )
+    stepped.health.update([six, plan(port)], {Family.IPV4: None, Family.IPV6: None})
+    assert stepped.work() is None
+    assert stepped.refused == []
+    with socket.socket(socket.AF_INET6) as client:
+        assert client.connect_ex(("::1", port)) == 0
+    assert listens("127.0.0.1", port)
 
 
 def test_changes_count_in_their_order(running: Running) -> None:

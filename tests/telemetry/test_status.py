@@ -122,6 +122,34 @@ def test_the_text_shows_what_runs_and_what_is_wrong(status: Status, text: str) -
     assert screen(status, NOW) == text
 
 
+def test_leftovers_and_watches_that_never_began_are_shown() -> None:
+    up = FINE.watches[0]
+    families = {
+        Family.IPV6: msgspec.structs.replace(
+            FINE.families[Family.IPV4], leftovers={"set KUBE-LOOP": "it is in use"}
+        )
+    }
+    watches = [
+        up,
+        msgspec.structs.replace(up, kind="Node", connected_since=None, consecutive_failures=2),
+        msgspec.structs.replace(up, kind="EndpointSlice", down_since=AN_HOUR_AGO, last_error="reset"),
+    ]
+    text = screen(msgspec.structs.replace(FINE, families=families, watches=watches), NOW)
+    assert (
+        text.partition("\n\n")[2].partition("\n\n")[2]
+        == """\
+watches that are down: 2
+KIND           FOR  FAILURES  LAST ERROR
+Node           -    2
+EndpointSlice  1h   0         reset
+
+leftovers, deletion is tried again: 1
+FAMILY  OBJECT         REASON
+IPv6    set KUBE-LOOP  it is in use
+"""
+    )
+
+
 @pytest.mark.parametrize("status", [FINE, TROUBLED])
 def test_a_status_arrives_as_it_was_sent(status: Status) -> None:
     server = HttpServer(
