@@ -4,7 +4,9 @@ import threading
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import pytest
 
 from kproxy.addresses import Family
@@ -21,6 +23,7 @@ from kproxy.telemetry import series
 from kproxy.telemetry.collection import readers
 from kproxy.telemetry.http.debug import StatusBuilder
 from kproxy.telemetry.http.health import HealthState, answer
+from kproxy.telemetry.http.message import Answer
 from kproxy.telemetry.metrics import Distribution, Sample
 from kproxy.telemetry.series import Series
 from kproxy.telemetry.status import Status, Watch
@@ -139,6 +142,20 @@ def test_a_health_check_port_that_is_not_open_is_a_problem_of_the_service(world:
     assert (world.status.problems, world.summary()) == ([taken], ("healthy", 3, []))
     world.unopened_ports.clear()
     assert world.summary() == ("healthy", 0, [])
+
+
+def test_the_debug_pages_are_there_where_profiling_is_enabled(world: World) -> None:
+    def asked() -> tuple[int, bytes]:
+        made = world.status_builder.routes(cast("Any", None), cast("Any", None))["/debug/threads"]()
+        assert isinstance(made, Answer)
+        return int(made.status), made.body
+
+    assert asked() == (404, b"enableProfiling is false\n")
+    world.agent.reconfigure(msgspec.structs.replace(CONFIG, profiling=True))
+    world.sync()
+    status, text = asked()
+    assert status == 200
+    assert b"thread MainThread" in text
 
 
 def test_an_agent_without_a_sync_starts_and_fails_when_its_time_is_over(world: World) -> None:

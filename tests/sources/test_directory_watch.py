@@ -97,6 +97,41 @@ def test_a_change_that_is_read_while_files_are_read_ends_the_next_wait(
     assert returns(watch)
 
 
+def test_a_directory_that_is_watched_already_stays_watched(folder: Path, watch: DirectoryWatch) -> None:
+    for _ in range(2):
+        watch.refresh()
+        assert watch.has_events
+        rename_over(folder)
+        watch.held()
+        assert returns(watch)
+
+
+def test_a_directory_that_moved_away_is_not_watched_any_more(folder: Path, watch: DirectoryWatch) -> None:
+    (folder.parent / "next").mkdir()
+    folder.rename(folder.parent / "before")
+    (folder.parent / "next").rename(folder)
+    watch.held()
+    assert returns(watch)
+    rename_over(folder.parent / "before")
+    watch.held()
+    assert not watch._changed
+    rename_over(folder)
+    watch.held()
+    assert returns(watch)
+
+
+def test_a_hard_link_and_a_new_file_differ(folder: Path, watch: DirectoryWatch) -> None:
+    """A new file will be written and is not read before; a link's content is there."""
+    with (folder / "new.yaml").open("w"):
+        assert watch.held() == {"new.yaml"}
+    assert watch.held() == frozenset()
+    os.link(folder / "small.yaml", folder / "link.yaml")
+    assert watch.held() == frozenset()
+    (folder / "symbolic.yaml").symlink_to("small.yaml")
+    (folder / "directory.yaml").mkdir()
+    assert watch.held() == frozenset()
+
+
 def test_events_that_were_too_many_end_the_next_wait(
     watch: DirectoryWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_only_the_busiest_ports_have_series_and_among_equals_the_first_by_name()
         found = next(read(FakeMode(*order), "kernel", limit=2))
         assert connections(found) == {"c": 7, "a": 5}
         assert found[series.OMITTED, ("IPv4",)] == 2
+        assert connections(next(read(FakeMode(*order), "kernel", limit=1))) == {"c": 7}
     assert len(connections(next(read(FakeMode(*ports), "kernel", limit=4)))) == 4
 
 

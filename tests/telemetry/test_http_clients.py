@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kproxy.telemetry.http import loop as http_loop
-from kproxy.telemetry.http.connection import Listener
+from kproxy.telemetry.http.connection import Listener, Stage
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.server import Answer, HttpServer
 
@@ -228,6 +228,25 @@ def test_unread_answers_are_bounded_in_memory(world: World, monkeypatch: pytest.
     assert hung_up(readers[0])
     assert hung_up(readers[1])
     assert len(rest(readers[3])) > BIG
+
+
+def test_slow_readers_within_the_bound_get_all_of_their_answers(world: World) -> None:
+    readers = [world.send(b"GET /big HTTP/1.1\r\n\r\n", window=4096) for _ in range(3)]
+    assert world.get() == (200, b"ok")  # so all have been answered as far as they read
+    assert [len(body(reader)) for reader in readers] == [BIG] * 3
+
+
+def test_a_client_that_sent_one_request_is_closed_once_it_is_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it keeps its end open; one that sends more is given time to read its answer."""
+    monkeypatch.setattr(http_loop, "LINGER_SECONDS", 1000.0)
+    loop = world.server._loop
+    assert loop is not None
+    assert body(world.send(ASK)) == b"ok"
+    until(lambda: not loop._queue.all())
+    assert body(world.send(ASK + b"more")) == b"ok"
+    until(lambda: [each.stage for each in loop._queue.all()] == [Stage.LINGERING])
 
 
 def test_one_answer_for_many_counts_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
