@@ -1,6 +1,7 @@
 """An API server that was gone is noticed soon after its return, however long and however it was gone."""
 
 import json
+import random
 import socket
 import struct
 import subprocess
@@ -40,6 +41,26 @@ def test_waits_are_bounded_and_those_of_an_outage_count_apart(reached: list[bool
         assert 0 <= backoff.next(None, reached=each) <= min(ceiling, longest)
     assert backoff.failures == len(reached)
     assert backoff.next(100.0, reached=True) == 100.0
+
+
+def test_waits_double_up_to_the_limit_of_their_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest that chance gives; "u": no server was reached, "a": one answered."""
+    monkeypatch.setattr(random, "uniform", lambda _shortest, longest: longest)
+    config = KubernetesSourceConfig(backoff_seconds=1.0, backoff_max_seconds=5.0, unreachable_max_seconds=3.0)
+    backoff = Backoff(config)
+
+    def waits(failures: str) -> list[float]:
+        return [backoff.next(None, reached=each == "a") for each in failures]
+
+    assert waits("uuuu") == [1, 2, 3, 3]
+    assert waits("aaaa") == [1, 2, 4, 5]
+    assert waits("uu") == [1, 2]
+    assert backoff.next(3.5, reached=True) == 5
+    assert backoff.failures == 11
+    backoff.reset()
+    assert backoff.failures == 0
+    assert waits("auua") == [1, 1, 2, 2]
+    assert backoff.failures == 4
 
 
 OUTAGES = {

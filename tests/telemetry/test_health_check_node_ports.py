@@ -262,12 +262,24 @@ def test_ports_that_are_taken_are_tried_together_and_seldom(stepped: Stepped) ->
     assert not listens("127.0.0.1", first)
     stepped.now += module._LISTEN_AGAIN - 1
     assert stepped.work() == 1
-    assert len(stepped.health.problems()) == 2
+    assert [problem.refused for problem in stepped.health.problems()] == [True, True]
     stepped.now += 1
     assert stepped.work() is None
     assert stepped.health.problems() == []
     assert listens("127.0.0.1", first)
     assert listens("127.0.0.1", second)
+
+
+def test_many_ports_are_opened_and_closed_in_several_steps(stepped: Stepped) -> None:
+    ports = free_ports(module._AT_ONCE + 1)
+    plans = [plan(port, name=f"svc{number}") for number, port in enumerate(ports)]
+    stepped.health.update(plans, LOOPBACK)
+    assert [stepped.health._work(), stepped.health._work()] == [0.0, None]
+    assert listens("127.0.0.1", ports[-1])
+    gone = [plan(0, name=f"svc{number}", externalTrafficPolicy="Cluster") for number, _ in enumerate(ports)]
+    stepped.health.update(gone, LOOPBACK)
+    assert [stepped.health._work(), stepped.health._work()] == [0.0, None]
+    assert not listens("127.0.0.1", ports[-1])
 
 
 def test_another_reason_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:

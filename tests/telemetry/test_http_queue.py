@@ -31,15 +31,15 @@ def clients() -> Iterator[Clients]:
 def test_a_queue_is_full_at_its_limit(clients: Clients) -> None:
     assert clients.queue.victim() is None
     assert clients.queue.first(Stage.READING) is None
-    made = [clients.connect("192.0.2.1") for _ in range(4)]
-    assert not clients.queue.full
-    made.append(clients.connect("192.0.2.1"))
-    assert clients.queue.full
+    made, full = [], []
+    for _ in range(5):
+        made.append(clients.connect("192.0.2.1"))
+        full.append(clients.queue.full)
+    assert full == [False, False, False, False, True]
     assert clients.queue.all() == made
     made[0].leave()
-    assert not clients.queue.full
     assert made[0].closed
-    assert len(clients.queue) == 4
+    assert (len(clients.queue), clients.queue.full) == (4, False)
 
 
 def test_the_client_with_the_most_connections_loses_its_first(clients: Clients) -> None:
