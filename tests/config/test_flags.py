@@ -34,6 +34,8 @@ VALUES: list[tuple[str, str, str, object]] = [
     ("conntrack-udp-timeout-stream", "6s", "conntrack.udpStreamTimeout", "6s"),
     ("detect-local-mode", "NodeCIDR", "detectLocalMode", "NodeCIDR"),
     ("feature-gates", "A=true, B=false", "featureGates", {"A": True, "B": False}),
+    ("feature-gates", "A=T,B=f,C=1", "featureGates", {"A": True, "B": False, "C": True}),
+    ("feature-gates", "A=TRUE,B=0", "featureGates", {"A": True, "B": False}),
     ("healthz-bind-address", "", "healthzBindAddress", ""),
     ("healthz-bind-address", "127.0.0.1", "healthzBindAddress", "127.0.0.1:10256"),
     ("healthz-port", "0", "healthzBindAddress", ""),

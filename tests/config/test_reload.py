@@ -139,6 +139,9 @@ def test_a_file_that_says_the_same_changes_nothing(running: Running) -> None:
         running.reloader.reload("SIGHUP")
     assert running.applied.empty()
     assert [line["event"] for line in logs] == ["configuration_unchanged"]
+    with capture_logs() as logs:
+        running.reloader.reload("the file changed", first=True)
+    assert logs == []
 
 
 @pytest.mark.parametrize("content", ["clusterCIDR: 10.2.0.0/40\nfoo: 1\n", ": [", None])
