@@ -19,10 +19,9 @@ from kproxy.cli.main import main
 from kproxy.inspect import diff as diff_module
 from kproxy.inspect.diff import Difference
 from kproxy.inspect.preflight import report as report_module
-from kproxy.inspect.preflight.report import Report
 from kproxy.modes import leftovers
 from kproxy.modes.base import ModeUnavailable, PreviewError
-from kproxy.modes.findings import Finding, Level
+from kproxy.modes.findings import Finding, Level, Report
 from kproxy.modes.leftovers import LeavingError
 from kproxy.node.instance import Holder, InstanceRunning
 from kproxy.sources.base import SourceError
@@ -165,7 +164,7 @@ def test_a_status_is_printed_as_it_is_asked_for(asked: list[tuple[str, float | N
 @pytest.mark.parametrize("level", list(Level))
 def test_a_check_fails_with_an_error_only(monkeypatch: pytest.MonkeyPatch, level: Level) -> None:
     finding = Finding(level, "the kernel", "it is there", "nothing")
-    monkeypatch.setattr(report_module, "check_node", lambda *_: Report([finding]))
+    monkeypatch.setattr(report_module, "check_node", lambda *_: Report((finding,)))
     passes = level is not Level.ERROR
     status, text, _ = run("check")
     assert status == (0 if passes else 1)
