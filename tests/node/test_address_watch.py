@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from kproxy.kernel import links
 from kproxy.kernel.links import AddressEvents, AddressNews
@@ -129,7 +130,11 @@ def test_addresses_that_cannot_be_read_stay_and_are_read_again(kernel: Kernel, r
     assert running.next() == links.MISSED
     assert running.watch.addresses() == ("10.0.0.1",)
     kernel.read_fails = True
-    assert running.watch.addresses() == ("10.0.0.1",)
+    with capture_logs() as logs:
+        assert running.watch.addresses() == ("10.0.0.1",)
+    assert [(each["event"], each["reason"]) for each in logs] == [
+        ("addresses_not_read", "Too many open files")
+    ]
     assert running.next() == AddressNews(elsewhere=True)
     kernel.read_fails, kernel.found = False, ("10.0.0.2",)
     assert running.watch.addresses() == ("10.0.0.2",)
@@ -143,8 +148,9 @@ def test_the_first_addresses_cannot_be_done_without(kernel: Kernel, running: Run
 
 def test_the_end_is_obeyed_while_news_cannot_be_had(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 1000.0)
-    kernel.listen_fails = 1
+    kernel.listen_fails = 5
     Running(kernel).end()
+    assert kernel.listen_fails == 4
 
 
 def test_a_read_that_fails_after_the_end_changes_nothing(kernel: Kernel) -> None:

@@ -24,7 +24,8 @@ def test_the_servers_never_use_up_what_others_need(limit: int) -> None:
 
 
 def test_an_ordinary_limit_is_enough_for_what_clusters_have() -> None:
-    low, high = share(1024), share(1 << 16)
+    tiny, low, high = share(64), share(1024), share(1 << 16)
+    assert (tiny.healthz, tiny.metrics, tiny.checks, tiny.ports) == (2, 1, 4, 9)
     assert (low.healthz, low.metrics, low.checks, low.ports) == (128, 64, 192, 384)
     assert (high.healthz, high.metrics, high.checks) == (256, 128, 512)
     assert high.ports > 64000

@@ -8,7 +8,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.config.model import ProxyConfig
-from kproxy.node.facts import node_addresses, node_facts, remembered
+from kproxy.node.facts import node_addresses, node_facts, remembered, wants_service_cidrs
 from kproxy.state.wire import Node
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -218,3 +218,24 @@ def test_servers_that_are_off_keep_no_port() -> None:
     assert facts is not None
     assert facts.view.outside.listeners == {("", 9)}
     assert facts.view.outside.holds_addresses
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "wanted"),
+    [
+        ("nftables", (), True),
+        ("nftables", ("10.96.0.0/16",), False),
+        ("iptables", (), False),
+        ("iptables", ("10.96.0.0/16",), False),
+    ],
+)
+def test_service_ranges_come_from_the_cluster_where_no_setting_has_them(
+    mode: str, given: tuple[str, ...], wanted: bool
+) -> None:
+    settings = config(proxy_mode=mode, service_cidrs=given)
+    assert wants_service_cidrs(settings) == wanted
+    facts = node_facts(settings, None, (), ("10.97.0.0/16", "fd00::/112"))
+    assert facts is not None
+    expected = {"nftables": given or ("10.97.0.0/16",), "iptables": ()}[mode]
+    assert facts.families[V4].service_ranges == expected
+    assert facts.without_ranges().families[V4].service_ranges == ()

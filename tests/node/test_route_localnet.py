@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from kproxy.config.loading import log_settings
 from kproxy.config.loopback import unserved
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.preflight.report import check_settings
+from kproxy.kernel import sysctl
+from kproxy.kernel.sysctl import SysctlError
+from kproxy.kernel.xtables.types import Variant, XtablesUnavailable
 from kproxy.modes.findings import Level
+from kproxy.node import route_localnet
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
@@ -89,3 +94,82 @@ def test_a_check_says_so() -> None:
     assert "127.0.0.0/8" in finding.found
     assert finding.remedy
     assert list(check_settings(config("iptables", ("127.0.0.0/8",)))) == []
+
+
+class Host:
+    """The parameter and the rules of a host; `saved` is what each variant's program prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, value: str, saved: dict[Variant, str]) -> None:
+        self.value: str = value
+        self.refuses = False
+        self.asked: list[Variant] = []
+
+        def read(name: str) -> str:
+            if not self.value:
+                raise SysctlError(name, "it does not exist")
+            return self.value
+
+        def ensure(name: str, value: int) -> bool:
+            if self.refuses:
+                raise SysctlError(name, "read-only file system")
+            changed, self.value = self.value != str(value), str(value)
+            return changed
+
+        def find_tools(_family: object, variant: Variant, **_: object) -> Variant:
+            self.asked.append(variant)
+            if variant not in saved:
+                raise XtablesUnavailable("iptables is not installed")
+            return variant
+
+        def tables(_family: object, tools: Variant, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(save=saved[tools].encode)
+
+        monkeypatch.setattr(sysctl, "read", read)
+        monkeypatch.setattr(sysctl, "ensure", ensure)
+        monkeypatch.setattr(route_localnet, "find_tools", find_tools)
+        monkeypatch.setattr(route_localnet, "SubprocessXtables", tables)
+
+
+GUARD = "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\nCOMMIT\n"
+OTHER = "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-FIREWALL-2 - [0:0]\nCOMMIT\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "saved", "present"),
+    [
+        ("1", {Variant.NFT: GUARD, Variant.LEGACY: OTHER}, True),
+        ("1", {Variant.NFT: OTHER, Variant.LEGACY: GUARD}, True),
+        ("1", {Variant.LEGACY: GUARD}, True),
+        ("1", {Variant.NFT: OTHER, Variant.LEGACY: OTHER}, False),
+        ("1", {}, False),
+        ("0", {Variant.NFT: GUARD}, False),
+        ("", {Variant.NFT: GUARD}, False),
+    ],
+)
+def test_the_guard_is_looked_for_where_the_parameter_is_set(
+    monkeypatch: pytest.MonkeyPatch, value: str, saved: dict[Variant, str], present: bool
+) -> None:
+    host = Host(monkeypatch, value, saved)
+    assert route_localnet.is_firewall_present() == present
+    assert bool(host.asked) == (value == "1")
+
+
+def test_the_parameter_is_set_and_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, "0", {})
+    with capture_logs() as logs:
+        assert route_localnet.allow()
+        assert route_localnet.allow()
+        assert host.value == "1"
+        route_localnet.close()
+        assert host.value == "0"
+    assert [(each["event"], each["value"]) for each in logs] == [("sysctl_set", 1), ("sysctl_set", 0)]
+
+
+def test_a_parameter_that_cannot_be_set_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, "0", {})
+    host.refuses = True
+    with capture_logs() as logs:
+        assert not route_localnet.allow()
+    assert [(each["event"], each["effect"]) for each in logs] == [
+        ("sysctl_failed", "no node ports on localhost")
+    ]
