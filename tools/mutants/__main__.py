@@ -96,9 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     with_root = sorted({path for room in chosen if as_root for path in _WITH_ROOT.get(room, ())})
     print(f"seed {options.seed}: {options.number} faults in each of {', '.join(chosen)}")
     for room in sorted(set(chosen) & _WITH_ROOT.keys()):
-        print(
-            f"{room}: " + ("with root tests" if as_root else "only rootless tests run, which understate it")
-        )
+        print(f"{room}: " + ("with root tests" if as_root else "only rootless tests run: understated"))
     low = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         ready = [Copy(root, Path(temporary) / str(number)) for number in range(options.workers)]
