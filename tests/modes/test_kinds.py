@@ -33,3 +33,8 @@ def test_every_kind_has_a_name_a_path_and_a_struct_of_its_own() -> None:
         "/api/v1/nodes",
         "/apis/networking.k8s.io/v1/servicecidrs",
     ]
+
+
+def test_of_nodes_only_this_one_is_wanted() -> None:
+    assert [kind for kind in KINDS if not kind.wants("b", "a")] == [Kind.NODE]
+    assert all(kind.wants("a", "a") for kind in KINDS)

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kproxy.state import incomplete_services as module
+from kproxy.state.incomplete_services import lacks_slices
 from kproxy.state.kinds import Kind
 from kproxy.state.tables import Tables
 from tests import builders
@@ -144,3 +146,18 @@ def test_what_is_whole_or_gone_is_never_half(steps: list[Step]) -> None:
     for step in [*steps, _gone(Kind.SERVICE, "svc1"), _gone(Kind.ENDPOINT_SLICE, "svc1-1")]:
         step(tables)
     assert not tables.has_incomplete
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_SLICES", 2), ("_MOST_PORTS", 4)])
+def test_a_service_of_very_many_slices_or_ports_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    service = as_service(builders.service(ip=BOTH, ports=NAMED))
+    slices = [
+        as_slice(builders.endpoint_slice("10.0.0.1", name=f"svc1-{number}", ports=NAMED))
+        for number in range(3)
+    ]
+    assert lacks_slices(service, slices)
+    monkeypatch.setattr(module, limit, most)
+    assert lacks_slices(service, slices[:2])
+    assert not lacks_slices(service, slices)
