@@ -225,3 +225,10 @@ def test_the_report_says_what_was_synced_how_far_it_is_behind_and_what_it_waits_
     assert (report.longest_wait, report.waits_for) == (2 * PERIOD, "the pod CIDRs of the node")
     assert [report.families[each].synced for each in Family] == [True, False]
     assert [report.families[each].behind for each in Family] == [7.0, 7.0]
+
+
+def test_changes_may_wait_for_two_sync_periods_of_the_settings_in_force(world: World) -> None:
+    world.pending = world.now
+    for period in (PERIOD, 10.0):
+        world.state.set_sync_period(period)
+        assert world.state.report().patience == 2 * period

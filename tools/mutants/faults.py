@@ -25,7 +25,7 @@ STORED: Final = frozenset({"frozen", "gc", "kw_only", "slots", "weakref"})
 _KILOBYTE: Final = 10
 """The power of two from which `1 << number` is a size."""
 
-_CLOCK: Final = re.compile(r"\b(now|monotonic|_?clock|time)\b|deadline|_at\b|_by\b|until")
+_CLOCK: Final = re.compile(r"(\b|_)(now|monotonic|clock|time)\b|deadline|_at\b|_by\b|until")
 """The names of readings of a clock in this product."""
 
 _LOG_METHODS: Final = frozenset({"debug", "info", "warning", "error", "exception"})
