@@ -231,4 +231,4 @@ def test_changes_may_wait_for_two_sync_periods_of_the_settings_in_force(world: W
     world.pending = world.now
     for period in (PERIOD, 10.0):
         world.state.set_sync_period(period)
-        assert world.state.report().patience == 2 * period
+        assert world.state.report().longest_wait == 2 * period
