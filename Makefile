@@ -49,7 +49,7 @@ test-all: lint
 
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants --workers $(WORKERS) --seed $(SEED) $(if $(N),--number $(N)) \
-	  $(if $(ROOM),--rooms $(ROOM)) $(if $(TESTS),--tests $(TESTS))
+	  $(if $(ROOM),--rooms $(ROOM)) $(if $(TESTS),--tests $(TESTS)) $(if $(ROOTLESS),--rootless)
 
 bench: $(READY)
 	$(BIN)/kproxy bench

@@ -3,6 +3,7 @@
     make mutants                              40 faults in each room, a random seed, which is printed
     make mutants ROOM=plan N=40 SEED=7        one room, and the same faults again
     make mutants ROOM="state sources" TESTS="tests/state tests/sources"   with these tests only
+    make mutants ROOM=cli ROOTLESS=1          without the tests that need root, which take minutes
 
 Exit status 1 if the tests kill less than MARK percent of the faults of a room. As root, rooms whose code is
 tested with a kernel are tried with these tests too; without root, their percentage says little, and the
