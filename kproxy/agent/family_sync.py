@@ -49,6 +49,7 @@ class FamilySync:
         self.family = family
         self.backend = backend
         backend.on_progress = partial(progressed, family)
+        backend.on_timed_sync = self._note_timed_sync
         self.refused: dict[str, str] = {}
         self.flows = flows or ConntrackTracker()
         self.error: str | None = None
@@ -57,6 +58,7 @@ class FamilySync:
         self._plans: dict[str, ServicePlan] = {}
         """Plans that were not reported as applied yet."""
         self._planning = 0.0
+        self._timed: SyncOutcome | None = None
 
     @property
     def failing(self) -> bool:
@@ -80,7 +82,17 @@ class FamilySync:
         planning, self._planning = self._planning, 0.0
         began = time.monotonic()
         report = self.backend.sync(budget)
-        seconds = time.monotonic() - began
+        return self._outcome(report, planning, time.monotonic() - began)
+
+    def take_timed(self) -> SyncOutcome | None:
+        """Return the outcome of the sync that the backend's timers made since the last call, if any."""
+        timed, self._timed = self._timed, None
+        return timed
+
+    def _note_timed_sync(self, report: SyncReport, seconds: float) -> None:
+        self._timed = self._outcome(report, 0.0, seconds)
+
+    def _outcome(self, report: SyncReport, planning: float, applying: float) -> SyncOutcome:
         self.error = report.error
         plans: dict[str, ServicePlan] = {}
         self.unfinished = report.unfinished
@@ -89,7 +101,7 @@ class FamilySync:
             plans = {key: plan for key, plan in self._plans.items() if key not in report.unfinished}
             kept = self.refused.keys() | report.unfinished
             self._plans = {key: plan for key, plan in self._plans.items() if key in kept}
-        return SyncOutcome(plans, report, planning, seconds)
+        return SyncOutcome(plans, report, planning, applying)
 
 
 def apply(

@@ -195,9 +195,7 @@ class Agent:
         syncs = self._family_syncs
         self._publisher.publish(inputs, facts, outcomes, syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
-        refused = {f.value: r.failed.keys() | r.unfinished for f, r in reports.items() if r.error is None}
-        failing = [family.value for family, sync in syncs.items() if sync.failing]
-        self._observer.applied(self._store.commit(refused, failing))
+        failing = self._commit(outcomes)
         if failing or any(report.failed or report.leftovers for report in reports.values()):
             retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
             blocked, retry_in = len(failing) == len(syncs), min(retries, default=None)
@@ -208,6 +206,14 @@ class Agent:
             self._after_first_sync()
         self._next_timer = self._clock()
         return reports
+
+    def _commit(self, outcomes: Mapping[Family, SyncOutcome]) -> list[str]:
+        """Let the store forget the changes that are applied; return the families that fail."""
+        reports = [(family.value, outcome.report) for family, outcome in outcomes.items()]
+        refused = {name: each.failed.keys() | each.unfinished for name, each in reports if each.error is None}
+        failing = [family.value for family, sync in self._family_syncs.items() if sync.failing]
+        self._observer.applied(self._store.commit(refused, failing))
+        return failing
 
     def _switch(self, desired: Desired) -> Mapping[Family, SyncReport]:
         """Apply everything in another mode, beside the rules of this one, and switch to it.
@@ -337,8 +343,20 @@ class Agent:
         """Run the due periodic work of the mode, of other modes' leftovers and of the backends."""
         waits = [self._mode.run_timers(), *(each.run_timers() for each in self._leftovers)]
         waits += [sync.backend.run_timers() for sync in self._family_syncs.values()]
+        self._publish_timed_syncs()
         soonest = min((wait for wait in waits if wait is not None), default=None)
         self._next_timer = None if soonest is None else self._clock() + soonest
+
+    def _publish_timed_syncs(self) -> None:
+        """Publish and commit the syncs that backends made; what they left undone is due for all families."""
+        syncs = self._family_syncs
+        timed = {family: outcome for family, sync in syncs.items() if (outcome := sync.take_timed())}
+        if not timed or self._facts is None:
+            return
+        self._publisher.publish((), self._facts, timed, syncs)
+        self._commit(timed)
+        reports = [outcome.report for outcome in timed.values()]
+        self._drifted |= any(each.error or each.failed or each.leftovers for each in reports)
 
     def _in_step(self) -> bool:
         return self._schedule.failures == 0 and self._store.pending_since is None

@@ -76,6 +76,7 @@ class FakeBackend:
         self._wanted: set[str] = set()
         self._pending = True
         self.on_progress: Callable[[], None] = lambda: None
+        self.on_timed_sync: Callable[[SyncReport, float], None] = lambda _, __: None
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

@@ -55,6 +55,7 @@ class NullBackend:
         self.family = family
         self.planned: set[str] = set()
         self.on_progress: Callable[[], None] = lambda: None
+        self.on_timed_sync: Callable[[SyncReport, float], None] = lambda _, __: None
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

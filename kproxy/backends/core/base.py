@@ -158,10 +158,14 @@ class CheckError(Exception):
 
 
 class Backend(Protocol):
-    """A proxy mode for one family. `on_progress` is called after each write of a sync; it must be quick."""
+    """A proxy mode for one family. `on_progress` is called after each write of a sync; it must be quick.
+
+    `on_timed_sync` is called with the report of a sync that `run_timers` made, and its duration in seconds.
+    """
 
     family: Family
     on_progress: Callable[[], None]
+    on_timed_sync: Callable[[SyncReport, float], None]
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Replace the desired state of the plans' services; a plan without ports removes its service."""

@@ -61,6 +61,10 @@ class Reconciler(Generic[AnyOperations]):
     with rules of the same kind, because finding each by itself takes many writes.
     """
 
+    family: Family
+    on_progress: Callable[[], None]
+    on_timed_sync: Callable[[SyncReport, float], None]
+
     def __init__(
         self,
         family: Family,
@@ -69,8 +73,9 @@ class Reconciler(Generic[AnyOperations]):
         *,
         assumes: bool = True,
     ) -> None:
-        self.family: Family = family
-        self.on_progress: Callable[[], None] = lambda: None
+        self.family = family
+        self.on_progress = lambda: None
+        self.on_timed_sync = lambda _, __: None
         self.operations = operations
         self._clock = clock
         self._assumes = assumes

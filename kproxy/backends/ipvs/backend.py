@@ -1,5 +1,6 @@
 """The IPVS mode of one family."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -67,8 +68,10 @@ class IpvsBackend(Reconciler[IpvsObjects]):
             log.warning("drain_check_failed", family=self.family.value, reason=str(error))
             return 1.0
         if ended:
+            began = time.monotonic()
             report = self.sync()
             log.info("drained", family=self.family.value, **report.changes)
+            self.on_timed_sync(report, time.monotonic() - began)
         return self._draining.due_in()
 
     def compare_addresses(self, events: Mapping[str, bool] | None) -> tuple[Drift, ...]:
