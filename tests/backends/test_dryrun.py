@@ -141,10 +141,10 @@ def test_another_spelling_of_the_same_rules_is_no_change() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("*nat\n-D OUTPUT -j MINE\nCOMMIT\n", "no rule -j MINE"),
-        ("*nat\n-A KUBE-NONE -j RETURN\nCOMMIT\n", "no chain KUBE-NONE"),
-        ("*nat\n:OURS - [0:0]\n-A OURS -j RETURN\n:THEIRS - [0:0]\n-X THEIRS\nCOMMIT\n", "in use by"),
-        ("*nat\n:NEW - [0:0]\n-Z NEW\nCOMMIT\n", "unknown command -Z"),
+        ("*nat\n-D OUTPUT -j MINE\nCOMMIT\n", "does a matching rule exist"),
+        ("*nat\n-A KUBE-NONE -j RETURN\nCOMMIT\n", "No chain/target/match by that name"),
+        ("*nat\n:OURS - [0:0]\n-A OURS -j RETURN\n:THEIRS - [0:0]\n-X THEIRS\nCOMMIT\n", "resource busy"),
+        ("*nat\n:NEW - [0:0]\n-Z NEW\nCOMMIT\n", "unknown option '-Z'"),
     ],
 )
 def test_what_depends_on_the_tables_is_refused_as_a_whole(text: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""In-memory fakes of IPVS, ipset and the dummy device, which refuse what the kernel refuses.
+"""The product's models in memory of IPVS, ipset and the dummy device, with faults that a test injects.
 
 Thousands of tests of the IPVS mode's core run against them. All three share one `Faults`, so that a test can
 let the n-th change fail, whatever it is, or lose its acknowledgement.
@@ -6,21 +6,12 @@ let the n-th change fail, whatever it is, or lose its acknowledgement.
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import ip_address
 
 from kproxy.addresses import Family
-from kproxy.kernel.addresses import DeviceError, DeviceMissing
-from kproxy.kernel.ipset.types import (
-    Entry,
-    EntryChange,
-    IpsetError,
-    IpsetUnavailable,
-    SetHeader,
-    SetKind,
-    SetSpec,
-)
+from kproxy.backends.ipvs.memory import MemoryDevice, MemoryIpset, MemoryIpvs
+from kproxy.kernel.addresses import DeviceError
+from kproxy.kernel.ipset.types import Entry, EntryChange, IpsetError, IpsetUnavailable, SetHeader, SetSpec
 from kproxy.kernel.ipvs.types import (
-    Command,
     DestinationId,
     DestinationState,
     IpvsError,
@@ -70,14 +61,14 @@ class Faults:
         return self._failing.pop(self.changes, 0) or (errno.EINVAL if self.refuse(str(change)) else 0)
 
 
-class FakeIpvs:
+class FakeIpvs(MemoryIpvs):
     """Virtual servers of both families. `sent` holds every request.
 
-    Tests fill `connections` (open ones) and `closing`.
+    Tests fill `connections` (open ones), `closing`, and `counters`.
     """
 
     def __init__(self, faults: Faults | None = None, schedulers: Iterable[str] = SCHEDULERS) -> None:
-        self.table: dict[ServerId, tuple[VirtualServer, dict[DestinationId, int]]] = {}
+        super().__init__()
         self.connections: dict[tuple[ServerId, DestinationId], int] = {}
         self.closing: dict[tuple[ServerId, DestinationId], int] = {}
         self.counters: dict[ServerId, Statistics] = {}
@@ -85,7 +76,6 @@ class FakeIpvs:
         self.sent: list[Request] = []
         self.reads = 0
         self.timeouts = Timeouts()
-        self.local_marks: set[tuple[Family, int]] = set()
         self._faults = faults or Faults()
 
     def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
@@ -107,7 +97,7 @@ class FakeIpvs:
         """The virtual servers of a family."""
         self._available()
         self.reads += 1
-        return {server: settings for server, (settings, _) in self.table.items() if server.family is family}
+        return super().servers(family)
 
     def statistics(self, family: Family) -> dict[ServerId, Statistics]:
         """The counters of a family's virtual servers: whatever a test has put into `counters`."""
@@ -117,38 +107,24 @@ class FakeIpvs:
         """The destinations of a virtual server."""
         self._available()
         self.reads += 1
-        _, destinations = self.table.get(server, (None, {}))
-        return {
-            destination: DestinationState(
-                weight,
-                active=self.connections.get((server, destination), 0),
-                inactive=self.closing.get((server, destination), 0),
-            )
-            for destination, weight in destinations.items()
-        }
+        return super().destinations(server)
 
     def has_scheduler(self, name: str) -> bool:
         """Return whether the scheduler is in `schedulers`."""
         self._available()
-        return name in self.schedulers
-
-    def marks(self, family: Family) -> frozenset[int]:
-        """The firewall marks that lead to the node itself."""
-        return frozenset(mark for of, mark in self.local_marks if of is family)
+        return self._offers(name)
 
     def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:
         """Remember a mark, unless the scheduler is missing."""
         self._available()
-        if scheduler not in self.schedulers:
+        if not self._offers(scheduler):
             raise IpvsError(f"cannot make the virtual server of mark {mark:#x}: no scheduler {scheduler}")
-        is_new = (family, mark) not in self.local_marks
-        self.local_marks.add((family, mark))
-        return is_new
+        return super().add_local_mark(family, mark, scheduler)
 
     def remove_local_mark(self, family: Family, mark: int) -> None:
         """Forget a mark."""
         self._available()
-        self.local_marks.discard((family, mark))
+        super().remove_local_mark(family, mark)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Store the timeouts."""
@@ -159,70 +135,22 @@ class FakeIpvs:
         if self._faults.unavailable:
             raise IpvsUnavailable(self._faults.unavailable)
 
-    def _do(self, request: Request) -> int:
-        """Execute a request as ip_vs_ctl.c does, and return its errno."""
-        command, settings = request.command, request.settings
-        if command in _SETTING and (settings is None or len(settings.scheduler) > _SCHEDULER_NAME_MAX):
-            return errno.EINVAL
-        found = self.table.get(request.server)
-        if command is Command.NEW_SERVICE and found is not None:
-            return errno.EEXIST
-        if command is not Command.NEW_SERVICE and found is None:
-            return errno.ESRCH
-        standing = found[1] if found is not None else {}
-        if command is Command.DEL_SERVICE:
-            del self.table[request.server]
-            return 0
-        if command not in _SETTING:
-            return _do_destination(command, request.destination, request.weight, standing)
-        if settings is None or settings.scheduler not in self.schedulers:
-            return errno.ENOENT
-        self.table[request.server] = (settings, standing)
-        return 0
+    def _offers(self, scheduler: str) -> bool:
+        return scheduler in self.schedulers
+
+    def _state(self, server: ServerId, destination: DestinationId, weight: int) -> DestinationState:
+        at = server, destination
+        return DestinationState(weight, active=self.connections.get(at, 0), inactive=self.closing.get(at, 0))
 
 
-_SETTING = frozenset({Command.NEW_SERVICE, Command.SET_SERVICE})
-_SCHEDULER_NAME_MAX = 15  # IP_VS_SCHEDNAME_MAXLEN less the terminating NUL
-_WEIGHT_MAX = (1 << 31) - 1  # the kernel takes a weight for an int
-
-
-def _do_destination(
-    command: Command, destination: DestinationId | None, weight: int, standing: dict[DestinationId, int]
-) -> int:
-    if destination is None:
-        return errno.EINVAL
-    if command is not Command.DEL_DEST and weight > _WEIGHT_MAX:
-        return errno.ERANGE
-    if command is Command.NEW_DEST and destination in standing:
-        return errno.EEXIST
-    if command is not Command.NEW_DEST and destination not in standing:
-        return errno.ENOENT
-    if command is Command.NEW_DEST and not _is_unicast(destination.ip):
-        return errno.EINVAL
-    if command is Command.DEL_DEST:
-        del standing[destination]
-    else:
-        standing[destination] = weight
-    return 0
-
-
-def _is_unicast(text: str) -> bool:
-    """Return whether the kernel accepts an address as a destination (ip_vs_new_dest)."""
-    ip = ip_address(text)
-    if ip.version == 6 and ip.is_link_local:
-        return False
-    return not (ip.is_multicast or ip.is_unspecified or text == "255.255.255.255")
-
-
-class FakeIpset:
+class FakeIpset(MemoryIpset):
     """Sets. `held` names those that a rule refers to; `limit` is how many entries fit."""
 
     def __init__(self, faults: Faults | None = None) -> None:
-        self.sets: dict[str, tuple[SetSpec, set[Entry]]] = {}
+        super().__init__()
         self.held: set[str] = set()
         self.sent: list[EntryChange] = []
         self.reads = 0
-        self.limit = 1 << 24
         self._faults = faults or Faults()
 
     def headers(self) -> dict[str, SetHeader]:
@@ -230,32 +158,27 @@ class FakeIpset:
         self._available()
         self.reads += 1
         return {
-            name: SetHeader(name, spec.kind, spec.family, self.limit, len(entries), int(name in self.held))
-            for name, (spec, entries) in self.sets.items()
+            name: SetHeader(name, each.type, each.family, self.limit, each.entries, int(name in self.held))
+            for name, each in super().headers().items()
         }
 
     def create(self, spec: SetSpec) -> None:
         """Create a set if it does not exist."""
         self._available()
-        found = self.sets.setdefault(spec.name, (spec, set()))
-        self._check("create", spec, found[0])
+        super().create(spec)
 
     def destroy(self, name: str) -> None:
         """Destroy a set that no rule holds."""
         self._available()
         if name in self.held and name in self.sets:
             raise IpsetError(f"ipset: cannot destroy set {name}: it is in use by a rule")
-        self.sets.pop(name, None)
+        super().destroy(name)
 
     def entries(self, spec: SetSpec) -> frozenset[Entry]:
         """The entries of a set."""
         self._available()
         self.reads += 1
-        if spec.name not in self.sets:
-            return frozenset()
-        found, entries = self.sets[spec.name]
-        self._check("list", spec, found)
-        return frozenset(entries)
+        return super().entries(spec)
 
     def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
         """Carry out each change, or refuse it."""
@@ -276,44 +199,12 @@ class FakeIpset:
         if self._faults.unavailable:
             raise IpsetUnavailable(self._faults.unavailable)
 
-    @staticmethod
-    def _check(what: str, spec: SetSpec, found: SetSpec) -> None:
-        if found != spec:
-            raise IpsetError(
-                f"ipset: cannot {what} set {spec.name}: it exists as {found.kind} of {found.family}"
-            )
 
-    def _do(self, change: EntryChange) -> int:
-        """Apply a change as ip_set_hash_*.c do, and return their error code."""
-        if change.set.name not in self.sets:
-            return errno.ENOENT
-        spec, entries = self.sets[change.set.name]
-        entry = change.entry
-        if change.set != spec:
-            return _ERR_PROTOCOL
-        if spec.kind is SetKind.IP and entry.ip in {"0.0.0.0", "::"}:
-            return _ERR_HASH_ELEM
-        if spec.kind is SetKind.IP_PORT_NET and entry.other.endswith("/0"):
-            return _ERR_INVALID_CIDR
-        if not change.add:
-            entries.discard(entry)
-        elif entry not in entries and len(entries) >= self.limit:
-            return _ERR_HASH_FULL
-        else:
-            entries.add(entry)
-        return 0
-
-
-_ERR_PROTOCOL, _ERR_INVALID_CIDR, _ERR_HASH_FULL, _ERR_HASH_ELEM = 4097, 4104, 4352, 4353
-"""Of enum ipset_errno of include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash.h."""
-
-
-class FakeDevice:
+class FakeDevice(MemoryDevice):
     """The device and its addresses."""
 
     def __init__(self, faults: Faults | None = None) -> None:
-        self.name = "kube-ipvs0"
-        self.held: set[str] | None = None
+        super().__init__("kube-ipvs0")
         self.changes = 0
         self.reads = 0
         self._faults = faults or Faults()
@@ -321,34 +212,18 @@ class FakeDevice:
     def ensure(self) -> bool:
         """Create the device if it does not exist; return whether it was created."""
         self._available()
-        if self.held is not None:
-            return False
-        self.held = set()
-        return True
+        return super().ensure()
 
     def delete(self) -> None:
         """Delete it with its addresses."""
         self._available()
-        self.held = None
+        super().delete()
 
     def addresses(self, family: Family) -> frozenset[str]:
         """Its addresses of a family."""
         self._available()
         self.reads += 1
-        return frozenset(ip for ip in self.held or () if (":" in ip) == (family is Family.IPV6))
-
-    def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Add each address, or refuse it."""
-        adding = list(wanted)
-        if not adding:
-            return {}
-        if self.held is None:
-            raise DeviceMissing(f"there is no interface {self.name}")
-        return self._each(adding, self.held.add)
-
-    def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Remove each address, or refuse it."""
-        return self._each(wanted, (self.held or set()).discard)
+        return super().addresses(family)
 
     def _each(self, addresses: Iterable[str], change: Callable[[str], None]) -> Mapping[str, int]:
         self._available()

@@ -4,16 +4,16 @@ The backend itself runs against these, as with the rules. Reads return the state
 then, and changes are recorded and not sent.
 """
 
-import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.change import Change, Sign, counted
+from kproxy.backends.ipvs.memory import MemoryDevice, MemoryIpset, MemoryIpvs, family_of
 from kproxy.backends.ipvs.record import describe
 from kproxy.kernel.addresses import AddressDevice
-from kproxy.kernel.ipset.types import MAX_ELEMENTS, Entry, EntryChange, Ipset, SetHeader, SetSpec
+from kproxy.kernel.ipset.types import Entry, Ipset, SetHeader, SetKind, SetSpec
 from kproxy.kernel.ipvs.types import (
     MASQUERADE,
     PERSISTENT,
@@ -29,18 +29,19 @@ from kproxy.kernel.ipvs.types import (
 )
 
 
-class DryRunIpvs:
+class DryRunIpvs(MemoryIpvs):
     """Virtual servers (implements Ipvs). `offers` says whether the kernel has a scheduler."""
 
     def __init__(self, kernel: Ipvs, offers: Callable[[str], bool]) -> None:
+        super().__init__()
         self._kernel = kernel
-        self._offers = offers
+        self._has_scheduler = offers
         self._before: dict[ServerId, VirtualServer] = {}
-        self._servers: dict[ServerId, VirtualServer] = {}
         self._read: set[Family] = set()
+        self._marks: dict[Family, frozenset[int]] = {}
         self._stood: dict[ServerId, dict[DestinationId, DestinationState]] = {}
-        self._destinations: dict[ServerId, dict[DestinationId, DestinationState]] = {}
-        self._marks: set[tuple[Family, int]] = set()
+        """The destinations as read, of the virtual servers of which they were needed."""
+        self._written: set[tuple[ServerId, DestinationId]] = set()
 
     def servers(self, family: Family) -> dict[ServerId, VirtualServer]:
         """All virtual servers of a family. Raises IpvsError."""
@@ -48,66 +49,50 @@ class DryRunIpvs:
             found = self._kernel.servers(family)
             self._read.add(family)
             self._before |= found
-            self._servers |= found
-        return {server: settings for server, settings in self._servers.items() if server.family is family}
+            self.table |= {server: (settings, {}) for server, settings in found.items()}
+        return super().servers(family)
 
     def statistics(self, family: Family) -> dict[ServerId, Statistics]:
         """The counters of the kernel's virtual servers. Raises IpvsError."""
         return self._kernel.statistics(family)
 
-    def destinations(self, server: ServerId) -> dict[DestinationId, DestinationState]:
-        """The destinations of one virtual server. Raises IpvsError."""
-        return dict(self._destinations_of(server)) if server in self.servers(server.family) else {}
-
     def has_scheduler(self, name: str) -> bool:
         """Whether the kernel has a scheduler."""
-        return self._offers(name)
+        return self._has_scheduler(name)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Do nothing."""
 
     def marks(self, family: Family) -> frozenset[int]:
         """The firewall marks of virtual servers."""
-        return self._kernel.marks(family) | {mark for of, mark in self._marks if of is family}
-
-    def add_local_mark(self, family: Family, mark: int, scheduler: str) -> bool:  # noqa: ARG002
-        """Record a virtual server of a mark; False if it exists."""
-        if mark in self.marks(family):
-            return False
-        self._marks.add((family, mark))
-        return True
+        if family not in self._marks:
+            self._marks[family] = self._kernel.marks(family)
+        return self._marks[family] | super().marks(family)
 
     def remove_local_mark(self, family: Family, mark: int) -> None:
         """Do nothing: a first sync removes no mark."""
 
-    def apply(self, requests: Sequence[Request]) -> Mapping[int, int]:
-        """Record the requests; return the errno of each that the kernel would refuse, by its index."""
-        failures = {}
-        for index, request in enumerate(requests):
-            code = self._take(request)
-            if code:
-                failures[index] = code
-        return failures
-
     def changes(self) -> Iterator[Change]:
         """The changes: virtual servers, and destinations of those that exist before and after."""
-        for server in self._before.keys() | self._servers.keys():
-            old, new = self._before.get(server), self._servers.get(server)
+        for server in self._before.keys() | self.table.keys():
+            old = self._before.get(server)
+            new, destinations = self.table.get(server, (None, {}))
             name = f"virtual server {describe(server)}"
             if new is None:
                 yield Change(name, Sign.REMOVE)
             elif old is None:
-                count = len(self._destinations[server])
-                yield Change(name, Sign.ADD, f"{_words(new)}, {counted(count, 'destination')}")
+                yield Change(name, Sign.ADD, f"{_words(new)}, {counted(len(destinations), 'destination')}")
             else:
                 if old != new:
                     yield Change(name, Sign.CHANGE, f"{_words(old)} -> {_words(new)}")
                 yield from self._destination_changes(server)
-        for family, mark in self._marks:
+        for family, mark in self.local_marks:
             yield Change(f"virtual server {family.value} mark {mark:#x}", Sign.ADD, "the node itself")
 
     def _destination_changes(self, server: ServerId) -> Iterator[Change]:
-        before, now = self._stood.get(server, {}), self._destinations.get(server, {})
+        if server not in self._stood:
+            return
+        before, now = self._stood[server], self.destinations(server)
         for destination in before.keys() | now.keys():
             old, new = before.get(destination), now.get(destination)
             name = f"destination {describe(server)} -> {destination.ip} port {destination.port}"
@@ -120,181 +105,139 @@ class DryRunIpvs:
                 drains = "" if new.weight else ", to drain"
                 yield Change(name, Sign.CHANGE, f"{forwarding}weight {old.weight} -> {new.weight}{drains}")
 
-    def _take(self, request: Request) -> int:
-        server, settings, destination = request.server, request.settings, request.destination
-        known = server in self.servers(server.family)
-        if request.command is Command.NEW_SERVICE and settings is not None:
-            if known:
-                return errno.EEXIST
-            self._servers[server] = settings
-            self._destinations[server] = {}
-            return 0
-        if not known:
-            return errno.ESRCH
-        if request.command is Command.SET_SERVICE and settings is not None:
-            self._servers[server] = settings
-        elif request.command is Command.DEL_SERVICE:
-            del self._servers[server]
-            self._destinations.pop(server, None)
-        elif destination is not None:
-            return self._take_destination(request, destination)
-        return 0
-
-    def _take_destination(self, request: Request, destination: DestinationId) -> int:
-        known = self._destinations_of(request.server)
-        old = known.get(destination)
-        if request.command is Command.NEW_DEST:
-            if old is not None:
-                return errno.EEXIST
-            known[destination] = DestinationState(request.weight)
-        elif old is None:
-            return errno.ENOENT
-        elif request.command is Command.DEL_DEST:
-            del known[destination]
-        else:
-            known[destination] = msgspec.structs.replace(old, weight=request.weight, forwarding=MASQUERADE)
-        return 0
-
-    def _destinations_of(self, server: ServerId) -> dict[DestinationId, DestinationState]:
-        if server not in self._destinations:
+    def _find(self, server: ServerId) -> tuple[VirtualServer, dict[DestinationId, int]] | None:
+        self.servers(server.family)
+        found = super()._find(server)
+        if found is not None and server in self._before and server not in self._stood:
             self._stood[server] = self._kernel.destinations(server)
-            self._destinations[server] = dict(self._stood[server])
-        return self._destinations[server]
+            found[1].update({each: state.weight for each, state in self._stood[server].items()})
+        return found
+
+    def _state(self, server: ServerId, destination: DestinationId, weight: int) -> DestinationState:
+        stood = self._stood.get(server, {}).get(destination)
+        if stood is None:
+            return DestinationState(weight)
+        is_written = (server, destination) in self._written
+        forwarding = MASQUERADE if is_written else stood.forwarding
+        return msgspec.structs.replace(stood, weight=weight, forwarding=forwarding)
+
+    def _do(self, request: Request) -> int:
+        code = super()._do(request)
+        if not code and request.command in _WRITING and request.destination is not None:
+            self._written.add((request.server, request.destination))
+        return code
 
 
-class DryRunIpset:
-    """Sets (implements Ipset)."""
+_WRITING = frozenset({Command.NEW_DEST, Command.SET_DEST})
+
+
+class DryRunIpset(MemoryIpset):
+    """Sets (implements Ipset). Those of types that kproxy does not use are only listed."""
 
     def __init__(self, kernel: Ipset) -> None:
+        super().__init__()
         self._kernel = kernel
         self._before: dict[str, SetHeader] | None = None
-        self._headers: dict[str, SetHeader] = {}
+        self._foreign: dict[str, SetHeader] = {}
         self._stood: dict[str, frozenset[Entry]] = {}
-        self._entries: dict[str, set[Entry]] = {}
 
     def headers(self) -> dict[str, SetHeader]:
         """Every set by name. Raises IpsetError."""
-        if self._before is None:
-            self._before = self._kernel.headers()
-            self._headers = dict(self._before)
-        return {
-            name: msgspec.structs.replace(header, entries=len(self._entries.get(name, ())))
-            if name in self._entries
-            else header
-            for name, header in self._headers.items()
-        }
-
-    def create(self, spec: SetSpec) -> None:
-        """Record a new set; an existing one is left alone."""
-        if spec.name not in self.headers():
-            self._headers[spec.name] = SetHeader(spec.name, spec.kind, spec.family, MAX_ELEMENTS, 0, 0)
-            self._entries[spec.name] = set()
+        before = self._read()
+        found = dict(self._foreign)
+        for name, header in super().headers().items():
+            is_unread = name in before and name not in self._stood
+            found[name] = before[name] if is_unread else header
+        return found
 
     def destroy(self, name: str) -> None:
         """Record the deletion of a set."""
-        self._headers.pop(name, None)
-        self._entries.pop(name, None)
-
-    def entries(self, spec: SetSpec) -> frozenset[Entry]:
-        """All entries of a set. Raises IpsetError."""
-        return frozenset(self._entries_of(spec)) if spec.name in self.headers() else frozenset()
-
-    def apply(self, changes: Sequence[EntryChange]) -> Mapping[int, int]:
-        """Record the changes; return the errno of each that the kernel would refuse, by its index."""
-        failures = {}
-        for index, change in enumerate(changes):
-            if change.set.name not in self.headers():
-                failures[index] = errno.ENOENT
-            elif change.add:
-                self._entries_of(change.set).add(change.entry)
-            else:
-                self._entries_of(change.set).discard(change.entry)
-        return failures
+        self._read()
+        self._foreign.pop(name, None)
+        super().destroy(name)
 
     def changes(self) -> Iterator[Change]:
         """The changes, one per set."""
-        before = self._before or {}
-        for name in before.keys() | self._headers.keys():
-            if name not in self._headers:
+        before, headers = self._before or {}, self.headers()
+        for name in before.keys() | headers.keys():
+            if name not in headers:
                 yield Change(f"set {name}", Sign.REMOVE, _entries(before[name].entries))
                 continue
-            now = self._entries.get(name, set())
+            _, now = self.sets.get(name, (None, set()))
             if name not in before:
-                yield Change(
-                    f"set {name}",
-                    Sign.ADD,
-                    f"{self._headers[name].type}, {counted(len(now), 'entry', 'entries')}",
-                )
+                yield Change(f"set {name}", Sign.ADD, f"{headers[name].type}, {_entries(len(now))}")
             elif name in self._stood and now != self._stood[name]:
                 lacks, extra = len(now - self._stood[name]), len(self._stood[name] - now)
                 yield Change(
-                    f"set {name}",
-                    Sign.CHANGE,
-                    f"lacks {counted(lacks, 'entry', 'entries')} and has {extra} not wanted",
+                    f"set {name}", Sign.CHANGE, f"lacks {_entries(lacks)} and has {extra} not wanted"
                 )
 
-    def _entries_of(self, spec: SetSpec) -> set[Entry]:
-        if spec.name not in self._entries:
-            self._stood[spec.name] = self._kernel.entries(spec)
-            self._entries[spec.name] = set(self._stood[spec.name])
-        return self._entries[spec.name]
+    def _read(self) -> Mapping[str, SetHeader]:
+        if self._before is None:
+            self._before = self._kernel.headers()
+            for name, header in self._before.items():
+                if header.family is not None and header.type in _KINDS:
+                    self.sets[name] = (SetSpec(name, SetKind(header.type), header.family), set())
+                else:
+                    self._foreign[name] = header
+        return self._before
+
+    def _find(self, name: str) -> tuple[SetSpec, set[Entry]] | None:
+        before = self._read()
+        found = super()._find(name)
+        if found is not None and name in before and name not in self._stood:
+            self._stood[name] = self._kernel.entries(found[0])
+            found[1].update(self._stood[name])
+        return found
 
 
-class DryRunDevice:
+_KINDS = frozenset(SetKind)
+
+
+class DryRunDevice(MemoryDevice):
     """The device with its addresses (implements AddressDevice). `exists`: the kernel has it now."""
 
     def __init__(self, kernel: AddressDevice, *, exists: bool) -> None:
-        self.name = kernel.name
+        super().__init__(kernel.name)
         self._kernel = kernel
-        self._existed = self._exists = exists
+        self._existed = exists
         self._stood: dict[Family, frozenset[str]] = {}
-        self._addresses: dict[Family, set[str]] = {}
-
-    def ensure(self) -> bool:
-        """Record a new device; False if it exists."""
-        made, self._exists = not self._exists, True
-        return made
+        if exists:
+            self.held = set()
 
     def delete(self) -> None:
         """Record the deletion of the device with its addresses."""
         for family in Family:
-            self._addresses_of(family).clear()
-        self._exists = False
+            self._read(family)
+        super().delete()
 
     def addresses(self, family: Family) -> frozenset[str]:
         """Its addresses of a family. Raises DeviceError."""
-        return frozenset(self._addresses_of(family))
-
-    def add(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Record added addresses; none is refused."""
-        for ip in wanted:
-            self._addresses_of(_family(ip)).add(ip)
-        return {}
-
-    def remove(self, wanted: Iterable[str]) -> Mapping[str, int]:
-        """Record removed addresses; none is refused."""
-        for ip in wanted:
-            self._addresses_of(_family(ip)).discard(ip)
-        return {}
+        self._read(family)
+        return super().addresses(family)
 
     def changes(self) -> Iterator[Change]:
         """The changes: of the device, and one per address."""
-        if self._exists != self._existed:
-            yield Change(f"device {self.name}", Sign.ADD if self._exists else Sign.REMOVE)
-        for family, now in self._addresses.items():
-            for ip in now ^ self._stood[family]:
+        exists = self.held is not None
+        if exists != self._existed:
+            yield Change(f"device {self.name}", Sign.ADD if exists else Sign.REMOVE)
+        for family, stood in self._stood.items():
+            now = super().addresses(family)
+            for ip in now ^ stood:
                 sign = Sign.ADD if ip in now else Sign.REMOVE
                 yield Change(f"address {ip} on {self.name}", sign)
 
-    def _addresses_of(self, family: Family) -> set[str]:
-        if family not in self._addresses:
-            self._stood[family] = self._kernel.addresses(family)
-            self._addresses[family] = set(self._stood[family])
-        return self._addresses[family]
+    def _each(self, addresses: Iterable[str], change: Callable[[str], None]) -> Mapping[str, int]:
+        changing = list(addresses)
+        for family in {family_of(ip) for ip in changing}:
+            self._read(family)
+        return super()._each(changing, change)
 
-
-def _family(ip: str) -> Family:
-    return Family.IPV6 if ":" in ip else Family.IPV4
+    def _read(self, family: Family) -> None:
+        if family not in self._stood:
+            self._stood[family] = self._kernel.addresses(family) if self._existed else frozenset()
+            if self.held is not None:
+                self.held |= self._stood[family]
 
 
 def _words(settings: VirtualServer) -> str:

@@ -1,19 +1,19 @@
 """The changes of one section of a restore input, collected until COMMIT so that a section is atomic.
 
-It refuses what iptables-restore or the kernel refuses, with messages that kproxy recognizes.
+It refuses what iptables-restore or the kernel refuses, with messages that kproxy recognizes. Matches are not
+validated, because only a kernel can do that.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 
-from kproxy.backends.iptables.canonical import canonical_rule, tokenize
+from kproxy.backends.iptables.canonical import canonical_rule
+from kproxy.backends.iptables.memory_table import Table, target_of
 from kproxy.kernel.xtables.types import Variant
-from tests.support.fake_xtables_table import Table
 
-_VERDICTS = frozenset({"ACCEPT", "DROP", "RETURN", "QUEUE"})
+VERDICTS = frozenset({"ACCEPT", "DROP", "RETURN", "QUEUE"})
 _EXTENSIONS = frozenset({
     "AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CT", "DNAT", "DSCP", "HL", "LOG", "MARK", "MASQUERADE",
     "NETMAP", "NFLOG", "NFQUEUE", "NOTRACK", "REDIRECT", "REJECT", "SET", "SNAT", "TCPMSS", "TEE", "TPROXY",
@@ -32,16 +32,22 @@ class RefusedError(Exception):
 
 
 class Section:
-    """One table section: changes collected until COMMIT."""
+    """One table section: changes collected until COMMIT.
 
-    def __init__(self, table: Table, refusals: list[re.Pattern[str]], variant: Variant) -> None:
+    `refuses` returns whether a rule is refused. `jumped`: chains with new jumps, or from which a rule was
+    deleted.
+    """
+
+    def __init__(
+        self, table: Table, variant: Variant, refuses: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self.table = table
-        self._refusals = refusals
+        self.jumped: set[str] = set()
+        self._refuses = refuses
         self._variant = variant
         self._chains: dict[str, list[str] | None] = {}  # None: removed
         self._references: defaultdict[str, int] = defaultdict(int)
         self._policies: dict[str, str] = {}
-        self._jumped: set[str] = set()
         self._hooked: set[str] = set()
         self._written: set[str] = set()  # chains with rules added or deleted since they were last flushed
         self._changed = False
@@ -64,9 +70,7 @@ class Section:
         handler(self, rest)
 
     def commit(self) -> bool:
-        """Write the changes to the table; whether there were any.  Raises RefusedError, changing nothing."""
-        if self._jumped:
-            self._refuse_loops()
+        """Write the changes to the table; return whether there were any."""
         for name, rules in self._chains.items():
             if rules is None:
                 self.table.chains.pop(name, None)
@@ -93,7 +97,7 @@ class Section:
         if policy != "-" and self._variant is Variant.LEGACY:
             raise RefusedError(f"Can't set policy `{policy}' on `{name}': Bad built-in chain name")
         written = name in self._written
-        if self._rules(name) is None:
+        if self.rules(name) is None:
             self._create(name)
         else:
             self._flush_chain(name)
@@ -102,14 +106,14 @@ class Section:
     def _create(self, name: str) -> None:
         if len(name) > _CHAIN_NAME_MAX:
             raise RefusedError(f"Invalid chain name `{name}' ({_CHAIN_NAME_MAX} chars max)")
-        if not name or name[0] in "-!" or name in _VERDICTS:
+        if not name or name[0] in "-!" or name in VERDICTS:
             raise RefusedError(f"chain name `{name}' not allowed")
         self._chains[name] = []
         self._changed = True
 
     def _new(self, rest: str) -> None:
         name = rest.strip()
-        if self._rules(name) is not None:
+        if self.rules(name) is not None:
             raise RefusedError("Chain already exists.")
         self._create(name)
 
@@ -119,7 +123,7 @@ class Section:
             self._flush_chain(name)
             return
         for chain in [*self.table.chains, *self._chains]:
-            if self._rules(chain) is not None:
+            if self.rules(chain) is not None:
                 self._flush_chain(chain)
 
     def _hook(self, name: str) -> None:
@@ -192,40 +196,40 @@ class Section:
         else:
             position = _position(rules, f"-A {rest}")
         self._unreference([self._writable(name).pop(position - 1)])
-        self._jumped.add(name)  # what the rule kept the kernel from seeing may be a loop
+        self.jumped.add(name)  # what the rule kept the kernel from seeing may be a loop
         self._written.add(name)
 
     def _check(self, chain: str, rule: str) -> None:
-        for pattern in self._refusals:
-            if pattern.search(rule):
-                raise RefusedError(f"RULE_APPEND failed (No such file or directory): rule in chain {chain}")
-        target = _target(rule)
+        if self._refuses(rule):
+            raise RefusedError(f"RULE_APPEND failed (No such file or directory): rule in chain {chain}")
+        target = target_of(rule)
         if target is None:
             return
-        if target in _VERDICTS:
+        if target in VERDICTS:
             if target == "DROP" and self.table.name == "nat":
                 raise RefusedError('The "nat" table is not intended for filtering')
             return
-        if self._rules(target) is None:
+        if self.rules(target) is None:
             if target in _EXTENSIONS:
                 return
             raise RefusedError(f"Chain '{target}' does not exist")
         if target in self.table.policies:
             raise RefusedError(f"RULE_APPEND failed (Operation not supported): rule in chain {chain}")
         self._references[target] += 1
-        self._jumped.add(chain)
+        self.jumped.add(chain)
 
     def _unreference(self, rules: list[str]) -> None:
         for rule in rules:
-            target = _target(rule)
-            if target is not None and target not in _VERDICTS:
+            target = target_of(rule)
+            if target is not None and target not in VERDICTS:
                 self._references[target] -= 1
 
-    def _rules(self, name: str) -> list[str] | None:
+    def rules(self, name: str) -> list[str] | None:
+        """The rules of a chain as of now; None if it does not exist."""
         return self._chains[name] if name in self._chains else self.table.chains.get(name)
 
     def _existing(self, name: str) -> list[str]:
-        rules = self._rules(name)
+        rules = self.rules(name)
         if rules is None:
             raise RefusedError("No chain/target/match by that name.")
         return rules
@@ -237,42 +241,6 @@ class Section:
             self._chains[name] = rules
         return rules
 
-    def _refuse_loops(self) -> None:
-        """Find loops as the kernel does: only those reachable from built-in chains."""
-        if self._has_loop(self._jumped) and self._has_loop(set(self.table.policies)):
-            raise RefusedError("RULE_APPEND failed (Too many links)")
-
-    def _has_loop(self, roots: set[str]) -> bool:
-        done: set[str] = set()
-        for root in roots:
-            if root in done:
-                continue
-            path = {root}
-            stack = [(root, self._targets(root))]
-            while stack:
-                chain, targets = stack[-1]
-                if not targets:
-                    stack.pop()
-                    path.discard(chain)
-                    done.add(chain)
-                    continue
-                target = targets.pop()
-                if target in path:
-                    return True
-                if target not in done:
-                    path.add(target)
-                    stack.append((target, self._targets(target)))
-        return False
-
-    def _targets(self, chain: str) -> list[str]:
-        rules = self._rules(chain) or []
-        if self._variant is Variant.LEGACY:
-            # x_tables does not look past a rule that always decides (mark_source_chains)
-            final = [rules.index(f"-A {chain} -j {v}") for v in _VERDICTS if f"-A {chain} -j {v}" in rules]
-            rules = rules[: min(final, default=len(rules))]
-        found = {_target(rule) for rule in rules}
-        return [name for name in found if name is not None and self._rules(name) is not None]
-
     _HANDLERS: dict[str, Callable[[Section, str], None]] = {  # noqa: RUF012  (a constant of the class)
         "-A": _append,
         "-I": _insert,
@@ -282,19 +250,6 @@ class Section:
         "-P": _policy,
         "-X": _remove,
     }
-
-
-def _target(rule: str) -> str | None:
-    """The chain or extension a rule jumps or goes to; None for a rule that only counts."""
-    at = max(rule.rfind(" -j "), rule.rfind(" -g "))
-    if at >= 0 and rule.find('"', at) < 0:
-        end = rule.find(" ", at + 4)
-        return rule[at + 4 :] if end < 0 else rule[at + 4 : end]
-    words = tokenize(rule)
-    for position, (word, quoted) in enumerate(words[:-1]):
-        if not quoted and word in ("-j", "-g", "--jump", "--goto"):
-            return words[position + 1][0]
-    return None
 
 
 def _position(rules: list[str], wanted: str) -> int:
