@@ -12,7 +12,6 @@ import itertools
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +25,7 @@ import click
 
 from benchmarks import cluster
 from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.forked import Child
 from kproxy_lab.lab import Namespace
 from tests.support import reference_sync
 from tests.support.faultinjection import BrokenTools, Sandbox, ToolFault
@@ -156,7 +156,7 @@ def _churn(
     churn: Churn,
     settings: Settings,
     tools: BrokenTools,
-    program: subprocess.Popen[bytes],
+    program: Child,
     outcome: Outcome,
     progress: Callable[[str], None],
 ) -> None:
@@ -189,7 +189,7 @@ def _rules(place: Namespace) -> reference_sync.Rules:
     return reference_sync.rules_in(place, SAVE)
 
 
-def _until(done: Callable[[], bool], program: subprocess.Popen[bytes], *, give_up: bool = True) -> None:
+def _until(done: Callable[[], bool], program: Child, *, give_up: bool = True) -> None:
     deadline = time.monotonic() + PATIENCE
     pause = threading.Event()
     while not done():

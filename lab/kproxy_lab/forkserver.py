@@ -3,10 +3,10 @@
 In a user-mode kernel a page fault costs hundreds of times as much as elsewhere, and page faults dominate a
 start of Python that imports all of kproxy: it takes many seconds; a fork of a process that has done so takes
 one. `python -m kproxy_lab.forkserver DESCRIPTOR` is that process; it listens at a Unix socket that the
-environment variable KPROXY_PRELOADED names. Where that is set, `Popen` asks there for what `python -m kproxy
-...` would be: the same modules with the same arguments, environment, working directory, standard streams and
-network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python reads from the
-environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
+environment variable KPROXY_PRELOADED names. Where that is set, `Process` (forked.py) asks there for what
+`python -m kproxy ...` would be: the same modules with the same arguments, environment, working directory,
+standard streams and network namespace. Only its parent and `/proc/PID/cmdline` are others, and what Python
+reads from the environment before it begins (PYTHONPATH, PYTHONHASHSEED, ...) is the preloaded process's.
 """
 
 import atexit
@@ -22,16 +22,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Final
 
 from pyroute2 import netns
 
-SOCKET: Final = "KPROXY_PRELOADED"
-COMMAND: Final = (sys.executable, "-m", "kproxy")
-"""The beginning of the command lines that can be forked."""
+from kproxy_lab.forked import COMMAND, SOCKET, Child, Process, available, run
+
+__all__ = ["COMMAND", "SOCKET", "Child", "Process", "available", "run", "serving"]
 
 _PACKAGES: Final = ("kproxy.agent", "kproxy.backends", "kproxy.kernel", "kproxy.plan", "kproxy.sources")
 _MODULES: Final = (
@@ -52,94 +52,6 @@ class _Request:
     environment: dict[str, str]
     directory: str
     files: list[int]
-
-
-def available(argv: Sequence[str]) -> bool:
-    """Return whether this command line runs kproxy and there is a process to fork it from."""
-    return SOCKET in os.environ and tuple(argv[: len(COMMAND)]) == COMMAND
-
-
-class Popen(subprocess.Popen[bytes]):
-    """A `subprocess.Popen` of kproxy in a network namespace, forked from the preloaded process.
-
-    Raises OSError when that process is not there.
-    """
-
-    def __init__(
-        self,
-        argv: Sequence[str],
-        namespace: Path,
-        *,
-        stdin: int | IO[bytes] | None = None,
-        stdout: int | IO[bytes] | None = None,
-        stderr: int | IO[bytes] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | Path | None = None,
-    ) -> None:
-        self._namespace = namespace
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
-
-    # These three are what subprocess.Popen does by fork, exec and waitpid.
-
-    def _execute_child(self, *arguments: Any) -> None:
-        argv, _, _, _, _, directory, environment, _, _, _, *pipes = arguments[:16]
-        standard = [pipes[at] if pipes[at] != -1 else number for number, at in enumerate((0, 3, 5))]
-        request = {
-            "arguments": argv[len(COMMAND) :],
-            "environment": dict(environment if environment is not None else os.environ),
-            "directory": str(directory or Path.cwd()),
-        }
-        descriptor = os.open(self._namespace, os.O_RDONLY)
-        try:
-            self._server.connect(os.environ[SOCKET])
-            socket.send_fds(self._server, [json.dumps(request).encode()], [*standard, descriptor])
-            reply = self._server.recv(64)
-        finally:
-            os.close(descriptor)
-            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
-        if not reply:
-            raise ConnectionError(f"{os.environ[SOCKET]}: the preloaded process is gone")
-        self.pid = int(reply)
-        self._child_created = True
-
-    def _try_wait(self, flags: int) -> tuple[int, int]:
-        try:
-            reply = self._server.recv(64, socket.MSG_DONTWAIT if flags & os.WNOHANG else 0)
-        except BlockingIOError:
-            return 0, 0
-        self._server.close()
-        if not reply:
-            raise ConnectionError(f"the preloaded process is gone, and with it the status of {self.pid}")
-        return self.pid, int(reply)
-
-    def _internal_poll(self, *_: object, **__: object) -> int | None:
-        lock = self._waitpid_lock  # type: ignore[attr-defined]
-        if self.returncode is None and lock.acquire(blocking=False):
-            try:
-                pid, status = self._try_wait(os.WNOHANG) if self.returncode is None else (0, 0)
-                if pid:
-                    self.returncode = os.waitstatus_to_exitcode(status)
-            finally:
-                lock.release()
-        return cast("int | None", self.returncode)
-
-
-def run(
-    argv: Sequence[str], namespace: Path, *, timeout: float, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run kproxy to its end, as `subprocess.run` does, with its output captured as text.
-
-    Raises subprocess.TimeoutExpired after `timeout` seconds.
-    """
-    pipe = subprocess.PIPE
-    with Popen(argv, namespace, stdout=pipe, stderr=pipe, env=env) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except BaseException:
-            process.kill()
-            raise
-    return subprocess.CompletedProcess(argv, process.returncode, stdout.decode(), stderr.decode())
 
 
 @contextlib.contextmanager

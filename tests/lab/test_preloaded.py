@@ -13,6 +13,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from kproxy import __version__
 from kproxy_lab import forkserver
+from kproxy_lab.forked import Child
 from kproxy_lab.lab import Lab, Namespace
 from tests.support import reference_sync
 
@@ -83,7 +84,7 @@ def test_the_environment_is_the_callers(place: Namespace) -> None:
 
 
 @contextmanager
-def running(place: Namespace, tmp_path: Path, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(place: Namespace, tmp_path: Path, argv: list[str]) -> Iterator[Child]:
     (tmp_path / "service.yaml").write_text(SERVICE)
     flags = ["--manifests", str(tmp_path), "--hostname-override", "node-a", "--healthz-bind-address", ""]
     place.run(["ip", "link", "set", "lo", "up"])
@@ -94,7 +95,7 @@ def running(place: Namespace, tmp_path: Path, argv: list[str]) -> Iterator[subpr
             process.kill()
 
 
-def wait_synced(process: subprocess.Popen[bytes]) -> None:
+def wait_synced(process: Child) -> None:
     assert process.stderr is not None
     assert any(b"event=synced" in line for line in process.stderr)
 
@@ -114,7 +115,7 @@ def test_it_can_be_signalled_and_its_end_is_told(
 def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
     served: None, tmp_path: Path
 ) -> None:
-    def traits(place: Namespace, process: subprocess.Popen[bytes]) -> dict[str, object]:
+    def traits(place: Namespace, process: Child) -> dict[str, object]:
         proc = Path(f"/proc/{process.pid}")
         links = [str(path.readlink()) for path in (proc / "fd").iterdir()]
         status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())

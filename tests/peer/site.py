@@ -16,6 +16,7 @@ from typing import Any
 
 from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.forked import Child
 from kproxy_lab.lab import AskError, Lab
 from tests.peer import old_peers
 from tests.peer.cases.words import Case
@@ -54,7 +55,7 @@ class Runner:
 
     contender: Contender
     lab: Lab
-    process: subprocess.Popen[bytes]
+    process: Child
     log: Path
 
     def check(self) -> None:

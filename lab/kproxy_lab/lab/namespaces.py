@@ -21,6 +21,7 @@ from typing import IO, Final, ParamSpec, TypeVar
 from pyroute2 import netns
 
 from kproxy_lab import forkserver
+from kproxy_lab.forked import Child
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,7 +120,7 @@ class Namespace:
         self.name = name
         self.path = RUN_DIR / name
         self._thread = thread
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Child] = []
         thread.submit(_create, name).result()
         self._fd = os.open(self.path, os.O_RDONLY)
 
@@ -224,11 +225,11 @@ class Namespace:
         stderr: int | IO[bytes] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Child:
         """Start a program inside the namespace; what still runs when the lab closes is terminated."""
-        process: subprocess.Popen[bytes]
+        process: Child
         if forkserver.available(argv):
-            process = forkserver.Popen(
+            process = forkserver.Process(
                 argv, self.path, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
             )
         else:
