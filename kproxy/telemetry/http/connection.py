@@ -12,6 +12,8 @@ import msgspec
 
 from kproxy.telemetry.http.message import Answer, Request
 
+_SENT_AT_ONCE = 1 << 20
+
 
 class Work(msgspec.Struct, frozen=True):
     """An answer that takes long; at most one thread at a time works on each `kind`."""
@@ -91,6 +93,20 @@ class Connection:
         self.stage, self.entered = stage, now
         for queue in self.queues:
             queue.add(self)
+
+    def send(self) -> bool:
+        """Send what the client takes of the answer; return whether all is sent. Raises OSError."""
+        for _ in range(len(self.parts)):
+            part = self.parts[0]
+            try:
+                sent = self.socket.send(part[:_SENT_AT_ONCE])
+            except BlockingIOError:
+                return False
+            if sent < len(part):
+                self.parts[0] = part[sent:]
+                return False
+            del self.parts[0]
+        return True
 
     def leave(self) -> None:
         """Remove it from every queue and from the work that it waits for."""

@@ -5,8 +5,7 @@ connection of the client with the most connections is closed in favour of the ne
 block a kubelet's probe, which is answered within milliseconds. The whole request has one deadline, and the
 client's reading of the answer another; arriving bytes extend neither.
 
-An answer that takes long (a scrape) is computed on a thread of its own, at most one per kind at a time;
-clients that request the same during a run share the next run.
+An answer that takes long (a scrape) is computed on a thread of its own: see runs.py.
 """
 
 import contextlib
@@ -19,13 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 
 import structlog
 
-from kproxy.telemetry.http.connection import Connection, Listener, Payload, Queue, Respond, Stage, Work
-from kproxy.telemetry.http.message import Answer, BadRequest, Request, head, read_request
+from kproxy.telemetry.http.connection import Connection, Listener, Payload, Queue, Respond, Stage
+from kproxy.telemetry.http.message import Answer, BadRequest, Request, head, plain_error, read_request
+from kproxy.telemetry.http.runs import Runs
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -43,22 +42,12 @@ UNREAD_BYTES = 32 << 20
 _ACCEPTED_AT_ONCE = 32
 _EVENTS_AT_ONCE = 256
 _RECEIVED_AT_ONCE = 1 << 16
-_SENT_AT_ONCE = 1 << 20
 _LARGE = 1 << 14
 """Bodies of more bytes are not copied for each connection, and count as unread."""
 _LINE_SHOWN = 200
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that discards unsent data (socket(7))."""
-
-
-class _Run:
-    """Work in progress of one kind: the connections that get its answer, and those that asked later."""
-
-    def __init__(self, work: Work, asking: dict[Connection, None]) -> None:
-        self.work = work
-        self.asking = asking
-        self.waiting: dict[Connection, None] = {}
 
 
 class HttpLoop:
@@ -83,7 +72,7 @@ class HttpLoop:
         self._connections: dict[int, Connection] = {}
         self._queue = Queue(limit)
         self._paused: dict[Listener, float] = {}
-        self._runs: dict[str, _Run] = {}
+        self._runs = Runs(name, self.call, self._answer)
         self._unread = 0
         self._now = time.monotonic()
 
@@ -243,50 +232,14 @@ class HttpLoop:
             made = connection.listener.respond(request)
         except Exception:
             log.exception("http_answer_failed", server=self._name, path=request.path)
-            made = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+            made = plain_error(HTTPStatus.INTERNAL_SERVER_ERROR)
         if isinstance(made, Answer):
             self._answer(connection, made)
             return
         connection.enter(Stage.WORKING, self._now)
         if not self._watch(connection, 0):  # a client that closes the connection is still noticed
             return
-        run = self._runs.get(made.kind)
-        if run is None:
-            self._start(made, {connection: None})
-        else:
-            connection.work = run.waiting
-            run.waiting[connection] = None
-
-    # -- work on other threads
-
-    def _start(self, work: Work, asking: dict[Connection, None]) -> None:
-        run = self._runs[work.kind] = _Run(work, asking)
-        for connection in asking:
-            connection.work = asking
-
-        def make() -> None:
-            try:
-                answer = work.make()
-            except Exception:
-                log.exception("http_answer_failed", server=self._name, path=work.kind)
-                answer = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
-            self.call(partial(self._finish, run, answer))
-
-        try:
-            threading.Thread(target=make, name=f"{self._name} {work.kind}", daemon=True).start()
-        except RuntimeError as error:  # the limit of threads is reached
-            log.warning("http_answer_failed", server=self._name, path=work.kind, reason=str(error))
-            self._finish(run, _error(HTTPStatus.SERVICE_UNAVAILABLE))
-
-    def _finish(self, run: _Run, answer: Answer) -> None:
-        del self._runs[run.work.kind]
-        payload = Payload(answer.body)
-        for connection in list(run.asking):
-            if not connection.closed:
-                connection.work = None
-                self._answer(connection, answer, payload)
-        if run.waiting:
-            self._start(run.work, run.waiting)
+        self._runs.ask(made, connection)
 
     # -- answers
 
@@ -315,19 +268,12 @@ class HttpLoop:
             self._drop(slowest)
 
     def _write(self, connection: Connection) -> None:
-        for _ in range(len(connection.parts)):
-            part = connection.parts[0]
-            try:
-                sent = connection.socket.send(part[:_SENT_AT_ONCE])
-            except BlockingIOError:
+        try:
+            if not connection.send():
                 return
-            except OSError:
-                self._drop(connection)
-                return
-            if sent < len(part):
-                connection.parts[0] = part[sent:]
-                return
-            del connection.parts[0]
+        except OSError:
+            self._drop(connection)
+            return
         self._release(connection)
         if not connection.more:
             self._drop(connection)
@@ -394,7 +340,3 @@ def _seconds() -> tuple[tuple[Stage, float], ...]:
         (Stage.READING, REQUEST_SECONDS),
         (Stage.WRITING, ANSWER_SECONDS),
     )
-
-
-def _error(status: HTTPStatus) -> Answer:
-    return Answer(f"{status.phrase}\n".encode(), status=status)

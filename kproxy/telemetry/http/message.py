@@ -91,3 +91,8 @@ def head(answer: Answer) -> bytes:
         "Connection: close",
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def plain_error(status: HTTPStatus) -> Answer:
+    """An answer that has only the phrase of its status."""
+    return Answer(f"{status.phrase}\n".encode(), status=status)
