@@ -11,7 +11,8 @@ from functools import cache
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.kernel.ipset.types import SetKind, SetSpec
+from kproxy.kernel.ipset.types import Entry, SetKind, SetSpec
+from kproxy.kernel.ipvs.types import ServerId
 
 DEVICE = "kube-ipvs0"
 
@@ -119,3 +120,13 @@ def kube_proxy_servers(family: Family) -> tuple[SetSpec, ...]:
         SetSpec(prefix + name, SetKind.IP_PORT, family)
         for name in ("CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER")
     )
+
+
+def entry_of(server: ServerId) -> Entry:
+    """The entry that stands for a virtual server in sets of addresses and ports."""
+    return Entry(server.ip, server.protocol, server.port)
+
+
+def server_of(entry: Entry) -> ServerId:
+    """The virtual server for which an entry stands."""
+    return ServerId(entry.protocol, entry.ip, entry.port)
