@@ -13,16 +13,8 @@ from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ModeSpec
 from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.registry import MODES
-from kproxy.node.instance import (
-    CLEAN_UP_NOW,
-    CLEAN_UP_ON_EXIT,
-    WAIT_STOPPING,
-    Connection,
-    Holder,
-    Instance,
-    InstanceRunning,
-    connection,
-)
+from kproxy.node.holder import Connection, Holder, connection
+from kproxy.node.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT, WAIT_STOPPING, Instance, InstanceRunning
 
 log = structlog.stdlib.get_logger(__name__)
 

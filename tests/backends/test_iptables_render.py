@@ -18,7 +18,8 @@ from kproxy.backends.iptables import names
 from kproxy.backends.iptables.base_chains import JUMPS, SHARED
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import Layout, StandardLayout
-from kproxy.backends.iptables.render import probability, render_service
+from kproxy.backends.iptables.port_rules import probability
+from kproxy.backends.iptables.render import render_service
 from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.backends.iptables.text import render_text
 from kproxy.kernel.xtables.detect import find_tools

@@ -19,7 +19,7 @@ from kproxy.addresses import Family
 from kproxy.agent import main
 from kproxy.agent.once import waits_for
 from kproxy.agent.signals import Leaving, Signals
-from kproxy.node.instance import NAME
+from kproxy.node.holder import NAME
 from tests.cli.nodes import FLAGS, do, iptables, kproxy, rules
 from tests.cli.running import Running
 from tests.kernel.namespace import fresh_network

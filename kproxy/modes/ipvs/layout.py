@@ -30,7 +30,8 @@ from kproxy.backends.iptables.base_chains import (
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.iptables.layout import ConfiguredLayout
 from kproxy.backends.iptables.names import ChainId
-from kproxy.backends.iptables.render import cluster_policy_chains, health_check_rule
+from kproxy.backends.iptables.port_rules import health_check_rule
+from kproxy.backends.iptables.render import cluster_policy_chains
 from kproxy.backends.iptables.rules import ServiceRules, SharedLines
 from kproxy.backends.iptables.shared import Flat, Placement
 from kproxy.backends.ipvs.names import OWN_MARK, Sets, sets
