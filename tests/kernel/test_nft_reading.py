@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kproxy.addresses import Family
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import Chain, OwnList, Target, firewall, own, pick, sticky
+from kproxy.backends.nftables.affinity import Target, sticky
+from kproxy.backends.nftables.chains import Chain, OwnList, firewall, own, pick
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.drift import is_whole
 from kproxy.backends.nftables.listing import contents_of

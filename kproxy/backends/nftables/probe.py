@@ -2,7 +2,8 @@
 
 from kproxy.backends.core.hashes import digest
 from kproxy.backends.nftables import names
-from kproxy.backends.nftables.chains import OwnList, Target, firewall, own, pick, sticky
+from kproxy.backends.nftables.affinity import Target, sticky
+from kproxy.backends.nftables.chains import OwnList, firewall, own, pick
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft.types import Nft

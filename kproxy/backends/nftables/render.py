@@ -10,11 +10,12 @@ import msgspec
 
 from kproxy.backends.core.hashes import digest, port_hash
 from kproxy.backends.nftables import chains, names
-from kproxy.backends.nftables.chains import Chain, OwnList, Target
+from kproxy.backends.nftables.affinity import Target, remembered_as, sticky
+from kproxy.backends.nftables.chains import Chain, OwnList
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.runs import MOST_NUMBERS, Run, elements_of, run_of_values
 from kproxy.backends.nftables.shares import in_order, scattered, slots, slots_of_port
-from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan, Verdict
+from kproxy.plan.model import PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 
 SHARED_SLOTS = MOST_NUMBERS
@@ -252,24 +253,15 @@ class _PortRenderer:
         name = f"{'here' if local else 'all'}-{hashed}"
         if name not in self._needed:
             targets = [
-                Target(canonical(e.ip), e.port, weight, self._remembered_as(e))
+                Target(canonical(e.ip), e.port, weight, remembered_as(port, self._plan.created, e))
                 for e, weight in zip(endpoints, effective(endpoints), strict=True)
                 if weight
             ]
-            idle = [self._remembered_as(endpoint) for endpoint in port.idle]
-            self._needed[name] = chains.sticky(
+            idle = [remembered_as(port, self._plan.created, endpoint) for endpoint in port.idle]
+            self._needed[name] = sticky(
                 self.config.family, hashed, self.number, targets, port.affinity_seconds or 0, idle
             )
         return name
-
-    def _remembered_as(self, endpoint: EndpointPlan) -> int:
-        """The 31-bit number that stands for one endpoint of this port in the affinity set.
-
-        Entries expire with their timeout, not with their service; so a new service of the same name, which
-        its creation time distinguishes, has other numbers.
-        """
-        text = f"{self.port.name} {self._plan.created} {self.port.protocol} {endpoint.address_port}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _endpoints(
         self, frontend: str, *, local: bool, apart: bool = False, late: bool = False
