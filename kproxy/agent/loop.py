@@ -85,7 +85,7 @@ class Agent:
         self._drifted = False
         self._news: deque[AddressNews] = deque()
         self._drift_checker = DriftChecker(observer, self._clock)
-        self._publisher = SyncPublisher(health, observer, flows, service_health, self._drift_checker)
+        self._publisher = SyncPublisher(store, health, observer, flows, service_health, self._drift_checker)
         self._next_timer: float | None = None
         for family in mode.families:
             health.add_family(family)
@@ -193,9 +193,8 @@ class Agent:
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
         syncs = self._family_syncs
-        self._publisher.publish(inputs, facts, outcomes, syncs)
+        failing = self._publisher.publish(inputs, facts, outcomes, syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
-        failing = self._commit(outcomes)
         if failing or any(report.failed or report.leftovers for report in reports.values()):
             retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
             blocked, retry_in = len(failing) == len(syncs), min(retries, default=None)
@@ -206,14 +205,6 @@ class Agent:
             self._after_first_sync()
         self._next_timer = self._clock()
         return reports
-
-    def _commit(self, outcomes: Mapping[Family, SyncOutcome]) -> list[str]:
-        """Let the store forget the changes that are applied; return the families that fail."""
-        reports = [(family.value, outcome.report) for family, outcome in outcomes.items()]
-        refused = {name: each.failed.keys() | each.unfinished for name, each in reports if each.error is None}
-        failing = [family.value for family, sync in self._family_syncs.items() if sync.failing]
-        self._observer.applied(self._store.commit(refused, failing))
-        return failing
 
     def _switch(self, desired: Desired) -> Mapping[Family, SyncReport]:
         """Apply everything in another mode, beside the rules of this one, and switch to it.
@@ -348,15 +339,13 @@ class Agent:
         self._next_timer = None if soonest is None else self._clock() + soonest
 
     def _publish_timed_syncs(self) -> None:
-        """Publish and commit the syncs that backends made; what they left undone is due for all families."""
+        """Publish the syncs that backends made; if one left something undone, all families are synced."""
         syncs = self._family_syncs
         timed = {family: outcome for family, sync in syncs.items() if (outcome := sync.take_timed())}
-        if not timed or self._facts is None:
-            return
-        self._publisher.publish((), self._facts, timed, syncs)
-        self._commit(timed)
-        reports = [outcome.report for outcome in timed.values()]
-        self._drifted |= any(each.error or each.failed or each.leftovers for each in reports)
+        if timed and self._facts is not None:
+            self._publisher.publish((), self._facts, timed, syncs)
+            reports = [outcome.report for outcome in timed.values()]
+            self._drifted |= any(each.error or each.failed or each.leftovers for each in reports)
 
     def _in_step(self) -> bool:
         return self._schedule.failures == 0 and self._store.pending_since is None

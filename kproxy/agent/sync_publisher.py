@@ -1,4 +1,4 @@
-"""Passes the outcome of a sync to health, telemetry, the conntrack cleaner and health-check node ports."""
+"""Passes the outcome of a sync to health, telemetry, conntrack cleaner, health-check ports, and the store."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,7 @@ from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.node.facts import NodeFacts
 from kproxy.state.problems import Problem
+from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
 from kproxy.telemetry.http.health import HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
@@ -20,12 +21,14 @@ class SyncPublisher:
 
     def __init__(
         self,
+        store: ObjectStore,
         health: HealthState,
         observer: SyncObserver,
         flows: ConntrackCleaner,
         service_health: ServiceHealth,
         drift_checker: DriftChecker,
     ) -> None:
+        self._store = store
         self._health = health
         self._observer = observer
         self._flows = flows
@@ -39,8 +42,11 @@ class SyncPublisher:
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
         syncs: Mapping[Family, FamilySync],
-    ) -> None:
-        """Publish each family's outcome, and the problems of the planned services."""
+    ) -> list[str]:
+        """Publish each family's outcome, and the problems of the planned services; commit what is applied.
+
+        Return the families that fail.
+        """
         problems: dict[str, tuple[Problem, ...]] = {each.key: () for each in inputs}
         for family, outcome in outcomes.items():
             plans, report = outcome.plans, outcome.report
@@ -59,3 +65,14 @@ class SyncPublisher:
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._observer.problems(problems)
         self._problem_log.update(problems)
+        return self._commit(outcomes, syncs)
+
+    def _commit(
+        self, outcomes: Mapping[Family, SyncOutcome], syncs: Mapping[Family, FamilySync]
+    ) -> list[str]:
+        """Let the store forget the changes that are applied; return the families that fail."""
+        reports = [(family.value, outcome.report) for family, outcome in outcomes.items()]
+        refused = {name: each.failed.keys() | each.unfinished for name, each in reports if each.error is None}
+        failing = [family.value for family, sync in syncs.items() if sync.failing]
+        self._observer.applied(self._store.commit(refused, failing))
+        return failing
