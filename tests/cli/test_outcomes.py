@@ -23,7 +23,8 @@ from kproxy.modes import leftovers
 from kproxy.modes.base import ModeUnavailable, PreviewError
 from kproxy.modes.findings import Finding, Level, Report
 from kproxy.modes.leftovers import LeavingError
-from kproxy.node.instance import Holder, InstanceRunning
+from kproxy.node.holder import Holder
+from kproxy.node.instance import InstanceRunning
 from kproxy.sources.base import SourceError
 from kproxy.telemetry import status_client
 from kproxy.telemetry.status import Condition, Pending, Status

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from kproxy.modes import leftovers as module
 from kproxy.modes.leftovers import LeavingError, clean_up, clean_up_on_exit
-from kproxy.node.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT, Holder, Instance, InstanceRunning, Report
+from kproxy.node.holder import Holder, Report
+from kproxy.node.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT, Instance, InstanceRunning
 
 REPORT = Report(7, "2026-01-01T00:00:00Z", "0.1.0", "run", "ipvs")
 PROMISED = msgspec.structs.replace(REPORT, cleanup_on_exit=True)

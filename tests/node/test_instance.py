@@ -19,7 +19,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from kproxy.node import instance as module
-from kproxy.node.instance import Connection, Holder, Instance, InstanceRunning, Report, connection
+from kproxy.node.holder import NAME, Connection, Holder, Report, connection
+from kproxy.node.instance import Instance, InstanceRunning
 
 PATIENCE = 20.0
 REPORT = Report(7, "2026-01-01T00:00:00Z", "0.1.0", "run", "ipvs")
@@ -71,7 +72,7 @@ def connected() -> Iterator[Connection]:
 def answering(*answers: bytes, listen: bool = True) -> Iterator[socket.socket]:
     """A program that has the name and sends these bytes to its first client."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(module.NAME)
+        listener.bind(NAME)
         if listen:
             listener.listen()
 
@@ -280,7 +281,7 @@ def test_a_client_is_answered_when_there_are_descriptors_again(
             client.holder()
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
-            stream.connect(module.NAME)
+            stream.connect(NAME)
             assert told.next() == "instance_accept_failed"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
