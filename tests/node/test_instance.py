@@ -18,8 +18,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from kproxy.node import holder as holder_module
 from kproxy.node import instance as module
-from kproxy.node.holder import NAME, Connection, Holder, Report, connection
+from kproxy.node.holder import Connection, Holder, Report, connection
 from kproxy.node.instance import Instance, InstanceRunning
 
 PATIENCE = 20.0
@@ -28,7 +29,9 @@ REPORT = Report(7, "2026-01-01T00:00:00Z", "0.1.0", "run", "ipvs")
 
 @pytest.fixture(autouse=True)
 def _own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NAME", f"\0kproxy-test/{secrets.token_hex(8)}")
+    name = f"\0kproxy-test/{secrets.token_hex(8)}"
+    monkeypatch.setattr(module, "NAME", name)
+    monkeypatch.setattr(holder_module, "NAME", name)
 
 
 class Told:
@@ -72,7 +75,7 @@ def connected() -> Iterator[Connection]:
 def answering(*answers: bytes, listen: bool = True) -> Iterator[socket.socket]:
     """A program that has the name and sends these bytes to its first client."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(NAME)
+        listener.bind(holder_module.NAME)
         if listen:
             listener.listen()
 
@@ -281,7 +284,7 @@ def test_a_client_is_answered_when_there_are_descriptors_again(
             client.holder()
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
-            stream.connect(NAME)
+            stream.connect(holder_module.NAME)
             assert told.next() == "instance_accept_failed"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
