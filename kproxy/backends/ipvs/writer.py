@@ -28,7 +28,10 @@ IpvsObject = ServerId | Member | str
 
 
 class RefusedRemovals:
-    """The objects by name, each with the reason. The reconciler decides when they are tried again."""
+    """Objects that no service needs and that the kernel would not remove, by name, each with the reason.
+
+    The reconciler decides when they are tried again.
+    """
 
     def __init__(self, desired: Desired) -> None:
         self._desired = desired
