@@ -322,6 +322,12 @@ def test_every_bad_flag_is_told_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("level", ["", "x", "-1", "1.5", "٣", "²"])
+def test_a_verbosity_is_a_whole_number_in_ascii(level: str) -> None:
+    status, told = refused(f"--vmodule=proxier={level}")
+    assert (status, told.splitlines()[-1]) == (1, f'Error: --vmodule: proxier: "{level}" is not a verbosity')
+
+
 def test_a_bad_file_is_told_with_status_1(tmp_path: Path) -> None:
     file = tmp_path / "config.conf"
     file.write_text(HEAD + "iptables: {syncPeriod: 3x}\nfoo: 1\n")
