@@ -10,7 +10,6 @@ the pod's address and the node has no rules: so much of the work is not the prox
 """
 
 import contextlib
-import ctypes
 import os
 import re
 import select
@@ -19,7 +18,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cluster
+from benchmarks.row_of_networks import CLIENT, GATEWAY, POD, Network, run
 from benchmarks.sync_phases import new_backend
 from benchmarks.syncs import Given, Node
 from kproxy.addresses import Family
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.state.kinds import Kind
 
-CLIENT, GATEWAY, POD, POD_GATEWAY = "10.200.0.2", "10.200.0.1", "10.128.0.2", "10.128.0.1"
 NEXT_POD = "10.128.0.3"
 SOURCE_PORT: Final = 4000
 VARIANTS = ("routed", "kproxy", "kproxy and a flowtable")
@@ -55,67 +54,6 @@ POLICY = """table ip foreign {
     udp dport 8080 drop
   }
 }"""
-
-_CLONE_NEWNET: Final = 0x40000000
-
-
-class Network:
-    """Three network namespaces; close it to leave them."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._spaces = {"home": os.open("/proc/self/ns/net", os.O_RDONLY)}
-        for name in ("client", "node", "pod"):
-            self._call(self._libc.unshare(_CLONE_NEWNET))
-            self._spaces[name] = os.open("/proc/self/ns/net", os.O_RDONLY)
-            _run("ip link set lo up")
-        with self.inside("node"):
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-            for name, gateway, other in (("client", GATEWAY, CLIENT), ("pod", POD_GATEWAY, POD)):
-                space = f"/proc/{os.getpid()}/fd/{self._spaces[name]}"
-                _run(f"ip link add to-{name} type veth peer name eth0 netns {space}")
-                _run(f"ip addr add {gateway}/24 dev to-{name}")
-                _run(f"ip link set to-{name} up")
-                with self.inside(name):
-                    _run(f"ip addr add {other}/24 dev eth0")
-                    _run("ip link set eth0 up")
-                    _run(f"ip route add default via {gateway}")
-
-    @contextlib.contextmanager
-    def inside(self, name: str) -> Iterator[None]:
-        """Let the calling thread and what it starts be in a namespace."""
-        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        self._call(self._libc.setns(self._spaces[name], _CLONE_NEWNET))
-        try:
-            yield
-        finally:
-            self._call(self._libc.setns(before, _CLONE_NEWNET))
-            os.close(before)
-
-    def close(self) -> None:
-        """Return to the namespace of the start."""
-        self._call(self._libc.setns(self._spaces["home"], _CLONE_NEWNET))
-        for space in self._spaces.values():
-            os.close(space)
-
-    def packets(self, whole: bool) -> None:
-        """Let TCP hand whole packets of up to 64 KB from device to device, or none larger than the MTU."""
-        state = "on" if whole else "off"
-        for name, devices in (("client", ("eth0",)), ("pod", ("eth0",)), ("node", ("to-client", "to-pod"))):
-            with self.inside(name):
-                for device in devices:
-                    _run(f"ethtool -K {device} tso {state} gso {state} gro {state}")
-
-    @staticmethod
-    def _call(status: int) -> None:
-        if status:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _run(command: str, text: str | None = None) -> None:
-    done = subprocess.run(command.split(), input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{command}: {done.stderr.strip()}")
 
 
 def _objects(pod: str = POD) -> list[Given]:
@@ -140,7 +78,7 @@ class Bench:
                 self.node = Node(new_backend("nftables"), "elements", lambda _: 0, time.process_time)
                 self.node.push(*_objects())
             if variant == "kproxy and a flowtable":
-                _run("nft -f -", FLOWTABLE)
+                run("nft -f -", FLOWTABLE)
         with network.inside("pod"):
             self.server = socket.create_server((POD, 8080), backlog=100)
 
@@ -226,7 +164,7 @@ class Bench:
         """Nanoseconds of a UDP packet of 64 bytes of an established flow, dropped at the pod."""
         self.established()
         with self.network.inside("pod"):
-            _run("nft -f -", DROP)
+            run("nft -f -", DROP)
         with self.network.inside("client"):
             return statistics.median(_pktgen(self.target, count) for _ in range(3))
 
@@ -296,7 +234,7 @@ def policy_passes(variant: str) -> int:
         bench = Bench(network, variant)
         sender, receiver = bench.established()
         with network.inside("node"):
-            _run("nft -f -", POLICY)
+            run("nft -f -", POLICY)
         receiver.settimeout(0.1)
         passed = 0
         for _ in range(20):
@@ -318,7 +256,7 @@ def stale(variant: str) -> tuple[float, int]:
         bench = Bench(network, variant)
         sender, old = bench.established()
         with network.inside("pod"):
-            _run(f"ip addr add {NEXT_POD}/24 dev eth0")
+            run(f"ip addr add {NEXT_POD}/24 dev eth0")
             new = socket.socket(type=socket.SOCK_DGRAM)
             new.bind((NEXT_POD, 8080))
         with network.inside("node"):
