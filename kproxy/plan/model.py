@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kproxy.addresses import Family, join_host_port
+from kproxy.addresses import Family
 from kproxy.plan.limits import DEFAULT_LIMITS, Limits
 from kproxy.plan.schedulers import Scheduler
 from kproxy.state.problems import Problem
@@ -86,8 +86,9 @@ class EndpointPlan(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def address_port(self) -> str:
-        """`ip:port`, as chain names and DNAT targets print it; made on demand, because there are many."""
-        return join_host_port(self.ip, self.port)
+        """As join_host_port, as chain names and DNAT targets print it; made on demand, as there are many."""
+        ip = self.ip
+        return f"[{ip}]:{self.port}" if ":" in ip else f"{ip}:{self.port}"
 
     @property
     def may_be_here(self) -> bool:
