@@ -55,7 +55,7 @@ def chains_of(family: Family) -> dict[str, Chain]:
         **dict(
             [pick(family, NUMBERED, PART), pick(family, NUMBERED, PART, local=True), firewall(family, HASHED)]
         ),
-        "own": own(family, OwnList((1, 2), 5, PART), [False]),
+        "own": own(family, 6, OwnList((1, 2), 5, PART), [False]),
         "sticky": sticky(family, HASHED, 6, [target], 60),
         "n" * 127: (),
     }

@@ -40,6 +40,11 @@ _BY_FRONTEND = frozenset({SERVICES, ADMITTED, REFUSALS, ENDPOINT_0, LOCAL_ENDPOI
 SHARDS = 32
 """Parts of the endpoint maps: 10,000 services of 50 endpoints are 15,000 elements in each."""
 
+SLOT_SHARDS = 1024
+"""Parts of the map of slots. The kernel visits every element of a map when a new chain reads it
+(nf_tables_bind_set in net/netfilter/nf_tables_api.c), so 5,000 chains over a million elements cost 156 million
+visits with 32 parts, and 5 million with these."""
+
 AFFINITY_SIZE = 65536
 """Greatest number of pairs of client and endpoint of one service port.
 
@@ -48,7 +53,7 @@ a multiple of 65,536 costs nothing before clients come; then about 200 bytes for
 """
 
 _NUMBERED = re.compile(r"(?:local-)?endpoints-[0-9]{1,3}-[0-9]{1,2}")
-_SLOTS = re.compile(r"slots-[0-9]{1,2}")
+_SLOTS = re.compile(r"slots-[0-9]{1,4}")
 _RANGES = re.compile(r"ranges-[A-Z2-7]{16}")
 _AFFINITY = re.compile(r"affinity-[A-Z2-7]{16}")
 _READ = re.compile(r"@([a-zA-Z0-9-]+)")
@@ -60,6 +65,11 @@ PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 def shard(port: str, protocol: str) -> int:
     """The part of the endpoint maps for a service port."""
     return zlib.crc32(f"{port} {protocol}".encode()) % SHARDS
+
+
+def slot_shard(port: str, protocol: str) -> int:
+    """The part of the map of slots for a service port."""
+    return zlib.crc32(f"{port} {protocol}".encode()) % SLOT_SHARDS
 
 
 def numbered(count: int, part: int, *, local: bool = False) -> str:

@@ -26,7 +26,7 @@ def probe(nft: Nft, config: NftablesConfig) -> None:
                 pick(config.family, 2, 0),
                 pick(config.family, 2, 0, local=True),
                 firewall(config.family, hashed),
-                ("own", own(config.family, listed, [False, True])),
+                ("own", own(config.family, protocol, listed, [False, True])),
                 ("sticky", sticky(config.family, hashed, protocol, [target, target], 60, [2])),
             ]
         )

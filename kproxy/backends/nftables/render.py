@@ -209,7 +209,7 @@ class _PortRenderer:
         name = f"{'here' if local else 'all'}-{port_hash(port.name, port.protocol.value.lower())}"
         if name not in self._needed:
             first = [True] * (local and port.external_local) + [False] * (not local or port.internal_local)
-            self._needed[name] = chains.own(self.config.family, listed.own, first)
+            self._needed[name] = chains.own(self.config.family, self.number, listed.own, first)
         return name
 
     def _list(self, *, local: bool) -> "_List":
@@ -234,7 +234,7 @@ class _PortRenderer:
         kind = "here" if local else "all"
         hashed = hashlib.sha256(f"{port.name} {port.protocol} {kind}".encode()).digest()
         numbers = (int.from_bytes(hashed[:4], "big") >> 1, int.from_bytes(hashed[4:8], "big") >> 1)
-        own = OwnList(numbers, len(targets), self._part)
+        own = OwnList(numbers, len(targets), names.slot_shard(port.name, port.protocol.value))
         return _List(scattered(texts, counts), targets[0], own)
 
     def _frontends(self, *, local: bool) -> int:
