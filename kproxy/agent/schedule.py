@@ -4,6 +4,9 @@ The minimum interval is counted from the end of the last sync and grows with the
 take at most half of a core (kubernetes#138073 reports a node where they took more). One expensive sync among
 cheap ones, such as the first, does not delay the next: the cheaper of the last two counts.
 
+The default interval is an upper bound: cheap syncs rest `COST_RESTS` times their cost, so that they and the
+decoding of what changes take less than a tenth of a core. Any other interval was asked for, and is kept.
+
 Changes often come in groups: a pod is ready soon after its service, and a rollout is several writes. So a few
 unused rests are saved and spent on immediate follow-up syncs. Under steady load no rest is unused, and the
 rate is the same as without saving.
@@ -12,8 +15,13 @@ rate is the same as without saving.
 import random
 from collections.abc import Callable
 
+from kproxy.config.schema_modes import MIN_SYNC_PERIOD
+
 FIRST_RETRY = 0.2
 """Upper bound of the first backoff in seconds; it doubles with every failure, up to the sync period."""
+
+COST_RESTS = 12
+"""Rest after a sync, as a multiple of its cost, where the default interval is longer than that."""
 
 EMPTY_REST = 10
 """Rest after a sync that wrote nothing, as a multiple of its cost: such syncs use at most 10 % of a core."""
@@ -127,12 +135,18 @@ class Schedule:
                 due = retry if due is None else min(due, retry)
         return None if due is None else max(0.0, due - self._clock())
 
+    def _least_rest(self, cost: float) -> float:
+        """The minimum interval, or less after a cheap sync; see the module's text."""
+        if self._min_period != MIN_SYNC_PERIOD:
+            return self._min_period
+        return min(self._min_period, max(PAUSE, COST_RESTS * cost))
+
     def _ended(self, started: float) -> None:
         now = self._clock()
         cost = now - started
         cheaper = min(cost, self._cost)
         self._cost = cost
-        rest = pause = max(self._min_period, cheaper)
+        rest = pause = max(self._least_rest(cheaper), cheaper)
         if self._min_period <= LONGEST_SAVED:
             pause = min(rest, max(PAUSE, cheaper))
         # The end of all rests if none of them had been shortened.

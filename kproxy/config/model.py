@@ -45,11 +45,11 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     others.
 
     Objects come from `kubeconfig`, from `manifests`, or with neither from the cluster of the pod.
-    `min_sync_period` is the minimum time between the end of one sync and the start of the next; one of 100 ms
-    or less is kept on average (agent/schedule.py). `master` is the API server's URL, if it is not the
-    kubeconfig's. `bind_address` is the node's primary address of its family, unless it is unspecified;
-    nothing is bound to it (the name is kube-proxy's). `once_timeout` is the time limit of `once`; 0: no
-    limit.
+    `min_sync_period` is the minimum time between the end of one sync and the start of the next; less than
+    100 ms is kept on average, and 100 ms is an upper bound for cheap syncs (agent/schedule.py). `master` is
+    the API server's URL, if it is not the kubeconfig's. `bind_address` is the node's primary address of its
+    family, unless it is unspecified; nothing is bound to it (the name is kube-proxy's). `once_timeout` is the
+    time limit of `once`; 0: no limit.
     """
 
     node_name: str

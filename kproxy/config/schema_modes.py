@@ -21,7 +21,8 @@ from kproxy.config.values import (
 )
 
 MIN_SYNC_PERIOD = 0.1
-"""Seconds between the end of a sync and the next where `minSyncPeriod` is not set."""
+"""Seconds between the end of a sync and the next where `minSyncPeriod` is not set; cheap syncs wait less
+(agent/schedule.py)."""
 
 
 class Iptables(Section, frozen=True):
@@ -56,7 +57,7 @@ class Iptables(Section, frozen=True):
         MinPeriod,
         live(
             "iptables-min-sync-period",
-            "Least time between two syncs; also in nftables mode. Up to 100ms is kept on average.",
+            "Least time between two syncs; also in nftables mode. Less than 100ms is kept on average.",
         ),
     ] = MIN_SYNC_PERIOD
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.agent.schedule import COALESCE_DELAY, FIRST_RETRY, PAUSE, SAVED_RESTS, Schedule
+from kproxy.agent.schedule import COALESCE_DELAY, COST_RESTS, FIRST_RETRY, PAUSE, SAVED_RESTS, Schedule
+from kproxy.config.schema_modes import MIN_SYNC_PERIOD
 
 
 class Clock:
@@ -161,10 +162,13 @@ def _rests(schedule: Schedule, clock: Clock, cost: float, count: int) -> list[fl
 @pytest.mark.parametrize(
     ("period", "cost", "soon", "later"),
     [
-        pytest.param(0.1, 0.001, PAUSE, 0.1, id="cheap"),
+        pytest.param(0.1, 0.0001, PAUSE, PAUSE, id="the default: nearly free"),
+        pytest.param(0.1, 0.002, PAUSE, COST_RESTS * 0.002, id="the default: cheap"),
+        pytest.param(0.1, 0.01, PAUSE, 0.1, id="the default: a tenth of it"),
         pytest.param(0.1, 0.05, 0.05, 0.1, id="half of the period"),
         pytest.param(0.1, 0.1, 0.1, 0.1, id="as long as the period"),
         pytest.param(0.1, 0.4, 0.4, 0.4, id="slow"),
+        pytest.param(0.05, 0.001, PAUSE, 0.05, id="a short period that was asked for"),
         pytest.param(1.0, 0.001, 1.0, 1.0, id="a period that was asked for"),
     ],
 )
@@ -191,7 +195,7 @@ def test_a_few_syncs_follow_up_soon_and_then_the_period_holds(
 )
 def test_on_average_no_sync_comes_sooner_than_after_a_whole_rest(steps: list[tuple[float, float]]) -> None:
     clock = Clock()
-    period = 0.1
+    period = 0.08
     schedule = Schedule(period, 30.0, clock, random.Random(1))
     rested = 0.0
     for cost, quiet in steps:
@@ -205,3 +209,22 @@ def test_on_average_no_sync_comes_sooner_than_after_a_whole_rest(steps: list[tup
         rested += due + quiet
     # At any time the syncs so far got all their rests but the few that were saved before.
     assert rested >= period * (len(steps) - SAVED_RESTS) - 1e-9
+
+
+@settings(deadline=None)
+@given(cost=st.floats(0.0001, 0.5), quiet=st.lists(st.floats(0.0, 1.0), max_size=20))
+def test_with_the_default_steady_changes_rest_by_their_cost_up_to_the_default(
+    cost: float, quiet: list[float]
+) -> None:
+    clock = Clock()
+    schedule = Schedule(MIN_SYNC_PERIOD, 30.0, clock, random.Random(1))
+    for seconds in quiet:
+        started = clock.now
+        clock.now += cost
+        schedule.succeeded(started)
+        clock.now += seconds
+    rests = _rests(schedule, clock, cost, 40)
+    rest = max(min(max(PAUSE, COST_RESTS * cost), MIN_SYNC_PERIOD), cost)
+    assert max(rests) <= rest + 1e-9
+    # The first cost is not known to last, and a few rests were saved before.
+    assert sum(rests) >= rest * (len(rests) - SAVED_RESTS - 1) - 1e-9

@@ -42,7 +42,7 @@ SHARDS = 32
 
 SLOT_SHARDS = 1024
 """Parts of the map of slots. The kernel visits every element of a map when a new chain reads it
-(nf_tables_bind_set in net/netfilter/nf_tables_api.c), so 5,000 chains over a million elements cost 156 million
+(nf_tables_bind_set in net/netfilter/nf_tables_api.c): 5,000 chains over a million elements cost 156 million
 visits with 32 parts, and 5 million with these."""
 
 AFFINITY_SIZE = 65536
