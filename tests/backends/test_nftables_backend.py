@@ -607,3 +607,26 @@ def test_a_map_that_is_not_understood_makes_the_table_anew() -> None:
     node.done()
     assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()
+
+
+@fresh_network
+def test_a_restart_writes_no_chain_again_but_those_that_others_changed() -> None:
+    nft = NetlinkNft()
+    node = NftablesNode(CONFIG, nft, piece=500)
+    for number in (1, 2):
+        ips = [f"10.{number}.0.{n}" for n in range(1, 71)]
+        node.put(web(f"long{number}", f"10.96.0.{number}"), pods(f"long{number}", *ips))
+    assert node.done().changes["chains"] == 4
+    node.start()
+    assert node.done().changes == {"transactions": 1}
+    before = _rules()
+    other = nft_oracle.listing(Family.IPV4).replace("random mod 70", "random mod 7", 1)
+    nft_oracle.write(f"delete table ip kproxy\n{other}")
+    assert _rules() != before
+    node.start()
+    assert node.done().changes["chains"] == 1
+    assert _rules() == before
+
+
+def _rules() -> dict[str, tuple[str, ...]]:
+    return nft_oracle.read_chains(nft_oracle.listing(Family.IPV4))

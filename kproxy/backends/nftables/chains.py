@@ -86,7 +86,7 @@ def pick(family: Family, count: int, part: int, *, local: bool = False) -> tuple
     matched before a change of the number of endpoints and is translated after it.
     """
     ip = "ip" if family is Family.IPV4 else "ip6"
-    first = _first(ip, _TRANSPORT, local=local)
+    first = f"{_TRANSPORT} {_first(ip, local=local)}"
     kind = "here" if local else "all"
     if count == 1:
         return f"{kind}-1", (first,)
@@ -120,8 +120,8 @@ class OwnList(msgspec.Struct, frozen=True):
 def own(family: Family, protocol: int, listed: OwnList, first: Sequence[bool]) -> Chain:
     """Return the rules of the chain that picks an endpoint of a list; see OwnList.
 
-    They name the protocol: an anonymous set of protocols for each rule costs the kernel a walk over all sets
-    of the table (nf_tables_set_alloc_name).
+    No rule has an anonymous set, for which the kernel would walk over all sets of the table
+    (nf_tables_set_alloc_name). nft requires the protocol only if the key of the map has none.
 
     The other rules serve packets that were matched before the list was changed and are translated after it,
     by the first endpoint of the frontend. `first`: whether it is the local one.
@@ -129,14 +129,13 @@ def own(family: Family, protocol: int, listed: OwnList, first: Sequence[bool]) -
     ip = "ip" if family is Family.IPV4 else "ip6"
     constant = " . ".join(f"numgen inc mod 1 offset {number}" for number in listed.numbers)
     drawn = f"{constant} . numgen random mod {listed.count} map @{names.slots(listed.part)}"
-    transport = f"meta l4proto {protocol}"
-    return f"{transport} dnat {ip} to {drawn}", *(_first(ip, transport, local=local) for local in first)
+    return f"meta l4proto {protocol} dnat {ip} to {drawn}", *(_first(ip, local=local) for local in first)
 
 
-def _first(ip: str, transport: str, *, local: bool) -> str:
-    """The rule that translates to the first endpoint of the frontend."""
+def _first(ip: str, *, local: bool) -> str:
+    """The statement that translates to the first endpoint of the frontend."""
     container = names.LOCAL_ENDPOINT_0 if local else names.ENDPOINT_0
-    return f"{transport} dnat {ip} to {frontend(ip)} map @{container}"
+    return f"dnat {ip} to {frontend(ip)} map @{container}"
 
 
 @lru_cache(maxsize=4096)

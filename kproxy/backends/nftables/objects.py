@@ -184,6 +184,7 @@ class TableObjects:
     def _compare_all(self, table: AppliedTable) -> None:
         """Mark all services as pending that differ from the table as read, and all unneeded elements."""
         self._sweep = True
+        table.recognise(self._desired.chains)
         self._desired.compare(table.held, table.chains)
 
     def _group(self, table: AppliedTable, keys: Sequence[str], size: int) -> None:

@@ -18,7 +18,7 @@ from kproxy.backends.nftables.drift import (
     is_whole,
 )
 from kproxy.backends.nftables.element_owners import Contents, no_contents
-from kproxy.backends.nftables.listing import Structure, contents_of
+from kproxy.backends.nftables.listing import Structure, contents_of, is_listed
 from kproxy.backends.nftables.script import Script, rules_of
 from kproxy.kernel.nft.types import Nft, NftError, NftFailure, Reading
 
@@ -44,6 +44,7 @@ class AppliedTable:
         self._nft = nft
         self._watch = watch
         self._baseline: Structure | None = None
+        self._found: Structure = {}
 
     @property
     def has_baseline(self) -> bool:
@@ -85,6 +86,18 @@ class AppliedTable:
         named = tuple(drift for drift in drifts if drift.object not in self.unsure)
         self.unsure.clear()
         return named, True
+
+    def recognise(self, chains: Mapping[str, Chain]) -> None:
+        """Record the rules of those chains that the last reading found just as they would be written.
+
+        Each chain that is written again costs the kernel a visit to every element of the maps that it reads.
+        """
+        for name, rules in chains.items():
+            if name not in self._found or self.chains.get(name) is not None:
+                continue
+            if is_listed(self._config, rules, self._found[name]):
+                self.chains[name] = rules
+        self._found = {}
 
     def make(self) -> None:
         """Make the table without services; replace an existing one."""
@@ -184,6 +197,7 @@ class AppliedTable:
         self.containers = {name for name in standing if names.object_of(name)}
         self.based = False
         self._baseline = None
+        self._found = found.chains
 
     def _base(self, script: Script, along: Mapping[str, Chain] | None = None) -> None:
         script.base(self._config)

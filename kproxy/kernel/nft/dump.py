@@ -6,7 +6,6 @@ elements even to list a table without them.
 
 import contextlib
 import errno
-import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,6 +14,7 @@ from kproxy.kernel.netlink.messages import attribute, attributes, every_attribut
 from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.nft.decoding import Counts, ElementDecoder, UndecodableError, declaration, text
 from kproxy.kernel.nft.expressions import FAMILY_NUMBERS
+from kproxy.kernel.nft.listed import digest
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
 from kproxy.kernel.nft.types import Reading
 
@@ -123,8 +123,8 @@ def _chains(
         handle = f"{int.from_bytes(held[_RULE_HANDLE], 'big')} "
         if inner is not None:
             content, handle = b"".join(_without_names(content, inner)), ""
-        digest = hashlib.blake2b(content + held.get(_RULE_COMMENT, b""), digest_size=12).hexdigest()
-        lines[text(held[_RULE_CHAIN])].append(f"{handle}{digest}")
+        of_rule = digest(content + held.get(_RULE_COMMENT, b""))
+        lines[text(held[_RULE_CHAIN])].append(f"{handle}{of_rule}")
     return {name: tuple(rules) for name, rules in lines.items()}
 
 
