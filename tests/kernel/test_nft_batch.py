@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.kernel.netlink.messages import HEADER, NLMSG_ERROR, attribute
+from kproxy.kernel.netlink.messages import HEADER, NLMSG_ERROR, NLMSG_OVERRUN, attribute
 from kproxy.kernel.nft import batch
 from kproxy.kernel.nft.commands import AddChain, AddElements, AddRule, AddTable, Transaction
 from kproxy.kernel.nft.connection import Connection, Received
@@ -37,12 +37,15 @@ def answer(place: int, code: int, text: str = "", offset: int | None = None) -> 
 
 
 class Answers(Connection):
-    """A kernel that gives these answers; an error is raised instead, where one is given."""
+    """A kernel that gives these answers, and others that are lost; an error is raised instead, if given."""
 
-    def __init__(self, *answers: tuple[int, int, bytes], error: OSError | None = None) -> None:
+    def __init__(
+        self, *answers: tuple[int, int, bytes], error: OSError | None = None, lost: bool = False
+    ) -> None:
         super().__init__()
         self._answers = answers
         self._error = error
+        self._lost = lost
 
     def exchange(self, count: int, encode: Callable[[int], bytes]) -> list[Received]:
         """See Connection.exchange."""
@@ -50,12 +53,15 @@ class Answers(Connection):
         assert count == len(MESSAGES) + 2
         if self._error is not None:
             raise self._error
-        return [(NLMSG_ERROR, flags, 41 + place, content) for place, flags, content in self._answers]
+        lost = [(NLMSG_OVERRUN, 0, 41, b"")] if self._lost else []
+        return lost + [(NLMSG_ERROR, flags, 41 + place, content) for place, flags, content in self._answers]
 
 
-def outcome(*answers: tuple[int, int, bytes], error: OSError | None = None) -> tuple[NftFailure, str]:
+def outcome(
+    *answers: tuple[int, int, bytes], error: OSError | None = None, lost: bool = False
+) -> tuple[NftFailure, str]:
     with pytest.raises(NftError) as caught:
-        batch.commit(Answers(*answers, error=error), MESSAGES, "ip t")
+        batch.commit(Answers(*answers, error=error, lost=lost), MESSAGES, "ip t")
     assert caught.value.message.count("\n") == 0
     return caught.value.kind, caught.value.message
 
@@ -69,6 +75,14 @@ def test_the_acknowledgement_of_the_last_message_is_the_commit() -> None:
 def test_without_it_the_outcome_is_unknown() -> None:
     assert outcome() == (NftFailure.INTERRUPTED, "table ip t: the kernel's answer was lost")
     assert outcome(answer(CHAIN, 0))[0] is NftFailure.INTERRUPTED
+
+
+def test_an_acknowledgement_beside_a_lost_answer_is_no_commit() -> None:
+    assert outcome(answer(LAST, 0), lost=True) == (
+        NftFailure.INTERRUPTED,
+        "table ip t: the kernel's answer was lost",
+    )
+    assert outcome(answer(RULE, errno.EINVAL), lost=True)[0] is NftFailure.REFUSED
 
 
 def test_a_refused_message_is_named_with_what_the_kernel_says_of_it() -> None:

@@ -2,9 +2,9 @@
 
 The kernel processes a batch during the send call: it commits all of it or nothing, and every answer is in the
 receive queue when the call returns (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c). It reports each
-refused message by sequence number. After the commit it acknowledges the last message, the only one with
-NLM_F_ACK. An error of the commit itself has the number of the message that begins the batch. So an answer
-that is not in the queue will not come, and then the outcome is unknown.
+refused message by sequence number, and acknowledges the last message, the only one with NLM_F_ACK, even if an
+earlier one was refused. An error of the commit itself has the number of the message that begins the batch. So
+an answer that is not in the queue will not come, and then the outcome is unknown.
 """
 
 import errno
@@ -20,6 +20,7 @@ from kproxy.kernel.netlink.messages import (
     NLM_F_ACK,
     NLM_F_REQUEST,
     NLMSG_ERROR,
+    NLMSG_OVERRUN,
     attributes,
     error_code,
 )
@@ -73,7 +74,10 @@ def commit(connection: Connection, messages: Sequence[Message], target: str) -> 
     refused = next((answer for answer in answers if answer.code), None)
     if refused is not None:
         raise _refusal(refused, refused.sequence - begin - 1, messages, target)
-    if not any(answer.sequence == last for answer in answers):
+    # The last message is acknowledged also if an earlier one was refused and nothing was committed. So the
+    # acknowledgement proves nothing if other answers were lost.
+    complete = all(each[0] != NLMSG_OVERRUN for each in received)
+    if not complete or not any(answer.sequence == last for answer in answers):
         raise NftError(NftFailure.INTERRUPTED, f"table {target}: the kernel's answer was lost")
 
 

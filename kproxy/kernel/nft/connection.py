@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from kproxy.kernel.netlink.messages import each_message
+from kproxy.kernel.netlink.messages import NLMSG_OVERRUN, each_message
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
@@ -43,6 +43,8 @@ class Connection:
 
     def exchange(self, count: int, encode: Callable[[int], bytes]) -> list[Received]:
         """Send `count` messages in one datagram and return the kernel's answers that have arrived.
+
+        If answers were lost, one of type NLMSG_OVERRUN is among them.
 
         `encode` makes the datagram from the first of their sequence numbers. The kernel processes it before
         the send call returns, so there is no waiting. Raises OSError; then the outcome is unknown.
@@ -110,9 +112,9 @@ class _Kept:
             self._set(socket.SOL_SOCKET, socket.SO_SNDBUF, self._size)
             self._set(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._size)
         self._socket.sendto(data, (0, 0))
-        return [each for each in self._received() if first <= each[2] < first + count]
+        return [each for each in self._received(first) if first <= each[2] < first + count]
 
-    def _received(self) -> list[Received]:
+    def _received(self, first: int) -> list[Received]:
         found: list[Received] = []
         while True:
             try:
@@ -120,8 +122,10 @@ class _Kept:
             except BlockingIOError:
                 return found
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # reported once; received messages are still in the queue
+                # Reported once: answers were lost, and others may still be in the queue.
+                if error.errno != errno.ENOBUFS:
                     raise
+                found.append((NLMSG_OVERRUN, 0, first, b""))
 
     def _set(self, level: int, option: int, value: int) -> None:
         with contextlib.suppress(OSError):
