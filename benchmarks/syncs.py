@@ -71,7 +71,7 @@ def measure_syncs(node: Node, size: int, endpoints: int, repeats: int) -> Row:
     ]
     added = [node.push(*objects(size + i, size + i + 1, endpoints)) for i in range(repeats)]
     removed = [node.push(gone=f"bench/svc-{size + i}") for i in range(repeats)]
-    row: Row = {"services": size, "cold start": cold[2], f"cold {node.unit}": cold[0]}
+    row: Row = {"services": size, "cold start": cold[2], "cold cpu": cold[1], f"cold {node.unit}": cold[0]}
     for name, samples in (("changed", changes), ("added", added), ("removed", removed)):
         row[f"{name} {node.unit}"] = statistics.median(sample[0] for sample in samples)
         # The clock of CPU time is coarse in some kernels: only the sum of many samples says anything.
