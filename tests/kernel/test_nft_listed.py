@@ -7,6 +7,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import names
+from kproxy.backends.nftables.affinity import sticky
 from kproxy.backends.nftables.chains import (
     Chain,
     OwnList,
@@ -16,7 +17,6 @@ from kproxy.backends.nftables.chains import (
     internal,
     own,
     pick,
-    sticky,
 )
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.script import Script, rules_of
