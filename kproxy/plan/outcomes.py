@@ -5,11 +5,13 @@ that walks the rules in the kernel. They can be compared because both say it in 
 """
 
 import enum
+from collections.abc import Callable
+from typing import Protocol as Interface
 
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.plan.model import Protocol
+from kproxy.plan.model import EndpointPlan, PortPlan, Protocol
 
 
 class PacketVerdict(enum.StrEnum):
@@ -85,3 +87,71 @@ def merged(outcomes: list[Outcome]) -> tuple[Outcome, ...]:
     return tuple(
         msgspec.structs.replace(first, probability=total) for _, (first, total) in sorted(joined.items())
     )
+
+
+class FrontendKind(enum.StrEnum):
+    """How a Service has an address and port."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+    EXTERNAL_IP = "ExternalIP"
+
+
+Shares = Callable[[PortPlan, tuple[EndpointPlan, ...], int], tuple[float, ...]]
+"""The share (0-1) of new connections of each of a port's endpoints, as a mode realizes the weights.
+
+The endpoints are `cluster` or `local` of the port; the number is that of the ports of its Service.
+"""
+
+
+class ModeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The desired behaviour of one family where the modes differ; all of it is intended.
+
+    `node_port_addresses` are the addresses that serve node ports; None: every address of the node except
+    those of loopback, and these too if `loopback_node_ports`. `node_port_refusals_everywhere`: node ports
+    without an endpoint are refused at every address of the node.
+
+    `refuses_node_itself`: the node's own packets to external and load-balancer addresses that are not on the
+    node are refused too, where packets of others are refused. `refuses_unallocated`: the kinds of addresses
+    at which ports that no Service has are rejected. `admits_external_ips`: an address that is both an
+    external and a load-balancer IP is not subject to source ranges. `masquerades_own`: the node's own packets
+    to cluster IPs are masqueraded even where local pod traffic is not detected. `hairpin_anywhere`: a packet
+    from an endpoint to itself is masqueraded even if the endpoint is on another node.
+
+    `shares`: see Shares; `scheduler` names what chooses an endpoint where that is not chance by weight.
+    """
+
+    shares: Shares
+    node_port_addresses: tuple[str, ...] | None = None
+    loopback_node_ports: bool = False
+    node_port_refusals_everywhere: bool = False
+    refuses_node_itself: bool = True
+    refuses_unallocated: frozenset[FrontendKind] = frozenset()
+    admits_external_ips: bool = False
+    masquerades_own: bool = False
+    hairpin_anywhere: bool = False
+    scheduler: Callable[[PortPlan], str] = lambda _port: ""
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Where the kernel sends a packet: to a process of the node (`local`) or out of `interface`.
+
+    `source` is the address that the kernel prefers for the node's own packets. Empty texts are not known.
+    """
+
+    interface: str = ""
+    local: bool = False
+    source: str = ""
+
+
+class Routing(Interface):
+    """The routes and addresses of a node, as its kernel or a description of it gives them."""
+
+    def route(
+        self, destination: str, source: str = "", mark: int = 0, interface: str | None = None
+    ) -> Route | None:
+        """The route of a packet; None if there is none. `interface` is where it arrived."""
+
+    def is_local(self, address: str) -> bool:
+        """Whether it is an address of the node (fib type local)."""
