@@ -12,6 +12,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, Measurement
 from kproxy.backends.core.change import Change
+from kproxy.backends.core.packets import HookChain
 from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import ModeTraits
 from kproxy.kernel.links import AddressNews
@@ -21,7 +22,9 @@ from kproxy.modes.findings import Finding
 from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.rule_features import Feature
 from kproxy.node.facts import FamilyFacts, NodeFacts
-from kproxy.plan.model import ServicePlan
+from kproxy.plan.model import EndpointPlan, PortPlan, ServicePlan
+from kproxy.plan.outcomes import ModeFacts
+from kproxy.plan.weights import effective
 from kproxy.state.tables import ServiceInput
 
 
@@ -148,6 +151,39 @@ class DumpPreview(Protocol):
         """Return the changes that a first sync would make. Raises ValueError for text that is no dump."""
 
 
+def exact_shares(_port: PortPlan, endpoints: tuple[EndpointPlan, ...], _ports: int) -> tuple[float, ...]:
+    """The share of each endpoint where a mode realizes weights exactly; see plan.outcomes.Shares."""
+    weights = effective(endpoints)
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+class ExplainError(Exception):
+    """What the kernel or a dump holds cannot be read; the message gives the reason."""
+
+
+class KernelRules(msgspec.Struct, frozen=True):
+    """The rules that packets of a family pass: what `explain` walks.
+
+    `chains` are those of every hook. `covered` are the nftables tables (`ip nat`, ...) whose rules are among
+    these in another form. `unread` says what could not be read.
+    """
+
+    chains: tuple[HookChain, ...] = ()
+    covered: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
+
+
+class RuleReader(Protocol):
+    """Reads the rules of one kind, such as nftables, whatever program wrote them."""
+
+    def read_kernel(self, family: Family) -> KernelRules:
+        """Read what the kernel holds. Raises ExplainError."""
+
+    def load_dump(self, text: str, family: Family) -> KernelRules | None:
+        """The rules in a dump of this kind; None if it is another kind. Raises ExplainError."""
+
+
 class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One proxy mode, as code outside its package sees it.
 
@@ -165,6 +201,9 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     `leftovers` is called before the first sync of the mode that takes over, with its settings; a cleanup
     passes None. `preview_leftovers` adds to another mode's preview the objects of this mode that would be
     removed.
+
+    `rule_reader` makes the reader of the rules that the mode writes, for `explain`; `explain_facts` are a
+    family's intended differences from other modes.
 
     `features` returns the matches and targets that the mode's iptables rules use in a family and layout.
     `check` probes everything else that the mode needs; it takes each family's iptables variant, if rules can
@@ -185,6 +224,10 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[[ProxyConfig, Mapping[Family, Variant]], Iterator[Finding]]
     features: Callable[[Family, str], tuple[Feature, ...]] = lambda _family, _layout: ()
     preview_dump: DumpPreview | None = None
+    rule_reader: Callable[[ProxyConfig, Runner], RuleReader] | None = None
+    explain_facts: Callable[[ProxyConfig, Family, FamilyFacts], ModeFacts] = lambda *_: ModeFacts(
+        shares=exact_shares
+    )
 
     @property
     def name(self) -> str:
@@ -215,6 +258,14 @@ class ModeRegistry:
         """Make the configured mode and warn of kube-proxy's tables. Raises ModeUnavailable."""
         warn_of_kube_proxy_tables()
         return self.spec(config).make(config, self._runner)
+
+    def rule_readers(self, config: ProxyConfig) -> tuple[RuleReader, ...]:
+        """The readers of the rules of every mode: packets pass the rules of all."""
+        return tuple(
+            spec.rule_reader(config, self._runner)
+            for spec in self._specs.values()
+            if spec.rule_reader is not None
+        )
 
     def foreign_metrics(self, mode: str) -> frozenset[str]:
         """The names of series that other modes have and `mode` has not."""

@@ -8,6 +8,7 @@ from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.nftables.cleanup import TableLeftovers
+from kproxy.modes.nftables.explain import NftablesReader, facts
 from kproxy.modes.nftables.mode import NftablesMode
 from kproxy.modes.nftables.preflight import check
 from kproxy.modes.nftables.preview import preview, preview_leftovers, render
@@ -46,4 +47,6 @@ SPEC = ModeSpec(
     leftovers=TableLeftovers,
     preview_leftovers=preview_leftovers,
     check=check,
+    rule_reader=NftablesReader,
+    explain_facts=facts,
 )

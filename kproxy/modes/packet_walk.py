@@ -1,0 +1,83 @@
+"""Walk a packet through everything that the kernel holds, or that a dump of another machine shows.
+
+Packets pass the rules of every program, so the readers of all modes take part, whichever mode runs.
+"""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from kproxy.addresses import Family
+from kproxy.backends.core import hooks
+from kproxy.kernel import routing
+from kproxy.modes.base import ExplainError, KernelRules, RuleReader
+from kproxy.plan.outcomes import Outcome, Packet, Route, Routing
+
+
+class PacketWalker(Protocol):
+    """What becomes of a packet in rules that were read before."""
+
+    def read_kernel(self, family: Family) -> KernelRules:
+        """Read what the kernel holds for a family. Raises ExplainError."""
+
+    def load_dump(self, text: str, family: Family) -> KernelRules:
+        """The rules of a family in a dump of a known kind. Raises ExplainError."""
+
+    def walk(self, rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
+        """What becomes of a packet, in all ways that it can go. Raises OSError of the routing."""
+
+
+class RulesOfAllModes:
+    """See PacketWalker; it needs the network namespace of the node only to read."""
+
+    def __init__(self, readers: Collection[RuleReader]) -> None:
+        self._readers = readers
+
+    def read_kernel(self, family: Family) -> KernelRules:
+        """See PacketWalker.read_kernel."""
+        return _joined([reader.read_kernel(family) for reader in self._readers])
+
+    def load_dump(self, text: str, family: Family) -> KernelRules:
+        """See PacketWalker.load_dump."""
+        found = [rules for reader in self._readers if (rules := reader.load_dump(text, family)) is not None]
+        if not found:
+            raise ExplainError("neither the output of iptables-save nor that of `nft -j list ruleset`")
+        return _joined(found)
+
+    @staticmethod
+    def walk(rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
+        """See PacketWalker.walk."""
+        return hooks.walk(rules.chains, packet, routing)
+
+
+class KernelRouting:
+    """The routes of the calling thread's network namespace, each asked once. See plan.outcomes.Routing.
+
+    Raises OSError where the kernel does not answer.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int, str | None], Route | None] = {}
+
+    def route(
+        self, destination: str, source: str = "", mark: int = 0, interface: str | None = None
+    ) -> Route | None:
+        """See Routing.route."""
+        key = (destination, source, mark, interface)
+        if key not in self._known:
+            found = routing.ask(destination, source, mark, interface)
+            self._known[key] = None if found is None else Route(found.interface, found.local, found.source)
+        return self._known[key]
+
+    def is_local(self, address: str) -> bool:
+        """See Routing.is_local."""
+        found = self.route(address)
+        return found is not None and found.local
+
+
+def _joined(found: Collection[KernelRules]) -> KernelRules:
+    covered = frozenset[str]().union(*(rules.covered for rules in found))
+    return KernelRules(
+        tuple(chain for rules in found for chain in rules.chains if chain.table not in covered),
+        covered,
+        tuple(text for rules in found for text in rules.unread),
+    )
