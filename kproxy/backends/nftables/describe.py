@@ -149,7 +149,7 @@ class _Printer:
 
     def _destination(self, address: int | None, port: int | None) -> str:
         to = "" if address is None else self._registers.get(address, ("?", 0))[0]
-        if port is None or port not in self._registers:
+        if port is None or port not in self._registers or " map " in to:
             return to
         return f"{to}:{self._registers[port][0]}"
 

@@ -1,0 +1,179 @@
+"""Packets are the judge: what the interpreters say of the kernel's rules is compared with what packets do."""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kproxy.addresses import Family, split_host_port
+from kproxy.backends.core.base import Backend
+from kproxy.config.model import ProxyConfig
+from kproxy.kernel import links
+from kproxy.kernel.processes import Runner
+from kproxy.modes.base import KernelRules
+from kproxy.modes.packet_walk import KernelRouting, RulesOfAllModes
+from kproxy.modes.registry import mode_registry
+from kproxy.node.facts import NodeFacts, node_facts
+from kproxy.plan.model import ServicePlan
+from kproxy.plan.outcomes import Outcome, Packet, PacketVerdict, Where
+from kproxy.plan.planner import Planner
+from kproxy.state.decode import decode
+from kproxy.state.kinds import Kind
+from kproxy.state.wire import Node
+from kproxy_lab.lab import Lab
+from tests.builders import raw
+from tests.explain.site import Seen, Site
+from tests.explain.world import Probe, World, probes
+from tests.peer.objects import SPEC, node
+
+PACKETS = int(os.environ.get("KPROXY_EXPLAIN", "40"))
+"""Packets of each mode and family."""
+
+CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")
+
+
+@dataclass
+class Verdicts:
+    """How many predictions were right, and the wrong ones in words."""
+
+    agreed: int = 0
+    wrong: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """All predictions."""
+        return self.agreed + len(self.wrong)
+
+
+class Judge:
+    """A node of a lab that kproxy programs, and packets through it. Its methods run in the node's namespace."""
+
+    def __init__(self, lab: Lab, config: ProxyConfig) -> None:
+        self._lab = lab
+        self._config = config
+        self._modes = mode_registry(Runner())
+        self._mode = self._modes.make(config)
+        self._walker = RulesOfAllModes(self._modes.rule_readers(config))
+        decoded = decode(Kind.NODE, raw(node()))
+        assert isinstance(decoded, Node)
+        facts = node_facts(config, decoded, links.local_addresses())
+        assert facts is not None
+        self.facts: NodeFacts = facts
+        self._backends: dict[Family, Backend] = {
+            family: self._mode.configure(family, self.facts.families[family])
+            for family in self._mode.families
+        }
+        self._planners = {family: Planner(family) for family in self._backends}
+        self.plans: dict[Family, dict[str, ServicePlan]] = {family: {} for family in self._backends}
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that the mode serves."""
+        return tuple(self._backends)
+
+    def program(self, world: World) -> None:
+        """Bring a world's services into the kernel, instead of those before."""
+        for family, backend in self._backends.items():
+            changed = self._planners[family].update(world.inputs, self.facts.view)
+            self.plans[family] |= changed
+            backend.update(changed.values())
+            report = backend.sync()
+            assert (report.error, report.failed) == (None, {})
+
+    def read(self, family: Family) -> KernelRules:
+        """What the kernel holds."""
+        return self._walker.read_kernel(family)
+
+    def predict(self, rules: KernelRules, sent: Sequence[Probe]) -> list[tuple[Outcome, ...]]:
+        """What should become of packets."""
+        routing = KernelRouting()
+        return [self._walker.walk(rules, packet_of(probe), routing) for probe in sent]
+
+
+def packet_of(probe: Probe) -> Packet:
+    """The packet as an interpreter takes it."""
+    if probe.source.startswith("node"):
+        where, interface = Where.NODE, None
+    elif probe.source.startswith("local"):
+        where, interface = Where.POD, "mynet0"
+    else:
+        where, interface = Where.OUTSIDE, "eth0"
+    return Packet(probe.address, probe.protocol, probe.destination, probe.port, where, interface)
+
+
+def settings(**fields: object) -> ProxyConfig:
+    """The configuration of a judged node."""
+    return ProxyConfig(node_name=SPEC.node_name, cluster_cidrs=CIDRS, **fields)  # type: ignore[arg-type]
+
+
+def judge_round(judge: Judge, lab: Lab, site: Site, family: Family, sent: Sequence[Probe], found: Verdicts) -> None:
+    """Predict packets, send them, and compare."""
+    predicted = lab.node.call(lambda: judge.predict(judge.read(family), sent))
+    awaited = [all(_leaves_trace(site, probe, each) for each in ways) for probe, ways in zip(sent, predicted, strict=True)]
+    for probe, ways, seen in zip(sent, predicted, site.send(sent, awaited), strict=True):
+        total = sum(way.probability for way in ways)
+        if abs(total - 1) < 1e-6 and any(agrees(site, probe, way, seen) for way in ways):
+            found.agreed += 1
+            found.kinds.update({f"{way.verdict}{' masquerade' * way.masquerade}" for way in ways})
+        else:
+            found.wrong.append(f"{probe}\n  seen {seen}\n  predicted " + "\n            ".join(map(str, ways)))
+
+
+def _leaves_trace(site: Site, probe: Probe, way: Outcome) -> bool:
+    if way.verdict is PacketVerdict.UNTOUCHED:
+        return bool(site.owner(probe.destination))
+    if way.verdict is PacketVerdict.FORWARD and not way.masquerade:
+        return split_host_port(way.endpoint or "")[0] != probe.address
+    return way.verdict in {PacketVerdict.FORWARD, PacketVerdict.REJECT}
+
+
+def agrees(site: Site, probe: Probe, way: Outcome, seen: Seen) -> bool:
+    """Whether a predicted way is what was seen."""
+    match way.verdict:
+        case PacketVerdict.FORWARD:
+            assert way.endpoint is not None
+            ip, port = split_host_port(way.endpoint)
+            if ip == probe.address and not way.masquerade:
+                return not seen.arrived  # a host discards what comes from its own address
+            kept = seen.source == probe.address
+            from_node = probe.source.startswith("node")
+            return (seen.arrived, seen.port) == (site.owner(ip), port) and (kept != way.masquerade or from_node)
+        case PacketVerdict.UNTOUCHED:
+            owner = site.owner(probe.destination)
+            if not owner:
+                return not seen.arrived
+            return (seen.arrived, seen.port, seen.source) == (owner, probe.port, probe.address)
+        case PacketVerdict.REJECT:
+            return seen == Seen(refused=True)
+        case PacketVerdict.DROP:
+            return seen == Seen()
+    return False
+
+
+def run(lab: Lab, judge: Judge, seed: int, packets: int = PACKETS) -> Mapping[Family, Verdicts]:
+    """Random worlds and packets, `packets` for each family."""
+    rng = random.Random(seed)
+    found = {family: Verdicts() for family in judge.families}
+    sites = {family: Site(lab, family) for family in judge.families}
+    try:
+        left = packets
+        while left > 0:
+            world = World.random(rng, 12)
+            lab.node.call(judge.program, world)
+            for size in _rounds(min(left, 200)):
+                for family, site in sites.items():
+                    sent = probes(rng, list(judge.plans[family].values()), family, size)
+                    judge_round(judge, lab, site, family, sent, found[family])
+            left -= 200
+    finally:
+        for site in sites.values():
+            site.close()
+    return found
+
+
+def _rounds(packets: int) -> list[int]:
+    """Several rounds, so that affinity remembers clients of earlier ones."""
+    size = max(10, packets // 4)
+    return [size] * (packets // size) + ([packets % size] if packets % size else [])
