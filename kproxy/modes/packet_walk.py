@@ -75,9 +75,9 @@ class KernelRouting:
 
 
 def _joined(found: Collection[KernelRules]) -> KernelRules:
-    covered = frozenset[str]().union(*(rules.covered for rules in found))
-    return KernelRules(
-        tuple(chain for rules in found for chain in rules.chains if chain.table not in covered),
-        covered,
-        tuple(text for rules in found for text in rules.unread),
-    )
+    """All rules; what one reader covers is left out of the others."""
+    chains = []
+    for rules in found:
+        covered = frozenset[str]().union(*(other.covered for other in found if other is not rules))
+        chains += [chain for chain in rules.chains if chain.table not in covered]
+    return KernelRules(tuple(chains), unread=tuple(text for rules in found for text in rules.unread))

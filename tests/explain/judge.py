@@ -108,25 +108,37 @@ def settings(**fields: object) -> ProxyConfig:
     return ProxyConfig(node_name=SPEC.node_name, cluster_cidrs=CIDRS, **fields)  # type: ignore[arg-type]
 
 
-def judge_round(judge: Judge, lab: Lab, site: Site, family: Family, sent: Sequence[Probe], found: Verdicts) -> None:
+def judge_round(
+    judge: Judge, lab: Lab, site: Site, family: Family, sent: Sequence[Probe], found: Verdicts
+) -> None:
     """Predict packets, send them, and compare."""
     predicted = lab.node.call(lambda: judge.predict(judge.read(family), sent))
-    awaited = [all(_leaves_trace(site, probe, each) for each in ways) for probe, ways in zip(sent, predicted, strict=True)]
+    awaited = [
+        all(_leaves_trace(site, probe, each) for each in ways)
+        for probe, ways in zip(sent, predicted, strict=True)
+    ]
     for probe, ways, seen in zip(sent, predicted, site.send(sent, awaited), strict=True):
         total = sum(way.probability for way in ways)
         if abs(total - 1) < 1e-6 and any(agrees(site, probe, way, seen) for way in ways):
             found.agreed += 1
             found.kinds.update({f"{way.verdict}{' masquerade' * way.masquerade}" for way in ways})
         else:
-            found.wrong.append(f"{probe}\n  seen {seen}\n  predicted " + "\n            ".join(map(str, ways)))
+            found.wrong.append(
+                f"{probe}\n  seen {seen}\n  predicted " + "\n            ".join(map(str, ways))
+            )
 
 
 def _leaves_trace(site: Site, probe: Probe, way: Outcome) -> bool:
     if way.verdict is PacketVerdict.UNTOUCHED:
         return bool(site.owner(probe.destination))
-    if way.verdict is PacketVerdict.FORWARD and not way.masquerade:
-        return split_host_port(way.endpoint or "")[0] != probe.address
-    return way.verdict in {PacketVerdict.FORWARD, PacketVerdict.REJECT}
+    if way.verdict is PacketVerdict.FORWARD:
+        return not _is_discarded(split_host_port(way.endpoint or "")[0], probe, way)
+    return way.verdict is PacketVerdict.REJECT
+
+
+def _is_discarded(ip: str, probe: Probe, way: Outcome) -> bool:
+    """Whether the endpoint discards the packet: in IPv4 a host takes none from its own address."""
+    return ip == probe.address and not way.masquerade and ":" not in ip
 
 
 def agrees(site: Site, probe: Probe, way: Outcome, seen: Seen) -> bool:
@@ -135,11 +147,13 @@ def agrees(site: Site, probe: Probe, way: Outcome, seen: Seen) -> bool:
         case PacketVerdict.FORWARD:
             assert way.endpoint is not None
             ip, port = split_host_port(way.endpoint)
-            if ip == probe.address and not way.masquerade:
-                return not seen.arrived  # a host discards what comes from its own address
+            if _is_discarded(ip, probe, way):
+                return not seen.arrived
             kept = seen.source == probe.address
             from_node = probe.source.startswith("node")
-            return (seen.arrived, seen.port) == (site.owner(ip), port) and (kept != way.masquerade or from_node)
+            return (seen.arrived, seen.port) == (site.owner(ip), port) and (
+                kept != way.masquerade or from_node
+            )
         case PacketVerdict.UNTOUCHED:
             owner = site.owner(probe.destination)
             if not owner:

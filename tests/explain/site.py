@@ -22,7 +22,11 @@ from kproxy_lab.lab.sctp import INIT, Packet, build
 from kproxy_lab.lab.topology import NODE, NODE_IP4, NODE_IP6
 from tests.explain.world import Probe
 
-_NUMBERS = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: socket.IPPROTO_SCTP}
+_NUMBERS = {
+    Protocol.TCP: socket.IPPROTO_TCP,
+    Protocol.UDP: socket.IPPROTO_UDP,
+    Protocol.SCTP: socket.IPPROTO_SCTP,
+}
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _ICMP = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
 _UNREACHABLE = {Family.IPV4: 3, Family.IPV6: 1}

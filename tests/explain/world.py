@@ -12,13 +12,18 @@ from kproxy.state.decode import decode
 from kproxy.state.kinds import Kind
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import EndpointSlice, Service
-from tests.peer.objects import JSON, NODE, OTHER_TARGET, SPEC, TARGET, Ep, address, served, slices, vips
+from kproxy_lab.lab.topology import NODE
+from tests.peer.objects import JSON, OTHER_TARGET, SPEC, TARGET, Ep, address, served, slices, vips
 from tests.peer.objects import port as service_port
 from tests.peer.objects import service as service_json
 
 PLACES = ("local-0", "local-1", "local-2", "remote-0", "remote-1", "remote-2")
 NODE_IPS = {Family.IPV4: "192.168.100.10", Family.IPV6: "fd00:192:168:100::10"}
-CLIENT_RANGES = [["192.0.2.0/28", "2001:db8:1::/124"], ["10.244.0.0/16", "fd00:10:244::/56"], ["192.0.2.13/32"]]
+CLIENT_RANGES = [
+    ["192.0.2.0/28", "2001:db8:1::/124"],
+    ["10.244.0.0/16", "fd00:10:244::/56"],
+    ["192.0.2.13/32"],
+]
 NUMBERS = {Family.IPV4: 4, Family.IPV6: 6}
 
 
@@ -79,7 +84,7 @@ def _service(rng: random.Random, name: str, number: int) -> JSON:
     return made
 
 
-def _node_port(rng: random.Random, number: int, wanted: bool) -> dict[str, int]:
+def _node_port(rng: random.Random, number: int, wanted: bool) -> dict[str, Any]:
     return {"nodePort": number} if wanted and rng.random() < 0.9 else {}
 
 
@@ -88,7 +93,7 @@ def _slices(rng: random.Random, name: str, service: JSON) -> list[JSON]:
     hinted = rng.random() < 0.3
     endpoints = []
     for place in places:
-        condition = rng.choice(
+        condition: dict[str, Any] = rng.choice(
             [{}, {}, {}, {}, {"ready": False}, {"ready": False, "serving": True, "terminating": True}]
         )
         zones = (rng.choice(["zone-a", "zone-b"]),) if hinted else ()
@@ -129,7 +134,9 @@ def sources(family: Family) -> dict[str, str]:
 def probes(rng: random.Random, plans: list[ServicePlan], family: Family, count: int) -> list[Probe]:
     """Packets to frontends of services, and some beside them; few of a service with affinity at once."""
     senders = list(sources(family).items())
-    frontends = [(port, ip, number) for plan in plans for port in plan.ports for ip, number in _frontends(port, family)]
+    frontends = [
+        (port, ip, number) for plan in plans for port in plan.ports for ip, number in _frontends(port, family)
+    ]
     found: list[Probe] = []
     stuck: set[tuple[str, str]] = set()
     while len(found) < count:

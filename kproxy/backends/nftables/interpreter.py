@@ -243,7 +243,7 @@ class _Walk:
         return branch.step(text).end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), None
 
     def _run(self, operation: Operation, state: _State) -> list[tuple[_State, "Target | str | None"]]:
-        """Run an expression. The result is None to go on, a Target, `misses`, `forks`, or how the rule ends."""
+        """Run an expression: None to go on, a Target, `misses`, `forks`, or how the rule ends."""
         flow = state.branch.flow
         match operation:
             case Load(register, what, length):

@@ -1,11 +1,101 @@
-"""What `explain` needs of the iptables mode: its intended peculiarities."""
+"""What `explain` needs of the iptables mode: how rules are read, and its intended peculiarities."""
+
+import re
+from collections.abc import Mapping, Sequence
 
 from kproxy.addresses import Family
+from kproxy.backends.core.packets import Flow
+from kproxy.backends.iptables.interpreter import built_in_chains
+from kproxy.backends.iptables.matching import Surroundings
+from kproxy.backends.iptables.parsed import Tables
 from kproxy.config.model import ProxyConfig
-from kproxy.modes.base import exact_shares
+from kproxy.kernel import generations, nft_tables, recent
+from kproxy.kernel.ipset.lookup import Members, Side
+from kproxy.kernel.ipset.lookup import read as read_sets
+from kproxy.kernel.ipset.netlink import NetlinkIpset
+from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables.detect import find_tools
+from kproxy.kernel.xtables.native import BUILT_IN
+from kproxy.kernel.xtables.programs import SubprocessXtables
+from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+from kproxy.modes.base import ExplainError, KernelRules, exact_shares
 from kproxy.modes.iptables.mode import Capabilities, iptables_config
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.outcomes import ModeFacts
+
+_SET = re.compile(rb" --match-set (\S+) ")
+
+
+class IptablesReader:
+    """Reads the tables of both variants of iptables: packets pass both. See RuleReader."""
+
+    def __init__(self, _config: ProxyConfig, runner: Runner) -> None:
+        self._runner = runner
+
+    def read_kernel(self, family: Family) -> KernelRules:
+        """Read the tables that exist; without the programs of a variant its tables are left out.
+
+        Those of iptables-nft are then read as tables of nftables.
+        """
+        seen = recent.clients()
+        parts = []
+        unread = []
+        for variant in Variant:
+            if not _exists(family, variant):
+                continue
+            try:
+                tools = find_tools(family, variant, probe=False, runner=self._runner)
+                dump = SubprocessXtables(family, tools, runner=self._runner).save()
+            except XtablesUnavailable as error:
+                unread.append(f"iptables rules ({variant}): {error.reason}")
+                continue
+            except RestoreError as error:
+                raise ExplainError(f"cannot read iptables rules ({variant}): {error.message}") from error
+            names = {name.decode() for name in _SET.findall(dump)}
+            members = read_sets(NetlinkIpset(), names)
+            parts.append((variant, _rules(dump, family, seen, members, covers=variant is Variant.NFT)))
+        return KernelRules(
+            tuple(chain for _, rules in parts for chain in rules.chains),
+            frozenset[str]().union(*(rules.covered for _, rules in parts)),
+            tuple(unread),
+        )
+
+    @staticmethod
+    def load_dump(text: str, family: Family) -> KernelRules | None:
+        """The tables in what iptables-save printed; what sets and `recent` lists hold is not known."""
+        if not text.lstrip().startswith(("#", "*")):
+            return None
+        try:
+            return _rules(text.encode("utf-8", "surrogateescape"), family, {}, Members({}), covers=True)
+        except ValueError as error:
+            raise ExplainError(f"not the output of iptables-save: {error}") from error
+
+
+def _exists(family: Family, variant: Variant) -> bool:
+    if variant is Variant.LEGACY:
+        return bool(generations.legacy_tables(family))
+    try:
+        return bool(nft_tables.tables(family) & BUILT_IN.keys())
+    except nft_tables.NftablesError as error:
+        raise ExplainError(str(error)) from error
+
+
+def _rules(
+    dump: bytes,
+    family: Family,
+    seen: Mapping[str, Mapping[str, float]],
+    members: Members,
+    *,
+    covers: bool,
+) -> KernelRules:
+    def contains(flow: Flow, name: str, sides: Sequence[str]) -> bool | None:
+        ends = {"src": Side(flow.source, flow.source_port), "dst": Side(flow.destination, flow.port)}
+        return members.has(name, flow.protocol.value, ends, sides)
+
+    tables = Tables(dump)
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    covered = frozenset(f"{ip} {name}" for name in tables.names()) if covers else frozenset[str]()
+    return KernelRules(built_in_chains(tables, Surroundings(family, seen, contains)), covered)
 
 
 def facts(config: ProxyConfig, family: Family, node: FamilyFacts) -> ModeFacts:

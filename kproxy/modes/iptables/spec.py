@@ -12,7 +12,7 @@ from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.findings import Finding
 from kproxy.modes.iptables.cleanup import RuleLeftovers
-from kproxy.modes.iptables.explain import facts
+from kproxy.modes.iptables.explain import IptablesReader, facts
 from kproxy.modes.iptables.mode import IptablesMode
 from kproxy.modes.iptables.preview import preview, preview_dump, preview_leftovers, render
 from kproxy.modes.iptables_rules import find_tables
@@ -80,5 +80,6 @@ SPEC = ModeSpec(
     preview_leftovers=preview_leftovers,
     features=features,
     check=_check,
+    rule_reader=IptablesReader,
     explain_facts=facts,
 )
