@@ -4,7 +4,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kproxy.addresses import Family, split_host_port
 from kproxy.backends.core.base import Backend
@@ -48,7 +48,7 @@ class Verdicts:
 
 
 class Judge:
-    """A node of a lab that kproxy programs, and packets through it. Its methods run in the node's namespace."""
+    """A node of a lab that kproxy programs. Its methods run in the node's namespace."""
 
     def __init__(self, lab: Lab, config: ProxyConfig) -> None:
         self._lab = lab
@@ -91,6 +91,16 @@ class Judge:
         routing = KernelRouting()
         return [self._walker.walk(rules, packet_of(probe), routing) for probe in sent]
 
+    @staticmethod
+    def with_sources(sent: Sequence[Probe]) -> list[Probe]:
+        """The packets, those of the node itself with the source that its kernel prefers."""
+        routing = KernelRouting()
+        found = []
+        for probe in sent:
+            route = routing.route(probe.destination) if probe.source == "node/own" else None
+            found.append(probe if route is None else replace(probe, address=route.source))
+        return found
+
 
 def packet_of(probe: Probe) -> Packet:
     """The packet as an interpreter takes it."""
@@ -112,6 +122,7 @@ def judge_round(
     judge: Judge, lab: Lab, site: Site, family: Family, sent: Sequence[Probe], found: Verdicts
 ) -> None:
     """Predict packets, send them, and compare."""
+    sent = lab.node.call(judge.with_sources, sent)
     predicted = lab.node.call(lambda: judge.predict(judge.read(family), sent))
     awaited = [
         all(_leaves_trace(site, probe, each) for each in ways)

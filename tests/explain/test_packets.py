@@ -1,4 +1,4 @@
-"""What `explain` says of the kernel's rules is what packets do. KPROXY_EXPLAIN=1000 sends so many of each kind."""
+"""What `explain` says of the kernel's rules is what packets do; KPROXY_EXPLAIN=1000 sends so many of each."""
 
 from collections.abc import Iterator
 
@@ -18,6 +18,7 @@ CASES = {
         for layout in ("standard", "scalable")
     },
     "nftables": settings(proxy_mode="nftables"),
+    "ipvs": settings(proxy_mode="ipvs", iptables_variant=Variant.LEGACY),
 }
 
 
@@ -30,7 +31,10 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.ipvs] if name.startswith("ipvs") else []) for name in CASES],
+)
 def test_every_packet_goes_where_the_interpreter_says(lab: Lab, case: str) -> None:
     judge = lab.node.call(Judge, lab, CASES[case])
     for family, found in run(lab, judge, seed=17).items():

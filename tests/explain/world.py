@@ -128,7 +128,8 @@ def sources(family: Family) -> dict[str, str]:
     found = {place: address(place, at) for place in PLACES}  # type: ignore[arg-type]
     clients = SPEC.client_ip4 if family is Family.IPV4 else SPEC.client_ip6
     found |= {"client": clients[0], "client/3": clients[3], "client/20": clients[20]}
-    return found | {"node": NODE_IPS[family], "node/pods": NODE.gateways[at == 6]}
+    own = {"node": NODE_IPS[family], "node/pods": NODE.gateways[at == 6], "node/own": NODE_IPS[family]}
+    return found | own
 
 
 def probes(rng: random.Random, plans: list[ServicePlan], family: Family, count: int) -> list[Probe]:

@@ -104,15 +104,25 @@ class _Way:
             self._done(branch)
 
     def _hook(self, hook: Hook, branches: Sequence[Branch]) -> list[Branch]:
-        """Pass all chains of a hook; branches that end there are kept aside."""
+        """Pass all chains of a hook; branches that end there are kept aside.
+
+        A packet of the node that IPVS has translated to another host passes the hook once more.
+        """
+        again_from_start: list[Branch] = []
         going = list(branches)
         for chain in self._chains[hook]:
             after: list[Branch] = []
             for branch in going:
-                after += self._chain(hook, chain, branch)
+                for each in self._chain(hook, chain, branch):
+                    again = hook is Hook.OUTPUT and each.flow.scheduled and not branch.flow.scheduled
+                    if again and not self._routing.is_local(each.flow.destination):
+                        again_from_start.append(_decided(each, hook))
+                    else:
+                        after.append(each)
             going = after
-        decided = _NAT.get(hook)
-        return going if decided is None else [_decided(branch, hook) for branch in going]
+        if again_from_start:
+            going += self._hook(hook, again_from_start)
+        return [_decided(branch, hook) for branch in going] if hook in _NAT else going
 
     def _chain(self, hook: Hook, chain: HookChain, branch: Branch) -> list[Branch]:
         if chain.translates and (branch.flow.untracked or branch.flow.bound[hook in _SOURCE_HOOKS]):

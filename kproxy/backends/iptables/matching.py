@@ -167,7 +167,10 @@ def _syn(values: Sequence[str]) -> bool:
 def _states(flow: Flow) -> set[str]:
     if flow.untracked:
         return {"UNTRACKED"}
-    return {"NEW"} | ({"DNAT"} if flow.translated else set()) | ({"SNAT"} if flow.masqueraded else set())
+    found = {"NEW"}
+    if flow.translated and not flow.scheduled:  # IPVS does not set the connection's status
+        found.add("DNAT")
+    return found | ({"SNAT"} if flow.masqueraded else set())
 
 
 def _marked(mark: int, value: str) -> bool:

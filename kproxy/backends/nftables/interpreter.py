@@ -323,7 +323,9 @@ class _Walk:
             case "ct state":
                 return struct.pack("=I", _UNTRACKED if flow.untracked else _NEW)
             case "ct status":
-                return struct.pack("=I", _DNAT * flow.translated | _SNAT * flow.masqueraded)
+                return struct.pack(
+                    "=I", _DNAT * (flow.translated and not flow.scheduled) | _SNAT * flow.masqueraded
+                )
             case "ct direction":
                 return b"\0"
             case "ct mark":

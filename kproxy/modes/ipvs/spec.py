@@ -8,7 +8,7 @@ from kproxy.config.modes import traits_of
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import Leftovers, Mode, ModeSpec, RequiredSysctl
 from kproxy.modes.iptables_rules import find_tables
-from kproxy.modes.ipvs.explain import facts
+from kproxy.modes.ipvs.explain import IpvsReader, facts
 from kproxy.modes.ipvs.kernel import ipvs_handles
 from kproxy.modes.ipvs.mode import CONNTRACK, IpvsMode, set_sysctls, wanted_sysctls
 from kproxy.modes.ipvs.preflight import check, features
@@ -57,5 +57,6 @@ SPEC = ModeSpec(
     preview_leftovers=preview_leftovers,
     features=features,
     check=check,
+    rule_reader=IpvsReader,
     explain_facts=facts,
 )
