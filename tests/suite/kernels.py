@@ -23,7 +23,7 @@ NONE = "KPROXY_NO_IPVS_KERNEL"
 """Environment variable: why no kernel boots here, for workers of pytest-xdist."""
 REPORTS = "KPROXY_IPVS_REPORTS"
 TAKEN = "KPROXY_IPVS_TAKEN"
-_SUITE = {"KPROXY_FAULTS", "KPROXY_KILLS", "KPROXY_MATRIX"}
+_SUITE = {"KPROXY_EXPLAIN", "KPROXY_FAULTS", "KPROXY_KILLS", "KPROXY_MATRIX"}
 """Variables that select how much of the suite runs: tests/suite/matrix.py, tests/faults/selection.py."""
 _PATIENCE = 10000.0 if _SUITE & os.environ.keys() else 1500.0
 

@@ -122,7 +122,10 @@ class _Way:
             going = after
         if again_from_start:
             going += self._hook(hook, again_from_start)
-        return [_decided(branch, hook) for branch in going] if hook in _NAT else going
+        if hook not in _NAT:
+            return going
+        stolen = hook is Hook.INPUT  # IPVS takes packets before table nat of INPUT
+        return [branch if stolen and branch.flow.scheduled else _decided(branch, hook) for branch in going]
 
     def _chain(self, hook: Hook, chain: HookChain, branch: Branch) -> list[Branch]:
         if chain.translates and (branch.flow.untracked or branch.flow.bound[hook in _SOURCE_HOOKS]):
