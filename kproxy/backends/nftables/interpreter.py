@@ -37,7 +37,7 @@ from kproxy.kernel.nft.operations import (
     Untrack,
     Verdict,
 )
-from kproxy.kernel.nft.ruleset import Chain, Element, Elements, Table, Target
+from kproxy.kernel.nft.ruleset import Chain, Element, SomeElements, Table, Target
 from kproxy.plan.outcomes import PacketVerdict, Routing
 
 _MOST_JUMPS = 16
@@ -393,7 +393,7 @@ class _Walk:
 
     @staticmethod
     def _found(
-        operation: Lookup, elements: Elements, words: Sequence[Cell], state: _State
+        operation: Lookup, elements: SomeElements, words: Sequence[Cell], state: _State
     ) -> tuple[_State, "Target | str | None"]:
         known = [word for word in words if isinstance(word, bytes)]
         if len(known) < len(words):

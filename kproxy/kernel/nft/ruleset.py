@@ -8,6 +8,7 @@ import errno
 import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -115,6 +116,17 @@ class Elements(msgspec.Struct, frozen=True):
                 yield attributes(element)
 
 
+class SomeElements(Protocol):
+    """The elements of a map or set."""
+
+    @property
+    def key_length(self) -> int:
+        """The length of a key in bytes."""
+
+    def find(self, key: bytes) -> Element | None:
+        """The value of a key; None if the map or set does not have it."""
+
+
 class Chain(msgspec.Struct, frozen=True):
     """A chain: its rules, and for a base chain its hook (enum nf_inet_hooks), priority, type and policy."""
 
@@ -132,7 +144,7 @@ class Table(msgspec.Struct, frozen=True):
     family: str
     name: str
     chains: Mapping[str, Chain] = {}
-    sets: Mapping[str, Elements] = {}
+    sets: Mapping[str, SomeElements] = {}
 
     def __str__(self) -> str:
         return f"{self.family} {self.name}"

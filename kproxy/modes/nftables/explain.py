@@ -8,7 +8,7 @@ from kproxy.addresses import Family
 from kproxy.backends.nftables.interpreter import base_chains
 from kproxy.backends.nftables.shares import slots, slots_of_port
 from kproxy.config.model import ProxyConfig
-from kproxy.kernel.nft import ruleset
+from kproxy.kernel.nft import json_ruleset, ruleset
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ExplainError, KernelRules
@@ -44,9 +44,10 @@ class NftablesReader:
         return KernelRules(base_chains(tables, family, interfaces))
 
     @staticmethod
-    def load_dump(_text: str, _family: Family) -> KernelRules | None:
+    def load_dump(text: str, family: Family) -> KernelRules | None:
         """The tables in what `nft -j list ruleset` printed."""
-        return None
+        tables = json_ruleset.parse(text, family) if text.lstrip().startswith("{") else None
+        return None if tables is None else KernelRules(base_chains(tables, family, {}))
 
 
 def facts(config: ProxyConfig, family: Family, node: FamilyFacts) -> ModeFacts:

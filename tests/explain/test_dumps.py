@@ -1,0 +1,95 @@
+"""A dump of another machine says the same as the kernel that it was taken from."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.base import ExplainError
+from kproxy.modes.packet_walk import KernelRouting, RulesOfAllModes
+from kproxy.modes.registry import mode_registry
+from kproxy.plan.outcomes import Outcome
+from kproxy_lab.lab import Lab
+from tests.explain.judge import Judge, packet_of, settings
+from tests.explain.world import World, probes
+from tests.peer.objects import SPEC
+
+FIREWALL = """
+table inet firewall {
+  set banned { type ipv4_addr; flags interval; elements = { 192.0.2.12/30, 198.51.100.0/24 }; }
+  chain forwarded {
+    type filter hook forward priority -5; policy drop;
+    ip saddr @banned drop
+    tcp dport { 22, 80-90, 8081 } ct state new limit rate 5/second accept
+    ct state established,related accept
+    iifname "mynet0" counter accept
+    iifname { "eth0", "eth1" } meta l4proto { udp, sctp } accept
+    ip6 daddr fd00:10:244:1::/64 tcp dport 8080 accept
+    ip daddr 10.244.0.0/16 tcp dport != 22 log prefix "seen" accept
+    meta mark & 0xff00 == 0x100 accept
+    udp sport 53 reject
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if reasons := Lab.missing():
+        pytest.skip("; ".join(reasons))
+    with Lab(SPEC) as made:
+        yield made
+
+
+def _bare(outcomes: tuple[Outcome, ...]) -> list[tuple[object, ...]]:
+    return [(o.verdict, o.endpoint, o.masquerade, round(o.probability, 6)) for o in outcomes]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("config", "commands"),
+    [
+        (settings(proxy_mode="nftables"), {family: "nft -j list ruleset" for family in Family}),
+        (
+            settings(proxy_mode="iptables", iptables_variant=Variant.NFT),
+            {Family.IPV4: "iptables-nft-save -c", Family.IPV6: "ip6tables-nft-save"},
+        ),
+    ],
+    ids=["nft", "iptables-save"],
+)
+def test_a_dump_says_the_same_as_the_kernel(lab: Lab, config: object, commands: dict[Family, str]) -> None:
+    rng = random.Random(3)
+    judge = lab.node.call(Judge, lab, config)
+    lab.node.call(judge.program, World.random(rng, 12))
+    is_nft = config.proxy_mode == "nftables"  # type: ignore[attr-defined]
+    if is_nft:
+        lab.node.run(["nft", "-f", "-"], stdin=FIREWALL)
+    for family, command in commands.items():
+        text = lab.node.run(command.split()).stdout
+        plans = list(judge.plans[family].values())
+        sent = [each for each in probes(rng, plans, family, 150) if is_nft or not each.sticky]
+        walker = RulesOfAllModes(mode_registry().rule_readers(config))  # type: ignore[arg-type]
+        dumped = walker.load_dump(text, family)
+
+        def both(family: Family = family, sent: list[object] = sent, dumped: object = dumped) -> None:  # type: ignore[assignment]
+            routing = KernelRouting()
+            held = judge.read(family)
+            for probe in sent:
+                packet = packet_of(probe)  # type: ignore[arg-type]
+                of_kernel, of_dump = (walker.walk(rules, packet, routing) for rules in (held, dumped))  # type: ignore[arg-type]
+                assert _bare(of_dump) == _bare(of_kernel), (probe, of_dump, of_kernel)
+
+        lab.node.call(both)
+    if is_nft:
+        lab.node.run(["nft", "delete", "table", "inet", "firewall"])
+    lab.node.run(["nft", "flush", "ruleset"])
+
+
+def test_what_is_no_dump_is_refused() -> None:
+    walker = RulesOfAllModes(mode_registry().rule_readers(settings(proxy_mode="nftables")))
+    with pytest.raises(ExplainError, match="iptables-save"):
+        walker.load_dump("hello", Family.IPV4)
+    with pytest.raises(ExplainError, match="iptables-save"):
+        walker.load_dump("*nat\n-A PREROUTING -j ACCEPT\n", Family.IPV4)
