@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.addresses import Family
+from kproxy.config.model import ProxyConfig
 from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import ExplainError
-from kproxy.modes.packet_walk import KernelRouting, RulesOfAllModes
+from kproxy.modes.packet_walk import RulesOfAllModes
 from kproxy.modes.registry import mode_registry
 from kproxy.plan.outcomes import Outcome
 from kproxy_lab.lab import Lab
-from tests.explain.judge import Judge, packet_of, settings
+from tests.explain.judge import Judge, settings
 from tests.explain.world import World, probes
 from tests.peer.objects import SPEC
 
@@ -51,7 +52,7 @@ def _bare(outcomes: tuple[Outcome, ...]) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize(
     ("config", "commands"),
     [
-        (settings(proxy_mode="nftables"), {family: "nft -j list ruleset" for family in Family}),
+        (settings(proxy_mode="nftables"), dict.fromkeys(Family, "nft -j list ruleset")),
         (
             settings(proxy_mode="iptables", iptables_variant=Variant.NFT),
             {Family.IPV4: "iptables-nft-save -c", Family.IPV6: "ip6tables-nft-save"},
@@ -59,29 +60,30 @@ def _bare(outcomes: tuple[Outcome, ...]) -> list[tuple[object, ...]]:
     ],
     ids=["nft", "iptables-save"],
 )
-def test_a_dump_says_the_same_as_the_kernel(lab: Lab, config: object, commands: dict[Family, str]) -> None:
+def test_a_dump_says_the_same_as_the_kernel(
+    lab: Lab, config: ProxyConfig, commands: dict[Family, str]
+) -> None:
     rng = random.Random(3)
     judge = lab.node.call(Judge, lab, config)
+    walker = RulesOfAllModes(mode_registry().rule_readers(config))
     lab.node.call(judge.program, World.random(rng, 12))
-    is_nft = config.proxy_mode == "nftables"  # type: ignore[attr-defined]
+    is_nft = config.proxy_mode == "nftables"
     if is_nft:
         lab.node.run(["nft", "-f", "-"], stdin=FIREWALL)
     for family, command in commands.items():
         text = lab.node.run(command.split()).stdout
         plans = list(judge.plans[family].values())
         sent = [each for each in probes(rng, plans, family, 150) if is_nft or not each.sticky]
-        walker = RulesOfAllModes(mode_registry().rule_readers(config))  # type: ignore[arg-type]
         dumped = walker.load_dump(text, family)
 
-        def both(family: Family = family, sent: list[object] = sent, dumped: object = dumped) -> None:  # type: ignore[assignment]
-            routing = KernelRouting()
-            held = judge.read(family)
-            for probe in sent:
-                packet = packet_of(probe)  # type: ignore[arg-type]
-                of_kernel, of_dump = (walker.walk(rules, packet, routing) for rules in (held, dumped))  # type: ignore[arg-type]
-                assert _bare(of_dump) == _bare(of_kernel), (probe, of_dump, of_kernel)
-
-        lab.node.call(both)
+        held = lab.node.call(judge.read, family)
+        for probe, of_kernel, of_dump in zip(
+            sent,
+            lab.node.call(judge.predict, held, sent),
+            lab.node.call(judge.predict, dumped, sent),
+            strict=True,
+        ):
+            assert _bare(of_dump) == _bare(of_kernel), (probe, of_dump, of_kernel)
     if is_nft:
         lab.node.run(["nft", "delete", "table", "inet", "firewall"])
     lab.node.run(["nft", "flush", "ruleset"])

@@ -42,7 +42,11 @@ class World:
 def _input(rng: random.Random, number: int) -> ServiceInput:
     name = f"s{number}"
     service = _service(rng, name, number)
-    parts = _slices(rng, name, service)
+    return given(service, _slices(rng, name, service))
+
+
+def given(service: JSON, parts: list[JSON]) -> ServiceInput:
+    """A service and its slices, decoded as the sources do."""
     decoded = decode(Kind.SERVICE, json.dumps(service).encode())
     assert isinstance(decoded, Service)
     found = []
