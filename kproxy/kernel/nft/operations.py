@@ -28,7 +28,10 @@ _PAYLOADS = {
     (_TRANSPORT, 0, 2): "th sport",
     (_TRANSPORT, 2, 2): "th dport",
 }
-_PARTS = {(base, offset): what for (base, offset, _), what in _PAYLOADS.items() if what[-4:] == "addr"}
+_PARTS = {
+    (base, offset): (size, what) for (base, offset, size), what in _PAYLOADS.items() if what[-4:] == "addr"
+}
+"""Prefixes of whole bytes are compared without a mask."""
 _META = {
     1: "meta protocol",
     3: "meta mark",
@@ -53,7 +56,7 @@ _DYNAMIC = {0: "add", 1: "update", 2: "delete"}
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Load `length` bytes of something, in nft's words; `what` "" is something that is not known."""
+    """Load `length` bytes of something, in nft's words, or `@HEADER OFFSET`; "" is not known."""
 
     register: int
     what: str
@@ -258,9 +261,17 @@ def _payload(data: Mapping[int, bytes]) -> Operation | None:
     if 1 not in data:
         return None  # writes to the packet
     place = _number(data[2]), _number(data[3]), _number(data[4])
-    what = _PAYLOADS.get(place) or _PARTS.get(place[:2], "")
-    shown = what or f"@{('ll', 'nh', 'th', 'ih')[min(place[0], 3)]},{place[1] * 8},{place[2] * 8}"
-    return Load(_register(data[1]), what, place[2], shown)
+    base, offset, length = place
+    what = _PAYLOADS.get(place) or _parts(base, offset, length)
+    header = ("ll", "nh", "th", "ih")[min(base, 3)]
+    shown = what or f"@{header},{offset * 8},{length * 8}"
+    return Load(_register(data[1]), what or f"@{header} {offset}", length, shown)
+
+
+def _parts(base: int, offset: int, length: int) -> str:
+    """The address whose first bytes are loaded, "" for none."""
+    size, what = _PARTS.get((base, offset), (0, ""))
+    return what if length <= size else ""
 
 
 def _loaded(words: Mapping[int, str], key: int, word: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ _CATCH_ALL = 2  # NFT_SET_ELEM_CATCHALL
 _DROP = 0
 _WORDS = {code: word for word, code in VERDICTS.items()}
 _HEAD = struct.Struct("=HH")
+_CATCH_ALL_FLAGS = _HEAD.pack(8, _FLAGS) + _CATCH_ALL.to_bytes(4, "big")
 _NESTED = 0x8000
 
 
@@ -88,6 +89,8 @@ class Elements(msgspec.Struct, frozen=True):
                     if len(head) + len(key) <= length <= len(listed) - start + _HEAD.size:
                         return _value(attributes(listed[start : start - _HEAD.size + length]))
                     start = listed.find(head + key, start + 1)
+        if not any(_CATCH_ALL_FLAGS in listed for listed in self.lists):
+            return None
         return next((value for first, _, value in self._every(catch_all=True) if not first), None)
 
     def _between(self, key: bytes) -> Element | None:
