@@ -13,27 +13,10 @@ from kproxy.modes.packet_walk import RulesOfAllModes
 from kproxy.modes.registry import mode_registry
 from kproxy.plan.outcomes import Outcome
 from kproxy_lab.lab import Lab
+from tests.explain import foreign
 from tests.explain.judge import Judge, settings
 from tests.explain.world import World, probes
 from tests.peer.objects import SPEC
-
-FIREWALL = """
-table inet firewall {
-  set banned { type ipv4_addr; flags interval; elements = { 192.0.2.12/30, 198.51.100.0/24 }; }
-  chain forwarded {
-    type filter hook forward priority -5; policy drop;
-    ip saddr @banned drop
-    tcp dport { 22, 80-90, 8081 } ct state new limit rate 5/second accept
-    ct state established,related accept
-    iifname "mynet0" counter accept
-    iifname { "eth0", "eth1" } meta l4proto { udp, sctp } accept
-    ip6 daddr fd00:10:244:1::/64 tcp dport 8080 accept
-    ip daddr 10.244.0.0/16 tcp dport != 22 log prefix "seen" accept
-    meta mark & 0xff00 == 0x100 accept
-    udp sport 53 reject
-  }
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +52,7 @@ def test_a_dump_says_the_same_as_the_kernel(
     lab.node.call(judge.program, World.random(rng, 12))
     is_nft = config.proxy_mode == "nftables"
     if is_nft:
-        lab.node.run(["nft", "-f", "-"], stdin=FIREWALL)
+        foreign.plant_nft(lab.node)
     for family, command in commands.items():
         text = lab.node.run(command.split()).stdout
         plans = list(judge.plans[family].values())

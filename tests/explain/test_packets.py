@@ -1,12 +1,15 @@
 """What `explain` says of the kernel's rules is what packets do; KPROXY_EXPLAIN=1000 sends so many of each."""
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from kproxy.kernel.xtables.types import Variant
 from kproxy_lab.lab import Lab
+from tests.explain import foreign
 from tests.explain.judge import Judge, run, settings
+from tests.explain.world import World
 from tests.peer.objects import SPEC
 
 CASES = {
@@ -37,7 +40,26 @@ def lab() -> Iterator[Lab]:
 )
 def test_every_packet_goes_where_the_interpreter_says(lab: Lab, case: str) -> None:
     judge = lab.node.call(Judge, lab, CASES[case])
-    for family, found in run(lab, judge, seed=17).items():
+    _compare(lab, judge, case, seed=17)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.ipvs] if name.startswith("ipvs") else []) for name in CASES],
+)
+def test_so_does_every_packet_among_rules_of_other_programs(lab: Lab, case: str) -> None:
+    judge = lab.node.call(Judge, lab, CASES[case])
+    lab.node.call(judge.program, World.random(random.Random(1), 3))
+    if case == "nftables":
+        foreign.plant_nft(lab.node)
+    else:
+        foreign.plant_iptables(lab.node, CASES[case].iptables_variant or Variant.NFT)
+    _compare(lab, judge, case, seed=18)
+
+
+def _compare(lab: Lab, judge: Judge, case: str, seed: int) -> None:
+    for family, found in run(lab, judge, seed).items():
         assert not found.wrong, f"{family}: {len(found.wrong)} of {found.total}\n" + "\n".join(
             found.wrong[:5]
         )

@@ -153,7 +153,7 @@ def probes(rng: random.Random, plans: list[ServicePlan], family: Family, count: 
                 [
                     (ip, number + 1, protocol),
                     (ip, number, rng.choice(list(Protocol))),
-                    (address(rng.choice(PLACES), NUMBERS[family]), 8080, protocol),  # type: ignore[arg-type]
+                    (_neighbour(rng, name, family), 8080, protocol),
                     (NODE_IPS[family], 7777, protocol),
                     (vips(200)[family is Family.IPV6], 80, protocol),
                 ]
@@ -165,6 +165,13 @@ def probes(rng: random.Random, plans: list[ServicePlan], family: Family, count: 
             stuck.add((source, sticky))
         found.append(Probe(name, source, protocol, ip, number, sticky))
     return found
+
+
+def _neighbour(rng: random.Random, sender: str, family: Family) -> str:
+    """The address of a pod that a sender reaches through the node."""
+    near = sender.startswith(("local", "node"))
+    places = [place for place in PLACES if place != sender and (near or place.startswith("local"))]
+    return address(rng.choice(places), NUMBERS[family])  # type: ignore[arg-type]
 
 
 def _frontends(port: PortPlan, family: Family) -> Iterator[tuple[str, int]]:

@@ -15,6 +15,7 @@ _ETHERTYPES = {Family.IPV4: b"\x08\x00", Family.IPV6: b"\x86\xdd"}
 _NEW, _UNTRACKED = 8, 64
 _SNAT, _DNAT = 16, 32
 _LOCAL, _UNICAST = 2, 1
+_SOME_INDEX = b"\xff" * 4
 _SYN = b"\x02"
 """The flags of the first packet of a TCP connection, byte 13 of the header."""
 
@@ -98,7 +99,9 @@ class Surroundings:
         route = self.routing.route(flow.source)
         if route is None or (route.interface and route.interface != flow.incoming and not route.local):
             return bytes(4)
-        return self._index(flow.incoming) if route.interface else None
+        if not route.interface:
+            return None
+        return self._index(flow.incoming) or _SOME_INDEX
 
 
 def _header(flow: Flow, what: str, length: int) -> bytes | None:

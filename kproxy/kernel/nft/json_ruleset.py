@@ -60,7 +60,6 @@ _NAMES = {"iif": "iifname", "oif": "oifname"}
 _CT = {"state": "ct_state", "status": "ct_status", "mark": "mark", "direction": "ct_dir"}
 _NOTES = frozenset({"counter", "log", "comment", "last", "meter", "ct timeout", "ct helper"})
 _ORDER = {"<", "<=", ">", ">="}
-_ALL_ONES = 0xFFFFFFFF
 _ERRORS = (ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
 
 
@@ -121,6 +120,10 @@ def _table(family: str, name: str, objects: Sequence[tuple[str, Json]]) -> Table
                 held.get("policy") == "drop",
             )
     return Table(family, name, chains, sets)
+
+
+def _is_masked(expression: Json) -> bool:
+    return isinstance(expression, dict) and "&" in expression
 
 
 def _types(listed: Json) -> tuple[str, ...]:
@@ -210,9 +213,10 @@ class _Rule:
         if (isinstance(right, str) and right.startswith("@")) or (isinstance(right, dict) and "set" in right):
             name = self._set(right, kinds, None)
             self._found.append(Lookup(name, 0, inverted=operator == "!="))
-        elif operator == "in" or (isinstance(right, list) and operator != "!="):
+        elif operator == "in" or (isinstance(right, list) and not _is_masked(left)):
             bits = v.encode(kind, right if isinstance(right, list) else [right])
-            self._found += [Bitwise(0, 0, bits, bytes(4)), Compare(0, "!=", bytes(4))]
+            zero = bytes(len(bits))
+            self._found += [Bitwise(0, 0, bits, zero), Compare(0, "!=", zero)]
         elif isinstance(right, dict) and ("range" in right or "prefix" in right):
             first, last = v.bounds(kind, right)
             self._found.append(Between(0, first, last, inverted=operator == "!="))
@@ -288,6 +292,10 @@ class _Rule:
                 self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", number)]
             self._found.append(Load(register, f"th {field}", 2, f"th {field}"))
             return "inet_service"
+        if (protocol, field) == ("tcp", "flags"):
+            self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", b"\x06")]
+            self._found.append(Load(register, "@th 13", 1, "tcp flags"))
+            return "tcp_flag"
         if protocol in _TRANSPORTS:
             number = bytes([_TRANSPORTS[protocol]])
             self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", number)]
@@ -297,16 +305,10 @@ class _Rule:
     def _bits(self, operator: str, operands: Json, register: int, kind: str) -> tuple[str, ...]:
         left, right = operands[:2]
         kinds = self._load(left, register, kind)
-        number = v.number(kinds[0], right) if not isinstance(right, list) else 0
-        if isinstance(right, list) or v.width(kinds[0]) != 4:
-            self._found.append(Load(register, "", 4, "bits"))
-            return kinds
-        mask, xor = {
-            "&": (number, 0),
-            "|": (_ALL_ONES & ~number, number),
-            "^": (_ALL_ONES, number),
-        }[operator]
-        self._found.append(Bitwise(register, register, struct.pack("=I", mask), struct.pack("=I", xor)))
+        number = v.number(kinds[0], right)
+        every = (1 << 8 * v.width(kinds[0])) - 1
+        mask, xor = {"&": (number, 0), "|": (every & ~number, number), "^": (every, number)}[operator]
+        self._found.append(Bitwise(register, register, v.encode(kinds[0], mask), v.encode(kinds[0], xor)))
         return kinds
 
     def _set(self, named: Json, kinds: Sequence[str], data: Sequence[str] | None) -> str:

@@ -22,6 +22,7 @@ WIDTHS = {
     "ether_type": 2,
     "pkt_type": 1,
     "ct_dir": 1,
+    "tcp_flag": 1,
 }
 """Sizes of data types in bytes; others are numbers of four bytes in the machine's order."""
 
@@ -46,6 +47,9 @@ _SYMBOLS: Mapping[str, Mapping[str, int]] = {
     "ether_type": {"ip": 0x0800, "ip6": 0x86DD, "arp": 0x0806, "vlan": 0x8100},
     "pkt_type": {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3},
     "ct_dir": {"original": 0, "reply": 1},
+    "tcp_flag": {
+        "fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "cwr": 128,
+    },
     "ct_state": {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64},
     "ct_status": {
         "expected": 1,
@@ -82,8 +86,6 @@ def width(kind: str) -> int:
 
 def encode(kind: str, value: Json) -> bytes:
     """Encode one value of a data type. Raises ValueError, OSError or KeyError for what is not known."""
-    if isinstance(value, list):  # of flags
-        return struct.pack("=I", sum(number(kind, each) for each in value))
     if kind == "ipv4_addr":
         return socket.inet_pton(socket.AF_INET, value)
     if kind == "ipv6_addr":
@@ -101,6 +103,8 @@ def number(kind: str, value: Json) -> int:
         return int(value)
     if isinstance(value, int):
         return value
+    if isinstance(value, list):  # of flags
+        return sum(number(kind, each) for each in value)
     if not isinstance(value, str):
         raise ValueError(f"{kind}: {value!r}")  # noqa: TRY004 - one kind of error for all
     if kind in _SYMBOLS and value in _SYMBOLS[kind]:
