@@ -54,7 +54,7 @@ IPTABLES = {
     ],
     "filter": [
         "-N CUSTOM",
-        "-A CUSTOM -p tcp --tcp-flags FIN,SYN,RST,ACK SYN -m limit --limit 5000/sec --limit-burst 2000 -j RETURN",
+        "-A CUSTOM -p tcp --syn -m limit --limit 5000/sec --limit-burst 2000 -j RETURN",
         "-A CUSTOM -m iprange --src-range {RANGE} -j REJECT",
         "-A CUSTOM -m connmark --mark 0x100/0x100 -g LAST",
         '-A CUSTOM -m comment --comment "to the end" -m conntrack --ctstate NEW,UNTRACKED -j LAST',

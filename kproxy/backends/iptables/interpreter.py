@@ -102,7 +102,7 @@ class _Walk:
         share = probability(rule, branch.flow, self._around, self._routing)
         if share is None:
             text = self._text(chain, rule)
-            if rule.target in _HARMLESS:
+            if rule.target in _HARMLESS and not rule.is_native:
                 missing.append(branch)
                 return []
             known = branch.assumption(text)
@@ -125,6 +125,8 @@ class _Walk:
         """Apply a rule's target; branches that go on with the next rule are added to `after`."""
         text = self._text(chain, rule)
         branch = matching.step(text)
+        if rule.is_native:
+            return [(branch.end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), False)]
         match rule.target:
             case target if target in _HARMLESS:
                 after.append(matching)

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from kproxy.backends.iptables.canonical import tokenize
-from kproxy.backends.iptables.dump import chain_texts
+from kproxy.backends.iptables.dump import chain_texts, parse_save
 
-_COUNTED = re.compile(rb"^\[\d+:\d+\] (?=-A )", re.MULTILINE)
 _POLICY = re.compile(rb"^:(\S+) (ACCEPT|DROP) ", re.MULTILINE)
 _TABLE = re.compile(rb"^\*(\S+)$", re.MULTILINE)
 _OPTION = re.compile(r"-[a-z]$|--?[a-z][\w-]*$")
@@ -39,14 +38,20 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
     options: tuple[Condition, ...] = ()
     goto: bool = False
 
+    @property
+    def is_native(self) -> bool:
+        """Whether it was written with nft, and only its handle is known; see kernel.xtables.native."""
+        return any(condition.module == "nft" for condition in self.conditions)
+
 
 class Tables:
-    """The tables of a dump by name. Raises ValueError for text that is none."""
+    """The tables of a dump by name. Raises ValueError for text that is none.
 
-    def __init__(self, dump: bytes) -> None:
-        if dump.startswith(b"[") or b"\n[" in dump:
-            dump = _COUNTED.sub(b"", dump)
-        self._texts: Mapping[str, Mapping[str, str]] = chain_texts(dump)
+    `edited`: the dump may have passed an editor, so that the rules of a chain are not together.
+    """
+
+    def __init__(self, dump: bytes, *, edited: bool = False) -> None:
+        self._texts: Mapping[str, Mapping[str, str]] = _joined(dump) if edited else chain_texts(dump)
         self._dropping = frozenset(_dropping(dump))
 
     def names(self) -> frozenset[str]:
@@ -69,6 +74,13 @@ class Tables:
             found = _TO_HOST.match(line)
             if found is None or found[1] == wanted:
                 yield parse(line)
+
+
+def _joined(dump: bytes) -> dict[str, dict[str, str]]:
+    return {
+        table: {chain: "\n".join(lines) for chain, lines in chains.items()}
+        for table, chains in parse_save(dump).items()
+    }
 
 
 def _dropping(dump: bytes) -> Iterator[tuple[str, str]]:

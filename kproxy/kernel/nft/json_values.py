@@ -48,7 +48,14 @@ _SYMBOLS: Mapping[str, Mapping[str, int]] = {
     "pkt_type": {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3},
     "ct_dir": {"original": 0, "reply": 1},
     "tcp_flag": {
-        "fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "cwr": 128,
+        "fin": 1,
+        "syn": 2,
+        "rst": 4,
+        "psh": 8,
+        "ack": 16,
+        "urg": 32,
+        "ecn": 64,
+        "cwr": 128,
     },
     "ct_state": {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64},
     "ct_status": {

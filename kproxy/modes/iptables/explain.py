@@ -53,7 +53,9 @@ class IptablesReader:
                 raise ExplainError(f"cannot read iptables rules ({variant}): {error.message}") from error
             names = {name.decode() for name in _SET.findall(dump)}
             members = read_sets(NetlinkIpset(), names)
-            parts.append((variant, _rules(dump, family, seen, members, covers=variant is Variant.NFT)))
+            parts.append(
+                (variant, _rules(Tables(dump), family, seen, members, covers=variant is Variant.NFT))
+            )
         return KernelRules(
             tuple(chain for _, rules in parts for chain in rules.chains),
             frozenset[str]().union(*(rules.covered for _, rules in parts)),
@@ -66,9 +68,10 @@ class IptablesReader:
         if not text.lstrip().startswith(("#", "*")):
             return None
         try:
-            return _rules(text.encode("utf-8", "surrogateescape"), family, {}, Members({}), covers=True)
+            tables = Tables(text.encode("utf-8", "surrogateescape"), edited=True)
         except ValueError as error:
             raise ExplainError(f"not the output of iptables-save: {error}") from error
+        return _rules(tables, family, {}, Members({}), covers=True)
 
 
 def _exists(family: Family, variant: Variant) -> bool:
@@ -81,7 +84,7 @@ def _exists(family: Family, variant: Variant) -> bool:
 
 
 def _rules(
-    dump: bytes,
+    tables: Tables,
     family: Family,
     seen: Mapping[str, Mapping[str, float]],
     members: Members,
@@ -92,7 +95,6 @@ def _rules(
         ends = {"src": Side(flow.source, flow.source_port), "dst": Side(flow.destination, flow.port)}
         return members.has(name, flow.protocol.value, ends, sides)
 
-    tables = Tables(dump)
     ip = "ip" if family is Family.IPV4 else "ip6"
     covered = frozenset(f"{ip} {name}" for name in tables.names()) if covers else frozenset[str]()
     return KernelRules(built_in_chains(tables, Surroundings(family, seen, contains)), covered)
