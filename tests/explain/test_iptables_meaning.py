@@ -20,7 +20,7 @@ UNSEEN = Packet("10.1.1.5", Protocol.TCP, "10.96.0.1", 80, Where.POD)
 
 
 _DNAT = "PREROUTING -p tcp -j DNAT --to-destination 10.1.1.9:80"
-_MARK = "PREROUTING -j MARK --set-xmark 0x3/0xffffffff"
+_MARK = "PREROUTING -j MARK --set-xmark 0x3/0xffffffff\nPREROUTING -j CONNMARK --save-mark"
 
 
 def _walk(packet: Packet, **tables: str) -> tuple[Outcome, ...]:
@@ -215,9 +215,7 @@ def test_what_is_the_same_both_ways_stays_known() -> None:
         ),
         (
             CLIENT,
-            {
-                "mangle": f"{_MARK}\nPREROUTING -j CONNMARK --save-mark\nFORWARD -m connmark --mark 0x3 -j DROP"
-            },
+            {"mangle": f"{_MARK}\nFORWARD -m connmark --mark 0x3 -j DROP"},
             ("drop", None, False),
         ),
         (CLIENT, {"nat": f"PREROUTING -j ACCEPT\n{_DNAT}"}, ("pass", None, False)),

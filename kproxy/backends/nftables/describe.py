@@ -151,7 +151,8 @@ class _Printer:
         to = "" if address is None else self._registers.get(address, ("?", 0))[0]
         if port is None or port not in self._registers or " map " in to:
             return to
-        return f"{to}:{self._registers[port][0]}"
+        literal = f"[{to}]" if ":" in to else to
+        return f"{literal}:{self._registers[port][0]}"
 
 
 def _value(what: str, value: bytes) -> str:

@@ -76,7 +76,7 @@ def _tables(listed: Sequence[Json], own: str) -> Iterator[Table]:
     objects: dict[tuple[str, str], list[tuple[str, Json]]] = {}
     for each in listed:
         kind, held = next(iter(each.items()))
-        if held.get("family") not in {own, "inet"}:
+        if kind == "metainfo" or held.get("family") not in {own, "inet"}:
             continue
         name = held["name"] if kind == "table" else held["table"]
         objects.setdefault((held["family"], name), []).append((kind, held))
