@@ -19,15 +19,15 @@ _RATES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
 _SPAN = 1 << 32
 
 
-def clients() -> Mapping[str, Mapping[str, float]]:
+def clients(lists: Path = _LISTS, timers: Path = _TIMERS) -> Mapping[str, Mapping[str, float]]:
     """Seconds since each client was seen, by list and address; 0 where the kernel hides its time."""
     try:
-        paths = sorted(_LISTS.iterdir())
+        paths = sorted(lists.iterdir())
     except OSError:
         return {}
     if not paths:
         return {}
-    ticks, rate = _time()
+    ticks, rate = _time(timers)
     return {path.name: dict(_entries(path, ticks, rate)) for path in paths}
 
 
@@ -38,10 +38,10 @@ def _entries(path: Path, ticks: int | None, rate: int) -> Iterator[tuple[str, fl
             yield str(ipaddress.ip_address(address)), ago
 
 
-def _time() -> tuple[int | None, int]:
+def _time(timers: Path) -> tuple[int | None, int]:
     """The kernel's ticks and their rate; they begin at 300 seconds before 2**32 (INITIAL_JIFFIES)."""
     try:
-        text = _TIMERS.read_text(encoding="ascii", errors="replace")
+        text = timers.read_text(encoding="ascii", errors="replace")
     except OSError:
         return None, 1
     now, ticks = _NOW.search(text), _TICKS.search(text)

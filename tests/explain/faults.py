@@ -356,3 +356,51 @@ IPTABLES = (
         "192.168.100.10:7",
     ),
 )
+
+_SERVER = f"-t {VIP}:80"
+IPVS = (
+    Fault(
+        "a destination replaced",
+        (
+            f"ipvsadm -d {_SERVER} -r 10.244.1.11:8080",
+            f"ipvsadm -a {_SERVER} -r 10.244.2.11:1 -m -w 1",
+        ),
+        FROM_POD,
+        FORWARD,
+        f"ipvs: TCP {VIP}:80 rr -> 10.244.2.11:1 weight 1",
+        "10.244.2.11:1",
+        1 / 3,
+    ),
+    Fault("a virtual server lost", (f"ipvsadm -D {_SERVER}",), FROM_CLIENT, PASS, "KPROXY-CLUSTER-IP"),
+    Fault(
+        "weights of zero",
+        tuple(f"ipvsadm -e {_SERVER} -r {endpoint} -m -w 0" for endpoint in ENDPOINTS),
+        FROM_CLIENT,
+        REJECT,
+        f"ipvs: TCP {VIP}:80 rr: no destination of weight",
+    ),
+    Fault(
+        "a hairpin entry lost",
+        ("ipset del KPROXY-LOOP-BACK 10.244.1.10,tcp:8080,10.244.1.10",),
+        TO_ITSELF,
+        FORWARD,
+        "ipvs: ",
+        ENDPOINTS[0],
+        masquerade=False,
+    ),
+    Fault(
+        "an entry of the cluster IPs lost",
+        (f"ipset del KPROXY-CLUSTER-IP {VIP},tcp:80",),
+        FROM_POD,
+        REJECT,
+        "KUBE-IPVS-FILTER",
+    ),
+    Fault(
+        "a foreign drop behind IPVS",
+        ("iptables-legacy -I OUTPUT -d 10.244.1.0/24 -p tcp -j DROP",),
+        FROM_CLIENT,
+        DROP,
+        "filter OUTPUT: -d 10.244.1.0/24 -p tcp -j DROP",
+        share=2 / 3,
+    ),
+)

@@ -9,7 +9,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.kernel.xtables.types import Variant
 from kproxy_lab.lab import Lab, Namespace
-from tests.explain.faults import FROM_POD, IPTABLES, NFTABLES, VIP, Fault, objects
+from tests.explain.faults import FROM_POD, IPTABLES, IPVS, NFTABLES, VIP, Fault, objects
 from tests.explain.judge import Judge, Verdicts, judge_round, settings
 from tests.explain.site import Site
 from tests.explain.world import World
@@ -19,10 +19,12 @@ CONFIGS = {
     "nftables": settings(proxy_mode="nftables"),
     "nft": settings(proxy_mode="iptables", iptables_variant=Variant.NFT),
     "legacy": settings(proxy_mode="iptables", iptables_variant=Variant.LEGACY),
+    "ipvs": settings(proxy_mode="ipvs", iptables_variant=Variant.LEGACY),
 }
 CASES = [("nftables", fault) for fault in NFTABLES] + [
     (("nft", "legacy")[number % 2], fault) for number, fault in enumerate(IPTABLES)
 ]
+CASES += [("ipvs", fault) for fault in IPVS]
 _REPEATED = 8
 
 
@@ -42,7 +44,13 @@ def site(lab: Lab) -> Iterator[Site]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("kind", "fault"), CASES, ids=[f"{kind}: {fault.name}" for kind, fault in CASES])
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        pytest.param(kind, fault, id=f"{kind}: {fault.name}", marks=[pytest.mark.ipvs] * (kind == "ipvs"))
+        for kind, fault in CASES
+    ],
+)
 def test_a_planted_fault_is_named_by_rule_and_effect(lab: Lab, site: Site, kind: str, fault: Fault) -> None:
     judge = lab.node.call(Judge, lab, CONFIGS[kind])
     lab.node.call(judge.program, World(objects()))
@@ -64,15 +72,13 @@ def test_a_planted_fault_is_named_by_rule_and_effect(lab: Lab, site: Site, kind:
             judge_round(judge, lab, site, Family.IPV4, [fault.probe] * _REPEATED, verdicts)
             assert not verdicts.wrong, verdicts.wrong[0]
     finally:
-        lab.node.run(["nft", "flush", "ruleset"])
-        for table in ("nat", "filter", "mangle", "raw") if kind == "legacy" else ():
-            lab.node.run(["iptables-legacy", "-t", table, "-F"])
-            lab.node.run(["iptables-legacy", "-t", table, "-X"])
-            lab.node.run(["iptables-legacy", "-P", "FORWARD", "ACCEPT"])
+        _clear(lab.node, kind)
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.ipvs] * (kind == "ipvs")) for kind in CONFIGS]
+)
 def test_shares_are_those_of_packets(lab: Lab, site: Site, kind: str) -> None:
     judge = lab.node.call(Judge, lab, CONFIGS[kind])
     lab.node.call(judge.program, World(objects()))
@@ -88,12 +94,26 @@ def test_shares_are_those_of_packets(lab: Lab, site: Site, kind: str) -> None:
         squares += (arrived - expected) ** 2 / expected
     assert len(ways) == 3
     assert squares < 27.6, squares  # chi-squared of 2 degrees of freedom: one in a million
-    lab.node.run(["nft", "flush", "ruleset"])
+    _clear(lab.node, kind)
+
+
+def _clear(node: Namespace, kind: str) -> None:
+    """Remove all rules; kproxy writes its own again for the next fault."""
+    if kind in {"nftables", "nft"}:
+        node.run(["nft", "flush", "ruleset"])
+        return
+    for table in ("nat", "filter", "mangle", "raw"):
+        node.run(["iptables-legacy", "-t", table, "-F"])
+        node.run(["iptables-legacy", "-t", table, "-X"])
+    node.run(["iptables-legacy", "-P", "FORWARD", "ACCEPT"])
+    if kind == "ipvs":
+        node.run(["ipvsadm", "-C"])
 
 
 def _plant(node: Namespace, kind: str, fault: Fault) -> None:
     for command in fault.commands:
-        words = shlex.split(command.format(iptables=f"iptables-{kind}") if kind != "nftables" else command)
+        is_iptables = kind in {"nft", "legacy"}
+        words = shlex.split(command.format(iptables=f"iptables-{kind}") if is_iptables else command)
         done = node.run(
             [_resolved(node, kind, word) for word in words] if kind != "nftables" else _nft(node, words)
         )
