@@ -227,6 +227,20 @@ def test_a_target(packet: Packet, tables: dict[str, str], expected: tuple[str, s
 
 
 @pytest.mark.parametrize(
+    ("match", "holds"),
+    [
+        ("-m conntrack --ctstate UNTRACKED", True),
+        ("-m conntrack ! --ctstate NEW", True),
+        ("-m conntrack --ctdir ORIGINAL", False),
+        ("-m connmark ! --mark 0x1", False),
+    ],
+)
+def test_a_packet_without_a_connection_has_only_a_state(match: str, holds: bool) -> None:
+    outcome = _one(CLIENT, raw="PREROUTING -j CT --notrack", mangle=f"PREROUTING {match} -j DROP")
+    assert outcome[0] == ("drop" if holds else "pass")
+
+
+@pytest.mark.parametrize(
     "target",
     [
         "DNAT --to-destination 10.1.1.1-10.1.1.9",

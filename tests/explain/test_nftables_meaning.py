@@ -225,3 +225,18 @@ def test_the_earlier_of_two_translations_counts() -> None:
     other = {"dnat": {"family": "ip", "addr": "10.1.1.7", "port": 1}}
     (outcome,) = _walk(CLIENT, nat, [_match(_DPORT, 80), to], [_match(_DPORT, 80), other])
     assert (outcome.verdict, outcome.endpoint) == (PacketVerdict.FORWARD, "10.1.1.9:8080")
+
+
+@pytest.mark.parametrize(
+    ("key", "right", "op", "holds"),
+    [
+        ("state", "untracked", "in", True),
+        ("status", "dnat", "in", False),
+        ("mark", 1, "!=", False),
+        ("direction", "original", "==", False),
+    ],
+)
+def test_a_packet_without_a_connection_has_only_a_state(key: str, right: Any, op: str, holds: bool) -> None:
+    rule = [_match({"ct": {"key": key}}, right, op), _DROP]
+    (outcome,) = _walk(POD, {"hook": "prerouting", "prio": -300}, [{"notrack": None}], rule)
+    assert outcome.verdict is (PacketVerdict.DROP if holds else PacketVerdict.UNTOUCHED)

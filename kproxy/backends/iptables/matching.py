@@ -21,6 +21,8 @@ Contains = Callable[[Flow, str, Sequence[str]], bool | None]
 _ALL = 0xFFFFFFFF
 _ALWAYS = frozenset({"comment", "nfacct"})
 _NUMBER_OF = {"all": 0, "icmp": 1, "ipv6-icmp": 58, **{p.value.lower(): n for p, n in NUMBERS.items()}}
+_TRACKED = frozenset({"conntrack", "connmark"})
+_STATES = frozenset({"--ctstate", "--state"})
 _PROTOCOL_MODULES = frozenset({"tcp", "udp", "sctp", "dccp", "udplite"})
 
 
@@ -42,6 +44,8 @@ def probability(rule: Rule, flow: Flow, around: Surroundings, routing: Routing) 
     for condition in rule.conditions:
         if condition.option == "-m":
             continue
+        if flow.untracked and condition.module in _TRACKED and condition.option not in _STATES:
+            return 0.0  # negated or not: xt_conntrack.c and xt_connmark.c look for a connection first
         found = _matches(condition, rule, flow, around, routing)
         if found is None:
             known = False
