@@ -12,7 +12,7 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, Measurement
 from kproxy.backends.core.change import Change
-from kproxy.backends.core.packets import HookChain
+from kproxy.backends.core.packets import HookChain, SharedRules
 from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import ModeTraits
 from kproxy.kernel.links import AddressNews
@@ -177,8 +177,12 @@ class KernelRules(msgspec.Struct, frozen=True):
 class RuleReader(Protocol):
     """Reads the rules of one kind, such as nftables, whatever program wrote them."""
 
-    def read_kernel(self, family: Family) -> KernelRules:
-        """Read what the kernel holds. Raises ExplainError."""
+    @property
+    def dump(self) -> str:
+        """What `load_dump` takes, in words."""
+
+    def read_kernel(self, family: Family, shared: SharedRules) -> KernelRules:
+        """Read what the kernel holds; `shared` are rules that readers have in common. Raises ExplainError."""
 
     def load_dump(self, text: str, family: Family) -> KernelRules | None:
         """The rules in a dump of this kind; None if it is another kind. Raises ExplainError."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kproxy.addresses import Family
 from kproxy.backends.core import hooks
+from kproxy.backends.core.packets import SharedRules
 from kproxy.kernel import routing
 from kproxy.modes.base import ExplainError, KernelRules, RuleReader
 from kproxy.plan.outcomes import Outcome, Packet, Route, Routing
@@ -34,13 +35,15 @@ class RulesOfAllModes:
 
     def read_kernel(self, family: Family) -> KernelRules:
         """See PacketWalker.read_kernel."""
-        return _joined([reader.read_kernel(family) for reader in self._readers])
+        shared = SharedRules()
+        return _joined([reader.read_kernel(family, shared) for reader in self._readers])
 
     def load_dump(self, text: str, family: Family) -> KernelRules:
         """See PacketWalker.load_dump."""
         found = [rules for reader in self._readers if (rules := reader.load_dump(text, family)) is not None]
         if not found:
-            raise ExplainError("neither the output of iptables-save nor that of `nft -j list ruleset`")
+            known = " or ".join(reader.dump for reader in self._readers if reader.dump)
+            raise ExplainError(f"not the output of {known}")
         return _joined(found)
 
     @staticmethod

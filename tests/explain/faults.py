@@ -357,6 +357,29 @@ IPTABLES = (
     ),
 )
 
+MIXED = (
+    Fault(
+        "a rule written with nft in a table of iptables",
+        ("nft insert rule ip filter FORWARD ip daddr { 10.244.1.10, 10.244.1.11 } drop",),
+        FROM_CLIENT,
+        DROP,
+        "ip filter FORWARD: ip daddr { ... } drop",
+        share=2 / 3,
+    ),
+    Fault(
+        "a jump written with nft to a chain of iptables",
+        (
+            "iptables-nft -N FOREIGN",
+            "iptables-nft -A FOREIGN -m addrtype --dst-type UNICAST -j REJECT",
+            "iptables-nft -A FOREIGN -p tcp --dport 1 -j ACCEPT",
+            "nft insert rule ip filter FORWARD ct state new tcp dport { 9, 8080 } jump FOREIGN",
+        ),
+        FROM_POD,
+        REJECT,
+        "ip filter FOREIGN: fib daddr type unicast counter reject",
+    ),
+)
+
 _SERVER = f"-t {VIP}:80"
 IPVS = (
     Fault(

@@ -9,7 +9,7 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.kernel.xtables.types import Variant
 from kproxy_lab.lab import Lab, Namespace
-from tests.explain.faults import FROM_POD, IPTABLES, IPVS, NFTABLES, VIP, Fault, objects
+from tests.explain.faults import FROM_POD, IPTABLES, IPVS, MIXED, NFTABLES, VIP, Fault, objects
 from tests.explain.judge import Judge, Verdicts, judge_round, settings
 from tests.explain.site import Site
 from tests.explain.world import World
@@ -24,7 +24,7 @@ CONFIGS = {
 CASES = [("nftables", fault) for fault in NFTABLES] + [
     (("nft", "legacy")[number % 2], fault) for number, fault in enumerate(IPTABLES)
 ]
-CASES += [("ipvs", fault) for fault in IPVS]
+CASES += [("nft", fault) for fault in MIXED] + [("ipvs", fault) for fault in IPVS]
 _REPEATED = 8
 
 
@@ -113,7 +113,7 @@ def _clear(node: Namespace, kind: str) -> None:
 def _plant(node: Namespace, kind: str, fault: Fault) -> None:
     for command in fault.commands:
         is_iptables = kind in {"nft", "legacy"}
-        words = shlex.split(command.format(iptables=f"iptables-{kind}") if is_iptables else command)
+        words = shlex.split(command.replace("{iptables}", f"iptables-{kind}") if is_iptables else command)
         node.run(_nft(node, words) if kind == "nftables" else [_resolved(node, kind, word) for word in words])
 
 

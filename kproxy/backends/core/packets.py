@@ -5,7 +5,7 @@ probability among those that share its assumptions, and the rules that it passed
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol as Interface
 
 import msgspec
@@ -126,6 +126,37 @@ class HookChain(Interface):
 
     def walk(self, branch: Branch, routing: Routing) -> Sequence[Branch]:
         """The ways out of it; the verdict is None where the packet goes on."""
+
+
+RunRule = Callable[[str, int, Branch, Routing], Sequence[tuple[Branch, str, str]] | None]
+"""Runs the rule of a table (`ip filter`) with a handle: the branches that follow, each with a verdict and its
+chain; the verdict is "" for the next rule. None if there is no such rule."""
+
+
+class SharedRules:
+    """Rules in a table of one reader that only another reader can read: one offers them, the other runs them.
+
+    iptables-nft prints only the handle of a rule that was written with nft.
+    """
+
+    def __init__(self) -> None:
+        self._run: RunRule | None = None
+        self._mixed: Mapping[tuple[str, str], Sequence[int]] = {}
+
+    def offer(self, run: RunRule, mixed: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Run rules by this from now on; `mixed`: see `handles`."""
+        self._run = run
+        self._mixed = mixed
+
+    def handles(self, table: str, chain: str) -> Sequence[int]:
+        """The handles of the rules of a chain that has some which the other reader misreads; else none."""
+        return self._mixed.get((table, chain), ())
+
+    def run(
+        self, table: str, handle: int, branch: Branch, routing: Routing
+    ) -> Sequence[tuple[Branch, str, str]] | None:
+        """Run a rule, see RunRule; None if nothing can."""
+        return None if self._run is None else self._run(table, handle, branch, routing)
 
 
 def outcomes_of(branches: Sequence[Branch]) -> tuple[Outcome, ...]:

@@ -85,9 +85,15 @@ class _Walk:
         if depth > _MOST_JUMPS:
             return [(start.end(PacketVerdict.UNKNOWN, f"{self._table}: too many jumps"), False)]
         going = [start]
+        if handles := self._around.shared.handles(self._full_name, name):
+            return self._mixed(handles, going, depth)
         for rule in self._tables.rules(self._table, name, start.flow.destination):
             after: list[Branch] = []
+            handle = rule.handle
             for branch in going:
+                if handle is not None and (ways := self._native(handle, branch)) is not None:
+                    out += self._applied(ways, depth, after)
+                    continue
                 for matching in self._matching(name, rule, branch, after, out):
                     out += self._target(name, rule, matching, depth, after)
             going = after
@@ -102,7 +108,7 @@ class _Walk:
         share = probability(rule, branch.flow, self._around, self._routing)
         if share is None:
             text = self._text(chain, rule)
-            if rule.target in _HARMLESS and not rule.is_native:
+            if rule.target in _HARMLESS and rule.handle is None:
                 missing.append(branch)
                 return []
             known = branch.assumption(text)
@@ -125,7 +131,7 @@ class _Walk:
         """Apply a rule's target; branches that go on with the next rule are added to `after`."""
         text = self._text(chain, rule)
         branch = matching.step(text)
-        if rule.is_native:
+        if rule.handle is not None:
             return [(branch.end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), False)]
         match rule.target:
             case target if target in _HARMLESS:
@@ -149,14 +155,55 @@ class _Walk:
                     return [(branch.end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), False)]
                 return [(branch.to(translated), True)]
             case target if self._tables.has(self._table, target):
-                ways = self.chain(target, branch, depth + 1)
-                if rule.goto:
-                    return ways
-                after += [each for each, accepted in ways if each.verdict is None and not accepted]
-                return [way for way in ways if way[0].verdict is not None or way[1]]
+                return self._entered(target, branch, depth, None if rule.goto else after)
             case _:
                 return [(branch.end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), False)]
         return []
+
+    def _entered(
+        self, chain: str, branch: Branch, depth: int, after: list[Branch] | None
+    ) -> list[tuple[Branch, bool]]:
+        """Pass another chain; with `after`, branches that return from it go on there."""
+        ways = self.chain(chain, branch, depth + 1)
+        if after is None:
+            return ways
+        after += [each for each, accepted in ways if each.verdict is None and not accepted]
+        return [way for way in ways if way[0].verdict is not None or way[1]]
+
+    def _native(self, handle: int, branch: Branch) -> Sequence[tuple[Branch, str, str]] | None:
+        """Run a rule that was written with nft; None if it cannot be read."""
+        return self._around.shared.run(self._full_name, handle, branch, self._routing)
+
+    @property
+    def _full_name(self) -> str:
+        return f"{'ip' if self._around.family is Family.IPV4 else 'ip6'} {self._table}"
+
+    def _mixed(self, handles: Sequence[int], going: list[Branch], depth: int) -> list[tuple[Branch, bool]]:
+        """Pass a chain that has rules written with nft: iptables-nft-save misprints some of them."""
+        out: list[tuple[Branch, bool]] = []
+        for handle in handles:
+            after: list[Branch] = []
+            for branch in going:
+                out += self._applied(self._native(handle, branch) or ((branch, "", ""),), depth, after)
+            going = after
+        return out + [(branch, False) for branch in going]
+
+    def _applied(
+        self, ways: Sequence[tuple[Branch, str, str]], depth: int, after: list[Branch]
+    ) -> list[tuple[Branch, bool]]:
+        """Apply the verdicts of such a rule."""
+        out: list[tuple[Branch, bool]] = []
+        for branch, verdict, chain in ways:
+            match verdict:
+                case "jump" | "goto" if self._tables.has(self._table, chain):
+                    out += self._entered(chain, branch, depth, None if verdict == "goto" else after)
+                case "" | "continue" if branch.verdict is None:
+                    after.append(branch)
+                case "drop":
+                    out.append((branch.end(PacketVerdict.DROP, branch.steps[-1]), False))
+                case _:
+                    out.append((branch, verdict == "accept"))
+        return out
 
     def _text(self, chain: str, rule: Rule) -> str:
         return f"{self._table} {chain}: {rule.text}".rstrip()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.backends.core.packets import NUMBERS, Flow
+from kproxy.backends.core.packets import NUMBERS, Flow, SharedRules
 from kproxy.backends.iptables.hairpin import hairpin_match
 from kproxy.backends.iptables.parsed import Condition, Rule
 from kproxy.plan.model import Protocol
@@ -29,12 +29,14 @@ _PROTOCOL_MODULES = frozenset({"tcp", "udp", "sctp", "dccp", "udplite"})
 class Surroundings(msgspec.Struct, frozen=True):
     """What matches look at beside the packet.
 
-    `recent`: seconds since each client was seen, by list and address. `contains` looks up sets.
+    `recent`: seconds since each client was seen, by list and address. `contains` looks up sets. `shared` runs
+    rules that were written with nft.
     """
 
     family: Family
     recent: Mapping[str, Mapping[str, float]]
     contains: Contains
+    shared: SharedRules
 
 
 def probability(rule: Rule, flow: Flow, around: Surroundings, routing: Routing) -> float | None:

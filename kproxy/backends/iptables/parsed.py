@@ -15,6 +15,7 @@ from kproxy.backends.iptables.canonical import tokenize
 from kproxy.backends.iptables.dump import chain_texts, parse_save
 
 _POLICY = re.compile(rb"^:(\S+) (ACCEPT|DROP) ", re.MULTILINE)
+_NATIVE = ("nft", "--handle")
 _TABLE = re.compile(rb"^\*(\S+)$", re.MULTILINE)
 _OPTION = re.compile(r"-[a-z]$|--?[a-z][\w-]*$")
 _TO_HOST = re.compile(r"-A \S+ (?:-s \S+ )?-d ([0-9a-f.:]+)/(?:32|128) ")
@@ -39,9 +40,11 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
     goto: bool = False
 
     @property
-    def is_native(self) -> bool:
-        """Whether it was written with nft, and only its handle is known; see kernel.xtables.native."""
-        return any(condition.module == "nft" for condition in self.conditions)
+    def handle(self) -> int | None:
+        """The handle of a rule that was written with nft: no more is printed (kernel.xtables.native)."""
+        return next(
+            (int(each.values[0]) for each in self.conditions if (each.module, each.option) == _NATIVE), None
+        )
 
 
 class Tables:

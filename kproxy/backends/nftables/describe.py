@@ -12,6 +12,8 @@ from kproxy.kernel.nft.operations import (
     Compare,
     Constant,
     Foreign,
+    HasState,
+    HasType,
     Limit,
     Load,
     Lookup,
@@ -28,6 +30,15 @@ from kproxy.kernel.nft.operations import (
 )
 
 _CT_STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"}
+_XT_STATES = {
+    1: "invalid",
+    2: "established",
+    4: "related",
+    8: "new",
+    64: "snat",
+    128: "dnat",
+    256: "untracked",
+}
 _CT_STATUS = {2: "seen-reply", 4: "assured", 8: "confirmed", 16: "snat", 32: "dnat"}
 _FIB_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"}
 _ZEROES = bytes(16)
@@ -89,6 +100,12 @@ class _Printer:
                 )
             case Reject():
                 return "reject"
+            case HasState(states, inverted):
+                named = ",".join(word for bit, word in _XT_STATES.items() if states & bit)
+                return f"ct state {'!= ' * inverted}{named}"
+            case HasType(what, types, inverted):
+                named = ",".join(word for number, word in _FIB_TYPES.items() if types & 1 << number)
+                return f"fib {what} type {'!= ' * inverted}{named}"
             case Untrack():
                 return "notrack"
         return ""

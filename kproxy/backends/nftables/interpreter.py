@@ -62,6 +62,42 @@ def base_chains(
     )
 
 
+def mixed_chains(tables: Sequence[Table]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """The handles of the rules of each chain in which some are not as iptables-nft writes them."""
+    return {
+        (str(table), chain.name): chain.handles
+        for table in tables
+        for chain in table.chains.values()
+        if chain.mixed
+    }
+
+
+class SingleRules:
+    """Rules of all tables by their handles, for a reader that knows no more of them; see SharedRules."""
+
+    def __init__(self, tables: Sequence[Table], family: Family, interfaces: Mapping[int, str]) -> None:
+        self._tables = {str(table): table for table in tables}
+        self._family = family
+        self._interfaces = interfaces
+
+    def run(
+        self, table: str, handle: int, branch: Branch, routing: Routing
+    ) -> list[tuple[Branch, str, str]] | None:
+        """See RunRule."""
+        held = self._tables.get(table)
+        for chain in held.chains.values() if held is not None else ():
+            if handle in chain.handles:
+                rule = chain.rules[chain.handles.index(handle)]
+                assert held is not None  # noqa: S101 - it has the chain
+                keys = {name: each.key_length for name, each in held.sets.items()}
+                walk = _Walk(held, keys, Surroundings(self._family, self._interfaces, routing))
+                return [
+                    (each, "" if target is None else target.word, "" if target is None else target.chain)
+                    for each, target in walk.rule(chain.name, rule, branch)
+                ]
+        return None
+
+
 class _Walk:
     """One packet in one table."""
 
@@ -83,7 +119,7 @@ class _Walk:
         for rule in chain.rules:
             after: list[Branch] = []
             for branch in going:
-                for each, target in self._rule(name, rule, branch):
+                for each, target in self.rule(name, rule, branch):
                     if each.verdict is not None:
                         out.append((each, False))
                     elif target is None or target.word == "continue":
@@ -114,7 +150,7 @@ class _Walk:
                 return [way for way in ways if way[0].verdict is not None or way[1]]
         return [(branch.end(PacketVerdict.UNKNOWN, f"not modelled: {_last(branch)}"), False)]
 
-    def _rule(
+    def rule(
         self, chain: str, rule: Sequence[Operation], start: Branch
     ) -> Iterator[tuple[Branch, Target | None]]:
         """Run a rule: the branches that follow, each with its verdict, None for the next rule."""

@@ -17,6 +17,8 @@ from kproxy.kernel.nft.operations import (
     Compare,
     Constant,
     Foreign,
+    HasState,
+    HasType,
     Limit,
     Load,
     Lookup,
@@ -39,6 +41,8 @@ _LOADING = frozenset({"hash", "exthdr", "osf", "rt", "socket", "xfrm", "tunnel",
 """Expressions that are not modelled and load a register."""
 _FINAL = frozenset({"tproxy", "synproxy", "queue", "fwd", "nat"})
 """Statements that are not modelled and decide."""
+
+_XT_NEW, _XT_SNAT, _XT_DNAT, _XT_UNTRACKED = 8, 64, 128, 256
 
 Result = Target | str | None
 """None to go on, a verdict, `misses`, `forks` (both ways), or how the rule ends."""
@@ -98,6 +102,14 @@ class Machine:
             case Untrack():
                 changed = msgspec.structs.replace(flow, untracked=True)
                 return [(State(state.branch.to(changed), state.registers), None)]
+            case HasState(states, inverted):
+                return [(state, _hit(bool(_states(flow) & states) != inverted))]
+            case HasType(what, types, inverted):
+                packed_type = self._around.load(flow, f"fib {what} type", 4)
+                if packed_type is None:
+                    return [(state, "forks")]
+                kind = 1 << struct.unpack("=I", packed_type)[0]
+                return [(state, _hit(bool(kind & types) != inverted))]
             case Foreign(words):
                 return [_foreign(state, words)]
             case Note():
@@ -193,6 +205,14 @@ class Machine:
             field = {"mark": number} if what == "meta mark" else {"connection_mark": number}
             return State(state.branch.to(msgspec.structs.replace(flow, **field)), state.registers)
         return state
+
+
+def _states(flow: Flow) -> int:
+    """The states of a connection in the bits of iptables."""
+    if flow.untracked:
+        return _XT_UNTRACKED
+    by_rules = flow.translated and not flow.scheduled
+    return _XT_NEW | _XT_DNAT * by_rules | _XT_SNAT * flow.masqueraded
 
 
 def _foreign(state: State, words: str) -> tuple[State, Result]:

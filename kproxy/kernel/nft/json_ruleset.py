@@ -114,10 +114,10 @@ def _table(family: str, name: str, objects: Sequence[tuple[str, Json]]) -> Table
             chains[held["name"]] = Chain(
                 held["name"],
                 chain,
-                _HOOKS.get(held.get("hook", "")),
-                int(held.get("prio", 0)),
-                held.get("type", ""),
-                held.get("policy") == "drop",
+                hook=_HOOKS.get(held.get("hook", "")),
+                priority=int(held.get("prio", 0)),
+                kind=held.get("type", ""),
+                drops=held.get("policy") == "drop",
             )
     return Table(family, name, chains, sets)
 

@@ -191,6 +191,21 @@ class Untrack(msgspec.Struct, frozen=True):
     """Take the packet out of connection tracking."""
 
 
+class HasState(msgspec.Struct, frozen=True):
+    """Go on if the connection has one of these states, in the bits of iptables (XT_CONNTRACK_STATE_BIT)."""
+
+    states: int
+    inverted: bool = False
+
+
+class HasType(msgspec.Struct, frozen=True):
+    """Go on if an address, `saddr` or `daddr`, is of one of these types, a bit for each RTN_*."""
+
+    what: str
+    types: int
+    inverted: bool = False
+
+
 class Foreign(msgspec.Struct, frozen=True):
     """An expression that is not modelled."""
 
@@ -216,16 +231,33 @@ Operation = (
     | Limit
     | Note
     | Untrack
+    | HasState
+    | HasType
     | Foreign
 )
 
 
+_OF_IPTABLES = (
+    *(Load, Constant, Verdict, Compare, Between, Bitwise, Masquerade, Reject, Store, Limit, Note),
+)
+_LOADED_BY_IPTABLES = frozenset(
+    {"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "ip protocol", "ip6 nexthdr", "th sport", "th dport"}
+    | {"iifname", "oifname", "meta l4proto", "meta mark", "@th 13"}
+)
+
+
+def is_of_iptables(each: Operation) -> bool:
+    """Whether iptables-nft writes such an operation; it prints rules with others as if they had none."""
+    return isinstance(each, _OF_IPTABLES) and (not isinstance(each, Load) or each.what in _LOADED_BY_IPTABLES)
+
+
 def operations(packed: bytes) -> tuple[Operation, ...]:
-    """Decode a rule's expressions."""
-    return tuple(_operation(attributes(expression)) for _, expression in every_attribute(packed))
+    """Decode a rule's expressions, except matches and targets of iptables."""
+    return tuple(operation(attributes(expression)) for _, expression in every_attribute(packed))
 
 
-def _operation(held: Mapping[int, bytes]) -> Operation:
+def operation(held: Mapping[int, bytes]) -> Operation:
+    """Decode an expression from its attributes."""
     name, data = text(held[_NAME]), attributes(held.get(_DATA, b""))
     decode = _DECODERS.get(name)
     try:
@@ -234,8 +266,6 @@ def _operation(held: Mapping[int, bytes]) -> Operation:
         found = None
     if found is not None:
         return found
-    if name in {"match", "target"}:  # of iptables-nft
-        return Foreign(f"xt {name} {text(data.get(1, b''))}")
     return Foreign(name)
 
 

@@ -15,10 +15,11 @@ import msgspec
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import attribute, attributes, every_attribute
 from kproxy.kernel.netlink.socket import NetlinkSocket
+from kproxy.kernel.nft import xt
 from kproxy.kernel.nft.decoding import declaration, text
 from kproxy.kernel.nft.expressions import FAMILY_NUMBERS, VERDICTS
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
-from kproxy.kernel.nft.operations import Operation, operations
+from kproxy.kernel.nft.operations import Operation, is_of_iptables, operation
 
 _NETLINK_NETFILTER = 12
 _INET = 1  # NFPROTO_INET
@@ -27,7 +28,10 @@ _TABLE, _TABLE_FLAGS, _DORMANT = 1, 2, 1
 _SET = 2
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_RULE_CHAIN, _RULE_EXPRESSIONS = 2, 4
+_RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 2, 3, 4
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_XT_NAME, _XT_INFO = 1, 3
+_OF_IPTABLES = {"match": xt.match, "target": xt.target}
 _LIST_ELEMENTS = 3
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
 _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
@@ -131,10 +135,15 @@ class SomeElements(Protocol):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A chain: its rules, and for a base chain its hook (enum nf_inet_hooks), priority, type and policy."""
+    """A chain: its rules with their handles; `mixed`: iptables-nft would not write some of them so.
+
+    A base chain has a hook (enum nf_inet_hooks), a priority, a type and a policy.
+    """
 
     name: str
     rules: tuple[tuple[Operation, ...], ...] = ()
+    handles: tuple[int, ...] = ()
+    mixed: bool = False
     hook: int | None = None
     priority: int = 0
     kind: str = ""
@@ -187,13 +196,20 @@ def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
         intervals = bool(declared.flags & _INTERVAL) and not fields
         sets[declared.name] = Elements(declared.name, declared.key_length, lists, intervals, fields)
     rules: dict[str, list[tuple[Operation, ...]]] = {}
+    handles: dict[str, list[int]] = {}
+    mixed: set[str] = set()
     for held in _dump(sock, _GET_RULE, number, name):
-        rules.setdefault(text(held[_RULE_CHAIN]), []).append(_rule(held.get(_RULE_EXPRESSIONS, b"")))
+        of = text(held[_RULE_CHAIN])
+        packed = held.get(_RULE_EXPRESSIONS, b"")
+        rules.setdefault(of, []).append(_rule(packed))
+        if not _is_of_iptables(packed):
+            mixed.add(of)
+        handles.setdefault(of, []).append(_number(held.get(_RULE_HANDLE)))
     chains = {}
     for held in _dump(sock, _GET_CHAIN, number, name):
         if text(held[_TABLE]) == name:
-            chain = _chain(held, tuple(rules.get(text(held[_CHAIN_NAME]), ())))
-            chains[chain.name] = chain
+            of = text(held[_CHAIN_NAME])
+            chains[of] = _chain(held, tuple(rules.get(of, ())), tuple(handles.get(of, ())), of in mixed)
     return Table(word, name, chains, sets)
 
 
@@ -206,14 +222,18 @@ def _field_lengths(held: Mapping[int, bytes]) -> tuple[int, ...]:
     return tuple(_number(attributes(field).get(_FIELD_LENGTH)) for _, field in listed)
 
 
-def _chain(held: Mapping[int, bytes], rules: tuple[tuple[Operation, ...], ...]) -> Chain:
+def _chain(
+    held: Mapping[int, bytes], rules: tuple[tuple[Operation, ...], ...], handles: tuple[int, ...], mixed: bool
+) -> Chain:
     name = text(held[_CHAIN_NAME])
     if _CHAIN_HOOK not in held:
-        return Chain(name, rules)
+        return Chain(name, rules, handles, mixed)
     hook = attributes(held[_CHAIN_HOOK])
     return Chain(
         name,
         rules,
+        handles,
+        mixed,
         _number(hook[_HOOK_NUMBER]),
         int.from_bytes(hook[_HOOK_PRIORITY], "big", signed=True),
         text(held.get(_CHAIN_TYPE, b"")),
@@ -223,7 +243,25 @@ def _chain(held: Mapping[int, bytes], rules: tuple[tuple[Operation, ...], ...]) 
 
 @functools.lru_cache(maxsize=4096)
 def _rule(packed: bytes) -> tuple[Operation, ...]:
-    return operations(packed)
+    found: tuple[Operation, ...] = ()
+    for _, expression in every_attribute(packed):
+        held = attributes(expression)
+        name, data = text(held[_EXPRESSION_NAME]), attributes(held.get(_EXPRESSION_DATA, b""))
+        if name in _OF_IPTABLES:
+            found += _OF_IPTABLES[name](text(data.get(_XT_NAME, b"")), data.get(_XT_INFO, b""))
+        else:
+            found += (operation(held),)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_of_iptables(packed: bytes) -> bool:
+    """Whether iptables-nft writes such a rule."""
+    expressions = [attributes(expression) for _, expression in every_attribute(packed)]
+    return all(
+        text(held[_EXPRESSION_NAME]) in _OF_IPTABLES or is_of_iptables(operation(held))
+        for held in expressions
+    )
 
 
 def _elements(sock: NetlinkSocket, number: int, table: str, name: str) -> Iterator[bytes]:

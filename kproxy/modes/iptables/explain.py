@@ -1,21 +1,22 @@
 """What `explain` needs of the iptables mode: how rules are read, and its intended peculiarities."""
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 
 from kproxy.addresses import Family
-from kproxy.backends.core.packets import Flow
+from kproxy.backends.core.packets import Flow, SharedRules
 from kproxy.backends.iptables.interpreter import built_in_chains
 from kproxy.backends.iptables.matching import Surroundings
 from kproxy.backends.iptables.parsed import Tables
 from kproxy.config.model import ProxyConfig
-from kproxy.kernel import generations, nft_tables, recent
+from kproxy.kernel import generations, recent
 from kproxy.kernel.ipset.lookup import Members, Side
 from kproxy.kernel.ipset.lookup import read as read_sets
 from kproxy.kernel.ipset.netlink import NetlinkIpset
 from kproxy.kernel.processes import Runner
+from kproxy.kernel.xtables import native
 from kproxy.kernel.xtables.detect import find_tools
-from kproxy.kernel.xtables.native import BUILT_IN
 from kproxy.kernel.xtables.programs import SubprocessXtables
 from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
 from kproxy.modes.base import ExplainError, KernelRules, exact_shares
@@ -32,7 +33,9 @@ class IptablesReader:
     def __init__(self, _config: ProxyConfig, runner: Runner) -> None:
         self._runner = runner
 
-    def read_kernel(self, family: Family) -> KernelRules:
+    dump = "iptables-save"
+
+    def read_kernel(self, family: Family, shared: SharedRules) -> KernelRules:
         """Read the tables that exist; without the programs of a variant its tables are left out.
 
         Those of iptables-nft are then read as tables of nftables.
@@ -54,7 +57,7 @@ class IptablesReader:
             names = {name.decode() for name in _SET.findall(dump)}
             members = read_sets(NetlinkIpset(), names)
             parts.append(
-                (variant, _rules(Tables(dump), family, seen, members, covers=variant is Variant.NFT))
+                (variant, _rules(Tables(dump), family, seen, members, shared, covers=variant is Variant.NFT))
             )
         return KernelRules(
             tuple(chain for _, rules in parts for chain in rules.chains),
@@ -71,16 +74,17 @@ class IptablesReader:
             tables = Tables(text.encode("utf-8", "surrogateescape"), edited=True)
         except ValueError as error:
             raise ExplainError(f"not the output of iptables-save: {error}") from error
-        return _rules(tables, family, {}, Members({}), covers=True)
+        return _rules(tables, family, {}, Members({}), SharedRules(), covers=True)
 
 
 def _exists(family: Family, variant: Variant) -> bool:
     if variant is Variant.LEGACY:
         return bool(generations.legacy_tables(family))
     try:
-        return bool(nft_tables.tables(family) & BUILT_IN.keys())
-    except nft_tables.NftablesError as error:
-        raise ExplainError(str(error)) from error
+        return bool(native.tables(family))
+    except OSError as error:
+        hint = " (root is needed)" if error.errno in {errno.EPERM, errno.EACCES} else ""
+        raise ExplainError(f"cannot list tables: {error.strerror or error}{hint}") from error
 
 
 def _rules(
@@ -88,6 +92,7 @@ def _rules(
     family: Family,
     seen: Mapping[str, Mapping[str, float]],
     members: Members,
+    shared: SharedRules,
     *,
     covers: bool,
 ) -> KernelRules:
@@ -97,7 +102,7 @@ def _rules(
 
     ip = "ip" if family is Family.IPV4 else "ip6"
     covered = frozenset(f"{ip} {name}" for name in tables.names()) if covers else frozenset[str]()
-    return KernelRules(built_in_chains(tables, Surroundings(family, seen, contains)), covered)
+    return KernelRules(built_in_chains(tables, Surroundings(family, seen, contains, shared)), covered)
 
 
 def facts(config: ProxyConfig, family: Family, node: FamilyFacts) -> ModeFacts:

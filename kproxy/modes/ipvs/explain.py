@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 from kproxy.addresses import Family
+from kproxy.backends.core.packets import SharedRules
 from kproxy.backends.ipvs.interpreter import EVEN, Destinations, Servers, servers_at_hooks
 from kproxy.backends.ipvs.names import OWN_MARK
 from kproxy.config.model import ProxyConfig
@@ -30,7 +31,9 @@ class IpvsReader:
     def __init__(self, _config: ProxyConfig, _runner: Runner) -> None:
         self._handle = NetlinkIpvs
 
-    def read_kernel(self, family: Family) -> KernelRules:
+    dump = ""
+
+    def read_kernel(self, family: Family, shared: SharedRules) -> KernelRules:  # noqa: ARG002 - of RuleReader
         """Read the virtual servers; a kernel without IPVS has none."""
         if not _has_ipvs():
             return KernelRules()

@@ -5,7 +5,8 @@ import errno
 import socket
 
 from kproxy.addresses import Family
-from kproxy.backends.nftables.interpreter import base_chains
+from kproxy.backends.core.packets import SharedRules
+from kproxy.backends.nftables.interpreter import SingleRules, base_chains, mixed_chains
 from kproxy.backends.nftables.shares import slots, slots_of_port
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.nft import json_ruleset, ruleset
@@ -27,7 +28,9 @@ class NftablesReader:
     def __init__(self, _config: ProxyConfig, _runner: Runner) -> None:
         self._nft = NetlinkNft()
 
-    def read_kernel(self, family: Family) -> KernelRules:
+    dump = "nft -j list ruleset"
+
+    def read_kernel(self, family: Family, shared: SharedRules) -> KernelRules:
         """Read all tables; once more if a transaction was committed meantime."""
         try:
             for _ in range(_READINGS):
@@ -41,6 +44,7 @@ class NftablesReader:
         interfaces: dict[int, str] = {}
         with contextlib.suppress(OSError):
             interfaces = dict(socket.if_nameindex())
+        shared.offer(SingleRules(tables, family, interfaces).run, mixed_chains(tables))
         return KernelRules(base_chains(tables, family, interfaces))
 
     @staticmethod
