@@ -237,20 +237,6 @@ Operation = (
 )
 
 
-_OF_IPTABLES = (
-    *(Load, Constant, Verdict, Compare, Between, Bitwise, Masquerade, Reject, Store, Limit, Note),
-)
-_LOADED_BY_IPTABLES = frozenset(
-    {"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "ip protocol", "ip6 nexthdr", "th sport", "th dport"}
-    | {"iifname", "oifname", "meta l4proto", "meta mark", "@th 13"}
-)
-
-
-def is_of_iptables(each: Operation) -> bool:
-    """Whether iptables-nft writes such an operation; it prints rules with others as if they had none."""
-    return isinstance(each, _OF_IPTABLES) and (not isinstance(each, Load) or each.what in _LOADED_BY_IPTABLES)
-
-
 def operations(packed: bytes) -> tuple[Operation, ...]:
     """Decode a rule's expressions, except matches and targets of iptables."""
     return tuple(operation(attributes(expression)) for _, expression in every_attribute(packed))

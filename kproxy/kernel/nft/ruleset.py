@@ -8,7 +8,7 @@ import errno
 import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, overload
 
 import msgspec
 
@@ -19,7 +19,7 @@ from kproxy.kernel.nft import xt
 from kproxy.kernel.nft.decoding import declaration, text
 from kproxy.kernel.nft.expressions import FAMILY_NUMBERS, VERDICTS
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
-from kproxy.kernel.nft.operations import Operation, is_of_iptables, operation
+from kproxy.kernel.nft.operations import Operation, operation
 
 _NETLINK_NETFILTER = 12
 _INET = 1  # NFPROTO_INET
@@ -32,6 +32,14 @@ _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 2, 3, 4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _XT_NAME, _XT_INFO = 1, 3
 _OF_IPTABLES = {"match": xt.match, "target": xt.target}
+_NOT_OF_IPTABLES = tuple(
+    attribute(_EXPRESSION_NAME, name.encode() + b"\0")
+    for name in (
+        *("lookup", "ct", "fib", "numgen", "nat", "masq", "redir", "reject", "dynset", "objref", "quota"),
+        *("notrack", "hash", "exthdr", "connlimit", "socket", "byteorder", "rt", "osf", "queue", "tproxy"),
+    )
+)
+"""Expressions that iptables-nft does not write; it prints a rule with others as if it had none of them."""
 _LIST_ELEMENTS = 3
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
 _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
@@ -134,6 +142,27 @@ class SomeElements(Protocol):
         """The value of a key; None if the map or set does not have it."""
 
 
+class PackedRules(Sequence[tuple[Operation, ...]]):
+    """Rules as the kernel sent them, each decoded when it is asked for: of a hundred thousand, few are."""
+
+    def __init__(self, packed: Sequence[bytes]) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Operation, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PackedRules": ...
+
+    def __getitem__(self, index: int | slice) -> "tuple[Operation, ...] | PackedRules":
+        if isinstance(index, slice):
+            return PackedRules(self._packed[index])
+        return _rule(self._packed[index])
+
+
 class Chain(msgspec.Struct, frozen=True):
     """A chain: its rules with their handles; `mixed`: iptables-nft would not write some of them so.
 
@@ -141,7 +170,7 @@ class Chain(msgspec.Struct, frozen=True):
     """
 
     name: str
-    rules: tuple[tuple[Operation, ...], ...] = ()
+    rules: Sequence[tuple[Operation, ...]] = ()
     handles: tuple[int, ...] = ()
     mixed: bool = False
     hook: int | None = None
@@ -195,21 +224,21 @@ def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
         fields = _field_lengths(held)
         intervals = bool(declared.flags & _INTERVAL) and not fields
         sets[declared.name] = Elements(declared.name, declared.key_length, lists, intervals, fields)
-    rules: dict[str, list[tuple[Operation, ...]]] = {}
+    rules: dict[str, list[bytes]] = {}
     handles: dict[str, list[int]] = {}
     mixed: set[str] = set()
     for held in _dump(sock, _GET_RULE, number, name):
         of = text(held[_RULE_CHAIN])
         packed = held.get(_RULE_EXPRESSIONS, b"")
-        rules.setdefault(of, []).append(_rule(packed))
-        if not _is_of_iptables(packed):
+        rules.setdefault(of, []).append(packed)
+        if of not in mixed and any(expression in packed for expression in _NOT_OF_IPTABLES):
             mixed.add(of)
         handles.setdefault(of, []).append(_number(held.get(_RULE_HANDLE)))
     chains = {}
     for held in _dump(sock, _GET_CHAIN, number, name):
         if text(held[_TABLE]) == name:
             of = text(held[_CHAIN_NAME])
-            chains[of] = _chain(held, tuple(rules.get(of, ())), tuple(handles.get(of, ())), of in mixed)
+            chains[of] = _chain(held, PackedRules(rules.get(of, ())), tuple(handles.get(of, ())), of in mixed)
     return Table(word, name, chains, sets)
 
 
@@ -223,7 +252,7 @@ def _field_lengths(held: Mapping[int, bytes]) -> tuple[int, ...]:
 
 
 def _chain(
-    held: Mapping[int, bytes], rules: tuple[tuple[Operation, ...], ...], handles: tuple[int, ...], mixed: bool
+    held: Mapping[int, bytes], rules: Sequence[tuple[Operation, ...]], handles: tuple[int, ...], mixed: bool
 ) -> Chain:
     name = text(held[_CHAIN_NAME])
     if _CHAIN_HOOK not in held:
@@ -252,16 +281,6 @@ def _rule(packed: bytes) -> tuple[Operation, ...]:
         else:
             found += (operation(held),)
     return found
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_of_iptables(packed: bytes) -> bool:
-    """Whether iptables-nft writes such a rule."""
-    expressions = [attributes(expression) for _, expression in every_attribute(packed)]
-    return all(
-        text(held[_EXPRESSION_NAME]) in _OF_IPTABLES or is_of_iptables(operation(held))
-        for held in expressions
-    )
 
 
 def _elements(sock: NetlinkSocket, number: int, table: str, name: str) -> Iterator[bytes]:
