@@ -54,14 +54,13 @@ class IptablesReader:
                 continue
             except RestoreError as error:
                 raise ExplainError(f"cannot read iptables rules ({variant}): {error.message}") from error
-            names = {name.decode() for name in _SET.findall(dump)}
-            members = read_sets(NetlinkIpset(), names)
-            parts.append(
-                (variant, _rules(Tables(dump), family, seen, members, shared, covers=variant is Variant.NFT))
-            )
+            members = read_sets(NetlinkIpset(), {name.decode() for name in _SET.findall(dump)})
+            is_nft = variant is Variant.NFT
+            others = shared if is_nft else SharedRules()
+            parts.append(_rules(Tables(dump), family, seen, members, others, covers=is_nft))
         return KernelRules(
-            tuple(chain for _, rules in parts for chain in rules.chains),
-            frozenset[str]().union(*(rules.covered for _, rules in parts)),
+            tuple(chain for rules in parts for chain in rules.chains),
+            frozenset[str]().union(*(rules.covered for rules in parts)),
             tuple(unread),
         )
 
