@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from kproxy.addresses import Family, cidr_contains, parse_cidr, parse_ip
-from kproxy.plan.endpoints import PortKey, collect
+from kproxy.plan.endpoints import Collected, PortKey, collect
 from kproxy.plan.limits import RANGES_BY_PORTS
 from kproxy.plan.model import (
     AFFINITY_DEFAULT_SECONDS,
@@ -265,11 +265,33 @@ def plan_service(
     cluster_ip = reader.cluster_ip()
     if cluster_ip is None:
         return ServicePlan(inputs.key, family, created, (), reader.problems.result())
-    listed = reader.ports()
-    wanted = frozenset((port.name or "", protocol.value) for _, port, protocol in listed)
-    found = collect(inputs.slices, family, node, reader.problems, wanted, reader.weights())
+    listed, found = _collect(reader, inputs, node)
     ports = _plan_ports(reader, cluster_ip, listed, found.ports, node)
     return ServicePlan(inputs.key, family, created, ports, reader.problems.result(), found.local_ready)
+
+
+def candidates_of(inputs: ServiceInput, family: Family, node: NodeView) -> dict[PortKey, list[Candidate]]:
+    """The endpoints of each port before any policy, as `plan_service` takes them."""
+    if inputs.service is None:
+        return {}
+    reader = _Reader(inputs.service, family, node, WeightsCache())
+    return _collect(reader, inputs, node)[1].ports
+
+
+def weights_of(inputs: ServiceInput, family: Family, node: NodeView) -> Weights:
+    """The selectors of a service's weights annotation, as `plan_service` reads them."""
+    if inputs.service is None:
+        return ()
+    return _Reader(inputs.service, family, node, WeightsCache()).weights()
+
+
+def _collect(
+    reader: _Reader, inputs: ServiceInput, node: NodeView
+) -> tuple[list[tuple[int, ServicePort, Protocol]], Collected]:
+    """The valid ports of a service, and their candidates."""
+    listed = reader.ports()
+    wanted = frozenset((port.name or "", protocol.value) for _, port, protocol in listed)
+    return listed, collect(inputs.slices, reader.family, node, reader.problems, wanted, reader.weights())
 
 
 def known_endpoints(inputs: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """Select the endpoints for each policy by readiness, termination, locality and topology hints.
 
 The criteria are kube-proxy's (pkg/proxy/topology.go; KEP-1669 terminating endpoints, KEP-2433 hints,
-KEP-3015 PreferSameZone and PreferSameNode).
+KEP-3015 PreferSameZone and PreferSameNode). `reasons` says why the others are not selected, on demand.
 """
 
 import enum
@@ -35,6 +35,30 @@ class Usable(msgspec.Struct, frozen=True, gc=False):
     local: tuple[EndpointPlan, ...] = ()
     reachable: tuple[EndpointPlan, ...] = ()
     has_endpoints: bool = False
+
+
+class Reason(enum.StrEnum):
+    """Why an endpoint of a Service gets no connection; the first that applies."""
+
+    FAMILY = "wrong family"
+    PORT_NAME = "other port name"
+    PORT_NUMBER = "no port number"
+    ADDRESS = "address not allowed"
+    LIMIT = "limit"
+    DUPLICATE = "duplicate"
+    NOT_READY = "not ready"
+    NOT_SERVING = "not serving"
+    TERMINATING = "terminating"
+    HINT = "hint"
+    LOCAL_POLICY = "Local policy"
+    WEIGHT = "weight 0"
+
+
+class NotSelected(msgspec.Struct, frozen=True, gc=False):
+    """A reason, and what it depends on: "zones eu-1b" for a hint."""
+
+    reason: Reason
+    detail: str = ""
 
 
 class _Preference(enum.Enum):
@@ -96,3 +120,29 @@ def _preferred(candidate: Candidate, preference: _Preference, node: NodeView) ->
     if preference is _Preference.SAME_ZONE:
         return (node.zone or "") in candidate.zones
     return True
+
+
+def reasons(candidates: Sequence[Candidate], node: NodeView, *, local: bool) -> dict[str, NotSelected]:
+    """Why `select` passes over candidates under the policy Local or Cluster, by `ip:port`."""
+    usable = select(candidates, node, uses_cluster=not local, uses_local=local)
+    chosen = {endpoint.text for endpoint in (usable.local if local else usable.cluster)}
+    preference = _preference(candidates, node)
+    return {
+        candidate.plan.text: _reason(candidate, preference, local=local)
+        for candidate in candidates
+        if candidate.plan.text not in chosen
+    }
+
+
+def _reason(candidate: Candidate, preference: _Preference, *, local: bool) -> NotSelected:
+    if not candidate.ready and not candidate.draining:
+        if candidate.terminating:
+            return NotSelected(Reason.NOT_SERVING, "terminating, and does not serve any more")
+        return NotSelected(Reason.NOT_READY)
+    if local and not candidate.plan.local:
+        return NotSelected(Reason.LOCAL_POLICY, "not on this node")
+    if not candidate.ready:
+        return NotSelected(Reason.TERMINATING, "ready endpoints exist")
+    if preference is _Preference.SAME_NODE:
+        return NotSelected(Reason.HINT, f"nodes {', '.join(sorted(candidate.nodes))}")
+    return NotSelected(Reason.HINT, f"zones {', '.join(sorted(candidate.zones))}")
