@@ -59,6 +59,15 @@ class AddressConflicts:
             found.update(islice(self._claims.beside(key), RIVAL_CLAIMS))
         return found - chosen
 
+    def owner(self, frontend: Frontend) -> str | None:
+        """The service that has a frontend, or None."""
+        winner = self._claims.winner(frontend)
+        return None if winner is None else winner.service
+
+    def frontends_at(self, address: str) -> list[Frontend]:
+        """The frontends at an address that some service has, in order."""
+        return self._claims.frontends_at(address)
+
     def settle(self, plan: ServicePlan, local: Collection[str] = ()) -> ServicePlan:
         """Return the plan without the frontends that other services won; they are added as problems."""
         problems = ProblemList(f"Service {plan.key}")

@@ -82,9 +82,12 @@ class Claims:
         """The valid claims to each frontend, in order."""
 
     def winner(self, frontend: Frontend) -> Claim | None:
-        """The claim that has a frontend."""
-        held = self._held.get(frontend)
-        return held[0] if held else None
+        """The claim that has a frontend. It may be asked from any thread while claims change."""
+        return next(iter(self._held.get(frontend, ())), None)
+
+    def frontends_at(self, address: str) -> list[Frontend]:
+        """The frontends at an address that have a claim, in order; as `winner` from any thread."""
+        return sorted(each for each in list(self._held) if each[0] == address)
 
     def services_at(self, frontend: Frontend) -> set[str]:
         """The services with a valid claim to a frontend."""

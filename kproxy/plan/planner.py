@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from kproxy.addresses import Family
 from kproxy.plan.address_conflicts import AddressConflicts
+from kproxy.plan.claims import Frontend
 from kproxy.plan.model import NodeView, OutsideLimits, ServicePlan
 from kproxy.plan.outside import API_SERVICE, ApiEndpoints, concerns_api_servers, restrict
 from kproxy.plan.services import known_endpoints, plan_service
@@ -60,6 +61,23 @@ class Planner:
     def rivals(self, keys: Iterable[str]) -> set[str]:
         """The services that claim a frontend which one of these planned services claims too."""
         return self._claims.rivals(keys)
+
+    def preview(self, inputs: ServiceInput, node: NodeView) -> ServicePlan:
+        """The plan of one service beside the others as they were planned last; nothing is changed.
+
+        This and the two methods below only read; they may be called from any thread.
+        """
+        limits = node.outside
+        plan = restrict(plan_service(inputs, self.family, node), limits, self._api_endpoints)
+        return self._claims.settle(plan, limits.local)
+
+    def owner(self, frontend: Frontend) -> str | None:
+        """The service that has a frontend."""
+        return self._claims.owner(frontend)
+
+    def frontends_at(self, address: str) -> list[Frontend]:
+        """The frontends at an address that some service has, in order; "" for node ports."""
+        return self._claims.frontends_at(address)
 
     def _at_api_servers(self, limits: OutsideLimits, endpoints: ApiEndpoints) -> dict[str, ServicePlan]:
         """Plans that the former or the new endpoints of API servers may restrict, before restriction."""

@@ -17,8 +17,6 @@ from kproxy.plan.topology import Reason
 from kproxy.plan.weights import effective
 from tests.builders import NODE, Json, endpoint, endpoint_slice, given, plan_of, port, service
 
-LOCAL = {"internalTrafficPolicy": "Local"}
-
 
 def judged(document: Json, *slices: Json, local: bool = False, node: Any = NODE) -> tuple[Judged, ...]:
     """Judge the endpoints of the first port."""
@@ -68,7 +66,7 @@ def test_hints_name_the_zones_or_nodes_of_the_endpoint() -> None:
 
 def test_the_policy_local_excludes_endpoints_of_other_nodes() -> None:
     slices = endpoint_slice(endpoint("10.0.0.1", node="node1"), endpoint("10.0.0.2", node="node2"))
-    found = why(judged(service(**LOCAL), slices, local=True))
+    found = why(judged(service(internalTrafficPolicy="Local"), slices, local=True))
     assert found == {"10.0.0.1:80": None, "10.0.0.2:80": ("Local policy", "not on this node")}
     assert set(why(judged(service(externalTrafficPolicy="Cluster"), slices)).values()) == {None}
 
@@ -185,9 +183,11 @@ def test_those_without_a_reason_are_exactly_the_plans(
     slices: list[Json], local: bool, weights: str | None, most: int
 ) -> None:
     named = [each | {"metadata": each["metadata"] | {"name": f"s{n}"}} for n, each in enumerate(slices)]
-    policy = {"internalTrafficPolicy": "Local"} if local else {}
+    policy = "Local" if local else "Cluster"
     annotations = {"kproxy.io/weights": weights} if weights else None
-    document = service(ports=[port(80, "p80"), port(81, "p81", "UDP")], annotations=annotations, **policy)
+    document = service(
+        ports=[port(80, "p80"), port(81, "p81", "UDP")], annotations=annotations, internalTrafficPolicy=policy
+    )
     node = msgspec.structs.replace(NODE, limits=Limits(endpoints_per_port=most))
     plan: ServicePlan = plan_of(document, *named, node=node)
     for planned in plan.ports:
