@@ -1,0 +1,52 @@
+"""What an explanation knows: objects, the node, and the plans of all services.
+
+The running agent and the command without one answer from different places; both give this.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from kproxy.addresses import Family
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.explain.report import Since
+from kproxy.node.facts import NodeFacts
+from kproxy.plan.outcomes import ModeFacts, Routing
+from kproxy.plan.planner import Planner
+from kproxy.state.tables import ServiceInput
+from kproxy.state.wire import EndpointSlice, Node
+
+
+class Cluster(Protocol):
+    """The objects in force and what is derived from them; it is only read."""
+
+    @property
+    def config(self) -> ProxyConfig:
+        """The settings."""
+
+    @property
+    def facts(self) -> NodeFacts:
+        """The facts of the node."""
+
+    @property
+    def node(self) -> Node | None:
+        """The object of the node."""
+
+    @property
+    def planners(self) -> Mapping[Family, Planner]:
+        """The plans of each family that is served."""
+
+    @property
+    def routing(self) -> Routing:
+        """The node's routes and addresses."""
+
+    def mode_facts(self, family: Family) -> ModeFacts:
+        """The behaviour of the mode in a family."""
+
+    def service(self, key: str) -> ServiceInput:
+        """A service and its slices."""
+
+    def slices(self) -> Iterable[EndpointSlice]:
+        """Every EndpointSlice."""
+
+    def since(self, key: str, family: Family) -> Since | None:
+        """When the last change of a service arrived and was applied, if that is known."""

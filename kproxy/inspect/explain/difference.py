@@ -1,0 +1,139 @@
+"""Compare what is desired with what the kernel would do, by endpoint, and name the rule that differs.
+
+Small deviations of shares are none: the kernel rounds probabilities. With session affinity one endpoint may
+have all connections of a client, and a scheduler such as least connection decides by what is going on now, so
+there only the set of endpoints counts. Where a rule is not modelled, only what is certain is compared.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from kproxy.inspect.explain.report import Desired, Report, Way
+from kproxy.plan.outcomes import PacketVerdict
+
+TOLERANCE = 0.01
+"""Shares that differ by less are equal; 31 bits and slots round to far less for usual weights."""
+
+_TRANSLATES = re.compile(r"\bdnat\b|->", re.IGNORECASE)
+_MASQUERADES = re.compile(r"\bmasquerade\b|\bsnat\b", re.IGNORECASE)
+
+_DESIRED = {
+    PacketVerdict.FORWARD: "forwarded to an endpoint",
+    PacketVerdict.REJECT: "refused",
+    PacketVerdict.DROP: "dropped",
+    PacketVerdict.UNTOUCHED: "left as it is",
+}
+_ACTUAL = {
+    PacketVerdict.REJECT: "is refused",
+    PacketVerdict.DROP: "is dropped",
+    PacketVerdict.UNTOUCHED: "is not translated or refused by any rule",
+}
+
+
+class _Result(msgspec.Struct):
+    """The probability of one result, and the likeliest way to it."""
+
+    probability: float
+    way: Way
+
+
+def with_differences(report: Report) -> Report:
+    """The report with every difference between its desired and its actual outcomes."""
+    if report.actual is None:
+        return report
+    return msgspec.structs.replace(
+        report, differences=tuple(_differences(report.desired, report.actual.outcomes))
+    )
+
+
+def percent(probability: float) -> str:
+    """A probability as people read it: `50 %`, `0.4 %`."""
+    value = probability * 100
+    text = f"{value:.0f}" if value >= 10 or round(value, 1).is_integer() else f"{value:.1f}"
+    return f"{text} %"
+
+
+def _differences(desired: Desired, actual: Iterable[Way]) -> Iterator[str]:
+    wanted, have = _by_result(desired.outcomes), _by_result(actual)
+    unknown = have.pop(PacketVerdict.UNKNOWN, None)
+    uncertain = unknown is not None and unknown.probability > TOLERANCE
+    ends = {each: result for each, result in have.items() if _is_endpoint(each)}
+    remembered = desired.affinity and len(ends) == 1
+    lacking = [] if uncertain or remembered else [e for e in wanted if _is_endpoint(e) and e not in have]
+    clear = True
+    for end, result in ends.items():
+        if end not in wanted:
+            clear = False
+            yield _wrong_end(end, result, desired, lacking)
+    for verdict, result in have.items():
+        if not _is_endpoint(verdict) and verdict not in wanted and result.probability > 0:
+            clear = False
+            yield _wrong_verdict(result, desired)
+            lacking = []
+    for end in lacking:
+        clear = False
+        yield f"no rule leads to {end}, which should get {percent(wanted[end].probability)}"
+    for end, result in ends.items():
+        if end in wanted and result.way.masquerade != wanted[end].way.masquerade:
+            yield _masquerade(end, result.way)
+    if clear and not uncertain and not remembered and not desired.scheduler:
+        yield from _shares(wanted, ends)
+
+
+def _by_result(ways: Iterable[Way]) -> dict[str, _Result]:
+    """Probabilities by endpoint or, if there is none, by verdict."""
+    found: dict[str, _Result] = {}
+    for way in sorted(ways, key=lambda each: -each.probability):
+        result = found.setdefault(way.endpoint or way.verdict, _Result(0.0, way))
+        result.probability += way.probability
+    return found
+
+
+def _is_endpoint(result: str) -> bool:
+    return ":" in result
+
+
+def _wrong_end(end: str, result: _Result, desired: Desired, lacking: list[str]) -> str:
+    step = step_of(result.way, _TRANSLATES)
+    if lacking:
+        return f"{step} leads to {end}, not to {lacking.pop(0)}"
+    if all(each.verdict is PacketVerdict.FORWARD for each in desired.outcomes):
+        return f"{step} leads to {end}, which is not desired"
+    return f"{step} leads to {end}, but the packet should be {_expected(desired)}"
+
+
+def _wrong_verdict(result: _Result, desired: Desired) -> str:
+    way = result.way
+    share = (
+        "the packet" if result.probability > 1 - TOLERANCE else f"{percent(result.probability)} of packets"
+    )
+    where = f" by {way.steps[-1]}" if way.steps and way.verdict is not PacketVerdict.UNTOUCHED else ""
+    reason = f" ({way.reason})" if way.reason else ""
+    return f"{share} {_ACTUAL[way.verdict]}{where}{reason}, but should be {_expected(desired)}"
+
+
+def _expected(desired: Desired) -> str:
+    return _DESIRED[desired.outcomes[0].verdict]
+
+
+def _masquerade(end: str, way: Way) -> str:
+    if way.masquerade:
+        return f"{step_of(way, _MASQUERADES)} masquerades what goes to {end}; the source should be kept"
+    return f"what goes to {end} keeps its source, but should be masqueraded"
+
+
+def _shares(wanted: Mapping[str, _Result], have: Mapping[str, _Result]) -> Iterator[str]:
+    for end, result in have.items():
+        expected = wanted[end].probability
+        if abs(result.probability - expected) > TOLERANCE:
+            step = step_of(result.way, _TRANSLATES)
+            yield f"{end} gets {percent(result.probability)}, not {percent(expected)}: {step}"
+
+
+def step_of(way: Way, pattern: re.Pattern[str]) -> str:
+    """The last step that a pattern finds, in short: table and chain; the last one if it finds none."""
+    steps = way.steps or ()
+    found = next((each for each in reversed(steps) if pattern.search(each)), steps[-1] if steps else "")
+    return found.partition(":")[0] if found else "a rule"
