@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
+from kproxy.cli.agent_address import address_option
 from kproxy.cli.params import Command
 
 _TIMEOUT = "1m"
@@ -24,25 +25,13 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
     return seconds
 
 
-def _with_host(_context: click.Context, _option: click.Parameter, address: str) -> str:
-    """Complete an address without a host, which binds to every address of the node: ask this node."""
-    return f"127.0.0.1{address}" if address.startswith(":") else address
-
-
 @click.command(
     cls=Command,
     epilog="Exit status: 0 if the agent is healthy; 1 if it is not, or does not answer; 3 if it is healthy, "
     "but something is wrong with objects: a rejected object, an invalid field, a service that the kernel "
     "refuses or that works only in part.",
 )
-@click.option(
-    "--address",
-    default="127.0.0.1:10249",
-    show_default=True,
-    callback=_with_host,
-    metavar="ADDRESS",
-    help="The --metrics-bind-address of the kproxy to ask; without a host, 127.0.0.1.",
-)
+@address_option()
 @click.option(
     "-o",
     "--output",

@@ -5,7 +5,7 @@ the kernel or from a saved dump. Then the first sync of a new kproxy runs in mem
 kernel are probed in a temporary network namespace.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,16 +15,14 @@ from kproxy.backends.core.change import Change, Sign
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ConfigError, ProxyConfig, validate
+from kproxy.inspect.objects import facts_of, read_objects
 from kproxy.inspect.render import addresses_of
 from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel import links
 from kproxy.kernel.nft_tables import NftablesError
 from kproxy.kernel.xtables.types import RestoreError
 from kproxy.modes.base import ModeRegistry, ModeSpec, Preview, PreviewError
-from kproxy.modes.kinds import needed_kinds
-from kproxy.node.facts import NodeFacts, node_facts
-from kproxy.sources.manifests import LoadedManifests, load_manifests
-from kproxy.state.tables import Tables
+from kproxy.node.facts import NodeFacts
 from kproxy.text import clean
 
 _LONGEST_LINE = 1 << 16
@@ -74,9 +72,9 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
     Raises ConfigError, PreviewError, and the errors of the source: OSError, ClusterAccessError, ApiError.
     """
     validate(config)
-    tables, problems, servers = _load(config)
+    tables, problems, servers = read_objects(config)
     interfaces = links.local_addresses(exclude={DEVICE})
-    facts = _facts(config, tables, interfaces, servers)
+    facts = facts_of(config, tables, interfaces, servers)
     spec = modes.spec(config)
     try:
         found = spec.preview(config, tables.dirty(), facts)
@@ -98,8 +96,8 @@ def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry
     if preview is None:
         able = " or ".join(modes.with_dumps())
         raise ConfigError([f"--against: only for --proxy-mode {able}, not {config.proxy_mode}"])
-    tables, problems, servers = _load(config)
-    facts = _facts(config, tables, addresses_of(tables.node), servers)
+    tables, problems, servers = read_objects(config)
+    facts = facts_of(config, tables, addresses_of(tables.node), servers)
     dump = file.read_bytes()
     try:
         found = preview(config, tables.dirty(), facts, dump, family)
@@ -110,34 +108,6 @@ def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry
 
 def _difference(found: Preview, problems: tuple[str, ...]) -> Difference:
     return Difference(found.rules, found.others, found.failed, (*problems, *found.problems))
-
-
-def _load(config: ProxyConfig) -> tuple[Tables, tuple[str, ...], frozenset[tuple[str, int]]]:
-    """The objects, their defects, and the addresses and ports of API servers."""
-    loaded = _objects(config)
-    tables = Tables()
-    for kind, objects in loaded.objects.items():
-        tables.replace(kind, [obj for obj in objects if kind.wants(obj.key, config.node_name)])
-    return tables, tuple(str(problem) for problem in loaded.problems), loaded.api_servers
-
-
-def _objects(config: ProxyConfig) -> LoadedManifests:
-    if config.manifests is not None:
-        return load_manifests(config.manifests)
-    from kproxy.sources.cluster import ClusterAccess
-    from kproxy.sources.list_once import list_once
-
-    access = ClusterAccess(config.kubeconfig, master=config.master or None)
-    return list_once(access, config.node_name, kinds=needed_kinds(config))
-
-
-def _facts(
-    config: ProxyConfig, tables: Tables, interfaces: Sequence[str], servers: Collection[tuple[str, int]]
-) -> NodeFacts:
-    facts = node_facts(config, tables.node, interfaces, tables.service_ranges, servers)
-    if facts is None:
-        raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
-    return facts
 
 
 def _with_sysctls(config: ProxyConfig, spec: ModeSpec, facts: NodeFacts, found: Difference) -> Difference:

@@ -3,7 +3,7 @@
 The running agent and the command without one answer from different places; both give this.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Protocol
 
 from kproxy.addresses import Family
@@ -31,9 +31,8 @@ class Cluster(Protocol):
     def node(self) -> Node | None:
         """The object of the node."""
 
-    @property
-    def planners(self) -> Mapping[Family, Planner]:
-        """The plans of each family that is served."""
+    def planner(self, family: Family) -> Planner | None:
+        """The plans of a family; None if it is not served."""
 
     @property
     def routing(self) -> Routing:

@@ -227,7 +227,7 @@ def _conflicts(resolved: Resolved, cluster: Cluster) -> tuple[str, ...]:
     """What the named Service asks for and does not have."""
     if resolved.service is None:
         return ()
-    planner = cluster.planners.get(resolved.packet.family)
+    planner = cluster.planner(resolved.packet.family)
     if planner is None:
         return (f"{resolved.packet.family} is not served on this node",)
     plan = planner.preview(cluster.service(resolved.service), cluster.facts.view)

@@ -35,7 +35,7 @@ def find(packet: Packet, mode: ModeFacts, cluster: Cluster) -> Found | None:
 
 def without_service(packet: Packet, mode: ModeFacts, cluster: Cluster) -> tuple[PacketVerdict, str]:
     """What becomes of a packet to an address and port that no Service has, and why."""
-    planner = cluster.planners.get(packet.family)
+    planner = cluster.planner(packet.family)
     held = [] if planner is None else planner.frontends_at(packet.destination)
     kinds = {found.kind for each in held if (found := _at(each, packet, mode, cluster)) is not None}
     if packet.destination in cluster.facts.view.outside.local:
@@ -60,7 +60,7 @@ def without_service(packet: Packet, mode: ModeFacts, cluster: Cluster) -> tuple[
 
 def _at(frontend: Frontend, packet: Packet, mode: ModeFacts, cluster: Cluster) -> Found | None:
     """The service port that has a frontend."""
-    planner = cluster.planners.get(packet.family)
+    planner = cluster.planner(packet.family)
     key = planner.owner(frontend) if planner is not None else None
     if planner is None or key is None:
         return None

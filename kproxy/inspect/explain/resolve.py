@@ -204,7 +204,7 @@ def _port_at(target: AddressPort, protocol: Protocol, cluster: Cluster) -> int:
     if target.port is not None:
         return target.port
     family = Family.IPV6 if ":" in target.ip else Family.IPV4
-    planner = cluster.planners.get(family)
+    planner = cluster.planner(family)
     known = [] if planner is None else planner.frontends_at(target.ip)
     ports = [port for _, port, of in known if of == protocol.value]
     if len(ports) > 1:
