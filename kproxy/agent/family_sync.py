@@ -54,7 +54,7 @@ class FamilySync:
         self.flows = flows or ConntrackTracker()
         self.error: str | None = None
         self.unfinished: frozenset[str] = frozenset()
-        self._planner = Planner(family)
+        self.planner = Planner(family)
         self._plans: dict[str, ServicePlan] = {}
         """Plans that were not reported as applied yet."""
         self._planning = 0.0
@@ -68,14 +68,14 @@ class FamilySync:
     def plan(self, inputs: Sequence[ServiceInput], view: NodeView) -> None:
         """Plan changed services and give their plans, and those of affected ones, to the backend."""
         began = time.monotonic()
-        plans = self._planner.update(inputs, view)
+        plans = self.planner.update(inputs, view)
         self.backend.update(plans.values())
         self._plans |= plans
         self._planning += time.monotonic() - began
 
     def rivals(self, inputs: Sequence[ServiceInput]) -> set[str]:
         """The other services that claim a frontend of one of these services, as planned last."""
-        return self._planner.rivals(each.key for each in inputs)
+        return self.planner.rivals(each.key for each in inputs)
 
     def apply(self, budget: float | None = None) -> SyncOutcome:
         """Apply all plans to the kernel; see Backend.sync for `budget`."""

@@ -32,6 +32,7 @@ from kproxy.kernel.links import AddressNews
 from kproxy.kernel.malloc import trim
 from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
 from kproxy.node.facts import NodeFacts
+from kproxy.plan.planner import Planner
 from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
 from kproxy.telemetry.http.health import HealthState
@@ -161,6 +162,16 @@ class Agent:
     def knows_node(self) -> bool:
         """Whether the node's facts that the rules depend on are known."""
         return self._facts is not None
+
+    @property
+    def facts(self) -> NodeFacts | None:
+        """The facts of the node that the rules depend on; may be read from any thread."""
+        return self._facts
+
+    def planner(self, family: Family) -> Planner | None:
+        """The plans of a family; None if it is not served. Other threads may only ask it."""
+        side = self._family_syncs.get(family)
+        return None if side is None else side.planner
 
     @property
     def mode(self) -> Mode:

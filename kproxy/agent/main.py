@@ -12,6 +12,7 @@ import structlog
 
 from kproxy import __version__, logs
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
+from kproxy.agent.explainer import Explainer
 from kproxy.agent.loop import Agent
 from kproxy.agent.once import OnceTimeout, waits_for
 from kproxy.agent.signals import Interrupted, Leaving, Signals
@@ -19,6 +20,7 @@ from kproxy.agent.source_factory import ObjectSource, make_source
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.reload import Reloader
+from kproxy.inspect.explain import client
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.limits import raise_descriptor_limit
 from kproxy.kernel.malloc import use_one_arena
@@ -40,7 +42,7 @@ from kproxy.telemetry.health_monitor import HealthMonitor
 from kproxy.telemetry.http.debug import StatusBuilder
 from kproxy.telemetry.http.health import HEALTHZ, HealthServer, HealthState
 from kproxy.telemetry.http.health_check_node_ports import ServiceHealth
-from kproxy.telemetry.http.server import HttpServer, Routes
+from kproxy.telemetry.http.server import HttpServer, Queries, Routes
 from kproxy.telemetry.metrics import Metrics, observe_check
 from kproxy.telemetry.observer import SyncObserver
 from kproxy.telemetry.series import HEALTHZ as HEALTHZ_ANSWERS
@@ -203,7 +205,8 @@ def _work(
     )
     monitor = HealthMonitor(status_builder.verdict, events.notify if events is not None else lambda _: None)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    servers = _servers(config, health, metrics, status_builder.routes(exposition, metrics), shares)
+    queries = {client.PATH: Explainer(agent, store, modes).answer}
+    servers = _servers(config, health, metrics, status_builder.routes(exposition, metrics), queries, shares)
     with _serving(servers, hard_fail=config.bind_address_hard_fail):
         if events is not None:
             threads.start("events", functools.partial(events.run, stop), events.wake)
@@ -325,7 +328,12 @@ class _Threads:
 
 
 def _servers(
-    config: ProxyConfig, health: HealthState, metrics: Metrics, routes: Routes, shares: DescriptorShares
+    config: ProxyConfig,
+    health: HealthState,
+    metrics: Metrics,
+    routes: Routes,
+    queries: Queries,
+    shares: DescriptorShares,
 ) -> list[HttpServer]:
     def answered(path: str, status: int) -> None:
         metrics.add(HEALTHZ_ANSWERS if path == HEALTHZ else LIVEZ_ANSWERS, str(status))
@@ -335,7 +343,8 @@ def _servers(
     if config.healthz_bind_address and not config.once:
         servers.append(HealthServer(config.healthz_bind_address, health, answered, limit=shares.healthz))
     if config.metrics_bind_address and not config.once:
-        servers.append(HttpServer("metrics", config.metrics_bind_address, routes, limit=shares.metrics))
+        address = config.metrics_bind_address
+        servers.append(HttpServer("metrics", address, routes, limit=shares.metrics, queries=queries))
     return servers
 
 

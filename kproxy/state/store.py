@@ -200,6 +200,11 @@ class ObjectStore:
         with self._lock:
             return self._tables.node
 
+    def read(self, key: str) -> ServiceInput:
+        """A service and its slices as they are now."""
+        with self._lock:
+            return self._tables.read(key)
+
     def objects(self, kind: Kind) -> dict[str, WireObject]:
         """A copy of the current objects of a kind by key."""
         with self._lock:

@@ -30,12 +30,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One request. `path` has no query; `line` is the request line; `has_body`: a body follows."""
+    """One request. `line` is the request line; `has_body`: a body follows; `query` follows the `?`."""
 
     method: str
     path: str
     line: str
     has_body: bool
+    query: str = ""
 
 
 class BadRequest(Exception):
@@ -71,11 +72,12 @@ def read_request(data: bytes | bytearray) -> tuple[Request, int] | None:
     target = line[2].decode("latin-1")
     if (authority := _AUTHORITY.match(target)) is not None:
         target = target[authority.end() :] or "/"
-    path = re.split(r"[?#]", target, maxsplit=1)[0]
+    path, _, query = target.partition("#")[0].partition("?")
     if path.startswith("//"):
         path = "/" + path.lstrip("/")
     has_body = _HAS_BODY.search(data, first.end(), end.end()) is not None
-    return Request(line[1].decode(), path, first[1].strip().decode("latin-1"), has_body), end.end()
+    request = Request(line[1].decode(), path, first[1].strip().decode("latin-1"), has_body, query)
+    return request, end.end()
 
 
 def head(answer: Answer) -> bytes:

@@ -4,6 +4,7 @@ A port in use must not stop the proxy: binding is retried every few seconds, as 
 bindAddressHardFail is set.
 """
 
+import functools
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from kproxy.telemetry.http.connection import Work
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.message import Answer, Request
 
-__all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Routes"]
+__all__ = ["METHODS", "NOT_FOUND", "Answer", "HttpServer", "Queries", "Routes"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -36,12 +37,16 @@ _BACKLOG = 512
 Routes = Mapping[str, Callable[[], Answer]]
 """The handler of each path."""
 
+Queries = Mapping[str, Callable[[str], Answer]]
+"""The handlers of paths whose answer depends on the query of the URL."""
+
 
 class HttpServer:
     """Serves `routes` at an address; `name` is for the log. `listening` is set once the socket is bound.
 
     At most `limit` connections are open. Routes run on threads of their own, each once at a time; clients
-    that request one while it runs share its next run. `quick` routes answer at once, on the server's thread.
+    that request one while it runs share its next run, as do those with the same query of one of `queries`.
+    `quick` routes answer at once, on the server's thread.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class HttpServer:
         *,
         limit: int = DescriptorShares().metrics,
         quick: bool = False,
+        queries: Queries | None = None,
     ) -> None:
         self.listening = threading.Event()
         self._name = name
@@ -60,6 +66,7 @@ class HttpServer:
         self._routes = routes
         self._limit = limit
         self._quick = quick
+        self._queries = queries or {}
         self._stopping = False
         self._loop: HttpLoop | None = None
         self._thread: threading.Thread | None = None
@@ -126,6 +133,9 @@ class HttpServer:
     def _respond(self, request: Request) -> Answer | Work:
         if request.method not in METHODS:
             return _NO_METHOD
+        query = self._queries.get(request.path)
+        if query is not None:
+            return Work(f"{request.path}?{request.query}", functools.partial(query, request.query))
         route = self._routes.get(request.path)
         if route is None:
             return NOT_FOUND

@@ -1,0 +1,102 @@
+"""Answer `kproxy explain` in the running agent: what is desired, from the objects and plans in memory.
+
+The kernel is not read here but by the command, which pays for it. A question is answered on a thread of the
+HTTP server, one at a time, so that questions cannot crowd out the syncs; it only reads.
+"""
+
+import threading
+from collections.abc import Iterable
+from http import HTTPStatus
+from urllib.parse import parse_qs
+
+from kproxy.addresses import Family
+from kproxy.agent.loop import Agent
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect.explain.desired import explain_desired
+from kproxy.inspect.explain.question import QuestionError, read_question
+from kproxy.inspect.explain.report import Since
+from kproxy.modes.base import ModeRegistry
+from kproxy.modes.packet_walk import KernelRouting
+from kproxy.node.facts import NodeFacts
+from kproxy.plan.outcomes import ModeFacts, Routing
+from kproxy.plan.planner import Planner
+from kproxy.state.kinds import Kind
+from kproxy.state.store import ObjectStore
+from kproxy.state.tables import ServiceInput
+from kproxy.state.wire import EndpointSlice, Node
+from kproxy.telemetry.http.server import Answer
+
+
+class LiveCluster:
+    """What the agent knows while one question is answered; see inspect.explain.cluster.Cluster."""
+
+    def __init__(
+        self, agent: Agent, store: ObjectStore, modes: ModeRegistry, facts: NodeFacts, routing: Routing
+    ) -> None:
+        self.facts = facts
+        self.routing = routing
+        self._agent = agent
+        self._store = store
+        self._modes = modes
+
+    @property
+    def config(self) -> ProxyConfig:
+        """The settings in force."""
+        return self._agent.config
+
+    @property
+    def node(self) -> Node | None:
+        """The object of the node."""
+        return self._store.node()
+
+    def planner(self, family: Family) -> Planner | None:
+        """The plans of a family."""
+        return self._agent.planner(family)
+
+    def mode_facts(self, family: Family) -> ModeFacts:
+        """The behaviour of the mode in a family."""
+        config = self.config
+        return self._modes.spec(config).explain_facts(config, family, self.facts.families[family])
+
+    def service(self, key: str) -> ServiceInput:
+        """A service and its slices."""
+        return self._store.read(key)
+
+    def slices(self) -> Iterable[EndpointSlice]:
+        """Every EndpointSlice."""
+        objects = self._store.objects(Kind.ENDPOINT_SLICE).values()
+        return (each for each in objects if isinstance(each, EndpointSlice))
+
+    def since(self, key: str, family: Family) -> Since | None:
+        """When the last change of a service was applied."""
+        del key, family
+        return None
+
+
+class Explainer:
+    """The handler of /explain; it may be called from any thread."""
+
+    def __init__(self, agent: Agent, store: ObjectStore, modes: ModeRegistry) -> None:
+        self._agent = agent
+        self._store = store
+        self._modes = modes
+        self._lock = threading.Lock()
+
+    def answer(self, query: str) -> Answer:
+        """Answer `src=...&proto=...&dst=...` with a report, or with 400 and the reason."""
+        facts = self._agent.facts
+        if facts is None:
+            return _refused("the first lists are not complete yet", HTTPStatus.SERVICE_UNAVAILABLE)
+        asked = parse_qs(query, max_num_fields=8)
+        try:
+            question = read_question(*(asked.get(name, [""])[0] for name in ("src", "proto", "dst")))
+            with self._lock:
+                cluster = LiveCluster(self._agent, self._store, self._modes, facts, KernelRouting())
+                report = explain_desired(question, cluster)
+        except (QuestionError, ValueError) as error:
+            return _refused(str(error), HTTPStatus.BAD_REQUEST)
+        return Answer(report.json(), "application/json")
+
+
+def _refused(reason: str, status: HTTPStatus) -> Answer:
+    return Answer(f"{reason}\n".encode(), status=status)
