@@ -1,4 +1,4 @@
-"""What is desired for a packet: outcomes, decisions in words, excluded endpoints, and how each mode differs."""
+"""What is desired for a packet: outcomes, decisions in words, excluded endpoints; how modes differ."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -107,7 +107,11 @@ def test_traffic_from_outside_the_cluster_is_masqueraded(
 
 
 def test_pods_are_detected_by_the_interface_they_arrive_on() -> None:
-    detect = {"detect_local_mode": "BridgeInterface", "pod_bridge_interface": "cbr0", "cluster_cidrs": ()}
+    detect: dict[str, Any] = {
+        "detect_local_mode": "BridgeInterface",
+        "pod_bridge_interface": "cbr0",
+        "cluster_cidrs": (),
+    }
     known = cluster([service(), endpoint_slice(HERE)], **detect)
     assert results(explain(known, POD, "ns1/svc1")) == {"10.244.1.12:80": (1.0, False)}
     assert results(explain(known, OUTSIDER, "ns1/svc1")) == {"10.244.1.12:80": (1.0, True)}
