@@ -5,9 +5,13 @@ HTTP server, one at a time, so that questions cannot crowd out the syncs; it onl
 """
 
 import threading
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import parse_qs
+
+import msgspec
 
 from kproxy.addresses import Family
 from kproxy.agent.loop import Agent
@@ -25,6 +29,8 @@ from kproxy.state.store import ObjectStore
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import EndpointSlice, Node
 from kproxy.telemetry.http.server import Answer
+
+_DIGITS = 18
 
 
 class LiveCluster:
@@ -68,13 +74,16 @@ class LiveCluster:
         return (each for each in objects if isinstance(each, EndpointSlice))
 
     def since(self, key: str, family: Family) -> Since | None:
-        """When the last change of a service was applied."""
-        del key, family
-        return None
+        """When the last change of a service arrived and was applied."""
+        waits = self._store.waits_since(key)
+        if waits is not None:
+            return Since(datetime.fromtimestamp(time.time() - time.monotonic() + waits, UTC), None)
+        last = self._agent.changes.latest(key, family)
+        return None if last is None else Since(last.arrived or last.taken, last.applied)
 
 
 class Explainer:
-    """The handler of /explain; it may be called from any thread."""
+    """The handlers of /explain and /changes; they may be called from any thread."""
 
     def __init__(self, agent: Agent, store: ObjectStore, modes: ModeRegistry) -> None:
         self._agent = agent
@@ -96,6 +105,16 @@ class Explainer:
         except (QuestionError, ValueError) as error:
             return _refused(str(error), HTTPStatus.BAD_REQUEST)
         return Answer(report.json(), "application/json")
+
+    def changes(self, query: str) -> Answer:
+        """Answer `after=N&service=NS/SVC`, both optional, with the changes after number N."""
+        asked = parse_qs(query, max_num_fields=8)
+        after = asked.get("after", ["0"])[0]
+        if not (after.isascii() and after.isdigit() and len(after) < _DIGITS):
+            return _refused("after: not a number", HTTPStatus.BAD_REQUEST)
+        service = asked.get("service")
+        found = self._agent.changes.after(int(after), service[0] if service else None)
+        return Answer(msgspec.json.encode(found), "application/json")
 
 
 def _refused(reason: str, status: HTTPStatus) -> Answer:

@@ -18,12 +18,20 @@ from kproxy.state.tables import ServiceInput
 
 
 class SyncOutcome(msgspec.Struct, frozen=True):
-    """The result of one sync, and the plans that it applied or that were refused; times in seconds."""
+    """The result of one sync, and the plans that it applied or that were refused; times in seconds.
+
+    `before` are the plans that were applied before, of services that changed. `began`, `planned` and `ended`
+    are the monotonic times of the steps.
+    """
 
     plans: Mapping[str, ServicePlan]
     report: SyncReport
     planning: float
     applying: float
+    before: Mapping[str, ServicePlan | None] = {}
+    began: float = 0.0
+    planned: float = 0.0
+    ended: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -59,6 +67,9 @@ class FamilySync:
         """Plans that were not reported as applied yet."""
         self._planning = 0.0
         self._timed: SyncOutcome | None = None
+        self._before: dict[str, ServicePlan | None] = {}
+        """What was applied before the plans that were not reported yet."""
+        self._began = self._planned = 0.0
 
     @property
     def failing(self) -> bool:
@@ -68,10 +79,14 @@ class FamilySync:
     def plan(self, inputs: Sequence[ServiceInput], view: NodeView) -> None:
         """Plan changed services and give their plans, and those of affected ones, to the backend."""
         began = time.monotonic()
+        for each in inputs:
+            self._before.setdefault(each.key, self.planner.known(each.key))
         plans = self.planner.update(inputs, view)
         self.backend.update(plans.values())
         self._plans |= plans
-        self._planning += time.monotonic() - began
+        self._planned = time.monotonic()
+        self._began = self._began or began
+        self._planning += self._planned - began
 
     def rivals(self, inputs: Sequence[ServiceInput]) -> set[str]:
         """The other services that claim a frontend of one of these services, as planned last."""
@@ -82,7 +97,7 @@ class FamilySync:
         planning, self._planning = self._planning, 0.0
         began = time.monotonic()
         report = self.backend.sync(budget)
-        return self._outcome(report, planning, time.monotonic() - began)
+        return self._outcome(report, planning, began, time.monotonic())
 
     def take_timed(self) -> SyncOutcome | None:
         """Return the outcome of the sync that the backend's timers made since the last call, if any."""
@@ -90,18 +105,23 @@ class FamilySync:
         return timed
 
     def _note_timed_sync(self, report: SyncReport, seconds: float) -> None:
-        self._timed = self._outcome(report, 0.0, seconds)
+        now = time.monotonic()
+        self._timed = self._outcome(report, 0.0, now - seconds, now)
 
-    def _outcome(self, report: SyncReport, planning: float, applying: float) -> SyncOutcome:
+    def _outcome(self, report: SyncReport, planning: float, began: float, ended: float) -> SyncOutcome:
         self.error = report.error
         plans: dict[str, ServicePlan] = {}
+        before: dict[str, ServicePlan | None] = {}
+        times = (self._began or began, self._planned or began, ended)
+        self._began = self._planned = 0.0
         self.unfinished = report.unfinished
         if report.error is None:
             self.refused = report.failed
             plans = {key: plan for key, plan in self._plans.items() if key not in report.unfinished}
             kept = self.refused.keys() | report.unfinished
             self._plans = {key: plan for key, plan in self._plans.items() if key in kept}
-        return SyncOutcome(plans, report, planning, applying)
+            before, self._before = self._before, {k: p for k, p in self._before.items() if k in kept}
+        return SyncOutcome(plans, report, planning, ended - began, before, *times)
 
 
 def apply(

@@ -17,6 +17,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.backlog import Backlog
+from kproxy.agent.changes import Changes
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
@@ -70,6 +71,7 @@ class Agent:
         self._modes = modes
         self._leftovers = modes.leftovers(config)
         self.reported = ReportedStatus()
+        self.changes = Changes()
         self._backlog = Backlog(store)
         self._tracker = NodeTracker(store, health, interfaces, api_servers)
         self._clock = time.monotonic
@@ -193,7 +195,7 @@ class Agent:
         outcomes = apply(self._family_syncs, all_families=every, budget=budget)
         if not everything:
             self._backlog.note(outcomes)
-        return self._conclude(started, inputs, facts, outcomes)
+        return self._conclude(started, inputs, facts, outcomes, everything=everything)
 
     def _conclude(
         self,
@@ -201,9 +203,15 @@ class Agent:
         inputs: Sequence[ServiceInput],
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
+        *,
+        everything: bool,
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
         syncs = self._family_syncs
+        planned = {key for outcome in outcomes.values() for key in outcome.plans}
+        # A sync of everything touches all services itself, after it started.
+        since = started if everything else None
+        self.changes.note(outcomes, self._store.arrivals(planned, outcomes, since))
         failing = self._publisher.publish(inputs, facts, outcomes, syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         if failing or any(report.failed or report.leftovers for report in reports.values()):
@@ -246,7 +254,7 @@ class Agent:
         self._facts = facts
         self._adopt(config)
         self._first_sync_done = self._replan = self._drifted = False
-        reports = self._conclude(started, attempt.inputs, facts, attempt.outcomes)
+        reports = self._conclude(started, attempt.inputs, facts, attempt.outcomes, everything=True)
         self._observer.switched()
         log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
         return reports

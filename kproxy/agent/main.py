@@ -20,6 +20,7 @@ from kproxy.agent.source_factory import ObjectSource, make_source
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.reload import Reloader
+from kproxy.inspect import changes
 from kproxy.inspect.explain import client
 from kproxy.kernel.conntrack.netlink import NetlinkConntrack
 from kproxy.kernel.limits import raise_descriptor_limit
@@ -205,7 +206,8 @@ def _work(
     )
     monitor = HealthMonitor(status_builder.verdict, events.notify if events is not None else lambda _: None)
     log.info("starting", version=__version__, node=config.node_name, mode=config.proxy_mode)
-    queries = {client.PATH: Explainer(agent, store, modes).answer}
+    explainer = Explainer(agent, store, modes)
+    queries = {client.PATH: explainer.answer, changes.PATH: explainer.changes}
     servers = _servers(config, health, metrics, status_builder.routes(exposition, metrics), queries, shares)
     with _serving(servers, hard_fail=config.bind_address_hard_fail):
         if events is not None:

@@ -67,7 +67,7 @@ def explain(
     """
     from kproxy import logs
     from kproxy.config.model import ConfigError
-    from kproxy.inspect.explain.client import AgentUnavailable
+    from kproxy.inspect.agent_client import AgentUnavailable
     from kproxy.inspect.explain.question import QuestionError, read_question
     from kproxy.inspect.explain.report import CANNOT_TELL
     from kproxy.inspect.explain.screen import screen

@@ -62,6 +62,10 @@ class Planner:
         """The services that claim a frontend which one of these planned services claims too."""
         return self._claims.rivals(keys)
 
+    def known(self, key: str) -> ServicePlan | None:
+        """The plan of a service as it was made last, with the frontends that others may have won."""
+        return self._plans.get(key)
+
     def preview(self, inputs: ServiceInput, node: NodeView) -> ServicePlan:
         """The plan of one service beside the others as they were planned last; nothing is changed.
 

@@ -86,6 +86,19 @@ class PendingChanges:
         """The time of the oldest change that was taken and that some family has not applied."""
         return min(self._taken.values(), default=None)
 
+    def arrival(self, key: str) -> float | None:
+        """The time of the first change of a service that was taken and that some family has not applied."""
+        return self._taken.get(key)
+
+    def waits_since(self, key: str) -> float | None:
+        """The time of the first change of a service that some family has not applied, taken or not."""
+        return self._taken.get(key, self._new.get(key))
+
+    def last_trigger(self, key: str, family: str) -> str:
+        """The text of the last trigger of a service's pending change in a family; "" if there is none."""
+        of_family = [each.text for _, each in self._triggers.get(key, ()) if each.address_type == family]
+        return of_family[-1] if of_family else ""
+
     def take(self, keys: Iterable[str], families: Collection[str]) -> float:
         """Note that the current state of these services is given to every family.
 

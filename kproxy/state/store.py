@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -16,6 +17,13 @@ log = structlog.stdlib.get_logger(__name__)
 
 _NAMELESS = 100
 """The number of defects of objects without a name that are kept per kind; the oldest are dropped."""
+
+
+class Arrival(NamedTuple):
+    """When the first pending change of a service arrived (monotonic), and its last trigger by family."""
+
+    at: float
+    triggers: Mapping[str, str]
 
 
 class ObjectStore:
@@ -238,6 +246,23 @@ class ObjectStore:
             self._tables.pending.take_all(families)
             self._failed_since = {f: since for f, since in self._failed_since.items() if f in families}
             return self._tables.dirty()
+
+    def arrivals(
+        self, keys: Iterable[str], families: Collection[str], before: float | None = None
+    ) -> dict[str, Arrival]:
+        """When the taken changes of these services arrived, if that is known and was `before` a time."""
+        with self._lock:
+            pending = self._tables.pending
+            return {
+                key: Arrival(since, {f: text for f in families if (text := pending.last_trigger(key, f))})
+                for key in keys
+                if (since := pending.arrival(key)) is not None and (before is None or since < before)
+            }
+
+    def waits_since(self, key: str) -> float | None:
+        """When the oldest change of a service arrived that some family has not applied, or None."""
+        with self._lock:
+            return self._tables.pending.waits_since(key)
 
     def commit(self, refused: Mapping[str, Collection[str]], failed: Collection[str] = ()) -> list[Trigger]:
         """Note the end of a sync: which services each family refused, and the families that `failed`.

@@ -1,9 +1,9 @@
 """Print a report for people: one line an outcome, and the kernel's way through chains."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 
 from kproxy.addresses import join_host_port
+from kproxy.inspect.changes import clock
 from kproxy.inspect.explain.difference import percent
 from kproxy.inspect.explain.frontends import KIND_WORDS
 from kproxy.inspect.explain.report import Excluded, Report, Way
@@ -149,12 +149,7 @@ def _since(report: Report) -> Iterator[str]:
         return
     start = f"revision {since.revision}, " if since.revision else ""
     if since.applied is None:
-        yield f"{start}arrived at {_clock(since.arrived)}, and not in the kernel yet"
+        yield f"{start}arrived at {clock(since.arrived)}, and not in the kernel yet"
         return
     after = round((since.applied - since.arrived).total_seconds() * 1000)
-    yield f"{start}in the kernel at {_clock(since.applied)}, {after} ms after it arrived"
-
-
-def _clock(at: datetime) -> str:
-    """The time of day here, to the millisecond."""
-    return f"{at.astimezone():%H:%M:%S}.{at.microsecond // 1000:03}"
+    yield f"{start}in the kernel at {clock(since.applied)}, {after} ms after it arrived"

@@ -1,0 +1,156 @@
+"""The last changes that came to this node, each with its times: arrived, planned, in the kernel.
+
+It answers "did this node get it, and when", also where Events and logs are not at hand. The ring has a fixed
+length, and one change costs a few microseconds.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+
+import msgspec
+
+from kproxy.addresses import Family
+from kproxy.agent.family_sync import SyncOutcome
+from kproxy.inspect.changes import Change, ChangeList
+from kproxy.plan.model import ServicePlan
+from kproxy.state.store import Arrival
+
+KEPT = 4096
+"""Changes in the ring, of a few hundred bytes each."""
+
+SHOWN = 20
+"""Endpoints of a change that are named, in each direction."""
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    """A Change, with times in seconds since the epoch."""
+
+    number: int
+    service: str
+    family: Family
+    arrived: float | None
+    taken: float
+    planned: float
+    applied: float | None
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    more: int = 0
+    trigger: str = ""
+    refused: str = ""
+
+    def public(self) -> Change:
+        """The change as it is sent."""
+        return Change(
+            self.number,
+            self.service,
+            self.family,
+            moment(self.arrived),
+            datetime.fromtimestamp(self.taken, UTC),
+            datetime.fromtimestamp(self.planned, UTC),
+            moment(self.applied),
+            self.added,
+            self.removed,
+            self.more,
+            self.trigger,
+            self.refused,
+        )
+
+
+class Changes:
+    """The ring. The run loop's thread adds to it; any thread may read it."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._ring: deque[_Entry] = deque(maxlen=kept)
+        self._number = 0
+        self._kept = kept
+
+    def note(self, outcomes: Mapping[Family, SyncOutcome], arrivals: Mapping[str, Arrival]) -> None:
+        """Add what a sync did. `arrivals` are those of the services whose objects changed."""
+        epoch = time.time() - time.monotonic()
+        for family, outcome in outcomes.items():
+            if outcome.report.error is not None:
+                continue
+            first = max(0, len(outcome.plans) - self._kept)
+            for key, plan in islice(outcome.plans.items(), first, None):
+                self._note(key, plan, family, outcome, arrivals.get(key), epoch)
+
+    def after(self, number: int, service: str | None = None) -> ChangeList:
+        """The changes with a greater number; with `service`, only of that one."""
+        found = [
+            each.public() for each in self._copy() if each.number > number and service in {None, each.service}
+        ]
+        return ChangeList(self._number, tuple(found))
+
+    def latest(self, service: str, family: Family) -> Change | None:
+        """The last change of a service in a family, if the ring still has it."""
+        found = (each for each in reversed(self._copy()) if each.service == service and each.family is family)
+        last = next(found, None)
+        return None if last is None else last.public()
+
+    def _copy(self) -> list[_Entry]:
+        while True:
+            try:
+                return list(self._ring)
+            except RuntimeError:  # the ring changed meanwhile
+                continue
+
+    def _note(
+        self,
+        key: str,
+        plan: ServicePlan,
+        family: Family,
+        outcome: SyncOutcome,
+        arrival: Arrival | None,
+        epoch: float,
+    ) -> None:
+        before = outcome.before.get(key, plan)
+        added, removed, more = _difference(before, plan)
+        refused = outcome.report.failed.get(key, "")
+        is_retry = refused and key not in outcome.before
+        is_empty = before is None and not plan.ports
+        if is_retry or is_empty or (arrival is None and not added and not removed):
+            return
+        self._number += 1
+        change = _Entry(
+            self._number,
+            key,
+            family,
+            None if arrival is None else round(arrival.at + epoch, 6),
+            round(outcome.began + epoch, 6),
+            round(outcome.planned + epoch, 6),
+            None if refused else round(outcome.ended + epoch, 6),
+            added,
+            removed,
+            more,
+            "" if arrival is None else arrival.triggers.get(family.value, ""),
+            refused,
+        )
+        self._ring.append(change)
+
+
+def _difference(
+    before: ServicePlan | None, after: ServicePlan
+) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """Endpoints added and removed, and the number of those that are not named."""
+    if before is after:
+        return (), (), 0
+    old, new = set(_endpoints(before)), set(_endpoints(after))
+    if old == new:
+        return (), (), 0
+    added, removed = sorted(new - old), sorted(old - new)
+    more = max(0, len(added) - SHOWN) + max(0, len(removed) - SHOWN)
+    return tuple(added[:SHOWN]), tuple(removed[:SHOWN]), more
+
+
+def _endpoints(plan: ServicePlan | None) -> Iterator[str]:
+    for port in plan.ports if plan is not None else ():
+        for endpoint in port.reachable:
+            yield endpoint.text
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """A time in seconds since the epoch as a time of UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
