@@ -16,6 +16,9 @@ from kproxy.plan.outcomes import PacketVerdict
 TOLERANCE = 0.01
 """Shares that differ by less are equal; 31 bits and slots round to far less for usual weights."""
 
+_NAMED = 3
+"""Endpoints that one difference names."""
+
 _TRANSLATES = re.compile(r"\bdnat\b|->", re.IGNORECASE)
 _MASQUERADES = re.compile(r"\bmasquerade\b|\bsnat\b", re.IGNORECASE)
 
@@ -70,7 +73,7 @@ def _differences(desired: Desired, actual: Iterable[Way]) -> Iterator[str]:
     for verdict, result in have.items():
         if not _is_endpoint(verdict) and verdict not in wanted and result.probability > 0:
             clear = False
-            yield _wrong_verdict(result, desired)
+            yield _wrong_verdict(result, desired, {end: wanted[end].probability for end in lacking})
             lacking = []
     for end in lacking:
         clear = False
@@ -104,14 +107,16 @@ def _wrong_end(end: str, result: _Result, desired: Desired, lacking: list[str]) 
     return f"{step} leads to {end}, but the packet should be {_expected(desired)}"
 
 
-def _wrong_verdict(result: _Result, desired: Desired) -> str:
+def _wrong_verdict(result: _Result, desired: Desired, lacking: Mapping[str, float]) -> str:
     way = result.way
-    share = (
-        "the packet" if result.probability > 1 - TOLERANCE else f"{percent(result.probability)} of packets"
-    )
+    what = "the packet"
+    if result.probability <= 1 - TOLERANCE:
+        exactly = abs(sum(lacking.values()) - result.probability) <= TOLERANCE
+        ends = f", what should go to {', '.join(list(lacking)[:_NAMED])}," if lacking and exactly else ""
+        what = f"{percent(result.probability)} of connections{ends}"
     where = f" by {way.steps[-1]}" if way.steps and way.verdict is not PacketVerdict.UNTOUCHED else ""
-    reason = f" ({way.reason})" if way.reason else ""
-    return f"{share} {_ACTUAL[way.verdict]}{where}{reason}, but should be {_expected(desired)}"
+    reason = f" ({way.reason})" if way.reason and way.reason not in where else ""
+    return f"{what} {_ACTUAL[way.verdict]}{where}{reason}, but should be {_expected(desired)}"
 
 
 def _expected(desired: Desired) -> str:
