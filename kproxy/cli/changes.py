@@ -24,9 +24,11 @@ def changes(service: str | None, address: str, output: str, *, follow: bool) -> 
     """
     import msgspec
 
+    from kproxy import logs
     from kproxy.inspect import changes as known
     from kproxy.inspect.agent_client import AgentRefused, AgentUnavailable
 
+    logs.configure(-1)
     if service is not None and service.count("/") != 1:
         raise click.UsageError(f"{service!r} is not NAMESPACE/SERVICE")
     try:
