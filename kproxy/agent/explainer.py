@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import parse_qs
 
 import msgspec
@@ -71,7 +72,7 @@ class LiveCluster:
     def slices(self) -> Iterable[EndpointSlice]:
         """Every EndpointSlice."""
         objects = self._store.objects(Kind.ENDPOINT_SLICE).values()
-        return (each for each in objects if isinstance(each, EndpointSlice))
+        return cast("Iterable[EndpointSlice]", objects)
 
     def since(self, key: str, family: Family) -> Since | None:
         """When the last change of a service arrived and was applied."""

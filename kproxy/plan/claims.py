@@ -87,7 +87,7 @@ class Claims:
 
     def frontends_at(self, address: str) -> list[Frontend]:
         """The frontends at an address that have a claim, in order; as `winner` from any thread."""
-        return sorted(each for each in list(self._held) if each[0] == address)
+        return sorted([each for each in list(self._held) if each[0] == address])
 
     def services_at(self, frontend: Frontend) -> set[str]:
         """The services with a valid claim to a frontend."""

@@ -99,7 +99,10 @@ def _pod(asked: PodName, cluster: Cluster) -> _Source:
         if piece.metadata.namespace != asked.namespace:
             continue
         for endpoint in piece.endpoints or ():
-            if pod_of(piece, endpoint) != name or not endpoint.addresses:
+            target = endpoint.target_ref
+            if target is None or target.name != asked.name or not endpoint.addresses:
+                continue
+            if pod_of(piece, endpoint) != name:
                 continue
             try:
                 family, ip = parse_ip(endpoint.addresses[0])
@@ -128,7 +131,7 @@ def _where(ip: str, cluster: Cluster) -> Where:
     here = cluster.facts.view.name
     for piece in cluster.slices():
         for endpoint in piece.endpoints or ():
-            if endpoint.node_name == here and endpoint.addresses and endpoint.addresses[0] == ip:
+            if endpoint.addresses and endpoint.addresses[0] == ip and endpoint.node_name == here:
                 return Where.POD
     return Where.OUTSIDE
 
