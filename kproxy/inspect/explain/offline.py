@@ -1,7 +1,6 @@
 """Explain without an agent: objects are read once, and the kernel of this node or a dump of another one."""
 
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 from kproxy.addresses import Family, is_loopback
 from kproxy.backends.ipvs.names import DEVICE
