@@ -40,6 +40,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     more: int = 0
     trigger: str = ""
     refused: str = ""
+    version: str = ""
 
     def public(self) -> Change:
         """The change as it is sent."""
@@ -56,6 +57,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
             self.more,
             self.trigger,
             self.refused,
+            self.version,
         )
 
 
@@ -127,6 +129,7 @@ class Changes:
             more,
             "" if arrival is None else arrival.triggers.get(family.value, ""),
             refused,
+            "" if arrival is None else arrival.versions.get(family.value, ""),
         )
         self._ring.append(change)
 

@@ -80,7 +80,7 @@ class LiveCluster:
         if waits is not None:
             return Since(datetime.fromtimestamp(time.time() - time.monotonic() + waits, UTC), None)
         last = self._agent.changes.latest(key, family)
-        return None if last is None else Since(last.arrived or last.taken, last.applied)
+        return None if last is None else Since(last.arrived or last.taken, last.applied, last.revision)
 
 
 class Explainer:

@@ -22,8 +22,9 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
 
     `arrived` is None if the service was written again without a change of its own. `taken` is the start of
     the sync, `applied` the time from which the kernel has the change; None if the kernel refused it, for the
-    reason `refused`. `trigger` is the time of the cause as the EndpointSlice has it. `more` counts added and
-    removed endpoints that are not named.
+    reason `refused`. `trigger` is the time of the cause as the EndpointSlice has it, `revision` the
+    resourceVersion of the object that changed last; "" where it is not known. `more` counts added and removed
+    endpoints that are not named.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
     more: int = 0
     trigger: str = ""
     refused: str = ""
+    revision: str = ""
 
     def line(self) -> str:
         """One line of text; the times of the steps are those since it arrived."""
@@ -52,6 +54,8 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
             steps.append(f"REFUSED: {self.refused}")
         else:
             steps.append(f"in the kernel +{_ms(start, done)}")
+        if self.revision:
+            steps.append(f"revision {self.revision}")
         if self.trigger:
             steps.append(f"cause {self.trigger}")
         what = " ".join(endpoints) or "same endpoints"

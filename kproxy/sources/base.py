@@ -38,6 +38,14 @@ class Sink(ListSink, Protocol):
 
 
 @runtime_checkable
+class VersionSink(Sink, Protocol):
+    """A Sink that reports which resourceVersion was applied when."""
+
+    def upsert_version(self, kind: Kind, obj: WireObject, version: str) -> None:
+        """As `upsert`, for an object of this resourceVersion."""
+
+
+@runtime_checkable
 class ProblemSink(Sink, Protocol):
     """A Sink that keeps the defects of objects until they are fixed, for the status."""
 

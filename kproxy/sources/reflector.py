@@ -14,7 +14,7 @@ from enum import Enum
 import structlog
 
 from kproxy.sources.backoff import Backoff
-from kproxy.sources.base import Sink
+from kproxy.sources.base import Sink, VersionSink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.errors import ApiError, ExpiredError, StalledError, StatusError, UnreachableError
@@ -268,7 +268,11 @@ class Reflector:
             if key is None or self._resource.wants(key):
                 sink.reject(kind, key, rejected.problem)
             return
-        if self._resource.wants(decoded.key):
+        if not self._resource.wants(decoded.key):
+            return
+        if event.version and isinstance(sink, VersionSink):
+            sink.upsert_version(kind, decoded, event.version)
+        else:
             sink.upsert(kind, decoded)
 
     def _check_version(self, version: str) -> None:

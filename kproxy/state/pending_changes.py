@@ -33,6 +33,8 @@ class PendingChanges:
         """By family, the taken revision of each service that the family has not applied."""
         self._by_kind: dict[Kind, dict[str, int]] = {kind: {} for kind in kinds}
         self._triggers: dict[str, list[tuple[int, Trigger]]] = {}
+        self._versions: dict[str, list[tuple[int, str]]] = {}
+        """The last resourceVersions of the objects of a service that changed, the newest last."""
 
     def __len__(self) -> int:
         return len(self._revisions)
@@ -66,6 +68,17 @@ class PendingChanges:
         if len(of_slice) >= KEPT_TRIGGERS:
             del known[of_slice[-1]]
         known.append((revision, trigger))
+
+    def version(self, key: str, revision: int, version: str) -> None:
+        """Note the resourceVersion of the object whose change has this revision."""
+        known = self._versions.setdefault(key, [])
+        taken = max((behind.get(key, 0) for behind in self._behind.values()), default=0)
+        self._versions[key] = [*[each for each in known if each[0] <= taken][-1:], (revision, version)]
+
+    def last_version(self, key: str, family: str) -> str:
+        """The resourceVersion of the last change that a family was given; "" if it is not known."""
+        given = self._behind.get(family, {}).get(key, 0)
+        return next((text for at, text in reversed(self._versions.get(key, ())) if at <= given), "")
 
     def forget_triggers(self, key: str) -> None:
         """Drop the triggers of a service: its last change has none."""
@@ -146,6 +159,7 @@ class PendingChanges:
             del self._revisions[key]
             self._new.pop(key, None)
             self._noted.pop(key, None)
+            self._versions.pop(key, None)
         self._taken.pop(key, None)
         for pending in self._by_kind.values():
             if pending.get(key, revision + 1) <= revision:

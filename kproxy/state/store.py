@@ -20,10 +20,14 @@ _NAMELESS = 100
 
 
 class Arrival(NamedTuple):
-    """When the first pending change of a service arrived (monotonic), and its last trigger by family."""
+    """When the first pending change of a service arrived (monotonic).
+
+    `triggers` and `versions` have the last trigger and resourceVersion of each family that has one.
+    """
 
     at: float
-    triggers: Mapping[str, str]
+    triggers: Mapping[str, str] = {}
+    versions: Mapping[str, str] = {}
 
 
 class ObjectStore:
@@ -67,17 +71,21 @@ class ObjectStore:
         for key, problems in defects.items():
             self._reject(kind, key, problems)
 
-    def upsert(self, kind: Kind, obj: WireObject) -> None:
-        """Store one object."""
+    def upsert(self, kind: Kind, obj: WireObject, version: str = "") -> None:
+        """Store one object; `version` is its resourceVersion, where it is known."""
         defects = kind.problems_of(obj)
         with self._lock:
             freed = None if defects else self._rejected.pop((kind, obj.key), None)
             self._age_nameless(kind)
-            self._note(self._tables.upsert(obj))
+            self._note(self._tables.upsert(obj, version))
         if freed is not None:
             _log_freed(freed, valid=True)
         if defects:
             self._reject(kind, obj.key, defects)
+
+    def upsert_version(self, kind: Kind, obj: WireObject, version: str) -> None:
+        """Store one object of a known resourceVersion (VersionSink)."""
+        self.upsert(kind, obj, version)
 
     def delete(self, kind: Kind, key: str) -> None:
         """Remove one object."""
@@ -254,7 +262,11 @@ class ObjectStore:
         with self._lock:
             pending = self._tables.pending
             return {
-                key: Arrival(since, {f: text for f in families if (text := pending.last_trigger(key, f))})
+                key: Arrival(
+                    since,
+                    {f: text for f in families if (text := pending.last_trigger(key, f))},
+                    {f: text for f in families if (text := pending.last_version(key, f))},
+                )
                 for key in keys
                 if (since := pending.arrival(key)) is not None and (before is None or since < before)
             }

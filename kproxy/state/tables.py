@@ -107,8 +107,11 @@ class Tables:
         self._synced.add(kind)
         return first or self._revision != before
 
-    def upsert(self, obj: WireObject) -> bool:
-        """Add or replace one object; False if nothing relevant changed."""
+    def upsert(self, obj: WireObject, version: str = "") -> bool:
+        """Add or replace one object; False if nothing relevant changed.
+
+        `version` is the object's resourceVersion, where it is known.
+        """
         kind = self._kind_of[type(obj)]
         objects, key = self._objects[kind], sys.intern(obj.key)
         known = objects.get(key)
@@ -124,9 +127,11 @@ class Tables:
         objects[key] = obj
         if isinstance(obj, Service):
             self._service_came(cast("Service | None", known), obj)
+            self._note_version(key, version)
             return True
         if isinstance(obj, EndpointSlice):
             self._slice_came(cast("EndpointSlice | None", known), obj, trigger)
+            self._note_version(_owner(obj), version)
             return True
         return self._view_changed(kind)
 
@@ -178,6 +183,10 @@ class Tables:
     def _touch(self, key: str) -> None:
         self._revision += 1
         self.pending.touch(key, self._revision)
+
+    def _note_version(self, key: str, version: str) -> None:
+        if version:
+            self.pending.version(key, self._revision, version)
 
     def _count(self, kind: Kind, key: str) -> None:
         self._totals[kind] += 1

@@ -85,6 +85,24 @@ def test_a_change_that_no_sync_took_yet_is_desired_and_said_to_wait() -> None:
     assert found["since"]["applied"] is None
 
 
+def test_the_revision_is_that_of_the_change_in_the_kernel() -> None:
+    rig = Rig()
+    rig.put(service())
+    rig.sync()
+    rig.store.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.244.1.12")), "48213")
+    keys = [each.key for each in rig.store.changed_services()]
+    rig.store.take(keys, ["IPv4"])
+    rig.store.upsert(Kind.ENDPOINT_SLICE, as_slice(endpoint_slice("10.244.1.13")), "48214")
+    assert [each.versions for each in rig.store.arrivals(keys, ["IPv4"]).values()] == [{"IPv4": "48213"}]
+    rig.store.commit({"IPv4": ()})
+    rig.sync()
+    _, found = rig.ask()
+    assert found["since"]["revision"] == "48214"
+    rig.put(service(externalIPs=["198.51.100.7"]))
+    rig.sync()
+    assert rig.ask()[1]["since"]["revision"] == ""
+
+
 def test_an_answer_changes_nothing() -> None:
     rig = Rig()
     rig.put(service(), endpoint_slice(pod("10.244.1.12", "web-1")), service("two", "10.96.0.2"))

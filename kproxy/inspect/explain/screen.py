@@ -1,5 +1,6 @@
 """Print a report for people: one line an outcome, and the kernel's way through chains."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from kproxy.addresses import join_host_port
@@ -12,8 +13,17 @@ from kproxy.plan.topology import Reason
 from kproxy.text import clean_lines
 
 _INDENT = "  "
+_MOST = 50
+"""Outcomes printed; JSON has all of them."""
+
 _MOST_EXCLUDED = 20
-"""Excluded endpoints printed of each reason; JSON has all of them."""
+"""Excluded endpoints printed of each reason."""
+
+_MOST_WAYS = 5
+"""Ways through the kernel's chains printed without --rules."""
+
+_DIGEST = re.compile(r"(?<=-)([A-Z2-7]{4})[A-Z2-7]{12}\b")
+"""The hash in the name of a chain, of which four characters are shown."""
 
 _VERDICTS = {
     PacketVerdict.REJECT: "refused",
@@ -66,7 +76,9 @@ def _answers(ways: Iterable[Way], node: str) -> Iterator[str]:
         else ("", _VERDICTS[way.verdict] + (f": {way.reason}" if way.reason else ""), "", "", "")
         for way in ways
     ]
-    yield from _columns(table)
+    yield from _columns(table[:_MOST])
+    if len(table) > _MOST:
+        yield f"and {len(table) - _MOST} more"
 
 
 def _place(name: str, zone: str, here: str) -> str:
@@ -119,18 +131,24 @@ def _kernel(report: Report, *, rules: bool) -> Iterator[str]:
     ways = report.actual.outcomes
     unknown = [way for way in ways if way.verdict is PacketVerdict.UNKNOWN]
     for difference in report.differences:
-        yield f"DIFFERS: {difference}"
+        yield f"DIFFERS: {difference if rules else _short(difference)}"
     for way in unknown:
         yield f"cannot tell ({percent(way.probability)}): {way.reason or 'a rule is not modelled'}"
     if not report.differences and not unknown:
         yield "agrees"
-    for way in ways:
-        target = way.endpoint or _VERDICTS.get(way.verdict, way.verdict)
+    for way in ways if rules else ways[:_MOST_WAYS]:
+        target = f"{percent(way.probability)} {way.endpoint or _VERDICTS.get(way.verdict, way.verdict)}"
         if rules:
-            yield f"{percent(way.probability)} {target}"
+            yield target
             yield from (f"  {step}" for step in way.steps or ())
         elif chains := _chains(way):
-            yield f"{' → '.join(chains)} → {percent(way.probability)} {target}"
+            yield _short(f"{' → '.join(chains)} → {target}")
+    if len(ways) > _MOST_WAYS and not rules:
+        yield f"and {len(ways) - _MOST_WAYS} more (--rules prints each rule)"
+
+
+def _short(text: str) -> str:
+    return _DIGEST.sub(r"\1…", text)
 
 
 def _chains(way: Way) -> list[str]:
