@@ -97,6 +97,8 @@ def _decide(
     own = packet.where is Where.NODE
     if not port.has_endpoints:
         reason = "no endpoint is ready, and none that terminates still serves"
+        if not port.endpoints:
+            reason = "the Service has no endpoint for this port"
         if (
             not internal
             and own
