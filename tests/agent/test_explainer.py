@@ -85,6 +85,17 @@ def test_a_change_that_no_sync_took_yet_is_desired_and_said_to_wait() -> None:
     assert found["since"]["applied"] is None
 
 
+def test_a_service_that_no_sync_took_yet_is_explained_by_its_name() -> None:
+    rig = Rig()
+    rig.put(service("two", "10.96.0.2"))
+    rig.sync()
+    rig.put(service("two", "10.96.0.2"), service(), endpoint_slice(pod("10.244.1.12", "web-1")))
+    _, found = rig.ask()
+    assert found["frontend"]["service"] == "ns1/svc1"
+    assert found["since"]["applied"] is None
+    assert rig.ask(dst="10.96.0.1:80")[1]["frontend"] is None
+
+
 def test_the_revision_is_that_of_the_change_in_the_kernel() -> None:
     rig = Rig()
     rig.put(service())

@@ -45,7 +45,7 @@ def explain_desired(question: Question, cluster: Cluster) -> Report:
     """Answer a question without the kernel. Raises QuestionError."""
     resolved = resolve(question, cluster)
     mode = cluster.mode_facts(resolved.packet.family)
-    found = find(resolved.packet, mode, cluster)
+    found = find(resolved.packet, resolved.service, mode, cluster)
     if found is not None:
         return _served(resolved, found, mode, cluster)
     verdict, reason = without_service(resolved.packet, mode, cluster)

@@ -24,10 +24,13 @@ class Found(msgspec.Struct, frozen=True):
     kind: FrontendKind
 
 
-def find(packet: Packet, mode: ModeFacts, cluster: Cluster) -> Found | None:
-    """The service port that has the destination; an address of a Service beats a node port."""
+def find(packet: Packet, named: str | None, mode: ModeFacts, cluster: Cluster) -> Found | None:
+    """The service port that has the destination; an address of a Service beats a node port.
+
+    `named` is the Service that was asked for; no sync may have taken it yet.
+    """
     protocol = packet.protocol.value
-    found = _at((packet.destination, packet.port, protocol), packet, mode, cluster)
+    found = _at((packet.destination, packet.port, protocol), packet, mode, cluster, named)
     if found is None and _takes_node_ports(packet.destination, mode, cluster):
         found = _at(("", packet.port, protocol), packet, mode, cluster)
     return found
@@ -58,10 +61,12 @@ def without_service(packet: Packet, mode: ModeFacts, cluster: Cluster) -> tuple[
     return PacketVerdict.UNTOUCHED, "no Service has this address and port"
 
 
-def _at(frontend: Frontend, packet: Packet, mode: ModeFacts, cluster: Cluster) -> Found | None:
-    """The service port that has a frontend."""
+def _at(
+    frontend: Frontend, packet: Packet, mode: ModeFacts, cluster: Cluster, named: str | None = None
+) -> Found | None:
+    """The service port that has a frontend; `named` has it if it wants it and no other has it."""
     planner = cluster.planner(packet.family)
-    key = planner.owner(frontend) if planner is not None else None
+    key = planner.owner(frontend) or named if planner is not None else None
     if planner is None or key is None:
         return None
     address, number, protocol = frontend

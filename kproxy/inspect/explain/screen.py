@@ -70,7 +70,7 @@ def _answers(ways: Iterable[Way], node: str) -> Iterator[str]:
             way.endpoint or "",
             (way.pod or "").rpartition("/")[2],
             _place(way.node or "", way.zone or "", node),
-            "masqueraded" if way.masquerade else "",
+            (way.reason or "masqueraded") if way.masquerade else "",
         )
         if way.verdict is PacketVerdict.FORWARD
         else ("", _VERDICTS[way.verdict] + (f": {way.reason}" if way.reason else ""), "", "", "")
