@@ -119,6 +119,10 @@ class ModeFacts(msgspec.Struct, frozen=True, kw_only=True):
     to cluster IPs are masqueraded even where local pod traffic is not detected. `hairpin_anywhere`: a packet
     from an endpoint to itself is masqueraded even if the endpoint is on another node.
 
+    `rules_for_local_policy`: where the external policy is Local, rules as in iptables mode lead pods and the
+    node itself to all endpoints: by weight, with `hairpin_anywhere`; of these, the node is recognized first,
+    also by an address of the pods' range.
+
     `shares`: see Shares; `scheduler` names what chooses an endpoint where that is not chance by weight.
     """
 
@@ -131,6 +135,7 @@ class ModeFacts(msgspec.Struct, frozen=True, kw_only=True):
     admits_external_ips: bool = False
     masquerades_own: bool = False
     hairpin_anywhere: bool = False
+    rules_for_local_policy: bool = False
     scheduler: Callable[[PortPlan], str] = lambda _port: ""
 
 

@@ -4,7 +4,7 @@ The result does not depend on what was written to the kernel. Where the modes di
 says how.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import UNSET
@@ -28,15 +28,20 @@ from kproxy.node.facts import FamilyFacts
 from kproxy.plan.exclusions import Judged, judge
 from kproxy.plan.model import EndpointPlan, PortPlan
 from kproxy.plan.outcomes import FrontendKind, ModeFacts, Packet, PacketVerdict, Where
+from kproxy.plan.weights import effective
 
 
 class _Decision(msgspec.Struct, frozen=True):
-    """The endpoints for a packet under one policy, or the refusal."""
+    """The endpoints for a packet under one policy, or the refusal.
+
+    `by_rules`: rules as in iptables mode choose the endpoint, whatever the mode.
+    """
 
     words: tuple[str, ...]
     endpoints: tuple[EndpointPlan, ...] = ()
     local: bool = False
     masquerade: bool = False
+    by_rules: bool = False
     verdict: PacketVerdict = PacketVerdict.FORWARD
     reason: str = ""
 
@@ -67,15 +72,13 @@ def _served(
     decision = _decide(packet, port, kind, mode, sides, cluster)
     inputs = cluster.service(plan.key)
     judged = judge(inputs, packet.family, cluster.facts.view, port, local=decision.local)
-    forwards = decision.verdict is PacketVerdict.FORWARD
-    if forwards:
-        shares = mode.shares(port, decision.endpoints, len(plan.ports))
-        ways = tuple(_ways(packet, decision, shares, judged, mode))
+    if decision.verdict is PacketVerdict.FORWARD:
+        scheduler = "" if decision.by_rules else mode.scheduler(port)
+        words = (*decision.words, *_more_words(port, decision, kind, scheduler))
+        ways = tuple(_ways(packet, port, len(plan.ports), decision, judged, mode))
+        desired = Desired(ways, words, port.affinity_seconds is not None, scheduler)
     else:
-        ways = (_refusal(decision.verdict, decision.reason),)
-    words = (*decision.words, *_more_words(port, decision, kind, mode)) if forwards else decision.words
-    sticky = forwards and port.affinity_seconds is not None
-    desired = Desired(ways, words, sticky, mode.scheduler(port) if forwards else "")
+        desired = Desired((_refusal(decision.verdict, decision.reason),), decision.words)
     name = port.name[len(plan.key) + 1 :] or str(port.port)
     return _report(
         resolved,
@@ -119,7 +122,7 @@ def _decide(
         masquerade, text = _masquerades(pod, own, mode, facts, masquerade_all=cluster.config.masquerade_all)
     elif not local:
         masquerade, text = True, "an address for outside: masqueraded"
-    elif pod:
+    elif pod and not (own and mode.rules_for_local_policy):
         local, masquerade, text = False, False, "source is a pod: every endpoint may serve it, address kept"
     elif own:
         local, masquerade, text = False, True, "source is the node: every endpoint may serve it, masqueraded"
@@ -130,7 +133,8 @@ def _decide(
     if not endpoints:
         reason = "policy Local, and no endpoint on this node: dropped, so that the client tries again"
         return _Decision((*words, reason), local=True, verdict=PacketVerdict.DROP, reason=reason)
-    return _Decision(tuple(words), endpoints, local=local, masquerade=masquerade)
+    by_rules = not internal and port.external_local and not local and mode.rules_for_local_policy
+    return _Decision(tuple(words), endpoints, local=local, masquerade=masquerade, by_rules=by_rules)
 
 
 def _masquerades(
@@ -178,10 +182,10 @@ def _admission(packet: Packet, port: PortPlan) -> tuple[bool, str]:
     return False, f"loadBalancerSourceRanges: {packet.source} is not in {listed or 'any'}: dropped"
 
 
-def _more_words(port: PortPlan, decision: _Decision, kind: FrontendKind, mode: ModeFacts) -> Iterable[str]:
+def _more_words(port: PortPlan, decision: _Decision, kind: FrontendKind, scheduler: str) -> Iterable[str]:
     if port.affinity_seconds is not None:
         yield f"sessionAffinity ClientIP: a known client keeps its endpoint for {port.affinity_seconds} s"
-    if (scheduler := mode.scheduler(port)) != "":
+    if scheduler:
         yield f"scheduler {scheduler}"
     if len({endpoint.weight for endpoint in decision.endpoints}) > 1:
         yield "shares by kproxy.io/weights"
@@ -192,16 +196,22 @@ def _more_words(port: PortPlan, decision: _Decision, kind: FrontendKind, mode: M
 
 def _ways(
     packet: Packet,
+    port: PortPlan,
+    ports: int,
     decision: _Decision,
-    shares: Sequence[float],
     judged: Iterable[Judged],
     mode: ModeFacts,
 ) -> Iterable[Way]:
+    endpoints, by_rules = decision.endpoints, decision.by_rules
+    weights = effective(endpoints)
+    exact = tuple(weight / sum(weights) for weight in weights)
+    shares = exact if by_rules else mode.shares(port, endpoints, ports)
+    anywhere = by_rules or mode.hairpin_anywhere
     used = {each.text: each for each in judged if each.why is None}
-    for endpoint, share in zip(decision.endpoints, shares, strict=True):
+    for endpoint, share in zip(endpoints, shares, strict=True):
         if not share:
             continue
-        hairpin = endpoint.ip == packet.source and (endpoint.may_be_here or mode.hairpin_anywhere)
+        hairpin = endpoint.ip == packet.source and (endpoint.may_be_here or anywhere)
         known = used.get(endpoint.text)
         yield Way(
             PacketVerdict.FORWARD,

@@ -104,5 +104,6 @@ def facts(config: ProxyConfig, family: Family, node: FamilyFacts) -> ModeFacts:
             {FrontendKind.CLUSTER_IP, FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER}
         ),
         masquerades_own=True,
+        rules_for_local_policy=True,
         scheduler=scheduler,
     )
