@@ -6,7 +6,7 @@ length, and one change costs a few microseconds.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -75,9 +75,15 @@ class Changes:
         for family, outcome in outcomes.items():
             if outcome.report.error is not None:
                 continue
-            first = max(0, len(outcome.plans) - self._kept)
-            for key, plan in islice(outcome.plans.items(), first, None):
-                self._note(key, plan, family, outcome, arrivals.get(key), epoch)
+            for key in self._kept_of(outcome):
+                self._note(key, outcome.plans[key], family, outcome, arrivals.get(key), epoch)
+
+    def services(self, outcomes: Mapping[Family, SyncOutcome]) -> set[str]:
+        """The services of which `note` needs the arrival: the ring does not keep more."""
+        return {key for outcome in outcomes.values() for key in self._kept_of(outcome)}
+
+    def _kept_of(self, outcome: SyncOutcome) -> Iterable[str]:
+        return islice(outcome.plans, max(0, len(outcome.plans) - self._kept), None)
 
     def after(self, number: int, service: str | None = None) -> ChangeList:
         """The changes with a greater number; with `service`, only of that one."""
@@ -109,11 +115,12 @@ class Changes:
         epoch: float,
     ) -> None:
         before = outcome.before.get(key, plan)
+        if before is None and not plan.ports:
+            return
         added, removed, more = _difference(before, plan)
         refused = outcome.report.failed.get(key, "")
         is_retry = refused and key not in outcome.before
-        is_empty = before is None and not plan.ports
-        if is_retry or is_empty or (arrival is None and not added and not removed):
+        if is_retry or (arrival is None and not added and not removed):
             return
         self._number += 1
         change = _Entry(

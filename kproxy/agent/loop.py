@@ -208,10 +208,10 @@ class Agent:
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
         syncs = self._family_syncs
-        planned = {key for outcome in outcomes.values() for key in outcome.plans}
+        noted = self.changes.services(outcomes)
         # A sync of everything touches all services itself, after it started.
         since = started if everything else None
-        self.changes.note(outcomes, self._store.arrivals(planned, outcomes, since))
+        self.changes.note(outcomes, self._store.arrivals(noted, outcomes, since))
         failing = self._publisher.publish(inputs, facts, outcomes, syncs)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
         if failing or any(report.failed or report.leftovers for report in reports.values()):
