@@ -44,7 +44,7 @@ class Command(click.Command):
         headings = ("Options", *(group.value for group in Group))
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in headings}
         for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
             if record is not None:
                 group = option.group if isinstance(option, _Flag) else None
                 sections["Options" if group is None else group.value].append(record)
