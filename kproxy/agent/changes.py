@@ -72,10 +72,18 @@ class Changes:
     def note(self, outcomes: Mapping[Family, SyncOutcome], arrivals: Mapping[str, Arrival]) -> None:
         """Add what a sync did. `arrivals` are those of the services whose objects changed."""
         epoch = time.time() - time.monotonic()
-        for family, outcome in outcomes.items():
-            if outcome.report.error is not None:
-                continue
+        applied = {family: each for family, each in outcomes.items() if each.report.error is None}
+        changed = {
+            key
+            for outcome in applied.values()
+            for key in arrivals
+            if key in outcome.plans and outcome.before.get(key) != outcome.plans[key]
+        }
+        for family, outcome in applied.items():
             for key in self._kept_of(outcome):
+                # A change of one family is none of the other, but one without any effect is noted.
+                if key in changed and outcome.before.get(key) == outcome.plans[key]:
+                    continue
                 self._note(key, outcome.plans[key], family, outcome, arrivals.get(key), epoch)
 
     def services(self, outcomes: Mapping[Family, SyncOutcome]) -> set[str]:

@@ -65,6 +65,14 @@ def test_what_only_repeats_is_left_out() -> None:
     assert [each.added for each in changes.after(0).changes] == [()]
 
 
+def test_a_change_of_one_family_is_none_of_the_other() -> None:
+    changes = Changes()
+    four = outcome(plan("10.0.0.1"), plan("10.0.0.2"))
+    six = outcome(plan("10.0.0.1"), plan("10.0.0.1"))
+    changes.note({**four, Family.IPV6: six[Family.IPV4]}, arrived())
+    assert [each.family for each in changes.after(0).changes] == [Family.IPV4]
+
+
 def test_a_refusal_is_noted_once_and_its_recovery_later() -> None:
     changes = Changes()
     refused = {"ns1/svc1": ServiceStatus(ServiceState.QUARANTINED, "too large")}

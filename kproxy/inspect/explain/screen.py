@@ -98,7 +98,10 @@ def _excluded(report: Report) -> Iterator[str]:
     shown: list[tuple[str, ...]] = []
     left: dict[str, int] = {}
     count: dict[str, int] = {}
+    others = [each for each in report.excluded if each.reason == Reason.FAMILY.value]
     for each in report.excluded:
+        if each.reason == Reason.FAMILY.value:
+            continue
         count[each.reason] = count.get(each.reason, 0) + 1
         if count[each.reason] > _MOST_EXCLUDED:
             left[each.reason] = left.get(each.reason, 0) + 1
@@ -107,6 +110,8 @@ def _excluded(report: Report) -> Iterator[str]:
     yield from _columns(shown)
     for reason, number in left.items():
         yield f"and {number} more: {reason}"
+    if others:
+        yield f"{len(others)} of {others[0].detail} slices: {Reason.FAMILY.value}"
 
 
 def _reason(each: Excluded, report: Report) -> str:
