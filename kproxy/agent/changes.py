@@ -12,7 +12,7 @@ from itertools import islice
 
 import msgspec
 
-from kproxy.addresses import Family
+from kproxy.addresses import Family, join_host_port
 from kproxy.agent.family_sync import SyncOutcome
 from kproxy.inspect.changes import Change, ChangeList
 from kproxy.plan.model import ServicePlan
@@ -160,13 +160,17 @@ def _difference(
         return (), (), 0
     added, removed = sorted(new - old), sorted(old - new)
     more = max(0, len(added) - SHOWN) + max(0, len(removed) - SHOWN)
-    return tuple(added[:SHOWN]), tuple(removed[:SHOWN]), more
+    return _texts(added[:SHOWN]), _texts(removed[:SHOWN]), more
 
 
-def _endpoints(plan: ServicePlan | None) -> Iterator[str]:
+def _endpoints(plan: ServicePlan | None) -> Iterator[tuple[str, int]]:
     for port in plan.ports if plan is not None else ():
         for endpoint in port.reachable:
-            yield endpoint.text
+            yield endpoint.ip, endpoint.port
+
+
+def _texts(endpoints: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    return tuple(join_host_port(ip, port) for ip, port in endpoints)
 
 
 def moment(seconds: float | None) -> datetime | None:

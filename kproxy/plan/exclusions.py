@@ -54,10 +54,10 @@ def judge(
     endpoints that have a share of the connections.
     """
     key = (port.name[len(inputs.key) + 1 :], port.protocol.value)
-    known = {each.plan.text: each for each in candidates_of(inputs, family, node).get(key, ())}
+    known = {each.plan.address_port: each for each in candidates_of(inputs, family, node).get(key, ())}
     passed_over = reasons(list(known.values()), node, local=local)
     planned = port.local if local else port.cluster
-    shares = {each.text: weight for each, weight in zip(planned, effective(planned), strict=True)}
+    shares = {each.address_port: weight for each, weight in zip(planned, effective(planned), strict=True)}
     entries = list(_entries(inputs, key, family, node))
     winners = {
         each.text: each for each in entries if each.candidate and each.candidate == known.get(each.text)
@@ -115,7 +115,7 @@ def _entries(inputs: ServiceInput, key: PortKey, family: Family, node: NodeView)
                 yield _Entry(piece, endpoint, raw, None, of_slice)
                 continue
             found, why = _alone(piece, endpoint, port, family, node, weights)
-            text = join_host_port(raw, port.port or 0) if found is None else found.plan.text
+            text = join_host_port(raw, port.port or 0) if found is None else found.plan.address_port
             yield _Entry(piece, endpoint, text, found, why)
 
 

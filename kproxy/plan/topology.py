@@ -125,12 +125,12 @@ def _preferred(candidate: Candidate, preference: _Preference, node: NodeView) ->
 def reasons(candidates: Sequence[Candidate], node: NodeView, *, local: bool) -> dict[str, NotSelected]:
     """Why `select` passes over candidates under the policy Local or Cluster, by `ip:port`."""
     usable = select(candidates, node, uses_cluster=not local, uses_local=local)
-    chosen = {endpoint.text for endpoint in (usable.local if local else usable.cluster)}
-    preference = _preference(candidates, node)
+    chosen = {endpoint.address_port for endpoint in (usable.local if local else usable.cluster)}
+    preference = _preference([c for c in candidates if c.ready], node)
     return {
-        candidate.plan.text: _reason(candidate, preference, local=local)
+        candidate.plan.address_port: _reason(candidate, preference, local=local)
         for candidate in candidates
-        if candidate.plan.text not in chosen
+        if candidate.plan.address_port not in chosen
     }
 
 

@@ -25,7 +25,9 @@ def judged(document: Json, *slices: Json, local: bool = False, node: Any = NODE)
 
 
 def why(found: tuple[Judged, ...]) -> dict[str, tuple[str, str] | None]:
-    return {each.text: each.why and (each.why.reason.value, each.why.detail) for each in found}
+    return {
+        each.text: None if each.why is None else (each.why.reason.value, each.why.detail) for each in found
+    }
 
 
 READY = endpoint("10.0.0.1")
@@ -192,7 +194,7 @@ def test_those_without_a_reason_are_exactly_the_plans(
     plan: ServicePlan = plan_of(document, *named, node=node)
     for planned in plan.ports:
         listed = planned.local if local else planned.cluster
-        served = sorted(e.text for e, weight in zip(listed, effective(listed), strict=True) if weight)
+        served = sorted(e.address_port for e, weight in zip(listed, effective(listed), strict=True) if weight)
         found = judge(given(document, *named), Family.IPV4, node, planned, local=local)
         assert [each.text for each in found if each.why is None] == served
         assert len(found) == sum(len(each["endpoints"]) for each in named)

@@ -212,10 +212,10 @@ def _ways(
         if not share:
             continue
         hairpin = endpoint.ip == packet.source and (endpoint.may_be_here or anywhere)
-        known = used.get(endpoint.text)
+        known = used.get(endpoint.address_port)
         yield Way(
             PacketVerdict.FORWARD,
-            endpoint.text,
+            endpoint.address_port,
             decision.masquerade or hairpin,
             rounded(share),
             "hairpin: masqueraded" if hairpin and not decision.masquerade else UNSET,
