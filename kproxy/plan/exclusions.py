@@ -78,9 +78,15 @@ def judge(
 def pod_of(piece: EndpointSlice, endpoint: Endpoint) -> str:
     """`namespace/name` of an endpoint's pod, or "" if it names none."""
     target = endpoint.target_ref
-    if target is None or target.kind not in {None, "", "Pod"} or not target.name:
+    if target is None or not target.name or not is_pod(endpoint):
         return ""
     return f"{piece.metadata.namespace}/{target.name}"
+
+
+def is_pod(endpoint: Endpoint) -> bool:
+    """Whether what an endpoint refers to is a pod."""
+    target = endpoint.target_ref
+    return target is not None and target.kind in {None, "", "Pod"}
 
 
 def _why(

@@ -36,6 +36,10 @@ class CompactEndpoints(Sequence[Endpoint]):
         pods: Iterable[str] = self._pods.split(_END) if self._pods else ("",) * len(self._common)
         return zip(self._addresses.split(_END), self._common, pods, strict=True)
 
+    def mentions(self, text: str) -> bool:
+        """Whether a text is part of an address or the name of a pod: a quick test before `columns`."""
+        return text in self._addresses or text in self._pods
+
     def __len__(self) -> int:
         return len(self._common)
 
@@ -72,6 +76,11 @@ def columns_of(endpoints: Endpoints) -> Columns:
     if isinstance(endpoints, CompactEndpoints):
         return endpoints.columns()
     return ((each.addresses[0] if each.addresses else "", each, _pod(each)) for each in endpoints)
+
+
+def mentions(endpoints: Endpoints, text: str) -> bool:
+    """False if these endpoints surely have neither this address nor a pod of this name."""
+    return not isinstance(endpoints, CompactEndpoints) or endpoints.mentions(text)
 
 
 def compact(endpoints: tuple[Endpoint, ...]) -> Endpoints:

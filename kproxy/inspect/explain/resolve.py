@@ -18,9 +18,10 @@ from kproxy.inspect.explain.question import (
     read_source,
 )
 from kproxy.node.facts import pod_cidrs
-from kproxy.plan.exclusions import pod_of
+from kproxy.plan.exclusions import is_pod
 from kproxy.plan.model import Protocol
 from kproxy.plan.outcomes import Packet, Where
+from kproxy.state.compact_endpoints import columns_of, mentions
 from kproxy.state.wire import Service
 
 SOMEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
@@ -96,16 +97,14 @@ def _pod(asked: PodName, cluster: Cluster) -> _Source:
     found: dict[Family, str] = {}
     nodes: set[str] = set()
     for piece in cluster.slices():
-        if piece.metadata.namespace != asked.namespace:
+        endpoints = piece.endpoints or ()
+        if piece.metadata.namespace != asked.namespace or not mentions(endpoints, asked.name):
             continue
-        for endpoint in piece.endpoints or ():
-            target = endpoint.target_ref
-            if target is None or target.name != asked.name or not endpoint.addresses:
-                continue
-            if pod_of(piece, endpoint) != name:
+        for address, endpoint, pod in columns_of(endpoints):
+            if pod != asked.name or not is_pod(endpoint):
                 continue
             try:
-                family, ip = parse_ip(endpoint.addresses[0])
+                family, ip = parse_ip(address)
             except ValueError:
                 continue
             found.setdefault(family, ip)
@@ -130,8 +129,11 @@ def _where(ip: str, cluster: Cluster) -> Where:
         return Where.POD
     here = cluster.facts.view.name
     for piece in cluster.slices():
-        for endpoint in piece.endpoints or ():
-            if endpoint.addresses and endpoint.addresses[0] == ip and endpoint.node_name == here:
+        endpoints = piece.endpoints or ()
+        if not mentions(endpoints, ip):
+            continue
+        for address, endpoint, _ in columns_of(endpoints):
+            if address == ip and endpoint.node_name == here:
                 return Where.POD
     return Where.OUTSIDE
 
