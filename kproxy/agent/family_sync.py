@@ -20,8 +20,8 @@ from kproxy.state.tables import ServiceInput
 class SyncOutcome(msgspec.Struct, frozen=True):
     """The result of one sync, and the plans that it applied or that were refused; times in seconds.
 
-    `before` are the plans that were applied before, of services that changed. `began`, `planned` and `ended`
-    are the monotonic times of the steps.
+    `before` are the plans that were applied before, of services that are applied now or were refused for the
+    first time. `began`, `planned` and `ended` are the monotonic times of the steps.
     """
 
     plans: Mapping[str, ServicePlan]
@@ -69,6 +69,8 @@ class FamilySync:
         self._timed: SyncOutcome | None = None
         self._before: dict[str, ServicePlan | None] = {}
         """What was applied before the plans that were not reported yet."""
+        self._new: set[str] = set()
+        """The services that were planned since the last sync that worked."""
         self._began = self._planned = 0.0
 
     @property
@@ -81,6 +83,7 @@ class FamilySync:
         began = time.monotonic()
         for each in inputs:
             self._before.setdefault(each.key, self.planner.known(each.key))
+            self._new.add(each.key)
         plans = self.planner.update(inputs, view)
         self.backend.update(plans.values())
         self._plans |= plans
@@ -120,7 +123,10 @@ class FamilySync:
             plans = {key: plan for key, plan in self._plans.items() if key not in report.unfinished}
             kept = self.refused.keys() | report.unfinished
             self._plans = {key: plan for key, plan in self._plans.items() if key in kept}
-            before, self._before = self._before, {k: p for k, p in self._before.items() if k in kept}
+            known, new = self._before, self._new
+            before = {key: plan for key, plan in known.items() if key not in kept or key in new}
+            self._before = {key: plan for key, plan in known.items() if key in kept}
+            self._new = set()
         return SyncOutcome(plans, report, planning, ended - began, before, *times)
 
 

@@ -172,8 +172,8 @@ class Agent:
 
     def planner(self, family: Family) -> Planner | None:
         """The plans of a family; None if it is not served. Other threads may only ask it."""
-        side = self._family_syncs.get(family)
-        return None if side is None else side.planner
+        sync = self._family_syncs.get(family)
+        return None if sync is None else sync.planner
 
     @property
     def mode(self) -> Mode:

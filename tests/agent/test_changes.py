@@ -1,16 +1,17 @@
 """The ring of changes: what came, when each step was, and nothing that only repeats what is known."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import msgspec
 
 from kproxy.addresses import Family
 from kproxy.agent.changes import SHOWN, Changes
-from kproxy.agent.family_sync import SyncOutcome
+from kproxy.agent.family_sync import FamilySync, SyncOutcome
 from kproxy.backends.core.base import ServiceState, ServiceStatus, SyncReport
 from kproxy.plan.model import ServicePlan
 from kproxy.state.store import Arrival
-from tests.builders import endpoint_slice, plan_of, service
+from tests.builders import NODE, endpoint_slice, given, plan_of, service
 
 EMPTY = ServicePlan("ns1/svc1", Family.IPV4)
 
@@ -84,6 +85,31 @@ def test_a_refusal_is_noted_once_and_its_recovery_later() -> None:
     assert "REFUSED: too large" in change.line()
     changes.note(outcome(wanted, None, at=200.0), arrived())
     assert [each.applied is None for each in changes.after(0).changes] == [True, False]
+
+
+class RefusingBackend:
+    """Refuses its only service as often as it is set."""
+
+    refusals = 0
+
+    def update(self, plans: object) -> None:
+        """Take plans."""
+
+    def sync(self, budget: float | None = None) -> SyncReport:
+        self.refusals -= 1
+        refused = {"ns1/svc1": ServiceStatus(ServiceState.QUARANTINED, "too large")}
+        return SyncReport(services=refused if self.refusals >= 0 else {})
+
+
+def test_retries_of_a_refused_change_are_not_noted_until_one_works() -> None:
+    backend, changes = RefusingBackend(), Changes()
+    backend.refusals = 3
+    sync = FamilySync(Family.IPV4, cast("Any", backend), lambda _family: None)
+    sync.plan([given(service(), endpoint_slice("10.0.0.1"))], NODE)
+    for _ in range(5):
+        changes.note({Family.IPV4: sync.apply()}, arrived())
+    assert [each.refused for each in changes.after(0).changes] == ["too large", ""]
+    assert [each.added for each in changes.after(0).changes] == [("10.0.0.1:80",)] * 2
 
 
 def test_the_ring_is_bounded_and_numbers_go_on() -> None:
