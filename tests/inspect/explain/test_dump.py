@@ -116,4 +116,4 @@ def test_a_file_that_is_no_dump_is_an_error_beside_what_is_desired(
     status, text, errors = dumped(*QUESTION, change=lambda _: "nothing\n")
     assert status == 1
     assert "10.244.1.12:8080" in text
-    assert "neither the output of iptables-save nor that of `nft -j list ruleset`" in errors
+    assert "not the output of iptables-save or nft -j list ruleset" in errors
