@@ -79,23 +79,32 @@ class SingleRules:
         self._tables = {str(table): table for table in tables}
         self._family = family
         self._interfaces = interfaces
+        self._known: dict[str, Mapping[int, tuple[Chain, int]]] = {}
 
     def run(
         self, table: str, handle: int, branch: Branch, routing: Routing
     ) -> list[tuple[Branch, str, str]] | None:
         """See RunRule."""
         held = self._tables.get(table)
-        for chain in held.chains.values() if held is not None else ():
-            if handle in chain.handles:
-                rule = chain.rules[chain.handles.index(handle)]
-                assert held is not None  # noqa: S101 - it has the chain
-                keys = {name: each.key_length for name, each in held.sets.items()}
-                walk = _Walk(held, keys, Surroundings(self._family, self._interfaces, routing))
-                return [
-                    (each, "" if target is None else target.word, "" if target is None else target.chain)
-                    for each, target in walk.rule(chain.name, rule, branch)
-                ]
-        return None
+        place = self._places(table).get(handle)
+        if held is None or place is None:
+            return None
+        chain, number = place
+        keys = {name: each.key_length for name, each in held.sets.items()}
+        walk = _Walk(held, keys, Surroundings(self._family, self._interfaces, routing))
+        return [
+            (each, "" if target is None else target.word, "" if target is None else target.chain)
+            for each, target in walk.rule(chain.name, chain.rules[number], branch)
+        ]
+
+    def _places(self, table: str) -> Mapping[int, tuple[Chain, int]]:
+        """The chain and the number of each rule of a table, by its handle."""
+        if table not in self._known:
+            chains = self._tables[table].chains.values() if table in self._tables else ()
+            self._known[table] = {
+                handle: (chain, number) for chain in chains for number, handle in enumerate(chain.handles)
+            }
+        return self._known[table]
 
 
 class _Walk:

@@ -143,7 +143,7 @@ class SomeElements(Protocol):
 
 
 class PackedRules(Sequence[tuple[Operation, ...]]):
-    """Rules as the kernel sent them, each decoded when it is asked for: of a hundred thousand, few are."""
+    """The kernel's answers about rules, each decoded when it is asked for: of a hundred thousand, few are."""
 
     def __init__(self, packed: Sequence[bytes]) -> None:
         self._packed = packed
@@ -160,23 +160,31 @@ class PackedRules(Sequence[tuple[Operation, ...]]):
     def __getitem__(self, index: int | slice) -> "tuple[Operation, ...] | PackedRules":
         if isinstance(index, slice):
             return PackedRules(self._packed[index])
-        return _rule(self._packed[index])
+        return _rule(attributes(self._packed[index][NFGENMSG.size :]).get(_RULE_EXPRESSIONS, b""))
+
+    def handles(self) -> tuple[int, ...]:
+        """The handle of each rule."""
+        return tuple(_number(attributes(each[NFGENMSG.size :]).get(_RULE_HANDLE)) for each in self._packed)
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A chain: its rules with their handles; `mixed`: iptables-nft would not write some of them so.
+    """A chain and its rules; `mixed`: iptables-nft would not write some of them so.
 
     A base chain has a hook (enum nf_inet_hooks), a priority, a type and a policy.
     """
 
     name: str
     rules: Sequence[tuple[Operation, ...]] = ()
-    handles: tuple[int, ...] = ()
     mixed: bool = False
     hook: int | None = None
     priority: int = 0
     kind: str = ""
     drops: bool = False
+
+    @property
+    def handles(self) -> tuple[int, ...]:
+        """The handle of each rule; none in a dump."""
+        return self.rules.handles() if isinstance(self.rules, PackedRules) else ()
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -225,20 +233,17 @@ def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
         intervals = bool(declared.flags & _INTERVAL) and not fields
         sets[declared.name] = Elements(declared.name, declared.key_length, lists, intervals, fields)
     rules: dict[str, list[bytes]] = {}
-    handles: dict[str, list[int]] = {}
     mixed: set[str] = set()
-    for held in _dump(sock, _GET_RULE, number, name):
-        of = text(held[_RULE_CHAIN])
-        packed = held.get(_RULE_EXPRESSIONS, b"")
-        rules.setdefault(of, []).append(packed)
-        if of not in mixed and any(expression in packed for expression in _NOT_OF_IPTABLES):
+    for answer in _answers(sock, _GET_RULE, number, name):
+        of, rest = _chain_of(answer)
+        rules.setdefault(of, []).append(answer)
+        if of not in mixed and any(answer.find(each, rest) >= 0 for each in _NOT_OF_IPTABLES):
             mixed.add(of)
-        handles.setdefault(of, []).append(_number(held.get(_RULE_HANDLE)))
     chains = {}
     for held in _dump(sock, _GET_CHAIN, number, name):
         if text(held[_TABLE]) == name:
             of = text(held[_CHAIN_NAME])
-            chains[of] = _chain(held, PackedRules(rules.get(of, ())), tuple(handles.get(of, ())), of in mixed)
+            chains[of] = _chain(held, PackedRules(rules.get(of, ())), mixed=of in mixed)
     return Table(word, name, chains, sets)
 
 
@@ -251,17 +256,14 @@ def _field_lengths(held: Mapping[int, bytes]) -> tuple[int, ...]:
     return tuple(_number(attributes(field).get(_FIELD_LENGTH)) for _, field in listed)
 
 
-def _chain(
-    held: Mapping[int, bytes], rules: Sequence[tuple[Operation, ...]], handles: tuple[int, ...], mixed: bool
-) -> Chain:
+def _chain(held: Mapping[int, bytes], rules: Sequence[tuple[Operation, ...]], *, mixed: bool) -> Chain:
     name = text(held[_CHAIN_NAME])
     if _CHAIN_HOOK not in held:
-        return Chain(name, rules, handles, mixed)
+        return Chain(name, rules, mixed)
     hook = attributes(held[_CHAIN_HOOK])
     return Chain(
         name,
         rules,
-        handles,
         mixed,
         _number(hook[_HOOK_NUMBER]),
         int.from_bytes(hook[_HOOK_PRIORITY], "big", signed=True),
@@ -298,11 +300,27 @@ def _elements(sock: NetlinkSocket, number: int, table: str, name: str) -> Iterat
 
 
 def _dump(sock: NetlinkSocket, kind: int, number: int, table: str = "") -> list[dict[int, bytes]]:
+    return [attributes(answer[NFGENMSG.size :]) for answer in _answers(sock, kind, number, table)]
+
+
+def _answers(sock: NetlinkSocket, kind: int, number: int, table: str) -> list[bytes]:
     request = NFGENMSG.pack(number, 0, 0)
     if table:
         request += attribute(_TABLE, table.encode() + b"\0")
-    answers = sock.dump(SUBSYSTEM << 8 | kind, request, repeat=False)
-    return [attributes(answer[NFGENMSG.size :]) for answer in answers]
+    return sock.dump(SUBSYSTEM << 8 | kind, request, repeat=False)
+
+
+def _chain_of(answer: bytes) -> tuple[str, int]:
+    """The chain of a rule and the offset of what follows.
+
+    The kernel puts it second, after the table (nf_tables_fill_rule_info in nf_tables_api.c).
+    """
+    at = NFGENMSG.size
+    at += (_HEAD.unpack_from(answer, at)[0] + 3) & ~3
+    length, kind = _HEAD.unpack_from(answer, at)
+    if kind == _RULE_CHAIN:
+        return text(answer[at + _HEAD.size : at + length]), at + length
+    return text(attributes(answer[NFGENMSG.size :])[_RULE_CHAIN]), at
 
 
 def _value(held: Mapping[int, bytes]) -> Element:
