@@ -6,6 +6,7 @@ bytes without decoding the others.
 
 import errno
 import functools
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, overload
@@ -32,14 +33,11 @@ _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 2, 3, 4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _XT_NAME, _XT_INFO = 1, 3
 _OF_IPTABLES = {"match": xt.match, "target": xt.target}
-_NOT_OF_IPTABLES = tuple(
-    attribute(_EXPRESSION_NAME, name.encode() + b"\0")
-    for name in (
-        *("lookup", "ct", "fib", "numgen", "nat", "masq", "redir", "reject", "dynset", "objref", "quota"),
-        *("notrack", "hash", "exthdr", "connlimit", "socket", "byteorder", "rt", "osf", "queue", "tproxy"),
-    )
+_NOT_OF_IPTABLES = re.compile(
+    rb"\x01\0(?:lookup|ct|fib|numgen|nat|masq|redir|reject|dynset|objref|quota|notrack|hash|exthdr|connlimit"
+    rb"|socket|byteorder|rt|osf|queue|tproxy)\0"
 )
-"""Expressions that iptables-nft does not write; it prints a rule with others as if it had none of them."""
+"""Names of expressions that iptables-nft does not write; it prints rules with them as if they had none."""
 _LIST_ELEMENTS = 3
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
 _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
@@ -237,7 +235,7 @@ def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
     for answer in _answers(sock, _GET_RULE, number, name):
         of, rest = _chain_of(answer)
         rules.setdefault(of, []).append(answer)
-        if of not in mixed and any(answer.find(each, rest) >= 0 for each in _NOT_OF_IPTABLES):
+        if of not in mixed and _NOT_OF_IPTABLES.search(answer, rest):
             mixed.add(of)
     chains = {}
     for held in _dump(sock, _GET_CHAIN, number, name):
