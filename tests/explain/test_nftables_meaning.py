@@ -9,7 +9,8 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
 from kproxy.backends.nftables import chains, names
-from kproxy.backends.nftables.chains import OwnList, Target
+from kproxy.backends.nftables.affinity import Target, sticky
+from kproxy.backends.nftables.chains import OwnList
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.describe import describe
 from kproxy.backends.nftables.drawn import Drawn
@@ -45,10 +46,10 @@ def _rules(family: Family) -> list[str]:
         found += chains.internal(config, "all-3-1")[1] + chains.external(config, "all-1")[1]
         found += chains.external_local(config, "all-3-1", "here-2-1")[1]
     found += chains.firewall(family, _DIGEST)[1] + chains.pick(family, 3, 1)[1]
-    found += chains.own(family, OwnList((5, 6), 300, 2), [True, False])
+    found += chains.own(family, 6, OwnList((5, 6), 300, 2), [True, False])
     ip = "10.1.0.9" if family is Family.IPV4 else "fd00:1::9"
     targets = [Target(ip, 8080, 1, 7), Target(ip, 8081, 3, 8)]
-    return found + list(chains.sticky(family, _DIGEST, 6, targets, 10800, [9]))
+    return found + list(sticky(family, _DIGEST, 6, targets, 10800, [9]))
 
 
 def _without_values(found: re.Match[str]) -> str:
