@@ -73,7 +73,7 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
     """
     validate(config)
     tables, problems, servers = read_objects(config)
-    interfaces = links.local_addresses(exclude={DEVICE})
+    interfaces = addresses_here()
     facts = facts_of(config, tables, interfaces, servers)
     spec = modes.spec(config)
     try:
@@ -83,6 +83,11 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
     except (RestoreError, NftablesError, ValueError, *KERNEL_ERRORS) as error:
         raise PreviewError(f"the kernel cannot be read: {error}") from error
     return _with_sysctls(config, spec, facts, _difference(found, problems))
+
+
+def addresses_here() -> tuple[str, ...]:
+    """The addresses of this host, without those that IPVS mode assigns. Raises OSError."""
+    return links.local_addresses(exclude={DEVICE})
 
 
 def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry) -> Difference:

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from kproxy.addresses import Family, is_loopback
-from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ProxyConfig, validate
+from kproxy.inspect.diff import addresses_here
 from kproxy.inspect.explain.report import Since
 from kproxy.inspect.objects import facts_of, read_objects
 from kproxy.inspect.render import addresses_of
-from kproxy.kernel import links
 from kproxy.modes.base import ModeSpec
 from kproxy.modes.packet_walk import KernelRouting
 from kproxy.node.facts import NodeFacts
@@ -96,7 +95,7 @@ def read_cluster(config: ProxyConfig, spec: ModeSpec, *, here: bool) -> ReadClus
     """
     validate(config)
     tables, _, servers = read_objects(config)
-    addresses = links.local_addresses(exclude={DEVICE}) if here else addresses_of(tables.node)
+    addresses = addresses_here() if here else addresses_of(tables.node)
     facts = facts_of(config, tables, addresses, servers)
     routing = KernelRouting() if here else StaticRouting(addresses, facts.view.addresses)
     return ReadCluster(config, spec, tables, facts, routing)
