@@ -10,7 +10,7 @@ drift checks.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -62,22 +62,27 @@ class _CountingSocket:
         return messages
 
 
-def measure(size: int, endpoints: int, variant: Variant) -> Row:
-    """All figures of one size, in a network namespace of this thread's own."""
-    enter_new()
+def node(variant: Variant, clock: Callable[[], float] = time.monotonic) -> Node:
+    """A node of this mode, which knows nothing of the kernel yet, in this thread's network namespace."""
     _lo_up()
-    now = 0.0
     rules = IptablesConfig(Family.IPV4, local_traffic=LocalTraffic(cidr=cluster.CLUSTER_CIDR))
     xtables = SubprocessXtables(Family.IPV4, find_tools(Family.IPV4, variant))
     handles = KernelHandles(NetlinkIpvs(), NetlinkIpset(), DummyDevice(DEVICE))
     writer = IpvsRules(rules, xtables, ForeignWrites(xtables.generation))
-    backend = IpvsBackend(IpvsConfig(rules, Scheduler("rr")), handles, writer, lambda: now)
-    node = Node(backend, "messages", _CountingSocket().since, time.process_time)
-    row = measure_syncs(node, size, endpoints, REPEATS)
+    backend = IpvsBackend(IpvsConfig(rules, Scheduler("rr")), handles, writer, clock)
+    return Node(backend, "messages", _CountingSocket().since, time.process_time)
+
+
+def measure(size: int, endpoints: int, variant: Variant) -> Row:
+    """All figures of one size, in a network namespace of this thread's own."""
+    enter_new()
+    now = 0.0
+    measured = node(variant, lambda: now)
+    row = measure_syncs(measured, size, endpoints, REPEATS)
     cpu = time.process_time()
     while now < MINUTE:
         now += GLANCE
-        node.check()
+        measured.check()
     row["idle cpu"] = (time.process_time() - cpu) * 1000
     return row
 

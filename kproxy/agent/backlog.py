@@ -63,7 +63,8 @@ class Backlog:
 
     def _take_slice(self, syncs: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         for each in self._store.changed_services():
-            self._queue.put(each.key, max(cost_of(each), self._applied.get(each.key, 0.0)))
+            known = self._applied.get(each.key)
+            self._queue.put(each.key, max(cost_of(each), known or 0.0), new=known is None)
         self._units = 0.0
         return self._take(self._queue.slice(self._room(syncs)), syncs)
 

@@ -9,6 +9,9 @@ the namespace ends at that amount plus its cost; the smallest end is first. So a
 asked for little passes the backlog of one that asks for much, and a cheap one passes an expensive one. Within
 a namespace the same rule counts from the arrival: an expensive service is passed by at most its own cost of
 later cheap ones. No service starves.
+
+A new service counts as if it cost `FIRST_TIME` more, because traffic goes through those that are known
+and change. So a change passes any number of new services, even if each has a namespace of its own.
 """
 
 import heapq
@@ -26,6 +29,9 @@ is the 200 ms by which one namespace may delay another.
 FIRST_RATE = 20e-6
 """Seconds per unit and family before any measurement: those of a slow mode on a slow machine."""
 
+FIRST_TIME = 100.0
+"""Units by which changes of known services, of each namespace, may pass a new one: about 15 small changes."""
+
 _RATES = (1e-6, 0.005)
 """Bounds of a measured rate. One sync that was preempted must not cut every slice to single services."""
 
@@ -41,16 +47,20 @@ _SPARE = 1000
 
 
 class _Entry(msgspec.Struct, gc=False):
-    """A waiting service. `arrived`: what its namespace had received; `number`: its place among equals."""
+    """A waiting service. `arrived`: what its namespace had received; `number`: its place among equals.
+
+    `delay`: what counts for its order beside its cost, and is not paid for.
+    """
 
     namespace: str
     cost: float
     arrived: float
     number: int
+    delay: float
 
     @property
     def rank(self) -> tuple[float, int]:
-        return self.arrived + self.cost, self.number
+        return self.arrived + self.cost + self.delay, self.number
 
 
 class FairQueue:
@@ -75,12 +85,13 @@ class FairQueue:
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
-    def put(self, key: str, cost: float) -> None:
+    def put(self, key: str, cost: float, *, new: bool = False) -> None:
         """Add a service `namespace/name`, or change the cost of a waiting one, which keeps its arrival.
 
-        A cost is at least 1.
+        A cost is at least 1. `new`: the kernel does not hold the service yet.
         """
         cost = max(1.0, cost)
+        delay = FIRST_TIME if new else 0.0
         known = self._entries.get(key)
         namespace = key.partition("/")[0]
         if known is None:
@@ -88,10 +99,11 @@ class FairQueue:
                 self._queues[namespace] = []
                 self._received[namespace] = max(self._now, self._received.get(namespace, 0.0))
             self._number += 1
-            known = self._entries[key] = _Entry(namespace, cost, self._received[namespace], self._number)
-        elif known.cost == cost:
+            arrived = self._received[namespace]
+            known = self._entries[key] = _Entry(namespace, cost, arrived, self._number, delay)
+        elif (known.cost, known.delay) == (cost, delay):
             return
-        known.cost = cost
+        known.cost, known.delay = cost, delay
         heapq.heappush(self._queues[namespace], (*known.rank, key))
         self._offer(namespace)
         if len(self._queues[namespace]) + len(self._namespaces) > _SPARE + 4 * len(self._entries):
@@ -127,7 +139,7 @@ class FairQueue:
             entry = self._entries[key]
             if taken and spent + entry.cost > budget:
                 break
-            self._now = max(self._now, end)
+            self._now = max(self._now, end - entry.delay)
             self._remove(key, entry)
             taken.append(key)
             spent += entry.cost
@@ -168,7 +180,7 @@ class FairQueue:
 
     def _turn(self, namespace: str, head: str) -> tuple[float, int]:
         entry = self._entries[head]
-        return self._received[namespace] + entry.cost, entry.number
+        return self._received[namespace] + entry.cost + entry.delay, entry.number
 
     def _offer(self, namespace: str) -> None:
         head = self._head(namespace)
