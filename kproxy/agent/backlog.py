@@ -71,10 +71,10 @@ class Backlog:
     def _take_with(self, keys: Collection[str], syncs: Mapping[Family, FamilySync]) -> list[ServiceInput]:
         """Take those of the services that wait, because others of this slice depend on their changes.
 
-        An address then passes from one service to another in one sync. Services that would more than double
-        a slice of usual size are left: the end state is the same.
+        An address then passes from one service to another in one sync. Services that cost more than two
+        further slices are left: the end state is the same.
         """
-        room = self._room(syncs)
+        room = 2 * self._room(syncs)
         chosen = []
         for key in sorted(each for each in keys if each in self._queue):
             room -= self._queue.cost(key)

@@ -1,7 +1,8 @@
 """Check the kernel for drift: often where a check is cheap, seldom where it is expensive.
 
 A check takes some microseconds where the kernel counts changes, and a second where all rules of a large node
-are compared. So the duration of a comparison determines when the next one may run.
+are compared. So the duration of a comparison determines when the next one may run, and it gives way to a
+change where the mode can.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.family_sync import FamilySync
-from kproxy.backends.core.base import CheckError, Drift
+from kproxy.backends.core.base import CheckError, CheckPostponed, Drift
 from kproxy.kernel.links import AddressNews
 from kproxy.modes.base import Mode
 from kproxy.node.kube_proxy_process import warn_of_kube_proxy
@@ -27,17 +28,27 @@ FULL_PERIOD = 900.0
 CHECK_SHARE = 20
 """A comparison that took t seconds is not repeated within this many times t (500 times for full ones)."""
 
+LONGEST_POSTPONED = 60.0
+"""Seconds for which a comparison gives way to changes; then it runs to its end."""
+
 SUSPICION_PERIOD = 60.0
 """Seconds between searches for a kube-proxy that may have caused the drift."""
 
 
 class DriftChecker:
-    """Decides when the kernel is compared with the applied state; `next_check` is that time of `clock`."""
+    """Decides when the kernel is compared with the applied state; `next_check` is that time of `clock`.
 
-    def __init__(self, observer: SyncObserver, clock: Callable[[], float]) -> None:
+    `waits` returns whether a change waits that is more urgent.
+    """
+
+    def __init__(
+        self, observer: SyncObserver, clock: Callable[[], float], waits: Callable[[], bool] = lambda: False
+    ) -> None:
         self.next_check = 0.0
         self._observer = observer
         self._clock = clock
+        self._waits = waits
+        self._postponed_since: float | None = None
         self._compare_from = 0.0
         self._next_full = 0.0
         self._next_suspicion = 0.0
@@ -59,8 +70,13 @@ class DriftChecker:
         full = now >= self._next_full
         drifted = False
         for sync in syncs:
+            sync.backend.gives_way = self._gives_way
             try:
                 drifts = sync.backend.check(full=full)
+            except CheckPostponed:
+                if self._postponed_since is None:
+                    self._postponed_since = now
+                return drifted
             except CheckError as error:
                 log.warning("check_failed", family=sync.family.value, reason=str(error))
                 self._observer.not_compared(sync.family, str(error))
@@ -71,11 +87,16 @@ class DriftChecker:
                 drifted = True
             elif in_step():
                 self._observer.confirmed(sync.family)
+        self._postponed_since = None
         cost = self._clock() - now
         self._compare_from = self._clock() + CHECK_SHARE * cost
         if full:
             self._next_full = self._clock() + max(FULL_PERIOD, 500 * cost)
         return drifted
+
+    def _gives_way(self) -> bool:
+        since = self._postponed_since
+        return (since is None or self._clock() - since < LONGEST_POSTPONED) and self._waits()
 
     def compare_addresses(self, mode: Mode, news: AddressNews) -> bool:
         """Compare the addresses that `news` names; return True if any of them drifted."""

@@ -87,7 +87,7 @@ class Agent:
         self._replan = True
         self._drifted = False
         self._news: deque[AddressNews] = deque()
-        self._drift_checker = DriftChecker(observer, self._clock)
+        self._drift_checker = DriftChecker(observer, self._clock, lambda: store.changed)
         self._publisher = SyncPublisher(store, health, observer, flows, service_health, self._drift_checker)
         self._next_timer: float | None = None
         for family in mode.families:

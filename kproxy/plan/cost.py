@@ -5,7 +5,14 @@ again for its rules or map elements. All other work is counted in these units. T
 of the input, reads only the lengths of its lists, and obeys the limits as the plan does.
 """
 
-from kproxy.plan.limits import ANNOTATION_CHARACTERS, DEFAULT_LIMITS, RANGES_BY_PORTS, SELECTORS, Limits
+from kproxy.plan.limits import (
+    AFFINITY_COUNTS,
+    ANNOTATION_CHARACTERS,
+    DEFAULT_LIMITS,
+    RANGES_BY_PORTS,
+    SELECTORS,
+    Limits,
+)
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import Service
 
@@ -33,6 +40,8 @@ def cost_of(inputs: ServiceInput, limits: Limits = DEFAULT_LIMITS) -> float:
         endpoints += known
         pairs += known * min(numbers, ports)
         cost += numbers / _UNREAD_PER_UNIT
+    if service.spec.session_affinity == "ClientIP":
+        pairs *= AFFINITY_COUNTS
     selectors = _selectors(service)
     return (
         cost

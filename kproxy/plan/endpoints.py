@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from kproxy.addresses import Family, parse_ip
-from kproxy.plan.limits import Limits
+from kproxy.plan.limits import AFFINITY_COUNTS, Limits
 from kproxy.plan.model import EndpointPlan, NodeView
 from kproxy.plan.problem_list import ProblemList
 from kproxy.plan.topology import Candidate
@@ -80,10 +80,12 @@ def collect(
     problems: ProblemList,
     wanted: Collection[PortKey] | None = None,
     weights: Weights = (),
+    *,
+    sticky: bool = False,
 ) -> Collected:
     """Return the candidates of the `wanted` ports (None: of all); defects are added to `problems`.
 
-    `weights` are those of the service's annotation.
+    `weights` are those of the service's annotation; `sticky`: the service has session affinity.
     """
     read_slices: list[_ReadSlice] = []
     reader = _Reader(family, node.name, weights, problems)
@@ -104,7 +106,7 @@ def collect(
     if wanted is not None:
         for known in read_slices:
             known.ports = [port for port in known.ports if port[0] in wanted]
-    _limit(read_slices, node.limits, problems)
+    _limit(read_slices, node.limits, problems, sticky=sticky)
     into: dict[PortKey, dict[str, tuple[str, int, _Traits]]] = {}
     for known in read_slices:
         for key, number in known.ports:
@@ -213,7 +215,7 @@ def _local_ready(read_slices: Iterable[_ReadSlice]) -> int:
     return sum(each.local and each.ready for each in best.values())
 
 
-def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList) -> None:
+def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList, *, sticky: bool) -> None:
     """Leave out endpoints, so that no port and no sum of all ports is beyond its limit."""
     read_slices[:] = [read_slice for read_slice in read_slices if read_slice.ports and read_slice.endpoints]
     of_port: dict[PortKey, int] = {}
@@ -221,10 +223,16 @@ def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList)
         for key, _ in read_slice.ports:
             of_port[key] = of_port.get(key, 0) + len(read_slice.endpoints)
     total, greatest = sum(of_port.values()), max(of_port.values(), default=0)
-    if total <= limits.endpoints_per_service and greatest <= limits.endpoints_per_port:
+    most_of_port, most, of_all = limits.endpoints_per_port, limits.endpoints_per_service, "of all ports"
+    named = "limits.endpointsPerService"
+    if sticky:
+        most //= AFFINITY_COUNTS
+        of_all += " with session affinity"
+        named += f" / {AFFINITY_COUNTS}"
+    if total <= most and greatest <= most_of_port:
         return
     ports = max(len(read_slice.ports) for read_slice in read_slices)
-    kept = max(1, min(limits.endpoints_per_port, limits.endpoints_per_service // ports))
+    kept = max(1, min(most_of_port, most // ports))
     entries = sorted(
         (*traits.useless, ip, number, index)
         for number, read_slice in enumerate(read_slices)
@@ -235,14 +243,10 @@ def _limit(read_slices: list[_ReadSlice], limits: Limits, problems: ProblemList)
         chosen.setdefault(number, []).append(read_slices[number].endpoints[index])
     for number, read_slice in enumerate(read_slices):
         read_slice.endpoints = chosen.get(number, [])
-    if greatest > limits.endpoints_per_port:
-        value, reason = (
-            greatest,
-            f"more than {limits.endpoints_per_port} of one port (limits.endpointsPerPort)",
-        )
+    if greatest > most_of_port:
+        value, reason = greatest, f"more than {most_of_port} of one port (limits.endpointsPerPort)"
     else:
-        value = total
-        reason = f"more than {limits.endpoints_per_service} of all ports (limits.endpointsPerService)"
+        value, reason = total, f"more than {most} {of_all} ({named})"
     problems.add("endpoints", _about(value), f"{reason}: {kept} are used, ready ones first", refused=True)
 
 

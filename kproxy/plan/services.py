@@ -291,7 +291,9 @@ def _collect(
     """The valid ports of a service, and their candidates."""
     listed = reader.ports()
     wanted = frozenset((port.name or "", protocol.value) for _, port, protocol in listed)
-    return listed, collect(inputs.slices, reader.family, node, reader.problems, wanted, reader.weights())
+    sticky = reader.spec.session_affinity == "ClientIP"
+    weights, problems = reader.weights(), reader.problems
+    return listed, collect(inputs.slices, reader.family, node, problems, wanted, weights, sticky=sticky)
 
 
 def known_endpoints(inputs: ServiceInput, family: Family, node: NodeView) -> frozenset[tuple[str, int]]:

@@ -77,6 +77,7 @@ class FakeBackend:
         self._pending = True
         self.on_progress: Callable[[], None] = lambda: None
         self.on_timed_sync: Callable[[SyncReport, float], None] = lambda _, __: None
+        self.gives_way: Callable[[], bool] = lambda: False
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.agent.slices import FIRST_RATE, SLICE_SECONDS, FairQueue, SliceMeter, units_for
+from kproxy.agent.slices import FIRST_RATE, FIRST_TIME, SLICE_SECONDS, FairQueue, SliceMeter, units_for
 
 BUDGET = 100.0
 KEYS = st.builds(lambda namespace, name: f"n{namespace}/s{name}", st.integers(0, 4), st.integers(0, 30))
@@ -132,6 +132,28 @@ def test_cheap_services_are_first_and_the_expensive_one_is_alone() -> None:
     first, second = drained(queue)
     assert len(first) == 20
     assert second == ["a/big"]
+
+
+def test_a_change_passes_new_services_of_any_number_of_namespaces() -> None:
+    """Each of them asks for as little as the change, so their shares alone do not put it first."""
+    queue = FairQueue()
+    for number in range(1000):
+        queue.put(f"n{number}/web", 4.0, new=True)
+    queue.slice(BUDGET)
+    for turn in range(10):
+        queue.put("calm/web", 7.0)
+        assert "calm/web" in queue.slice(BUDGET), turn
+
+
+@given(st.floats(1.0, 10.0))
+def test_a_new_service_is_taken_although_changes_of_others_keep_coming(cheap: float) -> None:
+    queue = FairQueue()
+    queue.put("calm/new", 5.0, new=True)
+    passed = 0.0
+    while "calm/new" in queue:
+        queue.put(f"busy/{passed}", cheap)
+        passed += sum(cheap for key in queue.slice(cheap) if key != "calm/new")
+        assert passed <= FIRST_TIME + 5.0 + 2 * cheap, "it starves"
 
 
 def test_namespaces_take_turns_by_cost_not_by_number() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.base import CheckPostponed, LocalTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.backend import NftablesBackend
@@ -16,7 +16,7 @@ from kproxy.backends.nftables.probe import probe
 from kproxy.backends.nftables.script import Script
 from kproxy.kernel.nft.commands import AddContainer, DeleteTable, Transaction
 from kproxy.kernel.nft.netlink import NetlinkNft
-from kproxy.kernel.nft.types import NftError, NftFailure
+from kproxy.kernel.nft.types import NftError, NftFailure, Reading
 from tests.backends.nftables_node import CONFIG, NftablesNode, with_config
 from tests.builders import endpoint, endpoint_slice, port, service
 from tests.kernel import nft_oracle
@@ -287,6 +287,44 @@ def test_a_table_of_another_layout_is_replaced_at_once() -> None:
     assert len(node.fake.scripts) == scripts + 1
     assert node.state() == node.fresh()
     assert list(node.fake.table(Family.IPV4, "other").chains) == ["services"]
+
+
+def test_a_comparison_that_gave_way_is_made_by_the_next_check() -> None:
+    node = NftablesNode()
+    node.put(web(), pods("a", "10.1.0.1"))
+    node.done()
+    reading = node.fake.reading
+
+    def patient(*arguments: Any, **options: Any) -> Reading | None:
+        if node.fake.gives_way():
+            raise NftError(NftFailure.POSTPONED, "a change waits")
+        return reading(*arguments, **options)
+
+    node.fake.reading = patient  # type: ignore[method-assign]
+    elements(node, names.SERVICES).clear()
+    node.backend.gives_way = lambda: True
+    with pytest.raises(CheckPostponed):
+        node.backend.check(full=True)
+    node.backend.gives_way = lambda: False
+    assert {drift.kind for drift in node.backend.check(full=True)} == {"element"}
+    node.done()
+    assert elements(node, names.SERVICES)
+
+
+def test_a_service_with_long_affinity_chains_has_a_transaction_of_its_own() -> None:
+    """Rules take longer to write than elements, so small changes do not wait for them."""
+    node = NftablesNode(piece=400)
+    ips = [f"10.1.1.{n}" for n in range(1, 41)]
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.1"))
+    node.done()
+    node.put(web("a", sessionAffinity="ClientIP"), pods("a", *ips))
+    node.put(None, pods("b", "10.1.0.2"))
+    node.plan()
+    assert node.backend.sync(1000.0).error is None
+    first, second = (script for script in node.fake.scripts[-2:])
+    assert "10.96.0.2" in first
+    assert "update @" not in first
+    assert "update @" in second
 
 
 def test_a_table_that_lost_its_parts_is_replaced_without_a_gap() -> None:

@@ -423,3 +423,25 @@ def _changed(change: str) -> None:
     after = kernel.reading(Family.IPV4, "kproxy", elements=False)
     assert after is not None
     assert {name for name in before.chains if after.chains[name] != before.chains[name]} == {"c"}
+
+
+@fresh_network
+def test_a_reading_gives_way_between_its_parts() -> None:
+    nft_, asked = NetlinkNft(), []
+    nft_.commit(Transaction(Family.IPV4, "kproxy", (AddTable(), AddChain("a"), AddChain("b"))))
+
+    def at(number: int) -> None:
+        asked.clear()
+        nft_.gives_way = lambda: asked.append(True) or len(asked) == number  # type: ignore[func-returns-value]
+
+    at(0)
+    assert nft_.reading(Family.IPV4, "kproxy") is not None
+    for number in range(1, len(asked) + 1):
+        at(number)
+        with pytest.raises(NftError) as raised:
+            nft_.reading(Family.IPV4, "kproxy")
+        assert raised.value.kind is NftFailure.POSTPONED
+    at(0)
+    found = nft_.reading(Family.IPV4, "kproxy")
+    assert found is not None
+    assert found.chains.keys() == {"a", "b"}

@@ -56,6 +56,7 @@ class NullBackend:
         self.planned: set[str] = set()
         self.on_progress: Callable[[], None] = lambda: None
         self.on_timed_sync: Callable[[SyncReport, float], None] = lambda _, __: None
+        self.gives_way: Callable[[], bool] = lambda: False
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         for plan in plans:

@@ -43,6 +43,12 @@ def test_products_of_two_lists_count_up_to_the_limits() -> None:
         assert full > 2000 > 1000 > bounded > 500
 
 
+def test_an_endpoint_with_affinity_costs_many_times_as_much() -> None:
+    """It is written as rules, together with all others of its port."""
+    plain, sticky = (cost_of(_given(endpoints=100, sessionAffinity=kind)) for kind in ("None", "ClientIP"))
+    assert sticky > 5 * plain
+
+
 def test_a_service_that_is_gone_costs_nearly_nothing() -> None:
     assert cost_of(ServiceInput("ns1/gone", 1, None, ())) == 1
     assert cost_of(_given()) < 10

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 
+from kproxy.plan.limits import AFFINITY_COUNTS, Limits
+from kproxy.plan.model import ServicePlan
 from tests import builders
-from tests.builders import endpoint, endpoint_slice, given, plan_of, plans_of, service
+from tests.builders import endpoint, endpoint_slice, given, plan_of, plans_of, port, service
 
 GOOD: dict[str, Any] = {"ready": True, "serving": True, "terminating": False}
 DRAINING: dict[str, Any] = {"ready": False, "serving": True, "terminating": True}
@@ -73,3 +76,24 @@ def test_an_endpoint_without_addresses_costs_only_itself(entry: dict[str, Any]) 
     assert [e.address_port for e in plan.ports[0].cluster] == ["10.1.0.1:80"]
     (problem,) = plan.problems
     assert (problem.object, problem.field) == ("EndpointSlice ns1/svc1-1", "endpoints[0].addresses")
+
+
+def test_endpoints_with_affinity_are_rules_and_count_many_times() -> None:
+    """Unready ones are left out first, and the problem names the limit."""
+    limits = Limits(endpoints_per_service=4 * AFFINITY_COUNTS)
+    node = msgspec.structs.replace(builders.NODE, limits=limits)
+    numbers = [port(80, "a"), port(81, "b")]
+    slices = endpoint_slice(
+        endpoint("10.1.0.1", **DOWN), "10.1.0.2", "10.1.0.3", endpoint("10.1.0.4", **DOWN), ports=numbers
+    )
+
+    def planned(affinity: str) -> ServicePlan:
+        return plan_of(service(ports=numbers, sessionAffinity=affinity), slices, node=node)
+
+    sticky, plain = planned("ClientIP"), planned("None")
+    assert [[each.ip for each in of.cluster] for of in sticky.ports] == [["10.1.0.2", "10.1.0.3"]] * 2
+    assert [of.endpoints for of in sticky.ports] == [2, 2]
+    assert "limits.endpointsPerService / 25" in sticky.problems[0].reason
+    assert sticky.problems[0].refused
+    assert [of.endpoints for of in plain.ports] == [4, 4]
+    assert not plain.problems

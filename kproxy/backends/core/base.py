@@ -157,15 +157,21 @@ class CheckError(Exception):
     """The kernel could not be compared with what was applied."""
 
 
+class CheckPostponed(CheckError):  # noqa: N818 - not an error
+    """The comparison gave way to a change."""
+
+
 class Backend(Protocol):
     """A proxy mode for one family. `on_progress` is called after each write of a sync; it must be quick.
 
     `on_timed_sync` is called with the report of a sync that `run_timers` made, and its duration in seconds.
+    `gives_way` is asked during a check whether something more urgent waits.
     """
 
     family: Family
     on_progress: Callable[[], None]
     on_timed_sync: Callable[[SyncReport, float], None]
+    gives_way: Callable[[], bool]
 
     def update(self, plans: Iterable[ServicePlan]) -> None:
         """Replace the desired state of the plans' services; a plan without ports removes its service."""
@@ -185,7 +191,8 @@ class Backend(Protocol):
     def check(self, *, full: bool = False) -> tuple[Drift, ...]:
         """Compare the kernel with the applied state; return the drift and mark it as pending.
 
-        Unless `full`, it is cheap while nothing indicates a change. Raises CheckError.
+        Unless `full`, it is cheap while nothing indicates a change. Raises CheckError, and CheckPostponed if
+        it gave way.
         """
 
     def run_timers(self) -> float | None:

@@ -76,6 +76,7 @@ class Reconciler(Generic[AnyOperations]):
         self.family = family
         self.on_progress = lambda: None
         self.on_timed_sync = lambda _, __: None
+        self.gives_way = lambda: False
         self.operations = operations
         self._clock = clock
         self._assumes = assumes

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from kproxy.backends.core.base import PortTraffic
+from kproxy.backends.core.base import CheckError, CheckPostponed, Drift, PortTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.core.reconciler import Reconciler
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.objects import TableObjects
 from kproxy.backends.nftables.traffic import Traffic, port_of
-from kproxy.kernel.nft.types import Nft
+from kproxy.kernel.nft.types import Nft, NftError, NftFailure
 from kproxy.plan.model import PortPlan
 
 BATCH_SIZE = 10000
@@ -37,6 +37,19 @@ class NftablesBackend(Reconciler[TableObjects]):
         """Change to other settings of the same family; the next sync writes the differences."""
         if self.operations.use_config(config):
             self.replan()
+
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
+        """Compare the table with the applied state; a long reading gives way. See Backend.check."""
+        self._nft.gives_way = self.gives_way
+        try:
+            return super().check(full=full)
+        except CheckError as error:
+            cause = error.__cause__
+            if isinstance(cause, NftError) and cause.kind is NftFailure.POSTPONED:
+                raise CheckPostponed(str(error)) from error
+            raise
+        finally:
+            self._nft.gives_way = lambda: False
 
     def objects(self) -> dict[str, int]:
         """Number of elements and chains in the applied state. May be called from any thread."""

@@ -24,6 +24,12 @@ from kproxy.backends.nftables.runs import Runs, runs_from
 LEADING = ("cluster-", "external-", "local-")
 """Prefixes of class chains, which refer to picking chains."""
 
+RULE_COUNTS = 6
+"""Elements that take as long to write as a rule of an affinity chain."""
+
+_SHORT = 8
+"""Rules of a chain that are not counted: those of all other chains of services."""
+
 HeldChains = Mapping[str, Chain | None]
 """Rules by chain, None where these are unknown."""
 
@@ -110,8 +116,13 @@ class DesiredElements:
         return True
 
     def size(self, key: str) -> int:
-        """The greatest number of elements that a pending service may have to change."""
-        return _size(self._slots(key))
+        """The elements that a pending service may have to change; rules of affinity chains count as several."""
+        if key not in self.pending:
+            return 0
+        chains = self._objects.get(key, _NOTHING).chains.values()
+        return _size(self._slots(key)) + sum(
+            RULE_COUNTS * len(rules) for rules in chains if len(rules) > _SHORT
+        )
 
     def _slots(self, key: str) -> Iterable[Slot]:
         """The slots of a service that may differ from the table; () if it is not pending."""

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kproxy.kernel.netlink.messages import (
     NLM_F_ACK,
@@ -44,13 +44,25 @@ class NetlinkLost(OSError):
     """Acknowledgements or answers did not arrive: the outcome is unknown."""
 
 
+class GaveWay(Exception):  # noqa: N818 - not an error
+    """A dump was given up because something more urgent waits."""
+
+
 class NetlinkSocket:
     """One socket of a netlink protocol, in the network namespace of the thread that makes it.
 
-    Used by one thread. Raises OSError when it cannot be made.
+    Used by one thread. Raises OSError when it cannot be made. `gives_way` is asked between the parts of a
+    dump; if it says True, GaveWay is raised, and the socket is of no use any more.
     """
 
-    def __init__(self, protocol: int, *, receive_buffer: int = _RECEIVE_BUFFER) -> None:
+    def __init__(
+        self,
+        protocol: int,
+        *,
+        receive_buffer: int = _RECEIVE_BUFFER,
+        gives_way: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._gives_way = gives_way
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
         # The kernel's own timeouts: Python's would ask poll(2) before each call.
@@ -111,6 +123,11 @@ class NetlinkSocket:
                     return answers
                 answers.append(content)
 
+    def give_way(self) -> None:
+        """Raise GaveWay if something more urgent waits."""
+        if self._gives_way():
+            raise GaveWay
+
     def _chunk(self, requests: Sequence[tuple[int, int, bytes]], start: int, end: int) -> dict[int, int]:
         first = self._reserve(end - start)
         self._send(
@@ -146,6 +163,7 @@ class NetlinkSocket:
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     return found
                 found.append(content)
+            self.give_way()
 
     def _reserve(self, count: int) -> int:
         """Reserve `count` sequence numbers and return the first; they have 32 bits and wrap around."""

@@ -7,7 +7,7 @@ elements even to list a table without them.
 import contextlib
 import errno
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import attribute, attributes, every_attribute
@@ -29,14 +29,24 @@ _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_COMMENT = 2, 3, 4, 7
 _LIST_ELEMENTS = 3
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _LOOKUP_SET = 1
+_AT_ONCE = 500
+"""Chains or rules that are decoded before a reading gives way: a few milliseconds."""
 
 
-def reading(family: Family, table: str, *, elements: bool, portable: bool = False) -> Reading | None:
+def reading(
+    family: Family,
+    table: str,
+    *,
+    elements: bool,
+    portable: bool = False,
+    gives_way: Callable[[], bool] = lambda: False,
+) -> Reading | None:
     """Read the table; None if it does not exist. It is not consistent if the table is changed meantime.
 
-    `portable`: see Reading.chains. Raises OSError.
+    `portable`: see Reading.chains. `gives_way`: asked now and then whether something more urgent waits.
+    Raises OSError, GaveWay.
     """
-    with _socket() as sock:
+    with _socket(gives_way) as sock:
         try:
             answers = _dump(sock, _GET_SET, _request(family, table))
             declared = [declaration(attributes(answer[NFGENMSG.size :])) for answer in answers]
@@ -89,6 +99,7 @@ def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
 
 def _elements(sock: NetlinkSocket, family: Family, table: str, name: str) -> Iterator[bytes]:
     for answer in _dump(sock, _GET_ELEMENTS, _request(family, table, name)):
+        sock.give_way()
         yield answer[NFGENMSG.size :]
 
 
@@ -139,7 +150,9 @@ def _without_names(expressions: bytes, inner: Mapping[str, bytes]) -> Iterator[b
 
 
 def _of_table(sock: NetlinkSocket, kind: int, family: Family, table: str) -> Iterator[dict[int, bytes]]:
-    for answer in _dump(sock, kind, _request(family, table)):
+    for number, answer in enumerate(_dump(sock, kind, _request(family, table))):
+        if number % _AT_ONCE == 0:
+            sock.give_way()
         held = attributes(answer[NFGENMSG.size :])
         if text(held[_TABLE]) == table:
             yield held
@@ -155,9 +168,9 @@ def _request(family: Family, table: str, name: str = "") -> bytes:
 
 
 @contextlib.contextmanager
-def _socket() -> Iterator[NetlinkSocket]:
+def _socket(gives_way: Callable[[], bool] = lambda: False) -> Iterator[NetlinkSocket]:
     """A socket in the current network namespace of the calling thread."""
-    sock = NetlinkSocket(_NETLINK_NETFILTER)
+    sock = NetlinkSocket(_NETLINK_NETFILTER, gives_way=gives_way)
     try:
         yield sock
     finally:

@@ -5,6 +5,7 @@ in words of four bytes from the first (NFT_REG32_00); the kernel itself prints t
 bytes by their older numbers.
 """
 
+import functools
 import socket
 import struct
 
@@ -47,7 +48,11 @@ _UNREACHABLE = 0  # NFT_REJECT_ICMP_UNREACH
 _PORT_UNREACHABLE = {Family.IPV4: b"\x03", Family.IPV6: b"\x04"}
 """ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH; for TCP the kernel sends a reset only with another type."""
 
+_remembered = functools.lru_cache(maxsize=1024)
+"""Rules consist of few different expressions; an affinity chain has ten for each of its endpoints."""
 
+
+@_remembered
 def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
     """Load `length` bytes of a packet's header."""
     return _expression(
@@ -55,6 +60,7 @@ def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
     )
 
 
+@_remembered
 def load_meta(key: int, register: int = 0) -> bytes:
     """Load metadata of a packet."""
     return _expression("meta", number(2, key), _register(1, register))
@@ -75,6 +81,7 @@ def load_source_type() -> bytes:
     return _expression("fib", _register(1, 0), number(2, _FIB_ADDRESS_TYPE), number(3, _FIB_SOURCE))
 
 
+@_remembered
 def numgen(kind: str, modulus: int, offset: int, register: int = 0) -> bytes:
     """Load a number from `offset` to `offset + modulus - 1`, in the machine's byte order."""
     return _expression(
@@ -94,6 +101,7 @@ def to_network_order() -> bytes:
     )
 
 
+@_remembered
 def compare(operator: int, value: bytes) -> bytes:
     """Continue only if the comparison of the first register with a value is true."""
     return _expression("cmp", _register(1, 0), number(2, operator), nested(3, attribute(_DATA_VALUE, value)))
@@ -108,11 +116,13 @@ def bitwise(mask: bytes, xor: bytes) -> bytes:
     )
 
 
+@_remembered
 def lookup(name: str, *, inner: bool = False) -> bytes:
     """Continue only if a set holds the key in the registers; for an `inner` set it ends with SET_ID."""
     return _expression("lookup", string(1, name), _register(2, 0), _set_id(inner=inner))
 
 
+@_remembered
 def lookup_value(name: str, *, inner: bool = False) -> bytes:
     """Load the value of the key in the registers from a map; continue only if there is one."""
     return _expression("lookup", string(1, name), _register(2, 0), _register(3, 0), _set_id(inner=inner))
@@ -149,6 +159,7 @@ def masquerade(flags: int) -> bytes:
     return _expression("masq", number(1, flags) if flags else b"")
 
 
+@_remembered
 def dnat(family: Family, port_register: int) -> bytes:
     """Translate the destination to the address and port that registers hold, the address in the first."""
     return _expression(
@@ -160,6 +171,7 @@ def dnat(family: Family, port_register: int) -> bytes:
     )
 
 
+@_remembered
 def change_set(operation: int, name: str, seconds: int) -> bytes:
     """Add, refresh or delete the key in the registers in a set that packets fill; 0 seconds: no timeout."""
     timeout = attribute(6, struct.pack("!Q", seconds * 1000)) if seconds else b""

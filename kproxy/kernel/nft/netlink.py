@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import NLM_F_REQUEST, attributes, message
+from kproxy.kernel.netlink.socket import GaveWay
 from kproxy.kernel.nft import batch, dump
 from kproxy.kernel.nft.commands import TABLE_FAMILY, Transaction
 from kproxy.kernel.nft.connection import Connection
@@ -37,6 +38,7 @@ class NetlinkNft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection = Connection()
         self._clock = clock
+        self.gives_way: Callable[[], bool] = lambda: False
 
     def commit(self, transaction: Transaction) -> None:
         """See Nft.commit."""
@@ -52,7 +54,12 @@ class NetlinkNft:
         """See Nft.reading. Raises NftError also if others change this table faster than it can be read."""
         deadline = self._clock() + _READING_SECONDS
         for _ in range(_READINGS):
-            found, consistent = _call(lambda: _reading(family, table, elements=elements, portable=portable))
+            try:
+                found, consistent = _call(
+                    lambda: _reading(family, table, self.gives_way, elements=elements, portable=portable)
+                )
+            except GaveWay as error:
+                raise NftError(NftFailure.POSTPONED, "a change waits") from error
             if consistent:
                 return found
             if self._clock() >= deadline:
@@ -80,10 +87,12 @@ class NetlinkNft:
         return None
 
 
-def _reading(family: Family, table: str, *, elements: bool, portable: bool) -> tuple[Reading | None, bool]:
+def _reading(
+    family: Family, table: str, gives_way: Callable[[], bool], *, elements: bool, portable: bool
+) -> tuple[Reading | None, bool]:
     """Read a table once; return the reading, and whether no transaction changed the table during it."""
     with table_events(family, table) as events:
-        found = dump.reading(family, table, elements=elements, portable=portable)
+        found = dump.reading(family, table, elements=elements, portable=portable, gives_way=gives_way)
         return found, not events.changed()
 
 

@@ -5,6 +5,7 @@ does not read, and prints keys by them. The layout is that of libnftnl's include
 `build_udata` functions in nftables' src.
 """
 
+import functools
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -52,7 +53,14 @@ class Selector(msgspec.Struct, frozen=True):
 
 def selector(found: re.Match[str]) -> Selector:
     """The selector that SELECTOR matched."""
-    words = found[0].partition(" mod ")[0]
+    return _selector(found[0])
+
+
+@functools.lru_cache(maxsize=1024)
+def _selector(text: str) -> Selector:
+    found = SELECTOR.fullmatch(text)
+    assert found is not None  # noqa: S101 - it has matched this text
+    words = text.partition(" mod ")[0]
     if found["ip"]:
         return _address(words, found["ip"], found["side"])
     if found["port"]:

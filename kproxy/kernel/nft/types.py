@@ -4,7 +4,7 @@ It is small, so that a model in memory can implement it exactly.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -23,6 +23,8 @@ class NftFailure(enum.StrEnum):
     """The permission or nftables itself is missing: nothing can be written."""
     INTERRUPTED = "interrupted"
     """The kernel's answer was lost, or it had no memory: the transaction may have been committed."""
+    POSTPONED = "postponed"
+    """A reading gave way to something more urgent."""
 
 
 class NftError(Exception):
@@ -54,7 +56,12 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Nft(Protocol):
-    """nftables in the network namespace of the calling thread. Every method may raise NftError."""
+    """nftables in the network namespace of the calling thread. Every method may raise NftError.
+
+    `gives_way`: asked during a reading whether something more urgent waits; then NftError is raised.
+    """
+
+    gives_way: Callable[[], bool]
 
     def commit(self, transaction: Transaction) -> None:
         """Commit a transaction: all of it or nothing."""
