@@ -43,7 +43,7 @@ DEFAULT_LIMITS = Limits()
 AFFINITY_COUNTS = 25
 """Endpoints as which one with session affinity counts, so that 2,000 of them are served.
 
-Each is two rules, which are written together with all others of its port: 0.1 ms. A map element takes 0.01 ms.
+Each is two rules, which are written together with all others of its port: 0.1 ms; a map element: 0.01 ms.
 """
 
 RANGES_BY_PORTS = 50_000

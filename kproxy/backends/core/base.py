@@ -157,7 +157,7 @@ class CheckError(Exception):
     """The kernel could not be compared with what was applied."""
 
 
-class CheckPostponed(CheckError):  # noqa: N818 - not an error
+class CheckPostponed(CheckError):
     """The comparison gave way to a change."""
 
 

@@ -44,7 +44,7 @@ class NetlinkLost(OSError):
     """Acknowledgements or answers did not arrive: the outcome is unknown."""
 
 
-class GaveWay(Exception):  # noqa: N818 - not an error
+class GaveWay(Exception):
     """A dump was given up because something more urgent waits."""
 
 
