@@ -12,7 +12,7 @@ from functools import partial
 from heapq import nlargest
 
 from kproxy.addresses import Family
-from kproxy.backends.core.base import MeasureError, PortTraffic
+from kproxy.backends.core.base import MeasureError, PortAffinity, PortTraffic
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
 from kproxy.modes.base import Mode
@@ -108,7 +108,10 @@ class _Kernel:
             except MeasureError as error:
                 raise CollectionError(f"{family.value}: {error}") from error
             if due:
-                self._traffic[family] = list(_traffic(family, measured.traffic, self._limit))
+                self._traffic[family] = [
+                    *_traffic(family, measured.traffic, self._limit),
+                    *_affinity(family, measured.affinity, self._limit),
+                ]
             found += [
                 Sample(series.RULES, (table, family.value), measured.rules.get(table, 0))
                 for table in ("nat", "filter")
@@ -131,15 +134,29 @@ def _traffic(family: Family, ports: Sequence[PortTraffic], limit: int) -> Iterat
         by_name = sorted(ports, key=lambda port: (port.name, port.protocol))
         chosen = nlargest(limit, by_name, key=lambda port: port.connections)
     for port in chosen:
-        service, _, name = port.name.partition(":")
-        namespace, _, service = service.partition("/")
-        labels = family.value, namespace, service, name, port.protocol
+        labels = _labels(family, port.name, port.protocol)
         yield Sample(series.CONNECTIONS, labels, port.connections)
         for direction, counted in (("in", port.sent), ("out", port.answered)):
             if counted is not None:
                 yield Sample(series.PACKETS, (*labels, direction), counted[0])
                 yield Sample(series.BYTES, (*labels, direction), counted[1])
     yield Sample(series.OMITTED, (family.value,), len(ports) - len(chosen))
+
+
+def _affinity(family: Family, ports: Sequence[PortAffinity], limit: int) -> Iterator[Sample]:
+    """The ports with the most clients; among equals the first by name."""
+    by_name = sorted(ports, key=lambda port: (port.name, port.protocol))
+    for port in nlargest(limit, by_name, key=lambda port: port.clients):
+        yield Sample(series.AFFINITY_CLIENTS, _labels(family, port.name, port.protocol), port.clients)
+    if ports:
+        yield Sample(series.AFFINITY_LIMIT, (family.value,), max(port.limit for port in ports))
+
+
+def _labels(family: Family, port: str, protocol: str) -> tuple[str, ...]:
+    """The labels of a service port, whose name is `namespace/service:port`."""
+    service, _, name = port.partition(":")
+    namespace, _, service = service.partition("/")
+    return family.value, namespace, service, name, protocol
 
 
 def _accounts(accounts: Nfacct) -> Iterable[Sample]:

@@ -260,6 +260,17 @@ OMITTED = _gauge(
     "Service ports beyond --metrics-service-limit, those with the least traffic.",
 )
 
+AFFINITY_CLIENTS = _gauge(
+    "kproxy_affinity_clients",
+    _PORT,
+    "Clients that session affinity remembers for a service port, in nftables mode; most ones first.",
+)
+AFFINITY_LIMIT = _gauge(
+    "kproxy_affinity_clients_limit",
+    _FAMILY,
+    "Clients of a service port that session affinity can remember; further ones are balanced without it.",
+)
+
 _CHECK = ("name", "type")
 HEALTHCHECK = _gauge("kubernetes_healthcheck", _CHECK, "1 if the last health check succeeded, else 0.")
 HEALTHCHECKS = _counter("kubernetes_healthchecks_total", (*_CHECK, "status"), "Answers of health checks.")

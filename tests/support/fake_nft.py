@@ -134,6 +134,12 @@ class FakeNft:
         container = known.containers[name]
         return {key: container.counts.get(key, (0, 0)) for key in container.elements if container.counted}
 
+    def sizes(self, family: Family, table: str, wanted: Callable[[str], bool]) -> dict[str, int]:
+        """See CountsElements.sizes."""
+        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
+        found = known.containers if known is not None else {}
+        return {name: len(each.elements) for name, each in found.items() if wanted(name)}
+
     def generation(self) -> RulesetGeneration | None:
         """See Nft.generation."""
         return RulesetGeneration(("nft", self.commits), commits=self.commits)

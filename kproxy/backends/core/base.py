@@ -138,15 +138,26 @@ class PortTraffic(msgspec.Struct, frozen=True, gc=False):
     answered: tuple[int, int] | None = None
 
 
+class PortAffinity(msgspec.Struct, frozen=True):
+    """The clients that session affinity remembers for a service port, and the most that it can."""
+
+    name: str
+    protocol: str
+    clients: int
+    limit: int
+
+
 class Measurement(msgspec.Struct, frozen=True):
     """Counts of kproxy's objects in the kernel, of one family.
 
-    Traffic per service port, iptables rules per table, and nftables objects by kind.
+    Traffic per service port, iptables rules per table, and nftables objects by kind. `affinity`: where the
+    mode has a limit for it, how many clients are remembered by service port.
     """
 
     traffic: tuple[PortTraffic, ...] = ()
     rules: Mapping[str, int] = {}
     objects: Mapping[str, int] = {}
+    affinity: tuple[PortAffinity, ...] = ()
 
 
 class MeasureError(Exception):

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable
 
-from kproxy.backends.core.base import CheckError, CheckPostponed, Drift, PortTraffic
+from kproxy.backends.core.base import CheckError, CheckPostponed, Drift, PortAffinity, PortTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.core.hashes import port_hash
 from kproxy.backends.core.reconciler import Reconciler
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.objects import TableObjects
 from kproxy.backends.nftables.traffic import Traffic, port_of
-from kproxy.kernel.nft.types import Nft, NftError, NftFailure
+from kproxy.kernel.nft.types import CountsElements, Nft, NftError, NftFailure
 from kproxy.plan.model import PortPlan
 
 BATCH_SIZE = 10000
@@ -62,6 +63,23 @@ class NftablesBackend(Reconciler[TableObjects]):
         """
         counts = self._nft.counts(self.family, names.TABLE, names.SERVICES)
         return self._traffic.read(counts or {}, self._port_at)
+
+    def affinity(self) -> tuple[PortAffinity, ...]:
+        """How full the affinity sets of service ports are. Raises NftError. May be called from any thread."""
+        if not isinstance(self._nft, CountsElements):
+            return ()
+        ports = {
+            names.affinity(port_hash(port.name, port.protocol.value.lower())): port
+            for plan in tuple(self.plans.values())
+            for port in plan.ports
+            if port.affinity_seconds is not None
+        }
+        sizes = self._nft.sizes(self.family, names.TABLE, ports.__contains__) if ports else {}
+        return tuple(
+            PortAffinity(port.name, port.protocol.value, sizes[name], names.AFFINITY_SIZE)
+            for name, port in ports.items()
+            if name in sizes
+        )
 
     def _port_at(self, frontend: str) -> PortPlan | None:
         plan = self.plans.get(self.operations.owner(names.SERVICES, frontend) or "")

@@ -74,6 +74,10 @@ class NetlinkNft:
         except UndecodableError as error:
             raise NftError(NftFailure.INTERRUPTED, f"cannot read the counters: {error}") from error
 
+    def sizes(self, family: Family, table: str, wanted: Callable[[str], bool]) -> Mapping[str, int]:
+        """See CountsElements.sizes."""
+        return _call(lambda: dump.sizes(family, table, wanted))
+
     def generation(self) -> RulesetGeneration | None:
         """See Nft.generation."""
         try:

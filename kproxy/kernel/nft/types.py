@@ -5,7 +5,7 @@ It is small, so that a model in memory can implement it exactly.
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -53,6 +53,14 @@ class Reading(msgspec.Struct, frozen=True):
     elements: Mapping[str, dict[str, str]] | None = None
     unreadable: Mapping[str, str] = {}
     dormant: bool = False
+
+
+@runtime_checkable
+class CountsElements(Protocol):
+    """What can tell how full maps and sets are."""
+
+    def sizes(self, family: Family, table: str, wanted: Callable[[str], bool]) -> Mapping[str, int]:
+        """The number of elements of those maps and sets whose names are `wanted`. Raises NftError."""
 
 
 class Nft(Protocol):

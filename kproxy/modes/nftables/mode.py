@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import msgspec
 import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
@@ -55,7 +56,10 @@ class NftablesMode:
         if backend is None:
             return Measurement()
         try:
-            return Measurement(backend.traffic() if traffic else (), objects=backend.objects())
+            found = Measurement(objects=backend.objects())
+            if not traffic:
+                return found
+            return msgspec.structs.replace(found, traffic=backend.traffic(), affinity=backend.affinity())
         except NftError as error:
             raise MeasureError(error.message) from error
 
