@@ -25,7 +25,7 @@ from kproxy.plan.outside import refusal_of_address, refusal_of_external_ip
 from kproxy.plan.problem_list import ProblemList
 from kproxy.plan.schedulers import Scheduler, parse_scheduler
 from kproxy.plan.topology import Candidate, select
-from kproxy.plan.weights import Weights, WeightsCache, WeightsError
+from kproxy.plan.weights import Weights, WeightsBeyondLimitError, WeightsCache, WeightsError
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import PORT_MAX, Service, ServicePort, ServiceSpec
 
@@ -182,7 +182,8 @@ class _Reader:
         try:
             return self._weights.read(self.service.key, text)
         except WeightsError as error:
-            self.problem("metadata.annotations[kproxy.io/weights]", text, str(error))
+            beyond = isinstance(error, WeightsBeyondLimitError)
+            self.problem("metadata.annotations[kproxy.io/weights]", text, str(error), refused=beyond)
             return ()
 
     def scheduler(self) -> Scheduler | None:

@@ -38,6 +38,10 @@ class WeightsError(ValueError):
     """The annotation is invalid; the message says why."""
 
 
+class WeightsBeyondLimitError(WeightsError):
+    """The annotation is beyond a bound of limits.py."""
+
+
 class Weighted(Protocol):
     """An object with a weight."""
 
@@ -69,7 +73,7 @@ class WeightsCache:
         if known is None or known[0] != text:
             known = self._read[key] = (text, _outcome(text))
         if isinstance(known[1], WeightsError):
-            raise WeightsError(str(known[1]))
+            raise type(known[1])(str(known[1]))
         return known[1]
 
     def forget(self, key: str) -> None:
@@ -98,14 +102,14 @@ def weight_of(weights: Weights, *, pod: str, node: str, zone: str) -> int:
 def parse_weights(text: str) -> Weights:
     """Parse the annotation. Raises WeightsError."""
     if len(text) > ANNOTATION_CHARACTERS:
-        raise WeightsError(f"longer than {ANNOTATION_CHARACTERS} characters")
+        raise WeightsBeyondLimitError(f"longer than {ANNOTATION_CHARACTERS} characters")
     found: dict[object, object] = {}
     for name, weight in _pairs(text):
         if name in found:
             raise WeightsError(f"{_show(name)} appears twice")
         found[name] = weight
         if len(found) > SELECTORS:
-            raise WeightsError(f"more than {SELECTORS} selectors")
+            raise WeightsBeyondLimitError(f"more than {SELECTORS} selectors")
     return tuple(_selector(name, weight) for name, weight in found.items())
 
 
@@ -127,7 +131,7 @@ def _selector(name: object, weight: object) -> Selector:
     if not colon or kind not in _KINDS or not glob:
         raise WeightsError(f"{_show(name)} is not pod:GLOB, node:GLOB, zone:GLOB or *")
     if len(glob) > GLOB_CHARACTERS:
-        raise WeightsError(f"{_show(name)} is longer than {GLOB_CHARACTERS} characters")
+        raise WeightsBeyondLimitError(f"{_show(name)} is longer than {GLOB_CHARACTERS} characters")
     return Selector(kind, _matcher(glob), weight)
 
 
@@ -176,7 +180,7 @@ def _pairs(text: str) -> Iterable[tuple[object, object]]:
 def _yaml_pairs(text: str) -> Iterator[tuple[object, object]]:
     """The pairs of a YAML mapping of scalars. Events are read one by one, so that nesting costs nothing."""
     if len(text) > YAML_CHARACTERS:
-        raise WeightsError(f"neither JSON nor YAML of at most {YAML_CHARACTERS} characters")
+        raise WeightsBeyondLimitError(f"neither JSON nor YAML of at most {YAML_CHARACTERS} characters")
     try:
         events = (
             event

@@ -427,7 +427,7 @@ def _changed(change: str) -> None:
 
 @fresh_network
 def test_a_reading_gives_way_between_its_parts() -> None:
-    nft_, asked = NetlinkNft(), []
+    nft_, asked = NetlinkNft(), list[bool]()
     nft_.commit(Transaction(Family.IPV4, "kproxy", (AddTable(), AddChain("a"), AddChain("b"))))
 
     def at(number: int) -> None:
