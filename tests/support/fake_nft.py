@@ -77,7 +77,7 @@ class FakeNft:
         self.readings = 0
         self.refuse: Callable[[str], bool] = lambda _: False
         self.after: Callable[[], None] = lambda: None
-        self.gives_way: Callable[[], bool] = lambda: False
+        self.gives_way: Callable[[], bool] | None = None
         self.lose: str | None = None
 
     def table(self, family: Family, name: str = "kproxy") -> FakeTable:

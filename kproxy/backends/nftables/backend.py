@@ -50,7 +50,7 @@ class NftablesBackend(Reconciler[TableObjects]):
                 raise CheckPostponed(str(error)) from error
             raise
         finally:
-            self._nft.gives_way = lambda: False
+            self._nft.gives_way = None
 
     def objects(self) -> dict[str, int]:
         """Number of elements and chains in the applied state. May be called from any thread."""

@@ -8,6 +8,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from kproxy.addresses import Family
@@ -38,7 +39,7 @@ class NetlinkNft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection = Connection()
         self._clock = clock
-        self.gives_way: Callable[[], bool] = lambda: False
+        self.gives_way: Callable[[], bool] | None = None
 
     def commit(self, transaction: Transaction) -> None:
         """See Nft.commit."""
@@ -92,11 +93,12 @@ class NetlinkNft:
 
 
 def _reading(
-    family: Family, table: str, gives_way: Callable[[], bool], *, elements: bool, portable: bool
+    family: Family, table: str, gives_way: Callable[[], bool] | None, *, elements: bool, portable: bool
 ) -> tuple[Reading | None, bool]:
     """Read a table once; return the reading, and whether no transaction changed the table during it."""
     with table_events(family, table) as events:
-        found = dump.reading(family, table, elements=elements, portable=portable, gives_way=gives_way)
+        read = dump.reading if gives_way is None else partial(dump.reading, gives_way=gives_way)
+        found = read(family, table, elements=elements, portable=portable)
         return found, not events.changed()
 
 

@@ -66,10 +66,10 @@ class CountsElements(Protocol):
 class Nft(Protocol):
     """nftables in the network namespace of the calling thread. Every method may raise NftError.
 
-    `gives_way`: asked during a reading whether something more urgent waits; then NftError is raised.
+    `gives_way`: if set, asked during a reading whether something more urgent waits; then NftError is raised.
     """
 
-    gives_way: Callable[[], bool]
+    gives_way: Callable[[], bool] | None
 
     def commit(self, transaction: Transaction) -> None:
         """Commit a transaction: all of it or nothing."""
