@@ -85,6 +85,24 @@ def test_growth_that_stays_is_adopted_with_the_first_change_after_the_dwell_time
     assert node.state() == node.fresh()
 
 
+def test_a_huge_cluster_gets_the_large_layout_at_once_and_leaves_it_after_the_dwell_time(
+    node: Auto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain for each of 50,000 endpoints takes 20 s to write."""
+    monkeypatch.setattr(layout_selection, "HUGE", 2 * LARGE)
+    for count in (LARGE, 1, LARGE):
+        node.scale(count)
+    assert not node.is_scalable()
+    node.scale(2 * LARGE)
+    assert node.is_scalable()
+    node.scale(1)
+    assert (node.is_scalable(), node.changes) == (True, 3)
+    node.now += 2 * DWELL
+    node.scale(2)
+    assert not node.is_scalable()
+    assert node.state() == node.fresh()
+
+
 def test_a_start_uses_the_layout_for_its_size_at_once(node: Auto) -> None:
     for count in (LARGE, 1, LARGE):
         node.scale(count)

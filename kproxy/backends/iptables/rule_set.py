@@ -187,7 +187,7 @@ class RuleSet:
         size = self._ports + self._endpoints
         wanted = select_layout(self._smaller, self._larger, size, self._layout)
         in_use = self._kernel is not None
-        if wanted is self._layout or (in_use and not self._dwell.allows()):
+        if wanted is self._layout or (in_use and not self._dwell.allows(size)):
             return False
         self._layout = wanted
         if in_use:
