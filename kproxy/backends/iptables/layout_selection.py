@@ -18,7 +18,7 @@ LARGE, SMALL = 5_000, 3_500
 HUGE = 10_000
 """From this size on the large layout is used at once, whatever the dwell time.
 
-50,000 endpoints of one service take 20 s with a chain for each and iptables-nft, and 1.5 s with a rule for each.
+50,000 endpoints of one service take 20 s with a chain for each (iptables-nft), and 1 s with a rule for each.
 """
 
 DWELL = 600.0

@@ -19,6 +19,7 @@ from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.layout_selection import Dwell, select_layout
 from kproxy.backends.iptables.names import ChainId
 from kproxy.backends.iptables.observed import Observed, read
+from kproxy.backends.iptables.pieces import is_large, steps
 from kproxy.backends.iptables.rules import ServiceRules
 from kproxy.backends.iptables.writer import Part, Writer
 from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, Xtables
@@ -116,12 +117,17 @@ class RuleSet:
         return Observation(self._adopt(observed), drifts)
 
     def apply(self, work: SyncWork, keys: Sequence[str]) -> tuple[str, ...]:
-        """Write the base chains, then the services, a big change in parts, each in batches."""
+        """Write the base chains, then the services, a big change in parts, each in batches.
+
+        If the time is limited, large services come last and step by step; what is left is returned.
+        """
         self._prepare(True)  # noqa: FBT003
         writer = self._writer(work)
         writer.base(keep_transitional=True)
         settled, self._settled = self._settled, False
         refusals, size = work.refusals, self._batch_size
+        large = self._large(keys) if work.limited and size is not None else []
+        keys = [key for key in keys if key not in large]
         if size is None or len(keys) <= size:
             self._group(work, writer, keys, Part.ALL)
         else:
@@ -131,13 +137,14 @@ class RuleSet:
                 for start in range(0, len(keys), step or 1):
                     self._group(work, writer, keys[start : start + step], part)
                 keys = [key for key in keys if key not in work.held]
+        left = tuple(key for key in large if not self._in_steps(work, writer, key))
         if not settled:
             self._settle(work, writer)
         elif work.refusals > refusals:
             writer.narrow()
         self._settled = True
         writer.base(keep_transitional=False)
-        return ()
+        return left
 
     def prune(self, work: SyncWork) -> Mapping[str, str]:
         """Delete chains of former modes and of deleted services; one that others refer to is emptied."""
@@ -242,6 +249,35 @@ class RuleSet:
             return True
 
         work.bisect(keys, attempt, write_otherwise)
+
+    def _large(self, keys: Iterable[str]) -> list[str]:
+        """The services whose changes are written step by step."""
+        assert self._kernel is not None, "the kernel is read first"  # noqa: S101
+        applied, desired = self._kernel.services, self._desired
+        return [key for key in keys if is_large(applied.get(key, NO_RULES), desired.get(key, NO_RULES))]
+
+    def _in_steps(self, work: SyncWork, writer: Writer, key: str) -> bool:
+        """Write a large service step by step; False if the time is over before the last one."""
+        old, new = writer.kernel.services.get(key, NO_RULES), self._desired.get(key, NO_RULES)
+        for state in steps(old, new):
+
+            def attempt(_: Sequence[str], state: ServiceRules = state) -> None:
+                writer.group({key: state})
+
+            def write_otherwise(_: str, state: ServiceRules = state) -> bool:
+                """Leave chains to be deleted later: a foreign rule may refer to one of them."""
+                deletes = state.shared == new.shared and state.chains.keys() >= new.chains.keys()
+                if deletes:
+                    writer.group({key: new}, Part.ALL & ~Part.DELETIONS)
+                    writer.defer_delete(key, new)
+                return deletes
+
+            work.bisect([key], attempt, write_otherwise)
+            if key in work.held or writer.kernel.services.get(key, NO_RULES) == new:
+                return True
+            if work.expired:
+                return False
+        return True
 
     def _settle(self, work: SyncWork, writer: Writer) -> None:
         """Write the shared chains; one to delete that foreign rules refer to is emptied instead."""

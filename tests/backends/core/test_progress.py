@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.backends.iptables.scalable import ScalableLayout
 from kproxy.kernel.xtables.types import Variant
 from tests.backends.iptables_node import IptablesNode
 from tests.backends.ipvs_node import IpvsNode
@@ -17,8 +18,14 @@ from tests.builders import endpoint_slice, service
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: IptablesNode(Variant.NFT, piece=2), IpvsNode, NftablesNode],
-    ids=["iptables", "ipvs", "nftables"],
+    [
+        lambda: IptablesNode(Variant.NFT, piece=2),
+        lambda: IptablesNode(Variant.LEGACY),
+        lambda: IptablesNode(Variant.NFT, piece=2, layout=ScalableLayout),
+        IpvsNode,
+        NftablesNode,
+    ],
+    ids=["iptables", "legacy", "scalable", "ipvs", "nftables"],
 )
 def test_a_sync_shows_progress_while_it_works_and_none_when_it_writes_nothing(
     make: Callable[[], Node[Any, Any]],
