@@ -116,13 +116,11 @@ class DesiredElements:
         return True
 
     def size(self, key: str) -> int:
-        """The elements that a pending service may have to change; rules of affinity chains count as several."""
+        """The most elements that a pending service may have to change, and its affinity rules as elements."""
         if key not in self.pending:
             return 0
-        chains = self._objects.get(key, _NOTHING).chains.values()
-        return _size(self._slots(key)) + sum(
-            RULE_COUNTS * len(rules) for rules in chains if len(rules) > _SHORT
-        )
+        lengths = [len(self.chains[name]) for name in self._objects.get(key, _NOTHING).chains]
+        return _size(self._slots(key)) + RULE_COUNTS * sum(each for each in lengths if each > _SHORT)
 
     def _slots(self, key: str) -> Iterable[Slot]:
         """The slots of a service that may differ from the table; () if it is not pending."""
