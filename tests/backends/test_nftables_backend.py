@@ -289,6 +289,30 @@ def test_a_table_of_another_layout_is_replaced_at_once() -> None:
     assert list(node.fake.table(Family.IPV4, "other").chains) == ["services"]
 
 
+def test_the_work_for_a_service_of_many_frontends_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written in parts; to choose one, each of its elements is counted once."""
+    counted = 0
+    original = names.most_elements
+
+    def count(container: str) -> int:
+        nonlocal counted
+        counted += 1
+        return original(container)
+
+    monkeypatch.setattr(names, "most_elements", count)
+
+    node = NftablesNode(piece=4000)
+    node.put(web("b", "10.96.0.2"), pods("b", "10.1.0.1"))
+    node.done()
+    node.put(web(externalIPs=[f"198.51.{n // 250}.{n % 250 + 1}" for n in range(1000)]))
+    node.put(None, pods("a", "10.1.1.1"))
+    node.plan()
+    counted = 0
+    assert node.backend.sync(1000.0).error is None
+    assert 2000 < len(elements(node, names.SERVICES)) + len(elements(node, names.ENDPOINT_0)) < 2100
+    assert counted < 20_000
+
+
 def test_a_comparison_that_gave_way_is_made_by_the_next_check() -> None:
     node = NftablesNode()
     node.put(web(), pods("a", "10.1.0.1"))

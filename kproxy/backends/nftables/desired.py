@@ -267,9 +267,11 @@ class DesiredElements:
             return right | set(early[:size]), False
         if groups or chains_missing:
             taken: set[Slot] = set()
+            room = size
             for group in sorted(groups):
                 taken.update(groups[group])
-                if _size(taken) >= size:
+                room -= _size(groups[group])
+                if room <= 0:
                     break
             return right | taken, True
         return right | set(late[:size]), False
