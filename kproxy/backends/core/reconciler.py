@@ -63,6 +63,7 @@ class Reconciler(Generic[AnyOperations]):
 
     family: Family
     on_progress: Callable[[], None]
+    gives_way: Callable[[], bool]
     on_timed_sync: Callable[[SyncReport, float], None]
 
     def __init__(
