@@ -16,7 +16,7 @@ from kproxy.backends.nftables.describe import describe
 from kproxy.backends.nftables.drawn import Drawn
 from kproxy.kernel.nft.declarations import set_type
 from kproxy.kernel.nft.fields import total_length
-from kproxy.kernel.nft.operations import operations
+from kproxy.kernel.nft.rule_decoding import operations
 from kproxy.kernel.nft.rules import compile_rule
 from kproxy.modes.packet_walk import RulesOfAllModes
 from kproxy.modes.registry import mode_registry

@@ -20,7 +20,8 @@ from kproxy.kernel.nft import xt
 from kproxy.kernel.nft.decoding import declaration, text
 from kproxy.kernel.nft.expressions import FAMILY_NUMBERS, VERDICTS
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
-from kproxy.kernel.nft.operations import Operation, operation
+from kproxy.kernel.nft.operations import Operation
+from kproxy.kernel.nft.rule_decoding import operation
 
 _NETLINK_NETFILTER = 12
 _INET = 1  # NFPROTO_INET
