@@ -28,7 +28,7 @@ from kproxy.kernel.malloc import use_one_arena
 from kproxy.kernel.processes import Runner, StopEvent
 from kproxy.modes.base import ModeUnavailable
 from kproxy.modes.kinds import needed_kinds
-from kproxy.modes.leftovers import remove_everything
+from kproxy.modes.leftovers import remove_everything, remove_stale_traces
 from kproxy.modes.registry import mode_registry
 from kproxy.node.address_watch import AddressWatch
 from kproxy.node.descriptors import DescriptorShares, share
@@ -94,6 +94,7 @@ def run(config: ProxyConfig, reloader_for: ReloaderFor) -> bool:
         except Interrupted:
             return not config.once
         warn_of_kube_proxy(ask=True)
+        remove_stale_traces()
         with _Threads(stop, store) as threads:
             # The lists arrive while the kernel is probed.
             threads.start("source", functools.partial(objects.source.run, store, stop))

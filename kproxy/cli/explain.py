@@ -81,7 +81,7 @@ def explain(
     failure = ""
     try:
         question = read_question(source, protocol, destination)
-        work = _Work(context, question, address, dump, kernel=not desired_only)
+        work = Work(context, question, address, dump, kernel=not desired_only)
         report = work.desired()
         try:
             report = report if desired_only else work.actual(report)
@@ -97,7 +97,7 @@ def explain(
     sys.exit(CANNOT_TELL if failure else report.exit_code)
 
 
-class _Work:
+class Work:
     """One question: asks the agent, or reads objects and rules."""
 
     def __init__(

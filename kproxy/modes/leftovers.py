@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 import structlog
 
 from kproxy import __version__
+from kproxy.kernel import nft_tables
+from kproxy.kernel.nft.trace_leftovers import remove_leftovers
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ModeSpec
 from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
@@ -42,7 +44,18 @@ def remove_everything(
     found = [spec.leftovers(None, runner) for spec in reversed(tuple(modes))]
     cleared = [each.clear(kube_proxy=kube_proxy) for each in found]
     dissolved = [each.dissolve() for each, done in zip(found, cleared, strict=True) if done]
-    return all(cleared) and all(dissolved)
+    return remove_stale_traces() and all(cleared) and all(dissolved)
+
+
+def remove_stale_traces() -> bool:
+    """Remove what `kproxy trace` left when it was killed; False if that failed (which is logged)."""
+    try:
+        for name in remove_leftovers():
+            log.info("removed", table=name)
+    except (nft_tables.NftablesError, OSError) as error:
+        log.error("cleanup_failed", reason=str(error))
+        return False
+    return True
 
 
 class LeavingError(RuntimeError):

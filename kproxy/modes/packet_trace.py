@@ -1,0 +1,180 @@
+"""What became of real packets: the kernel's reports joined to the way of each, with the text of its rules."""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from kproxy.addresses import Family, join_host_port
+from kproxy.backends.nftables.describe import describe
+from kproxy.kernel import nft_tables
+from kproxy.kernel.nft import ruleset
+from kproxy.kernel.nft.trace import LATE, Selection, Tracer
+from kproxy.kernel.nft.trace_events import Headers, TraceEvent
+from kproxy.kernel.nft.trace_leftovers import remove_leftovers
+from kproxy.plan.outcomes import PacketVerdict
+
+_QUIET = 0.5
+"""Seconds without a report after which a packet that neither left nor was dropped counts as lost."""
+
+_REJECTS = re.compile(r": (?:.* )?reject\b", re.IGNORECASE)
+"""A rule that answers with an error: the kernel reports its verdict as drop."""
+
+_MASQUERADES = re.compile(r": (?:.* )?masquerade\b", re.IGNORECASE)
+
+
+class TracedPacket(msgspec.Struct, frozen=True):
+    """A packet that was seen: the first headers, what became of it, and the rules on its way.
+
+    `endpoint` is None unless the verdict is FORWARD. `reason` says why, for verdicts that need it.
+    """
+
+    headers: Headers
+    verdict: PacketVerdict
+    endpoint: str | None
+    masquerade: bool
+    steps: tuple[str, ...]
+    reason: str = ""
+
+
+class PacketTrace:
+    """Follows packets in the calling thread's network namespace, until it is closed; see Tracer."""
+
+    def __init__(self, selection: Selection, *, owned: bool = True) -> None:
+        """Begin. Raises TraceError."""
+        with contextlib.suppress(nft_tables.NftablesError):
+            remove_leftovers()
+        self._tracer = Tracer(selection, owned=owned)
+        self._own = f"{'ip' if selection.family is Family.IPV4 else 'ip6'} {self._tracer.table}"
+        self._marking = selection.chain
+        self._texts = _RuleTexts(selection.family)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the kernel could not report everything."""
+        return self._tracer.lost
+
+    def close(self) -> None:
+        """Remove what tracing needed."""
+        self._tracer.close()
+
+    def packets(self, count: int, seconds: float) -> Iterator[TracedPacket]:
+        """Each packet when its way is known, at most `count`, seen within `seconds`. Raises OSError."""
+        waiting: dict[int, list[TraceEvent]] = {}
+        heard: dict[int, float] = {}
+        begun = ended = 0
+        for event in self._tracer.events(time.monotonic() + seconds):
+            now = time.monotonic()
+            if event is not None and event.packet in waiting:
+                waiting[event.packet].append(event)
+                heard[event.packet] = now
+            elif event is not None and begun < count and self._begins(event):
+                begun += 1
+                waiting[event.packet], heard[event.packet] = [event], now
+            for packet in [each for each, way in waiting.items() if self._is_over(way[-1])]:
+                ended += 1
+                yield self._joined(waiting.pop(packet))
+            for packet in [each for each in waiting if now - heard[each] > _QUIET]:
+                ended += 1
+                yield self._joined(waiting.pop(packet))
+            if ended >= count:
+                return
+        for way in waiting.values():
+            yield self._joined(way)
+
+    def _begins(self, event: TraceEvent) -> bool:
+        mine = event.table == self._own and event.chain == self._marking
+        return mine and event.kind == "rule" and event.headers is not None
+
+    def _is_over(self, event: TraceEvent) -> bool:
+        if event.verdict == "drop":
+            return True
+        return event.table == self._own and event.chain in {f"{LATE}input", f"{LATE}postrouting"}
+
+    def _joined(self, way: list[TraceEvent]) -> TracedPacket:
+        first = way[0].headers
+        if first is None:
+            raise ValueError("a packet begins with its headers")
+        last = next(event.headers for event in reversed(way) if event.headers is not None)
+        steps = tuple(self._steps(way))
+        changed = (first.destination, first.port) != (last.destination, last.port)
+        end = way[-1]
+        if end.verdict == "drop":
+            step = steps[-1] if steps else ""
+            verdict = PacketVerdict.REJECT if _REJECTS.search(step) else PacketVerdict.DROP
+            return TracedPacket(first, verdict, None, masquerade=False, steps=steps, reason=step)
+        if not self._is_over(end):
+            reason = (
+                f"no report after {end.table} {end.chain}: routing, the reverse path filter or "
+                "rules of iptables-legacy took the packet"
+            )
+            return TracedPacket(
+                first, PacketVerdict.UNKNOWN, None, masquerade=False, steps=steps, reason=reason
+            )
+        endpoint = join_host_port(last.destination, last.port) if changed else None
+        verdict = PacketVerdict.FORWARD if changed else PacketVerdict.UNTOUCHED
+        masquerade = first.source != last.source or any(map(_MASQUERADES.search, steps))
+        return TracedPacket(first, verdict, endpoint, masquerade=masquerade, steps=steps)
+
+    def _steps(self, way: list[TraceEvent]) -> Iterator[str]:
+        """Each rule and its verdict; where the headers have changed, the new ones."""
+        known = way[0].headers
+        for event in way:
+            if event.headers is not None and known is not None and event.headers != known:
+                yield f"headers: {_changes(known, event.headers)}"
+                known = event.headers
+            if event.table == self._own:
+                continue
+            if event.kind == "rule" and event.handle:
+                text = self._texts.of(event.table, event.handle) or f"rule with handle {event.handle}"
+                shown = text.endswith(event.verdict) or event.verdict == "continue"
+                yield f"{event.table} {event.chain}: {text}" + ("" if shown else f" -> {event.verdict}")
+            elif event.kind == "policy":
+                yield f"{event.table} {event.chain}: policy {event.verdict or 'accept'}"
+
+
+class _RuleTexts:
+    """The text of rules by their handles, which the kernel does not use again in a table."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._tables: Mapping[str, ruleset.Table] = {}
+        self._places: dict[str, dict[int, tuple[str, int]]] = {}
+        self._read()
+
+    def of(self, table: str, handle: int) -> str:
+        """The text of a rule; "" if it is gone. Raises OSError."""
+        if handle not in self._of(table):
+            self._read()
+        place = self._of(table).get(handle)
+        if place is None:
+            return ""
+        held = self._tables[table]
+        keys = {name: each.key_length for name, each in held.sets.items()}
+        chain, number = place
+        return describe(held.chains[chain].rules[number], keys)
+
+    def _of(self, table: str) -> Mapping[int, tuple[str, int]]:
+        if table not in self._places:
+            held = self._tables.get(table)
+            self._places[table] = {
+                handle: (chain.name, number)
+                for chain in (held.chains.values() if held is not None else ())
+                for number, handle in enumerate(chain.handles)
+            }
+        return self._places[table]
+
+    def _read(self) -> None:
+        self._tables = {str(table): table for table in ruleset.read(self._family)}
+        self._places = {}
+
+
+def _changes(before: Headers, after: Headers) -> str:
+    parts = []
+    if (before.destination, before.port) != (after.destination, after.port):
+        parts.append(f"destination {join_host_port(after.destination, after.port)}")
+    if (before.source, before.source_port) != (after.source, after.source_port):
+        parts.append(f"source {join_host_port(after.source, after.source_port)}")
+    return ", ".join(parts)

@@ -1,0 +1,189 @@
+"""`kproxy trace` beside a running kproxy: real packets go where explain says, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from kproxy.addresses import Family
+from kproxy.kernel.nft.trace import Selection, Tracer
+from kproxy.kernel.nft.trace_leftovers import PREFIX, remove_leftovers
+from tests.cli.nodes import do, kproxy
+from tests.cli.running import Running
+from tests.cli.test_explain import MODES, POD, WEB, a_node
+from tests.kernel.namespace import fresh_network
+
+VIP = "10.96.0.80"
+ANY = Selection(Family.IPV4, "TCP", "", VIP, 80, from_node=True)
+_SYN = 2
+_NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
+
+
+@contextmanager
+def tracing(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`kproxy trace` in this thread's network namespace, which has begun when the block begins."""
+    command = [sys.executable, "-m", "kproxy", "trace", *arguments]
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as changes:
+        changes.bind((0, 1 << _NFNLGRP_NFTABLES - 1))
+        changes.settimeout(60)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            while PREFIX.encode() not in changes.recv(1 << 16):
+                assert process.poll() is None
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def tables() -> list[str]:
+    """The tables of traces."""
+    return [line for line in do("nft", "list", "tables").splitlines() if PREFIX in line]
+
+
+def connect(count: int, destination: str = VIP) -> None:
+    """Begin connections from the node, which nothing answers."""
+    for _ in range(count):
+        with socket.socket() as client:
+            client.settimeout(0)
+            client.connect_ex((destination, 80))
+
+
+def arrive(source: str, count: int, flags: int = _SYN) -> None:
+    """Packets of a pod that arrive on eth0."""
+    address = do("cat", "/sys/class/net/eth0/address").strip()
+    ethernet = bytes.fromhex(address.replace(":", "")) + bytes(5) + b"\2" + b"\x08\x00"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind(("wire", 0))
+        for number in range(count):
+            tcp = struct.pack("!HHIIBBHHH", 41000 + number, 80, 1, 0, 5 << 4, flags, 1024, 0, 0)
+            addresses = socket.inet_aton(source) + socket.inet_aton(VIP)
+            header = struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, 0) + addresses
+            words = sum(struct.unpack("!10H", header))
+            checksum = ~(words + (words >> 16)) & 0xFFFF
+            wire.send(ethernet + header[:10] + struct.pack("!H", checksum) + header[12:] + tcp)
+
+
+def result(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
+    output, errors = process.communicate(timeout=60)
+    assert output, errors
+    return process.returncode, json.loads(output)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@fresh_network
+def test_real_packets_go_where_explain_says(mode: str) -> None:
+    a_node()
+    with Running(*MODES[mode]) as running:
+        running.ready()
+        with tracing(POD, "tcp", "demo/web", "--count", "4", "-o", "json") as process:
+            arrive("10.244.1.98", 1)  # of another pod
+            arrive(POD, 1, flags=0x10)  # not the first of a connection
+            arrive(POD, 5)
+            status, found = result(process)
+        assert (status, found["lost"]) == (0, False)
+        packets = found["packets"]
+        assert [each["agrees"] for each in packets] == [True] * 4
+        assert [each["source"] for each in packets] == [f"{POD}:{41000 + number}" for number in range(4)]
+        assert {each["destination"] for each in packets} == {f"{VIP}:80"}
+        assert {each["endpoint"] for each in packets} <= WEB
+        assert {(each["verdict"], each["masquerade"]) for each in packets} == {("forward", False)}
+        nat = "ip kproxy nat-prerouting: " if mode == "nftables" else "ip nat PREROUTING: "
+        for each in packets:
+            assert each["steps"][0].startswith(nat)
+            assert f"headers: destination {each['endpoint']}" in each["steps"]
+        with tracing("node", "tcp", "demo/web", "--count", "1", "-o", "json") as process:
+            connect(1)
+            status, found = result(process)
+        assert status == 0
+        assert (found["packets"][0]["agrees"], found["packets"][0]["masquerade"]) == (True, True)
+        assert tables() == []
+
+
+@fresh_network
+def test_a_packet_that_others_drop_or_refuse_is_followed_to_the_rule() -> None:
+    a_node()
+    with Running(*MODES["nftables"]) as running:
+        running.ready()
+        do("nft", "add table ip other")
+        do("nft", "add chain ip other forward { type filter hook forward priority -10; }")
+        for verdict, word in (("drop", "drop"), ("reject with tcp reset", "reject")):
+            do("nft", "flush chain ip other forward")
+            do("nft", f"add rule ip other forward ip daddr 10.244.0.0/16 {verdict}")
+            with tracing(POD, "tcp", "demo/web", "--count", "1", "-o", "json") as process:
+                arrive(POD, 1)
+                status, found = result(process)
+            (packet,) = found["packets"]
+            assert (status, packet["verdict"], packet["endpoint"]) == (2, word, None)
+            assert packet["steps"][-1].startswith("ip other forward: ip daddr 10.244.0.0/16")
+            assert packet["agrees"] is True
+            assert found["explain"]["differences"]
+
+
+@fresh_network
+def test_without_packets_it_says_so_and_a_killed_one_leaves_nothing() -> None:
+    a_node()
+    with Running(*MODES["nftables"]) as running:
+        running.ready()
+        done = kproxy("trace", POD, "tcp", "demo/web", "--timeout", "1ms")
+        assert done.returncode == 1
+        assert "Error: no such packet that opens a connection came within 0.001 s" in done.stderr
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            with tracing(POD, "tcp", "demo/web") as process:
+                assert len(tables()) == 1
+                process.send_signal(number)
+                assert process.wait(60) != 0
+            assert tables() == []
+
+
+@fresh_network
+def test_what_an_old_kernel_keeps_after_a_kill_is_removed_later() -> None:
+    trace = Tracer(ANY, owned=False)
+    assert remove_leftovers() == ()
+    assert len(tables()) == 1, "it is in use"
+    trace.close()
+    assert tables() == []
+    do("nft", "add", "table", "ip", f"{PREFIX}4711")
+    do("nft", "add", "table", "ip6", f"{PREFIX}4712")
+    assert kproxy("cleanup").returncode == 0
+    assert tables() == []
+    do("nft", "add", "table", "ip", f"{PREFIX}4711")
+    with Running(*MODES["nftables"]) as running:
+        running.ready()
+        assert tables() == []
+
+
+@fresh_network
+def test_no_more_packets_a_second_are_reported_than_the_rate() -> None:
+    a_node()
+    trace = Tracer(ANY)
+    try:
+        connect(200)
+        first = [
+            event
+            for event in trace.events(time.monotonic() + 0.5)
+            if event is not None and event.kind == "rule" and event.table == f"ip {PREFIX}{os.getpid()}"
+        ]
+    finally:
+        trace.close()
+    assert ANY.rate <= len(first) < 200
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--count", "0"), ("--timeout", "0s"), ("--timeout", "soon"), ("--timeout", "2h")]
+)
+def test_bad_limits_are_refused(arguments: tuple[str, ...]) -> None:
+    done = kproxy("trace", POD, "tcp", "demo/web", *arguments)
+    assert done.returncode == 1
+    assert f"Invalid value for '{arguments[0]}'" in done.stderr
