@@ -135,7 +135,7 @@ def _follow(
     tracer = PacketTrace(selection(question, explained))
     try:
         if shown:
-            click.echo(f"  trace     waits for {count} packets, at most {seconds:g} s")
+            click.echo(f"  trace     until {count} came, at most {seconds:g} s")
         for packet in tracer.packets(count, seconds):
             walks.append(compared(packet, explained, question))
             if shown:
