@@ -117,6 +117,47 @@ def test_real_packets_go_where_explain_says(mode: str) -> None:
 
 
 @fresh_network
+def test_of_legacy_rules_the_result_is_seen() -> None:
+    a_node()
+    with Running("--proxy-mode=iptables", "--iptables-variant=legacy") as running:
+        running.ready()
+        with tracing(POD, "tcp", "demo/web", "--count", "1") as process:
+            arrive(POD, 1)
+            output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        assert f"packet 1  {POD}:41000 → {VIP}:80  10.244." in output
+        assert "as explained\n  headers: destination 10.244." in output
+        assert "those of iptables-legacy are not reported" in output
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("family", list(Family))
+@fresh_network
+def test_every_family_and_protocol_is_selected_by_its_whole_tuple(family: Family, protocol: str) -> None:
+    a_node()
+    v4 = family is Family.IPV4
+    other, asked = (
+        ("192.168.100.8", "192.168.100.9") if v4 else ("fd00:192:168:100::8", "fd00:192:168:100::9")
+    )
+    own = "192.168.100.10" if v4 else "fd00:192:168:100::10"
+    trace = Tracer(Selection(family, protocol, own, asked, 80, from_node=True))
+    try:
+        for destination, port in ((other, 80), (asked, 81), (asked, 80)):
+            kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
+            with socket.socket(socket.AF_INET if v4 else socket.AF_INET6, kind) as client:
+                client.settimeout(0)
+                client.connect_ex((destination, port))
+                if protocol == "UDP":
+                    client.send(b"x")
+        events = [event for event in trace.events(time.monotonic() + 0.4) if event is not None]
+    finally:
+        trace.close()
+    headers = {event.headers for event in events if event.headers is not None}
+    assert {(each.source, each.destination, each.port) for each in headers} == {(own, asked, 80)}
+    assert len({event.packet for event in events}) == 1
+
+
+@fresh_network
 def test_a_packet_that_others_drop_or_refuse_is_followed_to_the_rule() -> None:
     a_node()
     with Running(*MODES["nftables"]) as running:
