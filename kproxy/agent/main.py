@@ -179,7 +179,7 @@ def _work(
         store,
         mode,
         health,
-        interfaces.addresses,
+        objects.addresses or interfaces.addresses,
         flows,
         services,
         observer,

@@ -50,7 +50,7 @@ class NodeTracker:
         node = seen[0]
         self._node = remembered(node, self._node)
         self._health.see_node(node, known=True)
-        missing = node is None and config.manifests is None
+        missing = node is None and config.manifests is None and config.replay is None
         if missing and not self._missing:
             effect = (
                 "/healthz answers 503; --hostname-override names the Node if it is not named after the host"

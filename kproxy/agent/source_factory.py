@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -16,12 +17,16 @@ from kproxy.telemetry.status import Watch
 MANIFESTS = "manifests"
 """The name of the directory watch in the status."""
 
+REPLAY = "replay"
+"""The name of a replayed recording in the status."""
+
 
 class ObjectSource(msgspec.Struct, frozen=True):
     """A source, its recorder of Events if there is an API server, and the state of its watches.
 
     `follow` takes new settings, which may need another kind of object. `api_servers` returns the
-    (address, port) of each API server.
+    (address, port) of each API server. `addresses` returns the addresses of interfaces if they come from a
+    recording and not from this node.
     """
 
     source: Source
@@ -29,10 +34,16 @@ class ObjectSource(msgspec.Struct, frozen=True):
     watches: Callable[[], Sequence[Watch]]
     follow: Callable[[ProxyConfig], None]
     api_servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
+    addresses: Callable[[], Sequence[str]] | None = None
 
 
 def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None]) -> ObjectSource:
-    """Make the source for `config` without opening it. `wake` is called when `api_servers` changes."""
+    """Make the source for `config` without opening it. `wake` is called when `api_servers` changes.
+
+    A recording is read here. Raises SourceError if it cannot be.
+    """
+    if config.replay is not None:
+        return _replay(config.replay, config.replay_until)
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
@@ -84,6 +95,21 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
     errors = (ApiError, ClusterAccessError, ValueError, OSError)
     events = EventRecorder(source.objects(), config.node_name, metrics, errors)
     return ObjectSource(source, events, watches, follow, lambda: source.servers)
+
+
+def _replay(path: Path, until: int) -> ObjectSource:
+    from kproxy.sources.replay import ReplaySource
+
+    source = ReplaySource(path, until)
+
+    def watches() -> list[Watch]:
+        return [Watch(REPLAY, source.played, None, 0, None)]
+
+    node = source.node
+    recorded = None if node is None else node.addresses
+    addresses = None if recorded is None else lambda: recorded
+    servers = frozenset(node.api_servers) if node is not None else frozenset[tuple[str, int]]()
+    return ObjectSource(source, None, watches, lambda _: None, lambda: servers, addresses)
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kproxy.inspect.explain.report import Report
     from kproxy.plan.outcomes import Routing
 
-_SOURCES = ("kubeconfig", "master", "manifests", "config")
+_SOURCES = ("kubeconfig", "master", "manifests", "config", "replay")
 """Flags that name objects or settings: with one of them the command works without an agent."""
 
 
@@ -62,8 +62,8 @@ def explain(
     SRC is pod/NAMESPACE/NAME, node, outside, or an IP address. PROTO is tcp, udp or sctp. DST is
     NAMESPACE/SERVICE with :PORT or :NAME, an IP address, or IP:PORT.
 
-    The kproxy that runs on this node is asked for the objects, unless --kubeconfig, --master, --manifests or
-    --config is given; then they are read from there.
+    The kproxy that runs on this node is asked for the objects, unless --kubeconfig, --master, --manifests,
+    --config or --replay is given; then they are read from there.
     """
     from kproxy import logs
     from kproxy.config.model import ConfigError

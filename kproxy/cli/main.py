@@ -19,7 +19,7 @@ from kproxy.text import clean_lines
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-COMMANDS = ("run", "check", "diff", "status", "explain", "trace", "changes", "render", "cleanup")
+COMMANDS = ("run", "check", "diff", "status", "explain", "trace", "changes", "record", "render", "cleanup")
 """The names of the commands, which are also the names of their modules."""
 
 EXTENSIONS = "kproxy.commands"

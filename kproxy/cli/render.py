@@ -13,9 +13,8 @@ from kproxy.config.settings import RULES
 @click.command(cls=Command)
 @click.option(
     "--manifests",
-    required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Directory of YAML and JSON files.",
+    help="Directory of YAML and JSON files; this or --replay is needed.",
 )
 @click.option("--node", metavar="NAME", help="The node to render for; default: this host's name.")
 @click.option(
@@ -24,7 +23,7 @@ from kproxy.config.settings import RULES
 @setting_options(RULES)
 @click.pass_context
 def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any) -> None:
-    """Print everything that a node would get for the services in a directory of manifests.
+    """Print everything that a node would get for the services in a directory of manifests or in a recording.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
     ipset; in nftables mode that of nft.

@@ -80,6 +80,8 @@ def read_process(flags: Mapping[str, object]) -> tuple[ProcessFlags, list[Defect
             defects += found
     if "timeout" in flags and not defects and not process.once:
         defects.append(Defect("--timeout", "is for --once"))
+    if "at" in flags and not defects and not process.replay:
+        defects.append(Defect("--at", "is for --replay"))
     return process, defects
 
 

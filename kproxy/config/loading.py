@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -17,6 +18,9 @@ from kproxy.config.model import ConfigError, ProxyConfig
 from kproxy.config.schema import KPROXY, KUBE_PROXY, KproxyConfiguration
 from kproxy.config.settings import Section
 from kproxy.config.translate import proxy_config, unknown_gates, unrestricted, without_effect
+
+if TYPE_CHECKING:
+    from kproxy.sources.recording import Recording
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,9 +58,10 @@ class CommandLine(msgspec.Struct, frozen=True):
     def load(self) -> Settings:
         """Read the file now and put the flags over it.
 
-        Raises FileError for the file, ConfigError for flags; each names every defect.
+        Without a file, the settings of the recording of --replay count. Raises FileError for a file,
+        ConfigError for flags; each names every defect.
         """
-        settings = Settings() if self.config is None else self._read(self.config)
+        settings = self._recorded() if self.config is None else self._read(self.config)
         counted = {
             flag: value for flag, value in self.flags.items() if self.config is None or counts_with_file(flag)
         }
@@ -64,9 +69,37 @@ class CommandLine(msgspec.Struct, frozen=True):
         if "manifests" in counted and "kubeconfig" in counted:
             defects.append(Defect("--manifests", "excludes --kubeconfig"))
         defects += read_process(self.flags)[1]
+        sources = [each for each in ("manifests", "kubeconfig", "master") if each in self.flags]
+        if "replay" in self.flags and sources:
+            defects.append(Defect("--replay", f"excludes {', '.join(f'--{each}' for each in sources)}"))
         if self.refused or defects:
             raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
+
+    def _recorded(self) -> Settings:
+        """The settings of the recording, if one is replayed."""
+        recording = self._recording()
+        if recording is None or not recording.documents:
+            return Settings()
+        text = "\n---\n".join(msgspec.json.encode(each).decode() for each in recording.documents)
+        settings, defects = read_documents(text)
+        if defects:
+            raise FileError(Path(str(self.flags["replay"])), [f"settings: {defect}" for defect in defects])
+        return settings
+
+    def _recording(self) -> "Recording | None":
+        """The recording of --replay. Raises FileError."""
+        from kproxy.sources.recording import RecordingError, read_recording
+
+        named = self.flags.get("replay")
+        if not named:
+            return None
+        try:
+            return read_recording(Path(str(named)))
+        except RecordingError as error:
+            raise FileError(Path(str(named)), [error.reason]) from error
+        except OSError as error:
+            raise FileError(Path(str(named)), [error.strerror or str(error)]) from error
 
     def _read(self, file: Path) -> Settings:
         try:
@@ -80,12 +113,17 @@ class CommandLine(msgspec.Struct, frozen=True):
     def resolve(self, settings: Settings) -> ProxyConfig:
         """Resolve settings and process flags."""
         process, _ = read_process(self.flags)
+        recording = self._recording()
+        if recording is not None and process.at > recording.events:
+            raise ConfigError([f"--at: {process.at} is more than the last event, {recording.events}"])
         return proxy_config(
             settings,
-            host=socket.gethostname(),
+            host=socket.gethostname() if recording is None else recording.header.node,
             master=process.master,
             once=process.once,
             once_timeout=process.timeout,
+            replay=process.replay,
+            replay_until=process.at,
         )
 
     def check_files(self, config: ProxyConfig) -> None:

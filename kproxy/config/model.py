@@ -44,7 +44,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     A field with the name of a flag (dashes as underscores) takes that setting's value; translate.py sets the
     others.
 
-    Objects come from `kubeconfig`, from `manifests`, or with neither from the cluster of the pod.
+    Objects come from `replay`, from `kubeconfig`, from `manifests`, or with none from the cluster of the pod.
+    `replay` is a recording, of which the events up to the number `replay_until` count; 0: all.
     `min_sync_period` is the minimum time between the end of one sync and the start of the next; less than
     100 ms is kept on average, and 100 ms is an upper bound for cheap syncs (agent/schedule.py). `master` is
     the API server's URL, if it is not the kubeconfig's. `bind_address` is the node's primary address of its
@@ -57,6 +58,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     kubeconfig: Path | None = None
     master: str = ""
     manifests: Path | None = None
+    replay: Path | None = None
+    replay_until: int = 0
     cluster_cidrs: tuple[str, ...] = ()
     detect_local_mode: str = _KUBE.detect_local_mode
     pod_bridge_interface: str = _KUBE.detect_local.bridge_interface

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from kproxy.config.settings import NODE, RULES, Group, Section, restart
-from kproxy.config.values import FilePath, NotNegativeDuration
+from kproxy.config.values import FilePath, NotNegativeDuration, within
 
 
 class ProcessFlags(Section, frozen=True):
@@ -23,6 +23,19 @@ class ProcessFlags(Section, frozen=True):
     master: Annotated[
         str, restart("master", "URL of the API server; overrides the kubeconfig.", NODE, metavar="URL")
     ] = ""
+    replay: Annotated[
+        FilePath,
+        restart(
+            "replay",
+            "Take objects, node and settings from this file of `kproxy record`. Flags override its settings.",
+            RULES,
+        ),
+    ] = ""
+    at: Annotated[
+        int,
+        within(0, 2**63 - 1),
+        restart("at", "With --replay: stop after this event; 0: play all.", RULES, metavar="N"),
+    ] = 0
     write_config_to: Annotated[
         FilePath, restart("write-config-to", "Write the resulting configuration to this file and exit.")
     ] = ""

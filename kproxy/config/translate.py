@@ -42,7 +42,14 @@ EXTERNAL_IPS = "AllowServiceExternalIPs"
 
 
 def proxy_config(
-    settings: Settings, *, host: str, master: str = "", once: bool = False, once_timeout: float = 0.0
+    settings: Settings,
+    *,
+    host: str,
+    master: str = "",
+    once: bool = False,
+    once_timeout: float = 0.0,
+    replay: str = "",
+    replay_until: int = 0,
 ) -> ProxyConfig:
     """Resolve the settings of this process. `host` is the host name, the default of the node's name."""
     kube, own = settings.kube, settings.own
@@ -73,6 +80,8 @@ def proxy_config(
         "verbosity": kube.logging.verbosity,
         "once": once,
         "once_timeout": once_timeout,
+        "replay": Path(replay) if replay else None,
+        "replay_until": replay_until,
     }
     return ProxyConfig(**(passed_on | special))
 

@@ -15,7 +15,7 @@ from kproxy.backends.core.change import Change, Sign
 from kproxy.backends.ipvs.handles import KERNEL_ERRORS
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ConfigError, ProxyConfig, validate
-from kproxy.inspect.objects import facts_of, read_objects
+from kproxy.inspect.objects import facts_of, read_objects, recorded_addresses
 from kproxy.inspect.render import addresses_of
 from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel import links
@@ -73,7 +73,7 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
     """
     validate(config)
     tables, problems, servers = read_objects(config)
-    interfaces = addresses_here()
+    interfaces = recorded_addresses(config) or addresses_here()
     facts = facts_of(config, tables, interfaces, servers)
     spec = modes.spec(config)
     try:

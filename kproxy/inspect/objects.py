@@ -6,6 +6,7 @@ from kproxy.config.model import ConfigError, ProxyConfig
 from kproxy.modes.kinds import needed_kinds
 from kproxy.node.facts import NodeFacts, node_facts
 from kproxy.sources.manifests import LoadedManifests, load_manifests
+from kproxy.sources.replay import load_replay, open_recording
 from kproxy.state.tables import Tables
 
 
@@ -31,7 +32,17 @@ def facts_of(
     return facts
 
 
+def recorded_addresses(config: ProxyConfig) -> tuple[str, ...] | None:
+    """The addresses of the node's interfaces in the recording that is replayed, if they are known."""
+    if config.replay is None:
+        return None
+    node = open_recording(config.replay, config.replay_until).node
+    return None if node is None else node.addresses
+
+
 def _objects(config: ProxyConfig) -> LoadedManifests:
+    if config.replay is not None:
+        return load_replay(config.replay, config.replay_until)
     if config.manifests is not None:
         return load_manifests(config.manifests)
     from kproxy.sources.cluster import ClusterAccess

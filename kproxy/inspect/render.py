@@ -1,4 +1,4 @@
-"""Compute kproxy's rules from manifests alone: the same planning and rendering, without a kernel."""
+"""Compute kproxy's rules from manifests or a recording: the same planning and rendering, without a kernel."""
 
 from kproxy.addresses import Family
 from kproxy.config.model import ConfigError, ProxyConfig, validate
@@ -6,6 +6,7 @@ from kproxy.modes.base import ModeRegistry
 from kproxy.node.facts import api_addresses, node_facts
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
+from kproxy.sources.replay import load_replay
 from kproxy.state.problems import Problem
 from kproxy.state.tables import Tables
 from kproxy.state.wire import Node
@@ -20,13 +21,17 @@ def render_manifests(
     Raises ConfigError.
     """
     validate(config)
-    if config.manifests is None:
-        raise ConfigError(["--manifests is needed"])
-    loaded = load_manifests(config.manifests)
+    if config.replay is not None:
+        loaded = load_replay(config.replay, config.replay_until)
+    elif config.manifests is not None:
+        loaded = load_manifests(config.manifests)
+    else:
+        raise ConfigError(["--manifests or --replay is needed"])
     tables = Tables()
     for kind, objects in loaded.objects.items():
         tables.replace(kind, [obj for obj in objects if kind.wants(obj.key, config.node_name)])
-    facts = node_facts(config, tables.node, addresses_of(tables.node), tables.service_ranges)
+    addresses = addresses_of(tables.node) if loaded.addresses is None else loaded.addresses
+    facts = node_facts(config, tables.node, addresses, tables.service_ranges, loaded.api_servers)
     if facts is None:
         raise ConfigError([f"--detect-local-mode NodeCIDR: no Node {config.node_name} with podCIDRs found"])
     of_family = facts.families[family]

@@ -63,12 +63,14 @@ class ManifestSourceConfig:
 class LoadedManifests:
     """The result of one scan of a directory: the objects in force by kind, ordered by key, and all defects.
 
-    `api_servers` are the (address, port) of the API servers, if the objects came from some instead.
+    `api_servers` are the (address, port) of the API servers, if the objects came from some instead, and
+    `addresses` those of the node's interfaces, if they came from a recording.
     """
 
     objects: Mapping[Kind, tuple[WireObject, ...]]
     problems: tuple[Problem, ...]
     api_servers: frozenset[tuple[str, int]] = frozenset()
+    addresses: tuple[str, ...] | None = None
 
 
 class _Signature(NamedTuple):

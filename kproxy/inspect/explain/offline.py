@@ -1,12 +1,12 @@
 """Explain without an agent: objects are read once, and the kernel of this node or a dump of another one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.addresses import Family, is_loopback
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.inspect.diff import addresses_here
 from kproxy.inspect.explain.report import Since
-from kproxy.inspect.objects import facts_of, read_objects
+from kproxy.inspect.objects import facts_of, read_objects, recorded_addresses
 from kproxy.inspect.render import addresses_of
 from kproxy.modes.base import ModeSpec
 from kproxy.modes.packet_walk import KernelRouting
@@ -90,12 +90,17 @@ class ReadCluster:
 def read_cluster(config: ProxyConfig, spec: ModeSpec, *, here: bool) -> ReadCluster:
     """Read all objects. `here`: the node is this machine, whose addresses and routes count.
 
-    Otherwise the addresses are those of the Node. Raises ConfigError and the errors of the source: OSError,
-    ClusterAccessError, ApiError.
+    Otherwise the addresses are those of the Node, or of a recording. Raises ConfigError and the errors of
+    the source: OSError, ClusterAccessError, ApiError.
     """
     validate(config)
     tables, _, servers = read_objects(config)
-    addresses = addresses_here() if here else addresses_of(tables.node)
+    recorded = recorded_addresses(config)
+    here = here and config.replay is None
+    if recorded is not None:
+        addresses: Sequence[str] = recorded
+    else:
+        addresses = addresses_here() if here else addresses_of(tables.node)
     facts = facts_of(config, tables, addresses, servers)
     routing = KernelRouting() if here else StaticRouting(addresses, facts.view.addresses)
     return ReadCluster(config, spec, tables, facts, routing)

@@ -33,6 +33,8 @@ def check_settings(config: ProxyConfig) -> Iterator[Finding]:
 
 
 def _check_source(config: ProxyConfig) -> Iterator[Finding]:
+    if config.replay is not None:
+        return
     if config.manifests is None:
         yield from check_cluster(config)
     elif not config.manifests.is_dir():

@@ -1,0 +1,192 @@
+"""Record what a node sees, for a bug report: objects and events, facts, settings, and the agent's reports.
+
+The command watches by itself, as a second client of the API server: a running agent is not slowed down, and a
+node without one can be recorded too.
+"""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kproxy import __version__
+from kproxy.backends.ipvs.names import DEVICE
+from kproxy.config.documents import Settings
+from kproxy.config.loading import document
+from kproxy.config.model import ProxyConfig, validate
+from kproxy.config.schema import KPROXY, KUBE_PROXY
+from kproxy.inspect.agent_client import AgentRefused, AgentUnavailable, get
+from kproxy.inspect.changes import PATH as CHANGES
+from kproxy.kernel import links
+from kproxy.modes.kinds import needed_kinds, wanted_kinds
+from kproxy.node.facts import api_addresses
+from kproxy.sources.anonymous import anonymize
+from kproxy.sources.base import Source
+from kproxy.sources.recording import (
+    FORMAT,
+    AgentReport,
+    Entry,
+    Header,
+    RecordedNode,
+    RecordedSettings,
+    Recorder,
+    Recording,
+    write_recording,
+)
+from kproxy.sources.replay import Held, open_recording
+from kproxy.state.kinds import Kind
+from kproxy.state.wire import Node
+
+REPORTS = ("/status", CHANGES)
+"""What the agent is asked for; neither has a secret."""
+
+LISTS_SECONDS = 30.0
+"""The longest wait for the first lists, if the recording itself is shorter."""
+
+_PAUSE = 0.05
+_AGENT_SECONDS = 3.0
+
+
+class RecordingFailed(Exception):
+    """Nothing was written; the message says what is missing."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What was written. `full`: later events did not fit."""
+
+    events: int
+    agent: str
+    full: bool = False
+
+
+def record(
+    config: ProxyConfig,
+    settings: Settings,
+    path: Path,
+    *,
+    seconds: float,
+    address: str,
+    anonymous: bool,
+    stop: threading.Event,
+) -> Recorded:
+    """Watch for `seconds` or until `stop`, and write the file.
+
+    With `config.replay` that recording is written again. Raises ConfigError, RecordingFailed, RecordingError
+    and the errors of the source.
+    """
+    validate(config)
+    full, agent = False, ""
+    if config.replay is not None:
+        recording = open_recording(config.replay, config.replay_until)
+        recording = recording.until(config.replay_until)
+    else:
+        recorder, node = _watch(config, seconds, stop)
+        reports, agent = _reports(address)
+        documents = RecordedSettings((document(KUBE_PROXY, settings.kube), document(KPROXY, settings.own)))
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        header = Header(FORMAT, config.node_name, __version__, created)
+        recording = Recording(header, (without_paths(documents), node, *recorder.entries, *reports))
+        full = recorder.full
+    if anonymous:
+        recording = anonymize(recording)
+    write_recording(path, recording)
+    return Recorded(recording.events, agent, full)
+
+
+def without_paths(settings: RecordedSettings) -> RecordedSettings:
+    """The documents without paths of this machine; the node's name is in the header."""
+    kube, own = (dict(each) for each in settings.documents)
+    kube["clientConnection"] = {}
+    kube["hostnameOverride"] = own["manifests"] = ""
+    return RecordedSettings((kube, own))
+
+
+def _watch(config: ProxyConfig, seconds: float, stop: threading.Event) -> tuple[Recorder, RecordedNode]:
+    """Run the source for this time. Raises RecordingFailed if a list is missing then."""
+    recorder = Recorder(threading.Lock())
+    end = threading.Event()
+    work = _Work(config, recorder, end)
+    thread = threading.Thread(target=work.run, name="source", daemon=True)
+    began = time.monotonic()
+    thread.start()
+    needed = frozenset(needed_kinds(config))
+    while not stop.wait(_PAUSE) and thread.is_alive():
+        passed = time.monotonic() - began
+        if passed >= seconds and (needed <= recorder.synced or passed >= LISTS_SECONDS):
+            break
+    servers = work.servers()
+    end.set()
+    thread.join(_AGENT_SECONDS)
+    if work.failure is not None:
+        raise work.failure
+    _complete(needed, recorder.synced)
+    addresses = own_addresses(recorder, links.local_addresses(exclude={DEVICE}))
+    kernel = f"{platform.system()} {os.uname().release} {platform.machine()}"
+    return recorder, RecordedNode(addresses, tuple(sorted(servers)), kernel)
+
+
+def own_addresses(recorder: Recorder, local: Sequence[str]) -> tuple[str, ...] | None:
+    """The addresses of the interfaces, if this machine is the Node: it has one of the Node's addresses."""
+    held = Held()
+    Recording(Header(FORMAT, ""), tuple(recorder.entries)).play(held)
+    named = {
+        ip
+        for node in held.objects[Kind.NODE].values()
+        if isinstance(node, Node)
+        for ip in api_addresses(node)
+    }
+    return None if named.isdisjoint(local) else tuple(local)
+
+
+def _complete(needed: Collection[Kind], synced: Collection[Kind]) -> None:
+    missing = sorted(kind.name for kind in needed if kind.loss is None and kind not in synced)
+    if missing:
+        raise RecordingFailed(f"no complete list of {', '.join(missing)}; nothing was written")
+
+
+class _Work:
+    """Runs the source that the settings name."""
+
+    def __init__(self, config: ProxyConfig, recorder: Recorder, end: threading.Event) -> None:
+        self._recorder = recorder
+        self._end = end
+        self.failure: Exception | None = None
+        self.servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
+        self._source: Source
+        if config.manifests is not None:
+            from kproxy.sources.manifests import ManifestSource
+
+            self._source = ManifestSource(config.manifests, config.node_name)
+            return
+        from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
+
+        access = ClusterAccess(config.kubeconfig, master=config.master or None)
+        source = KubernetesSource(access, config.node_name)
+        source.watch(wanted_kinds(config))
+        self._source, self.servers = source, lambda: source.servers
+
+    def run(self) -> None:
+        """Feed the recorder until the end."""
+        try:
+            self._source.run(self._recorder, self._end)
+        except Exception as error:  # noqa: BLE001
+            self.failure = error
+
+
+def _reports(address: str) -> tuple[list[Entry], str]:
+    """What the running agent answers, and the reason if none does."""
+    found: list[Entry] = []
+    try:
+        found += _asked(address)
+    except (AgentUnavailable, AgentRefused) as error:
+        return found, str(error)
+    return found, ""
+
+
+def _asked(address: str) -> Iterator[AgentReport]:
+    for path in REPORTS:
+        yield AgentReport(path, get(address, path, msgspec.Raw, _AGENT_SECONDS))
