@@ -46,7 +46,8 @@ def record(
     """Write objects, events, settings and facts of this node into a file, which only its owner may read.
 
     The command watches by itself, with the flags of `kproxy run`, and needs no root. If a kproxy runs here,
-    its status and its last changes are added, but not with --anonymize. FILE.gz is compressed.
+    its settings are the defaults of the flags, and its status, settings and last changes are added, but not
+    with --anonymize. FILE.gz is compressed.
 
     With --replay, that recording is written again: to anonymize it, or to cut it off with --at.
     """
@@ -54,7 +55,7 @@ def record(
     from kproxy.config.durations import format_duration
     from kproxy.config.loading import log_flags
     from kproxy.config.model import ConfigError
-    from kproxy.inspect.record import RecordingFailed
+    from kproxy.inspect.record import RecordingFailed, settings_of_agent
     from kproxy.inspect.record import record as write
     from kproxy.sources.base import SourceError
     from kproxy.sources.cluster import ClusterAccessError
@@ -68,7 +69,7 @@ def record(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        settings = parsed.load()
+        settings = parsed.load(settings_of_agent(address))
         config = parsed.resolve(settings)
         parsed.check_files(config)
         if config.replay is None and duration:

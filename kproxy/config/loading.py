@@ -55,13 +55,13 @@ class CommandLine(msgspec.Struct, frozen=True):
             return []
         return sorted(f"--{flag}" for flag in self.flags if not counts_with_file(flag))
 
-    def load(self) -> Settings:
+    def load(self, base: Settings | None = None) -> Settings:
         """Read the file now and put the flags over it.
 
-        Without a file, the settings of the recording of --replay count. Raises FileError for a file,
-        ConfigError for flags; each names every defect.
+        Without a file, the settings of the recording of --replay count, without both `base`. Raises
+        FileError for a file, ConfigError for flags; each names every defect.
         """
-        settings = self._recorded() if self.config is None else self._read(self.config)
+        settings = self._recorded(base or Settings()) if self.config is None else self._read(self.config)
         counted = {
             flag: value for flag, value in self.flags.items() if self.config is None or counts_with_file(flag)
         }
@@ -76,11 +76,11 @@ class CommandLine(msgspec.Struct, frozen=True):
             raise ConfigError([str(defect) for defect in (*self.refused, *defects)])
         return settings
 
-    def _recorded(self) -> Settings:
-        """The settings of the recording, if one is replayed."""
+    def _recorded(self, base: Settings) -> Settings:
+        """The settings of the recording, if one is replayed, else `base`."""
         recording = self._recording()
         if recording is None or not recording.documents:
-            return Settings()
+            return base
         text = "\n---\n".join(msgspec.json.encode(each).decode() for each in recording.documents)
         settings, defects = read_documents(text)
         if defects:

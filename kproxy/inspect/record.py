@@ -8,14 +8,15 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from kproxy import __version__
 from kproxy.backends.ipvs.names import DEVICE
-from kproxy.config.documents import Settings
+from kproxy.config.documents import Settings, read_documents
 from kproxy.config.loading import document
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.schema import KPROXY, KUBE_PROXY
@@ -41,13 +42,13 @@ from kproxy.sources.replay import Held, open_recording
 from kproxy.state.kinds import Kind
 from kproxy.state.wire import Node
 
-REPORTS = ("/status", CHANGES)
+CONFIGZ = "/configz"
+REPORTS = ("/status", CONFIGZ, CHANGES)
 """What the agent is asked for; neither has a secret."""
 
 LISTS_SECONDS = 30.0
 """The longest wait for the first lists, if the recording itself is shorter."""
 
-_PAUSE = 0.05
 _AGENT_SECONDS = 3.0
 
 
@@ -97,6 +98,16 @@ def record(
     return Recorded(recording.events, agent, full)
 
 
+def settings_of_agent(address: str) -> Settings:
+    """kube-proxy's document of the running agent, else the defaults; no agent tells its own document."""
+    try:
+        (found,) = get(address, CONFIGZ, dict[str, Any], _AGENT_SECONDS).values()
+        settings, defects = read_documents(msgspec.json.encode(found).decode())
+    except (AgentUnavailable, AgentRefused, ValueError):
+        return Settings()
+    return Settings() if defects else settings
+
+
 def without_paths(settings: RecordedSettings) -> RecordedSettings:
     """The documents without paths of this machine; the node's name is in the header."""
     kube, own = (dict(each) for each in settings.documents)
@@ -107,23 +118,21 @@ def without_paths(settings: RecordedSettings) -> RecordedSettings:
 
 def _watch(config: ProxyConfig, seconds: float, stop: threading.Event) -> tuple[Recorder, RecordedNode]:
     """Run the source for this time. Raises RecordingFailed if a list is missing then."""
-    recorder = Recorder(threading.Lock())
+    needed = frozenset(kind for kind in needed_kinds(config) if kind.required)
+    recorder = Recorder(needed)
     end = threading.Event()
-    work = _Work(config, recorder, end)
+    work = _Work(config, recorder, end, stop)
     thread = threading.Thread(target=work.run, name="source", daemon=True)
-    began = time.monotonic()
     thread.start()
-    needed = frozenset(needed_kinds(config))
-    while not stop.wait(_PAUSE) and thread.is_alive():
-        passed = time.monotonic() - began
-        if passed >= seconds and (needed <= recorder.synced or passed >= LISTS_SECONDS):
-            break
+    if not stop.wait(seconds):
+        recorder.complete.wait(max(0.0, LISTS_SECONDS - seconds))
     servers = work.servers()
     end.set()
     thread.join(_AGENT_SECONDS)
     if work.failure is not None:
         raise work.failure
-    _complete(needed, recorder.synced)
+    if missing := sorted(kind.name for kind in needed - recorder.synced):
+        raise RecordingFailed(f"no complete list of {', '.join(missing)}; nothing was written")
     addresses = own_addresses(recorder, links.local_addresses(exclude={DEVICE}))
     kernel = f"{platform.system()} {os.uname().release} {platform.machine()}"
     return recorder, RecordedNode(addresses, tuple(sorted(servers)), kernel)
@@ -142,18 +151,15 @@ def own_addresses(recorder: Recorder, local: Sequence[str]) -> tuple[str, ...] |
     return None if named.isdisjoint(local) else tuple(local)
 
 
-def _complete(needed: Collection[Kind], synced: Collection[Kind]) -> None:
-    missing = sorted(kind.name for kind in needed if kind.loss is None and kind not in synced)
-    if missing:
-        raise RecordingFailed(f"no complete list of {', '.join(missing)}; nothing was written")
-
-
 class _Work:
     """Runs the source that the settings name."""
 
-    def __init__(self, config: ProxyConfig, recorder: Recorder, end: threading.Event) -> None:
+    def __init__(
+        self, config: ProxyConfig, recorder: Recorder, end: threading.Event, stop: threading.Event
+    ) -> None:
         self._recorder = recorder
         self._end = end
+        self._stop = stop
         self.failure: Exception | None = None
         self.servers: Callable[[], frozenset[tuple[str, int]]] = frozenset
         self._source: Source
@@ -175,6 +181,9 @@ class _Work:
             self._source.run(self._recorder, self._end)
         except Exception as error:  # noqa: BLE001
             self.failure = error
+        finally:
+            self._stop.set()
+            self._recorder.complete.set()
 
 
 def _reports(address: str) -> tuple[list[Entry], str]:
@@ -189,4 +198,5 @@ def _reports(address: str) -> tuple[list[Entry], str]:
 
 def _asked(address: str) -> Iterator[AgentReport]:
     for path in REPORTS:
-        yield AgentReport(path, get(address, path, msgspec.Raw, _AGENT_SECONDS))
+        answer = get(address, path, dict[str, Any], _AGENT_SECONDS)
+        yield AgentReport(path, msgspec.Raw(msgspec.json.encode(answer)))

@@ -6,6 +6,7 @@ Words of the API and of the settings stay, and so do ports, protocols, times and
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -51,6 +52,7 @@ _NAMED = {"nodeName": "node", "zone": "zone", "topology.kubernetes.io/zone": "zo
 _ADDRESSES = ("clusterIP", "clusterIPs", "externalIPs", "ip", "addresses", "address")
 _CIDRS = ("loadBalancerSourceRanges", "cidrs", "podCIDR", "podCIDRs")
 _TIMES = ("creationTimestamp", "deletionTimestamp", "endpoints.kubernetes.io/last-change-trigger-time")
+_TIME = re.compile(r"[-0-9TZ:.+]+")
 _SERVICE, _SLICE, _CIDR = "service", "slice", "servicecidr"
 _OF_KIND = {Kind.SERVICE: _SERVICE, Kind.ENDPOINT_SLICE: _SLICE, Kind.NODE: "node", Kind.SERVICE_CIDR: _CIDR}
 
@@ -210,7 +212,7 @@ _OWN = ("name", "namespace")
 
 
 def _text(name: str, text: str, names: Names, above: str) -> str:
-    if text == "" or name in _TIMES:
+    if text == "" or (name in _TIMES and _TIME.fullmatch(text)):
         return text
     if name in _ADDRESSES or name in _CIDRS:
         return text if text == "None" else names.address(text)

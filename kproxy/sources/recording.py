@@ -7,6 +7,7 @@ file holds a Secret, a token or the contents of a kubeconfig. A name that ends i
 
 import gzip
 import os
+import threading
 import time
 import zlib
 from collections.abc import Collection, Iterable, Sequence
@@ -257,18 +258,22 @@ def write_recording(path: Path, recording: Recording) -> None:
 class Recorder:
     """Keeps what a source reports, up to a number of bytes, and passes it on (implements Sink).
 
-    Events of one kind come from one thread each; as the list of entries is only appended to under `lock`,
-    their order is that in which they came.
+    Events of one kind come from one thread each; their order is that in which they came.
     """
 
-    def __init__(self, lock: Any, sink: Sink | None = None, max_bytes: int = MAX_BYTES) -> None:
-        self._lock = lock
+    def __init__(
+        self, needed: Collection[Kind] = (), sink: Sink | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        """`needed`: the kinds whose first lists set `complete`."""
+        self._lock = threading.Lock()
+        self._needed = frozenset(needed)
         self._sink = sink
         self._left = max_bytes
         self._began = time.monotonic()
         self._events = 0
         self.entries: list[Entry] = []
         self.synced: set[Kind] = set()
+        self.complete = threading.Event()
         self.full = False
         """Whether an event did not fit; it and all later ones are left out."""
 
@@ -280,6 +285,8 @@ class Recorder:
                 *listed, ListComplete(self._next(), kind.name, self._seconds(), tuple(sorted(unreadable)))
             )
             self.synced.add(kind)
+            if self._needed <= self.synced:
+                self.complete.set()
             if self._sink is not None:
                 self._sink.replace(kind, objects, unreadable)
 
