@@ -88,7 +88,7 @@ class CommandLine(msgspec.Struct, frozen=True):
         return settings
 
     def _recording(self) -> "Recording | None":
-        """The recording of --replay. Raises FileError."""
+        """The recording of --replay. Raises FileError, ConfigError if it cannot be opened."""
         from kproxy.sources.recording import RecordingError, read_recording
 
         named = self.flags.get("replay")
@@ -99,7 +99,7 @@ class CommandLine(msgspec.Struct, frozen=True):
         except RecordingError as error:
             raise FileError(Path(str(named)), [error.reason]) from error
         except OSError as error:
-            raise FileError(Path(str(named)), [error.strerror or str(error)]) from error
+            raise ConfigError([f"--replay: {named}: {error.strerror or error}"]) from error
 
     def _read(self, file: Path) -> Settings:
         try:

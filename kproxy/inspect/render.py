@@ -26,7 +26,7 @@ def render_manifests(
     elif config.manifests is not None:
         loaded = load_manifests(config.manifests)
     else:
-        raise ConfigError(["--manifests or --replay is needed"])
+        raise ConfigError(["--manifests is needed, or --replay"])
     tables = Tables()
     for kind, objects in loaded.objects.items():
         tables.replace(kind, [obj for obj in objects if kind.wants(obj.key, config.node_name)])
