@@ -8,7 +8,8 @@ Words of the API and of the settings stay, and so do ports, protocols, times and
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -94,7 +95,7 @@ class _Names:
     def __init__(self, found: _Found, secret: bytes) -> None:
         self._addresses = AddressMap(secret, found.addresses)
         self._texts = {
-            what: dict(zip(ordered, _numbered(_PREFIXES.get(what, what), len(ordered)), strict=True))
+            what: dict(zip(ordered, _numbered(_PREFIXES.get(what, what), texts), strict=True))
             for what, texts in found.names.items()
             if (ordered := sorted(texts, key=_ORDERS.get(what)))
         }
@@ -135,9 +136,15 @@ _ORDERS: Mapping[str, Callable[[str], Any]] = {"namespace": lambda text: f"{text
 """Keys are ordered as `namespace/name`."""
 
 
-def _numbered(prefix: str, count: int) -> list[str]:
-    width = len(str(count))
-    return [f"{prefix}-{number:0{width}}" for number in range(1, count + 1)]
+def _numbered(prefix: str, texts: Collection[str]) -> list[str]:
+    """As many new names in order, none of which is one of the old ones."""
+    width = len(str(len(texts)))
+    while True:
+        every = (f"{prefix}-{number:0{width}}" for number in range(1, 10**width))
+        found = list(islice((each for each in every if each not in texts), len(texts)))
+        if len(found) == len(texts):
+            return found
+        width += 1
 
 
 Names = _Found | _Names

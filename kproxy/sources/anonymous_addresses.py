@@ -7,7 +7,7 @@ and private addresses stay in their private range.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from kproxy.addresses import parse_cidr, parse_ip
@@ -40,6 +40,8 @@ ROOTS: tuple[Network, ...] = (
 """Ranges whose addresses stay in their range."""
 
 _TRIES = 256
+_MOST_REPLACED = 400_000
+"""Addresses that are replaced to find a good choice: about 10 s."""
 
 
 class AddressMap:
@@ -69,9 +71,9 @@ class AddressMap:
         first = network.network_address
         return f"{type(first)(self._mapped(first, network.prefixlen))}/{network.prefixlen}"
 
-    def _choose(self, place: Place, members: Iterable[str], taken: frozenset[str]) -> None:
-        """Find flips by which no member becomes a known address."""
-        for salt in range(_TRIES):
+    def _choose(self, place: Place, members: Sequence[str], taken: frozenset[str]) -> None:
+        """Find flips by which no member becomes a known address, if a few tries are enough for that."""
+        for salt in range(max(1, min(_TRIES, _MOST_REPLACED // len(members)))):
             self._salts[place] = salt
             self._flips.clear()
             if taken.isdisjoint(map(self.address, members)):

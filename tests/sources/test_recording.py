@@ -205,6 +205,16 @@ def test_an_anonymized_file_has_no_original_name_or_address(tmp_path: Path) -> N
     assert read_recording(path).header.node.startswith("node-")
 
 
+def test_a_new_name_is_never_an_old_one() -> None:
+    recorder = Recorder()
+    play(recorder, [], [])
+    for number in range(1, 10):
+        recorder.upsert(Kind.SERVICE, as_service(service(f"service-{number}", namespace="ns-1")))
+    hidden = tables_of(anonymize(Recording(HEADER, tuple(recorder.entries))))
+    keys = sorted(hidden.objects(Kind.SERVICE))
+    assert keys == [f"ns-2/service-{number:02}" for number in range(1, 10)]
+
+
 @given(st.ip_addresses(), st.integers(0, 128), st.ip_addresses(), st.binary(min_size=4, max_size=4))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_replaced_address_stays_in_the_replaced_range(
