@@ -15,14 +15,13 @@ from typing import Any
 import msgspec
 
 from kproxy import __version__
-from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.documents import Settings, read_documents
 from kproxy.config.loading import document
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.config.schema import KPROXY, KUBE_PROXY
 from kproxy.inspect.agent_client import AgentRefused, AgentUnavailable, get
 from kproxy.inspect.changes import PATH as CHANGES
-from kproxy.kernel import links
+from kproxy.inspect.diff import addresses_here
 from kproxy.modes.kinds import needed_kinds, wanted_kinds
 from kproxy.node.facts import api_addresses
 from kproxy.sources.anonymous import anonymize
@@ -133,7 +132,7 @@ def _watch(config: ProxyConfig, seconds: float, stop: threading.Event) -> tuple[
         raise work.failure
     if missing := sorted(kind.name for kind in needed - recorder.synced):
         raise RecordingFailed(f"no complete list of {', '.join(missing)}; nothing was written")
-    addresses = own_addresses(recorder, links.local_addresses(exclude={DEVICE}))
+    addresses = own_addresses(recorder, addresses_here())
     kernel = f"{platform.system()} {os.uname().release} {platform.machine()}"
     return recorder, RecordedNode(addresses, tuple(sorted(servers)), kernel)
 

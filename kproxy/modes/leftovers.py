@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 import structlog
 
 from kproxy import __version__
-from kproxy.kernel import nft_tables
-from kproxy.kernel.nft.trace_leftovers import remove_leftovers
+from kproxy.kernel.nft.trace_leftovers import StaleTraceError, remove_leftovers
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import ModeSpec
 from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
@@ -52,7 +51,7 @@ def remove_stale_traces() -> bool:
     try:
         for name in remove_leftovers():
             log.info("removed", table=name)
-    except (nft_tables.NftablesError, OSError) as error:
+    except StaleTraceError as error:
         log.error("cleanup_failed", reason=str(error))
         return False
     return True

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from kproxy.addresses import Family, join_host_port
-from kproxy.backends.nftables.describe import describe
-from kproxy.kernel import nft_tables
 from kproxy.kernel.nft import ruleset
+from kproxy.kernel.nft.describe import describe
 from kproxy.kernel.nft.trace import LATE, Selection, Tracer
 from kproxy.kernel.nft.trace_events import Headers, TraceEvent
-from kproxy.kernel.nft.trace_leftovers import remove_leftovers
+from kproxy.kernel.nft.trace_leftovers import StaleTraceError, remove_leftovers
 from kproxy.plan.outcomes import PacketVerdict
 
 _QUIET = 0.5
@@ -44,7 +43,7 @@ class PacketTrace:
 
     def __init__(self, selection: Selection, *, owned: bool = True) -> None:
         """Begin. Raises TraceError."""
-        with contextlib.suppress(nft_tables.NftablesError):
+        with contextlib.suppress(StaleTraceError):
             remove_leftovers()
         self._tracer = Tracer(selection, owned=owned)
         self._own = f"{'ip' if selection.family is Family.IPV4 else 'ip6'} {self._tracer.table}"
@@ -108,7 +107,7 @@ class PacketTrace:
         if not self._is_over(end):
             reason = (
                 f"no report after {end.table} {end.chain}: routing, the reverse path filter or "
-                "rules of iptables-legacy took the packet"
+                "rules of a legacy table took the packet"
             )
             return TracedPacket(
                 first, PacketVerdict.UNKNOWN, None, masquerade=False, steps=steps, reason=reason

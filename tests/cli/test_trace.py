@@ -127,7 +127,7 @@ def test_of_legacy_rules_the_result_is_seen() -> None:
         assert (process.returncode, errors) == (0, "")
         assert f"packet 1  {POD}:41000 → {VIP}:80  10.244." in output
         assert "as explained\n  headers: destination 10.244." in output
-        assert "those of iptables-legacy are not reported" in output
+        assert "it reports none of legacy tables" in output
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])

@@ -12,9 +12,9 @@ from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.affinity import Target, sticky
 from kproxy.backends.nftables.chains import OwnList
 from kproxy.backends.nftables.config import NftablesConfig
-from kproxy.backends.nftables.describe import describe
 from kproxy.backends.nftables.drawn import Drawn
 from kproxy.kernel.nft.declarations import set_type
+from kproxy.kernel.nft.describe import describe
 from kproxy.kernel.nft.fields import total_length
 from kproxy.kernel.nft.rule_decoding import operations
 from kproxy.kernel.nft.rules import compile_rule

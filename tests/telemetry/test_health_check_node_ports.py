@@ -270,7 +270,10 @@ def test_ports_that_are_taken_are_tried_together_and_seldom(stepped: Stepped) ->
     assert listens("127.0.0.1", second)
 
 
-def test_many_ports_are_opened_and_closed_in_several_steps(stepped: Stepped) -> None:
+def test_many_ports_are_opened_and_closed_in_several_steps(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 3)
     ports = free_ports(module._AT_ONCE + 1)
     plans = [plan(port, name=f"svc{number}") for number, port in enumerate(ports)]
     stepped.health.update(plans, LOOPBACK)

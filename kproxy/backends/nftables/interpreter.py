@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kproxy.addresses import Family
 from kproxy.backends.core.packets import Branch, Hook
-from kproxy.backends.nftables.describe import describe
 from kproxy.backends.nftables.machine import Machine
 from kproxy.backends.nftables.packet_data import Surroundings
 from kproxy.backends.nftables.registers import State
+from kproxy.kernel.nft.describe import describe
 from kproxy.kernel.nft.operations import Operation, Store, Untrack
 from kproxy.kernel.nft.ruleset import Chain, Table, Target
 from kproxy.plan.outcomes import PacketVerdict, Routing

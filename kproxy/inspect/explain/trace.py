@@ -49,7 +49,7 @@ class Walk(msgspec.Struct, frozen=True, rename="camel"):
         if self.verdict is PacketVerdict.UNKNOWN and isinstance(self.reason, str):
             yield f"  {self.reason}"
         if not any(not step.startswith("headers") for step in self.steps):
-            yield "  no rule of nftables or iptables-nft matched; those of iptables-legacy are not reported"
+            yield "  no rule that the kernel reports matched; it reports none of legacy tables"
 
 
 class TraceReport(msgspec.Struct, frozen=True, rename="camel"):

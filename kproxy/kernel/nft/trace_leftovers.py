@@ -24,8 +24,19 @@ _NAME, _FLAGS = 1, 2  # NFTA_TABLE_*
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
+class StaleTraceError(Exception):
+    """What a killed trace left cannot be removed."""
+
+
 def remove_leftovers() -> tuple[str, ...]:
-    """Remove the tables of traces whose processes are gone; return their names. Raises NftablesError."""
+    """Remove the tables of traces whose processes are gone; return their names. Raises StaleTraceError."""
+    try:
+        return _removed()
+    except (nft_tables.NftablesError, OSError) as error:
+        raise StaleTraceError(str(error)) from error
+
+
+def _removed() -> tuple[str, ...]:
     removed = []
     for family in Family:
         for name in _leftovers(family):
