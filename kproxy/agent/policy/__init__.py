@@ -1,0 +1,1 @@
+"""The part of the running process that enforces NetworkPolicies."""

@@ -1,0 +1,1 @@
+"""NetworkPolicy: what each policy means for this node (pure)."""
