@@ -8,7 +8,7 @@ Object = dict[str, Any]
 _CLUSTER_IPS = int(ipaddress.ip_address("10.96.0.0"))
 _PODS = int(ipaddress.ip_address("10.128.0.0"))
 
-_GENERATION, _GENERATIONS = 1_000_000, 7
+_GENERATION, GENERATIONS = 1_000_000, 7
 
 CLUSTER_CIDR = "10.128.0.0/9"
 SERVICE_CIDR = "10.96.0.0/12"
@@ -38,10 +38,10 @@ def cluster_ip(index: int) -> str:
 
 def pods(index: int, endpoints: int, *, moved: int = 0, generation: int = 0) -> list[str]:
     """The pods of service `index`; each generation has others, and the last may have `moved` elsewhere."""
-    first = _PODS + generation % _GENERATIONS * _GENERATION + index * endpoints
+    first = _PODS + generation % GENERATIONS * _GENERATION + index * endpoints
     hosts = list(range(first, first + endpoints))
     if moved:
-        hosts[-1] = _PODS + _GENERATIONS * _GENERATION + moved
+        hosts[-1] = _PODS + GENERATIONS * _GENERATION + moved
     return [str(ipaddress.ip_address(host)) for host in hosts]
 
 
