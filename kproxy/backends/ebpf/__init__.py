@@ -1,0 +1,1 @@
+"""The eBPF mode's table at the sockets: rendering, comparison, writing."""
