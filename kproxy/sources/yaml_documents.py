@@ -96,11 +96,12 @@ def _syntax_error(error: yaml.YAMLError) -> ManifestSyntaxError:
 class _Frame:
     """A collection that is not closed yet."""
 
-    __slots__ = ("anchor", "items", "key", "keyed", "line", "mapping", "merges")
+    __slots__ = ("anchor", "is_key", "items", "key", "keyed", "line", "mapping", "merges")
 
-    def __init__(self, line: int, anchor: str | None, is_mapping: bool) -> None:
+    def __init__(self, line: int, anchor: str | None, is_mapping: bool, is_key: bool) -> None:
         self.line = line
         self.anchor = anchor
+        self.is_key = is_key
         self.mapping: dict[str, object] | None = {} if is_mapping else None
         self.items: list[object] = []
         self.key: str | None = None
@@ -190,14 +191,14 @@ class _Composer:
         stack = self._stack
         if len(stack) >= MAX_DEPTH:
             raise ManifestSyntaxError(line, f"nested deeper than {MAX_DEPTH} levels")
-        if stack and stack[-1].mapping is not None and not stack[-1].keyed:
+        is_key = bool(stack) and stack[-1].mapping is not None and not stack[-1].keyed
+        if is_key:
             self._fault(event, "a key is not text")
-            stack[-1].keyed, stack[-1].key = True, "?"
         if event.tag not in (None, "!", _TAG + ("map" if is_mapping else "seq")):
             self._fault(event, f"the tag {event.tag!r} is not supported")
         if not stack:
             self._line = line
-        frame = _Frame(line, event.anchor, is_mapping)
+        frame = _Frame(line, event.anchor, is_mapping, is_key)
         if is_mapping and len(stack) <= 2:
             self._lines[id(frame.mapping)] = line
         stack.append(frame)
@@ -208,7 +209,10 @@ class _Composer:
             self._merge(frame)
         if frame.anchor is not None:
             self._anchors[frame.anchor] = frame.value
-        self._attach(None, frame.value)
+        if frame.is_key:
+            self._stack[-1].keyed, self._stack[-1].key = True, "?"
+        else:
+            self._attach(None, frame.value)
 
     def _merge(self, frame: _Frame) -> None:
         """Apply the merge key `<<`: the mapping's own keys take precedence (yaml.org/type/merge)."""

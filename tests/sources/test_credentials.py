@@ -108,7 +108,7 @@ def test_credentials_are_not_sent_over_plain_http(tmp_path: Path, server: str, u
 
 
 @pytest.mark.parametrize("user", [{"token": SECRET}, {"username": "u", "password": SECRET}])
-def test_an_address_that_is_none_is_told(tmp_path: Path, user: dict[str, str]) -> None:
+def test_a_malformed_address_is_named(tmp_path: Path, user: dict[str, str]) -> None:
     assert SECRET not in _failure(ClusterAccess(kubeconfig(tmp_path, "http://[::1", **user)))
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kproxy.kernel.inotify import Inotify, InotifyEvent, Mask
-from kproxy.sources import manifests
+from kproxy.sources import manifest_directory, manifests
 from kproxy.sources.directory_watch import DirectoryWatch
 from kproxy.sources.manifest_files import ManifestFile
 from kproxy.sources.manifests import ManifestSource, ManifestSourceConfig
@@ -172,7 +172,7 @@ def test_a_change_that_comes_while_another_file_is_read_is_obeyed_without_a_resc
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
     due = threading.Event()
-    read = manifests._read
+    read = manifest_directory.read_file
 
     def slow(path: Path, *given: Any) -> ManifestFile:
         content = read(path, *given)
@@ -181,7 +181,7 @@ def test_a_change_that_comes_while_another_file_is_read_is_obeyed_without_a_resc
             change(folder)
         return content
 
-    monkeypatch.setattr(manifests, "_read", slow)
+    monkeypatch.setattr(manifests, "read_file", slow)
     write(folder / "big.yaml", service("big"))
     with Running(ManifestSource(folder, None, NO_RESCAN)) as sink:
         sink.wait_listed(Kind.SERVICE)
@@ -194,7 +194,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     due = threading.Event()
-    read = manifests._read
+    read = manifest_directory.read_file
 
     def raced(path: Path, *given: Any) -> ManifestFile:
         content = read(path, *given)
@@ -203,7 +203,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
             rename_over(folder)
         return content
 
-    monkeypatch.setattr(manifests, "_read", raced)
+    monkeypatch.setattr(manifests, "read_file", raced)
     with Running(ManifestSource(folder, None, NO_RESCAN)) as sink:
         sink.wait_listed(Kind.SERVICE)
         due.set()
@@ -221,7 +221,7 @@ def test_a_link_whose_target_changes_unseen_while_it_is_read_is_read_again_soon(
     (folder / "small.yaml").unlink()
     (folder / "small.yaml").symlink_to(target)
     due = threading.Event()
-    read = manifests._read
+    read = manifest_directory.read_file
 
     def raced(path: Path, *given: Any) -> ManifestFile:
         content = read(path, *given)
@@ -230,7 +230,7 @@ def test_a_link_whose_target_changes_unseen_while_it_is_read_is_read_again_soon(
             write(target, service("new"))
         return content
 
-    monkeypatch.setattr(manifests, "_read", raced)
+    monkeypatch.setattr(manifests, "read_file", raced)
     with Running(ManifestSource(folder, None, NO_RESCAN)) as sink:
         sink.wait_listed(Kind.SERVICE)
         due.set()

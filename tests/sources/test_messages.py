@@ -7,8 +7,8 @@ import pytest
 
 from kproxy.sources.cluster import ClusterAccess
 from kproxy.sources.errors import ExpiredError, GatewayError, Status, StatusError
+from kproxy.sources.expired_410_gone import VersionOrder
 from kproxy.sources.list_once import list_once
-from kproxy.sources.resource_version import VersionOrder
 from kproxy.sources.transport import Transport, TransportConfig, _retry_after
 from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver import ApiServer, Fault

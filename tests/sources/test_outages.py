@@ -171,7 +171,7 @@ def test_a_long_outage_is_logged_when_it_begins_when_it_ends_and_seldom_between(
         assert events[-1] == "watch_restored"
 
 
-def test_status_tells_how_each_watch_is_doing(make_source: MakeSource) -> None:
+def test_status_has_the_state_of_each_watch(make_source: MakeSource) -> None:
     with ApiServer() as api:
         source = make_source(api, backoff_seconds=1e6, backoff_max_seconds=1e6)
         assert {(each.kind, each.synced, each.connected_since) for each in source.status()} == {

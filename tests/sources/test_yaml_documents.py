@@ -121,9 +121,11 @@ def test_tags_that_say_what_is_there_are_no_defects(text: str) -> None:
     assert (faults(text), values(text)) == ([], [{"a": {"b": [1]}}])
 
 
-@pytest.mark.parametrize("text", ["a: 1\n? [b]\n: 2\n", "a: 1\n? {b: 1}\n: 2\n"])
-def test_a_collection_as_a_key_is_named_first(text: str) -> None:
-    assert faults(text)[0] == (2, "a key is not text")
+@pytest.mark.parametrize("key", ["[b]", "{b: 1}", "[[b], {c: d}]", "&x [b]"])
+def test_a_collection_as_a_key_is_the_only_defect_and_the_next_lines_are_read(key: str) -> None:
+    text = f"a: 1\n? {key}\n: 2\nc: 3\nd: [4]\n"
+    assert faults(text) == [(2, "a key is not text")]
+    assert values(text) == [{"a": 1, "?": 2, "c": 3, "d": [4]}]
 
 
 def test_anchors_repeat_scalars_and_collections() -> None:
