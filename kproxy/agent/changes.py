@@ -42,8 +42,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     refused: str = ""
     version: str = ""
 
-    def public(self) -> Change:
-        """The change as it is sent."""
+    def public(self, flows: int, forgotten: float | None) -> Change:
+        """The change as it is sent; `flows` were forgotten, the last at a time."""
         return Change(
             self.number,
             self.service,
@@ -58,19 +58,28 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
             self.trigger,
             self.refused,
             self.version,
+            flows,
+            moment(forgotten),
         )
 
 
 class Changes:
-    """The ring. The run loop's thread adds to it; any thread may read it."""
+    """The ring. The run loop's thread adds changes, that of conntrack what was forgotten; any may read it."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._ring: deque[_Entry] = deque(maxlen=kept)
+        self._forgotten: dict[int, tuple[int, float | None]] = {}
         self._number = 0
         self._kept = kept
 
-    def note(self, outcomes: Mapping[Family, SyncOutcome], arrivals: Mapping[str, Arrival]) -> None:
-        """Add what a sync did. `arrivals` are those of the services whose objects changed."""
+    def note(
+        self, outcomes: Mapping[Family, SyncOutcome], arrivals: Mapping[str, Arrival]
+    ) -> dict[Family, dict[str, int]]:
+        """Add what a sync did. `arrivals` are those of the services whose objects changed.
+
+        Return the number of each change that was added, by family and service.
+        """
+        noted: dict[Family, dict[str, int]] = {}
         epoch = time.time() - time.monotonic()
         applied = {family: each for family, each in outcomes.items() if each.report.error is None}
         changed = {
@@ -84,7 +93,18 @@ class Changes:
                 # A change of one family is none of the other, but one without any effect is noted.
                 if key in changed and outcome.before.get(key) == outcome.plans[key]:
                     continue
-                self._note(key, outcome.plans[key], family, outcome, arrivals.get(key), epoch)
+                if self._note(key, outcome.plans[key], family, outcome, arrivals.get(key), epoch):
+                    noted.setdefault(family, {})[key] = self._number
+        return noted
+
+    def forgot(self, flows: Mapping[int, int]) -> None:
+        """Add the number of flows that were forgotten for changes, by the changes' numbers."""
+        now = time.time()
+        for number, count in flows.items():
+            self._forgotten[number] = (self._forgotten.get(number, (0, None))[0] + count, now)
+        oldest = self._number - self._kept
+        if len(self._forgotten) > self._kept:
+            self._forgotten = {n: each for n, each in self._forgotten.items() if n > oldest}
 
     def services(self, outcomes: Mapping[Family, SyncOutcome]) -> set[str]:
         """The services of which `note` needs the arrival: the ring does not keep more."""
@@ -96,7 +116,9 @@ class Changes:
     def after(self, number: int, service: str | None = None) -> ChangeList:
         """The changes with a greater number; with `service`, only of that one."""
         found = [
-            each.public() for each in self._copy() if each.number > number and service in {None, each.service}
+            self._public(each)
+            for each in self._copy()
+            if each.number > number and service in {None, each.service}
         ]
         return ChangeList(self._number, tuple(found))
 
@@ -104,7 +126,10 @@ class Changes:
         """The last change of a service in a family, if the ring still has it."""
         found = (each for each in reversed(self._copy()) if each.service == service and each.family is family)
         last = next(found, None)
-        return None if last is None else last.public()
+        return None if last is None else self._public(last)
+
+    def _public(self, entry: _Entry) -> Change:
+        return entry.public(*self._forgotten.get(entry.number, (0, None)))
 
     def _copy(self) -> list[_Entry]:
         while True:
@@ -121,15 +146,16 @@ class Changes:
         outcome: SyncOutcome,
         arrival: Arrival | None,
         epoch: float,
-    ) -> None:
+    ) -> bool:
+        """Add one change, unless it only repeats what is known."""
         before = outcome.before.get(key, plan)
         if before is None and not plan.ports:
-            return
+            return False
         added, removed, more = _difference(before, plan)
         refused = outcome.report.failed.get(key, "")
         is_retry = refused and key not in outcome.before
         if is_retry or (arrival is None and not added and not removed):
-            return
+            return False
         self._number += 1
         change = _Entry(
             self._number,
@@ -147,6 +173,7 @@ class Changes:
             "" if arrival is None else arrival.versions.get(family.value, ""),
         )
         self._ring.append(change)
+        return True
 
 
 def _difference(

@@ -6,16 +6,15 @@ change where the mode can.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import structlog
 
 from kproxy.addresses import Family
-from kproxy.agent.family_sync import FamilySync
 from kproxy.backends.core.base import CheckError, CheckPostponed, Drift
 from kproxy.kernel.links import AddressNews
 from kproxy.modes.base import Mode
 from kproxy.node.kube_proxy_process import warn_of_kube_proxy
-from kproxy.telemetry.observer import SyncObserver
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -35,19 +34,63 @@ SUSPICION_PERIOD = 60.0
 """Seconds between searches for a kube-proxy that may have caused the drift."""
 
 
+class Checked(Protocol):
+    """What can be compared with the kernel; see Backend for both."""
+
+    gives_way: Callable[[], bool]
+
+    def check(self, *, full: bool = False) -> tuple[Drift, ...]:
+        """Compare, and return the drift. Raises CheckError, CheckPostponed."""
+
+
+class Compared(Protocol):
+    """One family of what is compared."""
+
+    @property
+    def family(self) -> Family:
+        """The IP family."""
+
+    @property
+    def backend(self) -> Checked:
+        """What compares it."""
+
+
+class DriftObserver(Protocol):
+    """What records the outcome of comparisons; see SyncObserver."""
+
+    def drifted(self, family: Family, drifts: Sequence[Drift]) -> None:
+        """Record drift."""
+
+    def compared(self, family: Family, *, clean: bool) -> None:
+        """Record a comparison."""
+
+    def not_compared(self, family: Family, reason: str) -> None:
+        """Record a comparison that failed."""
+
+    def confirmed(self, family: Family) -> None:
+        """Record that the kernel has the applied state."""
+
+
 class DriftChecker:
     """Decides when the kernel is compared with the applied state; `next_check` is that time of `clock`.
 
-    `waits` returns whether a change waits that is more urgent.
+    `waits` returns whether a change waits that is more urgent. `suspects`: whether a kube-proxy may have
+    caused the drift.
     """
 
     def __init__(
-        self, observer: SyncObserver, clock: Callable[[], float], waits: Callable[[], bool] = lambda: False
+        self,
+        observer: DriftObserver,
+        clock: Callable[[], float],
+        waits: Callable[[], bool] = lambda: False,
+        *,
+        suspects: bool = True,
     ) -> None:
         self.next_check = 0.0
         self._observer = observer
         self._clock = clock
         self._waits = waits
+        self._suspects = suspects
         self._postponed_since: float | None = None
         self._compare_from = 0.0
         self._next_full = 0.0
@@ -57,7 +100,11 @@ class DriftChecker:
         """Start the periods: everything was just read and written, so a full comparison can wait."""
         self._next_full = self._clock() + FULL_PERIOD
 
-    def check(self, syncs: Iterable[FamilySync], in_step: Callable[[], bool]) -> bool:
+    def soon(self) -> None:
+        """Make the next check due as soon as a comparison may run; may be called from any thread."""
+        self.next_check = min(self.next_check, max(self._clock(), self._compare_from))
+
+    def check(self, syncs: Iterable[Compared], in_step: Callable[[], bool]) -> bool:
         """Compare if a comparison is due; return True if anything drifted.
 
         `in_step` returns whether no change waits to be applied: a comparison without drift then confirms
@@ -66,6 +113,7 @@ class DriftChecker:
         now = self._clock()
         self.next_check = now + QUICK_PERIOD
         if now < self._compare_from:
+            self.next_check = min(self.next_check, self._compare_from)  # `soon` may have asked for it
             return False
         full = now >= self._next_full
         drifted = False
@@ -114,6 +162,6 @@ class DriftChecker:
     def log_drifts(self, family: Family, drifts: Sequence[Drift]) -> None:
         """Report the drift to the observer, and look for a kube-proxy that may have caused it."""
         self._observer.drifted(family, drifts)
-        if self._clock() >= self._next_suspicion:
+        if self._suspects and self._clock() >= self._next_suspicion:
             self._next_suspicion = self._clock() + SUSPICION_PERIOD
             warn_of_kube_proxy(ask=False)

@@ -6,7 +6,7 @@ the changes of another tenant. A change leaves the store family by family when i
 fails stays there, is reported, and is tried again. A family that fails does not delay the other one.
 """
 
-import gc
+import math
 import random
 import threading
 import time
@@ -17,21 +17,21 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.agent.backlog import Backlog
-from kproxy.agent.changes import Changes
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
-from kproxy.agent.family_sync import FamilySync, SyncOutcome, apply
-from kproxy.agent.mode_switch import attempt_switch, is_switch, make_mode, plan_switch
+from kproxy.agent.family_sync import SyncOutcome, apply
+from kproxy.agent.mode_in_force import ModeInForce
+from kproxy.agent.mode_switch import ModeSwitcher, is_switch
 from kproxy.agent.node_tracker import NodeTracker
 from kproxy.agent.schedule import Schedule
 from kproxy.agent.slices import SLICE_SECONDS
 from kproxy.agent.sync_publisher import SyncPublisher
 from kproxy.backends.core.base import SyncReport
-from kproxy.config.desired import Desired, Refusal, ReportedStatus
+from kproxy.config.desired import Desired, ReportedStatus
 from kproxy.config.model import ProxyConfig, mode_name
 from kproxy.kernel.links import AddressNews
-from kproxy.kernel.malloc import trim
-from kproxy.modes.base import Mode, ModeRegistry, ModeUnavailable
+from kproxy.kernel.malloc import freeze_objects
+from kproxy.modes.base import Mode, ModeRegistry, close_mode
 from kproxy.node.facts import NodeFacts
 from kproxy.plan.planner import Planner
 from kproxy.state.store import ObjectStore
@@ -65,19 +65,15 @@ class Agent:
     ) -> None:
         self._config = config
         self._store = store
-        self._mode = mode
+        self._in_force = ModeInForce(mode, modes.leftovers(config), health.progressed)
         self._health = health
         self._observer = observer
-        self._modes = modes
-        self._leftovers = modes.leftovers(config)
-        self.reported = ReportedStatus()
-        self.changes = Changes()
         self._backlog = Backlog(store)
         self._tracker = NodeTracker(store, health, interfaces, api_servers)
+        self._switcher = ModeSwitcher(modes, store, self._backlog, self._tracker, health, observer)
         self._clock = time.monotonic
         chance = random.Random()  # noqa: S311
         self._schedule = Schedule(config.min_sync_period, config.sync_period, self._clock, chance)
-        self._family_syncs: dict[Family, FamilySync] = {}
         self._facts: NodeFacts | None = None
         self._desired = Desired(0, config)
         self._observed = 0
@@ -89,7 +85,8 @@ class Agent:
         self._news: deque[AddressNews] = deque()
         self._drift_checker = DriftChecker(observer, self._clock, lambda: store.changed)
         self._publisher = SyncPublisher(store, health, observer, flows, service_health, self._drift_checker)
-        self._next_timer: float | None = None
+        self.changes = self._publisher.changes
+        self._next_timer = math.inf
         for family in mode.families:
             health.add_family(family)
         observer.begin(mode.families)
@@ -109,16 +106,20 @@ class Agent:
         """
         self.observe()
         if self._news:
-            self._drifted |= self._drift_checker.compare_addresses(self._mode, self._news.popleft())
+            self._drifted |= self._drift_checker.compare_addresses(self.mode, self._news.popleft())
         elif self.sync_due_in() == 0:
             self.sync()
-        elif self._family_syncs and self._next_timer is not None and self._next_timer <= now:
+        elif self._in_force.syncs and self._next_timer <= now:
             self._run_timers()
-        elif self._family_syncs and self._drift_checker.next_check <= now:
-            self._drifted |= self._drift_checker.check(self._family_syncs.values(), self._in_step)
+        elif self._in_force.syncs and self._drift_checker.next_check <= now:
+            self._drifted |= self._drift_checker.check(self._in_force.syncs.values(), self._in_step)
         else:
             return self._next_deadline(now)
         return now
+
+    def close(self) -> None:
+        """Let go what the mode holds, at the end of the process; the rules stay."""
+        close_mode(self.mode)
 
     def run_once(self, stop: threading.Event, deadline: float | None = None) -> bool:
         """Work until one sync succeeded; True if every service is applied, False also at the deadline."""
@@ -158,7 +159,7 @@ class Agent:
     @property
     def sync_errors(self) -> dict[Family, str]:
         """The families whose last sync failed as a whole, and the reasons."""
-        return {family: sync.error for family, sync in self._family_syncs.items() if sync.error}
+        return self._in_force.errors
 
     @property
     def knows_node(self) -> bool:
@@ -170,15 +171,20 @@ class Agent:
         """The facts of the node that the rules depend on; may be read from any thread."""
         return self._facts
 
+    @property
+    def reported(self) -> ReportedStatus:
+        """Whether the mode of desired settings was refused; any thread may use it."""
+        return self._switcher.reported
+
     def planner(self, family: Family) -> Planner | None:
         """The plans of a family; None if it is not served. Other threads may only ask it."""
-        sync = self._family_syncs.get(family)
+        sync = self._in_force.syncs.get(family)
         return None if sync is None else sync.planner
 
     @property
     def mode(self) -> Mode:
         """The mode in force; may be read from any thread."""
-        return self._mode
+        return self._in_force.mode
 
     def sync(self) -> Mapping[Family, SyncReport]:
         """Plan the changes and apply them for every family; switch the mode if the settings name another."""
@@ -186,13 +192,14 @@ class Agent:
             return self._switch(self._switch_to)
         started = self._clock()
         facts = self._facts
-        assert facts is not None  # noqa: S101 - only called when `ready`
+        assert facts is not None  # noqa: S101 - only called when a sync is due
         everything, self._replan, self._drifted = self._replan, False, False
-        inputs = self._backlog.plan(self._family_syncs, facts.view, everything=everything)
+        syncs = self._in_force.syncs
+        inputs = self._backlog.plan(syncs, facts.view, everything=everything)
         # A family that fails waits for the retry, unless there is nothing else to do.
         every = self._schedule.retry_due() or not inputs
         budget = None if everything or not self._first_sync_done else SLICE_SECONDS[0]
-        outcomes = apply(self._family_syncs, all_families=every, budget=budget)
+        outcomes = apply(syncs, all_families=every, budget=budget)
         if not everything:
             self._backlog.note(outcomes)
         return self._conclude(started, inputs, facts, outcomes, everything=everything)
@@ -207,19 +214,13 @@ class Agent:
         everything: bool,
     ) -> Mapping[Family, SyncReport]:
         """Publish the result, commit applied changes, schedule the next sync."""
-        syncs = self._family_syncs
-        noted = self.changes.services(outcomes)
+        syncs = self._in_force.syncs
         # A sync of everything touches all services itself, after it started.
         since = started if everything else None
-        self.changes.note(outcomes, self._store.arrivals(noted, outcomes, since))
-        failing = self._publisher.publish(inputs, facts, outcomes, syncs)
+        failing = self._publisher.publish(inputs, facts, outcomes, syncs, since)
         reports = {family: outcome.report for family, outcome in outcomes.items()}
-        if failing or any(report.failed or report.leftovers for report in reports.values()):
-            retries = [report.retry_in for report in reports.values() if report.retry_in is not None]
-            blocked, retry_in = len(failing) == len(syncs), min(retries, default=None)
-            self._schedule.failed(started, blocked=blocked, failing=bool(failing), retry_in=retry_in)
-        else:
-            self._schedule.succeeded(started, wrote=any(report.changes for report in reports.values()))
+        blocked = len(failing) == len(syncs)
+        self._schedule.concluded(started, reports.values(), blocked=blocked, failing=bool(failing))
         if not self._first_sync_done and not failing:
             self._after_first_sync()
         self._next_timer = self._clock()
@@ -231,45 +232,25 @@ class Agent:
         If that fails, this mode goes on, and the objects of the other one are removed.
         """
         self._switch_to = None
-        config = desired.config
-        plan = plan_switch(self._modes, self._config, config, self._store.services)
-        log.info("mode_switch_planned", **plan.fields())
-        started = self._clock()
-        try:
-            mode, facts = make_mode(self._modes, config, self._mode, self._tracker)
-        except ModeUnavailable as error:
-            self._refuse(desired, "mode_unavailable", str(error))
+        attempt = self._switcher.attempt(desired, self._config, self._in_force)
+        if attempt is None:
             return {}
-        leftovers = self._modes.leftovers(config)
-        inputs = self._backlog.take_all(mode.families)
-        attempt = attempt_switch(mode, facts, self._family_syncs, inputs, self._health.progressed)
         if attempt.reason is not None:
-            self._refuse(desired, "mode_switch_failed", attempt.reason)
+            close_mode(attempt.in_force.mode)
             return self._roll_back()
-        for family in set(mode.families).difference(self._mode.families):
-            self._health.add_family(family)
-        self._observer.begin(mode.families)
-        self._mode, self._leftovers, self._family_syncs = mode, leftovers, attempt.syncs
-        self._backlog.forget_costs()
-        self._facts = facts
-        self._adopt(config)
+        facts = attempt.facts
+        close_mode(self.mode)
+        self._in_force, self._facts = attempt.in_force, facts
+        self._adopt(desired.config)
         self._first_sync_done = self._replan = self._drifted = False
-        reports = self._conclude(started, attempt.inputs, facts, attempt.outcomes, everything=True)
-        self._observer.switched()
-        log.info("mode_switched", mode=plan.after, seconds=round(self._clock() - started, 3))
+        reports = self._conclude(attempt.started, attempt.inputs, facts, attempt.outcomes, everything=True)
+        self._switcher.switched(desired.config, attempt)
         return reports
-
-    def _refuse(self, desired: Desired, event: str, reason: str) -> None:
-        wanted, kept = mode_name(desired.config), mode_name(self._config)
-        log.error(event, mode=wanted, reason=reason, effect=f"{kept} stays")
-        self._observer.switch_failed(wanted, kept, reason)
-        self.reported.report(Refusal(desired.revision, self._config, reason))
 
     def _roll_back(self) -> Mapping[Family, SyncReport]:
         """Apply this mode again after a failed switch, and remove the objects of the other mode."""
         self._first_sync_done, self._replan = False, True
-        for sync in self._family_syncs.values():
-            sync.backend.invalidate()
+        self._in_force.invalidate()
         if self._facts is None:
             return {}
         reports = self.sync()
@@ -277,20 +258,17 @@ class Agent:
             log.info("mode_switch_rolled_back", mode=mode_name(self._config))
         return reports
 
-    @property
-    def ready(self) -> bool:
-        """Whether a sync may run: all first lists are complete and the node's facts are known."""
-        return self._store.ready and (self._facts is not None or self._switch_to is not None)
-
     def sync_due_in(self) -> float | None:
-        """Seconds until a sync is due (0: now); None: not before a change."""
-        if not self.ready:
+        """Seconds until a sync is due (0: now); None: not before a change, or without a list or the facts."""
+        if not self._store.ready:
             return None
         if self._switch_to is not None:
             return 0.0
+        if self._facts is None:
+            return None
         changed = self._replan or self._drifted or self._store.changed
         incomplete = self._store.incomplete_since
-        unfinished = bool(self._backlog) or any(sync.unfinished for sync in self._family_syncs.values())
+        unfinished = bool(self._backlog) or self._in_force.unfinished
         return self._schedule.due_in(changed=changed, incomplete_since=incomplete, unfinished=unfinished)
 
     def observe(self) -> None:
@@ -302,7 +280,7 @@ class Agent:
             self._observed = desired.revision
             self._switch_to = desired if is_switch(self._config, desired.config) else None
             if self._switch_to is None:
-                self._mode.reconfigure(desired.config)
+                self.mode.reconfigure(desired.config)
                 self._adopt(desired.config)
                 self._reconfigured = True
                 self._tracker.invalidate()
@@ -312,10 +290,8 @@ class Agent:
     def _next_deadline(self, now: float) -> float | None:
         sync = self.sync_due_in()
         due = [] if sync is None else [now + sync]
-        if self._family_syncs:
-            due.append(self._drift_checker.next_check)
-            if self._next_timer is not None:
-                due.append(self._next_timer)
+        if self._in_force.syncs:
+            due += [self._drift_checker.next_check, self._next_timer]
         return min(due, default=None)
 
     def _adopt(self, config: ProxyConfig) -> None:
@@ -335,48 +311,25 @@ class Agent:
             self._replan = True
         else:
             self._drifted = True  # only the base chains have to change
-        reconfigured, self._reconfigured = self._reconfigured, False
-        for family in self._mode.families:
-            known = facts.families[family]
-            backend = self._mode.configure(family, known)
-            if family not in self._family_syncs:
-                if known.local_traffic is None:
-                    effect = "see --cluster-cidr"
-                    log.warning("no_local_traffic_detection", family=family.value, effect=effect)
-                self._family_syncs[family] = FamilySync(family, backend, self._health.progressed)
-            elif before and before.families[family].node_port_addresses != known.node_port_addresses:
-                self._family_syncs[family].flows.invalidate()
-            if reconfigured:
-                backend.retry()  # an operator may wait for what was refused
+        # An operator who changed the settings may wait for what was refused.
+        retry, self._reconfigured = self._reconfigured, False
+        self._in_force.configure(facts, before, retry=retry)
 
     def _run_timers(self) -> None:
-        """Run the due periodic work of the mode, of other modes' leftovers and of the backends."""
-        waits = [self._mode.run_timers(), *(each.run_timers() for each in self._leftovers)]
-        waits += [sync.backend.run_timers() for sync in self._family_syncs.values()]
-        self._publish_timed_syncs()
-        soonest = min((wait for wait in waits if wait is not None), default=None)
-        self._next_timer = None if soonest is None else self._clock() + soonest
-
-    def _publish_timed_syncs(self) -> None:
-        """Publish the syncs that backends made; if one left something undone, all families are synced."""
-        syncs = self._family_syncs
-        timed = {family: outcome for family, sync in syncs.items() if (outcome := sync.take_timed())}
+        """Run periodic work and publish its syncs; if one left something undone, all families are synced."""
+        soonest = self._in_force.run_timers()
+        timed = self._in_force.take_timed()
         if timed and self._facts is not None:
-            self._publisher.publish((), self._facts, timed, syncs)
-            reports = [outcome.report for outcome in timed.values()]
-            self._drifted |= any(each.error or each.failed or each.leftovers for each in reports)
+            self._publisher.publish((), self._facts, timed, self._in_force.syncs)
+            self._drifted |= any(outcome.report.incomplete for outcome in timed.values())
+        self._next_timer = math.inf if soonest is None else self._clock() + soonest
 
     def _in_step(self) -> bool:
         return self._schedule.failures == 0 and self._store.pending_since is None
 
     def _after_first_sync(self) -> None:
-        """Remove leftovers of other modes; freeze long-lived objects for the garbage collector."""
+        """Remove leftovers of other modes."""
         self._first_sync_done = True
         self._drift_checker.begin()
-        for each in self._leftovers:
-            each.begin(self._mode.variants)
-        self._mode.on_first_sync()
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-        trim()
+        self._in_force.on_first_sync()
+        freeze_objects()

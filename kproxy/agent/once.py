@@ -15,10 +15,22 @@ class OnceTimeout(RuntimeError):
 
 
 def waits_for(
-    missing: Collection[Kind], watches: Sequence[Watch], errors: Mapping[Family, str], *, knows_node: bool
+    missing: Collection[Kind],
+    watches: Sequence[Watch],
+    errors: Mapping[Family, str],
+    *,
+    knows_node: bool,
+    policies: tuple[str | None, Mapping[Family, str]] = (None, {}),
 ) -> list[str]:
-    """List what a complete sync waits for: `missing` lists, the node's data, or a sync without `errors`."""
-    return list(_waits_for(missing, watches, errors, knows_node=knows_node)) or ["a first sync"]
+    """List what a complete sync waits for: `missing` lists, the node's data, or a sync without `errors`.
+
+    `policies`: what the first sync of policies waits for, and their errors.
+    """
+    found = list(_waits_for(missing, watches, errors, knows_node=knows_node))
+    lists, failures = policies
+    found += [] if lists is None else [f"{lists} (for NetworkPolicies)"]
+    found += [f"{family.value} policies to be written ({error})" for family, error in failures.items()]
+    return found or ["a first sync"]
 
 
 def _waits_for(

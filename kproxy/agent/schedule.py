@@ -13,8 +13,9 @@ rate is the same as without saving.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from kproxy.backends.core.base import SyncReport
 from kproxy.config.schema_modes import MIN_SYNC_PERIOD
 
 FIRST_RETRY = 0.2
@@ -44,11 +45,20 @@ less than 4 ms apart in 90 %, measured on a machine with a load of five times it
 
 
 class Schedule:
-    """Due times of syncs in the time of `clock` (seconds, monotonic)."""
+    """Due times of syncs in the time of `clock` (seconds, monotonic).
+
+    `cost_rests`: the rest after a sync, as a multiple of its cost, unless `min_period` was configured.
+    """
 
     def __init__(
-        self, min_period: float, max_period: float, clock: Callable[[], float], chance: random.Random
+        self,
+        min_period: float,
+        max_period: float,
+        clock: Callable[[], float],
+        chance: random.Random,
+        cost_rests: float = COST_RESTS,
     ) -> None:
+        self._cost_rests = cost_rests
         self._min_period = min_period
         self._max_period = max_period
         self._clock = clock
@@ -69,6 +79,16 @@ class Schedule:
     def failures(self) -> int:
         """The number of consecutive tries that did not apply everything."""
         return self._failures
+
+    def concluded(
+        self, started: float, reports: Collection[SyncReport], *, blocked: bool, failing: bool
+    ) -> None:
+        """Note that a sync which began at `started` has just ended with these `reports`; see `failed`."""
+        if failing or any(report.incomplete for report in reports):
+            retries = [report.retry_in for report in reports if report.retry_in is not None]
+            self.failed(started, blocked=blocked, failing=failing, retry_in=min(retries, default=None))
+        else:
+            self.succeeded(started, wrote=any(report.changes for report in reports))
 
     def succeeded(self, started: float, *, wrote: bool = True) -> None:
         """Note that a sync which began at `started` has just ended with everything applied.
@@ -139,7 +159,7 @@ class Schedule:
         """The minimum interval, or less after a cheap sync; see the module's text."""
         if self._min_period != MIN_SYNC_PERIOD:
             return self._min_period
-        return min(self._min_period, max(PAUSE, COST_RESTS * cost))
+        return min(self._min_period, max(PAUSE, self._cost_rests * cost))
 
     def _ended(self, started: float) -> None:
         now = self._clock()

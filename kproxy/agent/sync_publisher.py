@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from kproxy.addresses import Family
+from kproxy.agent.changes import Changes
 from kproxy.agent.conntrack_cleaner import ConntrackCleaner
 from kproxy.agent.drift_checker import DriftChecker
 from kproxy.agent.family_sync import FamilySync, SyncOutcome
@@ -35,6 +36,8 @@ class SyncPublisher:
         self._service_health = service_health
         self._drift_checker = drift_checker
         self._problem_log = ProblemLog()
+        self.changes = Changes()
+        flows.on_deleted = self.changes.forgot
 
     def publish(
         self,
@@ -42,11 +45,15 @@ class SyncPublisher:
         facts: NodeFacts,
         outcomes: Mapping[Family, SyncOutcome],
         syncs: Mapping[Family, FamilySync],
+        since: float | None = None,
     ) -> list[str]:
         """Publish each family's outcome, and the problems of the planned services; commit what is applied.
 
-        Return the families that fail.
+        `since`: what was touched after that time (monotonic seconds) did not arrive, but was taken by the
+        sync itself. Return the families that fail.
         """
+        noted = self.changes.services(outcomes)
+        numbers = self.changes.note(outcomes, self._store.arrivals(noted, outcomes, since))
         problems: dict[str, tuple[Problem, ...]] = {each.key: () for each in inputs}
         for family, outcome in outcomes.items():
             plans, report = outcome.plans, outcome.report
@@ -61,7 +68,7 @@ class SyncPublisher:
             self._health.updated(family)
             failed = report.failed
             held = {key: plan for key, plan in plans.items() if key not in failed}
-            self._flows.submit(family, syncs[family].flows.update(held))
+            self._flows.submit(family, syncs[family].flows.update(held), numbers.get(family))
             self._service_health.update(plans.values(), {family: facts.families[family].node_port_addresses})
         self._observer.problems(problems)
         self._problem_log.update(problems)

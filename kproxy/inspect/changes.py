@@ -24,7 +24,8 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
     the sync, `applied` the time from which the kernel has the change; None if the kernel refused it, for the
     reason `refused`. `trigger` is the time of the cause as the EndpointSlice has it, `revision` the
     resourceVersion of the object that changed last; "" where it is not known. `more` counts added and removed
-    endpoints that are not named.
+    endpoints that are not named. `flows_forgotten` counts the conntrack entries that were deleted because of
+    the change so far, and `forgotten` is the time of the last deletion; None if there was none.
     """
 
     number: int
@@ -40,6 +41,8 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
     trigger: str = ""
     refused: str = ""
     revision: str = ""
+    flows_forgotten: int = 0
+    forgotten: datetime | None = None
 
     def line(self) -> str:
         """One line of text; the times of the steps are those since it arrived."""
@@ -54,6 +57,9 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
             steps.append(f"REFUSED: {self.refused}")
         else:
             steps.append(f"in the kernel +{_ms(start, done)}")
+        if self.forgotten is not None:
+            flows = "flow" if self.flows_forgotten == 1 else "flows"
+            steps.append(f"{self.flows_forgotten} {flows} forgotten +{_ms(start, self.forgotten)}")
         if self.revision:
             steps.append(f"revision {self.revision}")
         if self.trigger:

@@ -28,11 +28,12 @@ class StaleConntrack(msgspec.Struct, frozen=True):
 
     `kept`: frontends that are still served, with the `ip:port` of their endpoints; flows to other endpoints
     are stale. `gone`: frontends that no service has any more, with their former endpoints; flows to these are
-    stale.
+    stale. `services`: whose change it was, by frontend, where that is known.
     """
 
     kept: Mapping[Frontend, frozenset[str]] = {}
     gone: Mapping[Frontend, frozenset[str]] = {}
+    services: Mapping[Frontend, str] = {}
 
     @property
     def ports(self) -> frozenset[int]:
@@ -42,39 +43,49 @@ class StaleConntrack(msgspec.Struct, frozen=True):
     def covers(
         self, dst: str, dst_port: int, answers: str, answers_port: int, *, answered: bool = False
     ) -> bool:
-        """Whether a flow is stale that was sent to `dst` and whose replies come from `answers`.
+        """Whether a flow is stale; see `frontend`."""
+        return self.frontend(dst, dst_port, answers, answers_port, answered=answered) is not None
 
-        A flow that was `answered` without translation does not belong to a node port: it went to the same
-        port number of another host.
+    def frontend(
+        self, dst: str, dst_port: int, answers: str, answers_port: int, *, answered: bool = False
+    ) -> Frontend | None:
+        """The frontend because of which a flow is stale; None if it is not.
+
+        It was sent to `dst`, and its replies come from `answers`. A flow that was `answered` without
+        translation does not belong to a node port: it went to the same port number of another host.
         """
         endpoint = join_host_port(answers, answers_port)
         foreign = answered and (dst, dst_port) == (answers, answers_port)
         for frontend in ((dst, dst_port), (NODE_PORT, dst_port)):
             if foreign and frontend[0] == NODE_PORT:
-                return False
+                return None
             kept = self.kept.get(frontend)
             if kept is not None:
-                return endpoint not in kept
+                return frontend if endpoint not in kept else None
             gone = self.gone.get(frontend)
             if gone is not None:
-                return endpoint in gone
-        return False
+                return frontend if endpoint in gone else None
+        return None
 
     def then(self, later: "StaleConntrack") -> "StaleConntrack":
         """The stale flows after this change and a later one; where both name a frontend, the later counts."""
         kept = {frontend: e for frontend, e in self.kept.items() if frontend not in later.gone}
         gone = {frontend: e for frontend, e in self.gone.items() if frontend not in later.kept}
-        return StaleConntrack({**kept, **later.kept}, {**gone, **later.gone})
+        services = {**self.services, **later.services}
+        return StaleConntrack({**kept, **later.kept}, {**gone, **later.gone}, services)
 
 
 def together(changes: Iterable[StaleConntrack]) -> StaleConntrack:
     """The stale flows after simultaneous changes of several services, which may have exchanged frontends."""
     kept: dict[Frontend, frozenset[str]] = {}
     gone: dict[Frontend, frozenset[str]] = {}
+    services: dict[Frontend, str] = {}
     for change in changes:
         kept.update(change.kept)
         gone.update(change.gone)
-    return StaleConntrack(kept, {frontend: e for frontend, e in gone.items() if frontend not in kept})
+        services |= {f: key for f, key in change.services.items() if f in change.kept or f not in kept}
+    lost = {frontend: endpoints for frontend, endpoints in gone.items() if frontend not in kept}
+    return StaleConntrack(kept, lost, services)
 
 
 def stale_after(before: ServicePlan | None, after: ServicePlan | None) -> StaleConntrack:
@@ -106,23 +117,30 @@ class ConntrackTracker:
 
     def __init__(self) -> None:
         self._plans: dict[str, ServicePlan] = {}
-        self._stale = True
+        self._unknown: set[str] = set()
+        """Services whose flows may have begun under other rules than those of their plan."""
 
     def invalidate(self) -> None:
-        """Treat all flows as unknown; the next `update` has to hold all plans."""
-        self._stale = True
+        """Treat the flows of every service as unknown when it is applied next."""
+        self._unknown.update(self._plans)
 
     def update(self, applied: Mapping[str, ServicePlan]) -> StaleConntrack:
         """Record plans, by key of service, that are now applied; return the flows that they leave stale."""
         changes = []
         for key, plan in applied.items():
-            changes.append(stale_after(self._plans.pop(key, None), plan))
-            if self._stale:
-                changes.append(stale_after(None, plan))
+            changes.append(_of_service(key, stale_after(self._plans.pop(key, None), plan)))
+            if key in self._unknown:
+                self._unknown.discard(key)
+                changes.append(_of_service(key, stale_after(None, plan)))
             if any(_udp(plan)):
                 self._plans[key] = plan
-        self._stale = False
         return together(changes)
+
+
+def _of_service(key: str, stale: StaleConntrack) -> StaleConntrack:
+    if not stale.kept and not stale.gone:
+        return stale
+    return StaleConntrack(stale.kept, stale.gone, dict.fromkeys((*stale.kept, *stale.gone), key))
 
 
 def _udp(plan: ServicePlan | None) -> Iterator[PortPlan]:

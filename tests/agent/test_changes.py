@@ -1,5 +1,6 @@
 """The ring of changes: what came, when each step was, and nothing that only repeats what is known."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -51,6 +52,24 @@ def test_a_change_has_its_endpoints_and_the_times_of_its_steps() -> None:
     assert [round((each - change.arrived).total_seconds(), 4) for each in steps] == [0.1, 0.105, 0.11]
     assert "+10.0.0.3:80 -10.0.0.2:80" in change.line()
     assert "planned +105 ms, in the kernel +110 ms, cause 2026-01-01T00:00:00Z" in change.line()
+
+
+def test_forgotten_flows_are_added_to_the_change_that_they_were_forgotten_for() -> None:
+    changes = Changes(2)
+    for number in range(1, 4):
+        noted = changes.note(outcome(plan(f"10.0.0.{number}"), EMPTY), arrived())
+        assert noted == {Family.IPV4: {"ns1/svc1": number}}
+    assert changes.note(outcome(plan("10.0.0.3")), {}) == {}
+    for flows in ({2: 3}, {2: 1, 3: 1}, {1: 5}):
+        changes.forgot(flows)
+    second, third = changes.after(0).changes
+    assert (second.flows_forgotten, third.flows_forgotten) == (4, 1)
+    assert second.applied is not None
+    assert second.forgotten is not None
+    assert second.forgotten > second.applied
+    assert re.search(r"in the kernel \+110 ms, 4 flows forgotten \+\d+ ms", second.line())
+    assert ", 1 flow forgotten +" in third.line()
+    assert changes.latest("ns1/svc1", Family.IPV4) == third
 
 
 def test_what_only_repeats_is_left_out() -> None:

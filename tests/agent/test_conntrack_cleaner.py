@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 
+import msgspec
 import pytest
 
 from kproxy.addresses import Family
@@ -38,10 +40,11 @@ class FakeConntrack:
             raise ConntrackError("conntrack: cannot read flows: No buffer space available")
         return [flow for flow in self.flows if flow.dst_port in ports]
 
-    def delete(self, family: Family, flows: Sequence[Flow]) -> int:
+    def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:
+        deleted = [flow for flow in flows if flow in self.flows]
         self.flows = [flow for flow in self.flows if flow not in flows]
         self.changed.set()
-        return len(flows)
+        return deleted
 
 
 @pytest.fixture
@@ -84,6 +87,7 @@ def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
     cleaner = ConntrackCleaner(lambda: fake, fake.metrics)
     cleaner.submit(Family.IPV4, MOVED)
     thread = threading.Thread(target=cleaner.run, args=(stop,), daemon=True)
+    began = time.monotonic()
     thread.start()
     assert fake.changed.wait(5)
     stop.set()
@@ -94,6 +98,28 @@ def test_each_pass_is_timed_and_what_it_deletes_is_counted() -> None:
     timed = values[CONNTRACK_SYNC.name]
     assert isinstance(timed, Distribution)
     assert sum(timed.counts) == 1
+    assert 0 <= timed.sum <= time.monotonic() - began
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_deleted_flows_are_counted_for_the_change_of_their_service(failures: int) -> None:
+    """Changes that wait together, also after a failure, are counted apart; one without a number is not."""
+    other, gone = ("10.96.0.9", 53), ("", 30053)
+    counts: dict[int, int] = {}
+    fake, stop = FakeConntrack(failures), threading.Event()
+    fake.flows += [Flow(*VIP, "10.1.0.3", 5353), Flow("192.0.2.1", 30053, "10.1.0.3", 5353)]
+    cleaner = ConntrackCleaner(lambda: fake, fake.metrics)
+    cleaner.on_deleted = counts.update
+    cleaner.submit(Family.IPV4, msgspec.structs.replace(MOVED, services={VIP: "ns/a"}), {"ns/a": 7})
+    moved = StaleConntrack(
+        {other: frozenset()}, {gone: frozenset({"10.1.0.3:5353"})}, {other: "ns/b", gone: "ns/c"}
+    )
+    cleaner.submit(Family.IPV4, moved, {"ns/b": 8})
+    stop.set()
+    for _ in range(1 + failures):
+        cleaner.run(stop)
+    assert fake.flows == [NEW]
+    assert counts == {7: 2, 8: 1}
 
 
 def test_what_was_asked_for_before_the_end_is_done() -> None:

@@ -12,7 +12,7 @@ import structlog
 from click.testing import CliRunner
 
 from kproxy import logs
-from kproxy.agent.main import _Settings
+from kproxy.agent.live_settings import LiveSettings
 from kproxy.cli.main import main
 from kproxy.config.model import ProxyConfig
 
@@ -29,7 +29,7 @@ def test_another_format_in_the_file_takes_effect_without_a_restart() -> None:
         configure=lambda **_: None, follow=lambda _: None, reconfigure=lambda _: None
     )
     config = ProxyConfig(node_name="node-a")
-    settings = _Settings(config, nothing, nothing, nothing)
+    settings = LiveSettings(config, nothing, nothing, nothing, nothing)
     out = io.StringIO()
     with redirect_stderr(out):
         logs.configure(config.verbosity, config.logging_format)

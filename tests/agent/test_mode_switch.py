@@ -43,7 +43,7 @@ def rig(kernel: Kernel) -> Rig:
     return made
 
 
-def test_a_node_that_the_api_does_not_know_is_told_once_each_time(kernel: Kernel) -> None:
+def test_a_node_that_the_api_does_not_know_is_logged_once_each_time(kernel: Kernel) -> None:
     first = Rig(lambda config: FakeMode(kernel, config))
     assert first.work().count("node_missing") == 1
     assert first.said("node_missing")["node"] == "node1"

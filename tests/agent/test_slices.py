@@ -210,6 +210,14 @@ def test_two_families_share_a_slice() -> None:
     assert units_for([one, two]) == pytest.approx(SLICE_SECONDS[0] / 80e-6, rel=0.2)
 
 
+def test_a_sync_that_takes_no_time_halves_the_rate_at_most() -> None:
+    """It wrote little, which says little of others."""
+    meter = learned(0.0, 100e-6)
+    before = meter.rate
+    meter.note(10 * units_for([meter]), 0.0)
+    assert meter.rate == pytest.approx(before / 2)
+
+
 def test_single_changes_teach_no_rate_whatever_their_noise() -> None:
     meter = SliceMeter()
     for number in range(200):

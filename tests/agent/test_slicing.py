@@ -154,7 +154,7 @@ def test_an_address_passes_from_one_service_to_another_in_one_sync_although_othe
     assert backed.observer.known_problems() == []
 
 
-def test_the_oldest_pending_change_is_told_as_old_as_it_is_while_a_backlog_shrinks(backed: Backed) -> None:
+def test_the_age_of_the_oldest_pending_change_is_right_while_a_backlog_shrinks(backed: Backed) -> None:
     for number in range(1000):
         backed.put(f"busy/s{number:04}", number, endpoints=20)
     since = backed.store.pending_since

@@ -1,5 +1,6 @@
 """A whole agent over a kernel in memory: what the status, the probes and the metrics say of each failure."""
 
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -85,7 +86,7 @@ class World(Rig):
     def sync(self) -> None:
         """One sync, however it ends."""
         self.agent.observe()
-        assert self.agent.ready
+        assert self.agent.knows_node
         self.agent.sync()
 
     @property
@@ -133,6 +134,21 @@ class World(Rig):
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
+
+
+def test_each_page_of_the_metrics_address_answers(world: World) -> None:
+    world.sync()
+    routes = world.status_builder.routes(cast("Any", None), world.metrics)
+
+    def page(path: str) -> bytes:
+        made = routes[path]()
+        assert isinstance(made, Answer)
+        assert made.status == 200
+        return made.body
+
+    assert (page("/healthz"), page("/proxyMode")) == (b"ok", b"iptables")
+    assert json.loads(page("/configz"))["kubeproxy.config.k8s.io"]["kind"] == "KubeProxyConfiguration"
+    assert json.loads(page("/status"))["healthy"] is True
 
 
 def test_a_health_check_port_that_is_not_open_is_a_problem_of_the_service(world: World) -> None:
@@ -221,7 +237,7 @@ def test_a_long_backlog_is_healthy_while_it_shrinks_and_late_when_the_loop_hangs
 
 @pytest.mark.parametrize("family", list(Family))
 @pytest.mark.parametrize("before", [True, False], ids=["after a sync", "from the start"])
-def test_a_family_whose_sync_fails_is_told_at_once_and_livez_when_its_time_is_over(
+def test_a_failing_family_is_reported_at_once_and_fails_livez_when_its_time_is_over(
     world: World, family: Family, before: bool
 ) -> None:
     if before:
@@ -316,7 +332,7 @@ def test_watches_may_be_down_for_a_moment(world: World) -> None:
     assert world.summary() == ("healthy", 0, [])
 
 
-def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
+def test_a_kernel_that_cannot_be_compared_is_reported_until_it_can(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.sync()
@@ -326,7 +342,7 @@ def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
 
     def check() -> None:
         world.agent._drift_checker._compare_from = 0.0
-        world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step)
+        world.agent._drift_checker.check(world.agent._in_force.syncs.values(), world.agent._in_step)
 
     with monkeypatch.context() as patch:
         patch.setattr(switch_rig.FakeBackend, "check", unreadable)
@@ -336,14 +352,12 @@ def test_a_kernel_that_cannot_be_compared_is_told_until_it_can(
     assert world.summary() == ("healthy", 0, [])
 
 
-def test_drift_that_others_make_again_and_again_is_told(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_drift_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
 
     def check() -> None:
         world.agent._drift_checker._compare_from = 0.0
-        if world.agent._drift_checker.check(world.agent._family_syncs.values(), world.agent._in_step):
+        if world.agent._drift_checker.check(world.agent._in_force.syncs.values(), world.agent._in_step):
             world.sync()
 
     with monkeypatch.context() as patch:
@@ -359,7 +373,7 @@ def test_drift_that_others_make_again_and_again_is_told(
     assert world.summary() == ("healthy", 0, [])
 
 
-def test_a_refused_mode_is_told(world: World) -> None:
+def test_a_refused_mode_is_reported(world: World) -> None:
     world.sync()
     config = world.agent.config
     world.reloader._requested = 1, config

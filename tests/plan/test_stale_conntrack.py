@@ -94,7 +94,7 @@ def test_flows_to_an_address_that_the_service_did_not_have_are_stale() -> None:
     assert not found.covers(*VIP, *VIP)
 
 
-def test_a_flow_to_a_node_ports_number_elsewhere_is_somebody_elses() -> None:
+def test_a_flow_to_a_node_ports_number_at_another_host_is_left_alone() -> None:
     spec: dict[str, Any] = {"type": "NodePort", "ports": [port(53, "dns", "UDP", nodePort=30053)]}
     found = stale_after(plan("10.1.0.1", **spec), plan("10.1.0.2", **spec))
     elsewhere, node = ("198.51.100.9", 30053), ("192.168.0.2", 30053)
@@ -128,15 +128,25 @@ def test_services_that_exchange_addresses_at_once_take_over_the_flows() -> None:
         assert not found.covers("10.96.0.2", 53, *ONE)
 
 
-def test_what_the_kernel_holds_is_doubted_until_a_first_turn_and_when_asked_to() -> None:
-    ledger, here = ConntrackTracker(), {"ns/svc": plan("10.1.0.1")}
-    assert ledger.update(here).covers(*VIP, *VIP)
-    assert ledger.update(here) == StaleConntrack()
-    assert ledger.update({"ns/svc": plan("10.1.0.2")}).covers(*VIP, *ONE)
-    ledger.invalidate()
-    again = ledger.update({"ns/svc": plan("10.1.0.2")})
+def test_flows_are_unknown_when_a_service_is_first_applied_and_after_an_invalidation() -> None:
+    tracker, here = ConntrackTracker(), {"ns/svc": plan("10.1.0.1")}
+    assert tracker.update(here).covers(*VIP, *VIP)
+    assert tracker.update(here) == StaleConntrack()
+    assert tracker.update({"ns/svc": plan("10.1.0.2")}).covers(*VIP, *ONE)
+    tracker.invalidate()
+    again = tracker.update({"ns/svc": plan("10.1.0.2")})
     assert again.covers(*VIP, *ONE)
     assert not again.covers(*VIP, "10.1.0.2", 5353)
+    assert tracker.update({"ns/svc": plan("10.1.0.2")}) == StaleConntrack()
+
+
+def test_the_flows_of_a_service_stay_unknown_until_it_is_applied_itself() -> None:
+    """A service that the kernel refuses is left out of the sync that applies the others."""
+    tracker, late = ConntrackTracker(), plan("10.1.0.1")
+    tracker.update({"ns/late": late, "ns/other": plan("10.1.0.3", ip="10.96.0.3")})
+    tracker.invalidate()
+    assert not tracker.update({"ns/other": plan("10.1.0.3", ip="10.96.0.3")}).covers(*VIP, *VIP)
+    assert tracker.update({"ns/late": late}).covers(*VIP, *VIP)
 
 
 def test_of_two_changes_the_later_counts() -> None:
