@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterable
 
 _NOT_AN_ADDRESS = "not an IP address"
+_MAPPED = bytes(10) + b"\xff\xff"
+"""How an IPv4 address begins within IPv6 (RFC 4291, 2.5.5.2)."""
 
 
 class Family(enum.StrEnum):
@@ -31,6 +33,8 @@ def parse_ip(text: str) -> tuple[Family, str]:
     Raises ValueError for anything that is not exactly one address (zones, ports, blanks included).
     """
     try:
+        if ":" in text:
+            return _parse_ipv6(text)
         socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError, TypeError):
         return _parse_unusual(text)
@@ -38,16 +42,24 @@ def parse_ip(text: str) -> tuple[Family, str]:
     return Family.IPV4, text
 
 
+def _parse_ipv6(text: str) -> tuple[Family, str]:
+    if "%" in text:
+        raise ValueError(_NOT_AN_ADDRESS)
+    packed = socket.inet_pton(socket.AF_INET6, text)
+    if packed.startswith(_MAPPED):
+        return Family.IPV4, socket.inet_ntop(socket.AF_INET, packed[len(_MAPPED) :])
+    printed = _print_ipv6(packed)
+    return Family.IPV6, text if printed == text else printed  # one object in memory instead of two
+
+
+def _print_ipv6(packed: bytes) -> str:
+    # inet_ntop prints some addresses in ::/8 in another form.
+    return (
+        socket.inet_ntop(socket.AF_INET6, packed) if packed[0] else ipaddress.IPv6Address(packed).compressed
+    )
+
+
 def _parse_unusual(text: str) -> tuple[Family, str]:
-    if ":" in text and "%" not in text:
-        try:
-            address = ipaddress.IPv6Address(socket.inet_pton(socket.AF_INET6, text))
-        except (OSError, ValueError):
-            raise ValueError(_NOT_AN_ADDRESS) from None
-        mapped = address.ipv4_mapped
-        if mapped is not None:
-            return Family.IPV4, str(mapped)
-        return Family.IPV6, address.compressed
     octets = text.split(".")
     if len(octets) == 4 and all(o.isascii() and o.isdigit() and len(o) <= 16 for o in octets):
         values = [int(o) for o in octets]
@@ -73,7 +85,28 @@ def parse_cidr(text: str) -> tuple[Family, str]:
         bits -= 96
     if not 0 <= bits <= family.host_bits:
         raise ValueError(f"prefix length {length} is out of range for {family}")
-    return family, str(ipaddress.ip_network(f"{canonical}/{bits}", strict=False))
+    number = to_number(canonical)
+    host = number & ((1 << (family.host_bits - bits)) - 1)
+    return family, f"{from_number(family, number - host) if host else canonical}/{bits}"
+
+
+def to_number(address: str) -> int:
+    """The bits of a canonical address."""
+    return int.from_bytes(socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address))
+
+
+def from_number(family: Family, number: int) -> str:
+    """The canonical address of a family that has these bits."""
+    if family is Family.IPV4:
+        return socket.inet_ntop(socket.AF_INET, number.to_bytes(4))
+    return _print_ipv6(number.to_bytes(16))
+
+
+def cidr_interval(cidr: str) -> tuple[int, int]:
+    """The bits of the first and of the last address of a canonical CIDR."""
+    address, _, length = cidr.partition("/")
+    first = to_number(address)
+    return first, first + (1 << ((128 if ":" in address else 32) - int(length))) - 1
 
 
 def collapse(cidrs: Iterable[str]) -> tuple[str, ...]:

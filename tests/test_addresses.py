@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from kproxy.addresses import (
     Family,
     cidr_contains,
+    cidr_interval,
+    from_number,
     host_cidr,
     is_loopback,
     join_host_port,
     parse_cidr,
     parse_ip,
+    to_number,
 )
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -159,3 +162,16 @@ def test_helpers_tell_the_families_apart() -> None:
         True, True, True, False, False, False,
     ]  # fmt: skip
     assert (V4.host_bits, V6.host_bits) == (32, 128)
+
+
+@given(st.ip_addresses(), st.integers(0, 128))
+def test_numbers_of_addresses_and_cidrs_are_those_of_the_library(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, length: int
+) -> None:
+    family, text = parse_ip(str(address))
+    assert from_number(family, to_number(text)) == text
+    number = int(address)
+    assert to_number(from_number(V6, number)) == number
+    network = ipaddress.ip_network(f"{text}/{length % (family.host_bits + 1)}", strict=False)
+    assert parse_cidr(f"{text}/{network.prefixlen}") == (family, str(network))
+    assert cidr_interval(str(network)) == (int(network.network_address), int(network.broadcast_address))

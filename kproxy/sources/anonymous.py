@@ -1,8 +1,8 @@
 """Replace names and addresses in a recording, so that it can be published and its rules stay the same.
 
 Names are numbered in their order, so that what is decided by the order of names is decided alike: `ns-1`,
-`service-3`, `node-2`, `pod-4`, `zone-1`, `port-2`. Numbers have leading zeros where there are more than nine.
-Words of the API and of the settings stay, and so do ports, protocols, times and interfaces.
+`service-3`, `node-2`, `pod-4`, `zone-1`, `port-2`, `policy-1`. Numbers have leading zeros where there are
+more than nine. Words of the API and of the settings stay, and so do ports, protocols, times and interfaces.
 """
 
 import json
@@ -18,6 +18,7 @@ from kproxy.addresses import join_host_port, parse_cidr, parse_ip, split_host_po
 from kproxy.plan.schedulers import parse_scheduler
 from kproxy.plan.weights import WeightsError, parse_weights
 from kproxy.sources.anonymous_addresses import AddressMap
+from kproxy.sources.anonymous_policies import replaced_part
 from kproxy.sources.recording import (
     AgentReport,
     Deleted,
@@ -55,7 +56,15 @@ _CIDRS = ("loadBalancerSourceRanges", "cidrs", "podCIDR", "podCIDRs")
 _TIMES = ("creationTimestamp", "deletionTimestamp", "endpoints.kubernetes.io/last-change-trigger-time")
 _TIME = re.compile(r"[-0-9TZ:.+]+")
 _SERVICE, _SLICE, _CIDR = "service", "slice", "servicecidr"
-_OF_KIND = {Kind.SERVICE: _SERVICE, Kind.ENDPOINT_SLICE: _SLICE, Kind.NODE: "node", Kind.SERVICE_CIDR: _CIDR}
+_OF_KIND = {
+    Kind.SERVICE: _SERVICE,
+    Kind.ENDPOINT_SLICE: _SLICE,
+    Kind.NODE: "node",
+    Kind.SERVICE_CIDR: _CIDR,
+    Kind.POD: "pod",
+    Kind.NAMESPACE: "namespace",
+    Kind.NETWORK_POLICY: "policy",
+}
 
 
 def anonymize(recording: Recording, secret: bytes | None = None) -> Recording:
@@ -199,6 +208,8 @@ def _object(kind: Kind, raw: msgspec.Raw, names: Names) -> msgspec.Raw:
     metadata["name"] = names.name(_OF_KIND[kind], metadata["name"])
     if kind.namespaced:
         metadata["namespace"] = names.name("namespace", metadata.get("namespace", "default"))
+    if kind.for_policies:
+        return msgspec.Raw(msgspec.json.encode(replaced_part(plain, names)))
     return msgspec.Raw(
         msgspec.json.encode({key: _field(key, value, names, "") for key, value in plain.items()})
     )

@@ -57,6 +57,14 @@ class ProblemSink(Sink, Protocol):
         """
 
 
+@runtime_checkable
+class ForgettingSink(Sink, Protocol):
+    """A Sink for which a kind can end."""
+
+    def forget(self, kind: Kind) -> None:
+        """Drop everything about a kind that is not watched any more, as if it had never been listed."""
+
+
 class SourceError(Exception):
     """The configuration of a source cannot be used, and a retry would not help."""
 

@@ -45,7 +45,10 @@ class KubernetesSourceConfig:
     unreachable_max_seconds: float = 3.0
     """The longest backoff if no API server was reached, which adds no load to one."""
     unavailable_retry_seconds: float = 300.0
-    """The time until an optional kind that the server does not have or refuses is requested again."""
+    """The time until an optional kind that the server does not have or refuses is requested again.
+
+    Kinds of NetworkPolicies have the backoff instead: without them pods may be open.
+    """
     stop_seconds: float = 2.0
     """How long a stop waits for a thread that cannot be interrupted (TCP handshake, exec plugin)."""
     transport: TransportConfig = field(default_factory=TransportConfig)

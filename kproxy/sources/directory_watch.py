@@ -5,10 +5,12 @@ symbolic links). A file that is open for writing is not read until it is closed,
 read. The update of a mounted ConfigMap (`..data` is replaced) is an ordinary event of the directory.
 """
 
+import contextlib
 import os
 import select
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Self
 
@@ -44,10 +46,13 @@ class DirectoryWatch:
         self._parent: Path | None = None
         self._poll = select.poll()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake_fd)
         self._waker = threading.Thread(target=self._wake_on_stop, name="directory-stop", daemon=True)
 
     def __enter__(self) -> Self:
         self._poll.register(self._stop_fd, select.POLLIN)
+        self._poll.register(self._wake_fd, select.POLLIN)
         self._waker.start()
         try:
             self._inotify = Inotify()
@@ -109,6 +114,10 @@ class DirectoryWatch:
             self._inotify.remove(self._watch)
         self._watch = watch
 
+    def wake(self) -> None:
+        """End a `wait` as a change does; may be called from any thread."""
+        os.eventfd_write(self._wake_fd, 1)
+
     def wait(self, timeout: float) -> None:
         """Return after a change has settled, after `timeout` seconds, when a hold runs out, or on stop.
 
@@ -134,6 +143,8 @@ class DirectoryWatch:
 
         `wait` is not the only caller, so the note is kept: inotify returns each event only once.
         """
+        with contextlib.suppress(BlockingIOError):
+            self._changed |= bool(os.eventfd_read(self._wake_fd))
         if self._inotify is None:
             return
         changed = moved = False

@@ -1,6 +1,6 @@
 """Objects from a Kubernetes API server: one thread per kind, over one set of credentials.
 
-Required kinds are watched from the start, optional ones once `watch` names them.
+Required kinds are watched from the start, optional ones from `watch` to `unwatch`.
 """
 
 import threading
@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from kproxy.sources.api_client import ObjectApi
-from kproxy.sources.base import Sink
+from kproxy.sources.base import ForgettingSink, Sink
 from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.listing import StreamedListSupport, resources
-from kproxy.sources.reflector import Reflector, WatchStatus
+from kproxy.sources.reflector import Reflector
 from kproxy.sources.servers import Server
 from kproxy.sources.transport import Observe, Transport
+from kproxy.sources.watch_status import WatchStatus
 from kproxy.state.kinds import KINDS, Kind
 
 __all__ = ["ClusterAccess", "ClusterAccessError", "KubernetesSource", "KubernetesSourceConfig", "WatchStatus"]
@@ -42,23 +43,26 @@ class KubernetesSource:
         """
         self._config = config or KubernetesSourceConfig()
         self._transport = Transport(access, self._config.transport, observe, moved)
-        support = StreamedListSupport(self._config)
-        self._reflectors = {
-            each.kind: Reflector(self._transport, each, self._config, support)
-            for each in resources(node, kinds)
-        }
-        self._wanted = {kind: threading.Event() for kind in self._reflectors}
-        self.watch(kind for kind in self._reflectors if kind.required)
+        self._support = StreamedListSupport(self._config)
+        self._resources = {each.kind: each for each in resources(node, kinds)}
+        self._lock = threading.Lock()
+        self._sink: Sink | None = None
+        self._reflectors: dict[Kind, Reflector] = {}
+        self._ends: dict[Kind, _End] = {}
+        self._threads: dict[Kind, threading.Thread] = {}
+        self.watch(kind for kind in self._resources if kind.required)
 
     def status(self) -> tuple[WatchStatus, ...]:
         """The state of the watch of each kind; may be called from any thread at any time.
 
         Kinds that are not needed, or that the server does not have or refuses, are left out.
         """
+        with self._lock:
+            watched = dict(self._reflectors)
         return tuple(
-            each.status
-            for kind, each in self._reflectors.items()
-            if self._wanted[kind].is_set() and not each.unavailable
+            watched[kind].status
+            for kind in self._resources
+            if kind in watched and not watched[kind].unavailable
         )
 
     @property
@@ -72,7 +76,22 @@ class KubernetesSource:
         Raises KeyError for a kind that this source was not made for.
         """
         for kind in kinds:
-            self._wanted[kind].set()
+            resource = self._resources[kind]
+            with self._lock:
+                if kind not in self._reflectors:
+                    self._reflectors[kind] = Reflector(self._transport, resource, self._config, self._support)
+                    self._ends[kind] = _End()
+                    self._start(kind)
+
+    def unwatch(self, kinds: Iterable[Kind]) -> None:
+        """Watch these kinds no more, and let the sink forget them; may be called from any thread."""
+        for kind in kinds:
+            with self._lock:
+                reflector, end = self._reflectors.pop(kind, None), self._ends.pop(kind, None)
+            if reflector is not None and end is not None:
+                end.forgets = True
+                end.stop.set()
+                reflector.interrupt()
 
     def objects(self) -> ObjectApi:
         """A client for single objects, over the same connections and credentials."""
@@ -84,16 +103,16 @@ class KubernetesSource:
         Raises ClusterAccessError at once if the configuration cannot be used; later failures are retried.
         """
         self._transport.load()
-        threads = [
-            threading.Thread(
-                target=self._run_kind, args=(kind, sink, stop), name=f"watch-{kind.name.lower()}", daemon=True
-            )
-            for kind in self._reflectors
-        ]
-        for thread in threads:
-            thread.start()
+        with self._lock:
+            self._sink = sink
+            for kind in self._reflectors:
+                self._start(kind)
         stop.wait()
-        self.watch(self._reflectors)
+        with self._lock:
+            self._sink = None
+            for end in self._ends.values():
+                end.stop.set()
+            threads = list(self._threads.values())
         self._transport.close()
         deadline = time.monotonic() + self._config.stop_seconds
         for thread in threads:
@@ -101,6 +120,29 @@ class KubernetesSource:
             if thread.is_alive():
                 log.warning("watch_abandoned", thread=thread.name)
 
-    def _run_kind(self, kind: Kind, sink: Sink, stop: threading.Event) -> None:
-        self._wanted[kind].wait()
-        self._reflectors[kind].run(sink, stop)
+    def _start(self, kind: Kind) -> None:
+        """Start the thread of a kind, unless the source does not run; the lock is held."""
+        if self._sink is None:
+            return
+        work = (kind, self._reflectors[kind], self._ends[kind], self._sink, self._threads.get(kind))
+        thread = threading.Thread(target=_follow, args=work, name=f"watch-{kind.name.lower()}", daemon=True)
+        self._threads[kind] = thread
+        thread.start()
+
+
+class _End:
+    """The end of a watch: its event, and whether the sink forgets the kind then."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.forgets = False
+
+
+def _follow(kind: Kind, reflector: Reflector, end: _End, sink: Sink, former: threading.Thread | None) -> None:
+    """Watch a kind once its former watch has ended."""
+    if former is not None:
+        former.join()
+    reflector.run(sink, end.stop)
+    if end.forgets and isinstance(sink, ForgettingSink):
+        sink.forget(kind)
+        log.info("watch_stopped", kind=kind.name)

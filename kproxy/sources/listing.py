@@ -4,16 +4,18 @@ A list is delivered completely or not at all: any failure raises before the sink
 consistent ones (no resourceVersion), so a list never goes back in time.
 """
 
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from kproxy.sources.base import ListSink
 from kproxy.sources.config import KubernetesSourceConfig
 from kproxy.sources.errors import ApiError, DisconnectedError, GatewayError, StalledError, StatusError
+from kproxy.sources.expired_410_gone import is_gone
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
 from kproxy.sources.wire_events import GarbledError, Page, WatchEvent, read_event, read_page
@@ -30,6 +32,8 @@ _TEMPORARY = frozenset({401, 410, 429})
 
 UNAVAILABLE = frozenset({403, 404})
 """Answers of servers that do not permit a kind, or do not have it."""
+
+_BAD_REQUEST = 400
 
 _RESTARTS = 2
 """Restarts of a paged list after an expired continue token, before it is requested in one piece."""
@@ -77,6 +81,15 @@ class Resource:
     selectors: dict[str, str]
     node: str | None
     """This node's name; None: not known, and no Node is needed."""
+    simpler_selectors: tuple[dict[str, str], ...] = ()
+    """What to send instead, one after the other, where the server does not know the selectors."""
+
+    def simpler(self) -> "Resource | None":
+        """The same with the next simpler selectors, by which more objects match; None: there are none."""
+        if not self.simpler_selectors:
+            return None
+        first, *others = self.simpler_selectors
+        return replace(self, selectors=first, simpler_selectors=tuple(others))
 
     def wants(self, key: str) -> bool:
         """Whether an object is needed; the server may send others."""
@@ -86,15 +99,26 @@ class Resource:
 def resources(node: str | None, kinds: Iterable[Kind] = KINDS) -> tuple[Resource, ...]:
     """The resource to request for each kind; a kind limited to this node's object needs the node's name."""
     return tuple(
-        Resource(kind, kind.path, _selectors(kind, node), node)
+        Resource(
+            kind,
+            kind.path,
+            _selectors(kind, kind.field_selector, node),
+            node,
+            tuple(_selectors(kind, each, node) for each in kind.simpler_field_selectors),
+        )
         for kind in kinds
         if node is not None or not kind.own_node
     )
 
 
-def _selectors(kind: Kind, node: str | None) -> dict[str, str]:
+def after_refusal(resource: Resource, error: Exception | None) -> Resource | None:
+    """The resource to request instead after this error, if the server may not know the selectors (400)."""
+    return resource.simpler() if isinstance(error, StatusError) and error.code == _BAD_REQUEST else None
+
+
+def _selectors(kind: Kind, field_selector: str, node: str | None) -> dict[str, str]:
     name = f"metadata.name={node}" if kind.own_node else ""
-    field = ",".join(filter(None, (kind.field_selector, name)))
+    field = ",".join(filter(None, (field_selector, name)))
     both = {"labelSelector": kind.label_selector, "fieldSelector": field}
     return {key: value for key, value in both.items() if value}
 
@@ -161,7 +185,7 @@ def list_paged(
         try:
             return _read_pages(transport, resource, config, limit, stop)
         except StatusError as error:
-            if error.code != 410 or limit is None:
+            if not is_gone(error) or limit is None:
                 raise
     raise AssertionError
 
@@ -207,9 +231,26 @@ def current_version(transport: Transport, resource: Resource, config: Kubernetes
     return page.metadata.resource_version
 
 
-def open_streamed_list(
-    transport: Transport, resource: Resource, config: KubernetesSourceConfig, timeout_seconds: int
+def open_watch(
+    transport: Transport, resource: Resource, config: KubernetesSourceConfig, version: str
 ) -> Stream:
+    """Open a watch of what changes after a resourceVersion."""
+    query = {
+        **resource.selectors,
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": version,
+        "timeoutSeconds": _watch_seconds(config),
+    }
+    return transport.open(resource.path, query, config.inactivity_seconds)
+
+
+def _watch_seconds(config: KubernetesSourceConfig) -> str:
+    """How long a watch may last; different for each, so that not all end at once."""
+    return str(random.randint(config.watch_min_seconds, config.watch_max_seconds))  # noqa: S311
+
+
+def open_streamed_list(transport: Transport, resource: Resource, config: KubernetesSourceConfig) -> Stream:
     """Open a watch that begins with all objects; raises StreamedListUnsupportedError if refused."""
     query = {
         **resource.selectors,
@@ -217,7 +258,7 @@ def open_streamed_list(
         "sendInitialEvents": "true",
         "resourceVersionMatch": "NotOlderThan",
         "allowWatchBookmarks": "true",
-        "timeoutSeconds": str(timeout_seconds),
+        "timeoutSeconds": _watch_seconds(config),
     }
     try:
         return transport.open(resource.path, query, config.inactivity_seconds)

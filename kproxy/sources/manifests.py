@@ -5,31 +5,32 @@ outage, not an empty list: nothing is listed before it exists, and nothing is re
 remove objects, delete their files or delete them from the files.
 """
 
-import os
-import stat
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
-from kproxy.sources.base import ProblemSink, Sink
+from kproxy.sources.base import ForgettingSink, ProblemSink, Sink
 from kproxy.sources.directory_watch import DirectoryWatch
-from kproxy.sources.manifest_files import (
-    SUFFIXES,
-    ManifestFile,
-    ObjectKey,
-    Rejection,
-    read_manifest,
-    unreadable_file,
+from kproxy.sources.manifest_directory import (
+    LoadedManifests,
+    ManifestSourceConfig,
+    Signature,
+    load_manifests,
+    read_file,
+    signature_of,
+    signatures_in,
 )
+from kproxy.sources.manifest_files import ManifestFile, ObjectKey, Rejection
 from kproxy.sources.manifest_set import Changes, ManifestSet
 from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.problems import Problem
 from kproxy.state.wire import WireObject
+
+__all__ = ["LoadedManifests", "ManifestSource", "ManifestSourceConfig", "MissingDirectory", "load_manifests"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -37,50 +38,11 @@ _LOGGED = 10
 """Problems of one file that are logged one by one; the rest is counted. All of them reach the sink."""
 
 
+_STALE = Signature(-1, -1, -1, -1, -1)
+"""The signature of a file that has to be read again, whether it changes or not."""
+
 _LAST = (Kind.SERVICE, Kind.ENDPOINT_SLICE)
 """Kinds that are listed after all others, which they depend on."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestSourceConfig:
-    """Limits (bytes) and times (seconds) of a ManifestSource."""
-
-    max_file_bytes: int = 64 * 1024 * 1024
-    """A larger file is reported and not read."""
-    rescan_seconds: float = 10.0
-    """Seconds between scans of the directory without events."""
-    rescan_without_events_seconds: float = 1.0
-    """The same if inotify is not available or the directory does not exist."""
-    settle_seconds: float = 0.05
-    """How long the directory must be quiet before a change is read."""
-    settle_max_seconds: float = 0.5
-    """The longest wait for quiet."""
-    hold_seconds: float = 10.0
-    """The longest wait for a file that is open for writing."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedManifests:
-    """The result of one scan of a directory: the objects in force by kind, ordered by key, and all defects.
-
-    `api_servers` are the (address, port) of the API servers, if the objects came from some instead, and
-    `addresses` those of the node's interfaces, if they came from a recording.
-    """
-
-    objects: Mapping[Kind, tuple[WireObject, ...]]
-    problems: tuple[Problem, ...]
-    api_servers: frozenset[tuple[str, int]] = frozenset()
-    addresses: tuple[str, ...] | None = None
-
-
-class _Signature(NamedTuple):
-    """The properties of a file by which a change is detected, following symbolic links."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int
-    changed: int
 
 
 class MissingDirectory(NamedTuple):
@@ -88,57 +50,6 @@ class MissingDirectory(NamedTuple):
 
     since: float
     reason: str
-
-
-def load_manifests(
-    directory: Path, config: ManifestSourceConfig | None = None, kinds: Collection[Kind] = KINDS
-) -> LoadedManifests:
-    """Read a directory once. Raises OSError if it cannot be listed; defects of files are in `problems`."""
-    config = config or ManifestSourceConfig()
-    files = {name: _read(directory / name, config, kinds) for name in sorted(_signatures(directory))}
-    manifests = ManifestSet()
-    conflicts = manifests.merge(files).conflicts
-    objects: dict[Kind, list[WireObject]] = {kind: [] for kind in kinds}
-    for key, obj in sorted(manifests.objects.items(), key=lambda item: item[0]):
-        objects[key.kind].append(obj)
-    rejections = [each for content in files.values() for each in content.rejections] + conflicts
-    problems = [each.problem for each in rejections]
-    problems += [
-        problem for kind, found in objects.items() for obj in found for problem in kind.problems_of(obj)
-    ]
-    return LoadedManifests({kind: tuple(found) for kind, found in objects.items()}, tuple(problems))
-
-
-def _signatures(directory: Path) -> dict[str, _Signature]:
-    """The manifest files of a directory (not of its subdirectories); raises OSError."""
-    found: dict[str, _Signature] = {}
-    for path in directory.iterdir():
-        if path.name.startswith(".") or path.suffix not in SUFFIXES:
-            continue
-        try:
-            status = path.stat()
-        except OSError as error:
-            log.debug("manifest_vanished", file=path.name, error=str(error))
-            continue
-        if stat.S_ISREG(status.st_mode):
-            found[path.name] = _signature(status)
-    return found
-
-
-def _signature(status: os.stat_result) -> _Signature:
-    return _Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _read(path: Path, config: ManifestSourceConfig, kinds: Collection[Kind] = KINDS) -> ManifestFile:
-    limit = config.max_file_bytes
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        return unreadable_file(path.name, f"cannot be read: {error.strerror}", read=False)
-    if len(data) > limit:
-        return unreadable_file(path.name, f"is larger than {limit} bytes")
-    return read_manifest(path.name, data, kinds)
 
 
 class ManifestSource:
@@ -154,15 +65,16 @@ class ManifestSource:
         config: ManifestSourceConfig | None = None,
         kinds: Collection[Kind] = KINDS,
     ) -> None:
-        self._kinds = tuple(kinds)
+        self._kinds = self._next_kinds = tuple(kinds)
+        self._watch: DirectoryWatch | None = None
         self._directory = directory.absolute()
         self._node = node
         self._config = config or ManifestSourceConfig()
         self._manifests = ManifestSet()
-        self._known: dict[str, _Signature] = {}
-        self._fresh: dict[str, _Signature] = {}
+        self._known: dict[str, Signature] = {}
+        self._fresh: dict[str, Signature] = {}
         self._rejections: dict[str, list[Rejection]] = {}
-        self._listed = False
+        self._listed: set[Kind] = set()
         self._deferred = False
         self._unsettled = False
         self._problems: tuple[Problem, ...] = ()
@@ -178,7 +90,7 @@ class ManifestSource:
     @property
     def listed(self) -> bool:
         """Whether the first complete list was delivered to the sink; may be read from any thread."""
-        return self._listed
+        return bool(self._listed)
 
     @property
     def found_at(self) -> float | None:
@@ -201,6 +113,7 @@ class ManifestSource:
             settle_max=config.settle_max_seconds,
             hold=config.hold_seconds,
         )
+        self._watch = watch
         with watch:
             while not stop.is_set():
                 self._scan(sink, watch)
@@ -210,11 +123,38 @@ class ManifestSource:
                     watch.wait(config.rescan_without_events_seconds)
                     watch.refresh()
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that are read, from the next scan on; may be read from any thread."""
+        return self._next_kinds
+
+    def read_kinds(self, kinds: Collection[Kind]) -> None:
+        """Feed objects of these kinds, and no others, from now on; may be called from any thread."""
+        self._next_kinds = tuple(kinds)
+        watch = self._watch
+        if watch is not None:
+            watch.wake()
+
+    def _take_kinds(self, sink: Sink) -> None:
+        """If the kinds changed, let the sink forget those that are gone, and read every file again."""
+        kinds = self._next_kinds
+        if kinds == self._kinds:
+            return
+        for kind in self._kinds:
+            if kind not in kinds:
+                self._listed.discard(kind)
+                if isinstance(sink, ForgettingSink):
+                    sink.forget(kind)
+        self._kinds = kinds
+        self._known = dict.fromkeys(self._known, _STALE)
+        self._list_by = time.monotonic() + self._config.hold_seconds
+
     def _scan(self, sink: Sink, watch: DirectoryWatch) -> None:
         """Check every file's signature, read changed files, and pass the changes to the sink."""
         started = time.monotonic()
+        self._take_kinds(sink)
         try:
-            seen = _signatures(self._directory)
+            seen = signatures_in(self._directory)
         except OSError as error:
             self._found_at = None
             if self._missing is None:
@@ -246,12 +186,11 @@ class ManifestSource:
     def _publish(
         self, sink: Sink, changes: Changes, files: Mapping[str, ManifestFile | None], started: float
     ) -> None:
-        """Pass the first list or later changes to the sink."""
-        if not self._listed:
-            if self._deferred and time.monotonic() < self._list_by:
-                return
-            self._listed = True
+        """Pass the first list of each kind to the sink, and later changes of it."""
+        first = not self._listed
+        if len(self._listed) < len(self._kinds) and not (self._deferred and time.monotonic() < self._list_by):
             self._replace(sink, round((time.monotonic() - started) * 1000))
+        if first:
             return
         for key, obj in changes.upserts:
             if self._wanted(key):
@@ -264,7 +203,7 @@ class ManifestSource:
                 "manifests_read", files=len(files), upserts=len(changes.upserts), deletes=len(changes.deletes)
             )
 
-    def _changed(self, seen: dict[str, _Signature], watch: DirectoryWatch) -> dict[str, ManifestFile | None]:
+    def _changed(self, seen: dict[str, Signature], watch: DirectoryWatch) -> dict[str, ManifestFile | None]:
         """The new content of changed files; a file that changes while it is read is left to the next scan."""
         gone = (self._known.keys() | self._rejections.keys()) - seen.keys()
         files: dict[str, ManifestFile | None] = dict.fromkeys(gone)
@@ -282,11 +221,11 @@ class ManifestSource:
         self._deferred = not held.isdisjoint(seen)
         self._unsettled = False
         for name, signature in sorted(candidates.items()):
-            content = _read(self._directory / name, self._config, self._kinds)
+            content = read_file(self._directory / name, self._config, self._kinds)
             if name in watch.held():
                 self._deferred = True
                 continue
-            if _signature_of(self._directory / name) != signature:
+            if signature_of(self._directory / name) != signature:
                 self._deferred = self._unsettled = True
                 continue
             if not content.read:
@@ -321,25 +260,21 @@ class ManifestSource:
             yield from key.kind.problems_of(obj)
 
     def _replace(self, sink: Sink, milliseconds: int) -> None:
-        objects: dict[Kind, list[WireObject]] = {kind: [] for kind in self._kinds}
-        unreadable: dict[Kind, list[str]] = {kind: [] for kind in self._kinds}
+        """Pass a complete list of each kind that was not listed yet."""
+        kinds = sorted((kind for kind in self._kinds if kind not in self._listed), key=_LAST.__contains__)
+        self._listed.update(kinds)
+        objects: dict[Kind, list[WireObject]] = {kind: [] for kind in kinds}
+        unreadable: dict[Kind, list[str]] = {kind: [] for kind in kinds}
         for key, obj in self._manifests.objects.items():
-            if self._wanted(key):
+            if key.kind in objects and self._wanted(key):
                 objects[key.kind].append(obj)
         for found in self._rejections.values():
             for each in found:
-                if each.key is not None:
+                if each.key is not None and each.kind in unreadable:
                     unreadable[each.kind].append(each.key)
-        for kind in sorted(self._kinds, key=_LAST.__contains__):
+        for kind in kinds:
             sink.replace(kind, objects[kind], unreadable[kind])
             log.info("list_complete", kind=kind.name, objects=len(objects[kind]), ms=milliseconds)
 
     def _wanted(self, key: ObjectKey) -> bool:
-        return key.kind.wants(key.key, self._node)
-
-
-def _signature_of(path: Path) -> _Signature | None:
-    try:
-        return _signature(path.stat())
-    except OSError:
-        return None
+        return key.kind in self._listed and key.kind.wants(key.key, self._node)

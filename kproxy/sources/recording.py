@@ -274,8 +274,14 @@ class Recorder:
         self.entries: list[Entry] = []
         self.synced: set[Kind] = set()
         self.complete = threading.Event()
+        self._closed = False
         self.full = False
         """Whether an event did not fit; it and all later ones are left out."""
+
+    def close(self) -> None:
+        """Keep nothing that comes later."""
+        with self._lock:
+            self._closed = True
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         """Keep a complete list."""
@@ -284,7 +290,8 @@ class Recorder:
             self._keep(
                 *listed, ListComplete(self._next(), kind.name, self._seconds(), tuple(sorted(unreadable)))
             )
-            self.synced.add(kind)
+            if not self._closed:
+                self.synced.add(kind)
             if self._needed <= self.synced:
                 self.complete.set()
             if self._sink is not None:
@@ -324,6 +331,8 @@ class Recorder:
 
     def _keep(self, *entries: Entry) -> None:
         """Keep the entries of one event, all or none."""
+        if self._closed:
+            return
         self._left -= sum(len(msgspec.json.encode(each)) + 1 for each in entries)
         self.full = self.full or self._left < 0
         if not self.full:

@@ -5,11 +5,8 @@ after the sink has the event, because the next watch continues from it. If a wat
 compacted, server restored from a backup), the kind is listed again, which makes the deletes correct.
 """
 
-import random
 import threading
 import time
-from dataclasses import dataclass
-from enum import Enum
 
 import structlog
 
@@ -17,7 +14,8 @@ from kproxy.sources.backoff import Backoff
 from kproxy.sources.base import Sink, VersionSink
 from kproxy.sources.cluster import ClusterAccessError
 from kproxy.sources.config import KubernetesSourceConfig
-from kproxy.sources.errors import ApiError, ExpiredError, StalledError, StatusError, UnreachableError
+from kproxy.sources.errors import ApiError, StalledError, StatusError, UnreachableError
+from kproxy.sources.expired_410_gone import Expiry, VersionOrder
 from kproxy.sources.listing import (
     UNAVAILABLE,
     EventReader,
@@ -26,52 +24,22 @@ from kproxy.sources.listing import (
     StoppedError,
     StreamedListSupport,
     StreamedListUnsupportedError,
+    after_refusal,
     current_version,
     list_paged,
     mends_with_time,
     open_streamed_list,
+    open_watch,
     read_streamed_list,
 )
-from kproxy.sources.resource_version import VersionOrder
 from kproxy.sources.stream import Stream
 from kproxy.sources.transport import Transport
+from kproxy.sources.watch_status import Phase, WatchStatus
 from kproxy.sources.wire_events import GarbledError, WatchEvent
 from kproxy.state.decode import decode
-from kproxy.state.kinds import Kind
 from kproxy.state.problems import ObjectRejected
 
 log = structlog.stdlib.get_logger(__name__)
-
-_SILENT_STALLS = 2
-"""Consecutive watches without any data: the server may be behind the known resourceVersion, so list again."""
-
-_GARBLED = 3
-"""Consecutive unreadable streams from the same resourceVersion before a list is tried instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchStatus:
-    """The state of the watch of one kind. Times are seconds since the epoch."""
-
-    kind: Kind
-    synced: bool
-    """Whether a complete list was delivered at least once."""
-    connected_since: float | None
-    """None while there is no watch."""
-    consecutive_failures: int
-    """0 while connected."""
-    last_error: str | None
-    resource_version: str | None
-    down_since: float | None = None
-    """The time since which there is no steady watch; None while there is one."""
-
-
-class _Phase(Enum):
-    """The state of the connection that was last logged."""
-
-    NEW = "new"
-    UP = "up"
-    DOWN = "down"
 
 
 class Reflector:
@@ -91,13 +59,11 @@ class Reflector:
         self._backoff = Backoff(config)
         self._version: str | None = None
         self._unverified = False
-        self._expired = False
+        self._expiry = Expiry()
         self._order = VersionOrder()
         self._flapping = False
-        self._silent_stalls = 0
-        self._garbled = 0
         self._broken_streams = 0
-        self._phase = _Phase.NEW
+        self._phase = Phase.NEW
         self._down_since = 0.0
         self._opened: float | None = None
         self._synced = self._answered = False
@@ -105,6 +71,7 @@ class Reflector:
         self._connected_since: float | None = None
         self._lost_at: float | None = time.time()
         self._last_error: str | None = None
+        self._stream: Stream | None = None
         self._log = log.bind(kind=resource.kind.name)
 
     @property
@@ -150,14 +117,36 @@ class Reflector:
                 self._version = None
                 error = failure
             self._connected_since = None
-            self._sync_as_empty(error, sink)
-            if not stop.is_set():
-                stop.wait(self._after(error))
+            if not self._simplify(error):
+                self._sync_as_empty(error, sink)
+                if not stop.is_set():
+                    stop.wait(self._after(error))
+
+    def interrupt(self) -> None:
+        """End a watch whose `stop` has just been set; may be called from any thread."""
+        stream = self._stream
+        if stream is not None:
+            stream.interrupt()
+
+    def _simplify(self, error: Exception | None) -> bool:
+        """Whether to list again at once with simpler selectors, because the server does not know these."""
+        simpler = after_refusal(self._resource, error)
+        if simpler is None:
+            return False
+        self._log.info(
+            "selectors_unsupported",
+            reason=str(error),
+            refused=self._resource.selectors.get("fieldSelector", ""),
+            next=simpler.selectors.get("fieldSelector", ""),
+        )
+        self._resource, self._version = simpler, None
+        return True
 
     def _cycle(self, sink: Sink, stop: threading.Event) -> None:
         """One connection: a list unless a resourceVersion is known, then the watch to its end."""
         if self._version is None:
-            streamed = self._resource.kind.required and self._support.expected()
+            kind = self._resource.kind
+            streamed = (kind.required or kind.for_policies) and self._support.expected()
             if streamed and self._broken_streams < self._config.streamed_list_attempts:
                 try:
                     self._list_streamed(sink, stop)
@@ -184,10 +173,11 @@ class Reflector:
     def _list_streamed(self, sink: Sink, stop: threading.Event) -> None:
         started = time.monotonic()
         self._broken_streams += 1
-        stream = open_streamed_list(self._transport, self._resource, self._config, self._watch_seconds())
+        stream = open_streamed_list(self._transport, self._resource, self._config)
         try:
             reader = EventReader(stream, self._resource.kind, self._config)
             events = iter(reader)
+            self._note(stream, stop)
             snapshot, version = read_streamed_list(events, stream, self._resource, self._config)
             self._broken_streams = 0
             self._unverified = False
@@ -207,7 +197,7 @@ class Reflector:
         self._version = version
         self._synced = self._answered = True
         self._unavailable = False
-        self._silent_stalls = self._garbled = 0
+        self._expiry.listed()
         self._log.info(
             "list_complete",
             objects=len(snapshot),
@@ -217,27 +207,27 @@ class Reflector:
         )
 
     def _watch(self, sink: Sink, stop: threading.Event) -> None:
-        query = {
-            **self._resource.selectors,
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": self._version or "",
-            "timeoutSeconds": str(self._watch_seconds()),
-        }
-        stream = self._transport.open(self._resource.path, query, self._config.inactivity_seconds)
+        stream = open_watch(self._transport, self._resource, self._config, self._version or "")
         self._follow(stream, sink, stop)
 
     def _follow(self, stream: Stream, sink: Sink, stop: threading.Event) -> None:
         reader = EventReader(stream, self._resource.kind, self._config)
         try:
+            self._note(stream, stop)
             self._open()
             for event in reader:
                 self._take(event, sink, stop)
         except StalledError:
-            self._silent_stalls = self._silent_stalls + 1 if reader.silent else 0
+            self._expiry.stalled(silent=reader.silent)
             raise
         finally:
             stream.close()
+
+    def _note(self, stream: Stream, stop: threading.Event) -> None:
+        """Note the open stream for `interrupt`, which may have come too early to see it."""
+        self._stream = stream
+        if stop.is_set():
+            raise StoppedError
 
     def _take(self, event: WatchEvent, sink: Sink, stop: threading.Event) -> None:
         """Pass one event to the sink, and only then store its resourceVersion."""
@@ -255,8 +245,8 @@ class Reflector:
         elif event.type != "BOOKMARK":
             self._upsert(event, sink)
         self._version = event.version or self._version
-        self._garbled = 0
-        if self._flapping or self._phase is _Phase.DOWN:
+        self._expiry.progressed()
+        if self._flapping or self._phase is Phase.DOWN:
             self._up()
 
     def _upsert(self, event: WatchEvent, sink: Sink) -> None:
@@ -277,12 +267,7 @@ class Reflector:
 
     def _check_version(self, version: str) -> None:
         """After an outage, check that the server has the known history: a restored one would stay silent."""
-        current = current_version(self._transport, self._resource, self._config)
-        if self._order.is_behind(current, version):
-            raise ExpiredError(f"the server is at {current}, behind {version}")
-
-    def _watch_seconds(self) -> int:
-        return random.randint(self._config.watch_min_seconds, self._config.watch_max_seconds)  # noqa: S311
+        self._order.check(current_version(self._transport, self._resource, self._config), version)
 
     def _open(self) -> None:
         """Note an open watch. After connections that broke at once, it counts only from its first event."""
@@ -292,21 +277,22 @@ class Reflector:
             self._up()
 
     def _up(self) -> None:
-        if self._phase is _Phase.DOWN:
+        if self._phase is Phase.DOWN:
             down = round(time.monotonic() - self._down_since, 1)
             self._log.info("watch_restored", after_seconds=down, failures=self._backoff.failures)
-        self._phase = _Phase.UP
+        self._phase = Phase.UP
         self._lost_at = None
         self._last_error = None
 
     def _sync_as_empty(self, error: Exception | None, sink: Sink) -> None:
         """Mark an optional kind as synced and empty when its first list fails; log once if it is unavailable.
 
-        Objects listed before stay in force. While no server is reached, the first list is still awaited.
+        Objects listed before stay in force. While no server is reached, the first list is still awaited, and
+        for NetworkPolicies always: without their objects, pods that a former process isolated would be open.
         """
         if self._resource.kind.required or error is None or isinstance(error, UnreachableError):
             return
-        if not self._answered:
+        if not self._answered and not self._resource.kind.for_policies:
             self._answered = True
             sink.replace(self._resource.kind, (), ())
         if isinstance(error, StatusError) and error.code in UNAVAILABLE:
@@ -322,14 +308,16 @@ class Reflector:
         if steady or self._lost_at is None:
             self._lost_at = time.time()
         if self._unavailable:
+            if self._resource.kind.for_policies:
+                return self._backoff.next(None, reached=True)
             return self._config.unavailable_retry_seconds
         if steady:
             self._backoff.reset()
-            self._expired = self._flapping = False
-        if self._must_list(error):
-            first, self._expired = not self._expired, True
+            self._expiry.steady()
+            self._flapping = False
+        if self._expiry.must_list(error):
             self._version = None
-            if first:
+            if self._expiry.may_list_at_once():
                 self._log.info("list_again", reason=str(error))
                 return 0.0
         elif error is None and steady:
@@ -345,27 +333,14 @@ class Reflector:
         self._down(error, wait)
         return wait
 
-    def _must_list(self, error: Exception | None) -> bool:
-        """Whether the watch cannot continue from the known resourceVersion."""
-        if isinstance(error, GarbledError):
-            self._garbled += 1
-        return (
-            isinstance(error, ExpiredError)
-            or (isinstance(error, StatusError) and error.code == 410)
-            or (isinstance(error, StalledError) and self._silent_stalls >= _SILENT_STALLS)
-            or (isinstance(error, GarbledError) and self._garbled >= _GARBLED)
-        )
-
     def _down(self, error: Exception, wait: float) -> None:
         """Log the first failure of a series, then the second, the fourth, the eighth, ..."""
         self._last_error = str(error)
         failures = self._backoff.failures
-        if self._phase is not _Phase.DOWN:
+        if self._phase is not Phase.DOWN:
             self._down_since = time.monotonic()
-        if failures & (failures - 1) == 0:
-            self._phase = _Phase.DOWN
-            self._log.warning(
-                "watch_lost", reason=str(error), failures=failures, retry_seconds=round(wait, 2)
-            )
-        else:
-            self._log.debug("watch_lost", reason=str(error), failures=failures, retry_seconds=round(wait, 2))
+        rare = failures & (failures - 1) == 0
+        if rare:
+            self._phase = Phase.DOWN
+        say = self._log.warning if rare else self._log.debug
+        say("watch_lost", reason=str(error), failures=failures, retry_seconds=round(wait, 2))

@@ -4,12 +4,16 @@ Silence of the server, a broken connection and a proper end are reported differe
 them differently.
 """
 
+import socket
 import time
 from typing import Any
 
+import structlog
 import urllib3
 
 from kproxy.sources.errors import DisconnectedError, StalledError
+
+log = structlog.stdlib.get_logger(__name__)
 
 _CHUNK = 256 * 1024
 """Bytes read at once at the most."""
@@ -55,9 +59,23 @@ class Stream:
                 raise StalledError(f"the answer took longer than {seconds:g} s")
         return b"".join(parts)
 
+    def interrupt(self) -> None:
+        """End a `read` in another thread: DisconnectedError."""
+        sock = getattr(self._response.connection, "kproxy_socket", None)
+        if isinstance(sock, socket.socket):
+            shut_down(sock)
+
     def close(self) -> None:
         """Return the connection to the pool, or close it if the body was not read to its end."""
         self._response.close()
+
+
+def shut_down(sock: socket.socket) -> None:
+    """Wake every reader of a socket; SSLSocket.shutdown would first change state under its reader."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("socket_gone", error=str(error))
 
 
 def reason(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from kproxy.sources.errors import (
     UnreachableError,
 )
 from kproxy.sources.servers import Server, peer_of, resolve
-from kproxy.sources.stream import Stream, reason
+from kproxy.sources.stream import Stream, reason, shut_down
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -149,7 +149,7 @@ class Transport:
             self._closed = True
             sockets = list(self._sockets)
         for each in sockets:
-            _shut_down(each)
+            shut_down(each)
 
     def _prepare(self) -> Session:
         with self._lock:
@@ -212,7 +212,7 @@ class Transport:
                 self._sockets.add(sock)
                 closed = self._closed
             if closed:
-                _shut_down(sock)
+                shut_down(sock)
 
     def _note_servers(self, connection: Any) -> None:
         """Record the server of a new connection, and the other addresses of its name."""
@@ -279,14 +279,6 @@ class Transport:
             kind = GatewayError if code in _GATEWAY else StatusError
             return kind(code, Status(message=message).text, retry_after)
         return StatusError(code, status.text, retry_after)
-
-
-def _shut_down(sock: socket.socket) -> None:
-    """Wake every reader of a socket; SSLSocket.shutdown would first change state under its reader."""
-    try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    except OSError as error:
-        log.debug("socket_gone", error=str(error))
 
 
 def _retry_after(text: str | None, longest: float) -> float | None:

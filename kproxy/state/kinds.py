@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from kproxy.state import relevance, service_cidrs, sharing
+from kproxy.state import relevance, service_cidrs, sharing, sharing_policies
+from kproxy.state.policy_wire import Namespace, NetworkPolicy, Pod
 from kproxy.state.problems import Problem
 from kproxy.state.wire import (
     EndpointSlice,
@@ -26,8 +27,8 @@ from kproxy.state.wire import (
 class Loss:
     """The effect of a missing optional kind, for logs and `kproxy check`.
 
-    `since` is the Kubernetes version whose ClusterRole system:node-proxier may read the kind; `instead` is
-    the operator's alternative, such as "name the ranges with --flag".
+    `since` is the Kubernetes version whose ClusterRole system:node-proxier may read the kind, "" if none may;
+    `instead` is the operator's alternative, such as "name the ranges with --flag".
     """
 
     effect: str
@@ -50,6 +51,9 @@ class Kind:
     ENDPOINT_SLICE: ClassVar["Kind"]
     NODE: ClassVar["Kind"]
     SERVICE_CIDR: ClassVar["Kind"]
+    POD: ClassVar["Kind"]
+    NAMESPACE: ClassVar["Kind"]
+    NETWORK_POLICY: ClassVar["Kind"]
 
     name: str
     """As in the field `kind` of an object."""
@@ -61,10 +65,14 @@ class Kind:
     """The struct an object is decoded into; each kind has its own. It says whether the kind is namespaced."""
     label_selector: str = ""
     field_selector: str = ""
+    simpler_field_selectors: tuple[str, ...] = ()
+    """What to try next, in order, where a server answers 400 because it does not know a field."""
     own_node: bool = False
     """Whether only the object with the name of this node is needed."""
     loss: Loss | None = None
     """None: the kind is required, and the first sync waits for it."""
+    for_policies: bool = False
+    """Whether NetworkPolicies are made of it and services are not: see `ObjectStore.policy_changes`."""
     relevant: Callable[[Any], bool] = _always
     """Takes a decoded object. One that is not relevant is treated as deleted."""
     defects: Callable[[Any], tuple[Problem, ...]] | None = None
@@ -148,5 +156,48 @@ Kind.SERVICE_CIDR = Kind(
 )
 """In the API since Kubernetes 1.33 (KEP-1880)."""
 
-KINDS = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE, Kind.SERVICE_CIDR)
-"""Every kind. Selectors are kube-proxy's (cmd/kube-proxy/app/server.go)."""
+_UNENFORCED = Loss(
+    "NetworkPolicies are not enforced, but for those that a former process enforced",
+    instead="grant the rights of manifests/components/network-policy, or set --network-policy=false",
+)
+_LIVE = "status.phase!=Succeeded,status.phase!=Failed"
+
+Kind.POD = Kind(
+    name="Pod",
+    api_version="v1",
+    plural="pods",
+    wire=Pod,
+    field_selector=f"spec.hostNetwork=false,{_LIVE}",
+    simpler_field_selectors=(_LIVE, ""),
+    loss=_UNENFORCED,
+    for_policies=True,
+    relevant=relevance.of_pod,
+    prepare=sharing_policies.share_pod,
+)
+"""The field label spec.hostNetwork is known since Kubernetes 1.28."""
+
+Kind.NAMESPACE = Kind(
+    name="Namespace",
+    api_version="v1",
+    plural="namespaces",
+    wire=Namespace,
+    loss=_UNENFORCED,
+    for_policies=True,
+    prepare=sharing_policies.share_namespace,
+)
+
+Kind.NETWORK_POLICY = Kind(
+    name="NetworkPolicy",
+    api_version="networking.k8s.io/v1",
+    plural="networkpolicies",
+    wire=NetworkPolicy,
+    loss=_UNENFORCED,
+    for_policies=True,
+    prepare=sharing_policies.own_spec,
+)
+
+POLICY_KINDS = (Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY)
+"""The kinds that NetworkPolicies are made of."""
+
+KINDS = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE, Kind.SERVICE_CIDR, *POLICY_KINDS)
+"""Every kind. Selectors of services are kube-proxy's (cmd/kube-proxy/app/server.go)."""

@@ -1,6 +1,7 @@
 """The objects that a service proxy ignores. An API server filters some of them by selectors; files do not."""
 
 from kproxy.addresses import Family
+from kproxy.state.policy_wire import Pod
 from kproxy.state.wire import EndpointSlice, Service
 
 _FAMILIES = frozenset(family.value for family in Family)
@@ -20,3 +21,8 @@ def of_slice(endpoint_slice: EndpointSlice) -> bool:
     return (
         endpoint_slice.service_key is not None and not headless and endpoint_slice.address_type in _FAMILIES
     )
+
+
+def of_pod(pod: Pod) -> bool:
+    """False for a Pod that has no address of its own: a finished one, or one in its node's network."""
+    return not pod.finished and not pod.host_network

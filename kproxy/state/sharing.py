@@ -22,10 +22,10 @@ _POLICIES = ("type", "session_affinity", "external_traffic_policy", "internal_tr
 
 def share_slice(decoded: EndpointSlice) -> None:
     """Replace parts of a newly decoded slice by equal shared ones; nothing else may refer to it yet."""
-    _intern(decoded.metadata, "namespace")
-    _intern(decoded, "address_type")
+    intern(decoded.metadata, "namespace")
+    intern(decoded, "address_type")
     if decoded.metadata.labels is not None:
-        _intern(decoded.metadata.labels, "service_name")
+        intern(decoded.metadata.labels, "service_name")
     if decoded.ports is not None and len(decoded.ports) <= _LONGEST_SHARED:
         force_setattr(decoded, "ports", _ports(decoded.ports))
     if isinstance(decoded.endpoints, tuple):
@@ -34,13 +34,13 @@ def share_slice(decoded: EndpointSlice) -> None:
 
 def share_service(decoded: Service) -> None:
     """Replace parts of a newly decoded Service by equal shared ones; nothing else may refer to it yet."""
-    _intern(decoded.metadata, "namespace")
-    _intern(decoded.metadata, "name")
+    intern(decoded.metadata, "namespace")
+    intern(decoded.metadata, "name")
     spec = decoded.spec
     if spec is None:
         return
     for policy in _POLICIES:
-        _intern(spec, policy)
+        intern(spec, policy)
     if spec.cluster_ips and spec.cluster_ip == spec.cluster_ips[0]:
         force_setattr(spec, "cluster_ip", spec.cluster_ips[0])
     if spec.ports is not None and len(spec.ports) <= _LONGEST_SHARED:
@@ -50,13 +50,14 @@ def share_service(decoded: Service) -> None:
 def _share_ports(spec: ServiceSpec, ports: tuple[ServicePort, ...]) -> None:
     if any(port.node_port for port in ports):  # a node port belongs to one service
         for port in ports:
-            _intern(port, "name")
-            _intern(port, "protocol")
+            intern(port, "name")
+            intern(port, "protocol")
     else:
         force_setattr(spec, "ports", _service_ports(ports))
 
 
-def _intern(owner: msgspec.Struct, name: str) -> None:
+def intern(owner: msgspec.Struct, name: str) -> None:
+    """Replace the text of a field by an equal one that is shared by all."""
     value = getattr(owner, name)
     if value is not None:
         force_setattr(owner, name, sys.intern(value))

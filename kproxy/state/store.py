@@ -5,18 +5,13 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import structlog
-
-from kproxy.state.kinds import KINDS, Kind
+from kproxy.state.kinds import KINDS, POLICY_KINDS, Kind
+from kproxy.state.policy_changes import PolicyChanges
 from kproxy.state.problems import Problem
+from kproxy.state.rejections import Rejections
 from kproxy.state.slice_index import Trigger
 from kproxy.state.tables import Changes, ServiceInput, Tables
 from kproxy.state.wire import Node, WireObject
-
-log = structlog.stdlib.get_logger(__name__)
-
-_NAMELESS = 100
-"""The number of defects of objects without a name that are kept per kind; the oldest are dropped."""
 
 
 class Arrival(NamedTuple):
@@ -31,14 +26,22 @@ class Arrival(NamedTuple):
 
 
 class ObjectStore:
-    """A thread-safe Sink around the tables that wakes the run loop after a change."""
+    """A thread-safe Sink around the tables that wakes the run loop after a change.
+
+    A change of the kinds of NetworkPolicies (Kind.for_policies) wakes only `policy_wait`, and nothing of
+    services waits for these kinds.
+    """
 
     def __init__(self, required: Collection[Kind], kinds: Collection[Kind] = KINDS) -> None:
-        """`required`: the kinds of `kinds` whose first complete lists make the store ready."""
+        """`required`: the kinds of `kinds` whose first complete lists make the store ready.
+
+        Those for policies are left out.
+        """
         self._tables = Tables(kinds, time.monotonic)
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._required = frozenset(required)
+        self._policy_wake = threading.Event()
+        self._required = frozenset(kind for kind in required if not kind.for_policies)
         self._complete_since: float | None = None
         self._unsynced_since: float | None = time.monotonic()
         self._untaken_since: float | None = None
@@ -46,42 +49,21 @@ class ObjectStore:
         self._changed_at: float | None = None
         self._incomplete_since: float | None = None
         self._taken = -1
-        self._rejected: dict[tuple[Kind, str], tuple[Problem, ...]] = {}
-        # Whether each may belong to the next list.
-        self._nameless: dict[Kind, dict[Problem, bool]] = {kind: {} for kind in kinds}
-        self._standing: tuple[Problem, ...] = ()
+        self._rejections = Rejections(kinds, self._lock)
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str]) -> None:
         """Store a complete list of a kind. Rejected objects that it does not name are gone."""
-        defects = {obj.key: found for obj in objects if (found := kind.problems_of(obj))}
         with self._lock:
-            self._note(self._tables.replace(kind, objects, unreadable))
+            self._note(kind, self._tables.replace(kind, objects, unreadable))
             if self._complete_since is None and self._required <= self._tables.synced:
                 self._complete_since = time.monotonic()
-            kept = {*unreadable, *defects}
-            gone = {key for of, key in self._rejected if of is kind and key not in kept}
-            freed = {key: self._rejected.pop((kind, key)) for key in gone}
-            self._nameless[kind] = {
-                problem: False for problem, is_new in self._nameless[kind].items() if is_new
-            }
-        if freed:
-            listed = {obj.key for obj in objects}
-            for key, problems in sorted(freed.items()):
-                _log_freed(problems, valid=key in listed)
-        for key, problems in defects.items():
-            self._reject(kind, key, problems)
+        self._rejections.listed(kind, objects, unreadable)
 
     def upsert(self, kind: Kind, obj: WireObject, version: str = "") -> None:
         """Store one object; `version` is its resourceVersion, where it is known."""
-        defects = kind.problems_of(obj)
         with self._lock:
-            freed = None if defects else self._rejected.pop((kind, obj.key), None)
-            self._age_nameless(kind)
-            self._note(self._tables.upsert(obj, version))
-        if freed is not None:
-            _log_freed(freed, valid=True)
-        if defects:
-            self._reject(kind, obj.key, defects)
+            self._note(kind, self._tables.upsert(obj, version))
+        self._rejections.came(kind, obj)
 
     def upsert_version(self, kind: Kind, obj: WireObject, version: str) -> None:
         """Store one object of a known resourceVersion (VersionSink)."""
@@ -90,42 +72,22 @@ class ObjectStore:
     def delete(self, kind: Kind, key: str) -> None:
         """Remove one object."""
         with self._lock:
-            freed = self._rejected.pop((kind, key), None)
-            self._age_nameless(kind)
-            self._note(self._tables.delete(kind, key))
-        if freed is not None:
-            _log_freed(freed, valid=False)
+            self._note(kind, self._tables.delete(kind, key))
+        self._rejections.gone(kind, key)
+
+    def forget(self, kind: Kind) -> None:
+        """Drop everything about a kind that is not watched any more, as if it had never been listed."""
+        with self._lock:
+            self._tables.forget(kind)
+        self._rejections.listed(kind, (), ())
 
     def reject(self, kind: Kind, key: str | None, problem: Problem) -> None:
         """Report an object that cannot be used, once per defect."""
-        if key is not None:
-            self._reject(kind, key, (problem,))
-            return
-        with self._lock:
-            nameless = self._nameless[kind]
-            is_known = problem in nameless or problem in self._standing
-            nameless[problem] = True
-            if len(nameless) > _NAMELESS:
-                del nameless[next(iter(nameless))]
-        if not is_known:
-            _log_rejected(problem)
-
-    def _reject(self, kind: Kind, key: str, problems: tuple[Problem, ...]) -> None:
-        """Replace the known defects of one object by `problems`, and log those that are new."""
-        with self._lock:
-            known = {*self._rejected.get((kind, key), ()), *self._standing}
-            self._rejected[kind, key] = problems
-        for problem in problems:
-            if problem not in known:
-                _log_rejected(problem)
+        self._rejections.reject(kind, key, problem)
 
     def set_problems(self, problems: Sequence[Problem]) -> None:
         """Replace all defects reported before by the current ones (ProblemSink)."""
-        with self._lock:
-            self._rejected.clear()
-            for nameless in self._nameless.values():
-                nameless.clear()
-            self._standing = tuple(problems)
+        self._rejections.replace_all(problems)
 
     @property
     def ready(self) -> bool:
@@ -200,10 +162,7 @@ class ObjectStore:
 
     def rejected(self) -> list[Problem]:
         """The defects of every object that cannot be used now."""
-        with self._lock:
-            nameless = (problem for found in self._nameless.values() for problem in found)
-            named = (problem for found in self._rejected.values() for problem in found)
-            return sorted({*named, *nameless, *self._standing})
+        return self._rejections.current()
 
     @property
     def missing_lists(self) -> list[Kind]:
@@ -301,14 +260,35 @@ class ObjectStore:
         self._wake.clear()
 
     def wake(self) -> None:
-        """End a `wait`; may be called from a signal handler or another thread."""
+        """End a `wait` and a `policy_wait`; may be called from a signal handler or another thread."""
         self._wake.set()
+        self._policy_wake.set()
 
-    def _age_nameless(self, kind: Kind) -> None:
-        """Note an event: nameless defects reported before it do not belong to the next list."""
-        nameless = self._nameless[kind]
-        if nameless:
-            self._nameless[kind] = dict.fromkeys(nameless, False)
+    def policy_changes(self, *, everything: bool = False) -> PolicyChanges:
+        """Return what changed of the kinds of NetworkPolicies since the last call, or all objects of them."""
+        with self._lock:
+            return self._tables.policies.take(self._tables.synced, everything=everything)
+
+    @property
+    def policy_pending_since(self) -> float | None:
+        """Monotonic time of the oldest change that `policy_changes` has not returned, or None."""
+        with self._lock:
+            return self._tables.policies.since
+
+    @property
+    def missing_policy_lists(self) -> list[Kind]:
+        """The kinds of NetworkPolicies without a complete list so far."""
+        with self._lock:
+            return [kind for kind in POLICY_KINDS if kind not in self._tables.synced]
+
+    def policy_wait(self, timeout: float | None) -> None:
+        """Block until the Node or an object for policies changes, or `policy_wake`, or the `timeout`."""
+        self._policy_wake.wait(timeout)
+        self._policy_wake.clear()
+
+    def policy_wake(self) -> None:
+        """End a `policy_wait`; may be called from any thread."""
+        self._policy_wake.set()
 
     def _unsynced(self) -> float | None:
         since = self._oldest_unsynced()
@@ -330,8 +310,13 @@ class ObjectStore:
         if self._unsynced_since is None:
             self._unsynced_since = time.monotonic()
 
-    def _note(self, changed: bool) -> None:
-        if changed:
+    def _note(self, kind: Kind, changed: bool) -> None:
+        if kind.for_policies:
+            if changed:
+                self._policy_wake.set()
+        elif changed:
+            if kind is Kind.NODE:
+                self._policy_wake.set()  # which pods are of this node follows from its ranges
             now = time.monotonic()
             if self._unsynced_since is None:
                 self._unsynced_since = now
@@ -347,21 +332,3 @@ class ObjectStore:
 
 def _oldest(*times: float | None) -> float | None:
     return min((each for each in times if each is not None), default=None)
-
-
-def _log_rejected(problem: Problem) -> None:
-    log.error(
-        "object_rejected",
-        object=problem.object,
-        field=problem.field,
-        value=problem.value,
-        reason=problem.reason,
-    )
-
-
-def _log_freed(problems: tuple[Problem, ...], *, valid: bool) -> None:
-    """Log that a rejected object is valid now, or gone."""
-    if valid:
-        log.info("object_valid_again", object=problems[0].object)
-    else:
-        log.info("rejected_object_deleted", object=problems[0].object)

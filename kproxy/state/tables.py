@@ -15,6 +15,7 @@ import msgspec
 from kproxy.state.incomplete_services import IncompleteServices
 from kproxy.state.kinds import KINDS, Kind
 from kproxy.state.pending_changes import PendingChanges
+from kproxy.state.policy_changes import PolicyLog
 from kproxy.state.service_cidrs import ranges_of
 from kproxy.state.slice_index import SliceIndex, Trigger, split_trigger
 from kproxy.state.wire import EndpointSlice, Node, Service, ServiceCIDR, WireObject
@@ -40,7 +41,8 @@ class Tables:
     """All relevant objects by kind, with dirty tracking of services. Not thread-safe: the owner locks.
 
     Objects of every kind are stored by key, and each change increases `revision`. A change of a Service or an
-    EndpointSlice also marks its service dirty; `node` and `service_ranges` are views of the other kinds.
+    EndpointSlice also marks its service dirty; `node` and `service_ranges` are views of the other kinds. The
+    kinds of NetworkPolicies have a log of their own, and their changes do not count for services.
     """
 
     def __init__(self, kinds: Iterable[Kind] = KINDS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,6 +54,8 @@ class Tables:
         self._totals = {Kind.SERVICE: 0, Kind.ENDPOINT_SLICE: 0}
         self.pending = PendingChanges(self._totals.keys(), clock)
         """What was not applied by every family yet."""
+        self.policies = PolicyLog(self._objects, clock)
+        """What planning of NetworkPolicies has not read yet."""
         self._synced: set[Kind] = set()
         self._incomplete = IncompleteServices()
         self.service_ranges: tuple[str, ...] = ()
@@ -96,16 +100,23 @@ class Tables:
 
     def replace(self, kind: Kind, objects: Sequence[WireObject], unreadable: Collection[str] = ()) -> bool:
         """Replace all objects of `kind` except the `unreadable` ones; return True if anything changed."""
-        before = self._revision
+        changed = kind not in self._synced
         named = set(unreadable)
         for obj in objects:
             named.add(obj.key)
-            self.upsert(obj)
+            changed = self.upsert(obj) or changed
         for key in self._objects[kind].keys() - named:
-            self.delete(kind, key)
-        first = kind not in self._synced
+            changed = self.delete(kind, key) or changed
         self._synced.add(kind)
-        return first or self._revision != before
+        return changed
+
+    def forget(self, kind: Kind) -> None:
+        """Drop all objects of a kind, as if it had never been listed."""
+        for key in tuple(self._objects[kind]):
+            self.delete(kind, key)
+        self._synced.discard(kind)
+        if kind.for_policies:
+            self.policies.pause()
 
     def upsert(self, obj: WireObject, version: str = "") -> bool:
         """Add or replace one object; False if nothing relevant changed.
@@ -125,6 +136,9 @@ class Tables:
             if known == obj:
                 return False
         objects[key] = obj
+        if kind.for_policies:
+            self.policies.note(kind, key)
+            return True
         if isinstance(obj, Service):
             self._service_came(cast("Service | None", known), obj)
             self._note_version(key, version)
@@ -140,6 +154,9 @@ class Tables:
         gone = self._objects[kind].pop(key, None)
         if gone is None:
             return False
+        if kind.for_policies:
+            self.policies.note(kind, key)
+            return True
         if isinstance(gone, Service):
             self._touch(key)
             self._count(kind, key)

@@ -17,11 +17,11 @@ Count = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 """An int32, like every number of these API types; ranges are checked where the value is used."""
 
 
-class _Wire(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+class Wire(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
     """Base of all wire structs: immutable, and never part of a reference cycle."""
 
 
-class ObjectMeta(_Wire, frozen=True):
+class ObjectMeta(Wire, frozen=True):
     """metadata of any object."""
 
     name: str
@@ -33,7 +33,7 @@ class NamespacedMeta(ObjectMeta, frozen=True):
     namespace: str = "default"
 
 
-class WireObject(_Wire, frozen=True):
+class WireObject(Wire, frozen=True):
     """Base of all objects that have no namespace."""
 
     metadata: ObjectMeta
@@ -55,13 +55,13 @@ class NamespacedObject(WireObject, frozen=True):
         return f"{self.metadata.namespace}/{self.metadata.name}"
 
 
-class ServiceLabels(_Wire, frozen=True):
+class ServiceLabels(Wire, frozen=True):
     """Labels of a Service that select or hide it."""
 
     service_proxy_name: str | None = field(name="service.kubernetes.io/service-proxy-name", default=None)
 
 
-class ServiceAnnotations(_Wire, frozen=True):
+class ServiceAnnotations(Wire, frozen=True):
     """Annotations of a Service that change how it is balanced."""
 
     weights: str | None = field(name="kproxy.io/weights", default=None)
@@ -77,7 +77,7 @@ class ServiceMeta(NamespacedMeta, frozen=True):
     annotations: ServiceAnnotations | None = None
 
 
-class ServicePort(_Wire, frozen=True):
+class ServicePort(Wire, frozen=True):
     """spec.ports[] of a Service."""
 
     port: Count
@@ -86,19 +86,19 @@ class ServicePort(_Wire, frozen=True):
     node_port: Count | None = None
 
 
-class ClientIPConfig(_Wire, frozen=True):
+class ClientIPConfig(Wire, frozen=True):
     """spec.sessionAffinityConfig.clientIP."""
 
     timeout_seconds: Count | None = None
 
 
-class SessionAffinityConfig(_Wire, frozen=True):
+class SessionAffinityConfig(Wire, frozen=True):
     """spec.sessionAffinityConfig."""
 
     client_ip: ClientIPConfig | None = field(name="clientIP", default=None)
 
 
-class ServiceSpec(_Wire, frozen=True):
+class ServiceSpec(Wire, frozen=True):
     """spec of a Service."""
 
     type: str = "ClusterIP"
@@ -114,20 +114,20 @@ class ServiceSpec(_Wire, frozen=True):
     health_check_node_port: Count | None = None
 
 
-class LoadBalancerIngress(_Wire, frozen=True):
+class LoadBalancerIngress(Wire, frozen=True):
     """status.loadBalancer.ingress[]."""
 
     ip: str | None = None
     ip_mode: str | None = None
 
 
-class LoadBalancerStatus(_Wire, frozen=True):
+class LoadBalancerStatus(Wire, frozen=True):
     """status.loadBalancer."""
 
     ingress: tuple[LoadBalancerIngress, ...] | None = None
 
 
-class ServiceStatus(_Wire, frozen=True):
+class ServiceStatus(Wire, frozen=True):
     """status of a Service."""
 
     load_balancer: LoadBalancerStatus | None = None
@@ -141,14 +141,14 @@ class Service(NamespacedObject, frozen=True):
     status: ServiceStatus | None = None
 
 
-class SliceLabels(_Wire, frozen=True):
+class SliceLabels(Wire, frozen=True):
     """Labels of an EndpointSlice: its Service, and whether service proxies must ignore it."""
 
     service_name: str | None = field(name="kubernetes.io/service-name", default=None)
     headless: str | None = field(name="service.kubernetes.io/headless", default=None)
 
 
-class SliceAnnotations(_Wire, frozen=True):
+class SliceAnnotations(Wire, frozen=True):
     """Annotations of an EndpointSlice: the time of the change of the pod or service (RFC 3339)."""
 
     trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
@@ -161,7 +161,7 @@ class SliceMeta(NamespacedMeta, frozen=True):
     annotations: SliceAnnotations | None = None
 
 
-class EndpointConditions(_Wire, frozen=True):
+class EndpointConditions(Wire, frozen=True):
     """endpoints[].conditions; an absent `ready` or `serving` means true (EndpointSlice API)."""
 
     ready: bool | None = None
@@ -169,27 +169,27 @@ class EndpointConditions(_Wire, frozen=True):
     terminating: bool | None = None
 
 
-class HintName(_Wire, frozen=True):
+class HintName(Wire, frozen=True):
     """endpoints[].hints.forZones[] or forNodes[]."""
 
     name: str
 
 
-class EndpointHints(_Wire, frozen=True):
+class EndpointHints(Wire, frozen=True):
     """endpoints[].hints."""
 
     for_zones: tuple[HintName, ...] | None = None
     for_nodes: tuple[HintName, ...] | None = None
 
 
-class TargetRef(_Wire, frozen=True):
+class TargetRef(Wire, frozen=True):
     """endpoints[].targetRef."""
 
     kind: str | None = None
     name: str | None = None
 
 
-class Endpoint(_Wire, frozen=True):
+class Endpoint(Wire, frozen=True):
     """endpoints[] of an EndpointSlice."""
 
     addresses: tuple[str, ...] | None = None
@@ -207,7 +207,7 @@ else:
 """endpoints of an EndpointSlice: decoded as a tuple, kept in the form of kproxy.state.compact_endpoints."""
 
 
-class EndpointPort(_Wire, frozen=True):
+class EndpointPort(Wire, frozen=True):
     """ports[] of an EndpointSlice."""
 
     name: str | None = None
@@ -236,7 +236,7 @@ class ServiceCIDRMeta(ObjectMeta, frozen=True):
     """metadata of a ServiceCIDR."""
 
 
-class ServiceCIDRSpec(_Wire, frozen=True):
+class ServiceCIDRSpec(Wire, frozen=True):
     """spec of a ServiceCIDR."""
 
     cidrs: tuple[str, ...] | None = None
@@ -249,7 +249,7 @@ class ServiceCIDR(WireObject, frozen=True):
     spec: ServiceCIDRSpec | None = None
 
 
-class NodeLabels(_Wire, frozen=True):
+class NodeLabels(Wire, frozen=True):
     """Labels of a Node."""
 
     zone: str | None = field(name="topology.kubernetes.io/zone", default=None)
@@ -262,13 +262,13 @@ class NodeMeta(ObjectMeta, frozen=True):
     deletion_timestamp: str | None = None
 
 
-class Taint(_Wire, frozen=True):
+class Taint(Wire, frozen=True):
     """spec.taints[]."""
 
     key: str
 
 
-class NodeSpec(_Wire, frozen=True):
+class NodeSpec(Wire, frozen=True):
     """spec of a Node."""
 
     pod_cidr: str | None = field(name="podCIDR", default=None)
@@ -276,14 +276,14 @@ class NodeSpec(_Wire, frozen=True):
     taints: tuple[Taint, ...] | None = None
 
 
-class NodeAddress(_Wire, frozen=True):
+class NodeAddress(Wire, frozen=True):
     """status.addresses[]."""
 
     type: str
     address: str
 
 
-class NodeStatus(_Wire, frozen=True):
+class NodeStatus(Wire, frozen=True):
     """status of a Node."""
 
     addresses: tuple[NodeAddress, ...] | None = None

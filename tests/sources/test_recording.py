@@ -242,7 +242,10 @@ BROKEN = [
     ('{"entry":"recording","format":1}', "line 1: Object missing required field `node`"),
     ('HEAD\n{"entry":"delete","event":"x","kind":"Node","key":"n"}', r"line 2: .*int.* - at `\$.event`"),
     ('HEAD\n{"entry":"delete","event":2,"kind":"Node","key":"n"}', "line 2: event: 2 follows 0"),
-    ('HEAD\n{"entry":"delete","event":1,"kind":"Pod","key":"n"}', "line 2: kind: 'Pod' is none of Service"),
+    (
+        'HEAD\n{"entry":"delete","event":1,"kind":"Secret","key":"n"}',
+        "line 2: kind: 'Secret' is none of Service",
+    ),
     ('HEAD\n{"entry":"unheard"}', "line 2: .*unheard"),
     (
         'HEAD\n{"entry":"listed","kind":"Service","object":{"metadata":{"name":"a"},"spec":{"ports":[{"port":"x"}]}}}',

@@ -255,7 +255,7 @@ def test_a_change_ends_a_wait() -> None:
     thread.join()
 
 
-def test_a_rejected_object_is_told_once_per_defect() -> None:
+def test_a_rejected_object_is_reported_once_per_defect() -> None:
     store = ObjectStore([Kind.SERVICE])
     first = Problem("Service n/a", "spec.ports", '"x"', "not a list")
     second = Problem("Service n/a", "spec.type", "7", "not a text")
@@ -273,7 +273,7 @@ def halved(store: ObjectStore) -> float | None:
     return store.incomplete_since
 
 
-def test_a_service_that_is_half_here_is_told_since_when_until_it_is_whole_or_taken() -> None:
+def test_an_incomplete_service_has_its_time_until_it_is_complete_or_taken() -> None:
     store = ObjectStore([])
     for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
         store.replace(kind, [], [])
@@ -376,7 +376,7 @@ def delete(store: ObjectStore) -> None:
     ],
 )
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_rejected_object_that_is_mended_or_gone_is_told_once_and_forgotten(
+def test_a_rejected_object_that_is_mended_or_gone_is_reported_once_and_forgotten(
     listed: bool, mend: Callable[[ObjectStore], None], event: str
 ) -> None:
     store = ObjectStore([Kind.SERVICE])
