@@ -32,6 +32,8 @@ endpoints: [{addresses: [10.244.0.5], conditions: {ready: true}}]
 ports: [{name: http, port: 8080}]
 """
 
+ZERO_TRUST = Path(__file__).parents[2] / "manifests" / "examples" / "zero-trust"
+
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 Kubectl = Callable[..., str]
 
@@ -82,6 +84,25 @@ def test_kubectl_applies_patches_and_deletes(api: ApiServer, kubectl: Kubectl) -
     kubectl("delete", "svc", "web")
     kubectl("delete", "endpointslices", "--all")
     assert (api.list("Service"), api.list("EndpointSlice")) == ([], [])
+
+
+@needs_kubectl
+def test_kubectl_applies_pods_and_network_policies(api: ApiServer, kubectl: Kubectl) -> None:
+    said = kubectl("apply", "--validate=false", "-f", str(ZERO_TRUST))
+    assert "networkpolicy.networking.k8s.io/default-deny created" in said
+    assert "unchanged" in kubectl("apply", "--validate=false", "-f", str(ZERO_TRUST / "30-policies.yaml"))
+    assert (
+        kubectl("get", "netpol", "database", "-n", "shop", "-o", "jsonpath={.spec.policyTypes}")
+        == '["Ingress"]'
+    )
+    ready = '{"status": {"phase": "Running", "podIP": "10.244.1.15"}}'
+    kubectl("patch", "pod", "database", "-n", "shop", "--subresource=status", "--type=merge", "-p", ready)
+    where = ("--field-selector", "spec.hostNetwork=false,status.podIP=10.244.1.15")
+    assert "database" in kubectl("get", "pods", "-A", *where, "-o", "name")
+    kubectl("label", "pod", "database", "-n", "shop", "app=other", "--overwrite")
+    kubectl("delete", "netpol", "--all", "-n", "shop")
+    assert api.list("NetworkPolicy") == []
+    assert {each["metadata"]["name"] for each in api.list("Pod")} >= {"database", "stranger"}
 
 
 @needs_kubectl

@@ -81,7 +81,7 @@ def test_nothing_is_left_when_the_wiring_fails(possible: None, monkeypatch: pyte
 def test_what_a_killed_process_left_is_swept_up(lab: Lab) -> None:
     program = (
         "from kproxy_lab.lab import Lab, LabSpec\n"
-        "lab = Lab(LabSpec(1, 0, 1))\n"
+        "lab = Lab(LabSpec(local_pods=1, remote_pods=0, client_addresses=1))\n"
         "print(lab.node.popen(['sleep', '600']).pid, flush=True)\n"
         "input()\n"
     )
@@ -123,7 +123,7 @@ def test_a_lab_without_pods_is_a_lab(possible: None) -> None:
 
 
 @pytest.mark.root
-def test_programs_run_inside_and_their_failure_is_told(lab: Lab) -> None:
+def test_programs_run_inside_and_their_failure_is_raised(lab: Lab) -> None:
     assert "10.244.1.1/24" in lab.node.run(["ip", "-br", "address", "show", "mynet0"]).stdout
     assert lab.node.run(["cat"], stdin="through").stdout == "through"
     assert lab.node.run(["false"], check=False).returncode == 1
@@ -251,7 +251,9 @@ def test_a_published_port_is_a_stream_that_waits_for_events(lab: Lab, outside: s
 
 
 @pytest.mark.root
-def test_a_published_port_closes_when_nobody_is_there_or_leaves(lab: Lab, outside: socket.socket) -> None:
+def test_a_published_port_closes_without_a_server_and_when_it_leaves(
+    lab: Lab, outside: socket.socket
+) -> None:
     port = lab.publish(outside.getsockname()[1])
     with connect_inside(lab, port) as near:
         outside.accept()[0].close()

@@ -119,7 +119,7 @@ def test_where_no_route_leads_is_unreachable(lab: Lab, protocol: Protocol, addre
 
 @pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8:2::9"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_service_nobody_implements_is_unreachable_every_time(
+def test_a_service_without_a_proxy_is_unreachable_every_time(
     lab: Lab, protocol: Protocol, address: str
 ) -> None:
     assert lab.ask_many(lab.client, address, 80, 40, protocol) == {"Unreachable": 40}
@@ -195,7 +195,7 @@ def test_the_answer_is_one_json_line_for_any_client(lab: Lab) -> None:
     assert (answer["address"], answer["port"], answer["text"]) == ("10.244.2.11", 8080, "hi")
 
 
-def test_an_ask_waits_no_longer_than_told(lab: Lab) -> None:
+def test_an_ask_waits_no_longer_than_its_timeout(lab: Lab) -> None:
     listener = lab.node.listen(NODE_IP4[0], 8084)  # accepts and never answers
     with listener:
         start = time.monotonic()

@@ -122,7 +122,7 @@ def test_a_forgotten_masquerade_towards_the_other_node_is_noticed(
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-def test_reject_and_drop_are_told_apart(
+def test_reject_and_drop_are_distinguished(
     lab: Lab, restore: Restore, protocol: Protocol, family: Family
 ) -> None:
     match = f"-A FORWARD -d {SERVICE[family]} -p {protocol.lower()}"

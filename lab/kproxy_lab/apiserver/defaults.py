@@ -11,6 +11,7 @@ from typing import Any
 
 from kproxy_lab.apiserver.allocation import Allocations, canonical
 from kproxy_lab.apiserver.errors import JSON
+from kproxy_lab.apiserver.policies import default_pod, default_policy
 from kproxy_lab.apiserver.resources import Resource
 
 AFFINITY_TIMEOUT = 10_800
@@ -31,6 +32,10 @@ def apply_defaults(resource: Resource, obj: JSON) -> None:
             for port in obj.get("ports") or ():
                 port.setdefault("name", "")
                 port.setdefault("protocol", "TCP")
+        case "NetworkPolicy":
+            default_policy(obj)
+        case "Pod":
+            default_pod(obj)
         case "Namespace":
             obj.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
             obj.setdefault("status", {}).setdefault("phase", "Active")

@@ -24,6 +24,8 @@ class Resource:
     short_names: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     """Field selectors beyond ``metadata.name`` and ``metadata.namespace``, as dotted paths."""
+    field_defaults: Mapping[str, str] = field(default_factory=dict)
+    """What a selector compares where an object lacks one of the fields; otherwise it is empty."""
     namespaced: bool = True
     has_status: bool = False
     """Has a /status subresource, so writes to the object itself leave ``.status`` alone."""
@@ -73,7 +75,9 @@ RESOURCES: tuple[Resource, ...] = (
         has_status=True, returns_deleted=True, name_is_label=True, zero={"spec": {}, "status": {}},
     ),
     Resource(
-        "", "v1", "pods", "Pod", ("po",), ("spec.nodeName", "status.phase", "status.podIP"),
+        "", "v1", "pods", "Pod", ("po",),
+        ("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP"),
+        field_defaults={"spec.hostNetwork": "false"},
         has_status=True, has_generation=True, returns_deleted=True,
         zero={"spec": {"containers": None}, "status": {}},
     ),
@@ -93,6 +97,10 @@ RESOURCES: tuple[Resource, ...] = (
     Resource(
         "networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", (), namespaced=False,
         has_status=True, zero={"spec": {"cidrs": None}, "status": {}},
+    ),
+    Resource(
+        "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", ("netpol",),
+        has_generation=True, zero={"spec": {"podSelector": {}}},
     ),
 )  # fmt: skip
 """Kinds that are stored. Field labels are those of 1.36 that clients of these kinds use."""

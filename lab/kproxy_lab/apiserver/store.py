@@ -287,6 +287,8 @@ def make_entry(resource: Resource, namespace: str, name: str, obj: JSON, revisio
         name=name,
         revision=revision,
         labels=label_values(obj),
-        fields=tuple(field_value(obj, path) for path in resource.fields),
+        fields=tuple(
+            field_value(obj, path) or resource.field_defaults.get(path, "") for path in resource.fields
+        ),
         body=msgspec.json.encode({**head, **obj}),
     )

@@ -16,6 +16,7 @@ import msgspec
 
 from kproxy_lab.apiserver.allocation import Allocations, canonical
 from kproxy_lab.apiserver.errors import JSON, ApiError, Cause
+from kproxy_lab.apiserver.policies import PodSpec, PolicySpec, policy_causes
 from kproxy_lab.apiserver.resources import Resource
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -102,7 +103,23 @@ class _Slice(msgspec.Struct, rename="camel"):
     ports: list[_Port] | None = None
 
 
-_SCHEMAS: dict[str, type[msgspec.Struct]] = {"Service": _Service, "EndpointSlice": _Slice}
+class _Policy(msgspec.Struct):
+    metadata: _Meta
+    spec: PolicySpec | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Meta
+    spec: PodSpec | None = None
+    status: dict[str, Any] | None = None
+
+
+_SCHEMAS: dict[str, type[msgspec.Struct]] = {
+    "Service": _Service,
+    "EndpointSlice": _Slice,
+    "NetworkPolicy": _Policy,
+    "Pod": _Pod,
+}
 
 
 def check_types(resource: Resource, obj: object) -> JSON:
@@ -135,6 +152,8 @@ def check_values(resource: Resource, obj: JSON, owner: str, allocations: Allocat
         causes += _service(obj["spec"], owner, allocations)
     elif resource.kind == "EndpointSlice":
         causes += _slice(obj)
+    elif resource.kind == "NetworkPolicy":
+        causes += policy_causes(obj["spec"])
     if causes:
         raise ApiError.invalid(resource.group, resource.kind, obj["metadata"].get("name", ""), causes)
 

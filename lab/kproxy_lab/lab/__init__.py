@@ -7,7 +7,8 @@
         answer.pod, answer.source_ip_seen
 
 Needs root and a kernel with network namespaces, veth and bridges; `Lab.missing()` lists what is missing.
-The lab adds no packet filter or NAT rule itself: only the proxy under test does.
+The lab adds no packet filter or NAT rule itself, except for the masquerading of a plain bridge: only the
+proxy under test does.
 """
 
 from kproxy_lab.lab.clients import Answer, AskError, Broken, NoAnswer, Refused, Unreachable

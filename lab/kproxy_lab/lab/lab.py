@@ -9,13 +9,16 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final, Self
 
-from kproxy_lab.lab import clients, requirements, sctp, topology
+from kproxy_lab.lab import cgroups, clients, requirements, sctp, topology
+from kproxy_lab.lab.cgroups import CgroupUnavailableError, NodeCgroup
 from kproxy_lab.lab.clients import Answer, AskError, Conversation, Target
 from kproxy_lab.lab.forward import Forward
 from kproxy_lab.lab.loop import LoopThread
-from kproxy_lab.lab.namespaces import Namespace, NamespaceThread, owned_prefix, remove_prefixed, sweep
+from kproxy_lab.lab.namespaces import Namespace, NamespaceThread, remove_prefixed, sweep
+from kproxy_lab.lab.owners import owned_prefix
 from kproxy_lab.lab.servers import Protocol, Server
 from kproxy_lab.lab.topology import LabSpec, NodeAddresses, Pod
 from kproxy_lab.lab.wiring import Wiring
@@ -58,9 +61,10 @@ class HeldConnection:
 class Lab:
     """A network of namespaces that exists from construction to `close()`; best used with `with`.
 
-    `node`, `peer`, `client` and `fabric` are its namespaces; `pods` the local pods and then the remote
-    ones, named `local-0`, ..., `remote-0`, ...; `node_pod` and `peer_pod` stand for host-network pods,
-    with the addresses of their nodes. Several labs can exist at once, in one process or in many.
+    `node`, `peer`, `client` and `fabric` are its namespaces; `pods` the local pods, the routed ones, and
+    then the remote ones, named `local-0`, ..., `routed-0`, ..., `remote-0`, ...; `node_pod` and `peer_pod`
+    stand for host-network pods, with the addresses of their nodes. Several labs can exist at once, in one
+    process or in many. `cgroup` is that of the node, with its bpffs, if the spec asks for one.
 
     Raises NotSupportedError with all reasons when the machine cannot have a lab (see `missing()`).
     """
@@ -76,9 +80,12 @@ class Lab:
             raise
 
     @staticmethod
-    def missing() -> list[str]:
+    def missing(spec: LabSpec | None = None) -> list[str]:
         """The reasons why no lab can run here, for tests to skip with; empty when one can."""
-        return requirements.missing()
+        found = requirements.missing()
+        if not found and spec is not None and spec.cgroup:
+            found = cgroups.missing()
+        return found
 
     @staticmethod
     def supports(protocol: Protocol) -> bool:
@@ -244,52 +251,81 @@ class Lab:
         if reasons := self.missing():
             raise NotSupportedError("no lab can run here: " + "; ".join(reasons))
         sweep()
+        cgroups.sweep()
         spec = self.spec
         self._prefix = owned_prefix(secrets.token_hex(3))
         self._namespaces: list[Namespace] = []
         self._servers: list[Server] = []
-        self._thread = NamespaceThread()
         self._cleanup.callback(remove_prefixed, self._prefix)  # what an interrupted creation left
-        self._cleanup.callback(self._thread.close)
+        self.cgroup: NodeCgroup | None = None
+        if spec.cgroup:
+            self.cgroup = self._cleanup.enter_context(self._node_cgroup())
+        self._threads = self._cleanup.enter_context(ExitStack())
+        self._thread = self._namespace_thread(None)
         self._cleanup.callback(self._remove_namespaces)
         self._loop = LoopThread()
         self._cleanup.callback(self._loop.close)
         self._cleanup.callback(self._stop_servers)
         self._open = self._cleanup.enter_context(ExitStack())
         self.fabric = self._namespace("fabric")
-        self.node = self._namespace("node")
+        self.node = self._namespace("node", cgroup=cgroups.HOST)
         self.peer = self._namespace("peer")
         self.client = self._namespace("client")
-        local = [self._pod(topology.NODE, i, local=True) for i in range(spec.local_pods)]
-        remote = [self._pod(topology.PEER, i, local=False) for i in range(spec.remote_pods)]
-        self.pods = local + remote
+        local = [self._pod(f"local-{i}", topology.NODE.pod(i), local=True) for i in range(spec.local_pods)]
+        self._routed = [
+            self._pod(f"routed-{i}", topology.NODE.routed_pod(i), local=True) for i in range(spec.routed_pods)
+        ]
+        remote = [
+            self._pod(f"remote-{i}", topology.PEER.pod(i), local=False) for i in range(spec.remote_pods)
+        ]
+        self.pods = local + self._routed + remote
         self.node_pod = self._host_pod(topology.NODE, self.node, local=True)
         self.peer_pod = self._host_pod(topology.PEER, self.peer, local=False)
         self._thread.submit(self._wire).result()
+        if spec.plain_bridge:
+            self.node.run(["nft", "-f", "-"], stdin=topology.masquerade(topology.NODE))
 
     def _wire(self) -> None:
         with Wiring() as wiring:
             topology.wire_fabric(wiring, self.fabric)
-            topology.wire_node(wiring, self.fabric, self.node, topology.NODE, "node")
+            plain = self.spec.plain_bridge
+            topology.wire_node(wiring, self.fabric, self.node, topology.NODE, "node", plain=plain)
             topology.wire_node(wiring, self.fabric, self.peer, topology.PEER, "peer")
             topology.wire_neighbours(wiring, self.node, topology.PEER)
             topology.wire_neighbours(wiring, self.peer, topology.NODE)
             topology.wire_client(wiring, self.fabric, self.client, self.spec)
             for pod in self.pods:
                 node, own = (self.node, topology.NODE) if pod.local else (self.peer, topology.PEER)
-                topology.wire_pod(wiring, node, own, pod, pod.name)
+                wire = topology.wire_bridged_pod if plain and pod.local else topology.wire_pod
+                if pod in self._routed:
+                    wire = topology.wire_routed_pod
+                wire(wiring, node, own, pod, pod.name)
             topology.wire_ranges(wiring, self.fabric, self.spec.service_cidrs + self.spec.external_cidrs)
             wiring.wait_for_carrier(self._namespaces)
 
-    def _namespace(self, role: str) -> Namespace:
-        namespace = Namespace(self._prefix + role, self._thread)
+    def _namespace(self, role: str, *, cgroup: str = "") -> Namespace:
+        """A namespace; its sockets are in the child `cgroup` of the node's cgroup, if there is one."""
+        thread = self._thread
+        if self.cgroup is not None and cgroup:
+            thread = self._namespace_thread(self.cgroup.child(cgroup))
+        namespace = Namespace(self._prefix + role, thread)
         self._namespaces.append(namespace)
         return namespace
 
-    def _pod(self, own: NodeAddresses, index: int, *, local: bool) -> Pod:
-        name = f"{'local' if local else 'remote'}-{index}"
+    def _namespace_thread(self, cgroup: Path | None) -> NamespaceThread:
+        thread = NamespaceThread(cgroup)
+        self._threads.callback(thread.close)
+        return thread
+
+    def _node_cgroup(self) -> NodeCgroup:
+        try:
+            return NodeCgroup(self._prefix + "node")
+        except CgroupUnavailableError as error:
+            raise NotSupportedError(f"no cgroup for the lab's node: {error}") from error
+
+    def _pod(self, name: str, addresses: tuple[str, str], *, local: bool) -> Pod:
         node_name = self.spec.node_name if local else self.spec.peer_name
-        return Pod(name, *own.pod(index), node_name, local, self._namespace(name))
+        return Pod(name, *addresses, node_name, local, self._namespace(name, cgroup=name if local else ""))
 
     def _host_pod(self, own: NodeAddresses, namespace: Namespace, *, local: bool) -> Pod:
         name = self.spec.node_name if local else self.spec.peer_name

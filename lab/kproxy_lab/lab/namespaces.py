@@ -8,7 +8,6 @@ and the main thread never leaves its own namespace.
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -22,6 +21,8 @@ from pyroute2 import netns
 
 from kproxy_lab import forkserver
 from kproxy_lab.forked import Child
+from kproxy_lab.lab.cgroups import join, visiting
+from kproxy_lab.lab.owners import is_orphan
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,27 +31,6 @@ RUN_DIR: Final = Path(netns.NETNS_RUN_DIR)
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 TERMINATE_SECONDS: Final = 5.0
 
-_OWNED_NAME: Final = re.compile(r"^kplab-(?P<pid>\d+)-(?P<started>\d+)-")
-
-
-def process_started(pid: int) -> int | None:
-    """When process `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
-
-    None when there is no such process or only its zombie. Pid and start time together name a process
-    even after the kernel has given the pid to another.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
-def owned_prefix(serial: str) -> str:
-    """The prefix of names that this process alone uses: `kplab-<pid>-<start time>-<serial>-`."""
-    pid = os.getpid()
-    return f"kplab-{pid}-{process_started(pid)}-{serial}-"
-
 
 def sweep() -> list[str]:
     """Remove the namespaces of labs whose process is gone; returns the names of those removed.
@@ -58,11 +38,7 @@ def sweep() -> list[str]:
     Programs that such a lab left running inside get SIGTERM: no other process can reach them. A namespace
     that cannot be removed stays for a later sweep: names are unique, so it does no harm.
     """
-    orphans = []
-    for name in sorted(netns.listnetns()):
-        match = _OWNED_NAME.match(name)
-        if match and process_started(int(match["pid"])) != int(match["started"]):
-            orphans.append(name)
+    orphans = [name for name in sorted(netns.listnetns()) if is_orphan(name)]
     for pid in _processes_in(orphans):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
@@ -99,10 +75,14 @@ def remove_prefixed(prefix: str) -> None:
 
 
 class NamespaceThread:
-    """The one thread that enters namespaces on behalf of all others."""
+    """The one thread that enters namespaces on behalf of all others; it may be in a cgroup of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cgroup: Path | None = None) -> None:
+        """Raises OSError if the thread cannot join the cgroup."""
+        self.cgroup = cgroup
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lab-namespaces")
+        if cgroup is not None:
+            self.submit(join, cgroup).result()
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `function` on the thread, in whatever namespace it happens to be."""
@@ -114,7 +94,10 @@ class NamespaceThread:
 
 
 class Namespace:
-    """One named network namespace under `/run/netns`, created at once and removed by `close()`."""
+    """One named network namespace under `/run/netns`, created at once and removed by `close()`.
+
+    Its sockets and processes belong to the cgroup of its thread, if that has one.
+    """
 
     def __init__(self, name: str, thread: NamespaceThread) -> None:
         self.name = name
@@ -129,7 +112,7 @@ class Namespace:
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
-        """Move the calling thread into the namespace for the length of the block.
+        """Move the calling thread into the namespace and its cgroup for the length of the block.
 
         Raises RuntimeError in the main thread, whose namespace is the process's own.
         """
@@ -137,11 +120,12 @@ class Namespace:
             raise RuntimeError("the main thread keeps its namespace; use call() or another thread")
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
-            netns.setns(self._fd)
-            try:
-                yield
-            finally:
-                netns.setns(home)
+            with visiting(self._thread.cgroup):
+                netns.setns(self._fd)
+                try:
+                    yield
+                finally:
+                    netns.setns(home)
         finally:
             os.close(home)
 
@@ -198,18 +182,10 @@ class Namespace:
         Raises subprocess.CalledProcessError (with the program's stderr as a note) when `check` is set
         and it fails, and subprocess.TimeoutExpired after `timeout` seconds.
         """
-        if stdin is None and forkserver.available(argv):
+        if stdin is None and self._preloaded(argv):
             done = forkserver.run(argv, self.path, timeout=timeout, env=env)
         else:
-            done = subprocess.run(
-                self.command(argv),
-                input=stdin,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env=env,
-                check=False,
-            )
+            done = self._run(argv, stdin, timeout, env)
         if check and done.returncode != 0:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
             error.add_note(done.stderr)
@@ -228,16 +204,47 @@ class Namespace:
     ) -> Child:
         """Start a program inside the namespace; what still runs when the lab closes is terminated."""
         process: Child
-        if forkserver.available(argv):
+        if self._preloaded(argv):
             process = forkserver.Process(
                 argv, self.path, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
             )
         else:
-            process = subprocess.Popen(
-                self.command(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
+            process = self._start(
+                lambda: subprocess.Popen(
+                    self.command(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd
+                )
             )
         self._processes.append(process)
         return process
+
+    def _preloaded(self, argv: Sequence[str]) -> bool:
+        """Return whether the preloaded process can fork this program; its forks are in its own cgroup."""
+        return self._thread.cgroup is None and forkserver.available(argv)
+
+    def _start(self, start: Callable[[], T]) -> T:
+        """Start a process: a child begins in the cgroup of the thread that makes it."""
+        return start() if self._thread.cgroup is None else self._thread.submit(start).result()
+
+    def _run(
+        self, argv: Sequence[str], stdin: str | None, timeout: float, env: Mapping[str, str] | None
+    ) -> subprocess.CompletedProcess[str]:
+        process = self._start(
+            lambda: subprocess.Popen(
+                self.command(argv),
+                stdin=None if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=env,
+            )
+        )
+        with process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def close(self) -> None:
         """End the programs started here and remove the name; the kernel drops the rest with its last user."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from kproxy_lab.lab.namespaces import Namespace, NamespaceThread, owned_prefix
+from kproxy_lab.lab.namespaces import Namespace, NamespaceThread
+from kproxy_lab.lab.owners import owned_prefix
 
 
 def missing() -> list[str]:

@@ -9,6 +9,10 @@ sends the service and load-balancer ranges to the node, and so carries every rep
 A pod has its own address only and reaches even its neighbours through its node. With a shared subnet a
 neighbour's reply would cross the bridge directly and never be translated back, unless the machine has
 br_netfilter; routed pods, as Kubernetes' point-to-point CNI plugins make them, need no such module.
+
+With `LabSpec.plain_bridge` the bridge of the node under test is such a shared subnet, as CNI's bridge plugin
+makes it (isDefaultGateway, ipMasq, hairpinMode); `LabSpec.routed_pods` adds pods without a bridge, as its ptp
+plugin makes them.
 """
 
 from dataclasses import dataclass
@@ -32,6 +36,10 @@ CLIENT_GATEWAY_IP4: Final = "192.0.2.1"
 CLIENT_GATEWAY_IP6: Final = "2001:db8:1::1"
 FIRST_HOST: Final = 10
 MOST_HOSTS: Final = 240
+FIRST_ROUTED: Final = 130
+"""The last digit of the first pod without a bridge: the second half of the node's range."""
+MASQUERADE: Final = "lab-masquerade"
+"""Name of the nftables tables that stand for the bridge plugin's ipMasq."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,9 @@ class LabSpec:
 
     `client_addresses` source addresses are 192.0.2.10, .11, ... and 2001:db8:1::10, ::11, ...
     `service_cidrs` and `external_cidrs` (load balancers, external IPs) are routed to the node.
+    `routed_pods` are further pods of the node, `routed-0` and so on, each on a link of its own without a
+    bridge. `plain_bridge`: the local pods share the bridge's subnet, half of the node's range, and what
+    leaves it is masqueraded. `cgroup`: the node has a cgroup of its own with its pods below (cgroups.py).
     """
 
     local_pods: int = 3
@@ -49,11 +60,18 @@ class LabSpec:
     peer_name: str = "node-b"
     service_cidrs: tuple[str, ...] = ("10.96.0.0/16", "fd00:10:96::/112")
     external_cidrs: tuple[str, ...] = ("203.0.113.0/24", "2001:db8:2::/64")
+    routed_pods: int = 0
+    plain_bridge: bool = False
+    cgroup: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("local_pods", "remote_pods", "client_addresses"):
-            if not 0 <= getattr(self, field) <= MOST_HOSTS:
-                raise ValueError(f"{field} must be between 0 and {MOST_HOSTS}")
+        halved = MOST_HOSTS // 2
+        most = dict.fromkeys(("remote_pods", "client_addresses"), MOST_HOSTS)
+        most |= {"local_pods": halved if self.plain_bridge or self.routed_pods else MOST_HOSTS}
+        most |= {"routed_pods": halved}
+        for field, limit in most.items():
+            if not 0 <= getattr(self, field) <= limit:
+                raise ValueError(f"{field} must be between 0 and {limit}")
 
     @property
     def client_ip4(self) -> tuple[str, ...]:
@@ -101,9 +119,23 @@ class NodeAddresses:
         """The addresses of the node's bridge, through which its pods reach everything."""
         return f"{self.pods_ip4}.1", f"{self.pods_ip6}::1"
 
+    @property
+    def bridge_cidrs(self) -> tuple[str, str]:
+        """The subnets of a plain bridge; the node's other pods are routed."""
+        return f"{self.pods_ip4}.0/25", f"{self.pods_ip6}::/80"
+
+    @property
+    def routed_gateways(self) -> tuple[str, str]:
+        """The addresses of the node's end of each link to a routed pod."""
+        return f"{self.pods_ip4}.{FIRST_ROUTED - 1}", f"{self.pods_ip6}:1::1"
+
     def pod(self, index: int) -> tuple[str, str]:
         """The addresses of the node's pod number `index`: 10.244.n.10 and fd00:10:244:n::10 upwards."""
         return f"{self.pods_ip4}.{FIRST_HOST + index}", f"{self.pods_ip6}::{FIRST_HOST + index}"
+
+    def routed_pod(self, index: int) -> tuple[str, str]:
+        """The addresses of its routed pod number `index`: 10.244.n.130 and fd00:10:244:n:1::10 upwards."""
+        return f"{self.pods_ip4}.{FIRST_ROUTED + index}", f"{self.pods_ip6}:1::{FIRST_HOST + index}"
 
 
 NODE: Final = NodeAddresses(NODE_IP4, NODE_IP6, "10.244.1", "fd00:10:244:1")
@@ -117,11 +149,13 @@ def wire_fabric(wiring: Wiring, fabric: Namespace) -> None:
     wiring.address(fabric, "nodes", f"{FABRIC_IP4}/24", f"{FABRIC_IP6}/64")
 
 
-def wire_node(wiring: Wiring, fabric: Namespace, node: Namespace, own: NodeAddresses, port: str) -> None:
+def wire_node(
+    wiring: Wiring, fabric: Namespace, node: Namespace, own: NodeAddresses, port: str, *, plain: bool = False
+) -> None:
     """A node: its uplink into the fabric's port `port`, the bridge for its pods, the default route."""
     wiring.prepare(node, forwarding=True)
     wiring.bridge(node, BRIDGE)
-    wiring.address(node, BRIDGE, *_with_prefix(own.gateways, 24, 64))
+    wiring.address(node, BRIDGE, *_with_prefix(own.gateways, *((25, 80) if plain else (24, 64))))
     wiring.cable(fabric, port, node, UPLINK, bridge="nodes")
     wiring.address(node, UPLINK, *(f"{ip}/24" for ip in own.ip4), *(f"{ip}/64" for ip in own.ip6))
     wiring.route(node, "0.0.0.0/0", via=FABRIC_IP4)
@@ -144,6 +178,46 @@ def wire_pod(wiring: Wiring, node: Namespace, own: NodeAddresses, pod: Pod, port
     for gateway, everything in zip(own.gateways, ("0.0.0.0/0", "::/0"), strict=True):
         wiring.route(pod.namespace, gateway, dev=UPLINK)
         wiring.route(pod.namespace, everything, via=gateway)
+
+
+def wire_bridged_pod(wiring: Wiring, node: Namespace, own: NodeAddresses, pod: Pod, port: str) -> None:
+    """A pod of a plain bridge, which shares its subnet and may reach itself through it."""
+    wiring.prepare(pod.namespace, forwarding=False)
+    wiring.cable(node, port, pod.namespace, UPLINK, bridge=BRIDGE, hairpin=True)
+    wiring.address(pod.namespace, UPLINK, *_with_prefix((pod.ip4, pod.ip6), 25, 80))
+    for gateway, everything in zip(own.gateways, ("0.0.0.0/0", "::/0"), strict=True):
+        wiring.route(pod.namespace, everything, via=gateway)
+
+
+def wire_routed_pod(wiring: Wiring, node: Namespace, own: NodeAddresses, pod: Pod, port: str) -> None:
+    """A pod on a link of its own, whose other end has the gateway's address and is no port of a bridge."""
+    wiring.prepare(pod.namespace, forwarding=False)
+    wiring.cable(node, port, pod.namespace, UPLINK)
+    wiring.address(node, port, *_with_prefix(own.routed_gateways, 32, 128))
+    wiring.address(pod.namespace, UPLINK, f"{pod.ip4}/32", f"{pod.ip6}/128")
+    for ip, gateway, everything in zip(
+        (f"{pod.ip4}/32", f"{pod.ip6}/128"), own.routed_gateways, ("0.0.0.0/0", "::/0"), strict=True
+    ):
+        wiring.route(node, ip, dev=port)
+        wiring.route(pod.namespace, gateway, dev=UPLINK)
+        wiring.route(pod.namespace, everything, via=gateway)
+
+
+def masquerade(own: NodeAddresses) -> str:
+    """Rules as of the bridge plugin's ipMasq, for nft: what leaves the subnet gets the node's address."""
+    tables = []
+    for family, cidr, multicast in zip(
+        ("ip", "ip6"), own.bridge_cidrs, ("224.0.0.0/4", "ff00::/8"), strict=True
+    ):
+        tables.append(
+            f"table {family} {MASQUERADE} {{\n"
+            " chain postrouting {\n"
+            "  type nat hook postrouting priority 100;\n"
+            f"  {family} saddr {cidr} {family} daddr != {{ {cidr}, {multicast} }} masquerade\n"
+            " }\n"
+            "}\n"
+        )
+    return "".join(tables)
 
 
 def wire_client(wiring: Wiring, fabric: Namespace, client: Namespace, spec: LabSpec) -> None:

@@ -92,9 +92,19 @@ class Wiring:
         )
 
     def cable(
-        self, near: Namespace, near_name: str, far: Namespace, far_name: str, *, bridge: str | None = None
+        self,
+        near: Namespace,
+        near_name: str,
+        far: Namespace,
+        far_name: str,
+        *,
+        bridge: str | None = None,
+        hairpin: bool = False,
     ) -> None:
-        """A veth pair between two namespaces, both ends up; the near end in `bridge` when given."""
+        """A veth pair between two namespaces, both ends up; the near end in `bridge` when given.
+
+        `hairpin`: the bridge may send a frame back through the port that it came from.
+        """
         with far.path.open() as target:
             self._rtnl(near).link(
                 "add",
@@ -104,6 +114,8 @@ class Wiring:
             )
         master = {} if bridge is None else {"master": self._index(near, bridge)}
         self._rtnl(near).link("set", index=self._index(near, near_name), state="up", **master)
+        if hairpin:
+            self._rtnl(near).brport("set", index=self._index(near, near_name), mode=1)
         self._rtnl(far).link("set", index=self._index(far, far_name), state="up")
 
     def address(self, namespace: Namespace, link: str, *addresses: str) -> None:
