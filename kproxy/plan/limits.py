@@ -1,4 +1,4 @@
-"""What one object may cost: every bound of this package in one place, with the reason for each.
+"""What one Service may cost: every bound of its planning in one place, with the reason for each.
 
 All tenants share one process and one kernel, so a Service is bounded in what it may cost them. Work grows
 linearly with the size of an object, and a product of two of its lists, such as addresses x ports, is cut.

@@ -117,7 +117,9 @@ class ModeFacts(msgspec.Struct, frozen=True, kw_only=True):
     at which ports that no Service has are rejected. `admits_external_ips`: an address that is both an
     external and a load-balancer IP is not subject to source ranges. `masquerades_own`: the node's own packets
     to cluster IPs are masqueraded even where local pod traffic is not detected. `hairpin_anywhere`: a packet
-    from an endpoint to itself is masqueraded even if the endpoint is on another node.
+    from an endpoint to itself is masqueraded even if the endpoint is on another node. `services_on_node`: the
+    node has the addresses of services. `at_socket`: the client's socket gets its endpoint when it connects,
+    so that its packets are not translated.
 
     `rules_for_local_policy`: where the external policy is Local, rules as in iptables mode lead pods and the
     node itself to all endpoints: by weight, with `hairpin_anywhere`; of these, the node is recognized first,
@@ -134,9 +136,11 @@ class ModeFacts(msgspec.Struct, frozen=True, kw_only=True):
     refuses_unallocated: frozenset[FrontendKind] = frozenset()
     admits_external_ips: bool = False
     masquerades_own: bool = False
+    services_on_node: bool = False
     hairpin_anywhere: bool = False
     rules_for_local_policy: bool = False
     scheduler: Callable[[PortPlan], str] = lambda _port: ""
+    at_socket: Callable[[Packet, PortPlan], bool] = lambda _packet, _port: False
 
 
 class Route(msgspec.Struct, frozen=True):

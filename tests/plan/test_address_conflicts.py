@@ -28,7 +28,7 @@ def _one(name: str, ip: str, created: str | None = NEW, **fields: Any) -> dict[s
     return service(name, ip, created=created, **fields)
 
 
-def test_the_older_service_keeps_an_external_ip_and_the_other_is_told() -> None:
+def test_the_older_service_keeps_an_external_ip_and_the_other_reports_it() -> None:
     plans = _plans(
         _one("a", "10.96.0.1", NEW, externalIPs=["1.2.3.4", "1.2.3.5"]),
         _one("b", "10.96.0.2", OLD, externalIPs=["1.2.3.4"]),
@@ -47,7 +47,7 @@ def test_the_older_service_keeps_an_external_ip_and_the_other_is_told() -> None:
     assert "ns1/b:p80" in problem.reason
 
 
-def test_services_of_one_age_are_told_apart_by_name() -> None:
+def test_services_of_one_age_are_ordered_by_name() -> None:
     plans = _plans(
         _one("b", "10.96.0.2", externalIPs=["1.2.3.4"]), _one("a", "10.96.0.1", externalIPs=["1.2.3.4"])
     )
@@ -128,7 +128,7 @@ def test_a_load_balancers_address_is_not_taken_by_an_external_ip(serving: bool) 
     assert "ns1/owner" in plans[1].problems[0].reason
 
 
-def test_a_cluster_ip_is_never_taken_even_if_nobody_answers_there() -> None:
+def test_a_cluster_ip_is_never_taken_even_without_endpoints() -> None:
     thief = _one("thief", "10.96.0.1", OLD, externalIPs=["10.96.0.2"])
     plans = builders.plans_of(
         [

@@ -165,7 +165,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mutations_cost_nobody_anything(seed: int) -> None:
+def test_mutations_of_one_object_cost_no_other_service_anything(seed: int) -> None:
     rng = random.Random(seed)
     other = builders.given(
         service("other", ["10.96.7.7", "fd00:96::7:7"]), endpoint_slice("10.1.7.7", service="other")

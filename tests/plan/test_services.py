@@ -211,7 +211,9 @@ def test_the_node_may_be_among_the_allowed_sources(ranges: list[str], included: 
 
 
 @pytest.mark.parametrize(("ranges", "expected"), [(["junk"], ()), (["junk", "10.0.0.0/8"], ("10.0.0.0/8",))])
-def test_unreadable_source_ranges_admit_nobody_more(ranges: list[str], expected: tuple[str, ...]) -> None:
+def test_unreadable_source_ranges_admit_no_further_sources(
+    ranges: list[str], expected: tuple[str, ...]
+) -> None:
     plan = plan_of(service(type="LoadBalancer", ingress=["1.2.3.4"], loadBalancerSourceRanges=ranges))
     assert plan.ports[0].source_ranges == expected
     assert [(p.field, p.value) for p in plan.problems] == [("spec.loadBalancerSourceRanges[0]", '"junk"')]
@@ -392,7 +394,7 @@ def test_with_affinity_the_endpoints_that_are_not_used_are_known_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ClusterIP", "NodePort"])
-def test_without_the_gate_external_addresses_are_nobodys(kind: str) -> None:
+def test_without_the_gate_external_addresses_have_no_owner(kind: str) -> None:
     fields: dict[str, Any] = {"type": kind, "externalIPs": ["1.2.3.4"], "externalTrafficPolicy": "Local"}
     node = NodeView("node1", external_ips=False)
     served = port_of(service(**fields), endpoint_slice("10.1.0.1"))
