@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -17,6 +17,7 @@ from kproxy.addresses import Family
 from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import (
     NLM_F_ACK,
+    NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_ERROR,
@@ -26,6 +27,7 @@ from kproxy.kernel.netlink.messages import (
     error_code,
     message,
 )
+from kproxy.kernel.nft.types import NftError, NftFailure
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -139,6 +141,12 @@ def _base_chain(answer: Mapping[int, bytes]) -> BaseChain:
     )
 
 
+def create(family: Family, name: str) -> None:
+    """Create a table without chains; an existing one is no error. Raises NftablesError."""
+    if code := _change(family, _NEW_TABLE, name, flags=NLM_F_CREATE):
+        raise NftablesError(f"cannot create nftables table {name} of {family}: {os.strerror(code)}")
+
+
 def delete(family: Family, name: str) -> None:
     """Delete a table with its contents; a missing one is no error. Raises NftablesError."""
     code = _change(family, _DELETE_TABLE, name)
@@ -146,12 +154,33 @@ def delete(family: Family, name: str) -> None:
         raise NftablesError(f"cannot delete nftables table {name} of {family}: {os.strerror(code)}")
 
 
-def _change(family: Family, kind: int, name: str, rest: bytes = b"") -> int:
+def standing(name: str, families: Iterable[Family] = tuple(Family)) -> tuple[Family, ...]:
+    """Those of the families that have a table of that name. Raises NftError."""
+    try:
+        return tuple(family for family in families if name in tables(family))
+    except NftablesError as error:
+        raise NftError(NftFailure.INTERRUPTED, str(error)) from error
+
+
+def remove(name: str, families: Iterable[Family] = tuple(Family)) -> dict[Family, str]:
+    """Delete the tables of that name; by family that had one, "" or the reason why it may still be there."""
+    results: dict[Family, str] = {}
+    for family in families:
+        try:
+            if name in tables(family):
+                delete(family, name)
+                results[family] = ""
+        except NftablesError as error:
+            results[family] = str(error)
+    return results
+
+
+def _change(family: Family, kind: int, name: str, rest: bytes = b"", flags: int = 0) -> int:
     """Send one message about a table as a transaction; return its errno, 0 if it was committed."""
     body = _NFGENMSG.pack(_FAMILIES[family], 0, 0) + attribute(_NAME, name.encode() + b"\0") + rest
     bound = _NFGENMSG.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM)
     batch = message(_BATCH_BEGIN, NLM_F_REQUEST, 1, bound)
-    batch += message(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | NLM_F_ACK, 2, body)
+    batch += message(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | NLM_F_ACK | flags, 2, body)
     batch += message(_BATCH_END, NLM_F_REQUEST, 3, bound)
     try:
         return _send(batch)

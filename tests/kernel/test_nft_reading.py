@@ -195,7 +195,7 @@ def _many(family: Family) -> None:
 
 
 FOREIGN = [
-    pytest.param("set ports { type inet_service; flags interval; elements = { 80-90 } }", id="interval"),
+    pytest.param("set protocols { type inet_proto; flags interval; elements = { 6-17 } }", id="interval"),
     pytest.param("set names { type ifname; elements = { lo } }", id="type"),
     pytest.param("set rest { type ipv4_addr; flags constant; elements = { 1.2.3.4 } }", id="flags"),
     pytest.param("map marks { type inet_service : mark; elements = { 80 : 0x1 } }", id="data"),
@@ -203,8 +203,8 @@ FOREIGN = [
         "set quotas { type ipv4_addr; quota over 1 bytes; elements = { 1.2.3.4 } }", id="expression"
     ),
     pytest.param(
-        "set spans { type ipv4_addr . inet_service; flags interval; elements = { 1.2.3.4 . 80-90 } }",
-        id="range of ports",
+        "set spans { type ipv4_addr . inet_proto; flags interval; elements = { 1.2.3.4 . 6-17 } }",
+        id="range of protocols",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from kproxy.backends.nftables.script import Script
 from kproxy.backends.nftables.text import whole_table
 from kproxy.kernel.nft.commands import (
     AddChain,
+    AddContainer,
+    AddElements,
     AddRule,
     AddTable,
     Command,
@@ -27,8 +30,11 @@ from kproxy.kernel.nft.commands import (
     FlushChain,
     Transaction,
 )
+from kproxy.kernel.nft.describe import describe
+from kproxy.kernel.nft.listed import listed, listed_hook
 from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.nft.rules import compile_rule
+from kproxy.kernel.nft.ruleset import read
 from kproxy.kernel.nft.types import NftError, NftFailure
 from tests.backends.strategies import SETTINGS
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
@@ -296,6 +302,92 @@ def _many(family: Family) -> None:
     assert found is not None
     held = {name for name, content in (found.elements or {}).items() if content}
     assert held == {names.ENDPOINT_0, names.CLUSTER_IPS}
+
+
+FLOW = "{ip} saddr . {ip} daddr . meta l4proto . th dport"
+STATEMENTS = [
+    "ct state established,related accept",
+    "ct state new drop",
+    "meta l4proto 58 icmpv6 type 130-137 accept",
+    "meta l4proto 58 icmpv6 type 143 accept",
+    "counter",
+    "counter jump other",
+    "{ip} saddr != @addresses drop",
+    "{ip} saddr vmap @verdicts",
+    "meta l4proto . th dport vmap @by-port",
+    "meta l4proto 6 th dport 80 {ip} saddr @addresses return",
+    "meta l4proto 17 th dport 0-65535 {ip} saddr @ranges accept",
+    "meta l4proto 132 th dport @ports accept",
+    "{ip} daddr . meta l4proto . th dport @named accept",
+    f"{FLOW} @flows drop",
+    f"update @flows {{{{ {FLOW} }}}}",
+    "update @flows {{ {ip} saddr . {ip} daddr . meta l4proto . th sport }}",
+    'limit rate 25/second burst 50 packets log prefix "i-0123456789abcdef" group 7',
+    'log prefix "with words" group 65535',
+    "fib saddr type local return",
+    "reject",
+]
+STATEMENTS_OF_IPV6 = [
+    "meta l4proto 58 icmpv6 type 133-137 ip6 hoplimit 255 accept",
+    "meta l4proto 58 icmpv6 type 143 ip6 daddr ff00::/8 accept",
+]
+TUPLE = "type {address} . {address} . inet_proto . inet_service"
+CONTAINERS = {
+    "addresses": ("set", "type {address};"),
+    "ranges": ("set", "type {address}; flags interval;"),
+    "ports": ("set", "type inet_service; flags interval;"),
+    "named": ("set", "type {address} . inet_proto . inet_service;"),
+    "verdicts": ("map", "type {address} : verdict;"),
+    "by-port": ("map", "type inet_proto . inet_service : verdict;"),
+    "flows": (
+        "set",
+        f"{TUPLE}; flags dynamic,timeout; size 8192; timeout 600s; counter;",
+    ),
+}
+
+
+@FAMILIES
+def test_rules_of_network_policies_are_those_that_nft_makes(family: Family) -> None:
+    _statements(family)
+
+
+@fresh_network
+def _statements(family: Family) -> None:
+    """Every statement is written and read as nft does, and recognised and described."""
+    ip, address = ("ip", "ipv4_addr") if family is V4 else ("ip6", "ipv6_addr")
+    rules = [rule.format(ip=ip) for rule in STATEMENTS] + (STATEMENTS_OF_IPV6 if family is V6 else [])
+    declared = {name: (kind, words.format(address=address)) for name, (kind, words) in CONTAINERS.items()}
+    commands: list[Command] = [AddTable()]
+    commands += [AddContainer(kind, name, words) for name, (kind, words) in declared.items()]
+    commands += [AddChain("other"), AddChain("base", "type filter hook input priority 110;")]
+    commands += [AddRule("base", rule) for rule in rules]
+    commands += [
+        AddElements("ports", declared["ports"][1], dict.fromkeys(["0", "53-55", "443", "65000-65535"], "")),
+        AddElements("by-port", declared["by-port"][1], {"6 . 80": "goto other"}),
+    ]
+    made = Transaction(family, "kproxy-trial", commands)
+    kernel = NetlinkNft()
+    kernel.commit(made)
+    ours = raw_table(family, made.table)
+    found = kernel.reading(family, made.table)
+    assert found is not None
+    assert [line.partition(" ")[2] for line in found.chains["base"][1:]] == list(listed(family, rules) or ())
+    assert found.chains["base"][0] == listed_hook("type filter hook input priority 110;")
+    assert (found.elements or {})["ports"].keys() == {"0", "53-55", "443", "65000-65535"}
+    assert found.unreadable == {}
+    table = next(each for each in read(family) if each.name == made.table)
+    keys = {name: each.key_length for name, each in table.sets.items()}
+    shown = [describe(rule, keys) for rule in table.chains["base"].rules]
+    words = {"icmpv6 type": "@th,0,8", "25/second burst 50 packets ": ""}
+    expected = [
+        functools.reduce(lambda text, pair: text.replace(*pair), words.items(), rule) for rule in rules
+    ]
+    assert shown == expected
+    kernel.commit(Transaction(family, made.table, [DeleteTable()]))
+    nft_oracle.write(str(made))
+    theirs = raw_table(family, made.table)
+    assert ours.rules == theirs.rules
+    assert ours == theirs
 
 
 @fresh_network

@@ -5,6 +5,7 @@ versions read them as well.
 """
 
 import functools
+import struct
 from collections.abc import Sequence
 
 import msgspec
@@ -34,6 +35,7 @@ ANONYMOUS, CONSTANT, INTERVAL, MAP, TIMEOUT, DYNAMIC, CONCATENATION = 0x1, 0x2, 
 SET_TABLE, SET_NAME, SET_ID = 1, 2, 10
 _FLAGS, _KEY_TYPE, _KEY_LENGTH, _DATA_TYPE, _DATA_LENGTH = 3, 4, 5, 6, 7
 _DESCRIPTION, _USERDATA, _EXPRESSION = 9, 13, 17
+_TIMEOUT = 11  # NFTA_SET_TIMEOUT
 _SIZE, _CONCAT = 1, 2  # NFTA_SET_DESC_*
 _LIST_ELEMENT = 1
 _KEY_ORDER, _DATA_ORDER, _MERGE, _KEY_TYPEOF, _DATA_TYPEOF, _DATA_INTERVAL = 0, 1, 2, 3, 4, 6
@@ -45,13 +47,14 @@ class SetType(msgspec.Struct, frozen=True):
     """The declaration of a map or set: types of its elements, flags and size.
 
     `data` is None for sets, and empty if the values are verdicts. `key_typeof` and `data_typeof` are results
-    of selectors.typeof. `size`: 0 for no limit.
+    of selectors.typeof. `size`: 0 for no limit. `timeout`: seconds after which an element expires, or 0.
     """
 
     key: tuple[Field, ...]
     data: tuple[Field, ...] | None = None
     flags: int = 0
     size: int = 0
+    timeout: int = 0
     counter: bool = False
     key_typeof: bytes = b""
     data_typeof: bytes = b""
@@ -85,6 +88,8 @@ class SetType(msgspec.Struct, frozen=True):
             parts.append(x.number(_DATA_LENGTH, length))
         if description:
             parts.append(nested(_DESCRIPTION, *description))
+        if self.timeout:
+            parts.append(attribute(_TIMEOUT, struct.pack("!Q", self.timeout * 1000)))
         parts.append(attribute(_USERDATA, self._userdata()))
         if self.counter:
             parts.append(nested(_EXPRESSION, x.counter()))
@@ -119,13 +124,15 @@ def set_type(declaration: str) -> SetType:
         raise ValueError(f"not a declaration: {declaration}")
     key_fields, key_typeof = parse(key)
     data_fields, data_typeof = parse(data) if data and data != "verdict" else ((), b"")
-    flags = size = 0
+    flags = size = timeout = 0
     for other in others:
         word, _, value = other.partition(" ")
         if word == "flags":
             flags = functools.reduce(lambda a, b: a | b, (_FLAG_WORDS[each] for each in value.split(",")))
         elif word == "size":
             size = int(value)
+        elif word == "timeout" and value.endswith("s"):
+            timeout = int(value[:-1])
         elif other != "counter":
             raise ValueError(f"not a declaration: {declaration}")
     return SetType(
@@ -133,10 +140,17 @@ def set_type(declaration: str) -> SetType:
         data_fields if data else None,
         flags,
         size,
+        timeout,
         "counter" in others,
         key_typeof,
         data_typeof,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def set_attributes(declaration: str) -> bytes:
+    """The attributes of the message that makes a set, without its table, name and id; raises ValueError."""
+    return set_type(declaration).attributes()
 
 
 def _by_type(text: str) -> tuple[tuple[Field, ...], bytes]:

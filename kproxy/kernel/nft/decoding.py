@@ -23,7 +23,7 @@ Counts = tuple[int, int]
 
 _ANONYMOUS, _INTERVAL, _MAP, _TIMEOUT, _DYNAMIC = 0x1, 0x4, 0x8, 0x10, 0x20  # enum nft_set_flags
 _CONCATENATION, _EXPRESSIONS = 0x80, 0x100
-_KNOWN_FLAGS = _INTERVAL | _MAP | _CONCATENATION | _EXPRESSIONS
+_KNOWN_FLAGS = _INTERVAL | _MAP | _TIMEOUT | _DYNAMIC | _CONCATENATION | _EXPRESSIONS
 _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH = 2, 3, 4, 5
 _SET_DATA_TYPE, _SET_DATA_LENGTH, _SET_EXPRESSION = 6, 7, 17
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
@@ -33,7 +33,7 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _BYTES, _PACKETS = 1, 2  # of a counter
 _COUNTER = "counter"
 
-_KEY, _DATA, _FLAGS, _EXPRESSION, _KEY_END = 1, 2, 3, 7, 10
+_KEY, _DATA, _FLAGS, _ELEMENT_TIMEOUT, _EXPIRATION, _EXPRESSION, _KEY_END = 1, 2, 3, 4, 5, 7, 10
 _VALUE, _VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _ELEMENT = 1  # NFTA_LIST_ELEM
@@ -48,16 +48,35 @@ class UndecodableError(Exception):
 
 
 class _Field(msgspec.Struct, frozen=True):
-    """One data type: its size in bytes, its padded `struct` code, and how nft prints it."""
+    """One data type: its size in bytes, its padded `struct` code, and how nft prints it, and ranges of it."""
 
     size: int
     code: str
     text: Callable[..., str]
-    family: int = 0
+    range: Callable[[bytes, bytes], str] | None = None
 
 
 def _ipv6(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def _address_range(first: bytes, last: bytes) -> str:
+    """Return a range as a prefix if it is one, else as `first-last`."""
+    start, end = ipaddress.ip_address(first), ipaddress.ip_address(last)
+    if int(start) > int(end):
+        raise UndecodableError(f"a range from {start} to {end}")
+    size = (int(start) ^ int(end)).bit_length()
+    texts = [socket.inet_ntop(socket.AF_INET if len(a) == 4 else socket.AF_INET6, a) for a in (first, last)]
+    if first == last:
+        return texts[0]
+    if int(start) & (1 << size) - 1 or (int(end) + 1) & (1 << size) - 1:
+        return "-".join(texts)
+    return f"{texts[0]}/{start.max_prefixlen - size}"
+
+
+def _number_range(first: bytes, last: bytes) -> str:
+    start, end = int.from_bytes(first, "big"), int.from_bytes(last, "big")
+    return str(start) if start == end else f"{start}-{end}"
 
 
 def _host_order(number: int) -> str:
@@ -66,10 +85,10 @@ def _host_order(number: int) -> str:
 
 _FIELDS = {
     4: _Field(4, "I", _host_order),  # integer, as numgen draws it: in the machine's own byte order
-    7: _Field(4, "4s", socket.inet_ntoa, socket.AF_INET),  # ipv4_addr
-    8: _Field(16, "16s", _ipv6, socket.AF_INET6),  # ipv6_addr
+    7: _Field(4, "4s", socket.inet_ntoa, _address_range),  # ipv4_addr
+    8: _Field(16, "16s", _ipv6, _address_range),  # ipv6_addr
     12: _Field(1, "B3x", str),  # inet_proto
-    13: _Field(2, "H2x", str),  # inet_service
+    13: _Field(2, "H2x", str, _number_range),  # inet_service
 }
 
 
@@ -133,8 +152,8 @@ class ElementDecoder:
         self._key = _fields(declared, declared.key_type, declared.key_length)
         self._ranges = bool(declared.flags & _INTERVAL)
         self._bounds = self._ranges and len(self._key) == 1
-        if self._bounds and (not self._key[0].family or declared.data_type is not None):
-            raise UndecodableError(f"{declared.name}: intervals of something other than addresses")
+        if self._bounds and (self._key[0].range is None or declared.data_type is not None):
+            raise UndecodableError(f"{declared.name}: intervals of something without an order")
         self._verdicts = declared.data_type == _VERDICT_TYPE
         self._data: Sequence[_Field] = ()
         if declared.data_type is not None and not self._verdicts:
@@ -249,10 +268,12 @@ class ElementDecoder:
         for field in self._key:
             start, end = first[offset : offset + field.size], last[offset : offset + field.size]
             offset += _padded(field.size)
-            if start != end and not field.family:
-                raise UndecodableError(f"{self._name}: a range of something other than addresses")
-            number = start if field.family else int.from_bytes(start, "big")
-            texts.append(field.text(number) if start == end else _address_range(start, end))
+            if field.range is not None:
+                texts.append(field.range(start, end))
+            elif start == end:
+                texts.append(field.text(int.from_bytes(start, "big")))
+            else:
+                raise UndecodableError(f"{self._name}: a range of something without an order")
         return " . ".join(texts)
 
 
@@ -280,18 +301,6 @@ def _texts(fields: Sequence[_Field], packed: Sequence[bytes]) -> Iterator[str]:
     )
 
 
-def _address_range(first: bytes, last: bytes) -> str:
-    """Return a range as a prefix if it is one, else as `first-last`."""
-    start, end = ipaddress.ip_address(first), ipaddress.ip_address(last)
-    if int(start) > int(end):
-        raise UndecodableError(f"a range from {start} to {end}")
-    size = (int(start) ^ int(end)).bit_length()
-    texts = [socket.inet_ntop(socket.AF_INET if len(a) == 4 else socket.AF_INET6, a) for a in (first, last)]
-    if int(start) & (1 << size) - 1 or (int(end) + 1) & (1 << size) - 1:
-        return "-".join(texts)
-    return f"{texts[0]}/{start.max_prefixlen - size}"
-
-
 def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
     """The expression for one element; its groups are the variable parts, see ElementDecoder._matches."""
     parts = [rb"..", _kind(_ELEMENT), _value(_KEY, declared.key_length)]
@@ -311,6 +320,8 @@ def _pattern(declared: Declaration, *, verdicts: bool) -> re.Pattern[bytes]:
         parts.append(rb"(?:" + _head(44, _EXPRESSION) + name + _head(28, 2) + values + rb")?")
     else:
         parts.append(b"()()")
+    if declared.flags & _TIMEOUT:
+        parts += [rb"(?:" + _head(12, kind) + rb".{8})?" for kind in (_ELEMENT_TIMEOUT, _EXPIRATION)]
     return re.compile(b"(" + b"".join(parts) + b")", re.DOTALL)
 
 

@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kproxy.kernel.nft.operations import (
     Between,
@@ -21,6 +21,7 @@ from kproxy.kernel.nft.operations import (
     Note,
     Numgen,
     Operation,
+    Queue,
     Redirect,
     Reject,
     Store,
@@ -58,7 +59,7 @@ class _Printer:
 
     def text(self, rule: Sequence[Operation]) -> str:
         """See describe."""
-        return " ".join(words for operation in rule if (words := self._words(operation)))
+        return " ".join(words for operation in _joined(rule) if (words := self._words(operation)))
 
     def _words(self, operation: Operation) -> str:
         match operation:
@@ -106,6 +107,8 @@ class _Printer:
             case HasType(what, types, inverted):
                 named = ",".join(word for number, word in _FIB_TYPES.items() if types & 1 << number)
                 return f"fib {what} type {'!= ' * inverted}{named}"
+            case Queue(number):
+                return f"queue to {number}"
             case Untrack():
                 return "notrack"
         return ""
@@ -170,6 +173,25 @@ class _Printer:
             return to
         literal = f"[{to}]" if ":" in to else to
         return f"{literal}:{self._registers[port][0]}"
+
+
+def _joined(rule: Sequence[Operation]) -> Iterator[Operation]:
+    """The operations with two comparisons that are a range as one."""
+    last: Compare | None = None
+    for operation in rule:
+        first, last = last, None
+        match operation:
+            case Compare(register, "<=", value) if first is not None and first.register == register:
+                yield Between(register, first.value, value)
+                continue
+            case Compare(_, ">="):
+                last = operation
+        if first is not None:
+            yield first
+        if last is None:
+            yield operation
+    if last is not None:
+        yield last
 
 
 def _value(what: str, value: bytes) -> str:

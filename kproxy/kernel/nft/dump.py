@@ -7,14 +7,14 @@ elements even to list a table without them.
 import contextlib
 import errno
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import attribute, attributes, every_attribute
 from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.nft.decoding import Counts, ElementDecoder, UndecodableError, declaration, text
 from kproxy.kernel.nft.expressions import FAMILY_NUMBERS
-from kproxy.kernel.nft.listed import digest
+from kproxy.kernel.nft.listed import digest, hook_line, without_counts
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
 from kproxy.kernel.nft.types import Reading
 
@@ -30,6 +30,8 @@ _SET_COUNT = 20
 _LIST_ELEMENTS = 3
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _LOOKUP_SET = 1
+_COUNTER, _COUNTER_PACKETS = b"counter\0", 2
+_CHAINS_BY_NAME = 16
 _AT_ONCE = 500
 """Chains or rules that are decoded before a reading gives way: a few milliseconds."""
 
@@ -98,6 +100,49 @@ def counts(family: Family, table: str, name: str) -> dict[str, Counts] | None:
             raise
 
 
+def rule_counts(
+    family: Family, table: str, chains: Collection[str] | None = None
+) -> dict[str, tuple[int, ...]] | None:
+    """Read the packets that each counter in the rules of a chain has counted; None if there is no table.
+
+    Chains without counters are left out. Few `chains` are asked for one by one. Raises OSError.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    asked = chains if chains is not None and len(chains) <= _CHAINS_BY_NAME else ("",)
+    with _socket() as sock:
+        try:
+            for held in (rule for chain in asked for rule in _rules_of(sock, family, table, chain)):
+                packets = tuple(_packets(held.get(_RULE_EXPRESSIONS, b"")))
+                if packets:
+                    chain = text(held[_RULE_CHAIN])
+                    found[chain] = found.get(chain, ()) + packets
+            return found if found or any(_of_table(sock, _GET_TABLE, family, table)) else None
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+
+def _rules_of(sock: NetlinkSocket, family: Family, table: str, chain: str) -> Iterator[dict[int, bytes]]:
+    """The rules of a chain, none if it does not exist; "": of all chains."""
+    if not chain:
+        yield from _of_table(sock, _GET_RULE, family, table)
+        return
+    request = _request(family, table) + attribute(_RULE_CHAIN, chain.encode() + b"\0")
+    for answer in _dump(sock, _GET_RULE, request):
+        yield attributes(answer[NFGENMSG.size :])
+
+
+def _packets(expressions: bytes) -> Iterator[int]:
+    """The number of packets of each counter of a rule."""
+    if _COUNTER not in expressions:
+        return
+    for _, expression in every_attribute(expressions):
+        held = attributes(expression)
+        if held[_EXPRESSION_NAME] == _COUNTER:
+            yield int.from_bytes(attributes(held[_EXPRESSION_DATA])[_COUNTER_PACKETS], "big")
+
+
 def sizes(family: Family, table: str, wanted: Callable[[str], bool]) -> dict[str, int]:
     """Count the elements of those maps and sets whose names are `wanted`; none if there is no table.
 
@@ -151,11 +196,11 @@ def _chains(
     for held in _of_table(sock, _GET_CHAIN, family, table):
         lines[text(held[_CHAIN_NAME])] = []
         if hook := held.get(_CHAIN_HOOK):
-            kind, policy = text(held[_CHAIN_TYPE]), held.get(_CHAIN_POLICY, b"").hex()
-            lines[text(held[_CHAIN_NAME])].append(f"type {kind} hook {hook.hex()} policy {policy}")
+            line = hook_line(text(held[_CHAIN_TYPE]), hook, held.get(_CHAIN_POLICY, b""))
+            lines[text(held[_CHAIN_NAME])].append(line)
     for held in _of_table(sock, _GET_RULE, family, table):
         # An anonymous set cannot change while its rule exists, and handles are not reused.
-        content = held.get(_RULE_EXPRESSIONS, b"")
+        content = without_counts(held.get(_RULE_EXPRESSIONS, b""))
         handle = f"{int.from_bytes(held[_RULE_HANDLE], 'big')} "
         if inner is not None:
             content, handle = b"".join(_without_names(content, inner)), ""

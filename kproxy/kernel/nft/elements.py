@@ -30,6 +30,8 @@ def encode(kind: SetType, elements: Mapping[str, str]) -> list[bytes]:
     """Encode each element (value by key) of a map or set. Raises ValueError or OSError for an invalid one."""
     if _is_intervals(kind):
         return _intervals(kind.key[0], elements, with_start=True)
+    if kind.data is None and _is_whole(kind):
+        return _plain(kind, elements)
     keys = _keys(kind, elements)
     if kind.verdicts:
         values = elements.values()
@@ -49,7 +51,21 @@ def encode_keys(kind: SetType, keys: Iterable[str]) -> list[bytes]:
     """Encode each element by its key alone, for deletion. Raises ValueError or OSError for an invalid one."""
     if _is_intervals(kind):
         return _intervals(kind.key[0], keys, with_start=False)
+    if _is_whole(kind):
+        return _plain(kind, keys)
     return _join(repeat(_head(_key_length(kind))), *_keys(kind, tuple(keys)))
+
+
+def _is_whole(kind: SetType) -> bool:
+    """Whether a key is one value without padding, such as an address."""
+    return len(kind.key) == 1 and not kind.ranges and kind.key[0].padded == kind.key[0].size
+
+
+def _plain(kind: SetType, keys: Iterable[str]) -> list[bytes]:
+    """Encode elements that have only such a key: sets of addresses can be of thousands."""
+    before = _head(_key_length(kind)) + _opening(_KEY, kind.key[0].size)
+    encode_one = kind.key[0].encode
+    return [before + encode_one(key) for key in keys]
 
 
 def _is_intervals(kind: SetType) -> bool:

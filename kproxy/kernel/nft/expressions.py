@@ -20,7 +20,7 @@ _FIRST_REGISTER = 8  # NFT_REG32_00
 _VERDICT_REGISTER = 0
 _U32 = struct.Struct("!I")
 
-EQUAL, NOT_EQUAL, LESS = 0, 1, 2
+EQUAL, NOT_EQUAL, LESS, AT_MOST, AT_LEAST = 0, 1, 2, 3, 5
 """enum nft_cmp_ops."""
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 """enum nft_payload_bases."""
@@ -44,6 +44,7 @@ _BYTEORDER_TO_NETWORK = 1
 _FIB_ADDRESS_TYPE, _FIB_SOURCE = 3, 1
 _NUMGEN = {"inc": 0, "random": 1}
 _DESTINATION_NAT = 1
+_INVERTED = 1  # NFT_LOOKUP_F_INV
 _UNREACHABLE = 0  # NFT_REJECT_ICMP_UNREACH
 _PORT_UNREACHABLE = {Family.IPV4: b"\x03", Family.IPV6: b"\x04"}
 """ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH; for TCP the kernel sends a reset only with another type."""
@@ -123,6 +124,12 @@ def lookup(name: str, *, inner: bool = False) -> bytes:
 
 
 @_remembered
+def lookup_none(name: str) -> bytes:
+    """Continue only if a set does not hold the key in the registers."""
+    return _expression("lookup", string(1, name), _register(2, 0), number(5, _INVERTED))
+
+
+@_remembered
 def lookup_value(name: str, *, inner: bool = False) -> bytes:
     """Load the value of the key in the registers from a map; continue only if there is one."""
     return _expression("lookup", string(1, name), _register(2, 0), _register(3, 0), _set_id(inner=inner))
@@ -176,6 +183,42 @@ def change_set(operation: int, name: str, seconds: int) -> bytes:
     """Add, refresh or delete the key in the registers in a set that packets fill; 0 seconds: no timeout."""
     timeout = attribute(6, struct.pack("!Q", seconds * 1000)) if seconds else b""
     return _expression("dynset", string(1, name), number(3, operation), _register(4, 0), timeout)
+
+
+@_remembered
+def log(prefix: str, group: int) -> bytes:
+    """Send the packet's head to the listeners of a group of nflog, with a prefix of at most 127 bytes."""
+    return _expression("log", attribute(1, struct.pack("!H", group)), string(2, prefix))
+
+
+@_remembered
+def limit(rate: int, burst: int) -> bytes:
+    """Continue only below a number of packets a second."""
+    packed = attribute(1, struct.pack("!Q", rate)), attribute(2, struct.pack("!Q", 1))
+    return _expression("limit", *packed, number(3, burst), number(4, 0), number(5, 0))
+
+
+@_remembered
+def queue(queue_number: int) -> bytes:
+    """Give the packet to the program that reads a queue; without one, drop it."""
+    words = (queue_number, 1, 0)
+    return _expression("queue", *(attribute(kind, struct.pack("!H", n)) for kind, n in enumerate(words, 1)))
+
+
+@_remembered
+def queue_by_target(queue_number: int) -> bytes:
+    """The same by a target of iptables, for kernels without the expression `queue` (CONFIG_NFT_QUEUE).
+
+    The layout is that of struct xt_NFQ_info_v3 (include/uapi/linux/netfilter/xt_NFQUEUE.h).
+    """
+    info = struct.pack("=HHHxx", queue_number, 1, 0)
+    return _expression("target", string(1, "NFQUEUE"), number(2, 3), attribute(3, info))
+
+
+@_remembered
+def count() -> bytes:
+    """Count the packets that come here, from zero."""
+    return nested(_LIST_ELEMENT, counter())
 
 
 def counter() -> bytes:

@@ -22,7 +22,7 @@ VERDICT_BYTES = 16
 class Field(msgspec.Struct, frozen=True):
     """A data type: its number, size in bytes, byte order (1: host, 2: network), and encoder of its text.
 
-    `width`: the number of bits of an address type, which can have ranges; else 0.
+    `width`: the number of bits of a type that can have ranges; else 0.
     """
 
     number: int
@@ -68,7 +68,7 @@ INTEGER = Field(4, 4, 1, _number)
 IPV4 = Field(7, 4, 2, _ipv4, 32)
 IPV6 = Field(8, 16, 2, _ipv6, 128)
 PROTOCOL = Field(12, 1, 1, _protocol)
-PORT = Field(13, 2, 2, _port)
+PORT = Field(13, 2, 2, _port, 16)
 
 BY_NAME = {
     "integer": INTEGER,
@@ -96,7 +96,7 @@ def pad(value: bytes) -> bytes:
 
 
 def bounds(text: str, field: Field) -> tuple[bytes, bytes]:
-    """The first and last address of `address`, `address/length` or `first-last`."""
+    """The first and last of `address`, `address/length`, `first-last`, or of `port` and `first-last`."""
     first, dash, last = text.partition("-")
     if dash:
         return field.encode(first), field.encode(last)

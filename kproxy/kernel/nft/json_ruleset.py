@@ -26,12 +26,14 @@ from kproxy.kernel.nft.operations import (
     Note,
     Numgen,
     Operation,
+    Queue,
     Redirect,
     Reject,
     Store,
     Translate,
     Untrack,
     Verdict,
+    log_words,
 )
 from kproxy.kernel.nft.ruleset import Chain, Table
 
@@ -43,8 +45,9 @@ _PAYLOADS = {
     ("ip6", "daddr"): "ipv6_addr",
     ("ip", "protocol"): "inet_proto",
     ("ip6", "nexthdr"): "inet_proto",
+    ("ip6", "hoplimit"): "inet_proto",
 }
-_TRANSPORTS = {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33, "udplite": 136}
+_TRANSPORTS = {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33, "udplite": 136, "icmp": 1, "icmpv6": 58}
 _META = {
     "mark": "mark",
     "l4proto": "inet_proto",
@@ -58,7 +61,7 @@ _META = {
 }
 _NAMES = {"iif": "iifname", "oif": "oifname"}
 _CT = {"state": "ct_state", "status": "ct_status", "mark": "mark", "direction": "ct_dir"}
-_NOTES = frozenset({"counter", "log", "comment", "last", "meter", "ct timeout", "ct helper"})
+_NOTES = frozenset({"counter", "comment", "last", "meter", "ct timeout", "ct helper"})
 _ORDER = {"<", "<=", ">", ">="}
 _ERRORS = (ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
 
@@ -200,8 +203,12 @@ class _Rule:
             case "xt":
                 kind = (held or {}).get("type", "match")
                 self._found.append(Foreign(f"xt {kind} {(held or {}).get('name', '?')}"))
+            case "queue":
+                self._found.append(Queue((held or {}).get("num", 0)))
             case "flow" | "dup":
                 self._found.append(Foreign("dup"))
+            case "log":
+                self._found.append(Note(log_words((held or {}).get("prefix"), (held or {}).get("group"))))
             case note if note in _NOTES:
                 self._found.append(Note(note))
             case _:
@@ -292,13 +299,13 @@ class _Rule:
                 self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", number)]
             self._found.append(Load(register, f"th {field}", 2, f"th {field}"))
             return "inet_service"
-        if (protocol, field) == ("tcp", "flags"):
-            self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", b"\x06")]
-            self._found.append(Load(register, "@th 13", 1, "tcp flags"))
-            return "tcp_flag"
         if protocol in _TRANSPORTS:
             number = bytes([_TRANSPORTS[protocol]])
             self._found += [Load(15, "meta l4proto", 1, "meta l4proto"), Compare(15, "==", number)]
+        if (protocol, field) in v.BYTES:
+            place, kind = v.BYTES[protocol, field]
+            self._found.append(Load(register, place, 1, f"{protocol} {field}"))
+            return kind
         self._found.append(Load(register, "", 4, f"{protocol} {field}".strip() or "payload"))
         return ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from kproxy.kernel.nft.ruleset import Element, Target
+from kproxy.kernel.nft.held_elements import Element, Target, fits
 
 Json = Any
 
@@ -23,8 +23,17 @@ WIDTHS = {
     "pkt_type": 1,
     "ct_dir": 1,
     "tcp_flag": 1,
+    "icmp_type": 1,
+    "icmpv6_type": 1,
 }
 """Sizes of data types in bytes; others are numbers of four bytes in the machine's order."""
+
+BYTES = {
+    ("tcp", "flags"): ("@th 13", "tcp_flag"),
+    ("icmp", "type"): ("@th 0", "icmp_type"),
+    ("icmpv6", "type"): ("@th 0", "icmpv6_type"),
+}
+"""Fields of one byte: the place, and the data type."""
 
 _PROTOCOLS = {
     "tcp": 6,
@@ -66,6 +75,44 @@ _SYMBOLS: Mapping[str, Mapping[str, int]] = {
         "snat": 16,
         "dnat": 32,
         "dying": 512,
+    },
+    "icmp_type": {
+        "echo-reply": 0,
+        "destination-unreachable": 3,
+        "source-quench": 4,
+        "redirect": 5,
+        "echo-request": 8,
+        "router-advertisement": 9,
+        "router-solicitation": 10,
+        "time-exceeded": 11,
+        "parameter-problem": 12,
+        "timestamp-request": 13,
+        "timestamp-reply": 14,
+        "info-request": 15,
+        "info-reply": 16,
+        "address-mask-request": 17,
+        "address-mask-reply": 18,
+    },
+    "icmpv6_type": {
+        "destination-unreachable": 1,
+        "packet-too-big": 2,
+        "time-exceeded": 3,
+        "parameter-problem": 4,
+        "echo-request": 128,
+        "echo-reply": 129,
+        "mld-listener-query": 130,
+        "mld-listener-report": 131,
+        "mld-listener-done": 132,
+        "mld-listener-reduction": 132,
+        "nd-router-solicit": 133,
+        "nd-router-advert": 134,
+        "nd-neighbor-solicit": 135,
+        "nd-neighbor-advert": 136,
+        "nd-redirect": 137,
+        "router-renumbering": 138,
+        "ind-neighbor-solicit": 141,
+        "ind-neighbor-advert": 142,
+        "mld2-listener-report": 143,
     },
     "fib_addrtype": {
         "unspec": 0,
@@ -136,7 +183,7 @@ def bounds(kind: str, value: Json) -> tuple[bytes, bytes]:
 
 
 class ListedElements(msgspec.Struct, frozen=True):
-    """The elements of a map or set, decoded; see ruleset.Elements.
+    """The elements of a map or set, decoded; see held_elements.Elements.
 
     `ranges` are (first, last of each field, value).
     """
@@ -161,6 +208,12 @@ class ListedElements(msgspec.Struct, frozen=True):
             else:
                 return value
         return self.otherwise
+
+    def may_find(self, words: Sequence[bytes | None]) -> bool:
+        """Whether an element may have a key of these words of four bytes, of which some are not known."""
+        if self.ranges or self.otherwise is not None:
+            return True
+        return any(fits(key, words) for key in self.exact)
 
 
 def elements(name: str, kinds: Sequence[str], data: Sequence[str] | None, listed: Json) -> ListedElements:

@@ -9,11 +9,13 @@ of the `dump` functions in the kernel's net/netfilter/nft_*.c.
 
 import functools
 import hashlib
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from kproxy.addresses import Family
 from kproxy.kernel.netlink.messages import attribute, attributes, every_attribute
+from kproxy.kernel.nft.hooks import parse_hook
 from kproxy.kernel.nft.rules import compile_rule
 
 _NAME, _CONTENT = 1, 2  # of an expression
@@ -23,6 +25,11 @@ _WORDS = 4
 """Registers of NFT_REG32_* in one with an older number."""
 _NAT_FLAGS = struct.pack("!I", 1 | 2)  # NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
 _ZERO = bytes(4)
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2  # NFTA_HOOK_*
+_ACCEPT = struct.pack("!I", 1)  # the policy NF_ACCEPT
+
+_COUNTERS = re.compile(rb"(\x0c\0\x01\0counter\0\x1c\0\x02\0\x0c\0\x01\0).{8}(\x0c\0\x02\0).{8}", re.DOTALL)
+"""A counter in a listed rule, on machines that need no attribute for alignment."""
 
 _REGISTERS = {
     "payload": (1,),
@@ -43,13 +50,36 @@ _REGISTERS = {
 _ADDED = {"lookup": {5: _ZERO}, "bitwise": {6: _ZERO}, "dynset": {6: bytes(8), 9: _ZERO}}
 """Attributes that the kernel lists although they were not sent: flags, the operation, and no timeout."""
 
-_ORDER = {"meta": (2, 1, 3), "bitwise": (1, 2, 3, 6, 4, 5), "dynset": (4, 3, 1, 6, 9)}
+_ORDER = {
+    "log": (2, 1),
+    "meta": (2, 1, 3),
+    "bitwise": (1, 2, 3, 6, 4, 5),
+    "dynset": (4, 3, 1, 6, 9),
+}
 """Orders of attributes other than by number."""
 
 
 def digest(content: bytes) -> str:
     """What stands for the content of a rule in a reading."""
     return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+def without_counts(content: bytes) -> bytes:
+    """The content of a listed rule with counters at zero, as they were written."""
+    return _COUNTERS.sub(rb"\1\0\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\0", content)
+
+
+def listed_hook(text: str) -> str:
+    """The line of a base chain in a reading, from `type filter hook forward priority -5;`."""
+    kind, number, priority = parse_hook(text)
+    place = attribute(_HOOK_NUMBER, struct.pack("!I", number))
+    place += attribute(_HOOK_PRIORITY, struct.pack("!i", priority))
+    return hook_line(kind, place, _ACCEPT)
+
+
+def hook_line(kind: str, place: bytes, policy: bytes) -> str:
+    """What stands for the hook, the priority and the policy of a base chain in a reading."""
+    return f"type {kind} hook {place.hex()} policy {policy.hex()}"
 
 
 def listed(family: Family, rules: Sequence[str]) -> tuple[str, ...] | None:
@@ -62,13 +92,14 @@ def listed(family: Family, rules: Sequence[str]) -> tuple[str, ...] | None:
         compiled = compile_rule(family, rule)
         if compiled.sets:
             return None
-        found.append(digest(b"".join(_expressions(compiled.expressions[0]))))
+        found.append(digest(b"".join(map(_statement, compiled.statements))))
     return tuple(found)
 
 
-def _expressions(encoded: bytes) -> Iterator[bytes]:
-    for _, expression in every_attribute(encoded):
-        yield _listed(expression)
+@functools.lru_cache(maxsize=4096)
+def _statement(encoded: bytes) -> bytes:
+    """The expressions of a statement; rules have many of them in common."""
+    return b"".join(_listed(expression) for _, expression in every_attribute(encoded))
 
 
 @functools.lru_cache(maxsize=1024)

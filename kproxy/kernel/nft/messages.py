@@ -25,7 +25,8 @@ from kproxy.kernel.nft.commands import (
     Transaction,
     element_text,
 )
-from kproxy.kernel.nft.declarations import SET_ID, SET_NAME, set_type
+from kproxy.kernel.nft.declarations import SET_ID, SET_NAME, set_attributes, set_type
+from kproxy.kernel.nft.hooks import parse_hook
 from kproxy.kernel.nft.rules import InnerSet, compile_rule
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -41,8 +42,6 @@ _TABLE_FLAGS = 2
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 3, 4, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _RULE_CHAIN, _RULE_EXPRESSIONS = 2, 4
-_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
-"""enum nf_inet_hooks."""
 NFGENMSG = struct.Struct("!BBH")
 _SHOWN = 120  # characters of a command in an error
 
@@ -109,7 +108,7 @@ class _Encoder:
                 yield self._message(command, _DELETE_TABLE, 0)
             case AddContainer(name=name, declaration=declaration):
                 body = x.string(SET_NAME, name) + x.number(SET_ID, next(self._ids))
-                body += set_type(declaration).attributes()
+                body += set_attributes(declaration)
                 yield self._message(command, _NEW_SET, _CREATE, body)
             case DeleteContainer(name=name):
                 yield self._message(command, _DELETE_SET, 0, x.string(SET_NAME, name))
@@ -159,12 +158,8 @@ class _Encoder:
 
 def _hook(text: str) -> bytes:
     """Encode the hook of a base chain, e.g. `type nat hook output priority -100;`."""
-    words = text.rstrip(";").split()
-    if words[0::2] != ["type", "hook", "priority"]:
-        raise ValueError(f"not understood: {text!r}")
-    kind, hook, priority = words[1::2]
-    priority_number = struct.pack("!i", int(priority))
+    kind, hook, priority = parse_hook(text)
     place = nested(
-        _CHAIN_HOOK, x.number(_HOOK_NUMBER, _HOOKS[hook]), attribute(_HOOK_PRIORITY, priority_number)
+        _CHAIN_HOOK, x.number(_HOOK_NUMBER, hook), attribute(_HOOK_PRIORITY, struct.pack("!i", priority))
     )
     return place + x.string(_CHAIN_TYPE, kind)

@@ -7,7 +7,7 @@ crashes on objects of another version that it cannot read (Kubernetes issue 1367
 import errno
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -74,6 +74,10 @@ class NetlinkNft:
             return _call(lambda: dump.counts(family, table, name))
         except UndecodableError as error:
             raise NftError(NftFailure.INTERRUPTED, f"cannot read the counters: {error}") from error
+
+    def rule_counts(self, family: Family, table: str) -> Mapping[str, Sequence[int]] | None:
+        """See CountsRules.rule_counts."""
+        return _call(lambda: dump.rule_counts(family, table))
 
     def sizes(self, family: Family, table: str, wanted: Callable[[str], bool]) -> Mapping[str, int]:
         """See CountsElements.sizes."""

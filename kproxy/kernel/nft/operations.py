@@ -143,6 +143,18 @@ class Note(msgspec.Struct, frozen=True):
     words: str
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """Give the packet to the program that reads a queue."""
+
+    number: int
+
+
+def log_words(prefix: str | None, group: int | None) -> str:
+    """The words of a Note for a log statement."""
+    words = "log" if prefix is None else f'log prefix "{prefix}"'
+    return words if group is None else f"{words} group {group}"
+
+
 class Untrack(msgspec.Struct, frozen=True):
     """Take the packet out of connection tracking."""
 
@@ -186,6 +198,7 @@ Operation = (
     | Store
     | Limit
     | Note
+    | Queue
     | Untrack
     | HasState
     | HasType

@@ -24,12 +24,14 @@ from kproxy.kernel.nft.operations import (
     Note,
     Numgen,
     Operation,
+    Queue,
     Redirect,
     Reject,
     Store,
     Translate,
     Untrack,
     Verdict,
+    log_words,
 )
 
 _NAME, _DATA = 1, 2
@@ -45,6 +47,7 @@ _PAYLOADS = {
     (_NETWORK, 24, 16): "ip6 daddr",
     (_NETWORK, 9, 1): "ip protocol",
     (_NETWORK, 6, 1): "ip6 nexthdr",
+    (_NETWORK, 7, 1): "ip6 hoplimit",
     (_TRANSPORT, 0, 2): "th sport",
     (_TRANSPORT, 2, 2): "th dport",
 }
@@ -218,6 +221,13 @@ def _objref(data: Mapping[int, bytes]) -> Operation | None:
     return Note("counter name") if _number(data.get(1)) == 1 else None
 
 
+def _log(data: Mapping[int, bytes]) -> Operation:
+    prefix, group = data.get(2), data.get(1)
+    return Note(
+        log_words(None if prefix is None else text(prefix), None if group is None else _number(group))
+    )
+
+
 _DECODERS: Mapping[str, Callable[[Mapping[int, bytes]], Operation | None]] = {
     "payload": _payload,
     "meta": _meta,
@@ -236,8 +246,9 @@ _DECODERS: Mapping[str, Callable[[Mapping[int, bytes]], Operation | None]] = {
     "reject": lambda _: Reject(),
     "dynset": _dynset,
     "limit": lambda data: Limit(over=bool(_number(data.get(5)) & 1)),
+    "queue": lambda data: Queue(_number(data[1])),
     "counter": lambda _: Note("counter"),
-    "log": lambda _: Note("log"),
+    "log": _log,
     "last": lambda _: Note("last"),
     "notrack": lambda _: Untrack(),
     "objref": _objref,

@@ -20,17 +20,33 @@ from kproxy.kernel.nft.fields import IPV4, IPV6, PORT, Field, bounds, host_word,
 from kproxy.kernel.nft.selectors import SELECTOR, Selector, address_family, selector, typeof
 
 _MASK = 0xFFFFFFFF
-_CT_BITS = {("ct state", "new"): 8, ("ct status", "dnat"): 1 << 5}
-"""NF_CT_STATE_BIT(IP_CT_NEW) and IPS_DST_NAT."""
+_CT_BITS = {
+    ("ct state", "established"): 2,
+    ("ct state", "related"): 4,
+    ("ct state", "new"): 8,
+    ("ct status", "dnat"): 1 << 5,
+}
+"""NF_CT_STATE_BIT of the states, and IPS_DST_NAT."""
 _LOCAL = 2  # RTN_LOCAL
 _REGISTER = 4
 """Size, in words, of an older register of sixteen bytes; a constant address and port use one each."""
 _OPERATIONS = {"update": x.UPDATE, "delete": x.DELETE}
 
+_PLAIN = re.compile(
+    r"(?:(?:meta l4proto|th dport) [\d-]+|ip6? [sd]addr (?:!= |vmap )?@\S+"
+    r"|accept|drop|return|counter|(?:goto|jump) \S+)(?= |$)"
+)
+"""Statements that thousands of rules have in common."""
+
 _DOT = re.compile(r" \. ")
 _SPACE = re.compile(r" ")
 _VERDICT = re.compile(r"(drop|accept|return|continue)|(goto|jump) (\S+)")
 _REJECT = re.compile(r"reject")
+_COUNTER = re.compile(r"counter")
+_LIMIT = re.compile(r"limit rate (\d+)/second burst (\d+) packets")
+_LOG = re.compile(r'log prefix "([^"]{1,127})" group (\d+)')
+_QUEUE = re.compile(r"(queue|NFQUEUE) num (\d+)")
+_RANGE = re.compile(r"(\d+)-(\d+)")
 _MASQUERADE = re.compile(r"masquerade( fully-random)?")
 _SET_MARK = re.compile(r"meta mark set meta mark ([|^]) (0x[0-9a-f]+)")
 _CHANGE = re.compile(r"(update|delete) @(\S+) \{ ")
@@ -38,7 +54,7 @@ _CHANGE_END = re.compile(r"(?: timeout (\d+)s)? \}")
 _DNAT = re.compile(r"dnat (ip6?) to ")
 _MAP = re.compile(r" map (?:@(\S+)|\{ ([^}]*) \})")
 _VMAP = re.compile(r" vmap @(\S+)")
-_IN_SET = re.compile(r" @(\S+)")
+_IN_SET = re.compile(r" (!= )?@(\S+)")
 _AMONG = re.compile(r" \{ ([^}]*) \}")
 _MASKED = re.compile(r" & (0x[0-9a-f]+) != 0")
 _VALUE = re.compile(r' (!= |< )?("[^"]*"|\S+)')
@@ -64,10 +80,14 @@ class InnerSet(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule's expressions, in parts; the ids of its anonymous sets are inserted between them."""
+    """A rule's expressions, in parts; the ids of its anonymous sets are inserted between them.
+
+    `statements`: the same by statement, if there are no sets.
+    """
 
     expressions: tuple[bytes, ...]
     sets: tuple[InnerSet, ...] = ()
+    statements: tuple[bytes, ...] = ()
 
     def with_ids(self, ids: Sequence[int]) -> bytes:
         """The expressions with the ids of the rule's sets."""
@@ -86,6 +106,12 @@ def compile_rule(family: Family, text: str) -> Rule:
         raise ValueError(f"cannot compile the rule {text!r}: {error}") from error
 
 
+@functools.lru_cache(maxsize=4096)
+def _statement(family: Family, text: str) -> bytes:
+    """A statement that is the same in every rule."""
+    return _Compiler(family, text).alone()
+
+
 class _Compiler:
     """Parses one rule from left to right."""
 
@@ -99,24 +125,43 @@ class _Compiler:
 
     def rule(self) -> Rule:
         """Return the compiled rule."""
+        while self._at < len(self._text):
+            if found := self._take(_PLAIN):
+                self._found.append(_statement(self._family, found[0]))
+            else:
+                self._any_statement()
+            if self._at < len(self._text) and not self._take(_SPACE):
+                raise ValueError(f"not understood at {self._text[self._at :]!r}")
+        rest = b"".join(self._found)
+        if self._before:
+            return Rule((*self._before, rest), tuple(self._sets))
+        return Rule((rest,), (), tuple(self._found))
+
+    def alone(self) -> bytes:
+        """Return the only statement."""
+        self._any_statement()
+        if self._at < len(self._text):
+            raise ValueError(f"not understood at {self._text[self._at :]!r}")
+        return b"".join(self._found)
+
+    def _any_statement(self) -> None:
         statements: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], None]], ...] = (
             (_VERDICT, self._verdict),
             (_REJECT, lambda _: self._found.append(x.reject(self._family))),
+            (_COUNTER, lambda _: self._found.append(x.count())),
+            (_LIMIT, lambda found: self._found.append(x.limit(int(found[1]), int(found[2])))),
+            (_LOG, lambda found: self._found.append(x.log(found[1], int(found[2])))),
+            (_QUEUE, self._queue),
             (_MASQUERADE, lambda found: self._found.append(x.masquerade(x.FULLY_RANDOM if found[1] else 0))),
             (_SET_MARK, self._set_mark),
             (_CHANGE, self._change),
             (_DNAT, self._dnat),
         )
-        while self._at < len(self._text):
-            for pattern, act in statements:
-                if found := self._take(pattern):
-                    act(found)
-                    break
-            else:
-                self._match()
-            if self._at < len(self._text) and not self._take(_SPACE):
-                raise ValueError(f"not understood at {self._text[self._at :]!r}")
-        return Rule((*self._before, b"".join(self._found)), tuple(self._sets))
+        for pattern, act in statements:
+            if found := self._take(pattern):
+                act(found)
+                return
+        self._match()
 
     def _take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         found = pattern.match(self._text, self._at)
@@ -154,6 +199,10 @@ class _Compiler:
 
     def _verdict(self, found: re.Match[str]) -> None:
         self._found.append(x.verdict(found[1] or found[2], found[3] or ""))
+
+    def _queue(self, found: re.Match[str]) -> None:
+        expression = x.queue if found[1] == "queue" else x.queue_by_target
+        self._found.append(expression(int(found[2])))
 
     def _set_mark(self, found: re.Match[str]) -> None:
         mark = int(found[2], 16)
@@ -201,7 +250,7 @@ class _Compiler:
             self._found.append(x.lookup_verdict(found[1]))
         elif found := self._take(_IN_SET):
             self._load(selectors)
-            self._found.append(x.lookup(found[1]))
+            self._found.append(x.lookup_none(found[2]) if found[1] else x.lookup(found[2]))
         elif len(selectors) > 1:
             raise ValueError(f"a concatenation is looked up in a set, not {self._text[self._at :]!r}")
         elif found := self._take(_AMONG):
@@ -237,10 +286,12 @@ class _Compiler:
         self._found += [x.bitwise(host_word(mask), zero), x.compare(x.NOT_EQUAL, zero)]
 
     def _compare(self, what: Selector, operator: int, value: str) -> None:
-        bit = _CT_BITS.get((what.words, value))
-        if bit is not None and operator == x.EQUAL:
+        bits = [_CT_BITS.get((what.words, word), 0) for word in value.split(",")]
+        if all(bits) and operator == x.EQUAL:
             self._load([what])
-            self._bits(bit)
+            self._bits(sum(bits))
+        elif what.words in {"th dport", "icmpv6 type", "ip6 hoplimit"} and operator == x.EQUAL:
+            self._number(what, value)
         elif what.field.width and operator != x.LESS:
             self._prefix(what, operator, value)
         elif what.words == "iifname" and operator != x.LESS:
@@ -257,6 +308,16 @@ class _Compiler:
             self._found.append(x.compare(operator, what.field.encode(value)))
         else:
             raise ValueError(f"{what.words} is not compared with {value!r}")
+
+    def _number(self, what: Selector, value: str) -> None:
+        """Match a number, or an inclusive range of numbers, which are compared in network order."""
+        self._load([what])
+        between = _RANGE.fullmatch(value)
+        if between is None:
+            self._found.append(x.compare(x.EQUAL, what.field.encode(value)))
+            return
+        self._found.append(x.compare(x.AT_LEAST, what.field.encode(between[1])))
+        self._found.append(x.compare(x.AT_MOST, what.field.encode(between[2])))
 
     def _prefix(self, what: Selector, operator: int, value: str) -> None:
         """Match an address in a prefix; a prefix of whole bytes is compared without a mask."""

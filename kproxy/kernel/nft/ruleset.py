@@ -1,15 +1,15 @@
-"""Read all tables that the packets of a family pass, with every rule and element, for an interpreter.
+"""Read all tables that the packets of a family pass, for an interpreter.
 
-Elements stay as the kernel sent them: of a hundred thousand, a packet needs a handful, which are found in the
-bytes without decoding the others.
+The rules of a chain are read when a packet enters it, and decoded when it comes to them: of a hundred
+thousand, it passes some tens.
 """
 
 import errno
 import functools
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import overload
 
 import msgspec
 
@@ -18,7 +18,8 @@ from kproxy.kernel.netlink.messages import attribute, attributes, every_attribut
 from kproxy.kernel.netlink.socket import NetlinkSocket
 from kproxy.kernel.nft import xt
 from kproxy.kernel.nft.decoding import declaration, text
-from kproxy.kernel.nft.expressions import FAMILY_NUMBERS, VERDICTS
+from kproxy.kernel.nft.expressions import FAMILY_NUMBERS
+from kproxy.kernel.nft.held_elements import Elements, SomeElements, as_number
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM
 from kproxy.kernel.nft.operations import Operation
 from kproxy.kernel.nft.rule_decoding import operation
@@ -40,112 +41,26 @@ _NOT_OF_IPTABLES = re.compile(
 )
 """Names of expressions that iptables-nft does not write; it prints rules with them as if they had none."""
 _LIST_ELEMENTS = 3
-_KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
-_VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _INTERVAL = 0x4
 _DESCRIPTION, _DESCRIPTION_FIELDS, _FIELD_LENGTH = 9, 2, 1
-_END = 1  # NFT_SET_ELEM_INTERVAL_END
-_CATCH_ALL = 2  # NFT_SET_ELEM_CATCHALL
 _DROP = 0
-_WORDS = {code: word for word, code in VERDICTS.items()}
 _HEAD = struct.Struct("=HH")
-_CATCH_ALL_FLAGS = _HEAD.pack(8, _FLAGS) + _CATCH_ALL.to_bytes(4, "big")
-_NESTED = 0x8000
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A verdict: its word and, for `jump` and `goto`, the chain."""
-
-    word: str
-    chain: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.word} {self.chain}".strip()
-
-
-Element = bytes | Target
-"""The value of an element: data, or a verdict; no bytes in sets."""
-
-
-class Elements(msgspec.Struct, frozen=True):
-    """The elements of a map or set of a key length in bytes, as the kernel sent them.
-
-    `intervals`: consecutive elements are bounds of ranges of one field. `fields`: the lengths of the fields
-    of a concatenation in which elements are ranges.
-    """
-
-    name: str
-    key_length: int
-    lists: tuple[bytes, ...] = ()
-    intervals: bool = False
-    fields: tuple[int, ...] = ()
-
-    def find(self, key: bytes) -> Element | None:
-        """The value of a key; None if the map or set does not have it."""
-        if self.intervals:
-            return self._between(key)
-        if self.fields:
-            return next(
-                (value for first, last, value in self._every() if _within(first, key, last, self.fields)),
-                None,
-            )
-        return self._exact(key)
-
-    def _exact(self, key: bytes) -> Element | None:
-        for head in _heads(self.key_length):
-            for listed in self.lists:
-                start = listed.find(head + key)
-                while start >= _HEAD.size:
-                    length = _HEAD.unpack_from(listed, start - _HEAD.size)[0]
-                    if len(head) + len(key) <= length <= len(listed) - start + _HEAD.size:
-                        return _value(attributes(listed[start : start - _HEAD.size + length]))
-                    start = listed.find(head + key, start + 1)
-        if not any(_CATCH_ALL_FLAGS in listed for listed in self.lists):
-            return None
-        return next((value for first, _, value in self._every(catch_all=True) if not first), None)
-
-    def _between(self, key: bytes) -> Element | None:
-        """The value of the last bound up to the key, if that is a start."""
-        found: Element | None = None
-        best: tuple[bytes, bool] | None = None
-        for held in self._held():
-            bound = attributes(held.get(_KEY, b"")).get(_VALUE, b"")
-            starts = not _number(held.get(_FLAGS)) & _END
-            if bound <= key and (best is None or (bound, starts) > best):
-                best = bound, starts
-                found = _value(held) if starts else None
-        return found
-
-    def _every(self, *, catch_all: bool = False) -> Iterator[tuple[bytes, bytes, Element]]:
-        for held in self._held():
-            if catch_all and not _number(held.get(_FLAGS)) & _CATCH_ALL:
-                continue
-            first = attributes(held.get(_KEY, b"")).get(_VALUE, b"")
-            last = attributes(held.get(_KEY_END, b"")).get(_VALUE, first)
-            yield first, last, _value(held)
-
-    def _held(self) -> Iterator[Mapping[int, bytes]]:
-        for listed in self.lists:
-            for _, element in every_attribute(listed):
-                yield attributes(element)
-
-
-class SomeElements(Protocol):
-    """The elements of a map or set."""
-
-    @property
-    def key_length(self) -> int:
-        """The length of a key in bytes."""
-
-    def find(self, key: bytes) -> Element | None:
-        """The value of a key; None if the map or set does not have it."""
 
 
 class PackedRules(Sequence[tuple[Operation, ...]]):
-    """The kernel's answers about rules, each decoded when it is asked for: of a hundred thousand, few are."""
+    """The rules of a chain; `load` returns the kernel's answers about them. Raises OSError where it does."""
 
-    def __init__(self, packed: Sequence[bytes]) -> None:
-        self._packed = packed
+    def __init__(self, load: Callable[[], Sequence[bytes]]) -> None:
+        self._load = load
+
+    @functools.cached_property
+    def _packed(self) -> Sequence[bytes]:
+        return self._load()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether iptables-nft would not write some of them so."""
+        return any(_NOT_OF_IPTABLES.search(each, _chain_of(each)[1]) for each in self._packed)
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -158,23 +73,24 @@ class PackedRules(Sequence[tuple[Operation, ...]]):
 
     def __getitem__(self, index: int | slice) -> "tuple[Operation, ...] | PackedRules":
         if isinstance(index, slice):
-            return PackedRules(self._packed[index])
+            chosen = self._packed[index]
+            return PackedRules(lambda: chosen)
         return _rule(attributes(self._packed[index][NFGENMSG.size :]).get(_RULE_EXPRESSIONS, b""))
 
+    @functools.cached_property
     def handles(self) -> tuple[int, ...]:
         """The handle of each rule."""
-        return tuple(_number(attributes(each[NFGENMSG.size :]).get(_RULE_HANDLE)) for each in self._packed)
+        return tuple(as_number(attributes(each[NFGENMSG.size :]).get(_RULE_HANDLE)) for each in self._packed)
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A chain and its rules; `mixed`: iptables-nft would not write some of them so.
+    """A chain and its rules.
 
     A base chain has a hook (enum nf_inet_hooks), a priority, a type and a policy.
     """
 
     name: str
     rules: Sequence[tuple[Operation, ...]] = ()
-    mixed: bool = False
     hook: int | None = None
     priority: int = 0
     kind: str = ""
@@ -183,7 +99,12 @@ class Chain(msgspec.Struct, frozen=True):
     @property
     def handles(self) -> tuple[int, ...]:
         """The handle of each rule; none in a dump."""
-        return self.rules.handles() if isinstance(self.rules, PackedRules) else ()
+        return self.rules.handles if isinstance(self.rules, PackedRules) else ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether iptables-nft would not write some of the rules so; False in a dump."""
+        return isinstance(self.rules, PackedRules) and self.rules.mixed
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -199,18 +120,18 @@ class Table(msgspec.Struct, frozen=True):
 
 
 def read(family: Family) -> tuple[Table, ...]:
-    """Every table that IP packets of a family pass; none if the kernel has no nftables. Raises OSError."""
+    """Every table that IP packets of a family pass; none if the kernel has no nftables. Raises OSError.
+
+    The rules are read later, in the same network namespace, by the thread that asks for them.
+    """
     sock = NetlinkSocket(_NETLINK_NETFILTER)
-    try:
-        found = []
-        for word, number in (
-            ("ip" if family is Family.IPV4 else "ip6", FAMILY_NUMBERS[family]),
-            ("inet", _INET),
-        ):
-            found += [_table(sock, word, number, name) for name in _names(sock, number)]
-        return tuple(found)
-    finally:
-        sock.close()
+    found = []
+    for word, number in (
+        ("ip" if family is Family.IPV4 else "ip6", FAMILY_NUMBERS[family]),
+        ("inet", _INET),
+    ):
+        found += [_table(sock, word, number, name) for name in _names(sock, number)]
+    return tuple(found)
 
 
 def _names(sock: NetlinkSocket, number: int) -> list[str]:
@@ -220,7 +141,7 @@ def _names(sock: NetlinkSocket, number: int) -> list[str]:
         if error.errno in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:
             return []
         raise
-    return [text(held[_TABLE]) for held in answers if not _number(held.get(_TABLE_FLAGS)) & _DORMANT]
+    return [text(held[_TABLE]) for held in answers if not as_number(held.get(_TABLE_FLAGS)) & _DORMANT]
 
 
 def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
@@ -231,19 +152,23 @@ def _table(sock: NetlinkSocket, word: str, number: int, name: str) -> Table:
         fields = _field_lengths(held)
         intervals = bool(declared.flags & _INTERVAL) and not fields
         sets[declared.name] = Elements(declared.name, declared.key_length, lists, intervals, fields)
-    rules: dict[str, list[bytes]] = {}
-    mixed: set[str] = set()
-    for answer in _answers(sock, _GET_RULE, number, name):
-        of, rest = _chain_of(answer)
-        rules.setdefault(of, []).append(answer)
-        if of not in mixed and _NOT_OF_IPTABLES.search(answer, rest):
-            mixed.add(of)
     chains = {}
     for held in _dump(sock, _GET_CHAIN, number, name):
         if text(held[_TABLE]) == name:
             of = text(held[_CHAIN_NAME])
-            chains[of] = _chain(held, PackedRules(rules.get(of, ())), mixed=of in mixed)
+            chains[of] = _chain(held, PackedRules(functools.partial(_rules, sock, number, name, of)))
     return Table(word, name, chains, sets)
+
+
+def _rules(sock: NetlinkSocket, number: int, table: str, chain: str) -> list[bytes]:
+    """The kernel's answers about the rules of a chain; none if it is gone."""
+    try:
+        answers = _answers(sock, _GET_RULE, number, table, attribute(_RULE_CHAIN, chain.encode() + b"\0"))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return []
+        raise
+    return [answer for answer in answers if _chain_of(answer)[0] == chain]
 
 
 def _field_lengths(held: Mapping[int, bytes]) -> tuple[int, ...]:
@@ -252,22 +177,21 @@ def _field_lengths(held: Mapping[int, bytes]) -> tuple[int, ...]:
     if not concatenation:
         return ()
     listed = every_attribute(attributes(held[_DESCRIPTION])[_DESCRIPTION_FIELDS])
-    return tuple(_number(attributes(field).get(_FIELD_LENGTH)) for _, field in listed)
+    return tuple(as_number(attributes(field).get(_FIELD_LENGTH)) for _, field in listed)
 
 
-def _chain(held: Mapping[int, bytes], rules: Sequence[tuple[Operation, ...]], *, mixed: bool) -> Chain:
+def _chain(held: Mapping[int, bytes], rules: PackedRules) -> Chain:
     name = text(held[_CHAIN_NAME])
     if _CHAIN_HOOK not in held:
-        return Chain(name, rules, mixed)
+        return Chain(name, rules)
     hook = attributes(held[_CHAIN_HOOK])
     return Chain(
         name,
         rules,
-        mixed,
-        _number(hook[_HOOK_NUMBER]),
+        as_number(hook[_HOOK_NUMBER]),
         int.from_bytes(hook[_HOOK_PRIORITY], "big", signed=True),
         text(held.get(_CHAIN_TYPE, b"")),
-        _CHAIN_POLICY in held and _number(held[_CHAIN_POLICY]) == _DROP,
+        _CHAIN_POLICY in held and as_number(held[_CHAIN_POLICY]) == _DROP,
     )
 
 
@@ -302,10 +226,10 @@ def _dump(sock: NetlinkSocket, kind: int, number: int, table: str = "") -> list[
     return [attributes(answer[NFGENMSG.size :]) for answer in _answers(sock, kind, number, table)]
 
 
-def _answers(sock: NetlinkSocket, kind: int, number: int, table: str) -> list[bytes]:
+def _answers(sock: NetlinkSocket, kind: int, number: int, table: str, within: bytes = b"") -> list[bytes]:
     request = NFGENMSG.pack(number, 0, 0)
     if table:
-        request += attribute(_TABLE, table.encode() + b"\0")
+        request += attribute(_TABLE, table.encode() + b"\0") + within
     return sock.dump(SUBSYSTEM << 8 | kind, request, repeat=False)
 
 
@@ -320,34 +244,3 @@ def _chain_of(answer: bytes) -> tuple[str, int]:
     if kind == _RULE_CHAIN:
         return text(answer[at + _HEAD.size : at + length]), at + length
     return text(attributes(answer[NFGENMSG.size :])[_RULE_CHAIN]), at
-
-
-def _value(held: Mapping[int, bytes]) -> Element:
-    data = attributes(held.get(_DATA, b""))
-    if _VERDICT not in data:
-        return data.get(_VALUE, b"")
-    verdict = attributes(data[_VERDICT])
-    code = int.from_bytes(verdict.get(_VERDICT_CODE, b""), "big", signed=True)
-    return Target(_WORDS.get(code, f"verdict {code}"), text(verdict.get(_VERDICT_CHAIN, b"")))
-
-
-@functools.cache
-def _heads(length: int) -> Sequence[bytes]:
-    """What precedes a key of that length in an element, with and without the flag for nesting."""
-    padded = (length + 3) & ~3
-    inner = _HEAD.pack(_HEAD.size + length, _VALUE)
-    return [_HEAD.pack(2 * _HEAD.size + padded, _KEY | flag) + inner for flag in (_NESTED, 0)]
-
-
-def _within(first: bytes, key: bytes, last: bytes, fields: Sequence[int]) -> bool:
-    """Whether every field of a concatenation is in its range; fields begin at multiples of four bytes."""
-    at = 0
-    for length in fields:
-        if not first[at : at + length] <= key[at : at + length] <= last[at : at + length]:
-            return False
-        at += (length + 3) & ~3
-    return True
-
-
-def _number(packed: bytes | None) -> int:
-    return int.from_bytes(packed or b"", "big")

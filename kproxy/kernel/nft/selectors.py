@@ -17,19 +17,23 @@ from kproxy.kernel.nft import expressions as x
 from kproxy.kernel.nft.fields import INTEGER, IPV4, IPV6, PORT, PROTOCOL, Field
 
 SELECTOR = re.compile(
-    r"(?P<ip>ip6?) (?P<side>saddr|daddr)|meta (?P<meta>l4proto|mark)|(?P<port>th dport)"
+    r"(?P<ip>ip6?) (?P<side>saddr|daddr)|meta (?P<meta>l4proto|mark)"
+    r"|th (?P<port>dport|sport)|(?P<icmp>icmpv6 type)|(?P<hops>ip6 hoplimit)"
     r"|ct (?P<ct>state|status)|(?P<interface>iifname)|(?P<fib>fib saddr type)"
     r"|numgen (?P<numgen>random|inc) mod (?P<mod>\d+)(?: offset (?P<offset>\d+))?"
 )
 
 MARK = Field(19, 4, 1, INTEGER.encode)
 INTERFACE = Field(41, 16, 1, lambda text: text.encode().ljust(16, b"\0"))
+ICMP_TYPE = Field(29, 1, 2, PROTOCOL.encode)
+HOP_LIMIT = Field(4, 1, 2, PROTOCOL.encode)
 BITS = Field(26, 4, 1, INTEGER.encode)
 """Bit masks of connection tracking, and types of addresses: numbers in the machine's byte order."""
 
 _TYPEOF_EXPRESSION, _TYPEOF_DATA = 0, 1
 _PAYLOAD, _META, _CONCAT, _NUMGEN = 7, 9, 13, 23  # enum expr_types of nftables' include/expression.h
-_TRANSPORT = struct.pack("=BBI", 0, 4, 11) + struct.pack("=BBI", 1, 4, 2)
+_PORTS = {"sport": (1, 0), "dport": (2, 2)}
+"""Template numbers of nftables' src/proto.c, and offsets."""
 _HEADERS = {  # protocol and template numbers, then offsets and lengths, of nftables' src/proto.c
     ("ip", "saddr"): (12, 11, 12, 4),
     ("ip", "daddr"): (12, 12, 16, 4),
@@ -64,12 +68,17 @@ def _selector(text: str) -> Selector:
     if found["ip"]:
         return _address(words, found["ip"], found["side"])
     if found["port"]:
+        template, offset = _PORTS[found["port"]]
         return Selector(
             words,
             PORT,
-            lambda register: x.payload(x.TRANSPORT_HEADER, 2, 2, register),
-            _typeof(_PAYLOAD, _TRANSPORT),
+            lambda register: x.payload(x.TRANSPORT_HEADER, offset, 2, register),
+            _typeof(_PAYLOAD, userdata_number(0, 11) + userdata_number(1, template)),
         )
+    if found["icmp"]:
+        return Selector(words, ICMP_TYPE, lambda register: x.payload(x.TRANSPORT_HEADER, 0, 1, register))
+    if found["hops"]:
+        return Selector(words, HOP_LIMIT, lambda register: x.payload(x.NETWORK_HEADER, 7, 1, register))
     if found["numgen"]:
         return _generator(words, found["numgen"], int(found["mod"]), int(found["offset"] or 0))
     if found["meta"] == "l4proto":

@@ -9,7 +9,6 @@ removed at the end, or by a later start (trace_leftovers.py).
 import contextlib
 import errno
 import os
-import select
 import socket
 import struct
 import time
@@ -31,16 +30,17 @@ from kproxy.kernel.netlink.messages import (
     nested,
 )
 from kproxy.kernel.netlink.messages import message as pack
+from kproxy.kernel.netlink.socket import readable
 from kproxy.kernel.nft import expressions as x
 from kproxy.kernel.nft.commands import AddChain, Command, Transaction
 from kproxy.kernel.nft.messages import NFGENMSG, SUBSYSTEM, encode
-from kproxy.kernel.nft.trace_events import MESSAGE, TraceEvent, decode
-from kproxy.kernel.nft.trace_leftovers import OWNER, PREFIX, lock
+from kproxy.kernel.nft.trace_events import HOOKS, MESSAGE, TraceEvent, decode
+from kproxy.kernel.nft.trace_leftovers import OWNER, PREFIX
+from kproxy.kernel.nft.trace_lock import lock
 
 EARLY, LATE = "early-", "late-"
 """The names of their chains begin so, and end with the hook: before all rules, and after all of them."""
 
-HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _BEFORE, _AFTER = -350, 350
 """Priorities: after the joining of fragments (-400), before raw (-300); after the last translation (300)."""
 
@@ -139,7 +139,7 @@ class Tracer:
         None comes at least every fifth of a second. `lost` says that the kernel could not keep some.
         """
         while (left := deadline - time.monotonic()) > 0:
-            if not select.select([self._socket], [], [], min(left, 0.2))[0]:
+            if not readable((self._socket.fileno(),), min(left, 0.2)):
                 yield None
                 continue
             try:

@@ -25,6 +25,9 @@ _WORDS = {code: word for word, code in VERDICTS.items()} | {2: "stolen", 3: "que
 _FAMILIES = {socket.AF_INET: "ip", socket.AF_INET6: "ip6", 1: "inet", 5: "netdev", 7: "bridge"}
 _V4_HEADER, _V6_HEADER = 20, 40
 
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+"""By their numbers: enum nf_inet_hooks."""
+
 
 class Headers(msgspec.Struct, frozen=True):
     """Addresses and ports of a packet."""
@@ -61,7 +64,7 @@ def decode(content: bytes) -> TraceEvent:
         kind=_TYPES.get(_number(held.get(_TYPE)), ""),
         verdict=_verdict(held),
         handle=_number(held.get(_HANDLE)),
-        headers=_headers(held.get(_NETWORK, b""), held.get(_TRANSPORT, b"")),
+        headers=headers_of(held.get(_NETWORK, b""), held.get(_TRANSPORT, b"")),
     )
 
 
@@ -74,8 +77,8 @@ def _verdict(held: Mapping[int, bytes]) -> str:
     return f"{word} {text(verdict.get(_TARGET, b''))}".strip()
 
 
-def _headers(network: bytes, transport: bytes) -> Headers | None:
-    """None if they are not in the report, or not whole."""
+def headers_of(network: bytes, transport: bytes) -> Headers | None:
+    """The headers of layers 3 and 4; None if they are not there, or not whole."""
     if len(transport) < 4 or len(network) < _V4_HEADER:
         return None
     ports = struct.unpack_from("!HH", transport)

@@ -1,7 +1,7 @@
-"""Find and remove the tables of `kproxy trace` that a killed process left.
+"""Find and remove what a killed `kproxy trace` left: its tables, and the logger of legacy tables' traces.
 
-The kernel itself removes a table that has an owner. Where it knows none (before Linux 5.12), the process
-holds a name of an abstract Unix socket, which a network namespace has once and which ends with the process.
+The kernel itself removes a table that has an owner. Where it knows none (before Linux 5.12), a lock says
+whether the process lives (trace_lock.py).
 """
 
 import socket
@@ -11,6 +11,9 @@ from kproxy.addresses import Family
 from kproxy.kernel import nft_tables
 from kproxy.kernel.netlink import nfnetlink
 from kproxy.kernel.netlink.messages import NLM_F_DUMP
+from kproxy.kernel.nft import trace_logger
+from kproxy.kernel.nft.trace_lock import lock
+from kproxy.kernel.sysctl import SysctlError
 
 PREFIX = "kproxy-trace-"
 """The names of the tables begin so; the rest is the number of the process."""
@@ -32,7 +35,7 @@ def remove_leftovers() -> tuple[str, ...]:
     """Remove the tables of traces whose processes are gone; return their names. Raises StaleTraceError."""
     try:
         return _removed()
-    except (nft_tables.NftablesError, OSError) as error:
+    except (nft_tables.NftablesError, SysctlError, OSError) as error:
         raise StaleTraceError(str(error)) from error
 
 
@@ -47,6 +50,7 @@ def _removed() -> tuple[str, ...]:
             with held:
                 nft_tables.delete(family, name)
             removed.append(name)
+        removed += trace_logger.restore_leftovers(family)
     return tuple(removed)
 
 
@@ -64,14 +68,3 @@ def _leftovers(family: Family) -> Collection[str]:
         if not int.from_bytes(held.get(_FLAGS, b""), "big") & OWNER
     ]
     return [name for name in names if name.startswith(PREFIX)]
-
-
-def lock(table: str) -> socket.socket:
-    """A name of the network namespace that one living process can have. Raises OSError if it is taken."""
-    held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        held.bind(f"\0{table}")
-    except OSError:
-        held.close()
-        raise
-    return held

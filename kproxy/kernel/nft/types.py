@@ -4,7 +4,7 @@ It is small, so that a model in memory can implement it exactly.
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -61,6 +61,17 @@ class CountsElements(Protocol):
 
     def sizes(self, family: Family, table: str, wanted: Callable[[str], bool]) -> Mapping[str, int]:
         """The number of elements of those maps and sets whose names are `wanted`. Raises NftError."""
+
+
+@runtime_checkable
+class CountsRules(Protocol):
+    """What can tell how many packets passed the counters of rules."""
+
+    def rule_counts(self, family: Family, table: str) -> Mapping[str, Sequence[int]] | None:
+        """The packets of each counter in a chain's rules, in order; None without the table. Raises NftError.
+
+        Chains without counters are left out.
+        """
 
 
 class Nft(Protocol):

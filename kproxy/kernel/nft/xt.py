@@ -21,6 +21,7 @@ from kproxy.kernel.nft.operations import (
     Note,
     Numgen,
     Operation,
+    Queue,
     Reject,
     Store,
 )
@@ -142,6 +143,10 @@ def _set_mark(info: bytes) -> tuple[Operation, ...]:
     )
 
 
+def _queue(info: bytes) -> tuple[Operation, ...]:
+    return (Queue(struct.unpack_from("=H", info)[0]),)
+
+
 _MATCHES: Mapping[str, Decoder] = {
     "comment": lambda _: (Note(""),),
     "conntrack": _conntrack,
@@ -158,4 +163,5 @@ _TARGETS: Mapping[str, Decoder] = {
     "MARK": _set_mark,
     "LOG": lambda _: (Note("log"),),
     "NFLOG": lambda _: (Note("log"),),
+    "NFQUEUE": _queue,
 }
