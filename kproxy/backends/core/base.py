@@ -111,6 +111,11 @@ class SyncReport(msgspec.Struct, frozen=True):
         return self._in_state(ServiceState.QUARANTINED)
 
     @property
+    def incomplete(self) -> bool:
+        """Whether a later sync has work left: after a failure, a refused service, or a leftover."""
+        return self.error is not None or bool(self.failed or self.leftovers)
+
+    @property
     def degraded(self) -> dict[str, str]:
         """Degraded services, with the reason."""
         return self._in_state(ServiceState.DEGRADED)
@@ -151,13 +156,15 @@ class Measurement(msgspec.Struct, frozen=True):
     """Counts of kproxy's objects in the kernel, of one family.
 
     Traffic per service port, iptables rules per table, and nftables objects by kind. `affinity`: where the
-    mode has a limit for it, how many clients are remembered by service port.
+    mode has a limit for it, how many clients are remembered by service port. `frontends`: how many service
+    addresses the table at the sockets has, None without one.
     """
 
     traffic: tuple[PortTraffic, ...] = ()
     rules: Mapping[str, int] = {}
     objects: Mapping[str, int] = {}
     affinity: tuple[PortAffinity, ...] = ()
+    frontends: int | None = None
 
 
 class MeasureError(Exception):

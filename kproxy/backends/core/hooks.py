@@ -41,7 +41,13 @@ class _Way:
     def of(self, packet: Packet) -> list[Branch]:
         """The branches of a packet, each with its verdict."""
         flow = Flow(
-            packet.source, packet.destination, packet.protocol, packet.port, packet.source_port, incoming=None
+            packet.source,
+            packet.destination,
+            packet.protocol,
+            packet.port,
+            packet.source_port,
+            incoming=None,
+            client=packet.where,
         )
         if packet.where is Where.NODE:
             self._from_node(Branch(msgspec.structs.replace(flow, incoming="")))
@@ -106,26 +112,33 @@ class _Way:
     def _hook(self, hook: Hook, branches: Sequence[Branch]) -> list[Branch]:
         """Pass all chains of a hook; branches that end there are kept aside.
 
-        A packet of the node that IPVS has translated to another host passes the hook once more.
+        A packet of the node that IPVS has translated to another host passes the hook once more. One that is
+        received and that IPVS takes meets no further chain of INPUT.
         """
         again_from_start: list[Branch] = []
+        stolen: list[Branch] = []
         going = list(branches)
         for chain in self._chains[hook]:
             after: list[Branch] = []
             for branch in going:
                 for each in self._chain(hook, chain, branch):
-                    again = hook is Hook.OUTPUT and each.flow.scheduled and not branch.flow.scheduled
-                    if again and not self._routing.is_local(each.flow.destination):
+                    newly = each.flow.scheduled and not branch.flow.scheduled
+                    if newly and hook is Hook.INPUT:
+                        stolen.append(each)
+                    elif newly and hook is Hook.OUTPUT and not self._routing.is_local(each.flow.destination):
                         again_from_start.append(_decided(each, hook))
                     else:
                         after.append(each)
             going = after
         if again_from_start:
             going += self._hook(hook, again_from_start)
+        going += stolen
         if hook not in _NAT:
             return going
-        stolen = hook is Hook.INPUT  # IPVS takes packets before table nat of INPUT
-        return [branch if stolen and branch.flow.scheduled else _decided(branch, hook) for branch in going]
+        before_nat = hook is Hook.INPUT  # IPVS takes packets before table nat of INPUT
+        return [
+            branch if before_nat and branch.flow.scheduled else _decided(branch, hook) for branch in going
+        ]
 
     def _chain(self, hook: Hook, chain: HookChain, branch: Branch) -> list[Branch]:
         if chain.translates and (branch.flow.untracked or branch.flow.bound[hook in _SOURCE_HOOKS]):
@@ -151,8 +164,8 @@ class _Way:
         self._ended.append(branch.step(f"routing: {reason}").end(PacketVerdict.REJECT, reason))
 
     def _done(self, branch: Branch) -> None:
-        translated = branch.flow.translated
-        self._ended.append(branch.end(PacketVerdict.FORWARD if translated else PacketVerdict.UNTOUCHED))
+        served = branch.flow.translated or branch.flow.connected
+        self._ended.append(branch.end(PacketVerdict.FORWARD if served else PacketVerdict.UNTOUCHED))
 
 
 _SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})

@@ -5,14 +5,14 @@ probability among those that share its assumptions, and the rules that it passed
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol as Interface
 
 import msgspec
 
 from kproxy.addresses import join_host_port
 from kproxy.plan.model import Protocol
-from kproxy.plan.outcomes import Outcome, PacketVerdict, Routing, merged
+from kproxy.plan.outcomes import Outcome, PacketVerdict, Routing, Where, merged
 
 
 class Hook(enum.IntEnum):
@@ -35,6 +35,8 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     Addresses and ports are those after the translations so far. `incoming` and `outgoing` are devices: "" for
     none, None if it is not known. `source` "" and `source_port` 0 are not known. `bound` are the hooks' kinds
     of translation that are decided (a connection is translated once each way). `scheduled`: IPVS sends it.
+    `client` is where the packet comes from. `connected`: the client's socket was given another destination
+    than it asked for, so that the connection is not translated.
     """
 
     source: str
@@ -51,6 +53,8 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     untracked: bool = False
     scheduled: bool = False
     bound: tuple[bool, bool] = (False, False)
+    client: Where = Where.OUTSIDE
+    connected: bool = False
 
 
 class Branch(msgspec.Struct, frozen=True, gc=False):
@@ -128,9 +132,19 @@ class HookChain(Interface):
         """The ways out of it; the verdict is None where the packet goes on."""
 
 
-RunRule = Callable[[str, int, Branch, Routing], Sequence[tuple[Branch, str, str]] | None]
-"""Runs the rule of a table (`ip filter`) with a handle: the branches that follow, each with a verdict and its
-chain; the verdict is "" for the next rule. None if there is no such rule."""
+class RulesByHandle(Interface):
+    """Rules of tables such as `ip filter` that their reader can run one by one."""
+
+    def mixed(self, table: str, chain: str) -> Sequence[int]:
+        """The handles of the rules of a chain that has some which another reader misreads; else none."""
+
+    def run(
+        self, table: str, chain: str, handle: int, branch: Branch, routing: Routing
+    ) -> Sequence[tuple[Branch, str, str]] | None:
+        """Run the rule of a chain with a handle: the branches that follow, each with a verdict and its chain.
+
+        The verdict is "" for the next rule. None if there is no such rule.
+        """
 
 
 class SharedRules:
@@ -140,23 +154,21 @@ class SharedRules:
     """
 
     def __init__(self) -> None:
-        self._run: RunRule | None = None
-        self._mixed: Mapping[tuple[str, str], Sequence[int]] = {}
+        self._offered: RulesByHandle | None = None
 
-    def offer(self, run: RunRule, mixed: Mapping[tuple[str, str], Sequence[int]]) -> None:
-        """Run rules by this from now on; `mixed`: see `handles`."""
-        self._run = run
-        self._mixed = mixed
+    def offer(self, rules: RulesByHandle) -> None:
+        """Run rules by these from now on."""
+        self._offered = rules
 
     def handles(self, table: str, chain: str) -> Sequence[int]:
-        """The handles of the rules of a chain that has some which the other reader misreads; else none."""
-        return self._mixed.get((table, chain), ())
+        """See RulesByHandle.mixed."""
+        return () if self._offered is None else self._offered.mixed(table, chain)
 
     def run(
-        self, table: str, handle: int, branch: Branch, routing: Routing
+        self, table: str, chain: str, handle: int, branch: Branch, routing: Routing
     ) -> Sequence[tuple[Branch, str, str]] | None:
-        """Run a rule, see RunRule; None if nothing can."""
-        return None if self._run is None else self._run(table, handle, branch, routing)
+        """See RulesByHandle.run."""
+        return None if self._offered is None else self._offered.run(table, chain, handle, branch, routing)
 
 
 def outcomes_of(branches: Sequence[Branch]) -> tuple[Outcome, ...]:

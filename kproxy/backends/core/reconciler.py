@@ -16,7 +16,7 @@ A sync without changes costs nothing that grows with the number of services.
 
 import enum
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 import msgspec
@@ -32,10 +32,9 @@ from kproxy.backends.core.base import (
 )
 from kproxy.backends.core.quarantine import Cause, Quarantine
 from kproxy.backends.core.retries import Leftovers
-from kproxy.backends.core.shapes import error_kind
+from kproxy.backends.core.shapes import Shapes, error_kind
 from kproxy.backends.core.sync import Sync
-from kproxy.backends.core.work import DesiredChange, Operations, StaleStateError
-from kproxy.plan.model import ServicePlan
+from kproxy.backends.core.work import DesiredChange, KernelObjects, StaleStateError
 
 RETRY_SECONDS = 0.1
 """Seconds of retries in a sync after which no further one begins; so a change waits little longer."""
@@ -43,7 +42,7 @@ RETRY_SECONDS = 0.1
 RETRY_SHARE = 0.1
 """Retries take at most this share of time: after t seconds of them, none begins for 9 t."""
 
-AnyOperations = TypeVar("AnyOperations", bound=Operations)
+AnyOperations = TypeVar("AnyOperations", bound=KernelObjects)
 
 
 class _Applied(enum.Enum):
@@ -55,10 +54,10 @@ class _Applied(enum.Enum):
 
 
 class Reconciler(Generic[AnyOperations]):
-    """A Backend over the operations of a mode.
+    """Brings the objects of one family to the desired state; a subclass says what is desired.
 
-    `clock` returns monotonic seconds. `assumes`: an error that was proven for services is assumed for others
-    with rules of the same kind, because finding each by itself takes many writes.
+    It knows what it writes by keys only: those of services (service_reconciler.py), or of groups of network
+    policies. `clock` returns monotonic seconds.
     """
 
     family: Family
@@ -71,8 +70,6 @@ class Reconciler(Generic[AnyOperations]):
         family: Family,
         operations: AnyOperations,
         clock: Callable[[], float] = time.monotonic,
-        *,
-        assumes: bool = True,
     ) -> None:
         self.family = family
         self.on_progress = lambda: None
@@ -80,8 +77,6 @@ class Reconciler(Generic[AnyOperations]):
         self.gives_way = lambda: False
         self.operations = operations
         self._clock = clock
-        self._assumes = assumes
-        self._plans: dict[str, ServicePlan] = {}
         self._pending: set[str] = set()
         self._quarantine = Quarantine(clock)
         self._leftovers = Leftovers(clock)
@@ -90,33 +85,9 @@ class Reconciler(Generic[AnyOperations]):
         self._next_retry = clock()
 
     @property
-    def plans(self) -> Mapping[str, ServicePlan]:
-        """The plans of all services with ports. May be read from any thread."""
-        return self._plans
-
-    @property
     def in_step(self) -> bool:
         """Whether the applied state is known, not stale."""
         return self._applied is _Applied.KNOWN
-
-    def update(self, plans: Iterable[ServicePlan]) -> None:
-        """Replace the desired state of the plans' services; a plan without ports removes its service."""
-        changes = []
-        for plan in plans:
-            changes.append((self._plans.get(plan.key), plan))
-            if plan.ports:
-                self._plans[plan.key] = plan
-            else:
-                self._plans.pop(plan.key, None)
-        self._adopt(self.operations.set_desired(changes, self._plans))
-        for _, plan in changes:
-            if not plan.ports:
-                self._quarantine.discard(plan.key)
-
-    def replan(self) -> None:
-        """Render all services again, with other settings."""
-        self._quarantine.clear()
-        self._adopt(self.operations.set_desired([(plan, plan) for plan in self._plans.values()], self._plans))
 
     def invalidate(self) -> None:
         """Mark the applied state as stale: the next sync reads and compares the kernel."""
@@ -133,11 +104,10 @@ class Reconciler(Generic[AnyOperations]):
         ends = None if budget is None else self._clock() + budget
         sync = Sync(
             self.operations,
-            self._plans,
             self._pending,
             self._quarantine,
             seen_writes=self._seen_writes,
-            assumes=self._assumes,
+            shapes=self._shapes(),
             progress=self.on_progress,
             expires=None if ends is None else lambda: self._clock() >= ends,
         )
@@ -258,9 +228,10 @@ class Reconciler(Generic[AnyOperations]):
 
     def _refresh(self) -> None:
         self.operations.refresh()
-        degraded = [self._plans[key] for key in self.operations.degraded if key in self._plans]
-        if degraded:
-            self._adopt(self.operations.set_desired([(plan, plan) for plan in degraded], self._plans))
+
+    def _shapes(self) -> Shapes | None:
+        """The shapes by which an error is assumed for others; None if nothing is assumed."""
+        return None
 
     def _set_pending(self, pending: Collection[str]) -> None:
         self._pending.clear()

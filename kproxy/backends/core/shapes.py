@@ -5,12 +5,24 @@ error that was proven for some services can be assumed for others with rules of 
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from typing import Protocol
 
 from kproxy.plan.model import PortPlan, ServicePlan
 
 Shape = Hashable
 """Equal for services whose rules use the same matches, targets, maps and sets."""
+
+
+class Shapes(Protocol):
+    """The kinds of rules of the services that there are."""
+
+    def shape(self, key: str) -> Shape | None:
+        """The kind of a service's rules; None for an unknown service."""
+
+    def having(self, shape: Shape) -> Iterable[str]:
+        """The services with rules of a kind."""
+
 
 _PARTICULAR = re.compile(r'"[^"]*"|\S*[\d/]\S*|\bKUBE-[A-Z]+-[A-Z2-7]{16}\b')
 """Matches what is particular to one service in an error: addresses, numbers, names, hashed chains."""

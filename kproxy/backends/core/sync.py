@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from kproxy.backends.core.base import Drift
 from kproxy.backends.core.bisect import bisect_refused
 from kproxy.backends.core.quarantine import Cause, Quarantine
-from kproxy.backends.core.shapes import Shape, error_kind, shape_of
-from kproxy.backends.core.work import Operations, StaleStateError
-from kproxy.plan.model import ServicePlan
+from kproxy.backends.core.shapes import Shape, Shapes, error_kind
+from kproxy.backends.core.work import KernelObjects, StaleStateError
 
 
 class WriteCounter(Counter[str]):
@@ -28,19 +27,19 @@ class Sync:
 
     `expires`: tells whether the time of the sync is over; None if that has no limit. `expected`: kinds of
     errors for which the services that are tried now were refused before. `resynced`: why the kernel was
-    read a second time in this sync. `kept`: leftovers that could not be deleted in it. `unfinished`: services
+    read a second time in this sync. `shapes`: those of the services, if an error that was proven for some is
+    assumed for others. `kept`: leftovers that could not be deleted in it. `unfinished`: services
     that wait for the next sync because the time was over.
     """
 
     def __init__(
         self,
-        operations: Operations,
-        plans: Mapping[str, ServicePlan],
+        operations: KernelObjects,
         pending: set[str],
         quarantine: Quarantine,
         *,
         seen_writes: int | None,
-        assumes: bool,
+        shapes: Shapes | None = None,
         progress: Callable[[], None] = lambda: None,
         expires: Callable[[], bool] | None = None,
     ) -> None:
@@ -55,10 +54,9 @@ class Sync:
         self.expected: frozenset[str] = frozenset()
         self.seen_writes = seen_writes
         self._operations = operations
-        self._plans = plans
         self._pending = pending
         self._quarantine = quarantine
-        self._assumes = assumes
+        self._shapes = shapes
         self.expires = expires
         self.unfinished: frozenset[str] = frozenset()
 
@@ -94,9 +92,7 @@ class Sync:
             if write_otherwise(key):
                 return
             reason = self._operations.explain(error).message
-            plan = self._plans.get(key)
-            shape = shape_of(plan) if plan is not None and self._assumes else None
-            cause = Cause(error_kind(reason), shape)
+            cause = Cause(error_kind(reason), self._shape(key))
             self._refuse(key, reason, cause)
             self._quarantine.prove(cause, self._is_applied)
 
@@ -131,8 +127,8 @@ class Sync:
             return keys
         left = []
         for key in keys:
-            plan = self._plans.get(key)
-            if plan is None or not self._quarantine.assume(key, shape_of(plan)):
+            shape = self._shape(key)
+            if shape is None or not self._quarantine.assume(key, shape):
                 left.append(key)
         return left
 
@@ -162,5 +158,8 @@ class Sync:
 
     def _is_applied(self, shape: Shape) -> bool:
         """Whether the kernel holds any service with rules of a kind."""
-        pending = self._pending
-        return any(key not in pending and shape_of(plan) == shape for key, plan in self._plans.items())
+        pending, shapes = self._pending, self._shapes
+        return shapes is not None and any(key not in pending for key in shapes.having(shape))
+
+    def _shape(self, key: str) -> Shape | None:
+        return None if self._shapes is None else self._shapes.shape(key)

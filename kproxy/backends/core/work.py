@@ -125,10 +125,11 @@ class SyncWork(Protocol):
         """Raise StaleStateError, unless the kernel was read a second time in this sync."""
 
 
-class Operations(Protocol):
+class KernelObjects(Protocol):
     """One family's objects in the kernel, in batch form. It keeps the desired objects and the applied state.
 
-    Every method that gets a SyncWork, and `drift`, may raise one of `errors`.
+    Keys are those of services, or of other units that are written or refused as one. Every method that gets a
+    SyncWork, and `drift`, may raise one of `errors`.
     """
 
     @property
@@ -141,9 +142,6 @@ class Operations(Protocol):
 
     def explain(self, error: Exception) -> Failure:
         """The meaning of one of `errors`."""
-
-    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
-        """Replace the desired objects of some services; `plans` are those of all services, as of now."""
 
     def foreign_writes(self) -> int | None:
         """The number of writes by others so far; None if they cannot be counted."""
@@ -168,3 +166,10 @@ class Operations(Protocol):
 
     def refresh(self) -> None:
         """Forget which capabilities the kernel lacks: what was refused for that is tried again."""
+
+
+class Operations(KernelObjects, Protocol):
+    """The objects of services."""
+
+    def set_desired(self, changes: Changes, plans: Mapping[str, ServicePlan]) -> DesiredChange:
+        """Replace the desired objects of some services; `plans` are those of all services, as of now."""

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 
 from kproxy.backends.core.foreign_writes import ForeignWrites
-from kproxy.backends.core.reconciler import Reconciler
+from kproxy.backends.core.service_reconciler import ServiceReconciler
 from kproxy.backends.iptables.layout import Layout
 from kproxy.backends.iptables.rule_set import RuleSet
 from kproxy.kernel.xtables.types import Xtables
 
 
-class IptablesBackend(Reconciler[RuleSet]):
+class IptablesBackend(ServiceReconciler[RuleSet]):
     """One family's KUBE-* rules; for `larger` and `prepare` see RuleSet."""
 
     def __init__(

@@ -86,12 +86,12 @@ class _Walk:
             return [(start.end(PacketVerdict.UNKNOWN, f"{self._table}: too many jumps"), False)]
         going = [start]
         if handles := self._around.shared.handles(self._full_name, name):
-            return self._mixed(handles, going, depth)
+            return self._mixed(name, handles, going, depth)
         for rule in self._tables.rules(self._table, name, start.flow.destination):
             after: list[Branch] = []
             handle = rule.handle
             for branch in going:
-                if handle is not None and (ways := self._native(handle, branch)) is not None:
+                if handle is not None and (ways := self._native(name, handle, branch)) is not None:
                     out += self._applied(ways, depth, after)
                     continue
                 for matching in self._matching(name, rule, branch, after, out):
@@ -170,21 +170,24 @@ class _Walk:
         after += [each for each, accepted in ways if each.verdict is None and not accepted]
         return [way for way in ways if way[0].verdict is not None or way[1]]
 
-    def _native(self, handle: int, branch: Branch) -> Sequence[tuple[Branch, str, str]] | None:
+    def _native(self, chain: str, handle: int, branch: Branch) -> Sequence[tuple[Branch, str, str]] | None:
         """Run a rule that was written with nft; None if it cannot be read."""
-        return self._around.shared.run(self._full_name, handle, branch, self._routing)
+        return self._around.shared.run(self._full_name, chain, handle, branch, self._routing)
 
     @property
     def _full_name(self) -> str:
         return f"{'ip' if self._around.family is Family.IPV4 else 'ip6'} {self._table}"
 
-    def _mixed(self, handles: Sequence[int], going: list[Branch], depth: int) -> list[tuple[Branch, bool]]:
+    def _mixed(
+        self, name: str, handles: Sequence[int], going: list[Branch], depth: int
+    ) -> list[tuple[Branch, bool]]:
         """Pass a chain that has rules written with nft: iptables-nft-save misprints some of them."""
         out: list[tuple[Branch, bool]] = []
         for handle in handles:
             after: list[Branch] = []
             for branch in going:
-                out += self._applied(self._native(handle, branch) or ((branch, "", ""),), depth, after)
+                ways = self._native(name, handle, branch) or ((branch, "", ""),)
+                out += self._applied(ways, depth, after)
             going = after
         return out + [(branch, False) for branch in going]
 

@@ -7,7 +7,7 @@ passed over by its text, and the others are parsed once.
 import functools
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -19,6 +19,9 @@ _NATIVE = ("nft", "--handle")
 _TABLE = re.compile(rb"^\*(\S+)$", re.MULTILINE)
 _OPTION = re.compile(r"-[a-z]$|--?[a-z][\w-]*$")
 _TO_HOST = re.compile(r"-A \S+ (?:-s \S+ )?-d ([0-9a-f.:]+)/(?:32|128) ")
+
+_READ_TOGETHER = 32
+"""Greatest number of chains that are read before it is known whether the packet enters them."""
 
 
 class Condition(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +80,47 @@ class Tables:
             found = _TO_HOST.match(line)
             if found is None or found[1] == wanted:
                 yield parse(line)
+
+
+class TablesByChain(Tables):
+    """Tables whose chains are read when a packet enters them.
+
+    `held`: the chains of each table, with the policy (`-`: none). `load` returns the rules of some chains of
+    a table as iptables-save prints them; what it raises is raised by `rules`.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[str, Mapping[str, str]],
+        load: Callable[[str, Sequence[str]], Mapping[str, str]],
+    ) -> None:
+        self._held = held
+        self._load = load
+        self._loaded: dict[str, dict[str, str]] = {table: {} for table in held}
+        self._texts = self._loaded
+
+    def has(self, table: str, chain: str) -> bool:
+        """See Tables.has."""
+        return chain in self._held.get(table, {})
+
+    def drops(self, table: str, chain: str) -> bool:
+        """See Tables.drops."""
+        return self._held[table][chain] == "DROP"
+
+    def rules(self, table: str, chain: str, destination: str) -> Iterator[Rule]:
+        """See Tables.rules. The chains to which the rules lead are read in one go, if they are few."""
+        if chain not in self._loaded[table]:
+            built_in = [name for name, policy in self._held[table].items() if policy != "-"]
+            self._read(table, built_in if chain in built_in else [chain])
+        found = list(super().rules(table, chain, destination))
+        targets = dict.fromkeys(rule.target for rule in found if self.has(table, rule.target))
+        following = [name for name in targets if name not in self._loaded[table]]
+        if 0 < len(following) <= _READ_TOGETHER:
+            self._read(table, following)
+        yield from found
+
+    def _read(self, table: str, chains: Sequence[str]) -> None:
+        self._loaded[table] |= self._load(table, chains)
 
 
 def _joined(dump: bytes) -> dict[str, dict[str, str]]:

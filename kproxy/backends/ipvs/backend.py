@@ -7,7 +7,7 @@ from typing import Protocol
 import structlog
 
 from kproxy.backends.core.base import CheckError, Drift, PortTraffic
-from kproxy.backends.core.reconciler import Reconciler
+from kproxy.backends.core.service_reconciler import ServiceReconciler
 from kproxy.backends.core.work import Operations
 from kproxy.backends.ipvs.config import IpvsConfig, RuleSettings
 from kproxy.backends.ipvs.draining import Draining
@@ -30,7 +30,7 @@ class RuleWriter(Operations, Protocol):
         """Number of kproxy's rules in the applied state, by table. May be called from any thread."""
 
 
-class IpvsBackend(Reconciler[IpvsObjects]):
+class IpvsBackend(ServiceReconciler[IpvsObjects]):
     """One family's IPVS mode; `rules` writes its iptables rules."""
 
     def __init__(

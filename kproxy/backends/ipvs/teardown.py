@@ -129,7 +129,7 @@ class FamilyTeardown:
     def _take_away(self, written: Counter[str]) -> None:
         """Remove what has no connections; a refusal makes the kernel be read again at the next try."""
         servers = self._servers
-        sync = Sync(servers, {}, set(), Quarantine(self._clock), seen_writes=None, assumes=False)
+        sync = Sync(servers, set(), Quarantine(self._clock), seen_writes=None)
         sync.written = written
         if self._stale:
             servers.observe(sync, compare=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from kproxy.backends.core.base import CheckError, CheckPostponed, Drift, PortAffinity, PortTraffic
 from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.backends.core.hashes import port_hash
-from kproxy.backends.core.reconciler import Reconciler
+from kproxy.backends.core.service_reconciler import ServiceReconciler
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.objects import TableObjects
@@ -18,7 +18,7 @@ BATCH_SIZE = 10000
 """Elements per transaction of a big change; the kernel's commit lock is then held for about 30 ms."""
 
 
-class NftablesBackend(Reconciler[TableObjects]):
+class NftablesBackend(ServiceReconciler[TableObjects]):
     """One family's table."""
 
     def __init__(

@@ -13,8 +13,9 @@ from kproxy.backends.nftables.machine import Machine
 from kproxy.backends.nftables.packet_data import Surroundings
 from kproxy.backends.nftables.registers import State
 from kproxy.kernel.nft.describe import describe
+from kproxy.kernel.nft.held_elements import Target
 from kproxy.kernel.nft.operations import Operation, Store, Untrack
-from kproxy.kernel.nft.ruleset import Chain, Table, Target
+from kproxy.kernel.nft.ruleset import Chain, Table
 from kproxy.plan.outcomes import PacketVerdict, Routing
 
 _MOST_JUMPS = 16
@@ -62,49 +63,37 @@ def base_chains(
     )
 
 
-def mixed_chains(tables: Sequence[Table]) -> dict[tuple[str, str], tuple[int, ...]]:
-    """The handles of the rules of each chain in which some are not as iptables-nft writes them."""
-    return {
-        (str(table), chain.name): chain.handles
-        for table in tables
-        for chain in table.chains.values()
-        if chain.mixed
-    }
-
-
 class SingleRules:
-    """Rules of all tables by their handles, for a reader that knows no more of them; see SharedRules."""
+    """Rules of all tables by their handles, for a reader that knows no more of them; see RulesByHandle."""
 
     def __init__(self, tables: Sequence[Table], family: Family, interfaces: Mapping[int, str]) -> None:
         self._tables = {str(table): table for table in tables}
         self._family = family
         self._interfaces = interfaces
-        self._known: dict[str, Mapping[int, tuple[Chain, int]]] = {}
+
+    def mixed(self, table: str, chain: str) -> Sequence[int]:
+        """See RulesByHandle.mixed."""
+        held = self._chain(table, chain)
+        return held.handles if held is not None and held.mixed else ()
 
     def run(
-        self, table: str, handle: int, branch: Branch, routing: Routing
+        self, table: str, chain: str, handle: int, branch: Branch, routing: Routing
     ) -> list[tuple[Branch, str, str]] | None:
-        """See RunRule."""
-        held = self._tables.get(table)
-        place = self._places(table).get(handle)
-        if held is None or place is None:
+        """See RulesByHandle.run."""
+        held, at = self._tables.get(table), self._chain(table, chain)
+        if held is None or at is None or handle not in at.handles:
             return None
-        chain, number = place
+        rule = at.rules[at.handles.index(handle)]
         keys = {name: each.key_length for name, each in held.sets.items()}
         walk = _Walk(held, keys, Surroundings(self._family, self._interfaces, routing))
         return [
             (each, "" if target is None else target.word, "" if target is None else target.chain)
-            for each, target in walk.rule(chain.name, chain.rules[number], branch)
+            for each, target in walk.rule(chain, rule, branch)
         ]
 
-    def _places(self, table: str) -> Mapping[int, tuple[Chain, int]]:
-        """The chain and the number of each rule of a table, by its handle."""
-        if table not in self._known:
-            chains = self._tables[table].chains.values() if table in self._tables else ()
-            self._known[table] = {
-                handle: (chain, number) for chain in chains for number, handle in enumerate(chain.handles)
-            }
-        return self._known[table]
+    def _chain(self, table: str, chain: str) -> Chain | None:
+        held = self._tables.get(table)
+        return None if held is None else held.chains.get(chain)
 
 
 class _Walk:
@@ -216,6 +205,9 @@ class _Walk:
                 if branch.flow.translated and " map " in text:
                     text = f"{text} -> {branch.flow.destination} port {branch.flow.port}"
                 return branch.step(text), Target("accept")
+            case "holds":
+                reason = f"held by {text}: the program that reads the queue decides"
+                return branch.step(text).end(PacketVerdict.UNKNOWN, reason), None
         return branch.step(text).end(PacketVerdict.UNKNOWN, f"not modelled: {text}"), None
 
 

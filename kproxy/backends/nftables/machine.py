@@ -9,6 +9,7 @@ from kproxy.backends.core.packets import Flow
 from kproxy.backends.nftables.drawn import Drawn
 from kproxy.backends.nftables.packet_data import Surroundings, packed, redirected, unpacked
 from kproxy.backends.nftables.registers import Cell, State, cells_of, holds, masked, swapped
+from kproxy.kernel.nft.held_elements import SomeElements, Target
 from kproxy.kernel.nft.operations import (
     Between,
     Bitwise,
@@ -26,6 +27,7 @@ from kproxy.kernel.nft.operations import (
     Note,
     Numgen,
     Operation,
+    Queue,
     Redirect,
     Reject,
     Store,
@@ -33,7 +35,7 @@ from kproxy.kernel.nft.operations import (
     Untrack,
     Verdict,
 )
-from kproxy.kernel.nft.ruleset import SomeElements, Table, Target
+from kproxy.kernel.nft.ruleset import Table
 
 _HARMLESS = frozenset({"xt target LOG", "xt target NFLOG", "xt target TRACE", "dup", "flow_offload"})
 """Statements that are not modelled and do not change the packet's way."""
@@ -112,6 +114,8 @@ class Machine:
                 return [(state, _hit(bool(kind & types) != inverted))]
             case Foreign(words):
                 return [_foreign(state, words)]
+            case Queue():
+                return [(state, "holds")]
             case Note():
                 pass
         return [(state, None)]
@@ -151,7 +155,9 @@ class Machine:
     ) -> tuple[State, Result]:
         known = [word for word in words if isinstance(word, bytes)]
         if len(known) < len(words):
-            return state, "forks"
+            if elements.may_find([word if isinstance(word, bytes) else None for word in words]):
+                return state, "forks"
+            return state, "misses" if operation.verdict or not operation.inverted else None
         value = elements.find(b"".join(known)[: elements.key_length])
         if operation.verdict:
             return state, value if isinstance(value, Target) else "misses"

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from kproxy.backends.core.hashes import digest, port_hash
+from kproxy.backends.core.shares import slots, slots_of_port
 from kproxy.backends.nftables import chains, names
 from kproxy.backends.nftables.affinity import Target, remembered_as, sticky
 from kproxy.backends.nftables.chains import Chain, OwnList
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.runs import MOST_NUMBERS, Run, elements_of, run_of_values
-from kproxy.backends.nftables.shares import in_order, scattered, slots, slots_of_port
+from kproxy.backends.nftables.shares import in_order, scattered
 from kproxy.plan.model import PortPlan, ServicePlan, Verdict
 from kproxy.plan.weights import effective
 

@@ -6,17 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.backends.core.base import Difference, Drift
 from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.core.table_drift import chain_drifts, chain_object, element_object
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import Chain, pick_of
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.desired import LEADING, DesiredElements
-from kproxy.backends.nftables.drift import (
-    chain_drifts,
-    chain_object,
-    element_drifts,
-    element_object,
-    is_whole,
-)
+from kproxy.backends.nftables.drift import contents_drifts, is_whole
 from kproxy.backends.nftables.element_owners import Contents, no_contents
 from kproxy.backends.nftables.listing import Structure, contents_of, is_listed
 from kproxy.backends.nftables.script import Script, rules_of
@@ -77,7 +72,7 @@ class AppliedTable:
         elements = contents_of(found)
         drifts = (
             *chain_drifts(self.chains, self._baseline, found.chains),
-            *element_drifts(self.held, elements),
+            *contents_drifts(self.held, elements),
         )
         if drifts or not trust:
             self._adopt(elements, found)

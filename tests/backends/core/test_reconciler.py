@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import CheckError, SyncReport
-from kproxy.backends.core.reconciler import RETRY_SECONDS, RETRY_SHARE, Reconciler
+from kproxy.backends.core.reconciler import RETRY_SECONDS, RETRY_SHARE
 from kproxy.backends.core.retries import FIRST_RETRY, LONGEST_RETRY, retry_interval
+from kproxy.backends.core.service_reconciler import ServiceReconciler
 from tests.backends.core.fake_operations import FakeOperations, KernelError, plan
 
 KEYS = [f"ns/{name}" for name in "abcdef"]
@@ -24,7 +25,7 @@ class Node:
         self.now = 1000.0
         self.kernel = FakeOperations()
         self.failed: dict[str, str] = {}
-        self.backend = Reconciler(Family.IPV4, self.kernel, lambda: self.now)
+        self.backend = ServiceReconciler(Family.IPV4, self.kernel, lambda: self.now)
 
     def update(self, *plans: Any) -> None:
         self.backend.update(plans)
