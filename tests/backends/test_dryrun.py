@@ -196,7 +196,7 @@ def _ipvs_changes(node: IpvsNode) -> Iterator[Change]:
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=4),
     st.sets(st.integers(1, 4)),
 )
-def test_an_ipvs_rehearsal_changes_nothing_and_tells_whether_the_performance_does(
+def test_an_ipvs_dry_run_changes_nothing_and_predicts_whether_a_sync_does(
     before: list[tuple[int, int]], after: list[tuple[int, int]], gone: set[int]
 ) -> None:
     node = IpvsNode()

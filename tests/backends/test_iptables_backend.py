@@ -182,7 +182,7 @@ def test_equal_lines_of_two_ports() -> None:
 
 
 @ways
-def test_a_refused_service_is_found_although_somebody_else_writes_all_the_time(
+def test_a_refused_service_is_found_although_another_program_writes_all_the_time(
     variant: Variant, piece: int | None
 ) -> None:
     cluster = programmed(variant, piece)
@@ -266,7 +266,7 @@ def test_a_new_verdict_counts_before_the_old_one_goes(
 
 
 @pytest.mark.parametrize("variant", list(Variant))
-def test_a_divided_chain_that_somebody_refers_to_is_emptied_and_goes_later(variant: Variant) -> None:
+def test_a_divided_chain_that_another_rule_refers_to_is_emptied_and_goes_later(variant: Variant) -> None:
     cluster = IptablesNode(variant, layout=divided)
     for n, ip in enumerate(("10.96.0.1", "10.96.0.2", "10.96.0.3", "10.97.0.1"), 1):
         cluster.put(service(f"svc{n}", ip), endpoint_slice(f"10.1.0.{n}", service=f"svc{n}"))

@@ -118,7 +118,7 @@ def test_a_flushed_table_is_restored_in_order(variant: Variant, piece: int | Non
     assert cluster.state() == intact
 
 
-def test_a_check_reads_nothing_while_nobody_wrote() -> None:
+def test_a_check_reads_nothing_without_foreign_writes() -> None:
     cluster = programmed()
     cluster.backend.check()
     reads = cluster.fake.saves
@@ -145,7 +145,7 @@ def test_changes_that_wait_are_no_drift() -> None:
     assert cluster.state() == cluster.fresh()
 
 
-def test_damage_during_a_change_is_blamed_on_nobody() -> None:
+def test_damage_during_a_change_is_blamed_on_no_service() -> None:
     """The rule to delete is gone already: the kernel refuses the edit, and no service is at fault."""
     cluster = programmed()
     cluster.fake.edit("*nat\n-F KUBE-SERVICES\nCOMMIT\n*filter\n-F KUBE-SERVICES\nCOMMIT\n")

@@ -132,7 +132,7 @@ def test_no_change_of_others_and_no_restart_inserts_a_jump_twice(family: Family)
 
 
 @fresh_network
-def test_damage_beside_a_native_rule_is_told_as_it_is() -> None:
+def test_damage_beside_a_native_rule_is_reported_as_it_is() -> None:
     real = IptablesNode(fake=RealXtables(nft_xtables()))
     real.put(service("web", "10.96.0.1"), endpoint_slice("10.1.1.1", service="web"))
     real.sync()

@@ -143,7 +143,7 @@ def test_weights_become_destinations_weights() -> None:
     assert node.serving(CLUSTER_IP) == {DestinationId("10.1.0.2", 80): 1}
 
 
-def test_when_weights_change_hands_somebody_serves_at_every_moment() -> None:
+def test_when_weights_change_hands_an_endpoint_serves_at_every_moment() -> None:
     node = IpvsNode()
     slice_ = endpoint_slice(endpoint("10.1.0.1", node="node1"), endpoint("10.1.0.2", node="node2"))
     node.put(service(annotations={"kproxy.io/weights": '{"node:node1": 1, "*": 0}'}), slice_)

@@ -79,7 +79,7 @@ def test_leftovers_are_named_one_by_one_and_are_no_services() -> None:
     assert report.services == {}
 
 
-def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
+def test_a_foreign_virtual_server_is_left_alone_and_named() -> None:
     node = IpvsNode()
     theirs = ServerId("TCP", "192.168.0.2", 30001)
     unrelated = ServerId("TCP", "203.0.113.5", 443)
@@ -101,7 +101,7 @@ def test_a_virtual_server_of_somebody_else_is_left_alone_and_named() -> None:
     assert theirs in node.ipvs.table
 
 
-def test_a_virtual_server_that_somebody_makes_meanwhile_gets_no_destinations() -> None:
+def test_a_virtual_server_that_another_program_makes_meanwhile_gets_no_destinations() -> None:
     node = IpvsNode()
     node.done()
     theirs = ServerId("TCP", "192.168.0.2", 30001)
@@ -208,7 +208,7 @@ def test_a_lost_address_of_what_drains_comes_back_and_goes_with_it() -> None:
     assert not [entries for _, entries in node.ipset.sets.values() if entries]
 
 
-def test_an_address_that_somebody_added_goes() -> None:
+def test_an_address_that_another_program_added_goes() -> None:
     node = IpvsNode()
     node.put(service(), eps("10.1.0.1"))
     node.done()

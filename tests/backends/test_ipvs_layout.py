@@ -111,6 +111,22 @@ def test_services_add_no_rules_but_for_local_external_policies() -> None:
     assert sorted(chain[:9] for chain in rules.chains) == ["KUBE-SEP-", "KUBE-SEP-", "KUBE-SVC-"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "source", "sides"),
+    [
+        ("cidr", "! -s 10.1.0.0/16 ", "dst,dst"),
+        ("interface", "! -i veth+ ", "dst,dst"),
+        ("unknown", "", "src,dst"),
+        ("all", "", "dst,dst"),
+    ],
+)
+def test_cluster_ip_traffic_is_masqueraded_as_the_settings_say(setting: str, source: str, sides: str) -> None:
+    rules = "".join(filter(None, layout(Family.IPV4, setting).base.values())).splitlines()
+    marking = [rule for rule in rules if "KPROXY-CLUSTER-IP" in rule and rule.endswith("KUBE-MARK-MASQ")]
+    match = f"{source}-m set --match-set KPROXY-CLUSTER-IP {sides}"
+    assert marking == [f"-A KUBE-IPVS-SERVICES {match} -j KUBE-MARK-MASQ"]
+
+
 def test_every_jump_leads_to_a_chain_of_the_layout() -> None:
     wanted = layout(Family.IPV4)
     chains = {*wanted.base, *(placement.root for placement in wanted.shared.values())}

@@ -264,7 +264,7 @@ def test_drift_is_named_and_repaired(damage: Any, named: str) -> None:
     assert node.backend.check(full=True) == ()
 
 
-def test_a_glance_reads_nothing_while_nobody_writes() -> None:
+def test_a_glance_reads_nothing_without_foreign_writes() -> None:
     node = NftablesNode()
     node.put(web(), pods("a", "10.1.0.1"))
     node.done()
@@ -527,7 +527,7 @@ def _dormant(family: Family) -> None:
 
 
 @fresh_network
-def test_what_the_kernel_refuses_is_told_from_what_is_missing() -> None:
+def test_what_the_kernel_refuses_is_distinguished_from_what_is_missing() -> None:
     nft = NetlinkNft()
     script = Script(CONFIG)
     script.declare(CONFIG)

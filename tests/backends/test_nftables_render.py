@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import LocalTraffic
+from kproxy.backends.core.shares import FEWEST_SLOTS, MAX_SLOTS, SERVICE_SLOTS, slots, slots_of_port
 from kproxy.backends.nftables import names
 from kproxy.backends.nftables.chains import base_chains, fixed_chains
 from kproxy.backends.nftables.render import canonical, render_service
-from kproxy.backends.nftables.shares import FEWEST_SLOTS, MAX_SLOTS, SERVICE_SLOTS, slots, slots_of_port
 from kproxy.cli.main import main
 from tests.backends.nftables_node import CONFIG, with_config
 from tests.builders import endpoint, endpoint_slice, plan_of, port, service
@@ -263,7 +263,7 @@ def test_affinity_has_a_chain_that_remembers() -> None:
     ]
 
 
-def test_a_service_made_anew_under_its_name_remembers_nobody() -> None:
+def test_a_service_made_anew_under_its_name_remembers_no_clients() -> None:
     def remembered(created: str) -> set[str]:
         found = lines(service(sessionAffinity="ClientIP", created=created), HERE, THERE)
         return set(

@@ -43,7 +43,7 @@ def test_the_rules_that_lead_to_a_port_are_added_up() -> None:
 
 
 @pytest.mark.parametrize("mangled", [b"", b"garbage\n", DUMP.replace(b"KUBE-", b"CALI-")])
-def test_what_is_not_ours_counts_for_nobody(mangled: bytes) -> None:
+def test_what_is_not_ours_counts_for_no_service(mangled: bytes) -> None:
     assert from_rules(mangled) == ()
 
 

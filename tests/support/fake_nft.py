@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kproxy.addresses import Family
 from kproxy.kernel.nft.commands import TABLE_FAMILY, Transaction
+from kproxy.kernel.nft.listed import listed, listed_hook
 from kproxy.kernel.nft.types import NftError, NftFailure, Reading
 from kproxy.kernel.xtables.types import RulesetGeneration
 
@@ -21,7 +24,7 @@ _COMMAND = re.compile(
     r"(?P<verb>add|delete|flush) (?P<kind>table|map|set|chain|rule|element) (?P<table>ip6? \S+)"
     r"(?: (?P<name>\S+))?(?: (?P<rest>.*))?"
 )
-_GOTO = re.compile(r"\bgoto (\S+)")
+_GOTO = re.compile(r"\b(?:goto|jump) (\S+)")
 _LOOKUP = re.compile(r"@(\S+)")
 
 
@@ -145,6 +148,45 @@ class FakeNft:
         return RulesetGeneration(("nft", self.commits), commits=self.commits)
 
 
+class ListedNft(FakeNft):
+    """A FakeNft that lists chains as the kernel does: a handle and a digest for each rule."""
+
+    def reading(
+        self,
+        family: Family,
+        table: str,
+        *,
+        elements: bool = True,
+        portable: bool = False,
+    ) -> Reading | None:
+        """See Nft.reading."""
+        found = super().reading(family, table, elements=elements, portable=portable)
+        if found is None:
+            return None
+        chains = {
+            name: ((listed_hook(hook),) if hook else ()) + self._lines(family, rules)
+            for name, (hook, rules) in self.table(family, table).chains.items()
+        }
+        return msgspec.structs.replace(found, chains=chains)
+
+    form: Callable[[str], str] | None = None
+    """How another kernel lists a rule."""
+
+    def _lines(self, family: Family, rules: list[str]) -> tuple[str, ...]:
+        """Rules get a new handle when they are written, and so another identity."""
+        form = self.form or (lambda rule: "".join(listed(family, [rule]) or ()))
+        return tuple(f"{id(rule):x} {form(rule)}" for rule in rules)
+
+    def rule_counts(self, family: Family, table: str) -> dict[str, tuple[int, ...]] | None:
+        """See CountsRules.rule_counts."""
+        known = self.tables.get(f"{TABLE_FAMILY[family]} {table}")
+        if known is None:
+            return None
+        return {
+            name: (0,) * sum("counter" in rule for rule in rules) for name, (_, rules) in known.chains.items()
+        }
+
+
 def _refused(line: str, reason: str) -> NftError:
     return NftError(NftFailure.REFUSED, f"{reason}: {line[:120]}")
 
@@ -239,5 +281,14 @@ def _elements(table: FakeTable, line: str, verb: str, name: str, rest: str) -> N
 def _overlaps(container: FakeContainer, key: str) -> bool:
     if "interval" not in container.declaration or key in container.elements:
         return False
-    network = ipaddress.ip_network(key)
-    return any(ipaddress.ip_network(other).overlaps(network) for other in container.elements)
+    first, last = _bounds(key)
+    return any(first <= end and start <= last for start, end in map(_bounds, container.elements))
+
+
+def _bounds(key: str) -> tuple[int, int]:
+    """The first and last address of a prefix, or port of a range."""
+    if "." in key or ":" in key:
+        network = ipaddress.ip_network(key)
+        return int(network[0]), int(network[-1])
+    first, _, last = key.partition("-")
+    return int(first), int(last or first)

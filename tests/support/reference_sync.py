@@ -15,7 +15,8 @@ import msgspec
 
 from kproxy_lab.apiserver import ApiServer
 from kproxy_lab.lab import Namespace
-from kproxy_lab.lab.namespaces import NamespaceThread, owned_prefix
+from kproxy_lab.lab.namespaces import NamespaceThread
+from kproxy_lab.lab.owners import owned_prefix
 
 Rules = dict[str, list[str]]
 """The rules of each chain in their order, by `table/chain`."""
