@@ -1,10 +1,13 @@
-"""Settings of the C library's allocator (mallopt(3)); without effect where the library has none, as musl.
+"""How memory is allocated and collected: settings of Python and of the C library's allocator (mallopt(3)).
+
+The latter have no effect where the library has none, as musl.
 
 Python's objects of up to 512 bytes have an allocator of their own. Buffers, tables of dictionaries and long
 texts come from the C library, which by default gives each thread an arena and keeps in each what was freed.
 """
 
 import ctypes
+import gc
 
 _M_ARENA_MAX = -8
 """In malloc.h of glibc."""
@@ -18,6 +21,14 @@ def use_one_arena() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+
+
+def freeze_objects() -> None:
+    """Collect garbage, then let the collector pass over every object that lives now; return free memory."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    trim()
 
 
 def trim() -> None:

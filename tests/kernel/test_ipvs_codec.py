@@ -118,7 +118,7 @@ def told(server: ServerId, settings: VirtualServer, packets: int) -> bytes:
     after=st.dictionaries(servers, st.sampled_from(["rr", "wlc", "sh"]), max_size=5),
     packets=st.integers(0, 2**31),
 )
-def test_a_digest_tells_what_changed_but_not_what_was_counted(
+def test_a_digest_shows_what_changed_but_not_what_was_counted(
     before: dict[ServerId, str], after: dict[ServerId, str], packets: int
 ) -> None:
     def dump(schedulers: dict[ServerId, str], counted: int) -> list[bytes]:

@@ -194,7 +194,7 @@ def news_until(events: links.AddressEvents, wanted: links.AddressNews) -> links.
 
 
 @fresh_network
-def test_news_of_the_device_is_told_apart() -> None:
+def test_news_of_the_device_is_distinguished() -> None:
     device = DummyDevice("kube-ipvs0")
     with links.address_events("kube-ipvs0") as events:
         device.ensure()
@@ -227,7 +227,7 @@ def test_the_end_of_a_device_that_was_there_before_is_news_of_the_device() -> No
 
 
 @fresh_network
-def test_news_that_did_not_fit_are_told_to_be_lost() -> None:
+def test_news_that_did_not_fit_are_reported_as_lost() -> None:
     device = DummyDevice("kube-ipvs0")
     device.ensure()
     with links.address_events("kube-ipvs0") as events:

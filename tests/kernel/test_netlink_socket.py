@@ -1,6 +1,9 @@
 """The netlink socket against the kernel: what is sent in bulk, and what becomes of it."""
 
 import errno
+import fcntl
+import os
+import resource
 import socket
 import struct
 
@@ -8,7 +11,7 @@ import pytest
 
 from kproxy.kernel.netlink import addresses
 from kproxy.kernel.netlink.messages import NLM_F_CREATE, NLM_F_EXCL
-from kproxy.kernel.netlink.socket import CHUNK_MESSAGES, NetlinkLost, NetlinkSocket
+from kproxy.kernel.netlink.socket import CHUNK_MESSAGES, NetlinkLost, NetlinkSocket, readable
 from tests.kernel.namespace import fresh_network
 
 pytestmark = pytest.mark.root
@@ -25,7 +28,7 @@ def additions(count: int) -> list[tuple[int, int, bytes]]:
 
 
 @fresh_network
-def test_every_refusal_is_told_by_its_index() -> None:
+def test_every_refusal_has_its_index() -> None:
     sock = NetlinkSocket(addresses.NETLINK_ROUTE)
     count = 2 * CHUNK_MESSAGES + 5
     twice = [request for request in additions(count) for _ in (1, 2)]
@@ -51,7 +54,7 @@ def test_answers_of_an_abandoned_request_are_not_taken_for_others() -> None:
 
 
 @fresh_network
-def test_a_kernel_that_does_not_answer_is_not_waited_for_for_ever() -> None:
+def test_the_wait_for_a_kernel_that_does_not_answer_ends() -> None:
     sock = NetlinkSocket(addresses.NETLINK_ROUTE)
     sock._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
     with pytest.raises(NetlinkLost, match="did not answer"):
@@ -62,3 +65,21 @@ def _message(kind: int, flags: int, payload: bytes, *, sequence: int) -> bytes:
     from kproxy.kernel.netlink.messages import NLM_F_ACK, NLM_F_REQUEST, message
 
     return message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, sequence, payload)
+
+
+def test_descriptors_above_1023_can_be_waited_for() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = 2000
+    if hard != resource.RLIM_INFINITY and hard <= number:
+        pytest.skip(f"at most {hard} descriptors are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number + 1), hard))
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, number)
+    try:
+        assert readable((high,), 0.0) == frozenset()
+        os.write(writer, b"x")
+        assert readable((high,), 10.0) == {high}
+    finally:
+        for each in (reader, writer, high):
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

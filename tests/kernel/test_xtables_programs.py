@@ -91,7 +91,9 @@ REFUSALS: list[tuple[str, bytes]] = [
 @both_variants
 @pytest.mark.parametrize(("text"), [text for _, text in REFUSALS], ids=[name for name, _ in REFUSALS])
 @fresh_network
-def test_refused_rules_are_told_from_other_failures_and_located(variant: Variant, text: bytes) -> None:
+def test_refused_rules_are_distinguished_from_other_failures_and_located(
+    variant: Variant, text: bytes
+) -> None:
     with pytest.raises(RestoreError) as caught:
         _xtables(variant).restore(text)
     assert caught.value.kind is FailureKind.RULE
@@ -239,7 +241,7 @@ def test_a_legacy_stamp_shows_added_and_removed_rules_and_creates_no_table(famil
 
 
 @fresh_network
-def test_nft_is_chosen_when_nobody_uses_iptables_and_no_legacy_table_appears() -> None:
+def test_nft_is_chosen_when_iptables_is_unused_and_no_legacy_table_appears() -> None:
     _xtables(Variant.NFT)
     _xtables(Variant.LEGACY)
     assert find_tools(Family.IPV4).variant is Variant.NFT

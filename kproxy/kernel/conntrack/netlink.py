@@ -51,8 +51,8 @@ class NetlinkConntrack:
         wanted = {_PORT.pack(port) for port in ports}
         return [flow for answer in answers if (flow := _decode(answer, family, wanted)) is not None]
 
-    def delete(self, family: Family, flows: Sequence[Flow]) -> int:
-        """Delete flows; return how many still existed. Raises ConntrackError."""
+    def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:
+        """Delete flows; return those that still existed. Raises ConntrackError."""
         header = _NFGENMSG.pack(_AF[family], 0, 0)
         requests = [(_SUBSYSTEM << 8 | _DELETE, 0, header + flow.handle) for flow in flows]
         try:
@@ -62,7 +62,7 @@ class NetlinkConntrack:
         for code in failures.values():
             if code != errno.ENOENT:
                 raise self._failed("delete flows", OSError(code, errno.errorcode.get(code, str(code))))
-        return len(flows) - len(failures)
+        return [flow for index, flow in enumerate(flows) if index not in failures]
 
     def _open(self) -> NetlinkSocket:
         if self._socket is None:

@@ -33,5 +33,5 @@ class Conntrack(Protocol):
     def udp_flows(self, family: Family, ports: Collection[int]) -> list[Flow]:
         """Return the UDP flows that were sent to one of these ports. Raises ConntrackError."""
 
-    def delete(self, family: Family, flows: Sequence[Flow]) -> int:
-        """Delete flows; return how many still existed. Raises ConntrackError."""
+    def delete(self, family: Family, flows: Sequence[Flow]) -> list[Flow]:
+        """Delete flows; return those that still existed. Raises ConntrackError."""

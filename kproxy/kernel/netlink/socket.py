@@ -7,10 +7,12 @@ reported as NetlinkLost: the caller has to read the kernel again.
 
 import contextlib
 import errno
+import math
 import os
+import select
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kproxy.kernel.netlink.messages import (
     NLM_F_ACK,
@@ -38,6 +40,18 @@ _TIMEOUT = 10
 _TIMEVAL = struct.Struct("@ll")
 _DUMP_ATTEMPTS = 5
 _LAST_SEQUENCE = (1 << 32) - 1
+
+
+def readable(descriptors: Iterable[int], seconds: float | None = None) -> frozenset[int]:
+    """Wait until one can be read or the time is over; return those that can be read.
+
+    select(2) knows no descriptor above 1,023, and a process with many health-check node ports has more.
+    """
+    poller = select.poll()
+    for each in descriptors:
+        poller.register(each, select.POLLIN)
+    wait = None if seconds is None else math.ceil(seconds * 1000)
+    return frozenset(descriptor for descriptor, _ in poller.poll(wait))
 
 
 class NetlinkLost(OSError):
@@ -93,15 +107,22 @@ class NetlinkSocket:
             failures |= self._chunk(requests, start, end)
         return failures
 
-    def dump(self, kind: int, payload: bytes, *, repeat: bool = True) -> list[bytes]:
+    def dump(
+        self,
+        kind: int,
+        payload: bytes,
+        *,
+        repeat: bool = True,
+        wanted: Callable[[bytes], object] | None = None,
+    ) -> list[bytes]:
         """Return the payloads of a dump request's answers; repeat it if the objects changed meantime.
 
-        Without `repeat`, the answers count although the kernel says that objects changed. Raises OSError with
-        the errno of a refusal, NetlinkLost.
+        Without `repeat`, the answers count although the kernel says that objects changed. Of many answers,
+        only the `wanted` ones are kept. Raises OSError with the errno of a refusal, NetlinkLost.
         """
         for _ in range(_DUMP_ATTEMPTS):
             try:
-                return self._dump(kind, payload, accept_interrupted=not repeat)
+                return self._dump(kind, payload, wanted, accept_interrupted=not repeat)
             except InterruptedError:
                 continue
         raise NetlinkLost(errno.EINTR, "the kernel's objects kept changing while they were read")
@@ -147,7 +168,14 @@ class NetlinkSocket:
                     failures[start + sequence - first] = code
         return failures
 
-    def _dump(self, kind: int, payload: bytes, *, accept_interrupted: bool) -> list[bytes]:
+    def _dump(
+        self,
+        kind: int,
+        payload: bytes,
+        wanted: Callable[[bytes], object] | None,
+        *,
+        accept_interrupted: bool,
+    ) -> list[bytes]:
         self._reserve(1)
         self._send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, payload))
         found: list[bytes] = []
@@ -162,7 +190,8 @@ class NetlinkSocket:
                     if interrupted and not accept_interrupted:
                         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                     return found
-                found.append(content)
+                if wanted is None or wanted(content):
+                    found.append(content)
             self.give_way()
 
     def _reserve(self, count: int) -> int:

@@ -8,7 +8,7 @@ empty table.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kproxy.addresses import Family
@@ -91,6 +91,18 @@ class SubprocessXtables:
     def counters(self, table: str) -> bytes:
         """The rules of one table with their counters; see Xtables.counters.  Raises RestoreError."""
         return self._dump(table, counters=True)
+
+    def print_chains(self, table: str, chains: Sequence[str]) -> Mapping[str, str]:
+        """The rules of chains of an existing table, as `save` returns them; only for iptables-nft.
+
+        Chains that its programs cannot print, or that are gone, are read over netlink. Raises RestoreError.
+        """
+        try:
+            printed = shared_tables.print_chains(table, chains, self._listed)
+        except RestoreError:
+            printed = {}
+        others = [name for name in chains if name not in printed]
+        return {**printed, **shared_tables.read_chains(self.family, table, others)}
 
     def generation(self) -> RulesetGeneration | None:
         """See Xtables.generation."""

@@ -26,6 +26,7 @@ _NAME = re.compile(r"[\w.:/+-]+")
 _UNPARSABLE = b"Parsing nftables rule failed"
 _INCOMPATIBLE = b"is incompatible, use 'nft' tool"
 _COUNTERS = re.compile(r" -c (\d+) (\d+)(?= -[jg] |$)")
+_CHAIN_HEAD = re.compile("^-[NP] ", re.MULTILINE)
 _READINGS = 3
 _REFUSED = 32
 """Greatest number of chains with native rules in one table; with more, reading fails."""
@@ -62,6 +63,14 @@ def read(family: Family, table: str, listing: Listing, *, counters: bool) -> byt
         if _generation() == before:
             break
     return text
+
+
+def read_chains(family: Family, table: str, chains: Sequence[str]) -> Mapping[str, str]:
+    """Return the rules of chains, a line for each as in `read`, without iptables-nft. Raises RestoreError."""
+    try:
+        return {name: _lines(family, table, name) for name in chains}
+    except OSError as error:
+        raise _unreadable(family, f"table {table}", error) from error
 
 
 def delete_rules(family: Family, text: bytes) -> bytes | None:
@@ -101,14 +110,14 @@ def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> by
         if not found:
             return b""
         own = [name for name, kind in found.items() if kind == "-" and name.startswith(_PREFIXES)]
-        printed = _print(table, own, listing, counters=counters)
+        printed = print_chains(table, own, listing, counters=counters)
         # iptables-nft-save prints the built-in chains even if they do not exist.
         every = {**dict.fromkeys(native.BUILT_IN[table], "ACCEPT"), **found}
         parts = [f"*{table}\n", *(f":{name} {kind} [0:0]\n" for name, kind in every.items())]
         for name in found:
             rules = printed.get(name)
             if rules is None:
-                rules = "".join(rule.line for rule in native.rules(family, table, name))
+                rules = _lines(family, table, name)
                 rules = re.sub("^-A", "[0:0] -A", rules, flags=re.MULTILINE) if counters else rules
             parts.append(rules)
     except OSError as error:
@@ -116,7 +125,9 @@ def _read(family: Family, table: str, listing: Listing, *, counters: bool) -> by
     return "".join([*parts, "COMMIT\n"]).encode("utf-8", "surrogateescape")
 
 
-def _print(table: str, chains: Sequence[str], listing: Listing, *, counters: bool) -> Mapping[str, str]:
+def print_chains(
+    table: str, chains: Sequence[str], listing: Listing, *, counters: bool = False
+) -> Mapping[str, str]:
     """Return the rules of each chain that iptables-nft can print. Raises RestoreError."""
     printed: dict[str, str] = {}
     waiting = list(chains)
@@ -155,12 +166,16 @@ def _list(
     script = "".join([f"*{table}\n", *(f"{verbose}-S {name}\n" for name in chains), "COMMIT\n"])
     ended = listing(script.encode())
     texts: dict[str, str] = {}
-    for part in f"\n{ended.stdout.decode('utf-8', 'surrogateescape')}".split("\n-N ")[1:]:
+    for part in _CHAIN_HEAD.split(ended.stdout.decode("utf-8", "surrogateescape"))[1:]:
         name, _, rules = part.partition("\n")
         if rules and not rules.endswith("\n"):
             rules += "\n"
         texts[name.split()[0]] = _with_counters(rules) if counters else rules
     return ended, texts
+
+
+def _lines(family: Family, table: str, chain: str) -> str:
+    return "".join(rule.line for rule in native.rules(family, table, chain))
 
 
 def _with_counters(rules: str) -> str:
