@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 
 from kproxy.config.settings import Section
-from kproxy.config.values import Check, EmptyIsDefault, Reader
+from kproxy.config.values import Check, EmptyIsDefault, EmptyIsNotWritten, Reader
 from kproxy.state.problems import show
 
 T = TypeVar("T", bound=Section)
@@ -39,7 +39,11 @@ def decode(kind: type[T], plain: object, path: str = "") -> tuple[T, list[Defect
 
 def encode(section: Section) -> dict[str, object]:
     """Return the mapping that `decode` reads as this section: every field by its name in the file."""
-    return {field.encode_name: _plain(getattr(section, field.name), field.type) for field in fields(section)}
+    return {
+        field.encode_name: _plain(value, field.type)
+        for field in fields(section)
+        if (value := getattr(section, field.name)) or not _is_omitted_if_empty(field.type)
+    }
 
 
 def flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -177,6 +181,10 @@ def split_annotation(annotation: Any) -> tuple[Any, tuple[object, ...]]:
 def empty_is_default(annotation: Any) -> bool:
     """Whether the empty value of the file stands for the default."""
     return any(isinstance(extra, EmptyIsDefault) for extra in split_annotation(annotation)[1])
+
+
+def _is_omitted_if_empty(annotation: Any) -> bool:
+    return any(isinstance(extra, EmptyIsNotWritten) for extra in split_annotation(annotation)[1])
 
 
 def _plain(value: Any, annotation: Any) -> object:

@@ -15,10 +15,12 @@ from kproxy.config.values import Reader
 
 _GROUPS = {
     "conntrack": Group.CONNTRACK,
+    "ebpf": Group.EBPF,
     "iptables": Group.IPTABLES,
     "ipvs": Group.IPVS,
     "limits": Group.LIMITS,
     "logging": Group.LOGGING,
+    "networkPolicy": Group.NETWORK_POLICY,
     "nftables": Group.NFTABLES,
 }
 

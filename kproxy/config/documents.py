@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-from kproxy.config.codec import Defect, decode
+from kproxy.config.codec import Defect, decode, replace
 from kproxy.config.durations import format_duration
-from kproxy.config.modes import TRAITS
+from kproxy.config.modes import TRAITS, traits_of
 from kproxy.config.schema import (
     KPROXY,
     KUBE_PROXY,
@@ -27,6 +27,18 @@ class Settings(msgspec.Struct, frozen=True):
     kube: KubeProxyConfiguration = KubeProxyConfiguration()
     own: KproxyConfiguration = KproxyConfiguration()
     obsolete: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> str:
+        """The proxy mode: that of kproxy's own document, or else that of kube-proxy's."""
+        return self.own.mode or self.kube.mode
+
+    def with_mode(self, mode: str) -> "Settings":
+        """The settings with another mode, in the document that can name it. Raises ValueError."""
+        if traits_of(mode).own:
+            return msgspec.structs.replace(self, own=replace(self.own, "mode", mode))
+        kube, own = replace(self.kube, "mode", mode), replace(self.own, "mode", "")
+        return msgspec.structs.replace(self, kube=kube, own=own)
 
 
 def read_documents(text: str) -> tuple[Settings, list[Defect]]:

@@ -29,6 +29,10 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 OWN_FLAGS: Mapping[str, str] = {flag: first.path for flag, (first, *_) in _OWN.items()}
 """kproxy's flags -> paths in KproxyConfiguration."""
 
+MODE_FLAG = "proxy-mode"
+MODE_PATH = "mode"
+"""The flag whose value belongs to one document or the other, and its path in kproxy's own."""
+
 PORT_FLAGS = replaced_flags()
 """Deprecated flags and the ones that replace them: 0 turns the server off, any other value is the port of an
 address without one (addressFromDeprecatedFlags)."""
@@ -56,6 +60,13 @@ def apply_flags(settings: Settings, flags: Mapping[str, object]) -> tuple[Settin
             plain = _plain(declared, value)
         except ValueError as error:
             defects.append(Defect(f"--{flag}", str(error)))
+            continue
+        if flag == MODE_FLAG:
+            named, found = assign(own, MODE_PATH, plain, f"--{flag}")
+            defects += found
+            if not found:
+                chosen = Settings(kube, own).with_mode(named.mode)
+                kube, own = chosen.kube, chosen.own
             continue
         for path in FLAGS.get(flag, ()):
             kube, found = assign(kube, path, plain, f"--{flag}")

@@ -93,6 +93,9 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_graceful_period: float = _OWN.ipvs.graceful_period
     nftables_reject_unallocated: bool = _OWN.nftables.reject_unallocated
     service_cidrs: tuple[str, ...] = _OWN.nftables.service_cidrs
+    ebpf_cgroup_root: str = _OWN.ebpf.cgroup_root
+    ebpf_pin_directory: str = _OWN.ebpf.pin_directory
+    ebpf_host_namespace_only: bool = _OWN.ebpf.host_namespace_only
     limit_endpoints_per_port: int = _OWN.limits.endpoints_per_port
     limit_endpoints_per_service: int = _OWN.limits.endpoints_per_service
     limit_ports_per_service: int = _OWN.limits.ports_per_service
@@ -100,6 +103,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     limit_elements_per_service: int = _OWN.limits.elements_per_service
     limit_source_ranges_per_service: int = _OWN.limits.source_ranges_per_service
     limit_log_lines_per_minute: int = _OWN.limits.log_lines_per_minute
+    network_policy: bool = _OWN.network_policy.enabled
+    network_policy_unknown_pods: str = _OWN.network_policy.unknown_pods
+    network_policy_keep_connections: bool = _OWN.network_policy.keep_connections
+    network_policy_reject: bool = _OWN.network_policy.reject
     cleanup_on_exit: bool = _OWN.cleanup_on_exit
     once: bool = False
     once_timeout: float = 0.0

@@ -15,7 +15,8 @@ class ModeTraits(msgspec.Struct, frozen=True, kw_only=True):
     that the variant matters. `programs_addresses`: it programs node ports at each address of the node.
     `holds_addresses`: it gives the node the addresses of services. `obeys_service_cidrs`: it reads
     ServiceCIDRs. `primary_by_default`: without --nodeport-addresses node ports answer at the node's primary
-    addresses. `serves_loopback`: node ports can answer at 127.0.0.1.
+    addresses. `serves_loopback`: node ports can answer at 127.0.0.1. `own`: kube-proxy has no such mode, so
+    that its document cannot name it. `writes_table`: the mode's rules are in the nftables table kproxy.
     """
 
     name: str
@@ -27,6 +28,8 @@ class ModeTraits(msgspec.Struct, frozen=True, kw_only=True):
     obeys_service_cidrs: bool = False
     primary_by_default: bool = False
     serves_loopback: bool = False
+    own: bool = False
+    writes_table: bool = False
 
 
 TRAITS = (
@@ -52,6 +55,17 @@ TRAITS = (
         programs_addresses=True,
         obeys_service_cidrs=True,
         primary_by_default=True,
+        writes_table=True,
+    ),
+    ModeTraits(
+        name="ebpf",
+        section="nftables",
+        masquerade_section="nftables",
+        programs_addresses=True,
+        obeys_service_cidrs=True,
+        primary_by_default=True,
+        own=True,
+        writes_table=True,
     ),
 )
 """Every mode; the first one is the default. kube-proxy reads the same sections (cmd/kube-proxy/app)."""
@@ -62,6 +76,11 @@ DEFAULT_MODE = TRAITS[0].name
 def mode_names() -> tuple[str, ...]:
     """The values of --proxy-mode."""
     return tuple(traits.name for traits in TRAITS)
+
+
+def kube_proxy_modes() -> tuple[str, ...]:
+    """The modes that kube-proxy has too: the values of `mode` of its document."""
+    return tuple(traits.name for traits in TRAITS if not traits.own)
 
 
 def traits_of(mode: str) -> ModeTraits:

@@ -23,3 +23,21 @@ class RejectedConfiguration(msgspec.Struct, frozen=True, rename="camel", order=T
     at: datetime
     file: str
     problems: list[str]
+
+
+class RefusedSetting(msgspec.Struct, frozen=True, rename="camel", order=True):
+    """A setting of the file that this node cannot obey, by its path; the value before it stays."""
+
+    at: datetime
+    setting: str
+    reason: str
+
+
+class SettingRefused(Exception):
+    """The new value at `path` of kproxy's own document cannot be used on this node; `kept` stays in force."""
+
+    def __init__(self, path: str, kept: object, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+        self.kept = kept
+        self.reason = reason

@@ -19,8 +19,8 @@ from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import Settings
 from kproxy.config.loading import MAX_BYTES, CommandLine, log_settings
 from kproxy.config.model import ConfigError, ProxyConfig, mode_name
-from kproxy.config.refusals import RefusedMode, RejectedConfiguration
-from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
+from kproxy.config.refusals import RefusedMode, RefusedSetting, RejectedConfiguration, SettingRefused
+from kproxy.config.schema import KPROXY, KproxyConfiguration, KubeProxyConfiguration
 from kproxy.config.settings import Section
 from kproxy.config.translate import has_no_effect
 from kproxy.sources.directory_watch import DirectoryWatch
@@ -79,7 +79,8 @@ def _merge(old: S, new: S, is_live: Callable[[str], bool]) -> tuple[S, list[str]
 class Reloader:
     """Reads the file again when it changed or on request, from any thread.
 
-    `apply` requests the new configuration, returns quickly, and returns the revision of the request.
+    `apply` requests the new configuration, returns quickly, and returns the revision of the request. It may
+    raise SettingRefused before it has done anything; then the rest is requested.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Reloader:
         self._reported: ReportedStatus | None = None
         self._rejected: RejectedConfiguration | None = None
         self._refused_mode: RefusedMode | None = None
+        self._refused_setting: RefusedSetting | None = None
         self._content: bytes | None = None
 
     def running(self) -> Settings:
@@ -105,6 +107,10 @@ class Reloader:
         """The mode that the file names and that could not start; callable from any thread."""
         self._look()
         return self._refused_mode
+
+    def refused_setting(self) -> RefusedSetting | None:
+        """The setting of the file that this node cannot obey; callable from any thread."""
+        return self._refused_setting
 
     def rejected(self) -> RejectedConfiguration | None:
         """The defects of the file as last read; None if it is in force. Callable from any thread."""
@@ -139,10 +145,9 @@ class Reloader:
                 datetime.now(UTC), mode_name(refused), mode_name(kept), refusal.reason
             )
             variant = kept.iptables_variant
-            self._running = self._seen = Settings(
-                replace(self._running.kube, "mode", kept.proxy_mode),
-                replace(self._running.own, "iptables.variant", "" if variant is None else variant.value),
-            )
+            running = self._running.with_mode(kept.proxy_mode)
+            own = replace(running.own, "iptables.variant", "" if variant is None else variant.value)
+            self._running = self._seen = Settings(running.kube, own)
             self._request()
 
     def reload(self, reason: str, *, first: bool = False) -> None:
@@ -163,7 +168,8 @@ class Reloader:
                 self._reject(file, error.problems)
                 return
             mended, self._rejected = self._rejected is not None, None
-            self._refused_mode = None  # it is tried again, or no longer in the file
+            # They are tried again, or no longer in the file.
+            self._refused_mode = self._refused_setting = None
             if settings == self._seen and not mended:
                 if first:
                     return
@@ -210,7 +216,18 @@ class Reloader:
 
     def _request(self) -> None:
         config = self._command_line.resolve(self._running)
-        self._requested = self._apply(config), config
+        try:
+            self._requested = self._apply(config), config
+        except SettingRefused as refused:
+            setting = f"{KPROXY[1]} {refused.path}"
+            log.error("setting_refused", setting=setting, reason=refused.reason, effect="the old value stays")
+            self._refused_setting = RefusedSetting(datetime.now(UTC), setting, refused.reason)
+            # The next reload tries it again, even if the file has not changed.
+            self._running, self._seen = (
+                Settings(each.kube, replace(each.own, refused.path, refused.kept), each.obsolete)
+                for each in (self._running, self._seen)
+            )
+            self._request()
 
 
 def _content(file: Path) -> bytes | None:

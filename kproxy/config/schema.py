@@ -12,8 +12,16 @@ from typing import Annotated
 
 import msgspec
 
-from kproxy.config.modes import mode_names
-from kproxy.config.schema_modes import Iptables, Ipvs, Nftables, OwnIptables, OwnIpvs, OwnNftables
+from kproxy.config.modes import kube_proxy_modes, mode_names
+from kproxy.config.schema_modes import (
+    Iptables,
+    Ipvs,
+    Nftables,
+    OwnEbpf,
+    OwnIptables,
+    OwnIpvs,
+    OwnNftables,
+)
 from kproxy.config.schema_sections import (
     ClientConnection,
     Conntrack,
@@ -21,15 +29,18 @@ from kproxy.config.schema_sections import (
     OwnExternalIps,
     OwnLimits,
     OwnMetrics,
+    OwnNetworkPolicy,
     Winkernel,
 )
 from kproxy.config.settings import NODE, RULES, Group, Section, ignored, live, restart
 from kproxy.config.values import (
     Address,
+    Check,
     ClusterCidrs,
     Count,
     DirectoryPath,
     EmptyIsDefault,
+    EmptyIsNotWritten,
     FlushFrequency,
     HealthzAddress,
     MetricsAddress,
@@ -44,7 +55,8 @@ from kproxy.config.values import (
 KUBE_PROXY = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
 KPROXY = ("kproxy.io/v1alpha1", "KproxyConfiguration")
 
-PROXY_MODES = mode_names()
+PROXY_MODES = kube_proxy_modes()
+"""The values of `mode` of kube-proxy's document; --proxy-mode and kproxy's own document know more."""
 
 DETECT_LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 
@@ -56,6 +68,14 @@ OBSOLETE = frozenset(
 All were fields until Kubernetes 1.9 to 1.26, except `ipvs.masqueradeAll`: guides recommend it, but kube-proxy
 has always ignored it. IPVS mode takes the value of `iptables`.
 """
+
+
+def _mode_of_kube_proxy(value: str) -> None:
+    if value in PROXY_MODES:
+        return
+    if value in mode_names():
+        raise ValueError(f"is no mode of kube-proxy: set it as `mode` of {KPROXY[1]} ({KPROXY[0]}) instead")
+    raise ValueError(f"is not one of {', '.join(PROXY_MODES)}")
 
 
 class VerbosityOfFiles(Section, frozen=True):
@@ -121,7 +141,7 @@ class KubeProxyConfiguration(Section, frozen=True):
 
     mode: Annotated[
         str,
-        one_of(*PROXY_MODES),
+        Check(_mode_of_kube_proxy, mode_names()),
         EmptyIsDefault(),
         live("proxy-mode", "Proxy mode.", RULES, empty_is_unset=True),
     ] = "iptables"
@@ -228,6 +248,12 @@ class KproxyConfiguration(Section, frozen=True):
     file: the same file works for both, and a return to kube-proxy needs no change.
     """
 
+    mode: Annotated[
+        str,
+        one_of("", *mode_names()),
+        EmptyIsNotWritten(),
+        live("", "Proxy mode, also one that kube-proxy does not have; empty: `mode` of its document.", RULES),
+    ] = ""
     manifests: Annotated[
         DirectoryPath,
         restart(
@@ -239,9 +265,11 @@ class KproxyConfiguration(Section, frozen=True):
     cleanup_on_exit: Annotated[
         bool, live("cleanup-on-exit", "Remove all kernel objects of kproxy when a signal ends it.")
     ] = False
+    ebpf: OwnEbpf = OwnEbpf()
     external_ips: OwnExternalIps = msgspec.field(default=OwnExternalIps(), name="externalIPs")
     iptables: OwnIptables = OwnIptables()
     limits: OwnLimits = OwnLimits()
     metrics: OwnMetrics = OwnMetrics()
+    network_policy: OwnNetworkPolicy = OwnNetworkPolicy()
     nftables: OwnNftables = OwnNftables()
     ipvs: OwnIpvs = OwnIpvs()

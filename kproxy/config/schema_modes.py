@@ -11,11 +11,14 @@ from kproxy.backends.iptables.names import LAYOUTS
 from kproxy.config.settings import NODE, RULES, Group, Section, live
 from kproxy.config.values import (
     Bit,
+    CgroupPath,
     Cidr,
+    EmptyIsDefault,
     KernelTimeout,
     MinPeriod,
     NotNegativeDuration,
     Period,
+    PinPath,
     SchedulerName,
     one_of,
 )
@@ -131,6 +134,32 @@ class Nftables(Section, frozen=True):
     min_sync_period: Annotated[
         MinPeriod, live("iptables-min-sync-period", "Least time between two syncs.")
     ] = MIN_SYNC_PERIOD
+
+
+class OwnEbpf(Section, frozen=True):
+    """`ebpf` of kproxy's own document."""
+
+    cgroup_root: Annotated[
+        CgroupPath,
+        live(
+            "ebpf-cgroup-root",
+            "Cgroup whose processes connect by the socket table; empty: the root of cgroup2.",
+            NODE,
+        ),
+    ] = ""
+    pin_directory: Annotated[
+        PinPath,
+        EmptyIsDefault(),
+        live("ebpf-pin-directory", "Directory on a bpffs for the socket table.", NODE, empty_is_unset=True),
+    ] = "/sys/fs/bpf/kproxy"
+    host_namespace_only: Annotated[
+        bool,
+        live(
+            "ebpf-host-namespace-only",
+            "Only sockets of the node's network namespace connect by the socket table, not those of pods.",
+            NODE,
+        ),
+    ] = False
 
 
 class OwnIptables(Section, frozen=True):

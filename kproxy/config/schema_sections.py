@@ -17,6 +17,7 @@ from kproxy.config.values import (
     FilePath,
     NotNegativeDuration,
     Rate,
+    one_of,
 )
 from kproxy.plan.limits import DEFAULT_LIMITS
 
@@ -139,6 +140,45 @@ class OwnMetrics(Section, frozen=True):
             group=Group.SERVERS,
         ),
     ] = 500
+
+
+UNKNOWN_PODS = ("hold", "drop", "allow")
+"""What may happen to packets of a local pod that is not known yet."""
+
+
+class OwnNetworkPolicy(Section, frozen=True):
+    """`networkPolicy` of kproxy's own document."""
+
+    enabled: Annotated[
+        bool,
+        live(
+            "network-policy",
+            "Enforce NetworkPolicies, in every mode; needs nf_tables in the kernel.",
+            RULES,
+        ),
+    ] = False
+    unknown_pods: Annotated[
+        str,
+        one_of(*UNKNOWN_PODS),
+        live(
+            "network-policy-unknown-pods",
+            "Packets of a local pod that is not known yet: held until it is, dropped, or allowed.",
+            RULES,
+        ),
+    ] = "allow"
+    keep_connections: Annotated[
+        bool,
+        live(
+            "network-policy-keep-connections",
+            "Keep established connections that a new policy forbids, instead of ending them.",
+        ),
+    ] = False
+    reject: Annotated[
+        bool,
+        live(
+            "network-policy-reject", "Reject refused connections, instead of dropping their packets.", RULES
+        ),
+    ] = False
 
 
 class OwnLimits(Section, frozen=True):

@@ -17,6 +17,8 @@ class Group(Enum):
     IPTABLES = "iptables"
     IPVS = "ipvs"
     NFTABLES = "nftables"
+    EBPF = "eBPF"
+    NETWORK_POLICY = "NetworkPolicy"
     CONNTRACK = "conntrack"
     LIMITS = "limits"
     SERVERS = "Servers"

@@ -53,7 +53,7 @@ def proxy_config(
 ) -> ProxyConfig:
     """Resolve the settings of this process. `host` is the host name, the default of the node's name."""
     kube, own = settings.kube, settings.own
-    traits = traits_of(kube.mode)
+    traits = traits_of(settings.mode)
     section: Iptables | Ipvs | Nftables = getattr(kube, traits.section)
     masquerading: Iptables | Nftables = getattr(kube, traits.masquerade_section)
     from_cluster = not own.manifests
@@ -61,7 +61,7 @@ def proxy_config(
     passed_on = _by_attribute(kube) | _by_attribute(own)
     special: dict[str, Any] = {
         "node_name": (kube.hostname_override.strip() or host).strip().lower(),
-        "proxy_mode": kube.mode,
+        "proxy_mode": settings.mode,
         "kubeconfig": Path(kubeconfig) if kubeconfig and from_cluster else None,
         "master": master,
         "manifests": Path(own.manifests) if own.manifests else None,

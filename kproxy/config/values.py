@@ -53,6 +53,10 @@ class EmptyIsDefault:
     """The empty value (0, "") stands for the default, as in Kubernetes' defaulting."""
 
 
+class EmptyIsNotWritten:
+    """A document that is written has the setting only if it is not empty."""
+
+
 def _duration(value: object) -> float:
     if not isinstance(value, str):
         raise ValueError("is not a duration such as 30s, in quotes if need be")  # noqa: TRY004
@@ -152,6 +156,24 @@ def _node_ports(value: str) -> None:
         check_cidr(value)
 
 
+def _absolute(value: str) -> None:
+    if value and not value.startswith("/"):
+        raise ValueError("is not an absolute path")
+
+
+def _pins(value: str) -> None:
+    """The directory is removed with everything in it, so that it must not be a file system's root.
+
+    A bpffs refuses names with dots (kernel/bpf/inode.c).
+    """
+    _absolute(value)
+    parts = value.strip("/").split("/")
+    if len(parts) < 2:
+        raise ValueError("is not a directory of its own, such as /sys/fs/bpf/kproxy")
+    if "." in parts[-1]:
+        raise ValueError("has a dot in its last name, which a bpffs refuses")
+
+
 def _node_name(value: str) -> None:
     """Empty stands for the host's name; blanks do not (processHostnameOverrideFlag of kube-proxy)."""
     if value and not value.strip():
@@ -226,6 +248,8 @@ Rate = Annotated[float, Reader(_number, _same, "N", numeric=True), EmptyIsDefaul
 Burst = Annotated[int, Check(_not_negative), EmptyIsDefault()]
 FilePath = Annotated[str, PathOf(directory=False)]
 DirectoryPath = Annotated[str, PathOf(directory=True)]
+CgroupPath = Annotated[str, PathOf(directory=True), Check(_absolute)]
+PinPath = Annotated[str, PathOf(directory=True), Check(_pins)]
 Cidr = Annotated[str, Check(check_cidr)]
 ClusterCidrs = Annotated[str, Check(_cluster_cidrs)]
 NodePortRange = Annotated[str, Check(_node_ports)]

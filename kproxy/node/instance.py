@@ -19,7 +19,8 @@ from typing import Self
 import msgspec
 import structlog
 
-from kproxy.node.holder import CREDENTIALS, NAME, Connection, Holder, Report, connection
+from kproxy.node.holder import NAME, Connection, Holder, Report, connection
+from kproxy.node.local_socket import is_trusted
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,6 +40,8 @@ _ACCEPT_AGAIN = 1.0
 """Seconds until the next accept after one failed, as without a free descriptor."""
 _WATCHERS = 64
 """The number of connections kept open, for clients that wait for the end of this process."""
+
+_is_trusted = is_trusted
 
 
 class InstanceRunning(Exception):
@@ -212,12 +215,6 @@ def _wait_for_end(
             report = found.next(left) or report
         except EOFError:
             return
-
-
-def _is_trusted(stream: socket.socket) -> bool:
-    """Whether a connection is root's or this user's: those of other users are answered and closed."""
-    _, uid, _ = CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-    return uid in {0, os.geteuid()}
 
 
 def _now() -> str:

@@ -209,6 +209,13 @@ DEFECTS: list[tuple[str, str]] = [
     ),
     ("clusterCIDR: [10.0.0.0/8]", 'clusterCIDR: ["10.0.0.0/8"] is not text: put it in quotes'),
     ("mode: kernelspace", 'mode: "kernelspace" is not one of ' + ", ".join(PROXY_MODES)),
+    (
+        "mode: ebpf",
+        (
+            'mode: "ebpf" is no mode of kube-proxy: '
+            "set it as `mode` of KproxyConfiguration (kproxy.io/v1alpha1) instead"
+        ),
+    ),
     ("detectLocalMode: Guess", 'detectLocalMode: "Guess" is not one of ' + ", ".join(DETECT_LOCAL_MODES)),
     (
         "detectLocalMode: BridgeInterface",
@@ -266,12 +273,12 @@ DEFECTS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("written", "told"), DEFECTS)
-def test_each_defect_is_told_with_its_path(written: str, told: str) -> None:
+def test_each_defect_is_reported_with_its_path(written: str, told: str) -> None:
     text = yaml.safe_dump(yaml.safe_load(written)) if written.startswith("{") else written
     assert defects(HEAD + text) == [told]
 
 
-def test_all_defects_are_told_at_once() -> None:
+def test_all_defects_are_reported_together() -> None:
     text = HEAD + "mode: x\niptables: {syncPeriod: 3x, minSyncPeriod: 2m, foo: 1}\noomScoreAdj: 5000\n"
     text += OWN_HEAD + "iptables: {variant: bpf}\nipvs: {gracefulPeriod: -1s}\nmanifest: /m\n"
     text += "externalIPs: {allowedCIDRs: [10.0.0.1, 10.0.0.0/8]}\n"
@@ -452,7 +459,7 @@ def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
         ("mode: iptables", []),
     ],
 )
-def test_configz_tells_where_node_ports_answer(written: str, told: list[str]) -> None:
+def test_configz_says_where_node_ports_answer(written: str, told: list[str]) -> None:
     page = json.loads(configz(read(HEAD + written)))
     assert page["kubeproxy.config.k8s.io"]["nodePortAddresses"] == told
 
@@ -482,3 +489,46 @@ def test_the_gate_of_external_addresses_has_its_effect(text: str, served: bool) 
     settings = read(HEAD + text)
     assert proxy_config(settings, host="n").external_ips is served
     assert (without_effect(settings.kube), unknown_gates(settings.kube)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("kube", "own", "mode", "period"),
+    [
+        ("mode: ipvs\n", "", "ipvs", 9.0),
+        ("mode: ipvs\n", "mode: ebpf\n", "ebpf", 7.0),
+        ("", "mode: ebpf\n", "ebpf", 7.0),
+        ("mode: nftables\n", "mode: ipvs\n", "ipvs", 9.0),
+    ],
+)
+def test_the_mode_of_the_own_document_counts_before_that_of_kube_proxy(
+    kube: str, own: str, mode: str, period: float
+) -> None:
+    periods = "nftables: {syncPeriod: 7s}\nipvs: {syncPeriod: 9s}\n"
+    config = proxy_config(read(HEAD + kube + periods + (OWN_HEAD + own if own else "")), host="n")
+    assert (config.proxy_mode, config.sync_period) == (mode, period)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("mode: bpf", 'mode: "bpf" is not one of iptables, ipvs, nftables, ebpf'),
+        ("ebpf: {cgroupRoot: sys}", 'ebpf.cgroupRoot: "sys" is not an absolute path'),
+        ("ebpf: {pinDirectory: bpf/kproxy}", 'ebpf.pinDirectory: "bpf/kproxy" is not an absolute path'),
+        (
+            "ebpf: {pinDirectory: /kproxy}",
+            'ebpf.pinDirectory: "/kproxy" is not a directory of its own, such as /sys/fs/bpf/kproxy',
+        ),
+        (
+            "ebpf: {pinDirectory: /sys/fs/bpf/a.b}",
+            'ebpf.pinDirectory: "/sys/fs/bpf/a.b" has a dot in its last name, which a bpffs refuses',
+        ),
+    ],
+)
+def test_defects_of_the_socket_tables_settings_are_named(written: str, told: str) -> None:
+    assert defects(HEAD + OWN_HEAD + written) == [f"KproxyConfiguration {told}"]
+
+
+def test_the_settings_of_the_socket_table_have_their_defaults_where_the_file_is_silent() -> None:
+    config = proxy_config(read(HEAD + OWN_HEAD + "mode: ebpf\nebpf: {pinDirectory: ''}\n"), host="n")
+    assert (config.ebpf_cgroup_root, config.ebpf_pin_directory) == ("", "/sys/fs/bpf/kproxy")
+    assert config.ebpf_host_namespace_only is False

@@ -84,6 +84,9 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
     ("iptables-variant", "legacy", "iptables.variant", "legacy"),
     ("ipvs-graceful-period", "5m", "ipvs.gracefulPeriod", "5m0s"),
     ("manifests", "/srv/m", "manifests", "/srv/m"),
+    ("ebpf-cgroup-root", "/sys/fs/cgroup", "ebpf.cgroupRoot", "/sys/fs/cgroup"),
+    ("ebpf-host-namespace-only", "true", "ebpf.hostNamespaceOnly", True),
+    ("ebpf-pin-directory", "/sys/fs/bpf/other", "ebpf.pinDirectory", "/sys/fs/bpf/other"),
     ("nftables-reject-unallocated", "false", "nftables.rejectUnallocated", False),
     (
         "external-ip-allowed-cidrs",
@@ -100,6 +103,10 @@ OWN_VALUES: list[tuple[str, str, str, object]] = [
     ("limit-ports-per-service", "7", "limits.portsPerService", 7),
     ("limit-source-ranges-per-service", "7", "limits.sourceRangesPerService", 7),
     ("metrics-service-limit", "9", "metrics.serviceLimit", 9),
+    ("network-policy", "true", "networkPolicy.enabled", True),
+    ("network-policy-keep-connections", "true", "networkPolicy.keepConnections", True),
+    ("network-policy-reject", "true", "networkPolicy.reject", True),
+    ("network-policy-unknown-pods", "drop", "networkPolicy.unknownPods", "drop"),
 ]
 
 
@@ -141,6 +148,18 @@ def test_each_flag_and_its_variable_is_a_field_of_the_file(
     documents, _ = written(tmp_path, environment=variable)
     if value:
         assert at(documents[own], path) == expected
+
+
+def test_a_mode_that_kube_proxy_does_not_have_goes_into_the_own_document(tmp_path: Path) -> None:
+    (kube, own), _ = written(tmp_path, "--proxy-mode=ebpf")
+    assert (kube["mode"], own["mode"]) == ("iptables", "ebpf")
+    (kube, own), _ = written(tmp_path, environment={"KPROXY_PROXY_MODE": "ebpf"})
+    assert (kube["mode"], own["mode"]) == ("iptables", "ebpf")
+
+
+def test_a_mode_of_kube_proxy_leaves_no_mode_in_the_own_document(tmp_path: Path) -> None:
+    documents, _ = written(tmp_path, "--proxy-mode=nftables")
+    assert [each["mode"] for each in documents] == ["nftables"]
 
 
 def test_the_tables_have_every_flag() -> None:
@@ -292,7 +311,7 @@ def test_node_ports_open_in_one_family_are_a_warning(tmp_path: Path) -> None:
     assert log == ""
 
 
-def test_every_bad_flag_is_told_at_once() -> None:
+def test_all_bad_flags_are_reported_together() -> None:
     status, told = refused(
         "--iptables-sync-period=1x",
         "--oom-score-adj=5000",
@@ -308,7 +327,7 @@ def test_every_bad_flag_is_told_at_once() -> None:
     )
     assert status == 1
     assert told.splitlines()[3:] == [
-        "Error: --proxy-mode: 'userspace' is not one of 'iptables', 'ipvs', 'nftables'",
+        "Error: --proxy-mode: 'userspace' is not one of 'iptables', 'ipvs', 'nftables', 'ebpf'",
         "--masquerade-all: 'maybe' is not a valid boolean",
         "--conntrack-min: '1k' is not a valid integer",
         "--healthz-port: 70000 is not a port",
@@ -328,7 +347,7 @@ def test_a_verbosity_is_a_whole_number_in_ascii(level: str) -> None:
     assert (status, told.splitlines()[-1]) == (1, f'Error: --vmodule: proxier: "{level}" is not a verbosity')
 
 
-def test_a_bad_file_is_told_with_status_1(tmp_path: Path) -> None:
+def test_a_bad_file_exits_with_status_1(tmp_path: Path) -> None:
     file = tmp_path / "config.conf"
     file.write_text(HEAD + "iptables: {syncPeriod: 3x}\nfoo: 1\n")
     status, told = refused(f"--config={file}")
@@ -339,7 +358,7 @@ def test_a_bad_file_is_told_with_status_1(tmp_path: Path) -> None:
     ]
 
 
-def test_a_kubeconfig_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
     file = tmp_path / "config.conf"
     file.write_text(HEAD + f"clientConnection: {{kubeconfig: {tmp_path}/none}}\n")
     status, told = refused(f"--config={file}")

@@ -15,6 +15,7 @@ from kproxy.config.desired import Refusal, ReportedStatus
 from kproxy.config.documents import read_documents
 from kproxy.config.loading import CommandLine
 from kproxy.config.model import ProxyConfig
+from kproxy.config.refusals import SettingRefused
 from kproxy.config.reload import LIVE, LIVE_OWN, Reloader, changes_between
 from kproxy.config.schema import KproxyConfiguration, KubeProxyConfiguration
 from kproxy.kernel.xtables.types import Variant
@@ -145,7 +146,7 @@ def test_a_file_that_says_the_same_changes_nothing(running: Running) -> None:
 
 
 @pytest.mark.parametrize("content", ["clusterCIDR: 10.2.0.0/40\nfoo: 1\n", ": [", None])
-def test_a_bad_file_changes_nothing_and_is_told_once(running: Running, content: str | None) -> None:
+def test_a_bad_file_changes_nothing_and_is_logged_once(running: Running, content: str | None) -> None:
     if content is None:
         running.file.unlink()
     else:
@@ -226,6 +227,22 @@ def test_a_mode_that_could_not_be_taken_is_asked_for_again_at_the_next_reload_an
     assert set(logs[0]["applied"]) == {"mode", "KproxyConfiguration iptables.variant"}
     assert running.applied.get(timeout=0) == refused
     assert running.reloader.refused_mode() is None
+
+
+def test_a_mode_of_the_own_document_stays_where_another_is_refused(running: Running) -> None:
+    given = CommandLine(running.file, {})
+    running.file.write_text(HEAD + OWN_HEAD + "mode: ebpf\n")
+    running.reloader.reload("SIGHUP")
+    kept = running.applied.get(timeout=0)
+    assert kept.proxy_mode == "ebpf"
+    running.file.write_text(HEAD + "mode: ipvs\nclusterCIDR: 10.2.0.0/16\n")
+    running.reloader.reload("SIGHUP")
+    assert running.applied.get(timeout=0).proxy_mode == "ipvs"
+    running.refuse(2, kept)
+    assert running.reloader.refused_mode() is not None
+    rest = running.applied.get(timeout=0)
+    assert (rest.proxy_mode, rest.cluster_cidrs) == ("ebpf", ("10.2.0.0/16",))
+    assert given.resolve(running.reloader.running()).proxy_mode == "ebpf"
 
 
 def test_a_refused_mode_that_is_no_longer_asked_for_is_forgotten(running: Running) -> None:
@@ -350,3 +367,31 @@ def test_a_relative_path_is_watched_too(
     with relative.watching():
         rename_over(running.file, HEAD + "clusterCIDR: 10.4.0.0/16\n")
         assert relative.applied.get(timeout=30).cluster_cidrs == ("10.4.0.0/16",)
+
+
+def test_a_setting_that_this_node_cannot_obey_is_named_and_the_rest_is_applied(running: Running) -> None:
+    refusing = [True]
+    apply = running.reloader._apply
+
+    def take(config: ProxyConfig) -> int:
+        if config.network_policy and refusing[0]:
+            raise SettingRefused("networkPolicy.enabled", kept=False, reason="no nf_tables here")
+        return apply(config)
+
+    running.reloader._apply = take
+    enabled = OWN_HEAD + "networkPolicy: {enabled: true}\n"
+    running.file.write_text(HEAD + "clusterCIDR: 10.2.0.0/16\n" + enabled)
+    with capture_logs() as logs:
+        running.reloader.reload("SIGHUP")
+    config = running.applied.get(timeout=0)
+    assert (config.cluster_cidrs, config.network_policy) == (("10.2.0.0/16",), False)
+    told = running.reloader.refused_setting()
+    assert told is not None
+    setting = "KproxyConfiguration networkPolicy.enabled"
+    assert (told.setting, told.reason) == (setting, "no nf_tables here")
+    assert [each["setting"] for each in logs if each["event"] == "setting_refused"] == [setting]
+    assert not running.reloader.running().own.network_policy.enabled
+    refusing[0] = False
+    running.reloader.reload("SIGHUP")
+    assert running.applied.get(timeout=0).network_policy
+    assert running.reloader.refused_setting() is None

@@ -23,6 +23,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 KINDS: list[type[Section]] = [KubeProxyConfiguration, KproxyConfiguration, ProcessFlags]
 
 
+def test_masquerading_uses_the_bit_of_kube_proxy_in_every_mode_and_nothing_is_replayed() -> None:
+    settings = Settings()
+    assert (settings.kube.iptables.masquerade_bit, settings.kube.nftables.masquerade_bit) == (14, 14)
+    config = proxy_config(settings, host="node-a")
+    assert (config.replay, config.replay_until, config.once, config.once_timeout) == (None, 0, False, 0.0)
+
+
 def told(*arguments: str) -> str:
     result = CliRunner().invoke(main, arguments, prog_name="kproxy", terminal_width=80)
     assert isinstance(result.exception, SystemExit) or result.exit_code == 0, result.exception
@@ -85,7 +92,7 @@ def test_help_fits_the_terminal(command: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--proxy-mode [iptables|ipvs|nftables]", "Proxy mode. [default: iptables]"),
+        ("--proxy-mode [iptables|ipvs|nftables|ebpf]", "Proxy mode. [default: iptables]"),
         ("--detect-local-mode", "How local pod traffic is detected. [default: ClusterCIDR]"),
         ("--bind-address-hard-fail BOOLEAN", "Exit if a bind address is unavailable."),
         ("--vmodule PATTERN=LEVEL,...", "Accepted for compatibility; ignored."),

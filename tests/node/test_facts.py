@@ -30,7 +30,7 @@ def test_cluster_cidrs_tell_local_traffic_by_family() -> None:
     assert facts.families[V6].local_traffic == LocalTraffic(cidr="fd00:10::/48")
 
 
-def test_without_a_cidr_of_a_family_its_traffic_is_not_told_apart() -> None:
+def test_without_a_cidr_of_a_family_its_local_traffic_is_unknown() -> None:
     facts = node_facts(config(cluster_cidrs=("10.244.0.0/16",)), None, ())
     assert facts is not None
     assert facts.families[V6].local_traffic is None
@@ -113,7 +113,7 @@ def test_internal_addresses_come_before_external_ones() -> None:
 
 
 @pytest.mark.parametrize("now", [None, node(), node(status={"addresses": []})])
-def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | None) -> None:
+def test_a_node_whose_addresses_are_gone_keeps_the_former_ones(now: Node | None) -> None:
     told = node(status={"addresses": [{"type": "InternalIP", "address": "192.168.1.5"}]})
     facts = node_facts(config(node_port_addresses=("primary",)), remembered(now, told), INTERFACES)
     assert facts is not None
@@ -121,7 +121,7 @@ def test_a_node_that_tells_no_address_any_more_keeps_those_it_had(now: Node | No
     assert facts.families[V4].node_port_addresses == ("192.168.1.5",)
 
 
-def test_the_addresses_that_a_node_tells_now_are_the_only_ones() -> None:
+def test_the_current_addresses_of_a_node_replace_the_former_ones() -> None:
     before = node(status={"addresses": [{"type": "InternalIP", "address": "fd00::5"}]})
     now = node(status={"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]})
     facts = node_facts(config(), remembered(now, before), ())

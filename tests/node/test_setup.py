@@ -81,7 +81,7 @@ def test_zero_leaves_what_is(tmp_path: Path) -> None:
     assert (sys / HASH_SIZE).read_text() == "1\n"
 
 
-def test_what_cannot_be_set_is_told_by_name_and_the_rest_is_set(tmp_path: Path) -> None:
+def test_what_cannot_be_set_is_named_and_the_rest_is_set(tmp_path: Path) -> None:
     proc, sys = kernel(tmp_path)
     (proc / CONNTRACK_MAX).unlink()
     (sys / HASH_SIZE).unlink()
@@ -99,7 +99,7 @@ def test_the_oom_score_is_written(tmp_path: Path) -> None:
     assert file.read_text() == "-999"
 
 
-def test_an_oom_score_that_is_refused_is_told(tmp_path: Path) -> None:
+def test_a_refused_oom_score_is_logged(tmp_path: Path) -> None:
     with capture_logs() as logs:
         set_oom_score(-999, tmp_path / "none" / "oom_score_adj")
     assert [(line["event"], line["log_level"]) for line in logs] == [("oom_score_failed", "warning")]
