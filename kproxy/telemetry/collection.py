@@ -15,7 +15,7 @@ from kproxy.addresses import Family
 from kproxy.backends.core.base import MeasureError, PortAffinity, PortTraffic
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel import nfacct
-from kproxy.modes.base import Mode
+from kproxy.modes.base import HasSocketTable, Mode, SocketTableState
 from kproxy.state.kinds import Kind
 from kproxy.state.store import ObjectStore
 from kproxy.telemetry import series
@@ -102,6 +102,8 @@ class _Kernel:
         mode = self._mode()
         began = self._clock()
         due = self._limit > 0 and began >= self._next
+        if isinstance(mode, HasSocketTable):
+            found += _socket_table(mode.socket_table)
         for family in mode.families:
             try:
                 measured = mode.measure(family, traffic=due)
@@ -120,11 +122,19 @@ class _Kernel:
                 Sample(series.NFTABLES_OBJECTS, (kind, family.value), count)
                 for kind, count in measured.objects.items()
             ]
+            if measured.frontends is not None:
+                found.append(Sample(series.FRONTENDS, (family.value,), measured.frontends))
             found += self._traffic.get(family, ())
         if due:
             ended = self._clock()
             self._next = ended + TRAFFIC_SHARE * (ended - began)
         return found
+
+
+def _socket_table(table: SocketTableState) -> Iterator[Sample]:
+    now = "serving" if table.serving else "degraded" if table.reason else "starting"
+    for state in ("serving", "starting", "degraded"):
+        yield Sample(series.SOCKET_TABLE, (state,), float(state == now))
 
 
 def _traffic(family: Family, ports: Sequence[PortTraffic], limit: int) -> Iterator[Sample]:

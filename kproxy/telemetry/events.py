@@ -1,4 +1,4 @@
-"""Kubernetes Events about services and the node, where kubectl shows them.
+"""Kubernetes Events about services, policies and the node, where kubectl shows them.
 
 They are sent from a separate thread; failures are only logged. A repetition within the lifetime of an Event
 (one hour) increases its count instead of creating another. The rate of requests is limited, independent of
@@ -45,6 +45,9 @@ class Reason(enum.StrEnum):
     MODE = "ProxyModeRefused"
     CONFIGURATION = "ConfigurationRejected"
     UNHEALTHY = "ProxyUnhealthy"
+    DEGRADED = "ProxyModeDegraded"
+    POLICY_REJECTED = "NetworkPolicyRejected"
+    POLICY_QUARANTINED = "NetworkPolicyQuarantined"
     HEALTH_PORT = "FailedToStartServiceHealthcheck"
     """The reason that kube-proxy uses (pkg/proxy/healthcheck/service_health.go)."""
 
@@ -53,17 +56,45 @@ class Reason(enum.StrEnum):
         """The action of such an Event."""
         return _ACTIONS.get(self, "ProgramService")
 
+    @property
+    def about(self) -> "Regarded":
+        """The kind of the objects that such an Event is about, if it is not about the node."""
+        return _POLICIES if self in (Reason.POLICY_REJECTED, Reason.POLICY_QUARANTINED) else _SERVICES
+
 
 _ACTIONS = {
     Reason.MODE: "ChangeProxyMode",
     Reason.HEALTH_PORT: "Listen",
     Reason.CONFIGURATION: "ReloadConfiguration",
     Reason.UNHEALTHY: "SyncProxyRules",
+    Reason.DEGRADED: "ChangeProxyMode",
+    Reason.POLICY_REJECTED: "EnforceNetworkPolicy",
+    Reason.POLICY_QUARANTINED: "EnforceNetworkPolicy",
 }
 
 
+class Regarded(msgspec.Struct, frozen=True):
+    """A kind of object that Events are about: as in its `apiVersion` and `kind`, and in the path."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str, name: str) -> str:
+        """The path of one object."""
+        root = "apis" if "/" in self.api_version else "api"
+        return f"/{root}/{self.api_version}/namespaces/{namespace}/{self.plural}/{name}"
+
+
+_SERVICES = Regarded("v1", "Service", "services")
+_POLICIES = Regarded("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+
+
 class Notice(msgspec.Struct, frozen=True):
-    """A message about one service (`namespace/name`), or about the node if `service` is empty."""
+    """A message about the service, or another object of the kind `reason.about`, with this key.
+
+    The key is `namespace/name`; empty: about the node.
+    """
 
     reason: Reason
     service: str
@@ -148,7 +179,7 @@ class EventRecorder:
                 return
         if not self._allowed(now):
             self._metrics.add(EVENTS, "dropped")
-            log.debug("event_dropped", service=notice.service, reason=notice.reason.value)
+            log.debug("event_dropped", reason=notice.reason.value, **_named(notice))
             return
         try:
             if sent is None:
@@ -160,15 +191,14 @@ class EventRecorder:
         except self._errors as error:
             self._metrics.add(EVENTS, "failed")
             self._sent.pop(notice, None)
-            log.warning(
-                "event_not_sent", service=notice.service, about=notice.reason.value, reason=str(error)
-            )
+            about = notice.reason.value
+            log.warning("event_not_sent", about=about, reason=str(error), **_named(notice))
             return
         self._metrics.add(EVENTS, "sent")
 
     def _create(self, notice: Notice) -> str:
         """Create the Event; return its path."""
-        regarding = self._service(notice.service) if notice.service else _node(self._node)
+        regarding = self._regarding(notice) if notice.service else _node(self._node)
         namespace, name = regarding.get("namespace", "default"), regarding["name"]
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         event = f"{name[:200]}.{time.time_ns():x}"
@@ -188,10 +218,16 @@ class EventRecorder:
         self._api.create(path, body)
         return f"{path}/{event}"
 
-    def _service(self, key: str) -> dict[str, str]:
-        namespace, _, name = key.partition("/")
-        uid = self._api.uid(f"/api/v1/namespaces/{namespace}/services/{name}")
-        return {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": uid}
+    def _regarding(self, notice: Notice) -> dict[str, str]:
+        about = notice.reason.about
+        namespace, _, name = notice.service.partition("/")
+        return {
+            "apiVersion": about.api_version,
+            "kind": about.kind,
+            "namespace": namespace,
+            "name": name,
+            "uid": self._api.uid(about.path(namespace, name)),
+        }
 
     def _remember(self, notice: Notice, sent: _SentEvent) -> None:
         self._sent[notice] = sent
@@ -205,6 +241,11 @@ class EventRecorder:
             return False
         self._tokens -= 1
         return True
+
+
+def _named(notice: Notice) -> dict[str, str]:
+    """The object as a field of a log line."""
+    return {"policy" if notice.reason.about is _POLICIES else "service": notice.service}
 
 
 def _node(name: str) -> dict[str, str]:

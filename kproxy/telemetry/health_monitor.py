@@ -19,7 +19,10 @@ log = structlog.stdlib.get_logger(__name__)
 PERIOD = 2.0
 """Seconds between two checks. A condition that holds in two consecutive checks becomes an Event."""
 
-_REASONS = {Cause.CONFIGURATION_REJECTED: Reason.CONFIGURATION}
+_REASONS = {
+    Cause.CONFIGURATION_REJECTED: Reason.CONFIGURATION,
+    Cause.SOCKET_TABLE: Reason.DEGRADED,
+}
 """Reasons of Events; all other causes share one."""
 
 _SILENT = frozenset({Cause.MODE_REFUSED, Cause.WATCH_DOWN, Cause.LISTS_INCOMPLETE})

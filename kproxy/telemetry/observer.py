@@ -17,20 +17,16 @@ from kproxy.plan.model import ServicePlan, Verdict
 from kproxy.state.problems import Problem
 from kproxy.state.slice_index import Trigger
 from kproxy.telemetry import series
+from kproxy.telemetry.drift_record import DriftRecord
 from kproxy.telemetry.events import Notice, Reason
 from kproxy.telemetry.metrics import Metrics
-from kproxy.telemetry.status import Failure, FamilyStatus, QuarantinedService, Repair
+from kproxy.telemetry.status import Failure, FamilyStatus, QuarantinedService
 from kproxy.telemetry.sync_log import SyncLog
-from kproxy.telemetry.verdict import RETURNS
 
 log = structlog.stdlib.get_logger(__name__)
 
-SHOWN_DRIFTS = 20
-"""The maximum number of drifted objects that the status names."""
 LOGGED_DRIFTS = 10
 """The maximum number of drifted objects that a log line names."""
-COUNTED_DRIFTS = 1000
-"""The maximum number of drifted objects stored, to detect those that return."""
 
 
 class _FamilyRecord:
@@ -43,14 +39,7 @@ class _FamilyRecord:
         self.quarantined: dict[str, QuarantinedService] = {}
         self.degraded: dict[str, str] = {}
         self.leftovers: dict[str, str] = {}
-        self.found = 0
-        self.repaired = 0
-        self.drifting = 0
-        self.repair_due = False
-        self.unrepaired: set[str] = set()
-        self.finds: dict[str, int] = {}
-        self.last_drift: datetime | None = None
-        self.drifts: tuple[str, ...] = ()
+        self.drift = DriftRecord()
         self.no_local: dict[str, tuple[int, int]] = {}
 
 
@@ -167,14 +156,7 @@ class SyncObserver:
         first = "; ".join(map(str, drifts[:LOGGED_DRIFTS]))
         log.warning("drift_found", family=family.value, objects=len(drifts), first=first)
         with self._lock:
-            record = self._families.setdefault(family, _FamilyRecord())
-            record.found += len(drifts)
-            record.drifting += len(drifts)
-            record.repair_due = True
-            record.last_drift = datetime.now(UTC)
-            record.drifts = tuple(str(drift) for drift in drifts[:SHOWN_DRIFTS])
-            found = [drift.object for drift in drifts[:COUNTED_DRIFTS]]
-            record.finds = {name: record.finds.get(name, 0) + 1 for name in found}
+            self._families.setdefault(family, _FamilyRecord()).drift.found(drifts)
 
     def compared(self, family: Family, *, clean: bool) -> None:
         """Note a comparison of the kernel with the applied state; `clean`: there was no drift."""
@@ -182,7 +164,7 @@ class SyncObserver:
             record = self._families.setdefault(family, _FamilyRecord())
             record.comparison_failure = None
             if clean:
-                record.finds = {}
+                record.drift.clean()
 
     def not_compared(self, family: Family, reason: str) -> None:
         """Note that the kernel could not be compared with the applied state."""
@@ -218,14 +200,7 @@ class SyncObserver:
                     last_failure=record.last_failure,
                     quarantined=sorted(record.quarantined.values()),
                     degraded=dict(sorted(record.degraded.items())),
-                    drift=Repair(
-                        record.found,
-                        record.repaired,
-                        record.last_drift,
-                        record.drifts,
-                        record.drifting,
-                        _returning(record.finds),
-                    ),
+                    drift=record.drift.status(),
                     failing_since=record.failing_since,
                     comparison_failure=record.comparison_failure,
                     leftovers=dict(sorted(record.leftovers.items())),
@@ -267,14 +242,8 @@ class SyncObserver:
         metrics.set(series.QUARANTINED, name, value=len(record.quarantined))
         metrics.set(series.DEGRADED, name, value=len(record.degraded))
         metrics.set(series.LEFTOVERS, name, value=len(record.leftovers))
-        if record.repair_due:
-            record.unrepaired.update(new)  # refused when they were written again
-        record.repair_due = False
-        record.unrepaired &= record.quarantined.keys()
-        if record.drifting and not record.unrepaired:
-            metrics.add(series.DRIFT_REPAIRED, name, amount=record.drifting)
-            record.repaired += record.drifting
-            record.drifting = 0
+        if repaired := record.drift.synced(new, record.quarantined.keys()):
+            metrics.add(series.DRIFT_REPAIRED, name, amount=repaired)
         changed = not metrics.has(series.NO_LOCAL_ENDPOINTS, "internal", name)
         for key, plan in plans.items():
             (record.serving.add if plan.ports else record.serving.discard)(key)
@@ -288,7 +257,3 @@ class SyncObserver:
             for index, policy in enumerate(("internal", "external")):
                 total = sum(counts[index] for counts in record.no_local.values())
                 metrics.set(series.NO_LOCAL_ENDPOINTS, policy, name, value=total)
-
-
-def _returning(finds: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(name for name, times in finds.items() if times >= RETURNS)[:SHOWN_DRIFTS]

@@ -217,6 +217,14 @@ NFTABLES_OBJECTS = _gauge(
     ("object", "ip_family"),
     "Elements of maps and sets, and chains, of kproxy in the kernel.",
 )
+SOCKET_TABLE = _gauge(
+    "kproxy_ebpf_socket_table",
+    ("state",),
+    "1 for the state of the socket table, 0 for others: serving; starting; degraded (nftables serves alone).",
+)
+FRONTENDS = _gauge(
+    "kproxy_ebpf_frontends", _FAMILY, "Addresses and ports of services that the socket table has."
+)
 OLDEST_PENDING = _gauge(
     "kproxy_oldest_pending_change_seconds", (), "Age of the oldest change that is not applied; 0: none."
 )
@@ -271,6 +279,69 @@ AFFINITY_LIMIT = _gauge(
     "Clients of a service port that session affinity can remember; further ones are balanced without it.",
 )
 
+_POLICIES = "kproxy_network_policy_"
+POLICIES = _gauge(_POLICIES + "policies", (), "NetworkPolicies of the cluster.")
+POLICIES_REJECTED = _gauge(
+    _POLICIES + "rejected", (), "NetworkPolicies that cannot be obeyed; the pods that they select are closed."
+)
+POLICIES_QUARANTINED = _gauge(
+    _POLICIES + "quarantined",
+    _FAMILY,
+    "NetworkPolicies that the kernel refused; the pods that they select are closed.",
+)
+ISOLATED_PODS = _gauge(
+    _POLICIES + "isolated_pods", ("direction",), "Pods of this node that policies isolate."
+)
+POLICY_GROUPS = _gauge(
+    _POLICIES + "groups",
+    _FAMILY,
+    "Groups of rules: one for each set of policies that isolate pods of this node alike.",
+)
+POLICY_SYNC = _seconds(
+    _POLICIES + "sync_duration_seconds", _FAMILY, "Duration of syncs of policies.", SYNC_BUCKETS
+)
+POLICY_PROGRAMMING = _seconds(
+    _POLICIES + "programming_duration_seconds",
+    _FAMILY,
+    "Time from the arrival of a change of pods, namespaces or policies until it is in the kernel.",
+    SYNC_BUCKETS,
+)
+POLICY_SYNC_FAILURES = _counter(
+    _POLICIES + "sync_failures_total", _FAMILY, "Syncs of policies that failed as a whole."
+)
+POLICY_WRITES = _counter(
+    _POLICIES + "writes_total", ("ip_family", "object"), "Objects that syncs of policies wrote."
+)
+POLICY_LAST_SYNC = _gauge(
+    _POLICIES + "last_sync_timestamp_seconds",
+    _FAMILY,
+    "Time of the last sync of policies, or of the last check that found nothing to change.",
+)
+POLICY_DRIFT_FOUND = _counter(
+    _POLICIES + "drift_found_total", _FAMILY, "Objects of policies found changed by others."
+)
+POLICY_DRIFT_REPAIRED = _counter(
+    _POLICIES + "drift_repaired_total", _FAMILY, "Drifted objects of policies that were repaired."
+)
+POLICY_DROPS = _counter(
+    _POLICIES + "drops_total",
+    ("policy", "namespace", "direction"),
+    "Packets that were refused at a pod of this node that the policy isolates.",
+)
+POLICY_DROPS_OMITTED = _gauge(
+    _POLICIES + "drops_omitted", (), "Policies and directions beyond the limit, those that refused least."
+)
+POLICY_CONNECTIONS_ENDED = _counter(
+    _POLICIES + "connections_ended_total",
+    _FAMILY,
+    "Established connections that a changed policy forbids, and that were ended.",
+)
+POLICY_HELD_PACKETS = _counter(
+    _POLICIES + "held_packets_total",
+    ("outcome",),
+    "Packets of pods that were not known yet: released to the rules, expired, or refused for lack of room.",
+)
+
 _CHECK = ("name", "type")
 HEALTHCHECK = _gauge("kubernetes_healthcheck", _CHECK, "1 if the last health check succeeded, else 0.")
 HEALTHCHECKS = _counter("kubernetes_healthchecks_total", (*_CHECK, "status"), "Answers of health checks.")
@@ -281,3 +352,6 @@ ALL: tuple[Series, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Series) and value not in SLIS
 )
 """All series, in the order above."""
+
+OF_POLICIES = frozenset(each.name for each in ALL if each.name.startswith(_POLICIES))
+"""The names of those that exist only while NetworkPolicies are enforced."""

@@ -9,9 +9,9 @@ from datetime import datetime
 import msgspec
 
 from kproxy.addresses import Family
-from kproxy.config.refusals import RefusedMode, RejectedConfiguration
+from kproxy.config.refusals import RefusedMode, RefusedSetting, RejectedConfiguration
 from kproxy.state.problems import Problem
-from kproxy.telemetry.verdict import State
+from kproxy.telemetry.verdict import Cause, State
 from kproxy.text import clean_all
 
 HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
@@ -19,6 +19,9 @@ HEALTHY, UNHEALTHY, FINDINGS = 0, 1, 3
 
 Healthy; not healthy or no answer (as for any error); healthy, but some objects have problems.
 """
+
+_FINDINGS = frozenset(each.value for each in Cause if each.state is State.HEALTHY)
+"""The reasons of conditions that a healthy node may have."""
 
 BEING_DELETED = "node is being deleted"
 """The usual reason why a node is not eligible for new traffic."""
@@ -77,6 +80,59 @@ class FamilyStatus(_Camel, frozen=True):
     leftovers: dict[str, str] = {}
 
 
+class RejectedPolicy(_Camel, frozen=True):
+    """A NetworkPolicy that cannot be obeyed, and why; the pods that it selects are closed."""
+
+    policy: str
+    reason: str
+
+
+class QuarantinedPolicy(_Camel, frozen=True):
+    """A NetworkPolicy that the kernel refused in a family; its pods are closed, and it is tried again."""
+
+    policy: str
+    family: Family
+    reason: str
+    since: datetime
+
+
+class PolicyFamilyStatus(_Camel, frozen=True):
+    """The policies of one IP family. `groups` counts the groups of rules; see FamilyStatus for the rest."""
+
+    groups: int
+    last_success: datetime | None
+    last_failure: Failure | None
+    drift: Repair
+    failing_since: datetime | None = None
+    comparison_failure: Failure | None = None
+    leftovers: dict[str, str] = {}
+
+
+class PolicyStatus(_Camel, frozen=True):
+    """The enforcement of NetworkPolicies. `policies` counts those of the cluster.
+
+    `isolated_pods` counts the pods of this node that are isolated in a direction, and `isolated` those of
+    each direction. `unknown_pods` is the setting. `waits_for` names what the first sync waits for, if it
+    has not begun. `gaps` names packets that no policy judges although the settings demand it.
+    """
+
+    enabled: bool
+    policies: int
+    isolated_pods: int
+    isolated: dict[str, int]
+    rejected: list[RejectedPolicy]
+    quarantined: list[QuarantinedPolicy]
+    families: dict[Family, PolicyFamilyStatus]
+    unknown_pods: str
+    waits_for: str | None = None
+    gaps: list[str] = []
+
+    @property
+    def findings(self) -> int:
+        """The number of problems of single policies."""
+        return len(self.rejected) + len(self.quarantined)
+
+
 class Condition(_Camel, frozen=True):
     """One problem of the agent: the reason in one word, the message, and its start."""
 
@@ -112,7 +168,8 @@ class Status(_Camel, frozen=True):
     """The whole status. /healthz also depends on `node_eligible`; `node_reason` says why it is False.
 
     `state` is the verdict in one word, with the reasons in `conditions`; `healthy` is True if it is
-    "healthy"; `live` is the answer of /livez, which allows changes to wait for some time.
+    "healthy"; `live` is the answer of /livez, which allows changes to wait for some time. `network_policy` is
+    None where policies are not enforced.
     """
 
     version: str
@@ -132,21 +189,26 @@ class Status(_Camel, frozen=True):
     conditions: list[Condition] = []
     rejected_configuration: RejectedConfiguration | None = None
     node_reason: str = ""
+    network_policy: PolicyStatus | None = None
+    refused_setting: RefusedSetting | None = None
 
     @property
     def findings(self) -> int:
-        """The number of problems of single objects."""
+        """The number of problems of single objects, and of conditions that leave a node healthy."""
         families = self.families.values()
         return (
-            len(self.problems)
+            sum(each.reason in _FINDINGS for each in self.conditions)
+            + len(self.problems)
             + len(self.rejected)
             + sum(len(each.quarantined) + len(each.degraded) for each in families)
+            + (self.network_policy.findings if self.network_policy is not None else 0)
         )
 
     @property
     def exit_code(self) -> int:
         """The exit code of `kproxy status`."""
-        if not self.healthy or self.refused_mode is not None or self.rejected_configuration is not None:
+        refused = (self.refused_mode, self.rejected_configuration, self.refused_setting)
+        if not self.healthy or any(each is not None for each in refused):
             return UNHEALTHY
         return FINDINGS if self.findings else HEALTHY
 

@@ -4,11 +4,11 @@ The output is plain text: structlog imports a library for terminals if one is in
 kproxy would load it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from kproxy.state.problems import Problem
-from kproxy.telemetry.status import BEING_DELETED, FamilyStatus, Status
+from kproxy.telemetry.status import BEING_DELETED, FamilyStatus, PolicyFamilyStatus, PolicyStatus, Status
 from kproxy.text import clean
 
 _GAP = "  "
@@ -26,6 +26,10 @@ def screen(status: Status, now: datetime) -> str:
     if refused is not None:
         when, why = age(refused.at, now), " ".join(refused.reason.split())
         lines.append(f"mode {refused.mode} was refused {when} ago, {refused.kept} stays: {why}")
+    setting = status.refused_setting
+    if setting is not None:
+        when, why = age(setting.at, now), " ".join(setting.reason.split())
+        lines.append(f"{setting.setting} was refused {when} ago, the old value stays: {why}")
     rejected = status.rejected_configuration
     if rejected is not None:
         when = age(rejected.at, now)
@@ -37,6 +41,9 @@ def screen(status: Status, now: datetime) -> str:
         lines.append(f"changes waiting: {waiting}; the oldest for {pending.oldest_seconds:g} s")
     families = [(family.value, *_family(each, now)) for family, each in status.families.items()]
     lines += ["", *_table(("FAMILY", "SERVICES", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families)]
+    policies = status.network_policy
+    if policies is not None:
+        lines += ["", *_policies(policies, now)]
     quarantined = [
         (family.value, service.service, age(service.since, now), service.reason)
         for family, each in status.families.items()
@@ -70,6 +77,7 @@ def screen(status: Status, now: datetime) -> str:
         ("quarantined, tried again", ("FAMILY", "SERVICE", "FOR", "REASON"), quarantined),
         ("degraded", ("FAMILY", "SERVICE", "REASON"), degraded),
         ("leftovers, deletion is tried again", ("FAMILY", "OBJECT", "REASON"), leftovers),
+        *(_policy_findings(policies, now) if policies is not None else ()),
         ("invalid fields ignored", fields, _cells(status.problems)),
         ("rejected objects", fields, _cells(status.rejected)),
     ):
@@ -96,13 +104,49 @@ def age(since: datetime, now: datetime) -> str:
     return f"{seconds}s"
 
 
+def _policies(status: PolicyStatus, now: datetime) -> list[str]:
+    families = [
+        (family.value, str(each.groups), *_outcomes(each, now)) for family, each in status.families.items()
+    ]
+    isolated = ", ".join(f"{count} {direction}" for direction, count in status.isolated.items())
+    waits = f"; waits for {status.waits_for}" if status.waits_for else ""
+    pods = f"{status.isolated_pods} ({isolated})"
+    return [
+        f"network policies: {status.policies}; isolated pods here: {pods}{waits}",
+        *(f"not judged: {' '.join(gap.split())}" for gap in status.gaps),
+        *_table(("FAMILY", "GROUPS", "LAST SUCCESS", "LAST FAILURE", "REPAIRED"), families),
+    ]
+
+
+def _policy_findings(
+    status: PolicyStatus, now: datetime
+) -> Iterator[tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]]:
+    rejected = [(each.policy, each.reason) for each in status.rejected]
+    yield "rejected policies, their pods are closed", ("POLICY", "REASON"), rejected
+    quarantined = [
+        (each.family.value, each.policy, age(each.since, now), each.reason) for each in status.quarantined
+    ]
+    columns = ("FAMILY", "POLICY", "FOR", "REASON")
+    yield "quarantined policies, their pods are closed", columns, quarantined
+    leftovers = [
+        (family.value, name, reason)
+        for family, each in status.families.items()
+        for name, reason in each.leftovers.items()
+    ]
+    yield "leftovers of policies, deletion is tried again", ("FAMILY", "OBJECT", "REASON"), leftovers
+
+
 def _family(status: FamilyStatus, now: datetime) -> tuple[str, str, str, str]:
+    return (str(status.services), *_outcomes(status, now))
+
+
+def _outcomes(status: FamilyStatus | PolicyFamilyStatus, now: datetime) -> tuple[str, str, str]:
     succeeded = f"{age(status.last_success, now)} ago" if status.last_success is not None else "never"
     failure = status.last_failure
     failed = f"{age(failure.at, now)} ago: {failure.reason}" if failure is not None else "-"
     drift = status.drift
     repaired = f"{drift.repaired} of {drift.found}" if drift.found else "-"
-    return str(status.services), succeeded, failed, repaired
+    return succeeded, failed, repaired
 
 
 def _cells(problems: Iterable[Problem]) -> list[tuple[str, ...]]:

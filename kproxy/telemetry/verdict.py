@@ -56,7 +56,10 @@ class Cause(enum.StrEnum):
     COMPARISON_FAILING = "ComparisonFailing"
     WATCH_DOWN = "WatchDown"
     MODE_REFUSED = "ModeRefused"
+    SETTING_REFUSED = "SettingRefused"
+    POLICY_GAP = "NetworkPolicyGap"
     CONFIGURATION_REJECTED = "ConfigurationRejected"
+    SOCKET_TABLE = "EbpfDegraded"
 
     @property
     def state(self) -> State:
@@ -70,7 +73,9 @@ _STATES = {
     Cause.SYNC_FAILING: State.FAILING,
     Cause.CHANGES_LATE: State.FAILING,
     Cause.ALL_REFUSED: State.FAILING,
+    Cause.SOCKET_TABLE: State.HEALTHY,
 }
+"""All services are served without a socket table, so that it is a finding of a healthy node."""
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -81,11 +86,12 @@ class Outage(msgspec.Struct, frozen=True):
 
 
 class FamilyFacts(msgspec.Struct, frozen=True):
-    """One IP family.
+    """One IP family, of services or of policies, which the name says.
 
     `behind`: seconds for which changes have waited without any being applied, None if none waits. `refused`
     counts the services that the kernel refused among `services`. `drifted` counts objects that others changed
-    and that no sync repaired; `returning` names those that were repaired and changed again.
+    and that no sync repaired; `returning` names those that were repaired and changed again. `waits_for` says
+    what the first sync waits for, if it waits for something of its own.
     """
 
     name: str
@@ -97,6 +103,7 @@ class FamilyFacts(msgspec.Struct, frozen=True):
     drifted: int = 0
     returning: tuple[str, ...] = ()
     uncompared: Outage | None = None
+    waits_for: str | None = None
 
 
 class WatchFacts(msgspec.Struct, frozen=True):
@@ -110,7 +117,8 @@ class Facts(msgspec.Struct, frozen=True):
     """Everything that health depends on.
 
     `age` is that of the process, `longest_wait` how long changes may wait without progress, in seconds.
-    `waits_for` says what the first sync waits for besides lists.
+    `waits_for` says what the first sync waits for besides lists. `policy_gaps` are packets that no policy
+    judges although the settings demand it. `socket_table`: why a mode that has one does not use it.
     """
 
     age: float
@@ -120,7 +128,10 @@ class Facts(msgspec.Struct, frozen=True):
     waits_for: str | None = None
     watches: tuple[WatchFacts, ...] = ()
     mode_refused: Outage | None = None
+    setting_refused: Outage | None = None
+    policy_gaps: tuple[str, ...] = ()
     configuration_rejected: Outage | None = None
+    socket_table: Outage | None = None
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -172,9 +183,13 @@ def _conditions(facts: Facts) -> Iterator[Condition]:
         if watch.down is not None and watch.down.seconds >= _tolerance(watch.down):
             message = f"the watch of {watch.kind} is down: {watch.down.reason or 'it does not begin'}"
             yield Condition(Cause.WATCH_DOWN, watch.kind, message, watch.down.seconds)
+    for gap in facts.policy_gaps:
+        yield Condition(Cause.POLICY_GAP, gap, f"NetworkPolicy: {gap}", 0.0)
     for cause, outage in (
         (Cause.MODE_REFUSED, facts.mode_refused),
+        (Cause.SETTING_REFUSED, facts.setting_refused),
         (Cause.CONFIGURATION_REJECTED, facts.configuration_rejected),
+        (Cause.SOCKET_TABLE, facts.socket_table),
     ):
         if outage is not None:
             yield Condition(cause, "", outage.reason, outage.seconds)
@@ -190,7 +205,8 @@ def _of_family(family: FamilyFacts, facts: Facts) -> Iterator[Condition]:
         message = f"{name}: the last sync failed: {family.failing.reason}"
         yield Condition(Cause.SYNC_FAILING, name, message, family.failing.seconds)
     elif not family.synced:
-        why = f", it waits for {facts.waits_for}" if facts.waits_for else ""
+        waits_for = family.waits_for or facts.waits_for
+        why = f", it waits for {waits_for}" if waits_for else ""
         yield Condition(Cause.NOT_SYNCED, name, f"{name}: no sync has succeeded yet{why}", facts.age)
     if behind is not None and not in_time(behind, facts.longest_wait):
         limit = facts.longest_wait

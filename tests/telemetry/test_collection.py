@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import MeasureError, Measurement, PortTraffic
 from kproxy.backends.iptables.names import INVALID_COUNTER, LOCALHOST_COUNTER
 from kproxy.kernel.nfacct import NfacctError, NfacctUnsupportedError
+from kproxy.modes.base import SocketTableState
 from kproxy.state import store as store_module
 from kproxy.state.decode import decode
 from kproxy.state.kinds import Kind
@@ -211,3 +213,30 @@ def test_changes_that_wait_are_counted_and_their_age_grows(monkeypatch: pytest.M
 def test_without_a_change_no_time_of_one_is_shown() -> None:
     found = next(read(FakeMode(), "changes"))
     assert (series.LAST_QUEUED, ("IPv4",)) not in found
+
+
+class WithSockets(FakeMode):
+    """A mode with a table at the sockets."""
+
+    socket_table = SocketTableState()
+
+    def measure(self, family: Family, *, traffic: bool) -> Measurement:
+        return msgspec.structs.replace(super().measure(family, traffic=traffic), frontends=3)
+
+
+@pytest.mark.parametrize(
+    ("state", "now"),
+    [
+        (SocketTableState(), "starting"),
+        (SocketTableState(serving=True), "serving"),
+        (SocketTableState(reason="no bpffs"), "degraded"),
+    ],
+)
+def test_the_state_of_a_socket_table_is_one_of_three(state: SocketTableState, now: str) -> None:
+    mode = WithSockets(BUSY)
+    mode.socket_table = state
+    found = next(read(mode, "kernel"))
+    values = {each: found[series.SOCKET_TABLE, (each,)] for each in ("serving", "starting", "degraded")}
+    assert values == {each: float(each == now) for each in values}
+    assert found[series.FRONTENDS, ("IPv4",)] == 3
+    assert not any(each is series.SOCKET_TABLE for each, _ in next(read(FakeMode(BUSY), "kernel")))

@@ -86,6 +86,17 @@ def test_an_event_is_complete_and_stands_at_its_service(world: World) -> None:
     assert world.outcomes() == {"sent": 1}
 
 
+@pytest.mark.parametrize("reason", [Reason.POLICY_REJECTED, Reason.POLICY_QUARANTINED])
+def test_what_concerns_a_policy_stands_at_it(world: World, reason: Reason) -> None:
+    metadata = {"name": "web", "namespace": "default"}
+    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+    stored = world.api.apply({**kind, "metadata": metadata, "spec": {"podSelector": {}}})
+    world.recorder.send(Notice(reason, "default/web", "spec.ingress[0]: must not be"))
+    (event,) = world.events()
+    assert event["regarding"] == {**kind, **metadata, "uid": stored["metadata"]["uid"]}
+    assert (event["reason"], event["action"]) == (reason.value, "EnforceNetworkPolicy")
+
+
 def test_what_concerns_the_node_stands_where_kubectl_describe_node_looks(world: World) -> None:
     world.recorder.send(Notice(Reason.MODE, "", "mode ipvs: the kernel has no IPVS; iptables stays"))
     (event,) = world.events()

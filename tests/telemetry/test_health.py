@@ -4,13 +4,15 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
 
 from kproxy.addresses import Family, split_host_port
 from kproxy.state.wire import Node
-from kproxy.telemetry.http.health import HealthServer, HealthState
+from kproxy.telemetry.http.health import FamilyHealth, HealthServer, HealthState
 
 PERIOD = 30.0
 
@@ -70,7 +72,7 @@ def test_probes_that_search_the_text_find_what_they_look_for(server: HealthServe
     assert b'"nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"' in text
 
 
-def test_an_unhealthy_proxy_tells_when_any_family_was_last_updated(
+def test_an_unhealthy_proxy_reports_when_any_family_was_last_updated(
     world: World, server: HealthServer
 ) -> None:
     world.state.failed(Family.IPV6)
@@ -232,3 +234,18 @@ def test_changes_may_wait_for_two_sync_periods_of_the_settings_in_force(world: W
     for period in (PERIOD, 10.0):
         world.state.set_sync_period(period)
         assert world.state.report().longest_wait == 2 * period
+
+
+def test_policies_answer_for_themselves_beside_services(world: World, server: HealthServer) -> None:
+    late = {
+        Family.IPV4: FamilyHealth(datetime(2026, 1, 10, tzinfo=UTC), healthy=True),
+        Family.IPV6: FamilyHealth(datetime(2026, 1, 10, tzinfo=UTC), healthy=False),
+    }
+    world.state.policies = lambda: late
+    for path in ("/healthz", "/livez"):
+        status, body, _ = get(server, path)
+        assert (status, body["healthy"]) == (503, False)
+        policies: Any = body["networkPolicy"]
+        assert {family: each["healthy"] for family, each in policies.items()} == {"IPv4": True, "IPv6": False}
+        services: Any = body["status"]
+        assert all(each["healthy"] for each in services.values())

@@ -361,7 +361,7 @@ def test_a_port_may_pass_from_one_service_to_another(running: Running, *, at_onc
         assert running.refused.empty()
 
 
-def test_a_client_that_asks_nothing_holds_up_nobody(running: Running) -> None:
+def test_a_client_that_sends_nothing_delays_no_other(running: Running) -> None:
     first, second = free_port(), free_port()
     running.health.update([plan(first, "10.1.0.1")], LOOPBACK)
     running.until(first, 200)
@@ -460,7 +460,7 @@ def test_a_service_at_several_addresses_opens_all_or_none() -> None:
             assert not listens("127.0.0.1", two)
 
 
-def test_slow_clients_of_one_port_keep_out_nobody(running: Running) -> None:
+def test_slow_clients_of_one_port_keep_no_other_out(running: Running) -> None:
     first, second = free_ports(2)
     running.health.update([plan(first, "10.1.0.1", name="a"), plan(second, "10.1.0.1", name="b")], LOOPBACK)
     running.until(second, 200)
@@ -494,5 +494,5 @@ def test_clients_that_hang_up_leave_nothing_behind(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_the_body_of_nobody() -> None:
+def test_the_body_without_endpoints() -> None:
     assert b'"localEndpoints": 0' in body("ns1/svc1", 0, proxy_healthy=True)

@@ -73,6 +73,9 @@ def test_a_sync_is_timed_and_its_writes_are_counted(world: World) -> None:
     assert world.observed(series.SYNC, "IPv4") == 2
     assert world.observed(series.SYNC_FULL, "IPv4") == 1
     assert world.observed(series.SYNC_PARTIAL, "IPv4") == 1
+    (timed,) = (sample.value for sample in world.metrics.samples() if sample.series == series.SYNC)
+    assert isinstance(timed, Distribution)
+    assert timed.sum == pytest.approx(2 * (0.001 + 0.002))
     assert world.value(series.WRITES, "IPv4", "rules") == 8
     assert world.value(series.RULES_LAST, "nat", "IPv4") == 1
     assert world.value(series.RULES_LAST, "filter", "IPv4") == 0
@@ -91,7 +94,7 @@ def test_a_sync_that_fails_is_no_sync_and_says_why(world: World) -> None:
     assert world.notices == []
 
 
-def test_a_refused_service_is_told_once_and_counted_as_often_as_it_is_tried(world: World) -> None:
+def test_a_refused_service_is_logged_once_and_counted_at_each_try(world: World) -> None:
     world.sync(failed={"ns/a": "line 3 failed"})
     first = world.observer.family_status()[IPV4].quarantined
     world.sync(failed={"ns/a": "line 3 failed"})
@@ -211,7 +214,7 @@ def test_a_trigger_time_that_cannot_be_read_is_named(world: World) -> None:
     assert world.observed(series.PROGRAMMING, "IPv4") == 0
 
 
-def test_a_conflict_is_told_once_for_both_families_and_again_when_it_returns(world: World) -> None:
+def test_a_conflict_is_reported_once_for_both_families_and_again_when_it_returns(world: World) -> None:
     notice = Notice(Reason.CONFLICT, "ns/a", 'spec.externalIPs "1.2.3.4": already belongs to ns/b')
     world.observer.problems({"ns/a": (CONFLICT, DEFECT)})
     world.observer.problems({"ns/a": (DEFECT, CONFLICT)})
@@ -223,7 +226,7 @@ def test_a_conflict_is_told_once_for_both_families_and_again_when_it_returns(wor
     assert world.notices == [notice, notice]
 
 
-def test_an_address_that_is_not_served_is_told_at_the_service(world: World) -> None:
+def test_an_address_that_is_not_served_is_reported_at_the_service(world: World) -> None:
     refused = Problem("Service ns/a", "spec.externalIPs[0]", '"127.0.0.1"', "is not served", refused=True)
     world.observer.problems({"ns/a": (refused, DEFECT)})
     world.observer.problems({"ns/a": (refused,)})

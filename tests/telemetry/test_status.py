@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kproxy.addresses import Family
-from kproxy.config.refusals import RefusedMode, RejectedConfiguration
+from kproxy.config.refusals import RefusedMode, RefusedSetting, RejectedConfiguration
 from kproxy.state.problems import Problem
 from kproxy.telemetry.http.server import Answer, HttpServer
 from kproxy.telemetry.status import (
@@ -14,7 +14,11 @@ from kproxy.telemetry.status import (
     Failure,
     FamilyStatus,
     Pending,
+    PolicyFamilyStatus,
+    PolicyStatus,
+    QuarantinedPolicy,
     QuarantinedService,
+    RejectedPolicy,
     Repair,
     Status,
     Watch,
@@ -150,7 +154,52 @@ IPv6    set KUBE-LOOP  it is in use
     )
 
 
-@pytest.mark.parametrize("status", [FINE, TROUBLED])
+ENFORCING = msgspec.structs.replace(
+    FINE,
+    network_policy=PolicyStatus(
+        enabled=True,
+        policies=7,
+        isolated_pods=3,
+        isolated={"ingress": 3, "egress": 1},
+        rejected=[RejectedPolicy("shop/bad", "spec.ingress[0].ports[0].port=70000: must be 1 to 65535")],
+        quarantined=[QuarantinedPolicy("shop/web", Family.IPV6, "no space", AN_HOUR_AGO)],
+        families={
+            Family.IPV4: PolicyFamilyStatus(2, NOW - timedelta(seconds=5), None, Repair(4, 4)),
+            Family.IPV6: PolicyFamilyStatus(0, None, Failure(AN_HOUR_AGO, "busy"), Repair()),
+        },
+        unknown_pods="hold",
+        gaps=["br_netfilter is not\nloaded"],
+    ),
+    refused_setting=RefusedSetting(AN_HOUR_AGO, "KproxyConfiguration x.y", "the kernel\ncannot"),
+)
+ENFORCING_TEXT = """\
+kproxy 0.1.0 on node-a, mode ipvs, for 9d: healthy; findings about objects: 2
+KproxyConfiguration x.y was refused 1h ago, the old value stays: the kernel cannot
+
+FAMILY  SERVICES  LAST SUCCESS  LAST FAILURE  REPAIRED
+IPv4    12        5s ago        -             -
+
+network policies: 7; isolated pods here: 3 (3 ingress, 1 egress)
+not judged: br_netfilter is not loaded
+FAMILY  GROUPS  LAST SUCCESS  LAST FAILURE  REPAIRED
+IPv4    2       5s ago        -             4 of 4
+IPv6    0       never         1h ago: busy  -
+
+rejected policies, their pods are closed: 1
+POLICY    REASON
+shop/bad  spec.ingress[0].ports[0].port=70000: must be 1 to 65535
+
+quarantined policies, their pods are closed: 1
+FAMILY  POLICY    FOR  REASON
+IPv6    shop/web  1h   no space
+"""
+
+
+def test_the_text_shows_the_enforcement_of_policies() -> None:
+    assert screen(ENFORCING, NOW) == ENFORCING_TEXT
+
+
+@pytest.mark.parametrize("status", [FINE, TROUBLED, ENFORCING])
 def test_a_status_arrives_as_it_was_sent(status: Status) -> None:
     server = HttpServer(
         "test", "127.0.0.1:0", {"/status": lambda: Answer(encode(status), "application/json")}
@@ -177,12 +226,16 @@ QUARANTINED = {
         ({"healthy": False}, 1),
         ({"refused_mode": TROUBLED.refused_mode}, 1),
         ({"rejected_configuration": TROUBLED.rejected_configuration}, 1),
+        ({"refused_setting": ENFORCING.refused_setting}, 1),
+        ({"network_policy": ENFORCING.network_policy}, 3),
         ({"problems": TROUBLED.problems}, 3),
         ({"rejected": TROUBLED.rejected}, 3),
         ({"families": FINDINGS_ONLY}, 3),
         ({"families": QUARANTINED}, 3),
         ({"healthy": False, "problems": TROUBLED.problems}, 1),
         ({"node_eligible": False}, 0),
+        ({"conditions": [Condition("EbpfDegraded", "no bpffs", AN_HOUR_AGO)]}, 3),
+        ({"conditions": [Condition("WatchDown", "no answer", AN_HOUR_AGO)], "healthy": False}, 1),
     ],
     ids=str,
 )
@@ -278,7 +331,7 @@ def test_an_answer_that_is_no_status_is_named(body: bytes) -> None:
         server.stop()
 
 
-def test_nobody_there_is_named(unused_port: int) -> None:
+def test_an_address_without_an_agent_is_named(unused_port: int) -> None:
     with pytest.raises(StatusUnavailable, match="Connection refused"):
         fetch(f"127.0.0.1:{unused_port}")
 

@@ -63,6 +63,7 @@ def test_an_idle_agent_is_healthy() -> None:
         (ipv6(refused=9), State.HEALTHY, True, []),
         (ipv6(refused=10), State.FAILING, True, [Cause.ALL_REFUSED]),
         (ipv6(refused=1, services=1), State.HEALTHY, True, []),
+        (ipv6(refused=2, services=2), State.FAILING, True, [Cause.ALL_REFUSED]),
         (ipv6(refused=0, services=0), State.HEALTHY, True, []),
         (ipv6(drifted=3), State.DEGRADED, True, [Cause.DRIFT_NOT_REPAIRED]),
         (ipv6(returning=("chain A", "chain B")), State.DEGRADED, True, [Cause.DRIFT_NOT_REPAIRED]),
@@ -83,7 +84,16 @@ def test_an_idle_agent_is_healthy() -> None:
             [Cause.WATCH_DOWN],
         ),
         (changed(mode_refused=BROKEN), State.DEGRADED, True, [Cause.MODE_REFUSED]),
+        (changed(policy_gaps=("no br_netfilter",)), State.DEGRADED, True, [Cause.POLICY_GAP]),
+        (changed(setting_refused=BROKEN), State.DEGRADED, True, [Cause.SETTING_REFUSED]),
         (changed(configuration_rejected=BROKEN), State.DEGRADED, True, [Cause.CONFIGURATION_REJECTED]),
+        (changed(socket_table=BROKEN), State.HEALTHY, True, [Cause.SOCKET_TABLE]),
+        (
+            changed(socket_table=BROKEN, mode_refused=BROKEN),
+            State.DEGRADED,
+            True,
+            [Cause.MODE_REFUSED, Cause.SOCKET_TABLE],
+        ),
         (
             changed(missing_lists=("Service",), watches=(down(30.0),)),
             State.STARTING,
@@ -95,7 +105,7 @@ def test_an_idle_agent_is_healthy() -> None:
 def test_each_trouble_has_its_state(facts: Facts, state: State, live: bool, causes: list[Cause]) -> None:
     verdict = evaluate(facts)
     assert (verdict.state, verdict.live, list(verdict.causes)) == (state, live, causes)
-    assert (verdict.state is State.HEALTHY) == (not verdict.conditions)
+    assert (verdict.state is State.HEALTHY) == all(each.state is State.HEALTHY for each in causes)
 
 
 def test_each_cause_has_a_case_above() -> None:

@@ -25,6 +25,9 @@ class Work(msgspec.Struct, frozen=True):
 Respond = Callable[[Request], Answer | Work]
 """Answers a request on the loop's thread, at once."""
 
+Admits = Callable[[socket.socket], bool]
+"""Whether a new connection is served; others are closed."""
+
 
 class Stage(enum.IntEnum):
     """The progress of a connection, in the order in which connections are closed in favour of new ones.
@@ -168,9 +171,12 @@ class Queue:
 class Listener:
     """A socket that accepts connections, at most `limit` of them open at a time."""
 
-    def __init__(self, sock: socket.socket, respond: Respond, limit: int) -> None:
+    def __init__(
+        self, sock: socket.socket, respond: Respond, limit: int, admits: Admits | None = None
+    ) -> None:
         self.socket = sock
         self.respond = respond
+        self.admits = admits
         self.connections = Queue(limit)
 
 

@@ -11,7 +11,7 @@ works (KEP-3836). /livez ignores that, so that the proxy of such a node is not r
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 
@@ -44,7 +44,8 @@ class Health(msgspec.Struct, frozen=True):
     """One answer. `longest_wait`: the longest time in seconds that changes may wait without progress.
 
     `node_reason`: the reason why the node is not eligible, "" if it is. `waits_for`: the data besides the
-    lists of objects that the first sync waits for.
+    lists of objects that the first sync waits for. `policies`: the same for NetworkPolicies, if they are
+    enforced.
     """
 
     families: dict[Family, FamilyHealth]
@@ -52,6 +53,12 @@ class Health(msgspec.Struct, frozen=True):
     longest_wait: float = 0.0
     waits_for: str | None = None
     node_reason: str = ""
+    policies: dict[Family, FamilyHealth] = {}
+
+    @property
+    def proxy_healthy(self) -> bool:
+        """Whether every family applies its changes in time, those of policies too."""
+        return all(each.healthy for each in (*self.families.values(), *self.policies.values()))
 
 
 class HealthState:
@@ -74,6 +81,8 @@ class HealthState:
         self._behind: dict[Family, float | None] = {}
         self._ineligible = ""
         self._waits_for: str | None = None
+        self.policies: Callable[[], dict[Family, FamilyHealth]] = dict
+        """Returns the health of the enforcement of NetworkPolicies, which keeps a HealthState of its own."""
 
     def set_sync_period(self, sync_period: float) -> None:
         """Use another period; changes may wait for two periods without progress."""
@@ -130,8 +139,8 @@ class HealthState:
                 behind = None if since is None else max(0.0, now - since)
                 healthy = in_time(behind, self._longest_wait)
                 families[family] = FamilyHealth(updated, healthy, family in self._synced, behind)
-            reason = self._ineligible
-            return Health(families, not reason, self._longest_wait, self._waits_for, reason)
+            reason, longest, waits_for = self._ineligible, self._longest_wait, self._waits_for
+        return Health(families, not reason, longest, waits_for, reason, self.policies())
 
     def _since(self, family: Family, waiting: float | None) -> float | None:
         behind = self._behind[family]
@@ -159,10 +168,11 @@ def _why_ineligible(node: Node | None) -> str:
 def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
     """HTTP status and body, in kube-proxy's format (pkg/proxy/healthcheck/proxy_health.go).
 
-    `lastUpdated` is the current time while healthy, else the time of the latest sync.
+    `lastUpdated` is the current time while healthy, else the time of the latest sync. kube-proxy has no
+    `networkPolicy`.
     """
     now = datetime.now(UTC)
-    proxy_healthy = all(f.healthy for f in health.families.values())
+    proxy_healthy = health.proxy_healthy
     healthy = proxy_healthy and (health.node_eligible or not include_node)
     newest = max((f.last_updated for f in health.families.values()), default=now)
     body: dict[str, object] = {
@@ -172,11 +182,17 @@ def answer(health: Health, *, include_node: bool) -> tuple[int, bytes]:
     if include_node:
         body["nodeEligible"] = health.node_eligible
     body["healthy"] = proxy_healthy
-    body["status"] = {
-        family.value: {"lastUpdated": _text(f.last_updated), "healthy": f.healthy}
-        for family, f in health.families.items()
-    }
+    body["status"] = _shown(health.families)
+    if health.policies:
+        body["networkPolicy"] = _shown(health.policies)
     return (200 if healthy else 503), json.dumps(body, separators=(",", ":")).encode()
+
+
+def _shown(families: Mapping[Family, FamilyHealth]) -> dict[str, object]:
+    return {
+        family.value: {"lastUpdated": _text(f.last_updated), "healthy": f.healthy}
+        for family, f in families.items()
+    }
 
 
 def _text(moment: datetime) -> str:

@@ -22,7 +22,7 @@ from http import HTTPStatus
 
 import structlog
 
-from kproxy.telemetry.http.connection import Connection, Listener, Payload, Queue, Respond, Stage
+from kproxy.telemetry.http.connection import Admits, Connection, Listener, Payload, Queue, Respond, Stage
 from kproxy.telemetry.http.message import Answer, BadRequest, Request, head, plain_error, read_request
 from kproxy.telemetry.http.runs import Runs
 
@@ -83,10 +83,12 @@ class HttpLoop:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def listen(self, sock: socket.socket, respond: Respond, limit: int) -> Listener:
+    def listen(
+        self, sock: socket.socket, respond: Respond, limit: int, admits: Admits | None = None
+    ) -> Listener:
         """Serve a listening socket and take over its ownership. Raises OSError."""
         sock.settimeout(0)
-        listener = Listener(sock, respond, limit)
+        listener = Listener(sock, respond, limit, admits)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._listeners[sock.fileno()] = listener
         return listener
@@ -167,7 +169,10 @@ class HttpLoop:
                 gave_way = True
                 self._drop(victim)
                 continue
-            self._admit(listener, sock, str(address[0]))
+            if listener.admits is not None and not listener.admits(sock):
+                sock.close()
+                continue
+            self._admit(listener, sock, str(address[0]) if address else "local")
 
     def _admit(self, listener: Listener, sock: socket.socket, client: str) -> None:
         for queue in (listener.connections, self._queue):

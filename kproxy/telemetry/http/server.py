@@ -14,7 +14,7 @@ import structlog
 
 from kproxy.addresses import split_host_port
 from kproxy.node.descriptors import DescriptorShares
-from kproxy.telemetry.http.connection import Work
+from kproxy.telemetry.http.connection import Admits, Work
 from kproxy.telemetry.http.loop import HttpLoop
 from kproxy.telemetry.http.message import Answer, Request
 
@@ -67,6 +67,7 @@ class HttpServer:
         self._limit = limit
         self._quick = quick
         self._queries = queries or {}
+        self._admits: Admits | None = None
         self._stopping = False
         self._loop: HttpLoop | None = None
         self._thread: threading.Thread | None = None
@@ -117,18 +118,27 @@ class HttpServer:
             loop.end()
 
     def _bind(self, loop: HttpLoop) -> None:
+        sock = self._listener()
+        try:
+            loop.listen(sock, self._respond, self._limit, self._admits)
+        except OSError:
+            sock.close()
+            raise
+        self.listening.set()
+        log.debug("listening", server=self._name, address=self._address)
+
+    def _listener(self) -> socket.socket:
+        """A socket that listens at the address. Raises OSError."""
         sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self._host, self._port))
             sock.listen(_BACKLOG)
             self._port = int(sock.getsockname()[1])
-            loop.listen(sock, self._respond, self._limit)
         except OSError:
             sock.close()
             raise
-        self.listening.set()
-        log.debug("listening", server=self._name, address=self._address)
+        return sock
 
     def _respond(self, request: Request) -> Answer | Work:
         if request.method not in METHODS:
