@@ -5,13 +5,15 @@ The run loop, `kproxy render`, `diff`, `check` and `cleanup` know modes by this 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, Measurement
 from kproxy.backends.core.change import Change
+from kproxy.backends.core.foreign_writes import RulesetWatches
 from kproxy.backends.core.packets import HookChain, SharedRules
 from kproxy.config.model import ProxyConfig
 from kproxy.config.modes import ModeTraits
@@ -80,6 +82,51 @@ class Mode(Protocol):
 
         Raises MeasureError.
         """
+
+
+class SocketTableState(msgspec.Struct, frozen=True):
+    """Whether connections get their endpoints at the clients' sockets.
+
+    If not, `reason` says why, since `since`, and packets are translated one by one; empty: not yet.
+    """
+
+    serving: bool = False
+    reason: str = ""
+    since: datetime | None = None
+
+
+@runtime_checkable
+class HasSocketTable(Protocol):
+    """A mode that chooses endpoints at clients' sockets where it can."""
+
+    @property
+    def socket_table(self) -> SocketTableState:
+        """The present state; may be read from any thread."""
+
+
+@runtime_checkable
+class HoldsResources(Protocol):
+    """A mode that has something in the kernel which only one mode, or process, can have."""
+
+    def close(self) -> None:
+        """Let it go: another mode has taken over, or the process ends. What serves traffic serves on.
+
+        The mode is not used any more, but it may still be measured from another thread.
+        """
+
+
+def close_mode(mode: Mode) -> None:
+    """Let go what a mode holds that is not used any more."""
+    if isinstance(mode, HoldsResources):
+        mode.close()
+
+
+@runtime_checkable
+class SharesWrites(Protocol):
+    """A mode that has to know the writes of this process to its ruleset that it does not make itself."""
+
+    def share_writes(self, watches: RulesetWatches) -> None:
+        """Count foreign writes together with others; called once, before the first `configure`."""
 
 
 class Leftovers(Protocol):
@@ -166,12 +213,14 @@ class KernelRules(msgspec.Struct, frozen=True):
     """The rules that packets of a family pass: what `explain` walks.
 
     `chains` are those of every hook. `covered` are the nftables tables (`ip nat`, ...) whose rules are among
-    these in another form. `unread` says what could not be read.
+    these in another form. `unread` says what could not be read. Chains may be read when a packet enters them;
+    `is_current`: whether they are still those that were there when this was made.
     """
 
     chains: tuple[HookChain, ...] = ()
     covered: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
+    is_current: Callable[[], bool] = lambda: True
 
 
 class RuleReader(Protocol):
@@ -192,7 +241,8 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One proxy mode, as code outside its package sees it.
 
     `written` names the objects of its first sync, `taken_away` those that are removed once another mode works
-    (for the plan of a mode switch). `metrics` are the names of series that this mode has and not every mode.
+    (for the plan of a mode switch); `taken_away_beside` is the same where the other mode has the same
+    nftables table. `metrics` are the names of series that this mode has and not every mode.
 
     `make` probes the kernel and returns the running mode; it raises ModeUnavailable. `set_sysctls` sets the
     parameters that need more than CAP_NET_ADMIN (--init-only), and raises ModeUnavailable; `sysctls` lists
@@ -217,6 +267,7 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     traits: ModeTraits
     written: str
     taken_away: str
+    taken_away_beside: str | None = None
     metrics: frozenset[str]
     make: Callable[[ProxyConfig, Runner], Mode]
     set_sysctls: Callable[[ProxyConfig], None]
@@ -240,11 +291,22 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModeRegistry:
-    """All modes, and the runner of the programs that a running mode starts."""
+    """All modes, and the runner of the programs that a running mode starts.
 
-    def __init__(self, specs: Collection[ModeSpec], runner: Runner | None = None) -> None:
+    `watches` are those of the rulesets, which modes share with whatever else writes to these.
+    """
+
+    def __init__(
+        self,
+        specs: Collection[ModeSpec],
+        runner: Runner | None = None,
+        more: Callable[[], tuple[Leftovers, ...]] = tuple,
+    ) -> None:
+        """`more` returns leftovers that are of no mode."""
+        self.watches: RulesetWatches = {}
         self._specs = {spec.name: spec for spec in specs}
         self._runner = runner or Runner()
+        self._more = more
 
     def spec(self, config: ProxyConfig) -> ModeSpec:
         """The configured mode. Raises KeyError if there is no such mode."""
@@ -261,7 +323,10 @@ class ModeRegistry:
     def make(self, config: ProxyConfig) -> Mode:
         """Make the configured mode and warn of kube-proxy's tables. Raises ModeUnavailable."""
         warn_of_kube_proxy_tables()
-        return self.spec(config).make(config, self._runner)
+        mode = self.spec(config).make(config, self._runner)
+        if isinstance(mode, SharesWrites):
+            mode.share_writes(self.watches)
+        return mode
 
     def rule_readers(self, config: ProxyConfig) -> tuple[RuleReader, ...]:
         """The readers of the rules of every mode: packets pass the rules of all."""
@@ -277,5 +342,5 @@ class ModeRegistry:
         return of_some - self._specs[mode].metrics
 
     def leftovers(self, config: ProxyConfig) -> tuple[Leftovers, ...]:
-        """The leftovers of every other mode, for the configured mode."""
-        return tuple(spec.leftovers(config, self._runner) for spec in self.others(config))
+        """The leftovers of every other mode, for the configured mode, and those of no mode."""
+        return (*(spec.leftovers(config, self._runner) for spec in self.others(config)), *self._more())

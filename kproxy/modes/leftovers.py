@@ -16,6 +16,7 @@ from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.registry import MODES
 from kproxy.node.holder import Connection, Holder, connection
 from kproxy.node.instance import CLEAN_UP_NOW, CLEAN_UP_ON_EXIT, WAIT_STOPPING, Instance, InstanceRunning
+from kproxy.node.policy_table import remove_policy_tables
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -43,7 +44,9 @@ def remove_everything(
     found = [spec.leftovers(None, runner) for spec in reversed(tuple(modes))]
     cleared = [each.clear(kube_proxy=kube_proxy) for each in found]
     dissolved = [each.dissolve() for each, done in zip(found, cleared, strict=True) if done]
-    return remove_stale_traces() and all(cleared) and all(dissolved)
+    # Policies go after the services that lead to what they protect.
+    rest = [remove_policy_tables(), remove_stale_traces()]
+    return all(cleared) and all(dissolved) and all(rest)
 
 
 def remove_stale_traces() -> bool:

@@ -10,9 +10,12 @@ import msgspec
 from kproxy.addresses import Family, join_host_port
 from kproxy.kernel.nft import ruleset
 from kproxy.kernel.nft.describe import describe
-from kproxy.kernel.nft.trace import LATE, Selection, Tracer
+from kproxy.kernel.nft.trace import LATE, Selection, TraceError, Tracer
 from kproxy.kernel.nft.trace_events import Headers, TraceEvent
 from kproxy.kernel.nft.trace_leftovers import StaleTraceError, remove_leftovers
+from kproxy.kernel.nft.trace_logger import LoggerError
+from kproxy.kernel.xtables.trace_log import LoggedStep
+from kproxy.modes.legacy_trace import LegacyTrace
 from kproxy.plan.outcomes import PacketVerdict
 
 _QUIET = 0.5
@@ -45,7 +48,12 @@ class PacketTrace:
         """Begin. Raises TraceError."""
         with contextlib.suppress(StaleTraceError):
             remove_leftovers()
-        self._tracer = Tracer(selection, owned=owned)
+        self._legacy = LegacyTrace(selection.family)
+        try:
+            self._tracer = Tracer(selection, owned=owned)
+        except BaseException:
+            self._legacy.close()
+            raise
         self._own = f"{'ip' if selection.family is Family.IPV4 else 'ip6'} {self._tracer.table}"
         self._marking = selection.chain
         self._texts = _RuleTexts(selection.family)
@@ -53,11 +61,22 @@ class PacketTrace:
     @property
     def lost(self) -> bool:
         """Whether the kernel could not report everything."""
-        return self._tracer.lost
+        return self._tracer.lost or self._legacy.lost
+
+    @property
+    def unread(self) -> str:
+        """Why the rules of legacy tables are not shown; "" if they are, or if there are none."""
+        return self._legacy.unavailable
 
     def close(self) -> None:
-        """Remove what tracing needed."""
-        self._tracer.close()
+        """Remove what tracing needed. Raises TraceError if a parameter cannot be restored."""
+        try:
+            self._tracer.close()
+        finally:
+            try:
+                self._legacy.close()
+            except LoggerError as error:
+                raise TraceError(str(error)) from error
 
     def packets(self, count: int, seconds: float) -> Iterator[TracedPacket]:
         """Each packet when its way is known, at most `count`, seen within `seconds`. Raises OSError."""
@@ -97,13 +116,17 @@ class PacketTrace:
         if first is None:
             raise ValueError("a packet begins with its headers")
         last = next(event.headers for event in reversed(way) if event.headers is not None)
-        steps = tuple(self._steps(way))
+        logged = self._legacy.take(first)
+        end_of_legacy = self._legacy.verdict(logged[-1]) if logged else None
+        steps = tuple(self._steps(way, logged))
         changed = (first.destination, first.port) != (last.destination, last.port)
         end = way[-1]
         if end.verdict == "drop":
             step = steps[-1] if steps else ""
             verdict = PacketVerdict.REJECT if _REJECTS.search(step) else PacketVerdict.DROP
             return TracedPacket(first, verdict, None, masquerade=False, steps=steps, reason=step)
+        if not self._is_over(end) and end_of_legacy is not None:
+            return TracedPacket(first, end_of_legacy, None, masquerade=False, steps=steps, reason=steps[-1])
         if not self._is_over(end):
             reason = (
                 f"no report after {end.table} {end.chain}: routing, the reverse path filter or "
@@ -117,21 +140,31 @@ class PacketTrace:
         masquerade = first.source != last.source or any(map(_MASQUERADES.search, steps))
         return TracedPacket(first, verdict, endpoint, masquerade=masquerade, steps=steps)
 
-    def _steps(self, way: list[TraceEvent]) -> Iterator[str]:
-        """Each rule and its verdict; where the headers have changed, the new ones."""
+    def _steps(self, way: list[TraceEvent], logged: list[LoggedStep]) -> Iterator[str]:
+        """Each rule and its verdict; where the headers have changed, the new ones.
+
+        In a hook the rules of legacy tables come after those of nftables: their order is not reported.
+        """
         known = way[0].headers
         for event in way:
+            hook = event.chain.removeprefix(LATE) if event.table == self._own else ""
+            yield from filter(None, (self._legacy.text(step) for step in logged if step.hook == hook))
+            logged = [step for step in logged if step.hook != hook]
             if event.headers is not None and known is not None and event.headers != known:
                 yield f"headers: {_changes(known, event.headers)}"
                 known = event.headers
             if event.table == self._own:
                 continue
             if event.kind == "rule" and event.handle:
-                text = self._texts.of(event.table, event.handle) or f"rule with handle {event.handle}"
+                text = (
+                    self._texts.of(event.table, event.chain, event.handle)
+                    or f"rule with handle {event.handle}"
+                )
                 shown = text.endswith(event.verdict) or event.verdict == "continue"
                 yield f"{event.table} {event.chain}: {text}" + ("" if shown else f" -> {event.verdict}")
             elif event.kind == "policy":
                 yield f"{event.table} {event.chain}: policy {event.verdict or 'accept'}"
+        yield from filter(None, map(self._legacy.text, logged))
 
 
 class _RuleTexts:
@@ -139,35 +172,25 @@ class _RuleTexts:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._tables: Mapping[str, ruleset.Table] = {}
-        self._places: dict[str, dict[int, tuple[str, int]]] = {}
-        self._read()
+        self._tables = self._read()
 
-    def of(self, table: str, handle: int) -> str:
+    def of(self, table: str, chain: str, handle: int) -> str:
         """The text of a rule; "" if it is gone. Raises OSError."""
-        if handle not in self._of(table):
-            self._read()
-        place = self._of(table).get(handle)
-        if place is None:
+        if handle not in self._handles(table, chain):
+            self._tables = self._read()
+        handles = self._handles(table, chain)
+        if handle not in handles:
             return ""
         held = self._tables[table]
         keys = {name: each.key_length for name, each in held.sets.items()}
-        chain, number = place
-        return describe(held.chains[chain].rules[number], keys)
+        return describe(held.chains[chain].rules[handles.index(handle)], keys)
 
-    def _of(self, table: str) -> Mapping[int, tuple[str, int]]:
-        if table not in self._places:
-            held = self._tables.get(table)
-            self._places[table] = {
-                handle: (chain.name, number)
-                for chain in (held.chains.values() if held is not None else ())
-                for number, handle in enumerate(chain.handles)
-            }
-        return self._places[table]
+    def _handles(self, table: str, chain: str) -> tuple[int, ...]:
+        held = self._tables.get(table)
+        return held.chains[chain].handles if held is not None and chain in held.chains else ()
 
-    def _read(self) -> None:
-        self._tables = {str(table): table for table in ruleset.read(self._family)}
-        self._places = {}
+    def _read(self) -> Mapping[str, ruleset.Table]:
+        return {str(table): table for table in ruleset.read(self._family)}
 
 
 def _changes(before: Headers, after: Headers) -> str:

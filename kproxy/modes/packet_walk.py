@@ -13,6 +13,8 @@ from kproxy.kernel import routing
 from kproxy.modes.base import ExplainError, KernelRules, RuleReader
 from kproxy.plan.outcomes import Outcome, Packet, Route, Routing
 
+_MORE_WALKS = 2
+
 
 class PacketWalker(Protocol):
     """What becomes of a packet in rules that were read before."""
@@ -24,7 +26,10 @@ class PacketWalker(Protocol):
         """The rules of a family in a dump of a known kind. Raises ExplainError."""
 
     def walk(self, rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
-        """What becomes of a packet, in all ways that it can go. Raises OSError of the routing."""
+        """What becomes of a packet, in all ways that it can go.
+
+        Raises OSError of the routing, and ExplainError of rules that are read on the way.
+        """
 
 
 class RulesOfAllModes:
@@ -46,10 +51,15 @@ class RulesOfAllModes:
             raise ExplainError(f"not the output of {known}")
         return _joined(found)
 
-    @staticmethod
-    def walk(rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
-        """See PacketWalker.walk."""
-        return hooks.walk(rules.chains, packet, routing)
+    def walk(self, rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
+        """See PacketWalker.walk. Once more with new rules if the kernel's have changed meanwhile."""
+        outcomes = hooks.walk(rules.chains, packet, routing)
+        for _ in range(_MORE_WALKS):
+            if rules.is_current():
+                break
+            rules = self.read_kernel(packet.family)
+            outcomes = hooks.walk(rules.chains, packet, routing)
+        return outcomes
 
 
 class KernelRouting:
@@ -83,4 +93,8 @@ def _joined(found: Collection[KernelRules]) -> KernelRules:
     for rules in found:
         covered = frozenset[str]().union(*(other.covered for other in found if other is not rules))
         chains += [chain for chain in rules.chains if chain.table not in covered]
-    return KernelRules(tuple(chains), unread=tuple(text for rules in found for text in rules.unread))
+    return KernelRules(
+        tuple(chains),
+        unread=tuple(text for rules in found for text in rules.unread),
+        is_current=lambda: all(rules.is_current() for rules in found),
+    )

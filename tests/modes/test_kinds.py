@@ -4,7 +4,7 @@ import pytest
 
 from kproxy.config.model import ProxyConfig
 from kproxy.modes.kinds import needed_kinds, wanted_kinds
-from kproxy.state.kinds import KINDS, Kind
+from kproxy.state.kinds import KINDS, POLICY_KINDS, Kind
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,15 @@ def test_service_cidrs_are_wanted_where_nftables_mode_has_no_ranges(
     assert set(needed_kinds(config)) == {Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE} | wanted
 
 
+@pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables"])
+def test_the_kinds_of_network_policies_are_wanted_only_where_they_are_enforced(mode: str) -> None:
+    config = ProxyConfig(node_name="n", proxy_mode=mode)
+    assert wanted_kinds(config).isdisjoint(POLICY_KINDS)
+    enforcing = ProxyConfig(node_name="n", proxy_mode=mode, network_policy=True)
+    assert wanted_kinds(enforcing) - wanted_kinds(config) == set(POLICY_KINDS)
+    assert not any(kind.required for kind in POLICY_KINDS)
+
+
 def test_every_kind_has_a_name_a_path_and_a_struct_of_its_own() -> None:
     for values in zip(*((str(kind), kind.path, kind.wire) for kind in KINDS), strict=True):
         assert len(set(values)) == len(KINDS)
@@ -32,6 +41,9 @@ def test_every_kind_has_a_name_a_path_and_a_struct_of_its_own() -> None:
         "/apis/discovery.k8s.io/v1/endpointslices",
         "/api/v1/nodes",
         "/apis/networking.k8s.io/v1/servicecidrs",
+        "/api/v1/pods",
+        "/api/v1/namespaces",
+        "/apis/networking.k8s.io/v1/networkpolicies",
     ]
 
 

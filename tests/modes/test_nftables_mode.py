@@ -8,9 +8,11 @@ import structlog.testing
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import MeasureError, Measurement, PortTraffic
+from kproxy.backends.core.foreign_writes import ForeignWrites
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.types import NftError, NftFailure
+from kproxy.kernel.xtables.types import Variant
 from kproxy.modes.base import ModeUnavailable, NoFamilyUsable
 from kproxy.modes.kube_proxy_tables import warn_of_kube_proxy_tables
 from kproxy.modes.nftables.mode import NftablesMode, nftables_config
@@ -174,3 +176,22 @@ def test_the_ranges_of_service_cidrs_reach_the_family_they_are_of(
     config = msgspec.structs.replace(CONFIG, service_cidrs=setting)
     assert of_both(config, *ranges) == expected
     assert of_both(msgspec.structs.replace(config, proxy_mode="ipvs"), *ranges) == [(), ()]
+
+
+def test_what_others_in_this_process_write_is_not_foreign_and_is_not_compared() -> None:
+    fake, watches = FakeNft(), dict[object, ForeignWrites]()
+    mode = make(fake)
+    mode.share_writes(watches)
+    facts = node_facts(CONFIG, NODE, ADDRESSES)
+    assert facts is not None
+    backend = mode.configure(Family.IPV4, facts.families[Family.IPV4])
+    backend.sync()
+    backend.check()
+    before = fake.readings
+    with watches[Variant.NFT].writing():
+        fake.commits += 1
+    assert backend.check() == ()
+    assert fake.readings == before
+    fake.commits += 1
+    assert backend.check() == ()
+    assert fake.readings == before + 1

@@ -199,24 +199,24 @@ def test_the_loop_runs_it_and_asks_every_other_mode_for_leftovers(world: World) 
     rig = Rig(lambda _: world.null, NULL, world.modes)
     rig.work()
     assert [backend.planned for backend in world.null.backends.values()] == [{"ns1/a", "ns1/b"}] * 2
-    assert world.journal == ["nftables begins", "ipvs begins", "iptables begins"]
+    assert world.journal == ["ebpf begins", "nftables begins", "ipvs begins", "iptables begins"]
     assert rig.store.pending_since is None
     rig.add("c", 3)
     rig.work()
     assert "ns1/c" in world.null.backends[Family.IPV6].planned
-    assert len(world.journal) == 3
+    assert len(world.journal) == 4
 
 
 def test_a_running_process_changes_to_it_and_from_it(world: World) -> None:
     rig = Rig(lambda config: FakeMode(world.kernel, config), NFTABLES, world.modes)
     rig.work()
-    assert world.journal == ["null begins", "ipvs begins", "iptables begins"]
+    assert world.journal == ["null begins", "ebpf begins", "ipvs begins", "iptables begins"]
     world.journal.clear()
     assert rig.work(NULL)[-1] == "mode_switched"
     assert rig.said("mode_switch_planned")["first"] == "nothing"
     assert rig.agent.mode is world.null
     assert world.null.backends[Family.IPV4].planned == {"ns1/a", "ns1/b"}
-    assert world.journal == ["nftables begins", "ipvs begins", "iptables begins"]
+    assert world.journal == ["ebpf begins", "nftables begins", "ipvs begins", "iptables begins"]
     assert rig.work(NFTABLES)[-1] == "mode_switched"
     assert rig.said("mode_switch_planned")["afterwards"] == "nothing"
     assert world.kernel.of("nftables")[Family.IPV4] == {"ns1/a", "ns1/b"}
@@ -258,7 +258,7 @@ def test_cleanup_asks_every_mode_in_two_steps(world: World, *, failing: bool) ->
     else:
         specs = list(world.specs)
     assert remove_everything(specs, kube_proxy=True) is not failing
-    order = ["null", "nftables", "ipvs", "iptables"]
+    order = ["null", "ebpf", "nftables", "ipvs", "iptables"]
     second = [mode for mode in order if not (failing and mode == "ipvs")]
     assert world.journal == [
         *(f"{mode} cleared" for mode in order),

@@ -1,14 +1,14 @@
 """What `explain` needs of the iptables mode: how rules are read, and its intended peculiarities."""
 
 import errno
-import re
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 from kproxy.addresses import Family
 from kproxy.backends.core.packets import Flow, SharedRules
 from kproxy.backends.iptables.interpreter import built_in_chains
 from kproxy.backends.iptables.matching import Surroundings
-from kproxy.backends.iptables.parsed import Tables
+from kproxy.backends.iptables.parsed import Tables, TablesByChain
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import generations, recent
 from kproxy.kernel.ipset.lookup import Members, Side
@@ -18,13 +18,14 @@ from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables import native
 from kproxy.kernel.xtables.detect import find_tools
 from kproxy.kernel.xtables.programs import SubprocessXtables
-from kproxy.kernel.xtables.types import RestoreError, Variant, XtablesUnavailable
+from kproxy.kernel.xtables.types import FailureKind, RestoreError, Variant, XtablesUnavailable
 from kproxy.modes.base import ExplainError, KernelRules, exact_shares
 from kproxy.modes.iptables.mode import Capabilities, iptables_config
 from kproxy.node.facts import FamilyFacts
 from kproxy.plan.outcomes import ModeFacts
 
-_SET = re.compile(rb" --match-set (\S+) ")
+_FEW_CHAINS = 256
+"""Up to this number, one process that prints all is faster than some that print a few chains each."""
 
 
 class IptablesReader:
@@ -41,6 +42,8 @@ class IptablesReader:
         Those of iptables-nft are then read as tables of nftables.
         """
         seen = recent.clients()
+        members = functools.cache(lambda name: read_sets(NetlinkIpset(), {name}))
+        before = generations.ruleset_generation(family, Variant.NFT)
         parts = []
         unread = []
         for variant in Variant:
@@ -48,20 +51,20 @@ class IptablesReader:
                 continue
             try:
                 tools = find_tools(family, variant, probe=False, runner=self._runner)
-                dump = SubprocessXtables(family, tools, runner=self._runner).save()
+                tables = _tables(SubprocessXtables(family, tools, runner=self._runner))
             except XtablesUnavailable as error:
                 unread.append(f"iptables rules ({variant}): {error.reason}")
                 continue
             except RestoreError as error:
-                raise ExplainError(f"cannot read iptables rules ({variant}): {error.message}") from error
-            members = read_sets(NetlinkIpset(), {name.decode() for name in _SET.findall(dump)})
+                raise _unreadable(variant, error) from error
             is_nft = variant is Variant.NFT
             others = shared if is_nft else SharedRules()
-            parts.append(_rules(Tables(dump), family, seen, members, others, covers=is_nft))
+            parts.append(_rules(tables, family, seen, members, others, covers=is_nft))
         return KernelRules(
             tuple(chain for rules in parts for chain in rules.chains),
             frozenset[str]().union(*(rules.covered for rules in parts)),
             tuple(unread),
+            lambda: generations.ruleset_generation(family, Variant.NFT) == before,
         )
 
     @staticmethod
@@ -73,7 +76,7 @@ class IptablesReader:
             tables = Tables(text.encode("utf-8", "surrogateescape"), edited=True)
         except ValueError as error:
             raise ExplainError(f"not the output of iptables-save: {error}") from error
-        return _rules(tables, family, {}, Members({}), SharedRules(), covers=True)
+        return _rules(tables, family, {}, lambda _: Members({}), SharedRules(), covers=True)
 
 
 def _exists(family: Family, variant: Variant) -> bool:
@@ -86,18 +89,41 @@ def _exists(family: Family, variant: Variant) -> bool:
         raise ExplainError(f"cannot list tables: {error.strerror or error}{hint}") from error
 
 
+def _tables(xtables: SubprocessXtables) -> Tables:
+    """The tables of a variant; those of a large one are read chain by chain. Raises RestoreError."""
+
+    def load(table: str, chains: Sequence[str]) -> Mapping[str, str]:
+        try:
+            return xtables.print_chains(table, chains)
+        except RestoreError as error:
+            raise _unreadable(xtables.variant, error) from error
+
+    if xtables.variant is Variant.NFT:
+        try:
+            held = {name: native.chains(xtables.family, name) for name in native.tables(xtables.family)}
+        except OSError as error:
+            raise RestoreError(FailureKind.OTHER, f"chains: {error.strerror or error}") from error
+        if sum(map(len, held.values())) > _FEW_CHAINS:
+            return TablesByChain(held, load)
+    return Tables(xtables.save())
+
+
+def _unreadable(variant: Variant, error: RestoreError) -> ExplainError:
+    return ExplainError(f"cannot read iptables rules ({variant}): {error.message}")
+
+
 def _rules(
     tables: Tables,
     family: Family,
     seen: Mapping[str, Mapping[str, float]],
-    members: Members,
+    members: Callable[[str], Members],
     shared: SharedRules,
     *,
     covers: bool,
 ) -> KernelRules:
     def contains(flow: Flow, name: str, sides: Sequence[str]) -> bool | None:
         ends = {"src": Side(flow.source, flow.source_port), "dst": Side(flow.destination, flow.port)}
-        return members.has(name, flow.protocol.value, ends, sides)
+        return members(name).has(name, flow.protocol.value, ends, sides)
 
     ip = "ip" if family is Family.IPV4 else "ip6"
     covered = frozenset(f"{ip} {name}" for name in tables.names()) if covers else frozenset[str]()

@@ -8,7 +8,7 @@ import structlog
 
 from kproxy.addresses import Family
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement, PortTraffic
-from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.core.foreign_writes import RulesetWatches
 from kproxy.backends.iptables import names
 from kproxy.backends.iptables.backend import IptablesBackend
 from kproxy.backends.iptables.config import IptablesConfig
@@ -60,7 +60,7 @@ class IptablesMode:
         self._runner = runner
         self.tables = tables
         self._backends: dict[Family, IptablesBackend] = {}
-        self._watches: dict[object, ForeignWrites] = {}
+        self._watches: RulesetWatches = {}
         self._route_localnet: dict[Family, bool] = {}
         self._be_liberal = conntrack_is_liberal()
         self._counters_of = _legacy_counters(tables, runner)
@@ -79,6 +79,10 @@ class IptablesMode:
     def variants(self) -> Mapping[Family, Variant]:
         """The variants of the programs that were found."""
         return {family: xtables.variant for family, xtables in self.tables.items()}
+
+    def share_writes(self, watches: RulesetWatches) -> None:
+        """See SharesWrites."""
+        self._watches = watches
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """Return the backend of a family."""

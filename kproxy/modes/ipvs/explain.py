@@ -104,6 +104,7 @@ def facts(config: ProxyConfig, family: Family, node: FamilyFacts) -> ModeFacts:
             {FrontendKind.CLUSTER_IP, FrontendKind.EXTERNAL_IP, FrontendKind.LOAD_BALANCER}
         ),
         masquerades_own=True,
+        services_on_node=True,
         rules_for_local_policy=True,
         scheduler=scheduler,
     )

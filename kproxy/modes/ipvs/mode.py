@@ -10,7 +10,7 @@ import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback, parse_ip
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement
-from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.core.foreign_writes import RulesetWatches
 from kproxy.backends.iptables.config import IptablesConfig
 from kproxy.backends.ipvs.backend import IpvsBackend
 from kproxy.backends.ipvs.config import IpvsConfig
@@ -70,7 +70,7 @@ class IpvsMode:
         self._statistics: Ipvs | None = None
         self._scheduler = parse_scheduler(config.ipvs_scheduler)
         self._backends: dict[Family, IpvsBackend] = {}
-        self._watches: dict[object, ForeignWrites] = {}
+        self._watches: RulesetWatches = {}
         self._lenient_arp: dict[str, str] = {}
         self._clock = clock
         self._next_check = 0.0
@@ -87,6 +87,10 @@ class IpvsMode:
     def variants(self) -> Mapping[Family, Variant]:
         """The variants of the programs that were found."""
         return {family: xtables.variant for family, xtables in self._tables.items()}
+
+    def share_writes(self, watches: RulesetWatches) -> None:
+        """See SharesWrites."""
+        self._watches = watches
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """Return the backend of a family."""

@@ -10,6 +10,7 @@ import structlog
 from kproxy.addresses import Family
 from kproxy.backends.nftables.names import KUBE_PROXY_TABLE, TABLE
 from kproxy.config.model import ProxyConfig
+from kproxy.config.modes import traits_of
 from kproxy.kernel import nft_tables
 from kproxy.kernel.processes import Runner
 from kproxy.kernel.xtables.types import Variant
@@ -20,12 +21,14 @@ log = structlog.stdlib.get_logger(__name__)
 class TableLeftovers:
     """The tables that the nftables mode left."""
 
-    def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:
-        """Ignore both arguments, which the interface requires."""
+    def __init__(self, config: ProxyConfig | None, runner: Runner) -> None:  # noqa: ARG002
+        """`config`: the settings of the mode that takes over."""
+        self._are_used = config is not None and traits_of(config.proxy_mode).writes_table
 
     def begin(self, used: Mapping[Family, Variant]) -> None:  # noqa: ARG002
-        """Remove the tables."""
-        remove_tables()
+        """Remove the tables, unless the mode that takes over has made them its own."""
+        if not self._are_used:
+            remove_tables()
 
     def run_timers(self) -> float | None:
         """Do nothing; no removal is deferred."""

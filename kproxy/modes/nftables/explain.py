@@ -6,8 +6,8 @@ import socket
 
 from kproxy.addresses import Family
 from kproxy.backends.core.packets import SharedRules
-from kproxy.backends.nftables.interpreter import SingleRules, base_chains, mixed_chains
-from kproxy.backends.nftables.shares import slots, slots_of_port
+from kproxy.backends.core.shares import slots, slots_of_port
+from kproxy.backends.nftables.interpreter import SingleRules, base_chains
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel.nft import json_ruleset, ruleset
 from kproxy.kernel.nft.netlink import NetlinkNft
@@ -44,8 +44,9 @@ class NftablesReader:
         interfaces: dict[int, str] = {}
         with contextlib.suppress(OSError):
             interfaces = dict(socket.if_nameindex())
-        shared.offer(SingleRules(tables, family, interfaces).run, mixed_chains(tables))
-        return KernelRules(base_chains(tables, family, interfaces))
+        shared.offer(SingleRules(tables, family, interfaces))
+        chains = base_chains(tables, family, interfaces)
+        return KernelRules(chains, is_current=lambda: self._nft.generation() == before)
 
     @staticmethod
     def load_dump(text: str, family: Family) -> KernelRules | None:

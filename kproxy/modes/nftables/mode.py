@@ -7,7 +7,7 @@ import structlog
 
 from kproxy.addresses import Family, is_link_local, is_loopback
 from kproxy.backends.core.base import Backend, Drift, MeasureError, Measurement
-from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.core.foreign_writes import ForeignWrites, RulesetWatches
 from kproxy.backends.nftables.backend import NftablesBackend
 from kproxy.backends.nftables.config import NftablesConfig
 from kproxy.backends.nftables.probe import probe
@@ -31,6 +31,10 @@ class NftablesMode:
         self._backends: dict[Family, NftablesBackend] = {}
         self.families = self._usable()
         self.variants: Mapping[Family, Variant] = {}
+
+    def share_writes(self, watches: RulesetWatches) -> None:
+        """See SharesWrites."""
+        self._watch = watches.setdefault(Variant.NFT, self._watch)
 
     def configure(self, family: Family, facts: FamilyFacts) -> Backend:
         """Return the backend of a family."""

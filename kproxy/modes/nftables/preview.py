@@ -16,6 +16,7 @@ from kproxy.backends.nftables.comparison import changes
 from kproxy.backends.nftables.names import TABLE
 from kproxy.backends.nftables.text import render_text
 from kproxy.config.model import ProxyConfig
+from kproxy.config.modes import traits_of
 from kproxy.kernel import nft_tables
 from kproxy.kernel.nft.commands import TABLE_FAMILY
 from kproxy.kernel.nft.netlink import NetlinkNft
@@ -42,8 +43,10 @@ def preview(config: ProxyConfig, inputs: Sequence[ServiceInput], facts: NodeFact
         raise PreviewError(f"--proxy-mode nftables: {error}") from error
 
 
-def preview_leftovers(_config: ProxyConfig, found: Preview) -> Preview:
-    """Add the tables, which another mode would remove. Raises NftablesError."""
+def preview_leftovers(config: ProxyConfig, found: Preview) -> Preview:
+    """Add the tables, which another mode would remove, unless it has them too. Raises NftablesError."""
+    if traits_of(config.proxy_mode).writes_table:
+        return found
     gone = (
         Change(f"table {TABLE_FAMILY[family]} {TABLE}", Sign.REMOVE)
         for family in Family

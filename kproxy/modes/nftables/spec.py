@@ -30,6 +30,7 @@ SPEC = ModeSpec(
     traits=traits_of("nftables"),
     written="tables ip kproxy and ip6 kproxy with every service",
     taken_away="tables ip kproxy and ip6 kproxy",
+    taken_away_beside="nothing",
     metrics=frozenset(
         {
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
