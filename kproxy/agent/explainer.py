@@ -6,10 +6,10 @@ HTTP server, one at a time, so that questions cannot crowd out the syncs; it onl
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import parse_qs
 
 import msgspec
@@ -18,11 +18,13 @@ from kproxy.addresses import Family
 from kproxy.agent.loop import Agent
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.explain.desired import explain_desired
+from kproxy.inspect.explain.policies import Enforcement, enforcement
 from kproxy.inspect.explain.question import QuestionError, read_question
 from kproxy.inspect.explain.report import Since
 from kproxy.modes.base import ModeRegistry
 from kproxy.modes.packet_walk import KernelRouting
 from kproxy.node.facts import NodeFacts
+from kproxy.plan.model import Protocol
 from kproxy.plan.outcomes import ModeFacts, Routing
 from kproxy.plan.planner import Planner
 from kproxy.state.kinds import Kind
@@ -31,20 +33,81 @@ from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import EndpointSlice, Node
 from kproxy.telemetry.http.server import Answer
 
+if TYPE_CHECKING:
+    from kproxy.agent.policy.agent import PolicyAgent
+    from kproxy.plan.policy.describe import PodPolicies
+    from kproxy.plan.policy.model import Judgement
+    from kproxy.plan.policy.planner import PolicyPlanner
+
+T = TypeVar("T")
+
 _DIGITS = 18
+
+
+class LivePolicies:
+    """The plan of the policies that are enforced; see inspect.explain.policies.PolicyView."""
+
+    def __init__(self, agent: "PolicyAgent") -> None:
+        self._agent = agent
+
+    def judge(
+        self, protocol: Protocol, source_ip: str, destination_ip: str, port: int, *, from_node: bool = False
+    ) -> "Judgement":
+        """Whether a new connection is allowed, and why. Raises QuestionError."""
+        return self._ask(
+            lambda planner: planner.judge(protocol, source_ip, destination_ip, port, from_node=from_node)
+        )
+
+    def policies_of(self, pod: str) -> "PodPolicies | None":
+        """What isolates a pod, and its addresses. Raises QuestionError."""
+        found = self._ask(lambda planner: (planner.policies_of(pod),))
+        return found[0]
+
+    def pod_at(self, ip: str) -> str | None:
+        """The key of the pod that has an address. Raises QuestionError."""
+        found = self._ask(lambda planner: (planner.pod_at(ip),))
+        return found[0]
+
+    def _ask(self, question: "Callable[[PolicyPlanner], T]") -> T:
+        found = self._agent.ask(question)
+        if found is None:
+            raise QuestionError("NetworkPolicies are being turned on or off; ask again")
+        return found
 
 
 class LiveCluster:
     """What the agent knows while one question is answered; see inspect.explain.cluster.Cluster."""
 
     def __init__(
-        self, agent: Agent, store: ObjectStore, modes: ModeRegistry, facts: NodeFacts, routing: Routing
+        self,
+        agent: Agent,
+        store: ObjectStore,
+        modes: ModeRegistry,
+        facts: NodeFacts,
+        routing: Routing,
+        policies: "PolicyAgent | None" = None,
     ) -> None:
         self.facts = facts
         self.routing = routing
         self._agent = agent
         self._store = store
         self._modes = modes
+        self._policies = policies
+
+    @property
+    def policies(self) -> Enforcement | None:
+        """NetworkPolicies as they are enforced."""
+        if self._policies is None:
+            return None
+        config = self._policies.config
+        if not config.network_policy:
+            return None
+        return enforcement(
+            LivePolicies(self._policies),
+            reject=config.network_policy_reject,
+            unknown=config.network_policy_unknown_pods,
+            node=self.node,
+        )
 
     @property
     def config(self) -> ProxyConfig:
@@ -86,7 +149,14 @@ class LiveCluster:
 class Explainer:
     """The handlers of /explain and /changes; they may be called from any thread."""
 
-    def __init__(self, agent: Agent, store: ObjectStore, modes: ModeRegistry) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        store: ObjectStore,
+        modes: ModeRegistry,
+        policies: "Callable[[], PolicyAgent | None]" = lambda: None,
+    ) -> None:
+        self._policies = policies
         self._agent = agent
         self._store = store
         self._modes = modes
@@ -101,11 +171,20 @@ class Explainer:
         try:
             question = read_question(*(asked.get(name, [""])[0] for name in ("src", "proto", "dst")))
             with self._lock:
-                cluster = LiveCluster(self._agent, self._store, self._modes, facts, KernelRouting())
+                cluster = LiveCluster(
+                    self._agent, self._store, self._modes, facts, KernelRouting(), self._policies()
+                )
                 report = explain_desired(question, cluster)
         except (QuestionError, ValueError) as error:
             return _refused(str(error), HTTPStatus.BAD_REQUEST)
         return Answer(report.json(), "application/json")
+
+    def service_at(self, ip: str, port: int, protocol: str) -> str | None:
+        """The Service that has an address and port, or that node port; None if none has."""
+        planner = self._agent.planner(Family.IPV6 if ":" in ip else Family.IPV4)
+        if planner is None:
+            return None
+        return planner.owner((ip, port, protocol)) or planner.owner(("", port, protocol))
 
     def changes(self, query: str) -> Answer:
         """Answer `after=N&service=NS/SVC`, both optional, with the changes after number N."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 
 from kproxy.config.model import ProxyConfig
-from kproxy.modes.kinds import wanted_kinds
+from kproxy.modes.kinds import kinds_of_files, wanted_kinds
 from kproxy.sources.base import Source
+from kproxy.state.kinds import POLICY_KINDS
 from kproxy.telemetry.events import EventRecorder
 from kproxy.telemetry.metrics import Metrics
 from kproxy.telemetry.series import REQUEST_SECONDS, REQUESTS
@@ -47,7 +48,7 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
     if config.manifests is not None:
         from kproxy.sources.manifests import ManifestSource
 
-        manifests = ManifestSource(config.manifests, config.node_name)
+        manifests = ManifestSource(config.manifests, config.node_name, kinds=kinds_of_files(config))
 
         def directory() -> list[Watch]:
             missing = manifests.missing
@@ -62,7 +63,10 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
                 )
             ]
 
-        return ObjectSource(manifests, None, directory, lambda _: None)
+        def follow_files(config: ProxyConfig) -> None:
+            manifests.read_kinds(kinds_of_files(config))
+
+        return ObjectSource(manifests, None, directory, follow_files)
     from kproxy.sources.cluster import ClusterAccess, ClusterAccessError
     from kproxy.sources.errors import ApiError
     from kproxy.sources.kubernetes import KubernetesSource
@@ -88,7 +92,9 @@ def make_source(config: ProxyConfig, metrics: Metrics, wake: Callable[[], None])
         ]
 
     def follow(config: ProxyConfig) -> None:
-        source.watch(wanted_kinds(config))
+        wanted = wanted_kinds(config)
+        source.watch(wanted)
+        source.unwatch(kind for kind in POLICY_KINDS if kind not in wanted)
 
     follow(config)
     # ValueError: text that cannot be sent; OSError: no free descriptor

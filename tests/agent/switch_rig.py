@@ -174,7 +174,7 @@ class Flows(ConntrackCleaner):
     def __init__(self) -> None:
         self.asked: list[tuple[Family, StaleConntrack]] = []
 
-    def submit(self, family: Family, stale: StaleConntrack) -> None:
+    def submit(self, family: Family, stale: StaleConntrack, changes: Mapping[str, int] | None = None) -> None:
         if stale.kept or stale.gone:
             self.asked.append((family, stale))
 
