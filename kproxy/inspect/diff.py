@@ -16,6 +16,7 @@ from kproxy.backends.ipvs.handles import KERNEL_ERRORS
 from kproxy.backends.ipvs.names import DEVICE
 from kproxy.config.model import ConfigError, ProxyConfig, validate
 from kproxy.inspect.objects import facts_of, read_objects, recorded_addresses
+from kproxy.inspect.policies import preview_policies, preview_removal
 from kproxy.inspect.render import addresses_of
 from kproxy.inspect.sysctls import current_sysctls
 from kproxy.kernel import links
@@ -23,6 +24,7 @@ from kproxy.kernel.nft_tables import NftablesError
 from kproxy.kernel.xtables.types import RestoreError
 from kproxy.modes.base import ModeRegistry, ModeSpec, Preview, PreviewError
 from kproxy.node.facts import NodeFacts
+from kproxy.state.tables import Tables
 from kproxy.text import clean
 
 _LONGEST_LINE = 1 << 16
@@ -80,6 +82,7 @@ def of_this_node(config: ProxyConfig, modes: ModeRegistry) -> Difference:
         found = spec.preview(config, tables.dirty(), facts)
         for other in modes.others(config):
             found = other.preview_leftovers(config, found)
+        found = _with_policies(config, tables, found)
     except (RestoreError, NftablesError, ValueError, *KERNEL_ERRORS) as error:
         raise PreviewError(f"the kernel cannot be read: {error}") from error
     return _with_sysctls(config, spec, facts, _difference(found, problems))
@@ -103,6 +106,8 @@ def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry
         raise ConfigError([f"--against: only for --proxy-mode {able}, not {config.proxy_mode}"])
     tables, problems, servers = read_objects(config)
     facts = facts_of(config, tables, addresses_of(tables.node), servers)
+    if config.network_policy:
+        problems = (*problems, "--against: the tables of NetworkPolicies are not in such a dump")
     dump = file.read_bytes()
     try:
         found = preview(config, tables.dirty(), facts, dump, family)
@@ -113,6 +118,19 @@ def of_dump(config: ProxyConfig, file: Path, family: Family, modes: ModeRegistry
 
 def _difference(found: Preview, problems: tuple[str, ...]) -> Difference:
     return Difference(found.rules, found.others, found.failed, (*problems, *found.problems))
+
+
+def _with_policies(config: ProxyConfig, tables: Tables, found: Preview) -> Preview:
+    """Add the changes of the tables of NetworkPolicies. Raises PreviewError."""
+    if not config.network_policy:
+        return msgspec.structs.replace(found, others=(*found.others, *preview_removal()))
+    policies = preview_policies(config, tables)
+    return msgspec.structs.replace(
+        found,
+        rules={family: (*found.rules.get(family, ()), *policies.changes[family]) for family in Family},
+        failed={**found.failed, **policies.failed},
+        problems=(*found.problems, *map(str, policies.problems)),
+    )
 
 
 def _with_sysctls(config: ProxyConfig, spec: ModeSpec, facts: NodeFacts, found: Difference) -> Difference:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from kproxy.config.model import ConfigError, ProxyConfig
-from kproxy.modes.kinds import needed_kinds
+from kproxy.modes.kinds import kinds_of_files, needed_kinds
 from kproxy.node.facts import NodeFacts, node_facts
 from kproxy.sources.manifests import LoadedManifests, load_manifests
 from kproxy.sources.replay import load_replay, open_recording
@@ -44,7 +44,7 @@ def _objects(config: ProxyConfig) -> LoadedManifests:
     if config.replay is not None:
         return load_replay(config.replay, config.replay_until)
     if config.manifests is not None:
-        return load_manifests(config.manifests)
+        return load_manifests(config.manifests, kinds=kinds_of_files(config))
     from kproxy.sources.cluster import ClusterAccess
     from kproxy.sources.list_once import list_once
 

@@ -22,7 +22,7 @@ from kproxy.config.schema import KPROXY, KUBE_PROXY
 from kproxy.inspect.agent_client import AgentRefused, AgentUnavailable, get
 from kproxy.inspect.changes import PATH as CHANGES
 from kproxy.inspect.diff import addresses_here
-from kproxy.modes.kinds import needed_kinds, wanted_kinds
+from kproxy.modes.kinds import kinds_of_files, needed_kinds, wanted_kinds
 from kproxy.node.facts import api_addresses
 from kproxy.sources.anonymous import anonymize
 from kproxy.sources.base import Source
@@ -49,6 +49,9 @@ LISTS_SECONDS = 30.0
 """The longest wait for the first lists, if the recording itself is shorter."""
 
 _AGENT_SECONDS = 3.0
+
+_END_SECONDS = 0.5
+"""The longest wait for the source's end; one that is just connecting cannot be interrupted."""
 
 
 class RecordingFailed(Exception):
@@ -116,25 +119,32 @@ def without_paths(settings: RecordedSettings) -> RecordedSettings:
 
 
 def _watch(config: ProxyConfig, seconds: float, stop: threading.Event) -> tuple[Recorder, RecordedNode]:
-    """Run the source for this time. Raises RecordingFailed if a list is missing then."""
-    needed = frozenset(kind for kind in needed_kinds(config) if kind.required)
+    """Run the source for this time. Raises RecordingFailed if a list of a required kind is missing then."""
+    needed = needed_kinds(config)
     recorder = Recorder(needed)
     end = threading.Event()
     work = _Work(config, recorder, end, stop)
     thread = threading.Thread(target=work.run, name="source", daemon=True)
     thread.start()
     if not stop.wait(seconds):
+        threading.Thread(target=_pass_on, args=(stop, recorder.complete), daemon=True).start()
         recorder.complete.wait(max(0.0, LISTS_SECONDS - seconds))
+    recorder.close()
     servers = work.servers()
     end.set()
-    thread.join(_AGENT_SECONDS)
+    thread.join(_END_SECONDS)
     if work.failure is not None:
         raise work.failure
-    if missing := sorted(kind.name for kind in needed - recorder.synced):
+    if missing := sorted(kind.name for kind in needed if kind.required and kind not in recorder.synced):
         raise RecordingFailed(f"no complete list of {', '.join(missing)}; nothing was written")
     addresses = own_addresses(recorder, addresses_here())
     kernel = f"{platform.system()} {os.uname().release} {platform.machine()}"
     return recorder, RecordedNode(addresses, tuple(sorted(servers)), kernel)
+
+
+def _pass_on(stop: threading.Event, waited_for: threading.Event) -> None:
+    stop.wait()
+    waited_for.set()
 
 
 def own_addresses(recorder: Recorder, local: Sequence[str]) -> tuple[str, ...] | None:
@@ -165,7 +175,7 @@ class _Work:
         if config.manifests is not None:
             from kproxy.sources.manifests import ManifestSource
 
-            self._source = ManifestSource(config.manifests, config.node_name)
+            self._source = ManifestSource(config.manifests, config.node_name, kinds=kinds_of_files(config))
             return
         from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
 

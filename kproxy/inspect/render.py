@@ -2,7 +2,9 @@
 
 from kproxy.addresses import Family
 from kproxy.config.model import ConfigError, ProxyConfig, validate
+from kproxy.inspect.policies import render_policies
 from kproxy.modes.base import ModeRegistry
+from kproxy.modes.kinds import kinds_of_files
 from kproxy.node.facts import api_addresses, node_facts
 from kproxy.plan.planner import Planner
 from kproxy.sources.manifests import load_manifests
@@ -24,7 +26,7 @@ def render_manifests(
     if config.replay is not None:
         loaded = load_replay(config.replay, config.replay_until)
     elif config.manifests is not None:
-        loaded = load_manifests(config.manifests)
+        loaded = load_manifests(config.manifests, kinds=kinds_of_files(config))
     else:
         raise ConfigError(["--manifests is needed, or --replay"])
     tables = Tables()
@@ -39,6 +41,10 @@ def render_manifests(
     plans = planner.update(tables.dirty(), facts.view)
     text = modes.spec(config).render(config, family, of_family, plans.values())
     problems = dict.fromkeys((*loaded.problems, *(p for plan in plans.values() for p in plan.problems)))
+    if config.network_policy:
+        policies, defects = render_policies(config, family, tables)
+        text += f"# nft -f\n{policies}"
+        problems |= dict.fromkeys(defects)
     return text, tuple(problems)
 
 

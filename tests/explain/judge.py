@@ -5,11 +5,18 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from kproxy.addresses import Family, split_host_port
 from kproxy.backends.core.base import Backend
+from kproxy.backends.core.foreign_writes import ForeignWrites
+from kproxy.backends.policy import probe as kernel_probe
+from kproxy.backends.policy.backend import PolicyBackend
+from kproxy.backends.policy.config import PolicyConfig
 from kproxy.config.model import ProxyConfig
 from kproxy.kernel import links
+from kproxy.kernel.nft.netlink import NetlinkNft
+from kproxy.kernel.nft.types import NftError
 from kproxy.kernel.processes import Runner
 from kproxy.modes.base import KernelRules
 from kproxy.modes.packet_walk import KernelRouting, RulesOfAllModes
@@ -18,11 +25,14 @@ from kproxy.node.facts import NodeFacts, node_facts
 from kproxy.plan.model import ServicePlan
 from kproxy.plan.outcomes import Outcome, Packet, PacketVerdict, Where
 from kproxy.plan.planner import Planner
+from kproxy.plan.policy.planner import PolicyPlanner
 from kproxy.state.decode import decode
 from kproxy.state.kinds import Kind
+from kproxy.state.policy_wire import Namespace, NetworkPolicy, Pod
 from kproxy.state.wire import Node
 from kproxy_lab.lab import Lab
 from tests.builders import raw
+from tests.explain.policies import PolicyObjects
 from tests.explain.site import Seen, Site
 from tests.explain.world import Probe, World, probes
 from tests.peer.objects import SPEC, node
@@ -66,12 +76,26 @@ class Judge:
             for family in self._mode.families
         }
         self._planners = {family: Planner(family) for family in self._backends}
+        self.planner = PolicyPlanner(SPEC.node_name, self._backends)
+        self._objects: PolicyObjects = {}
+        nft = NetlinkNft()
+        watch = ForeignWrites(nft.generation)
+        self._policies = {
+            family: PolicyBackend(PolicyConfig(family), nft, watch)
+            for family in self._backends
+            if _has_nftables(nft, family)
+        }
         self.plans: dict[Family, dict[str, ServicePlan]] = {family: {} for family in self._backends}
 
     @property
     def families(self) -> tuple[Family, ...]:
         """The families that the mode serves."""
         return tuple(self._backends)
+
+    @property
+    def enforces(self) -> bool:
+        """Whether this kernel can enforce policies: the user-mode kernels have no nftables."""
+        return bool(self._policies)
 
     def program(self, world: World) -> None:
         """Bring a world's services into the kernel, instead of those before."""
@@ -81,6 +105,27 @@ class Judge:
             backend.update(changed.values())
             report = backend.sync()
             assert (report.error, report.failed) == (None, {})
+        self._enforce(world.policies)
+
+    def _enforce(self, objects: PolicyObjects) -> None:
+        """Bring a world's policies into the kernel, instead of those before."""
+        changes = dict.fromkeys(self._objects, None) | objects
+        self._objects = objects
+        of = {
+            kind: {
+                name.partition(" ")[2]: each for name, each in changes.items() if name.startswith(f"{kind} ")
+            }
+            for kind in ("pod", "namespace", "policy")
+        }
+        touched = self.planner.update(
+            cast("dict[str, Pod | None]", of["pod"]),
+            cast("dict[str, Namespace | None]", of["namespace"]),
+            cast("dict[str, NetworkPolicy | None]", of["policy"]),
+        )
+        for family, backend in self._policies.items():
+            backend.update(self.planner.tables[family], touched[family])
+            report = backend.sync()
+            assert (report.error, report.failed) == (None, {}), report
 
     def read(self, family: Family) -> KernelRules:
         """What the kernel holds."""
@@ -100,6 +145,14 @@ class Judge:
             route = routing.route(probe.destination) if probe.source == "node/own" else None
             found.append(probe if route is None else replace(probe, address=route.source))
         return found
+
+
+def _has_nftables(nft: NetlinkNft, family: Family) -> bool:
+    try:
+        kernel_probe.probe(nft, family)
+    except NftError:
+        return False
+    return True
 
 
 def packet_of(probe: Probe) -> Packet:

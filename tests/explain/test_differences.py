@@ -14,6 +14,7 @@ from kproxy.addresses import Family, join_host_port
 from kproxy.config.model import ProxyConfig
 from kproxy.inspect.explain.desired import explain_desired
 from kproxy.inspect.explain.difference import with_differences
+from kproxy.inspect.explain.policies import Enforcement
 from kproxy.inspect.explain.question import Question
 from kproxy.inspect.explain.report import Report, Since, actual_of
 from kproxy.modes.packet_walk import KernelRouting, RulesOfAllModes
@@ -40,6 +41,7 @@ class JudgedCluster:
         self.facts = judge.facts
         self.node = cast("Node", decode(Kind.NODE, raw(node())))
         self.routing = KernelRouting()
+        self.policies = Enforcement(judge.planner) if judge.enforces else None
         self._inputs = {each.key: each for each in world.inputs}
         self._planners = {family: Planner(family) for family in judge.families}
         for planner in self._planners.values():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.backends.core import hooks
+from kproxy.backends.core.packets import Branch, Hook
 from kproxy.backends.ipvs.interpreter import Servers, servers_at_hooks, shares_of
 from kproxy.kernel import recent
 from kproxy.kernel.ipvs.templates import parse
@@ -118,3 +119,38 @@ def test_clients_of_recent_lists_have_an_age(tmp_path: Path) -> None:
     assert recent.clients(lists, timers) == {"KUBE-SEP-A": {"10.1.1.5": 2.0, "fd00:1::5": 0.0}}
     assert recent.clients(lists, tmp_path / "hidden")["KUBE-SEP-A"]["10.1.1.5"] == 0.0
     assert recent.clients(tmp_path / "none", timers) == {}
+
+
+class _Witness:
+    """A chain of another program that notes which packets it sees, and drops those of one destination."""
+
+    translates = False
+    table = "ip witness"
+
+    def __init__(self, hook: Hook, priority: int, refused: str = "") -> None:
+        self.hook = hook
+        self.priority = priority
+        self.seen: list[tuple[str, str, int]] = []
+        self._refused = refused
+
+    def walk(self, branch: Branch, _routing: object) -> list[Branch]:
+        flow = branch.flow
+        self.seen.append((flow.source, flow.destination, flow.port))
+        refused = flow.destination == self._refused
+        return [branch.end(PacketVerdict.DROP, "refused") if refused else branch]
+
+
+def test_policies_see_what_ipvs_sends_on_at_output_and_not_what_it_takes_at_input() -> None:
+    servers = Servers(
+        {VIP: VirtualServer("rr", 0)}, lambda _: {each: DestinationState(1) for each in (HERE, THERE)}
+    )
+    early = _Witness(Hook.INPUT, 0)
+    late = _Witness(Hook.INPUT, 110)
+    out = _Witness(Hook.OUTPUT, -5, refused=THERE.ip)
+    found = hooks.walk((*servers_at_hooks(servers), early, late, out), CLIENT, PaperRouting())
+    assert {(each.verdict, each.endpoint) for each in found} == {
+        (PacketVerdict.FORWARD, "10.1.1.9:8080"),
+        (PacketVerdict.DROP, None),
+    }
+    assert (early.seen, late.seen) == ([("192.0.2.7", "192.168.0.2", 80)], [])
+    assert sorted(out.seen) == [("192.0.2.7", each.ip, 8080) for each in (HERE, THERE)]

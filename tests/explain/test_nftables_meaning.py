@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from kproxy.addresses import Family
@@ -241,3 +242,28 @@ def test_a_packet_without_a_connection_has_only_a_state(key: str, right: Any, op
     rule = [_match({"ct": {"key": key}}, right, op), _DROP]
     (outcome,) = _walk(POD, {"hook": "prerouting", "prio": -300}, [{"notrack": None}], rule)
     assert outcome.verdict is (PacketVerdict.DROP if holds else PacketVerdict.UNTOUCHED)
+
+
+def test_what_a_program_holds_is_decided_by_it() -> None:
+    (outcome,) = _walk(POD, {"hook": "forward"}, [{"queue": {"num": 1071}}], [_DROP])
+    assert outcome.verdict is PacketVerdict.UNKNOWN
+    assert outcome.reason == "held by inet t c: queue to 1071: the program that reads the queue decides"
+
+
+@pytest.mark.parametrize(
+    ("elements", "op", "verdict"),
+    [
+        ([], "==", PacketVerdict.UNTOUCHED),
+        ([], "!=", PacketVerdict.DROP),
+        ([{"concat": ["10.1.1.200", 4000]}], "==", PacketVerdict.UNTOUCHED),
+        ([{"concat": [POD.source, 4000]}], "==", PacketVerdict.UNKNOWN),
+    ],
+)
+def test_a_source_port_that_is_not_known_matters_only_where_the_rest_of_a_key_matches(
+    elements: list[Any], op: str, verdict: PacketVerdict
+) -> None:
+    ended = {"name": "ended", "type": ["ipv4_addr", "inet_service"], "elem": elements}
+    key = {"concat": [_SADDR, {"payload": {"protocol": "th", "field": "sport"}}]}
+    packet = msgspec.structs.replace(POD, source_port=0)
+    (outcome,) = _walk(packet, {"hook": "forward"}, [_match(key, "@ended", op), _DROP], sets=[ended])
+    assert outcome.verdict is verdict

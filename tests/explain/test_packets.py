@@ -6,10 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.kernel.xtables.types import Variant
+from kproxy.modes.iptables import explain
+from kproxy.plan.outcomes import PacketVerdict
 from kproxy_lab.lab import Lab
 from tests.explain import foreign
 from tests.explain.judge import Judge, run, settings
-from tests.explain.world import World
+from tests.explain.world import World, probes
 from tests.peer.objects import SPEC
 
 CASES = {
@@ -56,6 +58,22 @@ def test_so_does_every_packet_among_rules_of_other_programs(lab: Lab, case: str)
     else:
         foreign.plant_iptables(lab.node, CASES[case].iptables_variant or Variant.NFT)
     _compare(lab, judge, case, seed=18)
+    if case.startswith("iptables-nft"):
+        lab.node.call(_compare_readings, judge)
+
+
+def _compare_readings(judge: Judge) -> None:
+    """Chains that are read when a packet enters them say the same as a dump of all."""
+    for family in judge.families:
+        sent = judge.with_sources(probes(random.Random(19), [*judge.plans[family].values()], family, 40))
+        found = []
+        for few in (0, 1 << 20):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(explain, "_FEW_CHAINS", few)
+                found.append(judge.predict(judge.read(family), sent))
+        by_chain, dumped = found
+        assert by_chain == dumped
+        assert {way.verdict for ways in dumped for way in ways} >= {PacketVerdict.FORWARD}
 
 
 def _compare(lab: Lab, judge: Judge, case: str, seed: int) -> None:

@@ -13,6 +13,7 @@ from kproxy.state.kinds import Kind
 from kproxy.state.tables import ServiceInput
 from kproxy.state.wire import EndpointSlice, Service
 from kproxy_lab.lab.topology import NODE
+from tests.explain.policies import PolicyObjects, some
 from tests.peer.objects import JSON, OTHER_TARGET, SPEC, TARGET, Ep, address, served, slices, vips
 from tests.peer.objects import port as service_port
 from tests.peer.objects import service as service_json
@@ -32,11 +33,13 @@ class World:
     """The objects of a cluster, as the sources decode them."""
 
     inputs: list[ServiceInput] = field(default_factory=list)
+    policies: PolicyObjects = field(default_factory=dict)
+    """Pods, Namespaces and NetworkPolicies, by kind and key."""
 
     @staticmethod
     def random(rng: random.Random, services: int) -> "World":
-        """Some services of all kinds, with endpoints of all conditions."""
-        return World([_input(rng, number) for number in range(services)])
+        """Some services of all kinds, with endpoints of all conditions, and some policies."""
+        return World([_input(rng, number) for number in range(services)], some(rng))
 
 
 def _input(rng: random.Random, number: int) -> ServiceInput:

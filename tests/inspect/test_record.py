@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kproxy.config.documents import Settings
@@ -17,6 +18,7 @@ from kproxy.state.kinds import Kind
 from kproxy_lab.apiserver.access import write_kubeconfig
 from kproxy_lab.apiserver.server import ApiServer
 from tests.sources.objects import node, service
+from tests.state.policy_objects import pod_json
 
 NO_AGENT = "127.0.0.1:1"
 
@@ -46,6 +48,23 @@ def test_the_objects_of_a_server_are_recorded_without_credentials(tmp_path: Path
         line.partition(":")[2].strip() for line in kubeconfig.read_text().splitlines() if "token" in line
     ]
     assert [each for each in (*tokens, str(kubeconfig)) if each in text] == []
+
+
+def test_with_policies_their_objects_are_recorded_too(tmp_path: Path) -> None:
+    config = ProxyConfig(node_name="n1", network_policy=True)
+    with ApiServer() as api:
+        for each in (node("n1"), pod_json("web"), service("web")):
+            api.apply(each)
+        config = msgspec.structs.replace(config, kubeconfig=api.kubeconfig(tmp_path / "kubeconfig"))
+        for wanted in (True, False):
+            chosen = msgspec.structs.replace(config, network_policy=wanted)
+            path = tmp_path / f"{wanted}.rec"
+            stop = threading.Event()
+            record(chosen, Settings(), path, seconds=0.0, address=NO_AGENT, anonymous=wanted, stop=stop)
+    (pod,) = load_replay(tmp_path / "True.rec").objects[Kind.POD]
+    assert pod.key.endswith("/pod-1")
+    assert load_replay(tmp_path / "False.rec").objects[Kind.POD] == ()
+    assert load_replay(tmp_path / "False.rec").objects[Kind.SERVICE] != ()
 
 
 def test_without_a_complete_list_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kproxy.addresses import Family
 from kproxy.config.model import ProxyConfig
+from kproxy.inspect.explain.policies import Enforcement
 from kproxy.inspect.explain.report import Since
 from kproxy.node.facts import NodeFacts
 from kproxy.plan.outcomes import ModeFacts, Routing
@@ -40,6 +41,10 @@ class Cluster(Protocol):
 
     def mode_facts(self, family: Family) -> ModeFacts:
         """The behaviour of the mode in a family."""
+
+    @property
+    def policies(self) -> Enforcement | None:
+        """NetworkPolicies as they are enforced; None if they are not."""
 
     def service(self, key: str) -> ServiceInput:
         """A service and its slices."""

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from kproxy.addresses import cidr_contains
 from kproxy.inspect.explain.cluster import Cluster
 from kproxy.inspect.explain.frontends import Found, find, without_service
+from kproxy.inspect.explain.policies import with_policies
 from kproxy.inspect.explain.question import Question
 from kproxy.inspect.explain.report import (
     Desired,
@@ -34,7 +35,8 @@ from kproxy.plan.weights import effective
 class _Decision(msgspec.Struct, frozen=True):
     """The endpoints for a packet under one policy, or the refusal.
 
-    `by_rules`: rules as in iptables mode choose the endpoint, whatever the mode.
+    `by_rules`: rules as in iptables mode choose the endpoint, whatever the mode. `at_socket`: the client's
+    socket gets its endpoint before there is a packet.
     """
 
     words: tuple[str, ...]
@@ -42,6 +44,7 @@ class _Decision(msgspec.Struct, frozen=True):
     local: bool = False
     masquerade: bool = False
     by_rules: bool = False
+    at_socket: bool = False
     verdict: PacketVerdict = PacketVerdict.FORWARD
     reason: str = ""
 
@@ -118,7 +121,10 @@ def _decide(
             return _Decision((policy, text), local=local, verdict=PacketVerdict.DROP, reason=text)
         words.append(text)
     pod = _is_local_pod(packet, facts)
-    if internal:
+    at_socket = internal and mode.at_socket(packet, port)
+    if at_socket:
+        masquerade, text = False, "the socket table chooses when the client connects: address kept"
+    elif internal:
         masquerade, text = _masquerades(pod, own, mode, facts, masquerade_all=cluster.config.masquerade_all)
     elif not local:
         masquerade, text = True, "an address for outside: masqueraded"
@@ -134,7 +140,9 @@ def _decide(
         reason = "policy Local, and no endpoint on this node: dropped, so that the client tries again"
         return _Decision((*words, reason), local=True, verdict=PacketVerdict.DROP, reason=reason)
     by_rules = not internal and port.external_local and not local and mode.rules_for_local_policy
-    return _Decision(tuple(words), endpoints, local=local, masquerade=masquerade, by_rules=by_rules)
+    return _Decision(
+        tuple(words), endpoints, local=local, masquerade=masquerade, by_rules=by_rules, at_socket=at_socket
+    )
 
 
 def _masquerades(
@@ -207,11 +215,12 @@ def _ways(
     exact = tuple(weight / sum(weights) for weight in weights)
     shares = exact if by_rules else mode.shares(port, endpoints, ports)
     anywhere = by_rules or mode.hairpin_anywhere
+    by_packets = not decision.at_socket
     used = {each.text: each for each in judged if each.why is None}
     for endpoint, share in zip(endpoints, shares, strict=True):
         if not share:
             continue
-        hairpin = endpoint.ip == packet.source and (endpoint.may_be_here or anywhere)
+        hairpin = by_packets and endpoint.ip == packet.source and (endpoint.may_be_here or anywhere)
         known = used.get(endpoint.address_port)
         yield Way(
             PacketVerdict.FORWARD,
@@ -256,6 +265,8 @@ def _report(
 ) -> Report:
     packet = resolved.packet
     notes = resolved.notes
+    mode = cluster.mode_facts(packet.family)
+    desired, policies = with_policies(packet, desired, mode, cluster.routing, cluster.policies)
     owner = frontend.service if frontend is not None else None
     if resolved.service is not None and owner not in {None, resolved.service}:
         notes = (*notes, f"{owner} has this address and port, not {resolved.service}")
@@ -268,6 +279,7 @@ def _report(
         desired,
         excluded=excluded,
         conflicts=conflicts,
+        policies=policies,
         notes=notes,
         since=cluster.since(owner, packet.family) if owner is not None else None,
         node=cluster.facts.view.name,

@@ -6,10 +6,12 @@ there only the set of endpoints counts. Where a rule is not modelled, only what 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from kproxy.addresses import join_host_port
+from kproxy.backends.policy.names import TABLE
 from kproxy.inspect.explain.report import Desired, Report, Way
 from kproxy.plan.outcomes import PacketVerdict
 
@@ -21,6 +23,10 @@ _NAMED = 3
 
 _TRANSLATES = re.compile(r"\bdnat\b|->", re.IGNORECASE)
 _MASQUERADES = re.compile(r"\bmasquerade\b|\bsnat\b", re.IGNORECASE)
+
+_OF_POLICIES = re.compile(rf"^ip6? {re.escape(TABLE)} ")
+
+_SHARED = re.compile(rf"^ip6? {re.escape(TABLE)} refused-")
 
 _DESIRED = {
     PacketVerdict.FORWARD: "forwarded to an endpoint",
@@ -46,9 +52,7 @@ def with_differences(report: Report) -> Report:
     """The report with every difference between its desired and its actual outcomes."""
     if report.actual is None:
         return report
-    return msgspec.structs.replace(
-        report, differences=tuple(_differences(report.desired, report.actual.outcomes))
-    )
+    return msgspec.structs.replace(report, differences=tuple(_differences(report, report.actual.outcomes)))
 
 
 def percent(probability: float) -> str:
@@ -58,23 +62,32 @@ def percent(probability: float) -> str:
     return f"{text} %"
 
 
-def _differences(desired: Desired, actual: Iterable[Way]) -> Iterator[str]:
+def _differences(report: Report, actual: Iterable[Way]) -> Iterator[str]:
+    desired = report.desired
     wanted, have = _by_result(desired.outcomes), _by_result(actual)
     unknown = have.pop(PacketVerdict.UNKNOWN, None)
     uncertain = unknown is not None and unknown.probability > TOLERANCE
     ends = {each: result for each, result in have.items() if _is_endpoint(each)}
-    remembered = desired.affinity and len(ends) == 1
+    refused = not ends and have.keys() <= wanted.keys()  # at the endpoint that is remembered
+    remembered = desired.affinity and (len(ends) == 1 or refused)
     lacking = [] if uncertain or remembered else [e for e in wanted if _is_endpoint(e) and e not in have]
     clear = True
     for end, result in ends.items():
         if end not in wanted:
             clear = False
-            yield _wrong_end(end, result, desired, lacking)
+            yield _wrong_end(end, result, report, lacking)
     for verdict, result in have.items():
-        if not _is_endpoint(verdict) and verdict not in wanted and result.probability > 0:
-            clear = False
-            yield _wrong_verdict(result, desired, {end: wanted[end].probability for end in lacking})
-            lacking = []
+        if _is_endpoint(verdict):
+            continue
+        expected = wanted[verdict].probability if verdict in wanted else 0.0
+        excess = result.probability - expected
+        if (expected and not lacking) or excess <= (TOLERANCE if expected else 0):
+            continue
+        clear = False
+        yield _wrong_verdict(
+            _Result(excess, result.way), report, {end: wanted[end].probability for end in lacking}
+        )
+        lacking = []
     for end in lacking:
         clear = False
         yield f"no rule leads to {end}, which should get {percent(wanted[end].probability)}"
@@ -94,33 +107,64 @@ def _by_result(ways: Iterable[Way]) -> dict[str, _Result]:
     return found
 
 
+def _refusal_of(destination: str, report: Report) -> str:
+    """Why policies refuse what goes to `ip:port`; "" if they do not."""
+    for each in report.policies:
+        if not each.allowed and join_host_port(each.ip, each.port) == destination:
+            return f"{each.direction} of {each.pod} is isolated by {', '.join(each.policies)}"
+    return ""
+
+
+def _let_through(destination: str, way: Way, refusal: str) -> str:
+    """What should have been refused by policies, and the last rule of theirs that it passed."""
+    step = next((each for each in reversed(way.steps or ()) if _OF_POLICIES.search(each)), "")
+    by = f"by {step}" if step else "by every rule of NetworkPolicies"
+    return f"what goes to {destination} is let through {by}, but should be refused: {refusal}"
+
+
 def _is_endpoint(result: str) -> bool:
     return ":" in result
 
 
-def _wrong_end(end: str, result: _Result, desired: Desired, lacking: list[str]) -> str:
+def _wrong_end(end: str, result: _Result, report: Report, lacking: list[str]) -> str:
+    desired = report.desired
+    if refusal := _refusal_of(end, report):
+        return _let_through(end, result.way, refusal)
     step = step_of(result.way, _TRANSLATES)
     if lacking:
         return f"{step} leads to {end}, not to {lacking.pop(0)}"
     if all(each.verdict is PacketVerdict.FORWARD for each in desired.outcomes):
         return f"{step} leads to {end}, which is not desired"
-    return f"{step} leads to {end}, but the packet should be {_expected(desired)}"
+    return f"{step} leads to {end}, but the packet should be {_expected(desired, result.way)}"
 
 
-def _wrong_verdict(result: _Result, desired: Desired, lacking: Mapping[str, float]) -> str:
+def _wrong_verdict(result: _Result, report: Report, lacking: Mapping[str, float]) -> str:
     way = result.way
+    destination = join_host_port(report.destination.ip, report.destination.port)
+    refusal = _refusal_of(destination, report)
+    if way.verdict is PacketVerdict.UNTOUCHED and refusal:
+        return _let_through(destination, way, refusal)
     what = "the packet"
     if result.probability <= 1 - TOLERANCE:
         exactly = abs(sum(lacking.values()) - result.probability) <= TOLERANCE
         ends = f", what should go to {', '.join(list(lacking)[:_NAMED])}," if lacking and exactly else ""
         what = f"{percent(result.probability)} of connections{ends}"
-    where = f" by {way.steps[-1]}" if way.steps and way.verdict is not PacketVerdict.UNTOUCHED else ""
-    reason = f" ({way.reason})" if way.reason and way.reason not in where else ""
-    return f"{what} {_ACTUAL[way.verdict]}{where}{reason}, but should be {_expected(desired)}"
+    where = f" by {_deciding(way.steps)}" if way.steps and way.verdict is not PacketVerdict.UNTOUCHED else ""
+    is_step = way.reason and (way.reason in where or way.reason in (way.steps or ()))
+    reason = f" ({way.reason})" if way.reason and not is_step else ""
+    return f"{what} {_ACTUAL[way.verdict]}{where}{reason}, but should be {_expected(report.desired, way)}"
 
 
-def _expected(desired: Desired) -> str:
-    return _DESIRED[desired.outcomes[0].verdict]
+def _deciding(steps: Sequence[str]) -> str:
+    """The last step; of policies, that of the group, which all groups follow by the same chains."""
+    return next((each for each in reversed(steps) if not _SHARED.search(each)), steps[-1])
+
+
+def _expected(desired: Desired, instead: Way) -> str:
+    """What should become of the packet instead of this."""
+    ways = desired.outcomes
+    other = next((each for each in ways if each.verdict is not instead.verdict), ways[0])
+    return _DESIRED[other.verdict]
 
 
 def _masquerade(end: str, way: Way) -> str:

@@ -1,10 +1,12 @@
 """Explain without an agent: objects are read once, and the kernel of this node or a dump of another one."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from kproxy.addresses import Family, is_loopback
 from kproxy.config.model import ProxyConfig, validate
 from kproxy.inspect.diff import addresses_here
+from kproxy.inspect.explain.policies import Enforcement, enforcement
 from kproxy.inspect.explain.report import Since
 from kproxy.inspect.objects import facts_of, read_objects, recorded_addresses
 from kproxy.inspect.render import addresses_of
@@ -51,6 +53,21 @@ class ReadCluster:
         self._spec = spec
         self._tables = tables
         self._planners: dict[Family, Planner] = {}
+
+    @functools.cached_property
+    def policies(self) -> Enforcement | None:
+        """NetworkPolicies as they are enforced."""
+        config = self.config
+        if not config.network_policy:
+            return None
+        from kproxy.inspect.policies import plan
+
+        return enforcement(
+            plan(config, self._tables),
+            reject=config.network_policy_reject,
+            unknown=config.network_policy_unknown_pods,
+            node=self.node,
+        )
 
     @property
     def node(self) -> Node | None:

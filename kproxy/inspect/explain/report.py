@@ -89,6 +89,25 @@ class Excluded(_Camel, frozen=True):
     zone: str = ""
 
 
+class PolicyFinding(_Camel, frozen=True):
+    """What NetworkPolicies say of one end of a way to `ip` and `port`, where that end is a pod of this node.
+
+    `policies` isolate the pod in this direction; none: everything passes. `allowed_by` is the rule that
+    allows it, such as `shop/web ingress[0]`; `nearest` says what the nearest rule lacks. `closed` are those
+    of `policies` that cannot be obeyed.
+    """
+
+    direction: str
+    pod: str
+    ip: str
+    port: int
+    policies: tuple[str, ...]
+    allowed: bool
+    allowed_by: str | None
+    nearest: str = ""
+    closed: tuple[str, ...] = ()
+
+
 class Since(_Camel, frozen=True):
     """The last change of the service: when it arrived here, and when the kernel had it (None: not yet).
 
@@ -103,8 +122,8 @@ class Since(_Camel, frozen=True):
 class Report(_Camel, frozen=True):
     """The answer to one question. `actual` is None if the kernel was not asked.
 
-    `conflicts` are addresses and ports that the service asks for and does not have; `notes` say what the
-    answer does not cover.
+    `policies` are what NetworkPolicies say of each way, if they are enforced. `conflicts` are addresses and
+    ports that the service asks for and does not have; `notes` say what the answer does not cover.
     """
 
     source: Source
@@ -116,6 +135,7 @@ class Report(_Camel, frozen=True):
     excluded: tuple[Excluded, ...] = ()
     differences: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    policies: tuple[PolicyFinding, ...] = ()
     notes: tuple[str, ...] = ()
     since: Since | None = None
     node: str = ""

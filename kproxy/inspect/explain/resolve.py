@@ -110,9 +110,7 @@ def _pod(asked: PodName, cluster: Cluster) -> _Source:
             found.setdefault(family, ip)
             nodes.add(endpoint.node_name or "")
     if not found:
-        raise QuestionError(
-            f"pod {name} is not known: kproxy watches no pods, and no EndpointSlice names it. Give its IP"
-        )
+        return _watched_pod(name, cluster)
     here = cluster.facts.view.name
     if nodes <= {"", here}:
         return _Source(Where.POD, found)
@@ -121,11 +119,34 @@ def _pod(asked: PodName, cluster: Cluster) -> _Source:
     return _Source(Where.OUTSIDE, found, (note,))
 
 
+def _watched_pod(name: str, cluster: Cluster) -> _Source:
+    """The addresses of a pod that no EndpointSlice names, where pods are watched. Raises QuestionError."""
+    enforced = cluster.policies
+    if enforced is None:
+        raise QuestionError(
+            f"pod {name} is not known: kproxy watches no pods, and no EndpointSlice names it. Give its IP"
+        )
+    known = enforced.view.policies_of(name)
+    if known is None or not known.addresses:
+        why = f"has no address of its own: {known.note}" if known is not None else "is not known"
+        raise QuestionError(f"pod {name} {why}")
+    addresses = {parse_ip(ip)[0]: ip for ip in reversed(known.addresses)}
+    if known.local:
+        return _Source(Where.POD, addresses)
+    return _Source(
+        Where.OUTSIDE,
+        addresses,
+        (f"pod {name} is on another node: its packets reach this node from outside",),
+    )
+
+
 def _where(ip: str, cluster: Cluster) -> Where:
     """Where an address is: on the node, a pod of the node, or outside."""
     if cluster.routing.is_local(ip):
         return Where.NODE
     if any(cidr_contains(cidr, ip) for cidr in _pod_ranges(cluster)):
+        return Where.POD
+    if _is_watched_pod(ip, cluster):
         return Where.POD
     here = cluster.facts.view.name
     for piece in cluster.slices():
@@ -136,6 +157,14 @@ def _where(ip: str, cluster: Cluster) -> Where:
             if address == ip and endpoint.node_name == here:
                 return Where.POD
     return Where.OUTSIDE
+
+
+def _is_watched_pod(ip: str, cluster: Cluster) -> bool:
+    """Whether it is the address of a pod of this node, as far as pods are watched."""
+    enforced = cluster.policies
+    pod = None if enforced is None else enforced.view.pod_at(ip)
+    known = None if enforced is None or pod is None else enforced.view.policies_of(pod)
+    return known is not None and known.local
 
 
 def _pod_ranges(cluster: Cluster) -> Iterator[str]:

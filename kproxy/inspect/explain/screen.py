@@ -73,12 +73,17 @@ def _answers(ways: Iterable[Way], node: str) -> Iterator[str]:
             (way.reason or "masqueraded") if way.masquerade else "",
         )
         if way.verdict is PacketVerdict.FORWARD
-        else ("", _VERDICTS[way.verdict] + (f": {way.reason}" if way.reason else ""), "", "", "")
+        else (_share(way), _VERDICTS[way.verdict] + (f": {way.reason}" if way.reason else ""))
         for way in ways
     ]
     yield from _columns(table[:_MOST])
     if len(table) > _MOST:
         yield f"and {len(table) - _MOST} more"
+
+
+def _share(way: Way) -> str:
+    """The share of a way without an endpoint, if there are others."""
+    return f"{percent(way.probability):>5}" if way.probability < 1 else ""
 
 
 def _place(name: str, zone: str, here: str) -> str:
@@ -88,10 +93,19 @@ def _place(name: str, zone: str, here: str) -> str:
 
 
 def _columns(table: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)] if table else []
+    """Rows in columns; a row that is shorter than others ends with a text of any length."""
+    most = max(map(len, table), default=0)
+    widths = [
+        max((len(row[at]) for row in table if at < len(row) and at < _aligned(row, most)), default=0)
+        for at in range(most)
+    ]
     for row in table:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width]
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False) if width or cell]
         yield "  ".join(cells).rstrip()
+
+
+def _aligned(row: Sequence[str], most: int) -> int:
+    return len(row) if len(row) == most else len(row) - 1
 
 
 def _excluded(report: Report) -> Iterator[str]:
@@ -160,7 +174,8 @@ def _chains(way: Way) -> list[str]:
     """The chains on the way, each once in a row, without their tables."""
     found: list[str] = []
     for step in way.steps or ():
-        name = step.partition(":")[0].rpartition(" ")[2]
+        place = step.partition(":")[0]
+        name = place if place.endswith(" table") else place.rpartition(" ")[2]
         if not found or found[-1] != name:
             found.append(name)
     return found

@@ -65,15 +65,20 @@ def _check_name(api: ApiProbe, node: str) -> Iterator[Finding]:
 
 
 def access_findings(answers: Mapping[AccessReview, bool], kinds: Iterable[Kind] = KINDS) -> Iterator[Finding]:
-    """Findings about permissions; without that for an optional kind, a warning with the effect."""
-    losses = {(kind.group, kind.plural): kind.loss for kind in kinds}
+    """Findings about permissions.
+
+    Without that for an optional kind, a warning with the effect. NetworkPolicies are wanted only where a
+    setting asks for them, and without them pods are open, so what they need is a failure.
+    """
+    optional = {(kind.group, kind.plural): kind for kind in kinds if kind.loss is not None}
     denied = [review for review, allowed in answers.items() if not allowed]
     for review in denied:
         subject = "permissions in the cluster"
         if review.resource == "events":
             yield warning(subject, f"may not {review}: problems are reported in the log only", _ROLE)
-        elif (loss := losses.get((review.group, review.resource))) is not None:
-            yield warning(subject, f"may not {review}: {loss.effect}", _remedy(loss))
+        elif (kind := optional.get((review.group, review.resource))) is not None and kind.loss is not None:
+            level = failed if kind.for_policies else warning
+            yield level(subject, f"may not {review}: {kind.loss.effect}", _remedy(kind.loss))
         else:
             yield failed(subject, f"may not {review}", _ROLE)
     if not denied:
@@ -81,5 +86,5 @@ def access_findings(answers: Mapping[AccessReview, bool], kinds: Iterable[Kind] 
 
 
 def _remedy(loss: Loss) -> str:
-    role = f"{_ROLE} of Kubernetes {loss.since} or later" if loss.since else _ROLE
-    return f"{role}, or {loss.instead}" if loss.instead else role
+    role = f"{_ROLE} of Kubernetes {loss.since} or later" if loss.since else ""
+    return ", or ".join(filter(None, (role, loss.instead))) or _ROLE

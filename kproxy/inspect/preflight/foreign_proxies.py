@@ -14,13 +14,15 @@ from kproxy.modes.findings import Finding, ok, warning
 class NodeInventory(msgspec.Struct, frozen=True, kw_only=True):
     """Names found on the node.
 
-    `chains` of either iptables variant, `tables` of nftables, `processes`: process id -> command name.
+    `chains` of either iptables variant, `tables` of nftables, `inet_tables` those of both families at once,
+    `processes`: process id -> command name.
     """
 
     chains: frozenset[str] = frozenset()
     links: frozenset[str] = frozenset()
     sets: frozenset[str] = frozenset()
     tables: frozenset[tuple[Family, str]] = frozenset()
+    inet_tables: frozenset[str] = frozenset()
     processes: Mapping[int, str] = {}
 
 

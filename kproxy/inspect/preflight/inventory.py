@@ -65,6 +65,7 @@ def others(counts: Collection[Mapping[Family, Counts]]) -> NodeInventory:
         links=frozenset(name for _, name in socket.if_nameindex()),
         sets=_sets(),
         tables=frozenset((family, table) for family in Family for table in _tables(family)),
+        inet_tables=_tables(None),
         processes=dict(_processes()),
     )
 
@@ -76,7 +77,7 @@ def _sets() -> frozenset[str]:
         return frozenset()
 
 
-def _tables(family: Family) -> frozenset[str]:
+def _tables(family: Family | None) -> frozenset[str]:
     try:
         return nft_tables.tables(family)
     except nft_tables.NftablesError:

@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterator, Sequence
 from kproxy.addresses import Family
 from kproxy.config import loopback
 from kproxy.config.model import ProxyConfig, validate
-from kproxy.inspect.preflight import evaluate, inventory
+from kproxy.inspect.preflight import evaluate, inventory, pod_bridges, policies
 from kproxy.inspect.preflight.cluster import check_cluster
 from kproxy.inspect.preflight.foreign_proxies import foreign_proxy_findings
 from kproxy.inspect.preflight.probes import ProbeResults, run_probes
 from kproxy.inspect.sysctls import current_sysctls
+from kproxy.kernel.nft.netlink import NetlinkNft
 from kproxy.kernel.scratch import ScratchUnavailable, in_scratch_network
 from kproxy.kernel.xtables import extensions, python_iptables
 from kproxy.kernel.xtables.detect import find_tools
@@ -73,7 +74,7 @@ def _check_kernel(config: ProxyConfig, modes: ModeRegistry) -> Iterator[Finding]
     yield from evaluate.sysctl_findings(
         [each for each in sysctls if each.now is not None or each.name not in lacking]
     )
-    yield from _check_others(chosen)
+    yield from _check_others(config, chosen)
 
 
 def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]:
@@ -87,11 +88,18 @@ def _check_extensions(family: Family, names: Sequence[str]) -> Iterator[Finding]
         yield warning(f"extensions {family}", f"libxtables cannot be asked: {error}", remedy)
 
 
-def _check_others(chosen: Variant | None) -> Iterator[Finding]:
+def _check_others(config: ProxyConfig, chosen: Variant | None) -> Iterator[Finding]:
     legacy, unreadable = inventory.legacy_counts()
     nft = inventory.nft_counts()
     yield from evaluate.variant_findings(chosen, legacy, nft, unreadable)
-    yield from foreign_proxy_findings(inventory.others((legacy, nft)))
+    others = inventory.others((legacy, nft))
+    yield from foreign_proxy_findings(others)
+    if config.network_policy:
+        yield from policies.policy_findings(NetlinkNft())
+        yield from policies.enforcer_findings(others)
+        yield from policies.hazard_findings(config, others)
+        yield from pod_bridges.bridge_findings()
+        yield from pod_bridges.unknown_findings(config, NetlinkNft())
 
 
 def _find_programs(config: ProxyConfig) -> tuple[dict[Family, XtablesTools], dict[Family, str]]:

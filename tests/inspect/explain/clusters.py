@@ -11,8 +11,9 @@ from kproxy.inspect.explain.report import Report
 from kproxy.inspect.objects import facts_of
 from kproxy.modes.registry import mode_registry
 from kproxy.state.decode import decode
-from kproxy.state.kinds import Kind
+from kproxy.state.kinds import POLICY_KINDS, Kind
 from kproxy.state.tables import Tables
+from kproxy.state.wire import WireObject
 from tests.builders import Json, endpoint, raw
 
 NODE_IP, NODE_IP6 = "192.168.0.2", "fd00:168::2"
@@ -31,8 +32,17 @@ def pod(ip: str, name: str, node: str = "node1", **fields: Any) -> Json:
     return endpoint(ip, node=node, **fields) | {"targetRef": {"kind": "Pod", "name": name}}
 
 
-def cluster(objects: Sequence[Json], mode: str = "iptables", **settings: Any) -> ReadCluster:
-    """A cluster of Services and EndpointSlices (those with `addressType`)."""
+def cluster(
+    objects: Sequence[Json],
+    mode: str = "iptables",
+    policies: Sequence[WireObject] = (),
+    node_ips: Sequence[str] = (NODE_IP, NODE_IP6),
+    **settings: Any,
+) -> ReadCluster:
+    """A cluster of Services and EndpointSlices (those with `addressType`).
+
+    `policies` are Pods, Namespaces and NetworkPolicies. `node_ips` are the addresses of the node.
+    """
     settings = {"cluster_cidrs": (PODS, "fd00:1::/64")} | settings
     config = ProxyConfig(node_name="node1", proxy_mode=mode, **settings)
     slices = [each for each in objects if "addressType" in each]
@@ -40,8 +50,10 @@ def cluster(objects: Sequence[Json], mode: str = "iptables", **settings: Any) ->
     tables = Tables()
     for kind, of_kind in ((Kind.NODE, [NODE]), (Kind.SERVICE, services), (Kind.ENDPOINT_SLICE, slices)):
         tables.replace(kind, [decode(kind, raw(each)) for each in of_kind])
-    facts = facts_of(config, tables, [NODE_IP, NODE_IP6], [])
-    routing = StaticRouting([NODE_IP, NODE_IP6], facts.view.addresses)
+    for kind in POLICY_KINDS:
+        tables.replace(kind, [each for each in policies if isinstance(each, kind.wire)])
+    facts = facts_of(config, tables, node_ips, [])
+    routing = StaticRouting(node_ips, facts.view.addresses)
     return ReadCluster(config, mode_registry().spec(config), tables, facts, routing)
 
 

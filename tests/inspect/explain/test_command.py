@@ -145,7 +145,7 @@ def test_exit_codes_and_verdicts(
         ("node", "tcp"),
     ],
 )
-def test_what_cannot_be_told_exits_with_one_and_a_reason(manifests: Path, arguments: tuple[str, ...]) -> None:
+def test_an_unknown_answer_exits_with_one_and_a_reason(manifests: Path, arguments: tuple[str, ...]) -> None:
     status, text, errors = desired(manifests, *arguments)
     assert (status, text) == (1, "")
     assert "Error: " in errors

@@ -250,6 +250,7 @@ def test_an_address_alone_stands_for_its_only_port() -> None:
     with pytest.raises(QuestionError, match="several TCP ports: 80, 81"):
         explain(known, POD, "10.96.0.2")
     assert verdict(explain(known, POD, "198.18.0.1")) is PASS
+    assert explain(known, POD, "198.18.0.1").destination.port == 0
 
 
 @pytest.mark.parametrize(

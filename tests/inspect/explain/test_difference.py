@@ -107,7 +107,7 @@ def test_shares_of_a_scheduler_do_not_count_but_its_endpoints_do() -> None:
     assert found(to(FIRST, 1.0), scheduler="lc").differences != ()
 
 
-def test_what_is_unknown_is_no_difference_but_cannot_be_told() -> None:
+def test_what_is_unknown_is_no_difference_but_the_answer_is_unknown() -> None:
     unknown = Outcome(PacketVerdict.UNKNOWN, 0.5, reason="filter FORWARD: -m strange")
     report = found(to(FIRST), unknown)
     assert (report.differences, report.exit_code) == ((), 1)

@@ -98,7 +98,7 @@ def test_a_missing_jump_is_a_difference(dumped: Callable[..., tuple[int, str, st
     assert "the packet is not translated or refused by any rule, but should be forwarded" in text
 
 
-def test_a_match_that_is_not_modelled_cannot_be_told(dumped: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_match_that_is_not_modelled_is_unknown(dumped: Callable[..., tuple[int, str, str]]) -> None:
     rule = "-A PREROUTING -m strange --option 1 -j DROP\n"
 
     def change(text: str) -> str:

@@ -318,6 +318,21 @@ def test_what_is_allowed(mode: str, cidrs: tuple[str, ...], more: list[str]) -> 
         )
 
 
+def test_what_policies_need_is_asked_for_where_they_are_enforced_and_is_an_error() -> None:
+    config = ProxyConfig(node_name="node-a")
+    enforcing = access_reviews(ProxyConfig(node_name="node-a", network_policy=True))
+    asked = [each for each in enforcing if each not in access_reviews(config)]
+    assert [str(each) for each in asked] == [
+        "list pods", "watch pods", "list namespaces", "watch namespaces",
+        "list networkpolicies.networking.k8s.io", "watch networkpolicies.networking.k8s.io",
+    ]  # fmt: skip
+    for denied in asked:
+        (found,) = access_findings({each: each != denied for each in enforcing})
+        assert (found.level, found.found.partition(": ")[0]) == (Level.ERROR, f"may not {denied}")
+        assert "manifests/components/network-policy" in str(found)
+        assert "system:node-proxier" not in str(found)
+
+
 def test_only_errors_fail_a_report() -> None:
     good = (ok("a", "fine"), warning("b", "so so", "do this"))
     assert Report(good).passed
