@@ -19,11 +19,27 @@ from kproxy.text import clean_lines
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-COMMANDS = ("run", "check", "diff", "status", "explain", "trace", "changes", "record", "render", "cleanup")
+COMMANDS = (
+    "run",
+    "check",
+    "diff",
+    "status",
+    "explain",
+    "trace",
+    "changes",
+    "drops",
+    "policies",
+    "record",
+    "render",
+    "cleanup",
+)
 """The names of the commands, which are also the names of their modules."""
 
 EXTENSIONS = "kproxy.commands"
 """Entry points of this group are additional commands: those of the lab, if it is installed."""
+
+_OF_THE_LAB = ("bench", "demo")
+"""The commands of the lab, which is not in the wheel."""
 
 
 class _BadFlags(click.UsageError):
@@ -76,6 +92,17 @@ class _Kproxy(click.Group):
         command: click.Command = extension.load()
         read_environment(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments name; say where one of the lab is."""
+        if args and args[0] in _OF_THE_LAB and self.get_command(ctx, args[0]) is None:
+            ctx.fail(
+                f"{args[0]} needs kproxy's lab, which is no part of this installation: "
+                f"run `make {args[0]}` in a checkout of kproxy, or install the lab from its directory lab/"
+            )
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         keep_descriptors()

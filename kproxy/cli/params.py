@@ -1,7 +1,7 @@
 """Flags with the syntax of Go programs, and the command line that collects them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,14 @@ _FLAG = re.compile(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)")
 
 
 class Command(click.Command):
-    """A command whose flags have variables; its errors name the variable if a value came from one."""
+    """A command whose flags have variables; its errors name the variable if a value came from one.
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    `own`: flags that share the name of a setting but are none.
+    """
+
+    def __init__(self, *args: Any, own: Collection[str] = (), **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.own = frozenset(own)
         read_environment(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -189,8 +193,9 @@ def command_line(context: click.Context) -> "CommandLine":
 
     flags: dict[str, object] = {}
     refused: dict[str, str] = context.meta.get(_REFUSED, {})
+    own = context.command.own if isinstance(context.command, Command) else frozenset[str]()
     for option in context.command.params:
-        if option.name not in context.params or flag_name(option) in refused:
+        if option.name not in context.params or flag_name(option) in own | refused.keys():
             continue
         if context.get_parameter_source(option.name) in _GIVEN:
             value = context.params[option.name]

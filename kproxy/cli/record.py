@@ -1,14 +1,13 @@
 """`kproxy record`: write down what this node sees, for a bug report and for --replay."""
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kproxy.cli.agent_address import address_option
+from kproxy.cli.interrupts import interrupts
 from kproxy.cli.options import setting_options
 from kproxy.cli.params import Command, command_line
 from kproxy.config.settings import NODE
@@ -65,18 +64,16 @@ def record(
     logs.configure(-1)
     parsed = command_line(context)
     log_flags(parsed)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     try:
         settings = parsed.load(settings_of_agent(address))
         config = parsed.resolve(settings)
         parsed.check_files(config)
-        if config.replay is None and duration:
-            click.echo(f"recording for {format_duration(duration)}; Ctrl-C ends it earlier", err=True)
-        done = write(
-            config, settings, file, seconds=duration, address=address, anonymous=anonymize, stop=stop
-        )
+        with interrupts() as stop:
+            if config.replay is None and duration:
+                click.echo(f"recording for {format_duration(duration)}; Ctrl-C ends it earlier", err=True)
+            done = write(
+                config, settings, file, seconds=duration, address=address, anonymous=anonymize, stop=stop
+            )
     except ConfigError as error:
         raise click.ClickException("\n".join(error.problems)) from error
     except (

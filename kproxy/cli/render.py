@@ -26,7 +26,7 @@ def render(context: click.Context, /, node: str | None, ip_family: str, **_: Any
     """Print everything that a node would get for the services in a directory of manifests or in a recording.
 
     In iptables mode this is the input of iptables-restore; in IPVS mode also that of ipvsadm-restore, ip and
-    ipset; in nftables mode that of nft.
+    ipset; in nftables mode that of nft. With --network-policy, the table of policies follows as input of nft.
     """
     import msgspec
 

@@ -29,7 +29,7 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
     cls=Command,
     epilog="Exit status: 0 if the agent is healthy; 1 if it is not, or does not answer; 3 if it is healthy, "
     "but something is wrong with objects: a rejected object, an invalid field, a service that the kernel "
-    "refuses or that works only in part.",
+    "refuses or that works only in part, a NetworkPolicy that cannot be obeyed.",
 )
 @address_option()
 @click.option(

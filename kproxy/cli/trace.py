@@ -34,6 +34,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> fl
 
 @click.command(
     cls=Command,
+    own=("timeout",),
     epilog="Exit status: 0 if every packet is delivered as explained; 2 if one goes another way, or the "
     "kernel differs from what is desired; 3 if all are refused or dropped as explained; 1 if no packet came, "
     "or it cannot be told. Needs root.",
@@ -78,8 +79,8 @@ def trace(
     SRC, PROTO and DST are those of kproxy explain; outside and node stand for any address there. Of TCP and
     SCTP the first packet of each connection counts, of UDP every one; at most ten a second are followed.
 
-    The kernel reports the rules of nftables and of iptables-nft. Of iptables-legacy and IPVS only the result
-    is seen: the addresses after their translation.
+    The kernel reports the rules of nftables and of both variants of iptables. Of IPVS only the result is
+    seen: the addresses after its translation.
     """
     from kproxy import logs
     from kproxy.cli.explain import Work
@@ -136,6 +137,8 @@ def _follow(
     try:
         if shown:
             click.echo(f"  trace     until {count} came, at most {seconds:g} s")
+        if tracer.unread:
+            click.echo(f"Warning: the rules of legacy tables are not shown: {tracer.unread}", err=True)
         for packet in tracer.packets(count, seconds):
             walks.append(compared(packet, explained, question))
             if shown:

@@ -246,7 +246,9 @@ def test_what_other_proxies_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", list(Variant))
 @pytest.mark.parametrize("family", list(Family))
 @fresh_network
-def test_a_feature_that_is_not_there_is_told_from_those_that_are(variant: Variant, family: Family) -> None:
+def test_a_missing_feature_is_distinguished_from_those_that_are_there(
+    variant: Variant, family: Family
+) -> None:
     xtables = SubprocessXtables(family, find_tools(family, variant))
     absent = Feature("match nosuch", "nat", "-m nosuch", "xt_nosuch")
     refused = Feature("match set", "nat", "-m set --match-set nosuch dst", "xt_set")
@@ -351,7 +353,7 @@ def test_what_the_api_server_allows(
 
 
 @fresh_network
-def test_an_api_server_that_is_not_there_or_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_api_server_that_is_missing_or_denies_access(tmp_path: Path) -> None:
     good_node()
     with ApiServer(tokens=["right"]) as api:
         good = api.kubeconfig(tmp_path / "good")

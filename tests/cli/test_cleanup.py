@@ -176,7 +176,7 @@ def test_kproxy_s_own_rules_go_as_without_the_flag(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["legacy", "nft"])
 @fresh_network
-def test_a_trial_that_was_killed_leaves_nothing_for_ever(variant: str) -> None:
+def test_what_a_killed_trial_left_is_removed(variant: str) -> None:
     iptables(variant, "-t nat -A POSTROUTING -j RETURN")
     before = rules()
     iptables(variant, "-t nat -N KPROXY-PROBE")

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -87,6 +88,16 @@ def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
     assert told in message
 
 
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_commands_of_the_lab_say_where_it_is(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    assert main.get_command(click.Context(main), command) is not None
+    monkeypatch.setattr("kproxy.cli.main._extensions", dict)
+    status, _, message = run(command, "--anything")
+    assert status == 1
+    assert f"{command} needs kproxy's lab" in message
+    assert f"`make {command}`" in message
+
+
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
@@ -95,7 +106,7 @@ def test_bad_flags_are_named(arguments: list[str], told: str) -> None:
         ("--version=raw", f'version="{__version__}" compiler="'),
     ],
 )
-def test_the_version_is_told_in_both_forms_of_kubernetes_programs(flag: str, told: str) -> None:
+def test_the_version_is_printed_in_both_forms_of_kubernetes_programs(flag: str, told: str) -> None:
     status, text, errors = run("run", flag, "--conntrack-min=-1")
     assert (status, text.startswith(told), errors) == (0, True, "")
 
@@ -133,7 +144,7 @@ def test_an_address_without_a_host_is_this_node() -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--wait", "--timeout", "0s")])
-def test_status_says_where_it_found_nobody(flags: tuple[str, ...]) -> None:
+def test_status_says_where_it_found_no_agent(flags: tuple[str, ...]) -> None:
     status, text, errors = run("status", "--address", "127.0.0.1:1", *flags)
     assert (status, text) == (1, "")
     assert "http://127.0.0.1:1/status" in errors

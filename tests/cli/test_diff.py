@@ -29,7 +29,7 @@ def told(*flags: str, through: tuple[str, ...] = ()) -> tuple[int, list[str]]:
 @variants
 @pytest.mark.parametrize("layout", ["standard", "scalable"])
 @fresh_network
-def test_it_tells_what_a_first_sync_does_and_leaves_the_kernel_alone(variant: str, layout: str) -> None:
+def test_it_prints_what_a_first_sync_does_and_leaves_the_kernel_alone(variant: str, layout: str) -> None:
     flags = ["--iptables-variant", variant, "--iptables-layout", layout]
     before = rules(), generations.generation(), LOCALNET.read_text()
     status, lines = told(*flags)
@@ -147,7 +147,7 @@ def test_the_api_server_is_asked_once(tmp_path: Path) -> None:
         (["--detect-local-mode", "NodeCIDR", "--hostname-override", "nobody"], "no Node nobody"),
     ],
 )
-def test_what_cannot_be_told_ends_with_1(flags: list[str], said: str) -> None:
+def test_an_unknown_difference_ends_with_1(flags: list[str], said: str) -> None:
     done = kproxy("diff", *FLAGS, *flags)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
@@ -201,7 +201,7 @@ NFTABLES = ("--proxy-mode", "nftables")
 
 
 @fresh_network
-def test_in_nftables_mode_elements_and_chains_are_told() -> None:
+def test_in_nftables_mode_elements_and_chains_are_printed() -> None:
     status, lines = told(*NFTABLES)
     assert status == 2
     assert all(line.startswith(("+ ", "~ sysctl ")) for line in lines)
@@ -227,7 +227,7 @@ def test_in_nftables_mode_elements_and_chains_are_told() -> None:
 
 
 @fresh_network
-def test_what_a_former_mode_left_is_told_too() -> None:
+def test_what_a_former_mode_left_is_printed_too() -> None:
     run_once(*NFTABLES)
     _, lines = told()
     assert [line for line in lines if "kproxy" in line] == ["- table ip kproxy", "- table ip6 kproxy"]
@@ -247,7 +247,7 @@ def test_what_a_former_mode_left_is_told_too() -> None:
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 @fresh_network
-def test_kernel_parameters_are_told_until_they_are_set(mode: str) -> None:
+def test_kernel_parameters_are_printed_until_they_are_set(mode: str) -> None:
     flags = ["--proxy-mode", mode, "--conntrack-tcp-be-liberal", "--conntrack-udp-timeout=45s"]
     ours = {
         "udp_timeout": "30 -> 45",

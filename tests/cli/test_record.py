@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import signal
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.nodes import CLUSTER, EXAMPLES, FLAGS, LIMIT_AS_IT_IS, do, kproxy
+from kproxy.config.documents import Settings
+from kproxy.config.model import ProxyConfig
+from kproxy.inspect import record as module
+from kproxy.inspect.record import LISTS_SECONDS
+from kproxy.inspect.record import record as record_objects
+from kproxy.sources.recording import Recorder
+from kproxy.state.kinds import Kind
+from kproxy_lab.apiserver import ApiServer, Fault
+from kproxy_lab.apiserver.manifests import load_manifests
+from tests.cli.nodes import CLUSTER, EXAMPLES, FLAGS, LIMIT_AS_IT_IS, PATIENCE, do, kproxy
 from tests.cli.running import Running
 from tests.kernel.namespace import fresh_network
 
 SOURCE = ("--manifests", str(EXAMPLES), "--hostname-override", "node-a", "--cluster-cidr", CLUSTER)
+LIVE: dict[str, Any] = {"seconds": 600.0, "address": "127.0.0.1:1", "anonymous": False}
 WORDS = ("cart", "reports", "demo", "node-a", "node-b", "10.244.", "10.96.", "192.168.100.10", "fd00:10:")
 
 
@@ -65,6 +81,25 @@ def test_explain_answers_from_a_recording(file: Path) -> None:
     assert json.loads(done.stdout)["desired"]["outcomes"][0]["verdict"] == "reject"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_lists(tmp_path: Path, number: signal.Signals) -> None:
+    with ApiServer() as api:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        stalled = api.faults.add(Fault.stall(resource="services", times=None))
+        command = ("record", str(tmp_path / "a.rec"), "--duration=0", f"--kubeconfig={kubeconfig}")
+        with subprocess.Popen(
+            [sys.executable, "-m", "kproxy", *command, "--hostname-override=node-a"],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert api.faults.wait(stalled)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=LISTS_SECONDS - 10)
+    assert process.returncode == 1
+    assert "no complete list of" in errors
+    assert not (tmp_path / "a.rec").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -82,6 +117,50 @@ def test_flags_that_do_not_fit_are_refused(file: Path, flags: tuple[str, ...], m
 
 
 @fresh_network
+def test_changes_are_recorded_live_and_diff_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, stop = threading.Event(), threading.Event()
+
+    class Announcing(Recorder):
+        def delete(self, kind: Kind, key: str) -> None:
+            super().delete(kind, key)
+            deleted.set()
+
+    monkeypatch.setattr(module, "Recorder", Announcing)
+    do("ip", "link", "set", "lo", "up")
+    file = tmp_path / "a.rec"
+    with ApiServer() as api:
+        api.apply_many(load_manifests(EXAMPLES))
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        config = ProxyConfig(
+            proxy_mode="nftables",
+            node_name="node-a",
+            kubeconfig=kubeconfig,
+            cluster_cidrs=tuple(CLUSTER.split(",")),
+        )
+        watch = functools.partial(record_objects, config, Settings(), file, stop=stop, **LIVE)
+        recording = threading.Thread(target=watch)
+        recording.start()
+        assert api.wait_watchers(4)
+        api.delete("Service", "demo", "web")
+        assert deleted.wait(PATIENCE)
+        stop.set()
+        recording.join()
+        flags = ("--proxy-mode=nftables", LIMIT_AS_IT_IS, "--cluster-cidr", CLUSTER)
+        live = kproxy("diff", f"--kubeconfig={kubeconfig}", "--hostname-override=node-a", *flags)
+    replayed = kproxy("diff", "--replay", str(file), *flags)
+    assert (replayed.returncode, replayed.stdout) == (2, live.stdout)
+    (event,) = (each["event"] for each in entries(file) if each["entry"] == "delete")
+    before = kproxy("diff", "--replay", str(file), "--at", str(event - 1), *flags)
+    assert len(before.stdout.splitlines()) > len(live.stdout.splitlines())
+
+
+def entries(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@fresh_network
 def test_a_node_is_programmed_from_a_recording(tmp_path: Path) -> None:
     file = tmp_path / "a.rec"
     do("ip", "link", "set", "lo", "up")
@@ -90,14 +169,14 @@ def test_a_node_is_programmed_from_a_recording(tmp_path: Path) -> None:
         running.ready()
         assert record(file, "--duration", "0", *FLAGS).count("without the reports") == 0
         live = do("nft", "list", "ruleset")
-    entries = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {each["path"] for each in entries if each["entry"] == "report"} == {
+    recorded = entries(file)
+    assert {each["path"] for each in recorded if each["entry"] == "report"} == {
         "/status",
         "/configz",
         "/changes",
     }
-    assert "192.168.100.10" in next(each["addresses"] for each in entries if each["entry"] == "node")
-    assert [each["mode"] for each in entries[1]["documents"] if "mode" in each] == ["nftables"]
+    assert "192.168.100.10" in next(each["addresses"] for each in recorded if each["entry"] == "node")
+    assert [each["mode"] for each in recorded[1]["documents"] if "mode" in each] == ["nftables"]
     do("nft", "flush", "ruleset")
     done = kproxy("run", "--once", "--replay", str(file), LIMIT_AS_IT_IS, "--healthz-bind-address", "")
     assert done.returncode == 0, done.stderr

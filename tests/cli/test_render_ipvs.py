@@ -52,7 +52,7 @@ def test_the_scheduler_is_the_operators() -> None:
 
 
 @pytest.mark.parametrize("name", ["fastest", "rr,sh-port"])
-def test_a_scheduler_that_nobody_knows_is_refused(name: str) -> None:
+def test_an_unknown_scheduler_is_refused(name: str) -> None:
     result = CliRunner().invoke(main, ["render", *FLAGS, "--ipvs-scheduler", name])
     assert result.exit_code == 1
     assert f'--ipvs-scheduler: "{name}" is ' in result.output

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +21,18 @@ import pytest
 from kproxy.addresses import Family
 from kproxy.kernel.nft.trace import Selection, Tracer
 from kproxy.kernel.nft.trace_leftovers import PREFIX, remove_leftovers
-from tests.cli.nodes import do, kproxy
+from kproxy.kernel.nft.trace_logger import PREFIX as NOTE
+from kproxy.kernel.nft.trace_logger import Redirection
+from kproxy.kernel.xtables.trace_log import TraceLog
+from kproxy.modes.packet_trace import PacketTrace, TracedPacket
+from kproxy.plan.outcomes import PacketVerdict
+from tests.cli.nodes import FLAGS, do, kproxy
 from tests.cli.running import Running
 from tests.cli.test_explain import MODES, POD, WEB, a_node
 from tests.kernel.namespace import fresh_network
 
 VIP = "10.96.0.80"
+LEGACY = ("--proxy-mode=iptables", "--iptables-variant=legacy")
 ANY = Selection(Family.IPV4, "TCP", "", VIP, 80, from_node=True)
 _SYN = 2
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
@@ -50,6 +58,27 @@ def tracing(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 def tables() -> list[str]:
     """The tables of traces."""
     return [line for line in do("nft", "list", "tables").splitlines() if PREFIX in line]
+
+
+def notes() -> list[str]:
+    """The notes of former loggers."""
+    return [line for line in do("nft", "list", "tables").splitlines() if NOTE in line]
+
+
+def loggers() -> list[str]:
+    """Where traces of legacy tables go, in IPv4 and IPv6."""
+    return [Path(f"/proc/sys/net/netfilter/nf_log/{family}").read_text().strip() for family in (2, 10)]
+
+
+def followed(selection: Selection, send: Callable[[], None]) -> TracedPacket:
+    """The way of a packet that is sent now, without a process of its own."""
+    tracer = PacketTrace(selection)
+    try:
+        send()
+        (packet,) = tracer.packets(1, 60)
+    finally:
+        tracer.close()
+    return packet
 
 
 def connect(count: int, destination: str = VIP) -> None:
@@ -117,17 +146,80 @@ def test_real_packets_go_where_explain_says(mode: str) -> None:
 
 
 @fresh_network
-def test_of_legacy_rules_the_result_is_seen() -> None:
+def test_legacy_rules_are_followed_and_the_logger_is_restored() -> None:
     a_node()
-    with Running("--proxy-mode=iptables", "--iptables-variant=legacy") as running:
+    with Running(*LEGACY) as running:
+        running.ready()
+        before = loggers()
+        with tracing(POD, "tcp", "demo/web", "--count", "3", "-o", "json") as process:
+            assert loggers() == ["nfnetlink_log", before[1]]
+            arrive("10.244.1.98", 1)
+            arrive(POD, 3)
+            status, found = result(process)
+        assert (status, found["lost"]) == (0, False)
+        for number, each in enumerate(found["packets"]):
+            assert (each["agrees"], each["source"]) == (True, f"{POD}:{41000 + number}")
+            steps, endpoint = each["steps"], each["endpoint"]
+            jump, translation = (
+                next(number for number, step in enumerate(steps) if re.search(rule, step))
+                for rule in (
+                    "^nat PREROUTING: .* -j KUBE-SERVICES$",
+                    rf"^nat KUBE-SEP-\w+: .* -j DNAT --to-destination {endpoint}$",
+                )
+            )
+            assert jump < translation < steps.index(f"headers: destination {endpoint}")
+        packet = followed(ANY, lambda: connect(1))
+        assert (packet.verdict, packet.masquerade) == (PacketVerdict.FORWARD, True)
+        assert any(re.search("nat KUBE-POSTROUTING: .*-j MASQUERADE", step) for step in packet.steps)
+        do("iptables-legacy", "-I", "FORWARD", "-d", "10.244.0.0/16", "-j", "DROP")
+        arriving = Selection(Family.IPV4, "TCP", POD, VIP, 80, from_node=False)
+        packet = followed(arriving, lambda: arrive(POD, 1))
+        assert packet.verdict is PacketVerdict.DROP
+        assert packet.steps[-1] == "filter FORWARD: -d 10.244.0.0/16 -j DROP"
+        do("iptables-legacy", "-R", "FORWARD", "1", "-d", "10.244.0.0/16", "-j", "RETURN")
+        do("iptables-legacy", "-P", "FORWARD", "DROP")
+        packet = followed(arriving, lambda: arrive(POD, 1, port=42000))
+        assert (packet.verdict, packet.steps[-1]) == (PacketVerdict.DROP, "filter FORWARD: policy drop")
+        assert "mangle FORWARD: policy accept" in packet.steps
+        assert (loggers(), notes()) == (before, [])
+
+
+@fresh_network
+def test_what_a_killed_trace_changed_is_restored_by_the_next_start() -> None:
+    a_node()
+    do("iptables-legacy", "-t", "nat", "-L")
+    before = loggers()
+    with Running(*MODES["nftables"]) as running:
+        running.ready()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with tracing(POD, "tcp", "demo/web") as process:
+                process.send_signal(number)
+                process.wait(60)
+        assert loggers()[0] == "nfnetlink_log"
+        assert len(notes()) == 1
+        with TraceLog(Family.IPV4) as living:
+            assert kproxy("cleanup", "--stop").returncode == 0
+            assert loggers()[0] == "nfnetlink_log", "another trace needs it"
+            assert len(notes()) == 1
+        assert living.lost is False
+        assert (loggers(), notes()) == (before, [])
+    with Redirection(Family.IPV6):
+        assert loggers() == [before[0], "nfnetlink_log"]
+    assert (loggers(), notes()) == (before, [])
+
+
+@fresh_network
+def test_where_another_program_reads_the_traces_the_result_is_seen() -> None:
+    a_node()
+    with Running(*LEGACY) as running, TraceLog(Family.IPV4):
         running.ready()
         with tracing(POD, "tcp", "demo/web", "--count", "1") as process:
             arrive(POD, 1)
             output, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (0, "")
+        assert process.returncode == 0
+        assert errors.startswith("Warning: the rules of legacy tables are not shown: another program reads")
         assert f"packet 1  {POD}:41000 → {VIP}:80  10.244." in output
         assert "as explained\n  headers: destination 10.244." in output
-        assert "it reports none of legacy tables" in output
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
@@ -186,6 +278,10 @@ def test_without_packets_it_says_so_and_a_killed_one_leaves_nothing() -> None:
         done = kproxy("trace", POD, "tcp", "demo/web", "--timeout", "1ms")
         assert done.returncode == 1
         assert "Error: no such packet that opens a connection came within 0.001 s" in done.stderr
+        done = kproxy(
+            "trace", "node", "tcp", "demo/web", "--timeout", "1ms", *FLAGS[:-1], "--proxy-mode=nftables"
+        )
+        assert (done.returncode, done.stderr.count("came within 0.001 s")) == (1, 1)
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
             with tracing(POD, "tcp", "demo/web") as process:
                 assert len(tables()) == 1
