@@ -1,0 +1,1 @@
+"""NetworkPolicies judged by packets: a table of cases, random histories, and changes under traffic."""
