@@ -147,9 +147,12 @@ def running(trace: Path, *arguments: str) -> Iterator[Run]:
 def test_everything_goes_as_promised(possible: None, tmp_path: Path, variant: str) -> None:
     with running(tmp_path, "--iptables-variant", variant) as run:
         assert run.end() == 0, run.output
-    assert "✓ All 23 expectations held." in run.output
+    assert "✓ All 30 expectations held." in run.output
     assert f"variant {variant} (as asked)" in run.output
     assert f"# iptables-{variant}-save -t nat | grep 'kube-system/kube-dns:dns[\" ]'" in run.output
+    assert "shop/database ingress[0] allows TCP 5432, but only from pods app=backend in shop" in " ".join(
+        run.output.split()
+    )
     assert "✗" not in run.output
     assert "\x1b" not in run.output
     assert (run.namespaces(), run.kproxies(), list(tmp_path.iterdir())) == ([], [], []), run.output
@@ -165,7 +168,7 @@ def test_everything_goes_as_promised(possible: None, tmp_path: Path, variant: st
         ("embedded API server", signal.SIGINT),
         ("demo/web-nodeport", signal.SIGINT),
         ("scale up", signal.SIGINT),
-        ("scale up", signal.SIGTERM),
+        ("A zero-trust walk", signal.SIGTERM),
     ],
 )
 def test_it_can_be_interrupted_at_any_moment(

@@ -105,7 +105,7 @@ def test_draining_endpoints_answer_when_no_other_does() -> None:
     assert set(asked(alone)[address].answers) == {"local-0"}
 
 
-def test_local_policies_drop_where_others_could_answer_and_refuse_where_nobody_could() -> None:
+def test_local_policies_drop_where_others_could_answer_and_refuse_where_none_could() -> None:
     ready = {"ready": True}
     inside = objects(service(internalTrafficPolicy="Local"), remote_0=ready)
     assert asked(inside)["10.96.0.1:80/TCP", Asker.POD].otherwise is Outcome.DROPPED
@@ -173,7 +173,7 @@ def test_a_client_with_affinity_must_not_move() -> None:
     assert moved.wrong == ("192.0.2.10 met a, b",)
 
 
-def test_refusal_is_right_when_nobody_is_ready() -> None:
+def test_refusal_is_right_when_no_endpoint_is_ready() -> None:
     question = Question("n/s", "ClusterIP", "10.96.0.1", 80, "TCP", Asker.POD, {})
     assert compare(question, [Refused("")] * 3, NODE_ADDRESSES).wrong == ()
     assert compare(question, [answer("a", "10.244.1.12")], NODE_ADDRESSES).wrong != ()

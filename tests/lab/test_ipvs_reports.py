@@ -5,7 +5,7 @@ import pytest
 from tests.suite.kernels import reread
 
 
-def test_a_skip_that_another_kernel_told_of_can_be_listed(pytestconfig: pytest.Config) -> None:
+def test_a_skip_that_another_kernel_reported_can_be_listed(pytestconfig: pytest.Config) -> None:
     skip = ("tests/test_a.py", 12, "Skipped: no such module")
     told = pytest.TestReport(
         "tests/test_a.py::test_a", ("tests/test_a.py", 12, "test_a"), {}, "skipped", skip, "setup"

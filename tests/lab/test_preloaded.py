@@ -101,7 +101,7 @@ def wait_synced(process: Child) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_it_can_be_signalled_and_its_end_is_told(
+def test_it_can_be_signalled_and_its_end_is_reported(
     place: Namespace, tmp_path: Path, end: signal.Signals
 ) -> None:
     with running(place, tmp_path, kproxy()) as process:
@@ -149,7 +149,7 @@ def test_it_has_the_files_the_session_and_the_network_of_one_that_was_executed(
         assert traits(here, ours)["network"]
 
 
-def test_a_version_is_told_without_the_process_being_there(place: Namespace) -> None:
+def test_a_version_is_printed_without_the_process(place: Namespace) -> None:
     """A command line that is not kproxy's own is executed."""
     assert not forkserver.available(["env", *kproxy()])
     assert __version__ in place.run(executed("--version")).stdout

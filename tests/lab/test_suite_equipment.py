@@ -77,7 +77,7 @@ class Boot:
         ([Boot(["a", "b"]), Boot(["b", "a"])], {"a", "b"}, "collected different tests"),
     ],
 )
-def test_what_a_kernel_loses_is_told(
+def test_what_a_kernel_loses_is_reported(
     tmp_path: Path, boots: Sequence[Boot], ended: set[str], told: str | None
 ) -> None:
     guests = [Guest(n, [], tmp_path / f"{n}.jsonl", tmp_path, boot) for n, boot in enumerate(boots)]

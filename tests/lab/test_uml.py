@@ -40,7 +40,7 @@ def test_a_command_that_does_not_end_is_stopped() -> None:
         uml.run(["sleep", "1000"], timeout=10)
 
 
-def test_a_kernel_that_ends_early_is_told_from_a_command_that_failed() -> None:
+def test_a_kernel_that_ends_early_differs_from_a_command_that_failed() -> None:
     with pytest.raises(uml.UmlDied, match="before the command did"):
         uml.run(["sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"], timeout=120)
 

@@ -67,7 +67,7 @@ class _Duration(click.ParamType[float]):
     type=_List(),
     default="nft,legacy",
     show_default=True,
-    help="Of nft, legacy, ipvs and nftables.",
+    help="Of nft, legacy, ipvs, nftables and ebpf.",
 )
 @click.option(
     "--sizes", type=_List(), default="100,1000,5000,10000", show_default=True, help="Numbers of services."

@@ -8,6 +8,7 @@ from typing import Final
 from kproxy.addresses import Family
 from kproxy.kernel.xtables.types import Variant
 from kproxy_lab.demo import changes, offline
+from kproxy_lab.demo import zero_trust as walk
 from kproxy_lab.demo.changes import Subject
 from kproxy_lab.demo.examples import Examples, key, shown
 from kproxy_lab.demo.expect import Topic, listeners, topics
@@ -132,14 +133,24 @@ def change(screen: Screen, stage: Stage, examples: Examples, expectations: Expec
     )
 
 
-def rules(screen: Screen, stage: Stage, examples: Examples) -> None:
-    """The chains of one service as they are in the kernel, and what to try next."""
+def rules(screen: Screen, stage: Stage) -> None:
+    """The chains of one service as they are in the kernel."""
     screen.section("What is in the kernel")
     port, excerpt = offline.of_one_service(stage.rules())
     if excerpt:
         screen.verbatim(f"# {Path(stage.tools().save).name} -t nat | grep '{port}[\" ]'", style="bold")
         for rule in excerpt:
             screen.verbatim(rule)
+
+
+def zero_trust(screen: Screen, stage: Stage, examples: Examples, expectations: Expectations) -> None:
+    """NetworkPolicies: what is allowed passes, and what is not is refused and named."""
+    for each in walk.show(screen, stage, examples):
+        expectations.note(each.step.title, each.wrong)
+
+
+def where_next(screen: Screen, examples: Examples) -> None:
+    """What to try next."""
     screen.section("Where to look next")
     for command, what in (
         (offline.render_command(examples.directory), "every rule, without root"),
@@ -148,6 +159,7 @@ def rules(screen: Screen, stage: Stage, examples: Examples) -> None:
             "kproxy demo --manifests DIR",
             f"your own services; begin with a copy of {shown(examples.directory)}",
         ),
+        ("kproxy drops, kproxy policies POD", "on a node with --network-policy: who was refused, and why"),
         ("kproxy run --help", "the settings, which have kube-proxy's names"),
     ):
         screen.verbatim(command, style="bold")

@@ -22,6 +22,7 @@ from rich.text import Text
 from kproxy_lab.demo.changes import Measured
 from kproxy_lab.demo.compare import Finding
 from kproxy_lab.demo.expect import Topic
+from kproxy_lab.demo.walk import Walked
 
 PLAIN_WIDTH: Final = 112
 WIDE: Final = 108
@@ -40,10 +41,11 @@ class Glyphs:
     eighths: str
     dash: str
     blur: str
+    arrow: str
 
 
-UNICODE: Final = Glyphs("✓", "✗", "·", "▏▎▍▌▋▊▉█", "─", "±")
-ASCII: Final = Glyphs("ok", "!!", ".", "########", "-", "+-")
+UNICODE: Final = Glyphs("✓", "✗", "·", "▏▎▍▌▋▊▉█", "─", "±", "→")
+ASCII: Final = Glyphs("ok", "!!", ".", "########", "-", "+-", "->")
 
 
 class Screen:
@@ -153,6 +155,29 @@ class Screen:
         self._print(table)
         self.wrong(measured.wrong)
 
+    def walk_columns(self, before: str, now: str) -> None:
+        """Print the head of the table of the walk; the last two columns are outcomes."""
+        table = self._walk_grid()
+        titles = ("connection", "address", before, now) if self.wide else ("connection", before, now)
+        table.add_row(*(Text(title, "bold") for title in titles), "")
+        self._print(table)
+
+    def walk(self, walked: Walked) -> None:
+        """A row: one connection without and with policies, and if it is refused, why."""
+        step = walked.step
+        table = self._walk_grid()
+        table.add_row(
+            Text.assemble(step.source, (f" {self.glyphs.arrow} ", "dim"), step.target),
+            *([Text(step.address, "dim")] if self.wide else ()),
+            _outcome(walked.before),
+            _outcome(walked.now),
+            self._mark(not walked.wrong),
+        )
+        self._print(table)
+        for reason in walked.reasons:
+            self.say(reason, style="dim", indent=6)
+        self.wrong(walked.wrong)
+
     def fact(self, text: Text | str, *, wrong: Sequence[str]) -> None:
         """A statement that was checked."""
         table = _grid()
@@ -194,6 +219,16 @@ class Screen:
         if self.wide:
             self._add_pods(table)
         table.add_column(width=9)
+        table.add_column(width=len(self.glyphs.held))
+        return table
+
+    def _walk_grid(self) -> Table:
+        table = _grid()
+        table.add_column(width=42, overflow="fold")
+        if self.wide:
+            table.add_column(width=22, overflow="fold")
+        table.add_column(width=16 if self.wide else 12, overflow="fold")
+        table.add_column(width=16 if self.wide else 9, overflow="fold")
         table.add_column(width=len(self.glyphs.held))
         return table
 
@@ -254,6 +289,12 @@ def bar(share: float, eighths: str, cells: int = BAR) -> str:
 
 def _grid() -> Table:
     return Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _outcome(counts: Counter[str]) -> Text:
+    if not counts:
+        return Text("not asked", "dim")
+    return Text("no answer", "yellow") if "NoAnswer" in counts else Text("answered", "green")
 
 
 def _milliseconds(seconds: float | None, style: str, blur: float | None = None, sign: str = "") -> Text:

@@ -20,7 +20,7 @@ from kproxy_lab.lab import Lab, LabSpec, Namespace, Pod
 from kproxy_lab.lab.topology import NODE
 
 CLUSTER_CIDR: Final = "10.244.0.0/16,fd00:10:244::/48"
-SPEC: Final = LabSpec(local_pods=3, remote_pods=3)
+SPEC: Final = LabSpec(local_pods=6, remote_pods=3)
 FIRST_SYNC_SECONDS: Final = 30.0
 ASKS: Final = 200
 REFUSED_ASKS: Final = 20
@@ -43,6 +43,7 @@ class Stage:
         self.program: Program
         self.asker: Pod
         self.endpoint: Pod | None = None
+        self._arguments: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -89,10 +90,23 @@ class Stage:
         arguments += ["--cluster-cidr", CLUSTER_CIDR]
         if variant is not None:
             arguments += ["--iptables-variant", variant]
-        self.program = Program(self.lab.node, arguments, self.interruption)
+        self._arguments = arguments
+        self._run("synced")
+
+    def restart(self, awaited: str, *more: str) -> None:
+        """End kproxy, run it with more arguments, and wait for an event of both families in its log.
+
+        Raises as `start` does. A sync that has nothing to write is not logged: the rules stayed in place.
+        """
+        self.interruption.check()
+        self.program.stop()
+        self._run(awaited, *more)
+
+    def _run(self, awaited: str, *more: str) -> None:
+        self.program = Program(self.lab.node, [*self._arguments, *more], self.interruption)
         self._cleanup.callback(self.program.stop)
         for family in Family:
-            self.program.wait_for("synced", FIRST_SYNC_SECONDS, family=family.value)
+            self.program.wait_for(awaited, FIRST_SYNC_SECONDS, family=family.value)
 
     def ask(self, question: Question) -> Finding:
         """Send as many requests as the shares need, and compare the outcomes."""

@@ -64,9 +64,11 @@ def _show(
     try:
         scenes.addresses(screen, stage, found, expectations)
         scenes.change(screen, stage, shown, expectations)
-        scenes.rules(screen, stage, shown)
+        scenes.rules(screen, stage)
+        scenes.zero_trust(screen, stage, shown, expectations)
     except AskError:
         stage.program.check()
         raise
     stage.program.check()
+    scenes.where_next(screen, shown)
     scenes.verdict(screen, expectations)
