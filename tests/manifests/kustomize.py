@@ -9,7 +9,7 @@ import pytest
 
 from tests.manifests.openapi import documents
 
-OVERLAYS = ("iptables", "ipvs", "nftables")
+OVERLAYS = ("iptables", "ipvs", "nftables", "ebpf")
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 

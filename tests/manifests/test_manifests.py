@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from kproxy.cli.run import run
+from kproxy.config.documents import Settings, read_documents
+from kproxy.config.translate import proxy_config
 from kproxy.modes.registry import mode_registry
 from kproxy.sources.errors import ApiError
 from kproxy.sources.kubernetes import ClusterAccess, KubernetesSource
-from kproxy.state.kinds import KINDS
+from kproxy.state.kinds import KINDS as EVERY_KIND
 from kproxy.telemetry import series
 from kproxy.telemetry.events import UPDATE_SECONDS, EventRecorder, Notice, Reason
 from kproxy.telemetry.exposition import Exposition, slis
@@ -32,6 +34,9 @@ OBJECTS = sorted(
     for path in folder.glob("*.yaml")
     if path.name != "kustomization.yaml"
 )
+KINDS = tuple(kind for kind in EVERY_KIND if not kind.for_policies)
+"""The kinds that the base reads; test_network_policy.py has the others."""
+
 _METRIC = re.compile(r"\b(?:kproxy|kubeproxy|process|go|rest_client|kubernetes|up)(?:_\w+)?\b")
 _SELECTOR = re.compile(r"\b(\w+)\{([^}]*)\}")
 
@@ -74,8 +79,10 @@ def test_an_overlay_builds_to_a_whole_that_fits_together(overlay: str) -> None:
         assert ":" in container["image"]
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    configuration = yaml.safe_load(config_map["data"]["config.conf"])
-    assert (configuration["kind"], configuration["mode"]) == ("KubeProxyConfiguration", overlay)
+    text = config_map["data"]["config.conf"]
+    configuration = next(yaml.safe_load_all(text))
+    settings, defects = read_documents(text)
+    assert (configuration["kind"], settings.mode, defects) == ("KubeProxyConfiguration", overlay, [])
     folder = next(m["mountPath"] for m in spec["containers"][0]["volumeMounts"] if m["name"] == "config")
     assert configuration["clientConnection"]["kubeconfig"] == f"{folder}/kubeconfig.conf"
     assert f"--config={folder}/config.conf" in spec["containers"][0]["args"]
@@ -85,6 +92,25 @@ def test_an_overlay_builds_to_a_whole_that_fits_together(overlay: str) -> None:
 def test_modules_are_loaded_before_the_sysctls_that_come_with_them() -> None:
     spec = pod_spec(one(built(ROOT / "overlays" / "ipvs"), "DaemonSet"))
     assert [container["name"] for container in spec["initContainers"]] == ["modules", "sysctls"]
+
+
+@needs_kubectl
+def test_the_socket_table_has_what_it_needs_of_the_node() -> None:
+    spec = pod_spec(one(built(ROOT / "overlays" / "ebpf"), "DaemonSet"))
+    (container,), (init,) = spec["containers"], spec["initContainers"]
+    capabilities = container["securityContext"]["capabilities"]
+    assert capabilities == {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_RAW"]}
+    paths = {each["name"]: each["hostPath"]["path"] for each in spec["volumes"] if "hostPath" in each}
+    assert {paths["bpffs"], paths["cgroup"]} == {"/sys/fs/bpf", "/sys/fs/cgroup"}
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    config = proxy_config(Settings(), host="node-a")
+    assert Path(config.ebpf_pin_directory).is_relative_to(mounts["bpffs"]["mountPath"])
+    assert mounts["cgroup"]["readOnly"] is True
+    # Only a privileged container may mount something on the node.
+    assert init["securityContext"]["privileged"] is True
+    assert {"Bidirectional"} == {
+        each["mountPropagation"] for each in init["volumeMounts"] if each["name"] == "bpffs"
+    }
 
 
 def test_the_container_is_confined() -> None:

@@ -97,7 +97,7 @@ def test_what_the_guide_says_of_monitoring_opens_the_port(configuration: str, tm
     out = tmp_path / "out.yaml"
     result = CliRunner().invoke(main, [*arguments, f"--write-config-to={out}"])
     assert (result.exit_code, "flags_ignored" in result.stderr) == (0, False)
-    written = yaml.safe_load(out.read_text())
+    written = next(yaml.safe_load_all(out.read_text()))
     assert (written["metricsBindAddress"], written["hostnameOverride"]) == ("0.0.0.0:10249", "node-a")
 
 
