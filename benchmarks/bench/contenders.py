@@ -15,8 +15,12 @@ MODES: dict[str, tuple[str, str]] = {
     "legacy": ("iptables", "legacy"),
     "ipvs": ("ipvs", "legacy"),
     "nftables": ("nftables", "nft"),
+    "ebpf": ("ebpf", "nft"),
 }
 """Name -> the --proxy-mode it stands for and the variant of iptables it runs with."""
+
+OF_KPROXY_ONLY = frozenset({"ebpf"})
+"""Modes that no other proxy has; their programs are at the cgroup of the node."""
 
 _PROGRAMS = tuple(f"{stem}{part}" for stem in ("iptables", "ip6tables") for part in ("", "-save", "-restore"))
 
@@ -73,7 +77,7 @@ def contenders(modes: list[str], peers: list[str], flags: tuple[str, ...]) -> li
         if mode not in MODES:
             raise ValueError(f"--modes {mode!r}: not one of {', '.join(MODES)}")
         found.append(Contender("kproxy", mode, flags=flags))
-        for peer in peers:
+        for peer in () if mode in OF_KPROXY_ONLY else peers:
             name, equals, command = peer.partition("=")
             if not name or not equals or not command:
                 raise ValueError(f"--peer {peer!r}: not NAME=COMMAND")

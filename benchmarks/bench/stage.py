@@ -1,11 +1,13 @@
 """The environment of one contender: a node, its pods, an API server and a client.
 
-The process that opens a Stage must be in a network namespace of its own; that is the node.
+The process that opens a Stage must be in a network namespace of its own; that is the node. For a mode whose
+programs are at the node's cgroup, contender and client are in one.
 """
 
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,9 +20,11 @@ from typing import Any, Self
 from pyroute2 import IPRoute
 
 from benchmarks.bench import answerer, processes
-from benchmarks.bench.contenders import NODE, Contender
+from benchmarks.bench.contenders import NODE, OF_KPROXY_ONLY, Contender
 from benchmarks.cluster import Object
 from kproxy_lab.apiserver import ApiServer
+from kproxy_lab.lab.cgroups import HOST, NodeCgroup, visiting
+from kproxy_lab.lab.owners import owned_prefix
 
 GLANCE = 1.0
 """Seconds between checks whether the contender still runs."""
@@ -38,16 +42,24 @@ class Stage:
         self.api = ApiServer(bookmark_interval=60)
         self._stack = contextlib.ExitStack()
         self.program: subprocess.Popen[bytes] | None = None
+        self._cgroup: NodeCgroup | None = None
+        self._host: Path | None = None
 
     def __enter__(self) -> Self:
         try:
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             self._wire()
+            if self.contender.mode in OF_KPROXY_ONLY:
+                self._cgroup = self._stack.enter_context(
+                    NodeCgroup(owned_prefix(secrets.token_hex(3)) + "node")
+                )
+                self._host = self._cgroup.child(HOST)
             self._stack.enter_context(self.api)
             self.api.apply(_node(), validate=False)
             self.kubeconfig = self._folder / "kubeconfig"
             self.api.kubeconfig(self.kubeconfig)
-            self._prober = self._stack.enter_context(_Helper("benchmarks.bench.prober"))
+            with visiting(self._host):
+                self._prober = self._stack.enter_context(_Helper("benchmarks.bench.prober"))
             self._stack.callback(self.stop)
         except BaseException:
             self._stack.close()
@@ -62,9 +74,9 @@ class Stage:
         path = f"{self.contender.path(self._folder / 'bin')}:{os.environ['PATH']}"
         log = (self._folder / "log").open("wb")
         began = time.monotonic()
-        with log:
+        with log, visiting(self._host):
             self.program = subprocess.Popen(
-                self.contender.argv(self.kubeconfig),
+                [*self.contender.argv(self.kubeconfig), *self._own_flags()],
                 env={**os.environ, "PATH": path},
                 stdout=log,
                 stderr=log,
@@ -139,6 +151,12 @@ class Stage:
     def resident_mb(self) -> float:
         """The memory of the contender and its children now."""
         return processes.resident_mb(self._pid())
+
+    def _own_flags(self) -> tuple[str, ...]:
+        if self._cgroup is None:
+            return ()
+        pins = self._cgroup.bpffs / "kproxy"
+        return f"--ebpf-cgroup-root={self._cgroup.path}", f"--ebpf-pin-directory={pins}"
 
     def _pid(self) -> int:
         if self.program is None or not self.runs():

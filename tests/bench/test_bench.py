@@ -31,6 +31,9 @@ from tests.kernel.namespace import fresh_network
 SMALL = ["--sizes", "10", "--endpoints", "2", "--repeats", "1", "--connects", "20", "--starts", "1"]
 SHORT = ["--rest", "200ms", "--idle", "100ms", "--churn-time", "500ms", "--churn", "2"]
 
+WITHOUT_KPROXY = ["--flag", "--no-such-flag"]
+"""It ends at once, and the peer follows."""
+
 
 CANNOT = "; ".join(Lab.missing())
 NEEDS_A_LAB = pytest.mark.skipif(bool(CANNOT), reason=CANNOT or "a lab can be built")
@@ -85,7 +88,8 @@ def test_a_peer_that_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
 @pytest.mark.root
 @NEEDS_A_LAB
 def test_a_peer_that_does_not_come_up_costs_the_run_its_limit_only(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--limit", "2s", "--sizes", "10,11", "--peer", "slow=sh -c 'exec sleep 60'")
+    slow = "slow=sh -c 'exec sleep 60'"
+    done = bench(tmp_path, "--limit", "2s", "--sizes", "10,11", "--peer", slow, *WITHOUT_KPROXY)
     assert done.returncode == 1
     assert "slow nft 10 x 2: did not come up in 2 s" in done.stdout
     assert "slow nft 11 x 2: did not come up in 2 s" in done.stdout
@@ -111,6 +115,7 @@ def test_a_benchmark_that_is_terminated_takes_its_contender_along(tmp_path: Path
     started = tmp_path / "pid"
     peer = f"other=sh -c 'echo $$ >{started}.new; mv {started}.new {started}; exec sleep 600'"
     argv = [sys.executable, "-m", "kproxy", "bench", "--modes", "nft", *SMALL, *SHORT, "--peer", peer]
+    argv += WITHOUT_KPROXY
     with subprocess.Popen([*argv, "--output", str(tmp_path)], stderr=subprocess.DEVNULL) as run:
         wait_for(started.exists)
         run.terminate()
@@ -212,7 +217,7 @@ def measured(program: str) -> float:
     [
         (["--peer", "kube-proxy"], "--peer 'kube-proxy': not NAME=COMMAND"),
         (["--peer", "kproxy=x"], "--peer 'kproxy=x': the name is taken"),
-        (["--modes", "ebpf"], "--modes 'ebpf': not one of nft, legacy, ipvs, nftables"),
+        (["--modes", "xdp"], "--modes 'xdp': not one of"),
         (["--sizes", "10,0"], "--sizes: a number below 1"),
         (["--sizes", "many"], "--sizes: invalid literal for int() with base 10: 'many'"),
     ],
