@@ -230,7 +230,7 @@ class FaultBench:
         arguments = [
             *("--hostname-override", self.cluster.lab.spec.node_name),
             *("--cluster-cidr", CLUSTER_CIDRS),
-            *self.cluster.mode.arguments,
+            *self.cluster.mode.reference(),
             *self._started[0],
         ]
         with reference_sync.namespace() as place, tempfile.TemporaryDirectory() as directory:

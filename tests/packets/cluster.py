@@ -16,9 +16,9 @@ from typing import Any
 
 from kproxy_lab import uml
 from kproxy_lab.apiserver import ApiServer
-from kproxy_lab.lab import Answer, AskError, Lab, LabSpec, Namespace, Pod, Protocol
+from kproxy_lab.lab import Answer, AskError, Lab, Namespace, Pod, Protocol
 from kproxy_lab.lab.topology import NODE, NODE_IP4, NODE_IP6, Family
-from tests.packets.modes import Mode
+from tests.packets.modes import Capability, Mode
 from tests.packets.objects import (
     FAMILIES,
     FAMILY_NAMES,
@@ -87,7 +87,7 @@ class Cluster:
             *("--iptables-min-sync-period", "10ms"),
             *("--ipvs-min-sync-period", "10ms"),
             *("-v", "2"),
-            *_without(self.mode.arguments, again),
+            *_without(self.mode.flags(self.lab), again),
             *flags,
         ]
 
@@ -303,6 +303,17 @@ class Cluster:
         uplink = (NODE_IP4[0], NODE_IP6[0])[at]
         return {pod.name: {NODE.gateways[at] if pod.local else uplink} for pod in pods}
 
+    def as_itself(self, pod: Pod, family: Family, *, packets: bool = False) -> set[str]:
+        """The source address that a pod sees when it reaches itself.
+
+        Netfilter needs the node's, for the reply would not come back to be translated. Where no packet is
+        translated, the pod sees its own address: for TCP to a cluster IP in a mode with a socket table,
+        unless `packets` says that this service is translated packet by packet there too.
+        """
+        if Capability.SOCKET_TABLE in self.mode.capabilities and not packets:
+            return {pod.ip(family)}
+        return {NODE.gateways[FAMILIES.index(family)]}
+
     def client_ips(self, family: Family) -> tuple[str, ...]:
         """The outside client's addresses."""
         return self.lab.spec.client_ip4 if family == 4 else self.lab.spec.client_ip6
@@ -333,7 +344,7 @@ def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
 def build(mode: Mode, directory: Path) -> Iterator[Cluster]:
     """A lab with an API server that listens in the node's namespace; kproxy is not started yet."""
     with (
-        Lab(LabSpec()) as lab,
+        Lab(mode.spec()) as lab,
         ApiServer(host="0.0.0.0", port=6443, sockets=lab.node.listen) as api,
     ):
         cluster = Cluster(mode, lab, api, api.kubeconfig(directory / "kubeconfig"))

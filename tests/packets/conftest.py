@@ -29,9 +29,9 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", params=MODES, ids=str)
 def mode(request: pytest.FixtureRequest) -> Mode:
-    if reasons := Lab.missing():
-        pytest.skip("; ".join(reasons))
     chosen: Mode = request.param
+    if reasons := Lab.missing(chosen.spec()):
+        pytest.skip("; ".join(reasons))
     return chosen
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import yaml
 
 from tests.packets.cluster import CLUSTER_CIDRS, Cluster
+from tests.packets.modes import pins
 
+NOT_OF_KUBE_PROXY = ("ebpf",)
 KUBEADM = Path(__file__).parents[1] / "config" / "data" / "kubeadm-1.36.yaml"
 
 
@@ -21,16 +23,28 @@ class File:
         self._document: dict[str, Any] = yaml.safe_load(KUBEADM.read_text())
         self._own: dict[str, Any] = {}
         modes = dict(zip(cluster.mode.arguments, cluster.mode.arguments[1:], strict=False))
-        self.masquerading = "nftables" if modes.get("--proxy-mode") == "nftables" else "iptables"
+        mode = modes.get("--proxy-mode", "")
+        self.masquerading = "nftables" if mode in {"nftables", *NOT_OF_KUBE_PROXY} else "iptables"
+        if cluster.lab.cgroup is not None:
+            self._own["ebpf"] = {
+                "cgroupRoot": str(cluster.lab.cgroup.path),
+                "pinDirectory": str(pins(cluster.lab)),
+            }
         self._document["clientConnection"]["kubeconfig"] = str(cluster.kubeconfig)
         self._document["clusterCIDR"] = CLUSTER_CIDRS
-        self._document["mode"] = modes.get("--proxy-mode", "")
-        self.set()
+        self.set(mode=mode)
 
     def set(self, **sections: Any) -> None:
-        """Change fields (fields of a section are merged) and replace the file atomically."""
+        """Change fields (fields of a section are merged) and replace the file atomically.
+
+        A mode that kube-proxy does not have stands in kproxy's own document.
+        """
+        if "mode" in sections:
+            self._own.pop("mode", None)
         for name, value in sections.items():
-            if isinstance(value, dict):
+            if name == "mode" and value in NOT_OF_KUBE_PROXY:
+                self._own["mode"] = value
+            elif isinstance(value, dict):
                 self._document[name] = (self._document.get(name) or {}) | value
             else:
                 self._document[name] = value

@@ -2,6 +2,7 @@
 
 from tests.packets.cluster import Cluster
 from tests.packets.file import File
+from tests.packets.socket_table import programs
 
 SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SEP-", ":KUBE-SERVICES", "KUBE-FIREWALL")
 
@@ -24,7 +25,10 @@ def remains(cluster: Cluster, *, but: str) -> list[str]:
             marks = SERVICE_CHAINS if but == f"ipvs/{variant}" else ("KUBE", "KPROXY")
             dump = node.run([f"ip{family}tables-{variant}-save"], check=False).stdout
             found += [line for line in dump.splitlines() if any(mark in line for mark in marks)]
-    if but != "nftables" and cluster.mode.name != "ipvs":
+    if cluster.lab.cgroup is not None and but != "ebpf":
+        found += [f"program at {hook}" for hook in programs(cluster.lab)]
+        found += [f"pin {path}" for path in cluster.lab.cgroup.bpffs.glob("kproxy*")]
+    if but not in {"nftables", "ebpf"} and cluster.mode.name != "ipvs":
         tables = node.run(["nft", "list", "tables"]).stdout.splitlines()
         found += [line for line in tables if "kproxy" in line]
     return found

@@ -3,7 +3,7 @@
 import pytest
 
 from kproxy_lab.lab import ArrivedAt, Protocol, Refused
-from kproxy_lab.lab.topology import NODE, Family
+from kproxy_lab.lab.topology import Family
 from tests.packets.cluster import ENOUGH, Cluster
 from tests.packets.objects import FAMILIES, OTHER_TARGET, TARGET, Port
 from tests.packets.outcomes import names
@@ -34,16 +34,15 @@ def test_pods_of_another_node_keep_their_address(cluster: Cluster, family: Famil
 def test_a_pod_reaches_itself_through_its_service(cluster: Cluster, family: Family) -> None:
     pod = cluster.lab.local_pods[1]
     service = cluster.publish([pod])
-    gateway = NODE.gateways[FAMILIES.index(family)]
-    assert cluster.ask(pod, service.ip(family), 80, n=3).sources == {pod.name: {gateway}}
+    itself = cluster.as_itself(pod, family)
+    assert cluster.ask(pod, service.ip(family), 80, n=3).sources == {pod.name: itself}
 
 
 def test_a_pod_among_others_is_masqueraded_only_towards_itself(cluster: Cluster, family: Family) -> None:
     pod, other = cluster.lab.local_pods[:2]
     service = cluster.publish([pod, other])
-    gateway = NODE.gateways[FAMILIES.index(family)]
     seen = cluster.ask(pod, service.ip(family), 80)
-    assert seen.sources == {pod.name: {gateway}, other.name: {pod.ip(family)}}
+    assert seen.sources == {pod.name: cluster.as_itself(pod, family), other.name: {pod.ip(family)}}
 
 
 def test_sctp_arrives_translated(cluster: Cluster, family: Family) -> None:

@@ -121,7 +121,8 @@ def _differences(cluster: Cluster, case: Case, family: Family) -> Iterator[str]:
             source_ips=(ip,) if vantage == "outside" else (),
             timeout=SILENCE if silent else PATIENCE,
         )
-        if problem := _judge(cluster, family, wanted, answers, (vantage, source, ip)):
+        packets = kind != "cluster" or case.port.protocol != "TCP" or "sessionAffinity" in case.exposure.spec
+        if problem := _judge(cluster, family, wanted, answers, (vantage, source, ip), packets=packets):
             asking = f"{case.service.key} from {vantage} {ip} to {kind} {address}"
             yield f"{asking}: {problem} instead of {wanted}; {case.exposure}"
 
@@ -132,7 +133,10 @@ def _judge(
     wanted: Outcome,
     answers: list[Answer | AskError],
     asker: tuple[Vantage, Namespace | Pod, str],
+    *,
+    packets: bool,
 ) -> str:
+    """`packets`: every mode translates these packet by packet."""
     vantage, source, ip = asker
     failures = {type(answer).__name__ for answer in answers if isinstance(answer, AskError)}
     answered = [answer for answer in answers if isinstance(answer, Answer)]
@@ -145,8 +149,9 @@ def _judge(
         return f"{failures | pods}"
     for pod in (pod for pod in cluster.lab.pods if pod.name in pods):
         seen = {answer.source_ip_seen for answer in answered if answer.pod == pod.name}
-        from_node = wanted.masqueraded or pod is source
-        expected = cluster.as_node([pod], family)[pod.name] if from_node else {ip}
+        expected = cluster.as_node([pod], family)[pod.name] if wanted.masqueraded else {ip}
+        if pod is source and not wanted.masqueraded:
+            expected = cluster.as_itself(pod, family, packets=packets)
         if seen != expected:
             return f"{pod.name} saw {seen} instead of {expected}"
     return ""

@@ -289,7 +289,7 @@ def test_without_a_way_to_the_cluster_it_ends_with_the_reason_and_status_1(
         ([f"--kubeconfig={no_context}"], f"Error: {no_context} cannot be used: Invalid kube-config file."),
         ([], "Error: in-cluster configuration cannot be used: Service host/port is not set."),
     ):
-        program = Kproxy(spare.lab.node, ["run", *spare.mode.arguments, *flags])
+        program = Kproxy(spare.lab.node, ["run", *spare.mode.flags(spare.lab), *flags])
         assert program.wait() == 1
         assert any(line.startswith(output) for line in program.log)
         assert not any("Traceback" in line for line in program.log)

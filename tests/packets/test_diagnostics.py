@@ -202,7 +202,7 @@ def test_the_status_names_what_is_wrong_and_events_tell_it_at_the_service(spare:
     assert [(each["object"], each["field"]) for each in found["problems"]] == [
         (f"Service {loser.key}", "spec.externalIPs")
     ]
-    optional = {"ServiceCIDR"} if found["mode"] == "nftables" else set()
+    optional = {"ServiceCIDR"} if Capability.NFTABLES in spare.mode.capabilities else set()
     watched = {"Service", "EndpointSlice", "Node"} | optional
     assert {watch["kind"] for watch in found["watches"] if watch["synced"]} == watched
     now = datetime.now(UTC)
@@ -242,7 +242,7 @@ def events_of(cluster: Cluster, service: str, reason: Reason) -> list[str]:
 
 
 @pytest.mark.needs(Capability.SERVICE_CHAINS)
-def test_a_service_that_iptables_refuses_is_told_of_until_it_is_taken(
+def test_a_service_that_iptables_refuses_is_reported_until_it_is_accepted(
     spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extensions = next(EXTENSIONS.glob("*/xtables"), None)
@@ -296,7 +296,7 @@ def test_a_health_check_port_that_is_taken_becomes_an_event(spare: Cluster) -> N
     assert "in use" in note
 
 
-def test_healthz_and_livez_answers_are_counted_and_configz_tells_the_settings(spare: Cluster) -> None:
+def test_healthz_and_livez_answers_are_counted_and_configz_has_the_settings(spare: Cluster) -> None:
     spare.start()
     assert get(spare, "/healthz", 10256)[0] == 200
     assert get(spare, "/livez", 10256)[0] == 200

@@ -4,18 +4,20 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kproxy_lab.lab.topology import NODE_IP4
 from tests.packets.cluster import Cluster
-from tests.packets.file import File
+from tests.packets.file import NOT_OF_KUBE_PROXY, File
 from tests.packets.modes import Capability
 from tests.packets.objects import FAMILIES, Service
 from tests.packets.outcomes import Target, Traffic, names
 from tests.packets.pages import get, scrape, status, value
 from tests.packets.program import Kproxy
+from tests.packets.socket_table import degraded, programs
 from tests.packets.switching import choose, ipvs_remains, remains
 
 pytestmark = pytest.mark.root
@@ -42,16 +44,20 @@ def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[s
     program = cluster.start("--config", str(file.path))
     service = cluster.publish(lab.local_pods[:2], type="NodePort")
     refused = cluster.publish([])
-    with lab.hold(lab.client, service.ip(4), 80) as held, lab.hold(lab.client, service.ip(6), 80) as held6:
-        who, who6 = held.exchange("who?").pod, held6.exchange("who?").pod
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(lab.hold(source, service.ip(family), 80))
+            for source in (lab.client, lab.local_pods[2])
+            for family in FAMILIES
+        ]
+        who = [held.exchange("who?").pod for held in opened]
         for number, mode in enumerate(modes[1:]):
             before, began = status(cluster), program.mark()
             with Traffic(lab, targets(cluster, service)) as traffic:
                 choose(file, mode)
                 program.wait_log("mode_switched", f"mode={mode}", since=began)
                 traffic.flow()
-                assert held.exchange("still there?").pod == who
-                assert held6.exchange("still there?").pod == who6
+                assert [held.exchange("still there?").pod for held in opened] == who
             assert traffic.failures == []
             planned = program.wait_log("mode_switch_planned", f"to={mode}", since=began)
             assert f"from={modes[number]} " in planned
@@ -61,7 +67,8 @@ def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[s
                 assert cluster.ask(lab.client, service.ip(family), 80, n=20).pods == names(lab.local_pods[:2])
             name = mode.partition("/")[0]
             assert get(cluster, "/proxyMode") == (200, name.encode())
-            assert json.loads(get(cluster, "/configz")[1])["kubeproxy.config.k8s.io"]["mode"] == name
+            if name not in NOT_OF_KUBE_PROXY:
+                assert json.loads(get(cluster, "/configz")[1])["kubeproxy.config.k8s.io"]["mode"] == name
             now = status(cluster)
             assert (now["mode"], now["since"], now["healthy"]) == (name, before["since"], True)
             then(mode)
@@ -78,6 +85,16 @@ def go_through(cluster: Cluster, file: File, modes: list[str], then: Callable[[s
 def test_through_all_modes_of_netfilter_and_back(spare: Cluster, file: File) -> None:
     modes = ["iptables/nft", "nftables", "iptables/legacy", "iptables/nft", "iptables/legacy", "nftables"]
     go_through(spare, file, modes, lambda _: None)
+
+
+@pytest.mark.needs(Capability.SOCKET_TABLE)
+def test_to_sockets_from_each_mode_and_back(spare: Cluster, file: File) -> None:
+    def look(mode: str) -> None:
+        assert bool(programs(spare.lab)) == (mode == "ebpf")
+        assert degraded(spare) == []
+
+    modes = ["nftables", "ebpf", "iptables/nft", "ebpf", "nftables", "iptables/legacy", "ebpf"]
+    go_through(spare, file, modes, look)
 
 
 @pytest.mark.slow

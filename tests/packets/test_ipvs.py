@@ -156,7 +156,7 @@ def test_a_port_of_the_node_is_not_reached_through_a_service_address(
         lab.stop_serving(server)
 
 
-def test_health_is_told_at_the_address_that_is_balanced_too(cluster: Cluster, family: Family) -> None:
+def test_health_is_answered_at_the_balanced_address_too(cluster: Cluster, family: Family) -> None:
     """Some load balancers probe there, and not at the node's own address."""
     lab, number, ip = cluster.lab, cluster.free_node_port(), cluster.external_ips()[family]
     cluster.publish(

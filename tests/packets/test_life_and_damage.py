@@ -151,7 +151,7 @@ def test_a_held_lock_is_reported_and_waited_for(spare: Cluster) -> None:
     assert spare.outcome(spare.lab.client, service.ip(4), 80) == other.name
 
 
-def test_garbage_is_named_and_harms_nobody(spare: Cluster) -> None:
+def test_garbage_is_named_and_harms_no_other_object(spare: Cluster) -> None:
     program = spare.start()
     pod = spare.lab.local_pods[0]
     good = spare.publish([pod])

@@ -99,7 +99,7 @@ def test_a_switch_cuts_no_connection_and_leaves_nothing(spare: Cluster, first: s
     assert spare.ask(lab.client, service.ip(4), 80, n=5).pods == names(lab.local_pods[1:2])
 
 
-def test_cleanup_takes_its_tables_away_and_nobody_elses(spare: Cluster) -> None:
+def test_cleanup_removes_its_own_tables_and_no_others(spare: Cluster) -> None:
     clean_node(spare)
     nft(
         spare, "add table ip foreign; add chain ip foreign kproxy; add map ip foreign m { type mark : mark; }"

@@ -227,7 +227,7 @@ def test_a_service_cannot_cut_kproxy_off(spare: Cluster, tmp_path: Path) -> None
     assert spare.outcome(spare.lab.client, after.ip(4), 80) == pod.name
 
 
-def test_nobody_captures_a_cluster_ip_with_an_external_one(cluster: Cluster, family: Family) -> None:
+def test_no_external_ip_captures_a_cluster_ip(cluster: Cluster, family: Family) -> None:
     pod, thief = cluster.lab.local_pods[:2]
     victim = cluster.publish([pod])
     cluster.publish([thief], externalIPs=[victim.ip(family)], created="2000-01-01T00:00:00Z")

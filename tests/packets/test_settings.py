@@ -29,7 +29,7 @@ def test_masquerade_all_hides_pods_too(spare: Cluster) -> None:
     ],
     ids=["node-cidr", "bridge", "prefix"],
 )
-def test_local_traffic_is_told_apart(spare: Cluster, flags: tuple[str, ...]) -> None:
+def test_local_traffic_is_recognized(spare: Cluster, flags: tuple[str, ...]) -> None:
     spare.start(*flags)
     lab = spare.lab
     pods, ips = [lab.local_pods[1], lab.remote_pods[0]], spare.external_ips()

@@ -38,7 +38,7 @@ def livez(cluster: Cluster) -> int:
     return get(cluster, "/livez", 10256)[0]
 
 
-def test_a_sync_that_fails_is_told_at_once_and_what_is_wrong_with_objects_by_another_code(
+def test_a_failing_sync_is_reported_at_once_and_bad_objects_by_another_code(
     spare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounts.needed()
@@ -99,7 +99,7 @@ def answers(cluster: Cluster) -> bool:
 
 
 @pytest.mark.needs(Capability.NFTABLES)
-def test_an_api_server_that_is_gone_is_told_and_no_reason_to_restart(spare: Cluster) -> None:
+def test_a_lost_api_server_is_reported_and_is_no_reason_to_restart(spare: Cluster) -> None:
     program = spare.start()
     with spare.api.faults.during(Fault.refuse()):
         program.until(lambda: status(spare)["state"], "degraded")
@@ -112,7 +112,7 @@ def test_an_api_server_that_is_gone_is_told_and_no_reason_to_restart(spare: Clus
 
 
 @pytest.mark.needs(Capability.NFTABLES)
-def test_a_rejected_file_is_told_until_it_is_mended(spare: Cluster, tmp_path: Path) -> None:
+def test_a_rejected_file_is_reported_until_it_is_mended(spare: Cluster, tmp_path: Path) -> None:
     file = File(tmp_path / "config.conf", spare)
     program = spare.start("--config", str(file.path))
     good = file.path.read_text()

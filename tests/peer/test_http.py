@@ -105,7 +105,7 @@ def test_health_check_node_ports_close_alike(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/livez"])
-def test_health_is_told_alike(site: Site, path: str) -> None:
+def test_health_answers_are_alike(site: Site, path: str) -> None:
     if path == "/livez" and site.peer.version < (1, 28):
         pytest.skip("kube-proxy has /livez since 1.28")
     reference, *rest = site.runners
@@ -119,7 +119,7 @@ def test_health_is_told_alike(site: Site, path: str) -> None:
         assert _headers(kube_proxy).items() <= _headers(kproxy).items()
 
 
-def test_a_node_that_leaves_is_told_alike(site: Site) -> None:
+def test_answers_for_a_node_that_leaves_are_alike(site: Site) -> None:
     if site.peer.version < (1, 27):
         pytest.skip("kube-proxy looks at its node since 1.27")
     leaves = node()

@@ -1,7 +1,8 @@
 """Selects how much of the matrix {test} x {mode} x {family} x {cases} a run covers.
 
 `make test` runs every test in every mode that can do it, and alternates the rest: of two families, or cases
-that a test lists with the marker `alternates`, a mode gets every second one, and the next mode the others.
+that a test lists with the marker `alternates`, a mode gets every second one, and the next mode the others. A
+mode that shares its rules with another one runs some files of tests only (Mode.usual).
 `make test-all` (KPROXY_MATRIX=all) runs the full product, and longer histories.
 """
 
@@ -43,8 +44,13 @@ class Matrix:
 
 
 def applies(item: pytest.Item) -> bool:
-    """Whether the item's mode has every capability that it needs."""
+    """Whether the item's mode has every capability that it needs, and this run wants it in that mode."""
     mode = _parameters(item).get("mode")
+    usual = getattr(mode, "usual", None)  # other tests have modes of other types
+    if usual is not None and not EVERYTHING:
+        names_modes = any("mode" in marker.args[0] for marker in item.iter_markers("parametrize"))
+        if not names_modes and not {item.path.name, getattr(item, "originalname", "")} & usual:
+            return False
     needed = {capability for marker in item.iter_markers("needs") for capability in marker.args}
     return mode is None or not needed or needed <= mode.capabilities
 
