@@ -23,8 +23,9 @@ RUN cd /opt/kproxy/lib/python*/site-packages \
  && /opt/kproxy/bin/python -m compileall -q -x 'kubernetes/client/(api|models)/' /opt/kproxy/lib \
  && find kubernetes/client/api kubernetes/client/models -name '*.pyc' -delete
 # Fails if a release of a package needs something that was removed.
-RUN /opt/kproxy/bin/kproxy --version \
- && /opt/kproxy/bin/python -c "import kproxy.agent.main, kproxy.sources.kubernetes" \
+RUN /opt/kproxy/bin/kproxy --help \
+ && /opt/kproxy/bin/python -c "import importlib, kproxy, pkgutil; \
+      [importlib.import_module(each.name) for each in pkgutil.walk_packages(kproxy.__path__, 'kproxy.')]" \
  && /opt/kproxy/bin/python -c "from kubernetes import config; from kubernetes.client import ApiClient, Configuration" \
  && /opt/kproxy/bin/python -c "from kubernetes.config import ConfigException, incluster_config, kube_config"
 
