@@ -34,7 +34,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         made.pod(other, app="other")
         made.pod(made.lab.remote_pods[0], app="remote")
         made.service(server)
-        made.start().wait_log("policy_synced", "IPv6")
+        program = made.start()
+        program.wait_log("policy_synced", "IPv6")
+        program.wait_log("synced", "IPv6")
         yield made
 
 
