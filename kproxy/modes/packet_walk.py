@@ -52,7 +52,7 @@ class RulesOfAllModes:
         return _joined(found)
 
     def walk(self, rules: KernelRules, packet: Packet, routing: Routing) -> tuple[Outcome, ...]:
-        """See PacketWalker.walk. Once more with new rules if the kernel's have changed meanwhile."""
+        """See PacketWalker.walk. Once more with new rules if the kernel's have changed since."""
         outcomes = hooks.walk(rules.chains, packet, routing)
         for _ in range(_MORE_WALKS):
             if rules.is_current():

@@ -4,7 +4,7 @@ nf_tables has a generation counter that every commit advances, of any table of t
 reports the size of each table. While the value is the one after kproxy's own last write, no other program has
 written.
 
-Several threads of kproxy may write to one ruleset at the same time. No lock is held meanwhile, so the value
+Several threads of kproxy may write to one ruleset at the same time. No lock is held then, so the value
 cannot be read between two such writes. Where the kernel counts commits, each of them may account for one:
 what is more than that, is foreign.
 """

@@ -28,7 +28,7 @@ _NO_SETS: frozenset[PodSet] = frozenset()
 
 
 class PolicyPlanner:
-    """The tables of some families for one node. Not thread-safe: whoever calls it holds a lock."""
+    """The tables of some families for one node. Not thread-safe: the caller holds a lock."""
 
     def __init__(self, node: str, families: Collection[Family]) -> None:
         self.node = node
